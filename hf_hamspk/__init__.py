@@ -1,0 +1,1 @@
+"""Speaker verification with HAM-Softmax for Hugging Face."""
