@@ -1,0 +1,238 @@
+"""Configuration of a speaker model: backbone, front-end, pooling, head and scoring."""
+
+import difflib
+from dataclasses import field, fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .poincare import MAX_TANGENT_RADIUS, released_radius
+
+# Similarity and margin of each head; "joint" is made of a Euclidean head and "ham".
+HEAD_PARTS = {
+    "softmax": ("linear", "none"),
+    "scaled_softmax": ("linear", "none"),
+    "normalized_softmax": ("cosine", "none"),
+    "am": ("cosine", "additive"),
+    "aam": ("cosine", "angular"),
+    "ram": ("cosine", "real"),
+    "h": ("hyperbolic", "none"),
+    "ham": ("hyperbolic", "additive"),
+}
+# The published settings, which fill in what a configuration leaves open. Scale 1 is the plain softmax.
+PUBLISHED_SCALE = {"softmax": 1.0}
+PUBLISHED_CURVATURE = {"h": 5.0}
+OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
+
+Number = float | int
+
+
+@strict
+class HamSpkConfig(PreTrainedConfig):
+    """Everything that rebuilds a speaker model. Training speakers are `num_labels` / `id2label`, as in transformers.
+
+    Backbone
+        backbone_config: configuration (or its dict, with `model_type`) of a transformers speech encoder such as WavLM,
+            wav2vec2 or HuBERT; None for ECAPA-TDNN, which the five `ecapa_*` fields describe.
+        ecapa_channels: width of the convolutional blocks; 1024 in the paper. Divisible by `ecapa_groups`.
+        ecapa_output_channels: channels after multi-layer feature aggregation.
+        ecapa_bottleneck: channels inside squeeze-and-excitation.
+        ecapa_groups: Res2Net scale, the number of channel groups of a block.
+        ecapa_dilations: dilation of each of the three or more blocks, in frames.
+        freeze_backbone: the backbone of transformers gets no gradient and stays in evaluation mode.
+
+    Front-end
+        frontend: `"fbank"` (the released code's log mel filter bank, torchaudio's convention), `"kaldi"` (Kaldi's) or
+            `"waveform"` (the samples themselves, for transformers backbones). None chooses by the backbone.
+        sampling_rate: in Hz.
+        num_mel_bins: filters of `"fbank"` and `"kaldi"`.
+        normalize_waveform: `"waveform"` only: bring each utterance to zero mean and unit variance over its valid
+            samples, as large WavLM and wav2vec2 models expect.
+        mask_mel_bins, mask_frames: in training, one band of up to this many filters and one stretch of up to this many
+            frames of each utterance are set to the mean; 0 switches it off. Transformers backbones mask by their own
+            configuration (`mask_time_prob`, ...).
+
+    Embedding
+        pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
+            transformers backbones only) or `"statistics"` (mean and standard deviation).
+        pooling_channels: hidden channels of attentive pooling, or of the compression in MHFA.
+        mhfa_heads: attention heads of MHFA.
+        embedding_size: D.
+        normalize_embedding: end in a batch normalisation, as the released encoder does.
+
+    Head (training only)
+        head: see the table in `heads.py`.
+        scale, margin, curvature: None takes the published value of the head (`softmax` scale 1, others 30; margin 0.2;
+            curvature 5 for `h`, 3 for the others). What `curvature` means depends on `projection`: see `poincare.py`.
+        projection: `"released"` (hard clip, unit-ball distance: the published results; needs curvature > 1) or
+            `"curved"` (exponential map at the origin of the ball of curvature `-curvature`).
+        clip_radius: largest feature norm before the exponential map of `"curved"`.
+        learnable_curvature: `"curved"` only: the curvature is a parameter, within bounds.
+        euclidean_head, euclidean_weight, hyperbolic_weight: the parts of `"joint"`.
+
+    Scoring
+        similarity: how two embeddings are compared: `"cosine"`, as in the paper, or `"hyperbolic"`.
+        threshold: scores at or above it are decided "same speaker"; None where none was measured.
+
+    Raises:
+        ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
+            value of the wrong type or outside its range, or a key that looks like a misspelt field.
+    """
+
+    model_type = "hamspk"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (transformers declares it so)
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    ecapa_channels: int = 1024
+    ecapa_output_channels: int = 1536
+    ecapa_bottleneck: int = 128
+    ecapa_groups: int = 8
+    ecapa_dilations: list[int] | tuple[int, ...] = (2, 3, 4)
+    freeze_backbone: bool = False
+
+    frontend: Literal["fbank", "kaldi", "waveform"] | None = None
+    sampling_rate: int = 16000
+    num_mel_bins: int = 80
+    normalize_waveform: bool = True
+    mask_mel_bins: int = 7
+    mask_frames: int = 9
+
+    pooling: Literal["attentive", "mhfa", "statistics"] = "attentive"
+    pooling_channels: int = 256
+    mhfa_heads: int = 32
+    embedding_size: int = 192
+    normalize_embedding: bool = True
+
+    head: Literal["softmax", "scaled_softmax", "normalized_softmax", "am", "aam", "ram", "h", "ham", "joint"] = "ham"
+    scale: Number | None = None
+    margin: Number | None = None
+    curvature: Number | None = None
+    projection: Literal["released", "curved"] = "released"
+    clip_radius: Number = 1.0
+    learnable_curvature: bool = False
+    euclidean_head: Literal["softmax", "scaled_softmax", "normalized_softmax", "am", "aam", "ram"] = "ram"
+    euclidean_weight: Number = 0.3
+    hyperbolic_weight: Number = 0.7
+
+    similarity: Literal["cosine", "hyperbolic"] = "cosine"
+    threshold: Number | None = None
+
+    auto_map: dict[str, Any] | None = field(default=None)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _refuse_misspelt(kwargs, {f.name for f in fields(self)})
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = _backbone_from_dict(self.backbone_config)
+        if self.frontend is None:
+            self.frontend = "fbank" if self.backbone_config is None else "waveform"
+        if self.scale is None:
+            self.scale = PUBLISHED_SCALE.get(self.head, OTHER_SCALE)
+        if self.margin is None:
+            self.margin = MARGIN
+        if self.curvature is None:
+            self.curvature = PUBLISHED_CURVATURE.get(self.head, OTHER_CURVATURE)
+        # Both Auto classes must find the code, whichever model class was saved.
+        self.auto_map = {
+            "AutoConfig": "configuration_hamspk.HamSpkConfig",
+            "AutoModel": "modeling_hamspk.HamSpkModel",
+            "AutoModelForAudioXVector": "modeling_hamspk.HamSpkForXVector",
+        } | ({} if self.auto_map is None else self.auto_map)
+        super().__post_init__(**kwargs)
+
+    @property
+    def is_hyperbolic(self) -> bool:
+        """Whether the head or the scoring uses the Poincaré ball."""
+        return self.similarity == "hyperbolic" or self.head in ("h", "ham", "joint")
+
+    def validate_sizes(self) -> None:
+        """Counts are positive and fit together."""
+        for name in (
+            "ecapa_channels",
+            "ecapa_output_channels",
+            "ecapa_bottleneck",
+            "ecapa_groups",
+            "sampling_rate",
+            "num_mel_bins",
+            "pooling_channels",
+            "mhfa_heads",
+            "embedding_size",
+        ):
+            _at_least(self, name, 1)
+        _at_least(self, "mask_mel_bins", 0)
+        _at_least(self, "mask_frames", 0)
+        if self.ecapa_groups < 2 or self.ecapa_channels % self.ecapa_groups:
+            raise ValueError(
+                f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({self.ecapa_groups}), and "
+                "ecapa_groups at least 2."
+            )
+        if len(self.ecapa_dilations) < 1 or min(self.ecapa_dilations) < 1:
+            raise ValueError(f"ecapa_dilations must hold positive integers, got {self.ecapa_dilations}.")
+        if self.mask_mel_bins >= self.num_mel_bins:
+            raise ValueError(
+                f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({self.num_mel_bins}), or nothing of "
+                "the features may be left."
+            )
+
+    def validate_frontend(self) -> None:
+        """The front-end feeds the backbone."""
+        if self.backbone_config is None and self.frontend == "waveform":
+            raise ValueError("ECAPA-TDNN needs frontend 'fbank' or 'kaldi'; 'waveform' needs a backbone_config.")
+        if self.backbone_config is not None and self.frontend != "waveform":
+            raise ValueError(
+                f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}; leave backbone_config out "
+                "for ECAPA-TDNN."
+            )
+        if self.backbone_config is None and self.pooling == "mhfa":
+            raise ValueError("pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none.")
+
+    def validate_head(self) -> None:
+        """Margin, scale and curvature are in range."""
+        scale, margin, curvature = self.scale, self.margin, self.curvature
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale must be above 0, got {scale}.")
+        if margin is not None and not 0 <= margin < 3:
+            raise ValueError(f"margin must be at least 0 and below 3, got {margin}.")
+        if self.euclidean_weight < 0 or self.hyperbolic_weight < 0:
+            raise ValueError("euclidean_weight and hyperbolic_weight must be at least 0.")
+        if not self.clip_radius > 0:
+            raise ValueError(f"clip_radius must be above 0, got {self.clip_radius}.")
+        if curvature is not None and self.is_hyperbolic:
+            self._validate_curvature(float(curvature))
+
+    def _validate_curvature(self, curvature: float) -> None:
+        if self.projection == "released":
+            if self.learnable_curvature:
+                raise ValueError(
+                    "learnable_curvature needs projection='curved': in the released variant c only moves the clip."
+                )
+            released_radius(curvature)
+            return
+        largest = (MAX_TANGENT_RADIUS / self.clip_radius) ** 2
+        if not 0 < curvature <= largest:
+            raise ValueError(
+                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}: beyond "
+                "it float32 cannot hold the points. Lower curvature or clip_radius."
+            )
+
+
+def _at_least(config: HamSpkConfig, name: str, smallest: int) -> None:
+    if getattr(config, name) < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}.")
+
+
+def _backbone_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    if "model_type" not in values:
+        raise ValueError(
+            "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert'; it has the keys "
+            f"{sorted(values)}."
+        )
+    return AutoConfig.for_model(**values)
+
+
+def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:
+    """transformers takes any key silently; one that is nearly a field is an error, not an extension."""
+    for name in given:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and not name.startswith("_") and name not in ("torch_dtype", "num_labels", "name_or_path"):
+            raise ValueError(f"HamSpkConfig has no field {name!r}. Did you mean {near[0]!r}?")

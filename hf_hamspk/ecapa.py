@@ -1,0 +1,90 @@
+"""ECAPA-TDNN, the frame encoder of the paper, with masks all the way.
+
+Letters: `B` batch, `F` mel bins, `C` channels, `T` frames.
+
+Every layer is convolution, ReLU, batch normalisation, in this order. Frames outside the mask are zeroed after each, so
+that a padded batch gives what each utterance gives alone, and batch statistics in training see valid frames only.
+
+References: Desplanques et al. 2020, arXiv 2005.07143; agrees with the encoder that the released code of arXiv 2601.19709
+uses (C = 1024 there).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_hamspk import HamSpkConfig
+from .pooling import batch_norm, keep_valid, masked_mean
+
+
+class ConvBlock(nn.Module):
+    """Convolution that keeps the number of frames, ReLU, batch normalisation: `(B, C, T)` to `(B, C', T)`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1):
+        super().__init__()
+        padding = dilation * (kernel_size - 1) // 2
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding, dilation=dilation)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return keep_valid(batch_norm(self.norm, F.relu(self.conv(x)), mask), mask)
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh the channels of `(B, C, T)` by a gate computed from their means over the valid frames."""
+
+    def __init__(self, channels: int, bottleneck: int):
+        super().__init__()
+        self.down = nn.Conv1d(channels, bottleneck, 1)
+        self.up = nn.Conv1d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        gate = self.up(F.relu(self.down(masked_mean(x, mask)[..., None])))
+        return x * torch.sigmoid(gate)
+
+
+class SERes2Block(nn.Module):
+    """Residual block of hierarchical convolutions over channel groups, with squeeze-and-excitation: shape kept."""
+
+    def __init__(self, config: HamSpkConfig, dilation: int):
+        super().__init__()
+        channels, groups = config.ecapa_channels, config.ecapa_groups
+        width = channels // groups
+        self.reduce = ConvBlock(channels, channels)
+        # The last group passes unchanged.
+        self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation) for _ in range(groups - 1))
+        self.expand = ConvBlock(channels, channels)
+        self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        *parts, last = self.reduce(x, mask).chunk(len(self.groups) + 1, dim=1)
+        outputs: list[Tensor] = []
+        for part, group in zip(parts, self.groups, strict=True):
+            outputs.append(group(part + outputs[-1] if outputs else part, mask))
+        return x + self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), mask)
+
+
+class Ecapa(nn.Module):
+    """Frame encoder: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
+
+    Each block sees the sum of the outputs of all layers before it; the outputs of all blocks are aggregated.
+
+    Args:
+        config: `num_mel_bins` and the fields that begin with `ecapa_`.
+    """
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        channels = config.ecapa_channels
+        self.input = ConvBlock(config.num_mel_bins, channels, 5)
+        self.blocks = nn.ModuleList(SERes2Block(config, dilation) for dilation in config.ecapa_dilations)
+        self.aggregate = nn.Conv1d(len(self.blocks) * channels, config.ecapa_output_channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode features `(B, F, T)`, zero outside `mask` `(B, T)` bool (None: all frames are valid)."""
+        total = self.input(x, mask)
+        outputs = []
+        for block in self.blocks:
+            outputs.append(block(total, mask))
+            total = total + outputs[-1]
+        return keep_valid(F.relu(self.aggregate(torch.cat(outputs, dim=1))), mask)

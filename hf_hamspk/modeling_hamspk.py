@@ -1,0 +1,416 @@
+"""Speaker models: waveforms in, embeddings out, and a head for training.
+
+Letters: `B` batch, `L` samples, `T` frames, `D` embedding size, `K` speakers.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput, XVectorOutput
+
+from .configuration_hamspk import HamSpkConfig
+from .ecapa import Ecapa
+from .frontend import FilterBank, length_mask, make_frontend
+from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
+from .pooling import AttentivePooling, FactorisedAttentivePooling, LayerMix, StatisticsPooling, batch_norm
+from .scoring import score, score_matrix
+
+# An utterance below this holds no speaker: ten frames.
+SHORTEST_SECONDS = 0.1
+# Padded seconds of audio that `embed` sends through the model at once.
+BATCH_SECONDS = 120.0
+
+
+@dataclass
+class HamSpkOutput(ModelOutput):
+    """Output of `HamSpkModel`.
+
+    Args:
+        embeddings: `(B, D)`, neither normalised nor projected.
+        last_hidden_state: `(B, T, C)` frames that were pooled, 0 where not valid; None for MHFA and for padded batches
+            of group-normalised backbones.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+
+
+def make_feature_extractor(config: HamSpkConfig) -> Wav2Vec2FeatureExtractor:
+    """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=config.sampling_rate,
+        padding_value=0.0,
+        do_normalize=False,
+        return_attention_mask=True,
+    )
+
+
+class HamSpkPreTrainedModel(PreTrainedModel):
+    """Weights, saving and the use of a speaker model, shared by the model with and without head."""
+
+    config: HamSpkConfig
+    config_class = HamSpkConfig
+    base_model_prefix = "hamspk"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The head of a trained model is left out when only the embeddings are wanted.
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012 (transformers declares it so)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv1d | nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            if module.running_mean is not None and module.running_var is not None:
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+        elif isinstance(module, LinearSimilarity | CosineSimilarity | HyperbolicSimilarity):
+            module.reset_centres()
+        elif isinstance(module, LayerMix):
+            module.restart()
+        elif isinstance(module, FilterBank):
+            module.restore_constants()
+
+    def get_input_embeddings(self) -> None:
+        """There are no token embeddings; quantisation asks."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in transformers, and the feature extractor's file beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        make_feature_extractor(self.config).save_pretrained(save_directory)
+
+    def embed(
+        self,
+        waveforms: Sequence[np.ndarray | Tensor | Sequence[float]],
+        sampling_rate: int,
+        batch_seconds: float = BATCH_SECONDS,
+    ) -> Tensor:
+        """Embed utterances of any lengths, in evaluation mode, batched by length.
+
+        Args:
+            waveforms: mono utterances, each `(L,)` in [-1, 1].
+            sampling_rate: of all of them, in Hz; must be the model's.
+            batch_seconds: padded audio of one forward pass, in seconds.
+
+        Returns:
+            `(len(waveforms), D)` float32 on the model's device, in the order given. An embedding does not depend on the
+            others.
+
+        Raises:
+            ValueError: another sampling rate, a waveform that is not one-dimensional, shorter than 0.1 s, or holds NaN
+                or infinite samples; the message names its position.
+        """
+        if sampling_rate != self.config.sampling_rate:
+            raise ValueError(
+                f"This model works at {self.config.sampling_rate} Hz, the audio has {sampling_rate} Hz. Resample it "
+                "first, for example with torchaudio.functional.resample."
+            )
+        tensors = [self._checked(waveform, i) for i, waveform in enumerate(waveforms)]
+        order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape[0])
+        embeddings = torch.empty(len(tensors), self.config.embedding_size, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for batch in _length_batches(order, tensors, int(batch_seconds * sampling_rate)):
+                    lengths = torch.tensor([tensors[i].shape[0] for i in batch])
+                    values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
+                    mask = None
+                    if lengths[0] != lengths[-1]:
+                        mask = length_mask(lengths, values.shape[1]).to(self.device)
+                    embeddings[batch] = self(values, attention_mask=mask).embeddings.float()
+        finally:
+            self.train(was_training)
+        return embeddings.clone()
+
+    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """Score pairs of embeddings, row by row, as the configuration says (`similarity`); larger is more alike.
+
+        Args:
+            enrolment: `(..., D)`.
+            test: `(..., D)`.
+
+        Returns:
+            `(...)`: the cosine, or minus the hyperbolic distance.
+        """
+        return score(enrolment, test, **self._scoring())
+
+    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """Score all of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`: `(..., B, K)`."""
+        return score_matrix(enrolment, test, **self._scoring())
+
+    def _scoring(self) -> dict:
+        config = self.config
+        return {
+            "similarity": config.similarity,
+            "projection": config.projection,
+            "curvature": config.curvature,
+            "clip_radius": config.clip_radius,
+        }
+
+    def _checked(self, waveform: np.ndarray | Tensor | Sequence[float], position: int) -> Tensor:
+        tensor = torch.as_tensor(waveform)
+        tensor = tensor.float() if not tensor.is_floating_point() else tensor
+        if tensor.ndim != 1:
+            raise ValueError(
+                f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "
+                "or select the channels first."
+            )
+        shortest = round(SHORTEST_SECONDS * self.config.sampling_rate)
+        if tensor.shape[0] < shortest:
+            raise ValueError(
+                f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / self.config.sampling_rate:.3f} "
+                f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
+        return tensor
+
+
+def _length_batches(order: list[int], waveforms: list[Tensor], budget: int) -> list[list[int]]:
+    """Cut `order`, sorted by length, into runs whose padded size stays within `budget` samples."""
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * waveforms[i].shape[0] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+class HamSpkModel(HamSpkPreTrainedModel):
+    """Waveforms to speaker embeddings: front-end, ECAPA-TDNN or a transformers backbone, pooling, projection."""
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__(config)
+        self.frontend = make_frontend(config)
+        self.layer_mix: LayerMix | None = None
+        if config.backbone_config is None:
+            self.backbone = Ecapa(config)
+            channels = config.ecapa_output_channels
+        else:
+            backbone_config = config.backbone_config
+            assert isinstance(backbone_config, PreTrainedConfig)  # made so by the configuration
+            self.backbone = AutoModel.from_config(backbone_config)
+            channels = backbone_config.hidden_size
+            layers = backbone_config.num_hidden_layers + 1
+            if config.pooling != "mhfa":
+                self.layer_mix = LayerMix(layers)
+        if config.pooling == "mhfa":
+            self.pooling = FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
+        elif config.pooling == "statistics":
+            self.pooling = StatisticsPooling(channels)
+        else:
+            self.pooling = AttentivePooling(channels, config.pooling_channels)
+        self.pooled_norm = nn.BatchNorm1d(self.pooling.output_size)
+        self.projection = nn.Linear(self.pooling.output_size, config.embedding_size)
+        self.embedding_norm = nn.BatchNorm1d(config.embedding_size) if config.normalize_embedding else nn.Identity()
+        if config.freeze_backbone:
+            self.freeze_backbone()
+        self.post_init()
+
+    @property
+    def groups_by_length(self) -> bool:
+        """Whether the backbone normalises over time (group norm), so that padding would change the embeddings."""
+        return getattr(self.config.backbone_config, "feat_extract_norm", "layer") == "group"
+
+    def freeze_backbone(self) -> None:
+        """Stop the gradient of a transformers backbone and keep it in evaluation mode, also in `train()`."""
+        if self.config.backbone_config is None:
+            raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
+        self.config.freeze_backbone = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def unfreeze_backbone(self) -> None:
+        """Train the backbone, but for its convolutional feature encoder, as is usual in fine-tuning."""
+        self.config.freeze_backbone = False
+        self.backbone.requires_grad_(True)
+        self.backbone.train(self.training)
+        if hasattr(self.backbone, "feature_extractor"):
+            self.backbone.feature_extractor._freeze_parameters()
+
+    def train(self, mode: bool = True) -> "HamSpkModel":
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> HamSpkOutput | tuple:
+        """Embed a batch.
+
+        Args:
+            input_values: `(B, L)` waveforms in [-1, 1] at `config.sampling_rate`, padded on the right.
+            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None where nothing is padded.
+            return_dict: False for a plain tuple.
+            kwargs: ignored; what a processor may add.
+
+        Raises:
+            ValueError: not two-dimensional, a mask of another shape, or shorter than one analysis window (25 ms).
+        """
+        self._check(input_values, attention_mask)
+        lengths = None if attention_mask is None else attention_mask.long().sum(-1)
+        if lengths is not None and self.groups_by_length and not bool((lengths == lengths[0]).all()):
+            output = self._forward_by_length(input_values, lengths)
+        else:
+            output = self._forward(input_values, lengths)
+        return output.to_tuple() if return_dict is False else output
+
+    def _forward(self, input_values: Tensor, lengths: Tensor | None) -> HamSpkOutput:
+        features, lengths = self.frontend(input_values, lengths)
+        if self.config.backbone_config is None:
+            mask = None if lengths is None else length_mask(lengths, features.shape[-1])
+            frames = self.backbone(features.to(self.dtype), mask)
+            pooled = self.pooling(frames, mask)
+        else:
+            frames, pooled = self._pool_layers(features.to(self.dtype), lengths)
+        pooled = batch_norm(self.pooled_norm, pooled.to(self.dtype), None)
+        embeddings = self.embedding_norm(self.projection(pooled))
+        return HamSpkOutput(embeddings=embeddings, last_hidden_state=None if frames is None else frames.mT)
+
+    def _pool_layers(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Run a transformers backbone and pool its layers; frames `(B, C, T)` (None for MHFA) and `(B, pooled)`."""
+        samples_mask = None if lengths is None else length_mask(lengths, waveforms.shape[1]).long()
+        hidden = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=True).hidden_states
+        mask = None
+        if lengths is not None:
+            frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)
+            mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
+        if self.layer_mix is None:
+            return None, self.pooling(hidden, mask)
+        frames = self.layer_mix(hidden).mT
+        if mask is not None:
+            frames = frames * mask[:, None].to(frames.dtype)
+        return frames, self.pooling(frames, mask)
+
+    def _forward_by_length(self, input_values: Tensor, lengths: Tensor) -> HamSpkOutput:
+        """Each group of equal length apart and unpadded, for backbones that normalise over time."""
+        parts, places = [], []
+        for length in lengths.unique().tolist():
+            at = (lengths == length).nonzero()[:, 0]
+            parts.append(self._forward(input_values[at, :length], None).embeddings)
+            places.append(at)
+        return HamSpkOutput(embeddings=torch.cat(parts)[torch.cat(places).argsort()])
+
+    def _check(self, input_values: Tensor, attention_mask: Tensor | None) -> None:
+        if input_values.ndim != 2:
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}; expected (batch, samples) of mono audio."
+            )
+        if attention_mask is not None and attention_mask.shape != input_values.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}; the "
+                "mask marks samples, one for one."
+            )
+        if input_values.shape[1] < self.frontend.smallest_length:
+            raise ValueError(
+                f"input_values holds {input_values.shape[1]} samples; one analysis window needs "
+                f"{self.frontend.smallest_length}, and a speaker at least {SHORTEST_SECONDS} s."
+            )
+
+
+class HamSpkForXVector(HamSpkPreTrainedModel):
+    """A speaker model with its training head: embeddings, logits over the training speakers, loss."""
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__(config)
+        self.hamspk = HamSpkModel(config)
+        self.head = make_head(config)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, backbone: str | os.PathLike, backbone_kwargs: dict | None = None, **config_fields):
+        """Start from a pretrained transformers speech encoder on the Hub or in a folder, with everything else new.
+
+        Args:
+            backbone: for example `"microsoft/wavlm-base-plus"`.
+            backbone_kwargs: passed to `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
+            config_fields: fields of `HamSpkConfig`, such as `head`, `num_labels` and `id2label`.
+        """
+        pretrained = AutoModel.from_pretrained(backbone, **({} if backbone_kwargs is None else backbone_kwargs))
+        config = HamSpkConfig(backbone_config=pretrained.config, **config_fields)
+        model = cls(config)
+        model.hamspk.backbone = pretrained
+        if config.freeze_backbone:
+            model.hamspk.freeze_backbone()
+        else:
+            model.hamspk.unfreeze_backbone()
+        return model
+
+    def set_margin(self, margin: float) -> None:
+        """Use another margin (at least 0) from now on; the configuration, and so a saved model, follows."""
+        self.head.set_margin(margin)
+        self.config.margin = self.head.margin
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in transformers; a learned curvature is written into the configuration, which scoring reads."""
+        self._record_curvature()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """As `HamSpkModel.score`, with the curvature as learned so far."""
+        self._record_curvature()
+        return super().score(enrolment, test)
+
+    def _record_curvature(self) -> None:
+        for module in self.head.modules():
+            if isinstance(module, HyperbolicSimilarity) and module.log_curvature is not None:
+                self.config.curvature = float(module.curvature())
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> XVectorOutput | tuple:
+        """Embeddings, logits and loss.
+
+        Args:
+            input_values: `(B, L)` waveforms in [-1, 1] at `config.sampling_rate`, padded on the right.
+            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None where nothing is padded.
+            labels: `(B,)` speakers in [0, num_labels), for the loss.
+            return_dict: False for a plain tuple.
+            kwargs: ignored; what a processor may add.
+
+        Returns:
+            `loss`: scalar, with the margin; `logits` `(B, K)`: scaled, without margin; `embeddings` `(B, D)`.
+
+        Raises:
+            ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
+        """
+        if labels is not None and labels.device.type == "cpu":
+            self._check_labels(labels)
+        embeddings = self.hamspk(input_values, attention_mask).embeddings
+        logits, loss = self.head(embeddings, labels)
+        output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)
+        return output.to_tuple() if return_dict is False else output
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_labels:
+            raise ValueError(
+                f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has {self.config.num_labels} "
+                "speakers (num_labels): rebuild the head with num_labels of the new training set."
+            )

@@ -1,0 +1,135 @@
+"""The Poincaré ball, as pure functions.
+
+Letters: `B` batch, `K` second batch (speakers), `D` dimension.
+
+One convention. Every point is held as a position `p` of the **unit** ball (`|p| < 1`) together with its conformal
+factor `lambda = 2 / (1 - |p|^2)`. Two losses are built on it, and the number `c > 0` means something different in each:
+
+- **released**: the formula of the authors' released code, which made the published results. A vector is clipped to the
+  norm `(1 - 1e-5) / sqrt(c)` and the distance is the one of the unit ball, of curvature -1. `c` does not enter the
+  distance: it only sets the largest radius. A larger `c` means a smaller region, a *flatter* geometry and a smaller
+  range of distances (at most 2.63 for c = 3 and 1.92 for c = 5).
+- **curved**: sectional curvature `-c`. A feature `v` is clipped to `|v| <= clip_radius` and mapped by the exponential
+  map at the origin, so that its distance from the origin is `2 |v|`; distances are those of the unit ball divided by
+  `sqrt(c)`. A larger `c` means a *more* curved geometry; as `c -> 0` the distance tends to `2 |v - w|`.
+
+With the lift `X = lambda p`, `X0 - 1 = lambda |p|^2`, the identity `cosh d - 1 = (X0-1) + (Y0-1) + (X0-1)(Y0-1) - X.Y`
+turns all B x K distances into one matrix product; for a single pair `cosh d - 1 = lambda_x lambda_y |x - y|^2 / 2` has
+no cancellation, so it is exact near coincidence.
+
+References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
+(feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The released code clips to this fraction of 1/sqrt(c), and floors the product (1-|x|^2)(1-|y|^2) at the same number.
+RELEASED_MARGIN = 1e-5
+# In float32 the conformal factor of a point at hyperbolic radius 2*5 is 11,014: the largest that leaves three digits.
+MAX_TANGENT_RADIUS = 5.0
+
+
+class BallPoints(NamedTuple):
+    """Points of the unit ball.
+
+    Attributes:
+        position: `(..., D)`, norm below 1.
+        conformal: `(..., 1)`, `2 / (1 - |position|^2)`, at least 2.
+    """
+
+    position: Tensor
+    conformal: Tensor
+
+
+def released_radius(c: float) -> float:
+    """Largest norm of the released variant, `(1 - 1e-5) / sqrt(c)`.
+
+    Raises:
+        ValueError: `c <= 1`, where the clip leaves the unit ball or meets the floor of the denominator.
+    """
+    if not c > 1:
+        raise ValueError(
+            f"The released distance needs curvature > 1, got {c}: vectors are clipped to (1 - 1e-5) / sqrt(c), which for "
+            "c <= 1 reaches the rim of the unit ball or leaves it, and the formula stops being a distance. The published "
+            "settings are 3 (HAM) and 5 (H). For a true curvature of any c > 0 choose projection='curved'."
+        )
+    return (1 - RELEASED_MARGIN) / math.sqrt(c)
+
+
+def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
+    """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    outside = norm > radius
+    return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
+
+
+def project_released(v: Tensor, c: float) -> BallPoints:
+    """Clip `v` `(..., D)` to the released radius of `c`: a hard Euclidean clip, no exponential map."""
+    position = clip_norm(v, released_radius(c))
+    return BallPoints(position, 2 / (1 - position.square().sum(-1, keepdim=True)))
+
+
+def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> BallPoints:
+    """Exponential map at the origin of the ball of curvature `-c`, after clipping the feature to `clip_radius`.
+
+    Args:
+        v: features `(..., D)`, any norm.
+        c: positive; a tensor with a gradient where the curvature is learned.
+        clip_radius: largest feature norm; the largest distance from the origin is twice that. The product
+            `sqrt(c) * clip_radius` may be at most 5, beyond which float32 cannot hold the points.
+
+    Returns:
+        The points scaled by `sqrt(c)`, that is, in the unit ball.
+    """
+    v = clip_norm(v, clip_radius)
+    root_c = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
+    # The smallest normal number keeps v/|v| finite at the origin; clamped, it passes no gradient there.
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    argument = root_c * norm
+    return BallPoints(v * (torch.tanh(argument) / norm), 2 * torch.cosh(argument).square())
+
+
+class _Arcosh1p(torch.autograd.Function):
+    """`arcosh(1 + u)` for `u >= 0`, whose derivative is held finite at `u = 0`, where two points coincide."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor) -> Tensor:
+        sinh = (u * (u + 2)).sqrt()
+        ctx.save_for_backward(u)
+        return torch.log1p(u + sinh)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        # Below the rounding of u itself the direction is noise; the floor bounds it by 1/sqrt(eps), 3e3 in float32.
+        return grad_outputs[0] * (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
+
+
+def arcosh1p(u: Tensor) -> Tensor:
+    """`arcosh(1 + u)`, `u >= 0` of any shape, exact for small `u`, with a finite gradient everywhere."""
+    return _Arcosh1p.apply(u)  # pyright: ignore[reportReturnType]
+
+
+def distance(x: BallPoints, y: BallPoints) -> Tensor:
+    """Distance in the unit ball, pair by pair: `(..., D)` and `(..., D)` to `(...)`, range `[0, inf)`.
+
+    Where two points coincide the distance is 0 and so is its gradient (a subgradient).
+    """
+    squared = (x.position - y.position).square().sum(-1)
+    return arcosh1p(0.5 * x.conformal.squeeze(-1) * y.conformal.squeeze(-1) * squared)
+
+
+def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
+    """All distances in the unit ball: `(B, D)` and `(K, D)` to `(B, K)`, range `[0, inf)`, by one matrix product.
+
+    The absolute error of `cosh d` is that of the product, so in float32 distances below about 1e-3 are not resolved;
+    use `distance` for the pairs whose closeness matters.
+    """
+    x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
+    y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
+    product = (x.conformal * x.position) @ (y.conformal * y.position).mT
+    return arcosh1p((x_time + y_time + x_time * y_time - product).clamp_min(0))
