@@ -1,0 +1,262 @@
+"""Equal error rate and minimum detection cost, exact at every distinct threshold.
+
+A trial is accepted if its score is greater than or equal to the threshold. A target trial that is rejected is a miss
+(false negative), an impostor trial that is accepted is a false alarm (false positive). Trials with the same score are
+accepted or rejected together, so an error rate exists only at the distinct scores, and above the greatest of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class EqualErrorRate:
+    """The equal error rate and where it is reached.
+
+    Attributes:
+        eer: the equal error rate, a fraction in [0, 1].
+        threshold: the score at and above which a trial is accepted there. Always one of the scores, hence finite.
+    """
+
+    eer: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class MinimumDetectionCost:
+    """The minimum detection cost and where it is reached.
+
+    Attributes:
+        cost: the normalised cost, in [0, 1]; 1 is what the better of "accept all" and "reject all" costs.
+        threshold: the score at and above which a trial is accepted there: one of the scores, or `inf` where
+            rejecting every trial is cheapest.
+    """
+
+    cost: float
+    threshold: float
+
+
+# Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
+@dataclass(frozen=True, eq=False)
+class DetectionErrors:
+    """The errors made at each of the `P` distinct operating points of a list of scores.
+
+    The points are ordered by strictly increasing threshold. The first accepts every trial (its threshold is the lowest
+    score), the last rejects every trial (its threshold is `inf`). From one point to the next the misses never fall,
+    the false alarms never rise, and at least one of the two changes.
+
+    Attributes:
+        thresholds: float64, shape `(P,)`: the distinct scores, then `inf`.
+        misses: int64, shape `(P,)`: target trials with a score below the threshold, 0 to `targets`.
+        false_alarms: int64, shape `(P,)`: impostor trials with a score at or above it, `impostors` to 0.
+        targets: number of target trials, at least 1.
+        impostors: number of impostor trials, at least 1.
+    """
+
+    thresholds: NDArray[np.float64]
+    misses: NDArray[np.int64]
+    false_alarms: NDArray[np.int64]
+    targets: int
+    impostors: int
+
+    @property
+    def false_negative_rate(self) -> NDArray[np.float64]:
+        """Misses per target trial: float64, shape `(P,)`, rising from 0 to 1."""
+        return self.misses / self.targets
+
+    @property
+    def false_positive_rate(self) -> NDArray[np.float64]:
+        """False alarms per impostor trial: float64, shape `(P,)`, falling from 1 to 0."""
+        return self.false_alarms / self.impostors
+
+    def equal_error_rate(self) -> EqualErrorRate:
+        """The equal error rate of these points; see the function `equal_error_rate` for the convention."""
+        # The two rates over their common denominator targets * impostors: integers, so a tie is seen as a tie.
+        negative = self.misses * self.impostors
+        positive = self.false_alarms * self.targets
+        # FNR - FPR rises strictly from -1 to 1, so only the two points around its change of sign can be nearest to 0.
+        after = int(np.searchsorted(negative - positive, 0))
+        before = after - 1
+        nearest = min(
+            (before, after),
+            key=lambda point: (abs(int(negative[point] - positive[point])), max(negative[point], positive[point])),
+        )
+        miss_rate = int(self.misses[nearest]) / self.targets
+        false_alarm_rate = int(self.false_alarms[nearest]) / self.impostors
+        return EqualErrorRate(eer=max(miss_rate, false_alarm_rate), threshold=float(self.thresholds[nearest]))
+
+    def minimum_detection_cost(
+        self, prior: float = 0.01, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
+    ) -> MinimumDetectionCost:
+        """The minimum detection cost of these points; see the function `minimum_detection_cost`."""
+        _check_operating_condition(prior, cost_miss, cost_false_alarm)
+        weight_miss = cost_miss * prior
+        weight_false_alarm = cost_false_alarm * (1.0 - prior)
+        costs = weight_miss * self.false_negative_rate + weight_false_alarm * self.false_positive_rate
+        cheapest = int(np.argmin(costs))
+        return MinimumDetectionCost(
+            cost=float(costs[cheapest]) / min(weight_miss, weight_false_alarm),
+            threshold=float(self.thresholds[cheapest]),
+        )
+
+
+def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
+    """Count the misses and false alarms at every distinct operating point.
+
+    Args:
+        scores: shape `(N,)`, finite real numbers, greater = more likely the same speaker. float32 and float64 are used
+            as they are, other types are converted to float64.
+        labels: shape `(N,)`, 1 (or True) for a target trial, 0 (or False) for an impostor trial.
+
+    Returns:
+        The errors at the `P <= N + 1` distinct thresholds, from "accept all" to "reject all".
+
+    Raises:
+        ValueError: if an input is not one-dimensional and numeric, the lengths differ, there is no trial, a score is
+            NaN or infinite, a label is neither 0 nor 1, or one of the two classes is missing.
+    """
+    values, is_target = _check_trials(scores, labels)
+    order = np.argsort(values)
+    values = values[order]
+    # Position of the first trial of each distinct score, and one past the last trial for "reject all".
+    below = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1, [values.size]))
+    targets_below = np.concatenate(([0], np.cumsum(is_target[order], dtype=np.int64)))
+    misses = targets_below[below]
+    targets = int(targets_below[-1])
+    impostors = values.size - targets
+    return DetectionErrors(
+        thresholds=np.append(values[below[:-1]].astype(np.float64), np.inf),
+        misses=misses,
+        false_alarms=impostors - (below - misses),
+        targets=targets,
+        impostors=impostors,
+    )
+
+
+def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
+    """Equal error rate under the step convention of the field.
+
+    No interpolation: among the operating points of `detection_errors`, take the one with the smallest |FNR - FPR|; the
+    equal error rate is the larger of the two rates there. This is the convention of the `voxceleb_trainer` recipe
+    (https://github.com/clovaai/voxceleb_trainer), with every operating point kept: scikit-learn's `roc_curve` leaves
+    out the points inside straight segments unless `drop_intermediate=False`, and may thus miss the nearest one.
+
+    At most two points can be equally near, one on each side of FNR = FPR. The one with the smaller of the two maxima is
+    taken, and the lower threshold if these are equal too, so that the rate does not depend on which class is called 1.
+    If all scores are equal, only "accept all" and "reject all" remain and the rate is 1, not 0.5.
+
+    Args:
+        scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+
+    Returns:
+        The rate, a fraction in [0, 1], and its threshold.
+
+    Raises:
+        ValueError: as `detection_errors`.
+    """
+    return detection_errors(scores, labels).equal_error_rate()
+
+
+def minimum_detection_cost(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    prior: float = 0.01,
+    cost_miss: float = 1.0,
+    cost_false_alarm: float = 1.0,
+) -> MinimumDetectionCost:
+    """Minimum of the normalised detection cost over all thresholds, "accept all" and "reject all" included.
+
+    The cost at a threshold is `cost_miss * prior * FNR + cost_false_alarm * (1 - prior) * FPR`, divided by
+    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision that ignores the scores
+    (NIST speaker recognition evaluation plans). If several thresholds reach the minimum, the lowest is given.
+
+    Args:
+        scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        prior: probability of a target trial, strictly between 0 and 1.
+        cost_miss: cost of rejecting a target trial, finite and above 0.
+        cost_false_alarm: cost of accepting an impostor trial, finite and above 0.
+
+    Returns:
+        The normalised cost, in [0, 1], and its threshold.
+
+    Raises:
+        ValueError: as `detection_errors`, or if `prior`, `cost_miss` or `cost_false_alarm` is out of its range.
+    """
+    _check_operating_condition(prior, cost_miss, cost_false_alarm)
+    return detection_errors(scores, labels).minimum_detection_cost(prior, cost_miss, cost_false_alarm)
+
+
+def _check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: float) -> None:
+    """Refuse a prior or cost with which the normalised cost is undefined."""
+    if not 0.0 < prior < 1.0:
+        raise ValueError(
+            f"prior must be strictly between 0 and 1, got {prior!r}. It is the probability of a target trial; "
+            "customary values are 0.01 and 0.05."
+        )
+    for name, cost in (("cost_miss", cost_miss), ("cost_false_alarm", cost_false_alarm)):
+        if not (cost > 0.0 and math.isfinite(cost)):
+            raise ValueError(f"{name} must be finite and above 0, got {cost!r}. The customary value is 1.")
+
+
+def _check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Refuse what cannot be evaluated; return the scores, float32 or float64, and "is target", both `(N,)`."""
+    values, marks = np.asarray(scores), np.asarray(labels)
+    for name, array in (("scores", values), ("labels", marks)):
+        if array.ndim != 1:
+            raise ValueError(
+                f"{name} must be one-dimensional, one entry per trial, got shape {array.shape}. Flatten it first."
+            )
+    if values.size != marks.size:
+        raise ValueError(
+            f"scores and labels must have the same length, got {values.size} scores and {marks.size} labels."
+        )
+    if values.size == 0:
+        raise ValueError("scores and labels are empty: at least one target and one impostor trial are needed.")
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"scores must be real numbers, got an array of type {values.dtype}. Convert them to floats.")
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    _check_finite(values)
+    return values, _is_target(marks)
+
+
+def _check_finite(values: NDArray[np.floating]) -> None:
+    """Refuse NaN and infinite scores."""
+    if np.isfinite(values).all():
+        return
+    nans = int(np.isnan(values).sum())
+    if nans > 0:
+        raise ValueError(
+            f"{nans} of {values.size} scores are NaN. A NaN embedding or a silent file gives NaN scores: find these "
+            "trials, drop them and report their number."
+        )
+    infinite = int(np.isinf(values).sum())
+    raise ValueError(
+        f"{infinite} of {values.size} scores are infinite. Scores must be finite, as 'reject all' is the threshold "
+        "inf: replace them by finite numbers beyond the other scores, or drop these trials and report their number."
+    )
+
+
+def _is_target(marks: NDArray) -> NDArray[np.bool_]:
+    """Turn labels `(N,)` into booleans; refuse anything but 0 and 1, and a missing class."""
+    if marks.dtype.kind not in "bfiu":
+        raise ValueError(f"labels must be 0 (impostor) or 1 (target), got an array of type {marks.dtype}.")
+    is_target = marks == 1
+    wrong = ~(is_target | (marks == 0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"labels must be 0 (impostor) or 1 (target), got {marks[first].item()!r} at index {first} "
+            f"({int(wrong.sum())} of {marks.size} labels are neither)."
+        )
+    if is_target.all() or not is_target.any():
+        missing, present = ("impostors", "target (1)") if is_target.all() else ("targets", "impostor (0)")
+        raise ValueError(
+            f"{missing} are missing: all {marks.size} labels are {present}. Error rates need trials of both classes."
+        )
+    return is_target

@@ -1,0 +1,225 @@
+"""Pictures of an evaluation: the DET plot and the histogram of the scores.
+
+Drawn with the object-oriented interface of matplotlib, so that no global state is touched and no display is needed.
+"""
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import ArrayLike, NDArray
+
+from .metrics import DetectionErrors, detection_errors
+
+# Okabe and Ito's palette: told apart with any colour vision, and in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = ("-", "--", "-.", ":")
+_GREY = "#777777"
+_DPI = 150
+# Per cent, as DET plots are usually labelled.
+_TICKS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 95.0, 99.0, 99.9)
+# The axes reach beyond the equal error rates by these factors, so that the course around them is in the middle.
+_BELOW_EER, _ABOVE_EER = 1 / 20, 2.0
+# At least from 1 % to 40 %, so that a handful of trials or an EER of 0 or 1 still leaves room between the limits.
+_MOST_LOWER_PERCENT, _LEAST_UPPER_PERCENT = 1.0, 40.0
+# Finer than a pixel: a curve of ten million points is drawn through the few thousand that can be seen.
+_GRID_POINTS = 2000
+_MOST_BINS = 100
+# Inches; a legend line of the default font is about this high.
+_LEGEND_LINE = 0.22
+
+
+def plot_det(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | PathLike[str], title: str | None = None
+) -> Path:
+    """Draw the detection error trade-off of one or several systems.
+
+    Both axes are warped by the inverse of the normal distribution, so that normally distributed scores give straight
+    lines (A. Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997). The dot on
+    each curve is the operating point of its equal error rate, which the legend gives.
+
+    Args:
+        curves: for each system its name and `(scores, labels)`, both of shape `(N,)` as for `detection_errors`.
+        path: where to write the PNG; parent folders are made.
+        title: line above the plot, none by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: if there is no curve, the path does not end in `.png`, or as `detection_errors`.
+    """
+    if not curves:
+        raise ValueError("curves is empty: pass at least one name with its (scores, labels).")
+    target = _png_path(path)
+    errors = {name: detection_errors(scores, labels) for name, (scores, labels) in curves.items()}
+    low, high = _det_limits(list(errors.values()))
+
+    figure = _figure(6.4, 6.5 + _LEGEND_LINE * len(curves))
+    axes = figure.add_subplot(aspect="equal")
+    diagonal = [_probit(low), _probit(high)]
+    axes.plot(diagonal, diagonal, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+    for number, (name, points) in enumerate(errors.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
+        _draw_det_curve(axes, name, points, (low, high), colour, style)
+    ticks = [percent for percent in _TICKS if low <= percent / 100 <= high]
+    places, names = [_probit(percent / 100) for percent in ticks], [f"{percent:g}" for percent in ticks]
+    axes.set_xticks(places, names)
+    axes.set_yticks(places, names)
+    axes.set_xlim(*diagonal)
+    axes.set_ylim(*diagonal)
+    axes.set_xlabel("False positive rate (%)")
+    axes.set_ylabel("False negative rate (%)")
+    # Outside, as the curves of a weak and of a strong system together leave no corner free.
+    figure.legend(loc="outside lower center", frameon=False)
+    return _finish(figure, axes, title, target)
+
+
+def plot_score_histogram(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    path: str | PathLike[str],
+    threshold: float | None = None,
+    score_name: str = "cosine",
+    title: str | None = None,
+) -> Path:
+    """Draw the densities of the target and the impostor scores, each of area 1.
+
+    Args:
+        scores: shape `(N,)`, finite, as for `detection_errors`.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        path: where to write the PNG; parent folders are made.
+        threshold: finite score at which to draw a labelled line, none by default.
+        score_name: what the scores are, for the axis.
+        title: line above the plot, none by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: if the threshold is not finite, the path does not end in `.png`, or as `detection_errors`.
+    """
+    target = _png_path(path)
+    if threshold is not None and not np.isfinite(threshold):
+        raise ValueError(f"threshold must be finite to be drawn, got {threshold!r}. Leave it out instead.")
+    errors = detection_errors(scores, labels)  # For its checks and counts.
+    values, is_target = np.asarray(scores, dtype=np.float64), np.asarray(labels) == 1
+    # Twice the Rice rule for the smaller class, as the bins span both classes; few trials would give a comb.
+    bins = min(_MOST_BINS, math.ceil(4 * min(errors.targets, errors.impostors) ** (1 / 3)))
+    edges = np.histogram_bin_edges(values, bins=bins)
+
+    figure = _figure(7.2, 4.5)
+    axes = figure.add_subplot()
+    classes = (
+        ("target", is_target, errors.targets, _COLOURS[0]),
+        ("impostor", ~is_target, errors.impostors, _COLOURS[1]),
+    )
+    for name, chosen, count, colour in classes:
+        density, _ = np.histogram(values[chosen], bins=edges, density=True)
+        axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
+        axes.stairs(density, edges, color=colour, linewidth=1.4, label=f"{name} ({_counted(count)})")
+    if threshold is not None:
+        label = f"threshold {threshold:.3g}"
+        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="--", label=label)
+    axes.set_xlabel(f"Score ({score_name})")
+    axes.set_ylabel("Density")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    # Above the axes, where no density can run behind it.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return _finish(figure, axes, title, target)
+
+
+def _draw_det_curve(
+    axes: Axes, name: str, errors: DetectionErrors, limits: tuple[float, float], colour: str, style: str
+) -> None:
+    """Draw one curve and the dot of its equal error rate."""
+    equal = errors.equal_error_rate()
+    shown = _visible_points(errors, *limits)
+    label = f"{name} (EER {100 * equal.eer:.2f} %)"
+    axes.plot(
+        [_probit(rate) for rate in errors.false_positive_rate[shown]],
+        [_probit(rate) for rate in errors.false_negative_rate[shown]],
+        color=colour,
+        linestyle=style,
+        linewidth=1.6,
+        label=label,
+    )
+    point = int(np.searchsorted(errors.thresholds, equal.threshold))
+    axes.plot(
+        _probit(errors.false_positive_rate[point]),
+        _probit(errors.false_negative_rate[point]),
+        color=colour,
+        marker="o",
+        markersize=6.5,
+        markeredgecolor="white",
+        zorder=5,
+    )
+
+
+def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray[np.intp]:
+    """Indices, rising, of the points at both ends of every step that crosses a line of a fine grid."""
+    normal = NormalDist()
+    grid = np.array([normal.cdf(place) for place in np.linspace(_probit(low), _probit(high), _GRID_POINTS)])
+    after_miss = np.searchsorted(errors.false_negative_rate, grid)
+    after_false_alarm = np.searchsorted(-errors.false_positive_rate, -grid)
+    last = errors.thresholds.size - 1
+    after = np.concatenate((after_miss, after_false_alarm))
+    return np.unique(np.clip(np.concatenate((after - 1, after, [0, last])), 0, last))
+
+
+def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
+    """The common limits of both axes, two of the ticks as fractions."""
+    rates = [100 * errors.equal_error_rate().eer for errors in curves]
+    # A rate of 0 says no more than "less than one error": the smallest rate above 0 stands in.
+    finest = min(100 / max(errors.targets, errors.impostors) for errors in curves)
+    lowest = min(max(min(rates) * _BELOW_EER, finest), _MOST_LOWER_PERCENT)
+    highest = max(max(rates) * _ABOVE_EER, _LEAST_UPPER_PERCENT)
+    low = max((tick for tick in _TICKS if tick <= lowest), default=_TICKS[0])
+    high = min((tick for tick in _TICKS if tick >= highest), default=_TICKS[-1])
+    return low / 100, high / 100
+
+
+def _probit(rate: float) -> float:
+    """Inverse of the normal distribution; the rates 0 and 1 go far outside every axis instead of to infinity."""
+    beyond = 1e-9  # Below the lowest tick, and less than one error in any trial list.
+    return NormalDist().inv_cdf(min(max(float(rate), beyond), 1.0 - beyond))
+
+
+def _counted(count: int) -> str:
+    """A number of trials in words."""
+    return f"{count:,} trial{'' if count == 1 else 's'}"
+
+
+def _png_path(path: str | PathLike[str]) -> Path:
+    """Refuse another format than PNG; make the parent folders."""
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"the plot is written as PNG, so path must end in .png, got {str(target)!r}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches, with a margin so that no label touches the border."""
+    return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+
+
+def _finish(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
+    """Add what both plots share and write the PNG."""
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if title is not None:
+        figure.suptitle(title)
+    FigureCanvasAgg(figure).print_png(str(target))
+    return target

@@ -1,0 +1,196 @@
+"""Verification of a model on a trial list: embed each file once, score every trial, compute the error rates."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.audio import AudioError, read_audio
+from ..data.crops import even_segments
+from ..modeling_hamspk import HamSpkPreTrainedModel
+from .metrics import detection_errors
+from .trials import Trials
+
+PROTOCOLS = ("whole", "paper")
+PAPER_SEGMENTS = 5
+# 300 frames of 10 ms and the rest of the last window, as the released code cuts them.
+PAPER_SEGMENT_SAMPLES = 48240
+# Decoded audio held at once while embedding; sorting by length happens within it.
+CHUNK_SECONDS = 1200.0
+# Trials scored at once.
+BLOCK = 16384
+# The priors of the published results.
+PRIORS = (0.01, 0.05)
+
+
+@dataclass
+class EmbeddedFiles:
+    """Embeddings of audio files.
+
+    Attributes:
+        embeddings: name to `(S, D)`: row 0 is the whole utterance, the others the segments of the protocol, if any.
+        failures: name to reason for the files that could not be used.
+        seconds: audio embedded.
+    """
+
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
+        """Add what other processes embedded."""
+        for other in others:
+            self.embeddings.update(other.embeddings)
+            self.failures.update(other.failures)
+            self.seconds += other.seconds
+        return self
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """Error rates of a model on a trial list.
+
+    Attributes:
+        scores: `(N,)` of the trials that could be scored, larger is more alike.
+        labels: `(N,)` 1 for target, 0 for impostor.
+        eer: equal error rate, a fraction.
+        eer_threshold: score at which it is reached.
+        min_dcf: prior of a target to minimum detection cost.
+        skipped: trials left out because a file could not be used.
+        failures: those files and the reasons.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    eer: float
+    eer_threshold: float
+    min_dcf: dict[float, float]
+    skipped: int
+    failures: dict[str, str]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        return {
+            "trials": len(self.labels),
+            "targets": int(self.labels.sum()),
+            "skipped_trials": self.skipped,
+            "unusable_files": self.failures,
+            "eer": self.eer,
+            "eer_threshold": self.eer_threshold,
+            **{f"min_dcf_{prior:g}": cost for prior, cost in self.min_dcf.items()},
+        }
+
+
+def embed_files(
+    model: HamSpkPreTrainedModel,
+    names: Sequence[str],
+    audio_root: str | os.PathLike[str] = ".",
+    protocol: str = "whole",
+    progress: bool = True,
+) -> EmbeddedFiles:
+    """Embed audio files, in chunks of bounded memory.
+
+    Args:
+        model: left in the mode it is in; embeds in evaluation mode.
+        names: paths, relative to `audio_root` or absolute.
+        audio_root: folder of the names.
+        protocol: `"whole"` (the utterance) or `"paper"` (the utterance and five 3 s segments).
+        progress: show a bar.
+
+    Raises:
+        ValueError: unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
+    rate = model.config.sampling_rate
+    result = EmbeddedFiles()
+    chunk: dict[str, np.ndarray] = {}
+    pending = 0.0
+    for name in tqdm(names, desc="embedding", unit="file", disable=not progress, leave=False):
+        try:
+            chunk[name] = read_audio(Path(audio_root) / name, rate)
+        except AudioError as error:
+            result.failures[name] = error.reason
+            continue
+        pending += len(chunk[name]) / rate
+        if pending > CHUNK_SECONDS:
+            _embed_chunk(model, chunk, protocol, result)
+            chunk, pending = {}, 0.0
+    _embed_chunk(model, chunk, protocol, result)
+    return result
+
+
+def _embed_chunk(
+    model: HamSpkPreTrainedModel, chunk: dict[str, np.ndarray], protocol: str, result: EmbeddedFiles
+) -> None:
+    rate = model.config.sampling_rate
+    embeddings = model.embed(list(chunk.values()), rate).cpu()[:, None]
+    if protocol == "paper":
+        segments = [part for w in chunk.values() for part in even_segments(w, PAPER_SEGMENT_SAMPLES, PAPER_SEGMENTS)]
+        of_segments = model.embed(segments, rate).cpu().unflatten(0, (-1, PAPER_SEGMENTS))
+        embeddings = torch.cat([embeddings, of_segments], dim=1)
+    result.embeddings.update(zip(chunk, embeddings, strict=True))
+    result.seconds += sum(len(waveform) for waveform in chunk.values()) / rate
+
+
+def score_trials(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> np.ndarray:
+    """Score every trial with the model's similarity.
+
+    With segments, the score is the mean of the score of the whole utterances and of the mean score over all pairs of
+    segments: the published protocol of VoxCeleb1-O.
+
+    Args:
+        model: gives the similarity.
+        trials: their files are all in `embedded`.
+        embedded: from `embed_files`.
+
+    Returns:
+        `(N,)` float64.
+    """
+    names = list(embedded.embeddings)
+    row = {name: i for i, name in enumerate(names)}
+    table = torch.stack([embedded.embeddings[name] for name in names])
+    enrolment = torch.tensor([row[name] for name in trials.enrolment])
+    test = torch.tensor([row[name] for name in trials.test])
+    scores = []
+    for a, b in zip(enrolment.split(BLOCK), test.split(BLOCK), strict=True):
+        score = model.score(table[a, 0], table[b, 0])
+        if table.shape[1] > 1:
+            score = (score + model.score_matrix(table[a, 1:], table[b, 1:]).mean((-2, -1))) / 2
+        scores.append(score)
+    return torch.cat(scores).double().numpy()
+
+
+def verify_trials(
+    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, priors: Sequence[float] = PRIORS
+) -> VerificationResult:
+    """Score the trials whose files could be embedded, and compute EER and minDCF.
+
+    Raises:
+        ValueError: no target or no impostor trial is left; the message says why files were skipped.
+    """
+    usable = trials.without(embedded.failures)
+    if not 0 < int(usable.labels.sum()) < len(usable):
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(embedded.failures.items())[:3])
+        raise ValueError(
+            f"Of {len(trials)} trials, {len(usable)} can be scored, and they are not of both kinds (target and "
+            f"impostor). Unusable files: {len(embedded.failures)}. {first}"
+        )
+    scores = score_trials(model, usable, embedded)
+    errors = detection_errors(scores, usable.labels)
+    equal = errors.equal_error_rate()
+    return VerificationResult(
+        scores=scores,
+        labels=usable.labels,
+        eer=equal.eer,
+        eer_threshold=equal.threshold,
+        min_dcf={prior: errors.minimum_detection_cost(prior).cost for prior in priors},
+        skipped=len(trials) - len(usable),
+        failures=embedded.failures,
+    )
