@@ -1,1 +1,28 @@
-"""."""
+"""Audio files, corpora, crops, augmentation and synthetic speech: what a training or an evaluation reads."""
+
+from .audio import AudioError, import_torchaudio, read_audio, resample
+from .augmentation import Augmentation
+from .corpus import BadFile, CorpusReport, check_corpus, load_corpus, speaker_labels
+from .crops import even_segments, random_crop
+from .dataset import GlobalBatchSampler, SpeakerCrops, collate
+from .synthetic import make_corpus, make_speech
+
+__all__ = [
+    "AudioError",
+    "Augmentation",
+    "BadFile",
+    "CorpusReport",
+    "GlobalBatchSampler",
+    "SpeakerCrops",
+    "check_corpus",
+    "collate",
+    "even_segments",
+    "import_torchaudio",
+    "load_corpus",
+    "make_corpus",
+    "make_speech",
+    "random_crop",
+    "read_audio",
+    "resample",
+    "speaker_labels",
+]

@@ -1,0 +1,181 @@
+"""Laws of augmentation: determinism, ratios in dB, spectra, and what is refused."""
+
+import re
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from hf_hamspk.data.audio import AudioError
+from hf_hamspk.data.augmentation import (
+    BABBLE_SNR_DB,
+    KINDS,
+    NOISE_SNR_DB,
+    Augmentation,
+    add_at_snr,
+    babble,
+    coloured_noise,
+    fast_fft_length,
+    limit_band,
+    reverberate,
+    room_response,
+)
+
+
+def white(samples: int, seed: int = 0, level: float = 0.1) -> np.ndarray:
+    return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+def other(generator: np.random.Generator) -> np.ndarray:
+    return white(20_000, int(generator.integers(100)))
+
+
+def snr_db(clean: np.ndarray, mixed: np.ndarray) -> float:
+    return float(10 * np.log10(np.mean(clean**2) / np.mean((mixed - clean) ** 2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("samples", [1_601, 32_000])
+def test_each_kind_keeps_shape_dtype_and_input_and_is_a_function_of_the_generator(kind, samples):
+    waveform = white(samples)
+    before = waveform.copy()
+    augmentation = Augmentation(probability=1.0, kinds=(kind,))
+    first, again, another = (augmentation(waveform, np.random.default_rng(seed), other) for seed in (1, 1, 2))
+    assert first.shape == waveform.shape and first.dtype == np.float32
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(waveform, before)
+    assert not np.array_equal(first, another)
+    assert not np.array_equal(first, waveform)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_silence_and_single_samples_stay_finite(kind):
+    augmentation = Augmentation(probability=1.0, kinds=(kind,))
+    for waveform in (np.zeros(1_000, np.float32), white(1), white(2)):
+        for seed in range(5):
+            assert np.isfinite(augmentation(waveform, np.random.default_rng(seed), other)).all()
+
+
+def test_probability_is_the_share_of_augmented_crops():
+    waveform = white(10)
+    generator = np.random.default_rng(0)
+    for probability in (0.0, 0.6, 1.0):
+        augmentation = Augmentation(probability, kinds=("gain",))
+        changed = [augmentation(waveform, generator) is not waveform for _ in range(1_000)]
+        assert np.mean(changed) == pytest.approx(probability, abs=0.05)
+
+
+@pytest.mark.parametrize(("kind", "limits"), [("noise", NOISE_SNR_DB), ("babble", BABBLE_SNR_DB)])
+def test_ratios_lie_in_the_stated_range(kind, limits):
+    waveform = white(8_000)
+    augmentation = Augmentation(1.0, kinds=(kind,))
+    ratios = [snr_db(waveform, augmentation(waveform, np.random.default_rng(seed), other)) for seed in range(40)]
+    assert limits[0] - 0.01 <= min(ratios) < max(ratios) <= limits[1] + 0.01
+    assert max(ratios) - min(ratios) > 0.5 * (limits[1] - limits[0])
+
+
+@pytest.mark.parametrize("ratio", [-5.0, 0.0, 20.0])
+def test_add_at_snr(ratio):
+    waveform = white(5_000)
+    assert snr_db(waveform, add_at_snr(waveform, white(5_000, 1, level=3.0), ratio)) == pytest.approx(ratio, abs=1e-3)
+    assert add_at_snr(waveform, np.zeros(5_000, np.float32), ratio) is waveform
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
+def test_the_spectrum_of_coloured_noise_falls_by_three_db_per_octave_and_unit_of_slope(slope):
+    power = np.abs(np.fft.rfft(coloured_noise(2**16, slope, np.random.default_rng(0)))) ** 2
+    octaves = 10 * np.log10([power[start : 2 * start].mean() for start in (256, 4096)])
+    assert (octaves[0] - octaves[1]) / 4 == pytest.approx(3.01 * slope, abs=0.3)
+
+
+def test_babble_is_a_sum_of_voices_of_equal_power():
+    calls = []
+
+    def count(generator):
+        calls.append(1)
+        return white(4_000, len(calls), level=2.0 ** -len(calls))
+
+    total = babble(4_000, np.random.default_rng(0), count)
+    assert 3 <= len(calls) <= 8
+    assert np.mean(total**2) == pytest.approx(len(calls), rel=0.2)
+
+
+@pytest.mark.parametrize("rt60", [0.1, 0.7])
+@pytest.mark.parametrize("direct_db", [-3.0, 12.0])
+def test_room_response(rt60, direct_db):
+    response = room_response(rt60, direct_db, 16_000, np.random.default_rng(0))
+    assert len(response) == round(rt60 * 16_000)
+    assert np.sum(response**2) == pytest.approx(1.0, rel=1e-5)
+    assert 10 * np.log10(response[0] ** 2 / np.sum(response[1:] ** 2)) == pytest.approx(direct_db, abs=1e-3)
+    # Energy still to come, in dB: 30 dB of its fall take half of rt60.
+    remaining = 10 * np.log10(np.cumsum(response[:0:-1] ** 2)[::-1])
+    fall = np.searchsorted(-(remaining - remaining[0]), [5.0, 35.0])
+    assert (fall[1] - fall[0]) / 16_000 == pytest.approx(rt60 / 2, rel=0.1)
+
+
+def test_reverberate_is_a_convolution_at_the_level_of_the_input():
+    waveform, response = white(3_000), white(500, 1)
+    expected = np.convolve(waveform, response[np.argmax(np.abs(response)) :])[:3_000]
+    wet = reverberate(waveform, response)
+    np.testing.assert_allclose(wet, expected * np.sqrt(np.sum(waveform**2) / np.sum(expected**2)), atol=1e-5)
+    impulse = np.zeros(50, np.float32)
+    impulse[20] = 0.3
+    np.testing.assert_allclose(reverberate(waveform, impulse), waveform, atol=1e-6)
+
+
+def test_limit_band_halves_the_power_at_its_edges_and_passes_the_middle():
+    seconds = np.arange(16_000) / 16_000
+    for hertz, power in ((1_000, 1.0), (300, 0.5), (3_400, 0.5), (75, 0.0), (7_900, 0.0)):
+        tone = np.sin(2 * np.pi * hertz * seconds).astype(np.float32)
+        kept = limit_band(tone, 300.0, 3_400.0, 16_000)
+        assert np.mean(kept**2) / np.mean(tone**2) == pytest.approx(power, abs=0.02)
+
+
+def test_gain_clips_at_full_scale():
+    augmentation = Augmentation(1.0, kinds=("gain",))
+    peaks = [np.abs(augmentation(white(100, level=1.0), np.random.default_rng(seed))).max() for seed in range(50)]
+    assert max(peaks) == 1.0
+    assert min(peaks) < 0.7
+
+
+def test_fast_fft_length_is_even_smooth_and_near():
+    for samples in [*range(1, 200), 32_240, 43_201, 48_240]:
+        size = fast_fft_length(samples)
+        assert samples <= size <= max(2, 1.26 * samples + 2) and size % 2 == 0
+        for prime in (2, 3, 5):
+            while size % prime == 0:
+                size //= prime
+        assert size == 1
+
+
+def test_files_of_the_user_take_the_place_of_generated_noise_and_rooms(tmp_path):
+    (tmp_path / "noise" / "sub").mkdir(parents=True)
+    (tmp_path / "rir").mkdir()
+    noise = white(1_000, 5)
+    sf.write(tmp_path / "noise" / "sub" / "n.wav", noise, 16_000, subtype="FLOAT")
+    impulse = np.zeros(64)
+    impulse[3] = 0.9
+    sf.write(tmp_path / "rir" / "r.wav", impulse, 16_000, subtype="FLOAT")
+    waveform = white(1_000)
+    noisy = Augmentation(1.0, ("noise",), noise_dir=str(tmp_path / "noise"))(waveform, np.random.default_rng(0))
+    assert np.corrcoef(noisy - waveform, noise)[0, 1] == pytest.approx(1.0, abs=1e-4)
+    wet = Augmentation(1.0, ("reverb",), rir_dir=str(tmp_path / "rir"))(waveform, np.random.default_rng(0))
+    np.testing.assert_allclose(wet, waveform, atol=1e-6)
+    (tmp_path / "noise" / "sub" / "n.wav").write_bytes(b"broken")
+    with pytest.raises(AudioError, match=re.escape("n.wav: cannot be decoded")):
+        Augmentation(1.0, ("noise",), noise_dir=str(tmp_path / "noise"))(waveform, np.random.default_rng(0))
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("probability must lie between 0 and 1, got 1.5")):
+        Augmentation(1.5)
+    known = "kinds must be some of noise, babble, reverb, band, gain, got ('music',)"
+    with pytest.raises(ValueError, match=re.escape(known)):
+        Augmentation(kinds=("music",))
+    with pytest.raises(ValueError, match=re.escape("kinds must be some of")):
+        Augmentation(kinds=())
+    with pytest.raises(ValueError, match=re.escape(f"no audio in noise_dir {tmp_path}")):
+        Augmentation(noise_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape("pass sample_other, or leave it out of kinds")):
+        Augmentation(1.0, kinds=("babble",))(white(10), np.random.default_rng(0))
