@@ -1,1 +1,14 @@
-"""."""
+"""Training on Accelerate: arguments, schedules, checkpoints, the trainer."""
+
+from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, read_recipe
+from .trainer import Trainer, format_results
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "Recipe",
+    "Trainer",
+    "TrainingArguments",
+    "format_results",
+    "read_recipe",
+]

@@ -1,0 +1,278 @@
+"""Arguments of a training run, read from a YAML recipe and the command line. Unknown keys are refused."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser, PreTrainedConfig
+
+from ..configuration_hamspk import HamSpkConfig
+
+_NOT_IN_RECIPES = {"backbone_config", "auto_map"}
+
+
+def _parser_type(annotation: Any) -> Any:
+    """What HfArgumentParser can read of an annotation of the configuration: numbers are floats, sequences lists."""
+    options = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    if float in options:
+        return float
+    return options[0]
+
+
+def _make_model_arguments() -> type:
+    """A dataclass with the fields of `HamSpkConfig`; None leaves the configuration's own default."""
+    base = {f.name for f in dataclasses.fields(PreTrainedConfig)} | _NOT_IN_RECIPES
+    own = [f for f in dataclasses.fields(HamSpkConfig) if f.name not in base]
+    fields: list[Any] = [
+        (
+            "backbone",
+            str | None,
+            field(default=None, metadata={"help": "pretrained transformers encoder (Hub or folder)"}),
+        ),
+        (
+            "initial_model",
+            str | None,
+            field(default=None, metadata={"help": "model folder to fine-tune, with a new head"}),
+        ),
+    ]
+    fields += [(f.name, _parser_type(f.type) | None, field(default=None)) for f in own]
+    return dataclasses.make_dataclass("ModelArguments", fields)
+
+
+ModelArguments = _make_model_arguments()
+ModelArguments.__doc__ = """The model: every field of `HamSpkConfig` (None: its default), and where it starts from.
+
+`backbone` names a pretrained transformers encoder, `initial_model` a folder of this package to fine-tune with a new
+head; at most one of them.
+"""
+
+
+@dataclass
+class DataArguments:
+    """The data.
+
+    Attributes:
+        train_data: CSV file, or folder `speaker/.../utterance.flac`.
+        audio_root: folder of the paths in the CSV file and, unless `trial_root` is given, in the trial lists.
+        audio_column, speaker_column: of the CSV file.
+        check_audio: `"full"` decodes every training file once and leaves out the bad ones with a report; `"header"`
+            reads the headers only; `"none"` trusts them (a bad one met in training is then replaced and counted).
+        crop_seconds: length of a training crop; 2.015 s (200 frames) in the paper.
+        speed_factors: each but the first, 1.0, makes new speakers, for example 1.0 0.9 1.1.
+        augment_probability: share of crops that get noise, babble, reverberation, a band limit or another level.
+        augment_kinds: some of noise, babble, reverb, band, gain.
+        noise_folder, rir_folder: recordings to use for noise and reverberation instead of synthetic ones.
+        dev_trials: trial list on which the best model is chosen.
+        test_trials: trial lists reported at the end.
+        trial_root: folder of the paths in the trial lists.
+        protocol: `"whole"` utterance, or the `"paper"`'s: whole and five 3 s segments.
+        cache_megabytes: decoded audio kept in memory by each loading process.
+        num_workers: loading processes for each training process.
+    """
+
+    train_data: str | None = None
+    audio_root: str | None = None
+    audio_column: str = "path"
+    speaker_column: str = "speaker_id"
+    check_audio: Literal["full", "header", "none"] = "full"
+    crop_seconds: float = 2.015
+    speed_factors: list[float] = field(default_factory=lambda: [1.0])
+    augment_probability: float = 0.0
+    augment_kinds: list[str] = field(default_factory=lambda: ["noise", "babble", "reverb", "band", "gain"])
+    noise_folder: str | None = None
+    rir_folder: str | None = None
+    dev_trials: str | None = None
+    test_trials: list[str] = field(default_factory=list)
+    trial_root: str | None = None
+    protocol: Literal["whole", "paper"] = "whole"
+    cache_megabytes: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train_data is None:
+            raise ValueError("train_data is missing: a CSV file, or a folder of speaker/.../utterance.flac.")
+        _between(self, "crop_seconds", 0.1, 60)
+        _between(self, "augment_probability", 0, 1)
+
+
+@dataclass
+class TrainingArguments:
+    """The run.
+
+    Attributes:
+        output_dir: receives checkpoints, logs and the models `best`, `last` and `final`.
+        seed: of everything random.
+        epochs: passes over the training set.
+        max_steps: stop after this many optimiser steps (0: no limit).
+        batch_size: utterances per optimiser step, over all processes and accumulation steps.
+        gradient_accumulation_steps: forward passes per optimiser step.
+        optimizer: `"adam"` (weight decay as L2 penalty: the paper's), `"adamw"` or `"sgd"` (Nesterov).
+        learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: see `schedules.learning_rate`.
+        momentum: of `"sgd"`.
+        weight_decay: on every parameter, as in the paper.
+        margin_start_epoch, margin_end_epoch: see `schedules.margin`; both 0 for a constant margin.
+        max_grad_norm: clip the gradient to this norm (0: do not clip).
+        mixed_precision: autocast of the encoder; geometry and loss stay in float32.
+        freeze_batch_norm: keep the running statistics, and normalise with them.
+        sync_batch_norm: batch statistics over all processes (GPUs only).
+        evaluate_every: epochs between evaluations on `dev_trials`.
+        save_steps: optimiser steps between checkpoints, besides one at each end of an epoch (0: only these).
+        keep_checkpoints: resumable checkpoints kept.
+        average_last: epochs whose weights are averaged into `final`; 5 in the paper.
+        log_steps: optimiser steps between log entries.
+        resume: continue from the newest checkpoint in `output_dir`, if there is one.
+        cpu: use the CPU even where there is a GPU.
+    """
+
+    output_dir: str = "runs/hamspk"
+    seed: int = 0
+    epochs: int = 100
+    max_steps: int = 0
+    batch_size: int = 256
+    gradient_accumulation_steps: int = 1
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    lr_schedule: Literal["epoch_decay", "exponential", "constant"] = "epoch_decay"
+    lr_decay: float = 0.97
+    final_learning_rate: float = 5e-5
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 2e-5
+    margin_start_epoch: float = 0.0
+    margin_end_epoch: float = 0.0
+    max_grad_norm: float = 0.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    freeze_batch_norm: bool = False
+    sync_batch_norm: bool = False
+    evaluate_every: int = 1
+    save_steps: int = 0
+    keep_checkpoints: int = 2
+    average_last: int = 5
+    log_steps: int = 10
+    resume: bool = True
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every", "keep_checkpoints"):
+            _between(self, name, 1, None)
+        for name in ("average_last", "log_steps"):
+            _between(self, name, 1, None)
+        for name in ("seed", "max_steps", "warmup_epochs", "weight_decay", "max_grad_norm", "save_steps"):
+            _between(self, name, 0, None)
+        for name in ("learning_rate", "final_learning_rate", "lr_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
+            raise ValueError(
+                f"margin_start_epoch ({self.margin_start_epoch}) and margin_end_epoch ({self.margin_end_epoch}) must "
+                "be at least 0 and in this order."
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run, whole.
+
+    Attributes:
+        model: fields of the configuration that the recipe sets (`ModelArguments`).
+        data: see `DataArguments`.
+        training: see `TrainingArguments`.
+    """
+
+    model: Any
+    data: DataArguments
+    training: TrainingArguments
+
+    def config_fields(self) -> dict[str, Any]:
+        """What the recipe says of `HamSpkConfig`."""
+        given = dataclasses.asdict(self.model)
+        return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat, for a YAML file that reads back to the same recipe."""
+        parts = (self.config_fields(), dataclasses.asdict(self.data), dataclasses.asdict(self.training))
+        flat = {key: value for part in parts for key, value in part.items() if value is not None and value != []}
+        starts = {name: getattr(self.model, name) for name in ("backbone", "initial_model")}
+        return {k: v for k, v in starts.items() if v is not None} | flat
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def read_recipe(arguments: Sequence[str]) -> Recipe:
+    """Read `[recipe.yaml] [--key value ...]`; the command line wins over the recipe.
+
+    Relative paths in a recipe are relative to the working directory.
+
+    Raises:
+        ValueError: no such recipe, not a flat YAML mapping, an unknown key (with the nearest known one), a value of the
+            wrong type or outside its range.
+    """
+    parts: Any = [ModelArguments, DataArguments, TrainingArguments]
+    parser = _Parser(parts, allow_abbrev=False, prog="train")
+    known = {f.name for part in parts for f in dataclasses.fields(part)}
+    words: list[str] = []
+    rest = list(arguments)
+    if rest and not rest[0].startswith("-"):
+        words += _recipe_words(Path(rest.pop(0)), known)
+    for word in rest:
+        if word.startswith("--"):
+            _require_known(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), known, "the command line")
+    model, data, training = parser.parse_args_into_dataclasses([*words, *rest])
+    if model.backbone is not None and model.initial_model is not None:
+        raise ValueError(
+            "Give backbone (a new model on a pretrained encoder) or initial_model (fine-tuning), not both."
+        )
+    recipe = Recipe(model, data, training)
+    if model.backbone is None and model.initial_model is None:
+        try:
+            HamSpkConfig(**recipe.config_fields())  # refuses bad values before any data is read
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+    return recipe
+
+
+def _recipe_words(path: Path, known: set[str]) -> list[str]:
+    """A YAML mapping as command line words."""
+    if not path.is_file():
+        raise ValueError(f"There is no recipe {path}. Expected a YAML file, followed by --key value pairs.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, one level deep; it holds a {type(content).__name__}.")
+    words = []
+    for key, value in content.items():
+        _require_known(str(key), known, str(path))
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {key} holds a mapping; recipes are one level deep.")
+        values = value if isinstance(value, list) else [value]
+        if value is not None and values:
+            words += [f"--{key}", *map(str, values)] if isinstance(value, list) else [f"--{key}={value}"]
+    return words
+
+
+def _require_known(key: str, known: set[str], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(sorted(known))}."
+        raise ValueError(f"{where}: there is no argument {key!r}.{hint}")
+
+
+def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
+    value = getattr(arguments, name)
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {limits}, got {value}.")

@@ -1,0 +1,131 @@
+"""Folders of a run, written whole or not at all.
+
+```
+output_dir/
+  recipe.yaml               what was asked for
+  checkpoints/step-00001200/  everything to resume: model, optimiser, random states, progress.json
+  epochs/epoch-0012.safetensors  weights of the last epochs, to be averaged
+  best/ last/ final/        models that `from_pretrained` loads
+  metrics.jsonl  logs/      losses and dev error rates; TensorBoard
+```
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        epoch: the epoch in progress, from 0.
+        batch: global batches of it that are done.
+        step: optimiser steps done.
+        best_eer: lowest dev EER so far, a fraction.
+        best_epoch: epochs done when it was reached.
+        config: the architecture and the arguments that a resumed run must share.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_eer: float | None = None
+    best_epoch: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, then put it in the place of `folder`: a kill leaves the old or the new."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = (output_dir / "checkpoints").glob("step-*")
+    return sorted(folder for folder in found if (folder / PROGRESS_FILE).is_file())
+
+
+def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, keep: int) -> None:
+    """Give a written checkpoint its final name, and remove all but the newest `keep`."""
+    (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=2))
+    folder = output_dir / "checkpoints" / f"step-{progress.step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+    for old in checkpoints(output_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
+    """Progress of a checkpoint, after a check that it belongs to this run.
+
+    Args:
+        checkpoint: a folder from `checkpoints`.
+        expected: architecture and arguments of the run that resumes.
+
+    Raises:
+        ValueError: they differ; the message lists what.
+    """
+    progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
+    differences = [
+        f"{key}: {progress.config.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
+        for key in sorted(progress.config.keys() | expected.keys())
+        if progress.config.get(key) != expected.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of another model or run, so it cannot be resumed:\n  "
+            + "\n  ".join(differences)
+            + "\nChoose another output_dir, or pass --resume false and remove the checkpoints of the old run."
+        )
+    return progress
+
+
+def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
+    """Save the weights after `epoch` epochs, and remove all but the newest `keep`."""
+    folder = output_dir / "epochs"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / ".new")
+    os.replace(folder / ".new", folder / f"epoch-{epoch:04d}.safetensors")
+    for old in sorted(folder.glob("epoch-*.safetensors"))[:-keep]:
+        old.unlink()
+
+
+def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Element-wise mean of the newest `count` epochs, batch-norm statistics included, as the paper's final model.
+
+    Returns:
+        The averaged state dict (whole numbers are the newest epoch's), and the names of the files.
+    """
+    files = sorted((output_dir / "epochs").glob("epoch-*.safetensors"))[-count:]
+    if not files:
+        raise ValueError(f"{output_dir / 'epochs'} holds no epoch weights to average.")
+    total = load_file(files[0])
+    for file in files[1:]:
+        for name, tensor in load_file(file).items():
+            total[name] = total[name] + tensor if tensor.is_floating_point() else tensor
+    average = {name: t / len(files) if t.is_floating_point() else t for name, t in total.items()}
+    if not all(torch.isfinite(t).all() for t in average.values()):
+        raise ValueError(f"The weights in {output_dir / 'epochs'} are not finite: the run diverged.")
+    return average, [file.name for file in files]

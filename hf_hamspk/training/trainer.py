@@ -1,0 +1,379 @@
+"""The trainer, on Accelerate: from one CPU to many GPUs and nodes.
+
+What a step sees depends on (seed, epoch, sample) only, never on the number of processes, workers or accumulation steps,
+and every rank does the same number of steps. A run that was killed continues from its newest checkpoint and ends with
+the weights it would have had.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..configuration_hamspk import HamSpkConfig
+from ..data.dataset import GlobalBatchSampler, collate
+from ..evaluation.verification import PRIORS, VerificationResult, embed_files, verify_trials
+from ..modeling_hamspk import HamSpkForXVector
+from . import schedules
+from .arguments import Recipe
+from .building import build_crops, build_model, build_optimizer, read_trial_lists, trial_root
+from .checkpoints import (
+    Progress,
+    average_epoch_weights,
+    checkpoints,
+    finish_checkpoint,
+    read_progress,
+    save_epoch_weights,
+    write_folder,
+)
+from .memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
+
+# Arguments that may differ between a run and its resumption.
+_FREE_ARGUMENTS = {
+    "output_dir",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "keep_checkpoints",
+    "log_steps",
+    "save_steps",
+    "resume",
+    "cpu",
+}
+
+
+class Trainer:
+    """Trains the model that a recipe describes.
+
+    Args:
+        recipe: from `read_recipe`.
+        accelerator: None makes one from the recipe.
+
+    Raises:
+        ValueError: the data or the trial lists cannot be used, the batch size does not divide among the processes, or
+            the checkpoint in the output folder belongs to another run.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
+        self.recipe, self.data, self.args = recipe, recipe.data, recipe.training
+        self.output_dir = Path(self.args.output_dir)
+        self.accelerator = self._make_accelerator() if accelerator is None else accelerator
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
+        self.trials = read_trial_lists(self.data)
+        self.crops, self.speakers = build_crops(recipe, self._say, self.accelerator.is_local_main_process)
+        set_seed(self.args.seed)
+        model = build_model(recipe, self.speakers)
+        self.final_margin = model.head.margin
+        self.run_config = self._run_config(model.config)
+        if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(self.args, model))
+        # Masking and dropout differ between ranks from here on.
+        set_seed(self.args.seed, device_specific=True)
+        self.progress = Progress(config=self.run_config)
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def _make_accelerator(self) -> Accelerator:
+        # Masking embeddings and dropped layers of transformers backbones get no gradient in some steps.
+        unused = self.recipe.model.backbone is not None or self.recipe.model.initial_model is not None
+        return Accelerator(
+            mixed_precision=self.args.mixed_precision,
+            cpu=self.args.cpu,
+            log_with="tensorboard",
+            project_dir=str(self.output_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+
+    def _run_config(self, config: HamSpkConfig) -> dict[str, Any]:
+        """What a checkpoint must share with the run that resumes it, as JSON has it."""
+        arguments = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in _FREE_ARGUMENTS}
+        data = dataclasses.asdict(self.data)
+        shared = {k: data[k] for k in ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds")}
+        model = config.to_diff_dict()
+        for name in ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path"):
+            model.pop(name, None)
+        whole = arguments | shared | model | {"training_files": len(self.crops), "speakers": len(self.speakers)}
+        return json.loads(json.dumps(whole))
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, average, evaluate on the test lists.
+
+        Returns:
+            The content of `results.json`: one entry for each test list, and the facts of the run.
+        """
+        self._start()
+        while self.progress.epoch < self.args.epochs and not self._enough_steps():
+            self._train_epoch()
+            if not self._epoch_done():
+                break
+            self._end_epoch()
+        return self._finish()
+
+    def _start(self) -> None:
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
+        self.accelerator.init_trackers("logs")
+        found = checkpoints(self.output_dir) if self.args.resume else []
+        if found:
+            self.progress = read_progress(found[-1], self.run_config)
+            self.accelerator.load_state(str(found[-1]))
+            self._say(f"resumed from {found[-1]}: epoch {self.progress.epoch}, step {self.progress.step}")
+
+    def _train_epoch(self) -> None:
+        batches = self._batches()
+        total = self.sampler.batches_per_epoch
+        bar = tqdm(
+            batches,
+            desc=f"epoch {self.progress.epoch + 1}/{self.args.epochs}",
+            initial=self.progress.batch,
+            total=total,
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        self._set_training_mode()
+        for micro_batches in bar:
+            loss = self._train_step(micro_batches, self.progress.epoch + self.progress.batch / total)
+            self.progress.batch += 1
+            self.progress.step += 1
+            if self.progress.step % self.args.log_steps == 0:
+                bar.set_postfix(loss=f"{self._log_loss(loss):.3f}")
+            at_end = self.progress.batch == total
+            if self.args.save_steps and self.progress.step % self.args.save_steps == 0 and not at_end:
+                self._save_checkpoint()
+            if self._enough_steps():
+                break
+
+    def _batches(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """Global batches of the rest of the epoch, each as this rank's micro-batches."""
+        steps = self.args.gradient_accumulation_steps
+        self.sampler = GlobalBatchSampler(
+            len(self.crops),
+            self.args.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            steps,
+            self.args.seed,
+            self.progress.epoch,
+            self.progress.batch,
+        )
+        loader = DataLoader(
+            self.crops,
+            batch_sampler=self.sampler,
+            collate_fn=collate,
+            num_workers=self.data.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
+            generator=torch.Generator(),
+        )
+        micro_batches = iter(loader)
+        return (list(group) for group in zip(*[micro_batches] * steps, strict=True))
+
+    def _train_step(self, micro_batches: list[dict[str, torch.Tensor]], position: float) -> torch.Tensor:
+        """One optimiser step; returns this rank's mean loss, a scalar."""
+        self._set_schedules(position)
+        loss = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            if number < len(micro_batches):
+                with self.accelerator.no_sync(self.model):
+                    part = self._backward(batch, len(micro_batches))
+            else:
+                part = self._backward(batch, len(micro_batches))
+            loss += part
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _backward(self, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
+        with self.accelerator.autocast():
+            loss = self.model(**batch).loss / parts
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _set_schedules(self, position: float) -> None:
+        args = self.args
+        rate = schedules.learning_rate(
+            position,
+            args.epochs,
+            args.learning_rate,
+            args.lr_schedule,
+            args.lr_decay,
+            args.final_learning_rate,
+            args.warmup_epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.bare_model.set_margin(
+            schedules.margin(position, self.final_margin, args.margin_start_epoch, args.margin_end_epoch)
+        )
+
+    def _set_training_mode(self) -> None:
+        self.model.train()
+        if self.args.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    @property
+    def bare_model(self) -> HamSpkForXVector:
+        """The model without what Accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _enough_steps(self) -> bool:
+        return 0 < self.args.max_steps <= self.progress.step
+
+    def _epoch_done(self) -> bool:
+        return self.progress.batch == self.sampler.batches_per_epoch
+
+    # -- the end of an epoch ----------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        if self.accelerator.is_main_process:
+            save_epoch_weights(self.bare_model, self.output_dir, self.progress.epoch, self.args.average_last)
+        if self.data.dev_trials is not None and self.progress.epoch % self.args.evaluate_every == 0:
+            self._evaluate_dev(self.data.dev_trials)
+        self._save_model("last")
+        self._save_checkpoint()
+
+    def _evaluate_dev(self, trial_list: str) -> None:
+        result = self._evaluate(trial_list)
+        if result is None:
+            return
+        self._log({"dev_eer": result.eer} | {f"dev_min_dcf_{p:g}": c for p, c in result.min_dcf.items()})
+        self._say(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
+        if self.progress.best_eer is None or result.eer < self.progress.best_eer:
+            self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
+            self._save_model("best")
+
+    def _evaluate(self, trial_list: str) -> VerificationResult | None:
+        """Embed the files of a trial list, shared among the ranks; the result on the main process, None elsewhere."""
+        trials, accelerator = self.trials[trial_list], self.accelerator
+        mine = trials.files[accelerator.process_index :: accelerator.num_processes]
+        embedded = embed_files(
+            self.bare_model, mine, trial_root(self.data), self.data.protocol, accelerator.is_local_main_process
+        )
+        if accelerator.num_processes > 1:
+            first, *others = gather_object([embedded])
+            embedded = first.merge(others)
+        self._set_training_mode()
+        return verify_trials(self.bare_model, trials, embedded) if accelerator.is_main_process else None
+
+    def _save_model(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            write_folder(self.output_dir / name, self.bare_model.save_pretrained)
+
+    def _save_checkpoint(self) -> None:
+        accelerator = self.accelerator
+        unfinished = self.output_dir / "checkpoints" / ".unfinished"
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            finish_checkpoint(unfinished, self.output_dir, self.progress, self.args.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    # -- the end of the run -----------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        """Average the last epochs into `final`, evaluate it on the test lists, write `results.json`."""
+        self.accelerator.wait_for_everyone()
+        if self.progress.epoch == 0:
+            self._save_model("last")
+            self._say("stopped before the end of the first epoch; the folder 'last' holds the model")
+            self.accelerator.end_training()
+            return {}
+        weights, files = average_epoch_weights(self.output_dir, self.args.average_last)
+        self.bare_model.load_state_dict(weights)
+        self.bare_model.set_margin(self.final_margin)
+        results: dict[str, Any] = {
+            "model": "final",
+            "averaged": files,
+            "epochs": self.progress.epoch,
+            "steps": self.progress.step,
+            "processes": self.accelerator.num_processes,
+            "protocol": self.data.protocol,
+            "similarity": self.bare_model.config.similarity,
+            "best_dev_eer": self.progress.best_eer,
+            "best_dev_epoch": self.progress.best_epoch,
+            "unreadable_training_files": self.crops.failures,
+            "test": {},
+        }
+        for trial_list in self.data.test_trials:
+            result = self._evaluate(trial_list)
+            if result is not None:
+                results["test"][Path(trial_list).stem] = result.summary()
+        dev = None if self.data.dev_trials is None else self._evaluate(self.data.dev_trials)
+        if dev is not None:
+            self.bare_model.config.threshold = dev.eer_threshold
+            results["dev"] = dev.summary()
+        self._save_model("final")
+        if self.accelerator.is_main_process:
+            (self.output_dir / "results.json").write_text(json.dumps(results, indent=2))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return results
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def _log_loss(self, loss: torch.Tensor) -> float:
+        """Log the mean loss over all ranks.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        mean = self.accelerator.reduce(loss, reduction="mean").item()  # pyright: ignore[reportAttributeAccessIssue]
+        if not torch.isfinite(torch.tensor(mean)):
+            raise ValueError(
+                f"The loss is {mean} at step {self.progress.step}: the run diverged. Lower learning_rate or set "
+                "max_grad_norm; the newest checkpoint is from before."
+            )
+        self._log(
+            {
+                "loss": mean,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "margin": self.bare_model.config.margin,
+            }
+        )
+        return mean
+
+    def _log(self, values: dict[str, Any]) -> None:
+        self.accelerator.log(values, step=self.progress.step)
+        if self.accelerator.is_main_process:
+            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": self.progress.epoch, "step": self.progress.step} | values) + "\n")
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.info(text)
+            tqdm.write(text)
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """A table of the error rates in `results.json`, one line for each trial list."""
+    rows = ({"dev": results["dev"]} if "dev" in results else {}) | results.get("test", {})
+    heads = "".join(f"{f'minDCF({prior:g})':>15}" for prior in PRIORS)
+    lines = [f"{'trial list':<20}{'trials':>9}{'EER %':>9}{heads}"]
+    for name, row in rows.items():
+        costs = "".join(f"{row[f'min_dcf_{prior:g}']:>15.3f}" for prior in PRIORS)
+        lines.append(f"{name:<20}{row['trials']:>9}{100 * row['eer']:>9.2f}{costs}")
+    return "\n".join(lines)

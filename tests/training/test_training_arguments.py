@@ -1,0 +1,78 @@
+"""Recipes: the command line wins, what is unknown or out of range is refused by message."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_hamspk.training import read_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "recipe.yaml").write_text(text)
+    return str(folder / "recipe.yaml")
+
+
+def test_command_line_wins_over_recipe(tmp_path):
+    recipe = read_recipe(
+        [write(tmp_path, "train_data: a.csv\nmargin: 0.1\nepochs: 7\nspeed_factors: [1.0, 0.9]\n"), "--epochs", "3"]
+    )
+    assert recipe.training.epochs == 3
+    assert recipe.data.speed_factors == [1.0, 0.9]
+    assert recipe.config_fields() == {"margin": 0.1}
+
+
+def test_written_recipe_reads_back(tmp_path):
+    recipe = read_recipe(["--train_data", "a.csv", "--head", "am", "--margin", "0.3", "--resume", "false"])
+    path = write(tmp_path, yaml.safe_dump(recipe.as_dict()))
+    assert read_recipe([path]) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_published_recipes_are_valid(path):
+    assert read_recipe([str(path)]).training.epochs > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--marginn", "0.2"], "the command line: there is no argument 'marginn'. Did you mean 'margin'?"),
+        (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
+        (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),
+        (["--head", "hamm"], "argument --head: invalid choice: 'hamm'"),
+        (["--curvature", "0.5"], "The released distance needs curvature > 1, got 0.5"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0."),
+        (["--learning_rate", "0"], "learning_rate must be above 0, got 0.0."),
+        (["--crop_seconds", "0.01"], "crop_seconds must be between 0.1 and 60, got 0.01."),
+        (["--augment_probability", "2"], "augment_probability must be between 0 and 1, got 2.0."),
+        (["--margin_start_epoch", "3"], "margin_start_epoch (3.0) and margin_end_epoch (0.0) must be at least 0"),
+        (["--backbone", "a", "--initial_model", "b"], "Give backbone (a new model on a pretrained encoder) or"),
+    ],
+)
+def test_bad_arguments_are_refused(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_recipe(["--train_data", "a.csv", *words])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train_data: a.csv\nmargine: 0.2\n", "there is no argument 'margine'. Did you mean 'margin'?"),
+        ("train_data: a.csv\nmargin: -0.2\n", "margin must be at least 0"),
+        ("- a\n- b\n", "must hold 'key: value' lines, one level deep; it holds a list."),
+        ("train_data: [unclosed\n", "is not YAML"),
+        ("train_data: {a: b}\n", "train_data holds a mapping; recipes are one level deep."),
+        ("margin: 0.2\n", "train_data is missing"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_recipe([write(tmp_path, text)])
+
+
+def test_missing_recipe_is_named():
+    with pytest.raises(ValueError, match=re.escape("There is no recipe nowhere.yaml.")):
+        read_recipe(["nowhere.yaml"])

@@ -1,0 +1,225 @@
+"""The trainer: what it leaves behind, exact resumption, independence of processes, bad data."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
+
+from hf_hamspk import HamSpkForXVector
+from hf_hamspk.training import Trainer, format_results, read_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(words: list[str]) -> dict:
+    return Trainer(read_recipe(words)).train()
+
+
+def losses(folder: Path) -> list[float]:
+    """Loss of each step, by step number; a resumed run writes some steps twice."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    by_step = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_run_leaves_models_results_and_logs(tmp_path, run_words, corpus):
+    results = train(run_words(tmp_path / "run", epochs=4, test_trials=corpus / "dev.txt"))
+    folder = tmp_path / "run"
+    assert results == json.loads((folder / "results.json").read_text())
+    assert results["test"]["dev"]["trials"] == 12
+    assert "dev" in format_results(results)
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert list((folder / "logs").rglob("events.out.tfevents*"))
+    for name in ("best", "last", "final"):
+        model = HamSpkForXVector.from_pretrained(folder / name)
+        assert model.config.id2label[5] == "s5"
+        assert AutoFeatureExtractor.from_pretrained(folder / name).sampling_rate == 16000
+    assert model.config.threshold == results["dev"]["eer_threshold"]
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 2
+    assert read_recipe([str(folder / "recipe.yaml")]).training.epochs == 4
+
+
+def test_final_is_the_mean_of_the_last_epochs(tmp_path, run_words):
+    results = train(run_words(tmp_path, epochs=3, average_last=2))
+    assert results["averaged"] == ["epoch-0002.safetensors", "epoch-0003.safetensors"]
+    epochs = [load_file(tmp_path / "epochs" / name) for name in results["averaged"]]
+    final = load_file(tmp_path / "final" / "model.safetensors")
+    for name, tensor in final.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (epochs[0][name] + epochs[1][name]) / 2)
+
+
+def test_resumed_run_ends_with_the_same_weights(tmp_path, run_words):
+    """Masking, augmentation and speed are on, so random states must be right; the stop is in the middle of an epoch."""
+    changes = {"save_steps": 2, "augment_probability": 0.5, "speed_factors": "1.0 0.9", "mask_frames": 9}
+    train(run_words(tmp_path / "whole", **changes))
+    train(run_words(tmp_path / "cut", max_steps=11, **changes))
+    shutil.rmtree(tmp_path / "cut" / "last")
+    train(run_words(tmp_path / "cut", **changes))
+    for name in ("last", "final"):
+        assert_same_weights(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(2))
+def test_killed_run_ends_with_the_same_weights(tmp_path, run_words, attempt):
+    changes = {"epochs": 5, "save_steps": 3, "augment_probability": 0.5, "speed_factors": "1.0 0.9 1.1"}
+    command = [sys.executable, str(ROOT / "examples" / "train.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = [*command, *run_words(tmp_path / "whole", **changes)]
+    cut = [*command, *run_words(tmp_path / "cut", **changes)]
+    subprocess.run(whole, check=True, env=environment, capture_output=True)
+    # Anywhere: also while a checkpoint or a model is being written.
+    wanted = random.Random(attempt).uniform(4, 55)
+    process = subprocess.Popen(cut, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= wanted):
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "final").exists()
+    subprocess.run(cut, check=True, env=environment, capture_output=True)
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "cut" / "final")
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(tmp_path, run_words):
+    changes = {"freeze_batch_norm": "true", "mask_frames": 0, "mask_mel_bins": 0, "batch_size": 12}
+    script = str(ROOT / "examples" / "train.py")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for count in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), script]
+        done = subprocess.run(
+            [*launch, *run_words(tmp_path / str(count), **changes)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((tmp_path / str(count) / "results.json").read_text())["processes"] == count
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 6
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5
+    results = [json.loads((tmp_path / count / "results.json").read_text())["dev"] for count in ("1", "2")]
+    assert results[0]["eer"] == results[1]["eer"]
+
+
+def test_accumulation_gives_the_same_losses(tmp_path, run_words):
+    changes = {"freeze_batch_norm": "true", "mask_frames": 0, "mask_mel_bins": 0, "epochs": 1}
+    train(run_words(tmp_path / "whole", **changes))
+    train(run_words(tmp_path / "parts", gradient_accumulation_steps=3, **changes))
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "parts"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd", "learning_rate": 0.01, "lr_schedule": "exponential", "warmup_epochs": 0.5},
+        {"optimizer": "adamw", "margin_start_epoch": 0.5, "margin_end_epoch": 1, "head": "joint"},
+        {"mixed_precision": "bf16", "max_grad_norm": 1, "num_workers": 1, "protocol": "paper"},
+    ],
+    ids=["sgd", "margin-schedule", "bf16"],
+)
+def test_other_settings_train(tmp_path, run_words, changes):
+    train(run_words(tmp_path, epochs=2, **changes))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert all(np.isfinite(row["loss"]) for row in steps)
+    if "margin_end_epoch" in changes:
+        assert steps[0]["margin"] == 0 and steps[-1]["margin"] == pytest.approx(0.2)
+        assert HamSpkForXVector.from_pretrained(tmp_path / "final").config.margin == pytest.approx(0.2)
+
+
+def test_pretrained_backbone_and_fine_tuning(tmp_path, run_words):
+    WavLMModel(
+        WavLMConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(16,) * 7,
+            feat_extract_norm="layer",
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+            mask_time_length=2,
+        )
+    ).save_pretrained(tmp_path / "wavlm")
+    words = run_words(tmp_path / "first", epochs=1, backbone=tmp_path / "wavlm", pooling="mhfa", mhfa_heads=2)
+    cut = [i for i, word in enumerate(words) if word.startswith("--ecapa")]
+    words = [word for i, word in enumerate(words) if i not in cut and i - 1 not in cut]
+    train(words)
+    first = HamSpkForXVector.from_pretrained(tmp_path / "first" / "final")
+    assert first.config.backbone_config.model_type == "wavlm"
+    words[words.index("--backbone")] = "--initial_model"
+    words[words.index(str(tmp_path / "wavlm"))] = str(tmp_path / "first" / "final")
+    words[words.index(str(tmp_path / "first"))] = str(tmp_path / "second")
+    train([*words, "--head", "aam", "--speed_factors", "1.0", "1.1"])
+    second = HamSpkForXVector.from_pretrained(tmp_path / "second" / "final")
+    assert (second.config.head, second.config.num_labels) == ("aam", 12)
+
+
+def test_bad_files_are_skipped_and_reported(tmp_path, run_words, corpus, capsys):
+    shutil.copytree(corpus, tmp_path / "data")
+    (tmp_path / "data/audio/s0/0.flac").write_bytes(b"this is no audio")
+    (tmp_path / "data/audio/s1/0.flac").write_bytes(b"")
+    soundfile.write(tmp_path / "data/audio/s2/0.flac", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "data/audio/s3/0.flac", 0.1 * np.ones(800), 16000)
+    results = train(
+        run_words(
+            tmp_path / "run",
+            epochs=1,
+            train_data=tmp_path / "data/train.csv",
+            audio_root=tmp_path / "data/audio",
+            dev_trials=tmp_path / "data/dev.txt",
+        )
+    )
+    assert "20 files of 6 speakers" in capsys.readouterr().out
+    assert set(results["dev"]["unusable_files"]) == {f"s{i}/0.flac" for i in range(4)}
+    assert results["dev"]["skipped_trials"] == 8
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path, run_words):
+    train(run_words(tmp_path, epochs=1))
+    with pytest.raises(ValueError, match=re.escape("ecapa_channels: 16 in the checkpoint, 32 now")):
+        train(run_words(tmp_path, epochs=1, ecapa_channels=32))
+    with pytest.raises(ValueError, match=re.escape("seed: 0 in the checkpoint, 1 now")):
+        train(run_words(tmp_path, epochs=1, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 5, "gradient_accumulation_steps": 2}, "does not divide into 1 ranks x 2"),
+        ({"batch_size": 1000}, "24 samples do not fill one global batch of 1000"),
+        ({"audio_root": "nowhere"}, "12 of 12 files of the trial list are missing under nowhere"),
+    ],
+)
+def test_impossible_runs_are_refused(tmp_path, run_words, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(run_words(tmp_path, **changes))
+
+
+def test_trial_of_a_missing_file_is_refused_before_training(tmp_path, run_words):
+    (tmp_path / "trials.txt").write_text("1 s0/0.flac s0/nowhere.flac\n0 s0/0.flac s1/0.flac\n")
+    with pytest.raises(ValueError, match=re.escape("s0/nowhere.flac")):
+        train(run_words(tmp_path / "run", dev_trials=tmp_path / "trials.txt"))
+    assert not (tmp_path / "run").exists()
