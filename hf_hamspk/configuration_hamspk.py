@@ -1,6 +1,7 @@
 """Configuration of a speaker model: backbone, front-end, pooling, head and scoring."""
 
 import difflib
+import math
 from dataclasses import field, fields
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ HEAD_PARTS = {
 PUBLISHED_SCALE = {"softmax": 1.0}
 PUBLISHED_CURVATURE = {"h": 5.0}
 OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
+# Margins lie in [0, LARGEST_MARGIN): an angle below pi, and more than the whole range of the released distances.
+LARGEST_MARGIN = 3.0
 
 Number = float | int
 
@@ -121,7 +124,7 @@ class HamSpkConfig(PreTrainedConfig):
     auto_map: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_misspelt(kwargs, {f.name for f in fields(self)})
+        _refuse_misspelt(kwargs, {"num_labels", *(f.name for f in fields(self))})
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _backbone_from_dict(self.backbone_config)
         if self.frontend is None:
@@ -157,6 +160,7 @@ class HamSpkConfig(PreTrainedConfig):
             "pooling_channels",
             "mhfa_heads",
             "embedding_size",
+            "num_labels",
         ):
             _at_least(self, name, 1)
         _at_least(self, "mask_mel_bins", 0)
@@ -185,18 +189,27 @@ class HamSpkConfig(PreTrainedConfig):
             )
         if self.backbone_config is None and self.pooling == "mhfa":
             raise ValueError("pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none.")
+        if self.backbone_config is None and self.freeze_backbone:
+            raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
 
     def validate_head(self) -> None:
         """Margin, scale and curvature are in range."""
         scale, margin, curvature = self.scale, self.margin, self.curvature
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be above 0, got {scale}.")
-        if margin is not None and not 0 <= margin < 3:
-            raise ValueError(f"margin must be at least 0 and below 3, got {margin}.")
-        if self.euclidean_weight < 0 or self.hyperbolic_weight < 0:
-            raise ValueError("euclidean_weight and hyperbolic_weight must be at least 0.")
-        if not self.clip_radius > 0:
-            raise ValueError(f"clip_radius must be above 0, got {self.clip_radius}.")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be above 0 and finite, got {scale}.")
+        if margin is not None and not 0 <= margin < LARGEST_MARGIN:
+            raise ValueError(f"margin must be at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
+        if not (0 <= self.euclidean_weight < math.inf and 0 <= self.hyperbolic_weight < math.inf):
+            raise ValueError(
+                "euclidean_weight and hyperbolic_weight must be at least 0 and finite, got "
+                f"{self.euclidean_weight} and {self.hyperbolic_weight}."
+            )
+        if not 0 < self.clip_radius < math.inf:
+            raise ValueError(f"clip_radius must be above 0 and finite, got {self.clip_radius}.")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be finite, got {self.threshold}; None where none was measured.")
+        if self.learnable_curvature and self.head not in ("h", "ham", "joint"):
+            raise ValueError(f"learnable_curvature needs a hyperbolic head ('h', 'ham' or 'joint'), got {self.head!r}.")
         if curvature is not None and self.is_hyperbolic:
             self._validate_curvature(float(curvature))
 
@@ -206,13 +219,15 @@ class HamSpkConfig(PreTrainedConfig):
                 raise ValueError(
                     "learnable_curvature needs projection='curved': in the released variant c only moves the clip."
                 )
+            if not curvature < math.inf:
+                raise ValueError(f"curvature must be finite, got {curvature}.")
             released_radius(curvature)
             return
         largest = (MAX_TANGENT_RADIUS / self.clip_radius) ** 2
         if not 0 < curvature <= largest:
             raise ValueError(
-                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}: beyond "
-                "it float32 cannot hold the points. Lower curvature or clip_radius."
+                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}: "
+                "beyond it float32 cannot hold the points. Lower curvature or clip_radius."
             )
 
 
@@ -233,6 +248,6 @@ def _backbone_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
 def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:
     """transformers takes any key silently; one that is nearly a field is an error, not an extension."""
     for name in given:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near and not name.startswith("_") and name not in ("torch_dtype", "num_labels", "name_or_path"):
             raise ValueError(f"HamSpkConfig has no field {name!r}. Did you mean {near[0]!r}?")

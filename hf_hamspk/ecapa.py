@@ -5,8 +5,8 @@ Letters: `B` batch, `F` mel bins, `C` channels, `T` frames.
 Every layer is convolution, ReLU, batch normalisation, in this order. Frames outside the mask are zeroed after each, so
 that a padded batch gives what each utterance gives alone, and batch statistics in training see valid frames only.
 
-References: Desplanques et al. 2020, arXiv 2005.07143; agrees with the encoder that the released code of arXiv 2601.19709
-uses (C = 1024 there).
+References: Desplanques et al. 2020, arXiv 2005.07143; agrees with the encoder that the released code of arXiv
+2601.19709 uses (C = 1024 there).
 """
 
 import torch

@@ -3,8 +3,8 @@
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `N` points of the Fourier transform.
 
 Every front-end takes waveforms `(B, L)` in [-1, 1] padded on the right and the number of valid samples of each, and
-gives features whose valid frames do not depend on the padding. The constants live in float32 buffers that are not saved:
-they are computed again whenever the model is built, loaded or cast.
+gives features whose valid frames do not depend on the padding. The constants live in float32 buffers that are not
+saved: they are computed again whenever the model is built, loaded or cast.
 
 References: `"fbank"` agrees with the encoder that the released code uses (torchaudio's MelSpectrogram after a
 pre-emphasis); `"kaldi"` with Kaldi's compute-fbank-feats without dither.

@@ -14,8 +14,8 @@ Letters: `B` batch, `K` speakers, `D` embedding size.
 | `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
 | `joint`              | both kinds             | of each                  | weighted sum of the two losses     |
 
-The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of it
-runs in float32 (or float64) with autocast off, and no tensor of B x K x D is made.
+The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of
+it runs in float32 (or float64) with autocast off, and no tensor of B x K x D is made.
 
 References: Fang and He 2026, arXiv 2601.19709, and the released code, whose numbers the heads agree with (RAM included:
 the released form sets the logit of an easy impostor to 0). Wang et al. 2018 (AM), Deng et al. 2019 (AAM), Li et al.
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .configuration_hamspk import HEAD_PARTS, HamSpkConfig
+from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
 from .poincare import MAX_TANGENT_RADIUS, distance, pairwise_distance
 from .pooling import at_least_float32
 from .scoring import normalize, project
@@ -100,6 +100,7 @@ class HyperbolicSimilarity(nn.Module):
         self.projection = config.projection
         self.clip_radius = config.clip_radius
         self.initial_curvature = float(config.curvature)
+        self.largest_curvature = (MAX_TANGENT_RADIUS / config.clip_radius) ** 2
         self.weight = nn.Parameter(torch.empty(config.num_labels, config.embedding_size))
         self.log_curvature = nn.Parameter(torch.empty(())) if config.learnable_curvature else None
         self.reset_centres()
@@ -114,8 +115,14 @@ class HyperbolicSimilarity(nn.Module):
         """`c` in use: a number, or a scalar tensor where it is learned (in float32, inside its bounds)."""
         if self.log_curvature is None:
             return self.initial_curvature
-        largest = (MAX_TANGENT_RADIUS / self.clip_radius) ** 2
-        return self.log_curvature.float().exp().clamp(SMALLEST_CURVATURE, largest)
+        log_c = self.log_curvature.float()
+        # The bound acts on the value and not on the gradient, or a parameter that steps over it could not come back.
+        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
+        return (log_c + (bounded - log_c).detach()).exp()
+
+    def recorded_curvature(self) -> float:
+        """`c` in use as a number that the configuration accepts: rounding may put it just over its bound."""
+        return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         c = self.curvature()
@@ -189,9 +196,9 @@ class SpeakerHead(nn.Module):
         self.set_margin(config.margin)
 
     def set_margin(self, margin: float) -> None:
-        """Use `margin` (at least 0) from now on. Heads without a margin ignore it."""
-        if not margin >= 0:
-            raise ValueError(f"A margin is at least 0, got {margin}.")
+        """Use `margin` (in [0, 3)) from now on. Heads without a margin ignore it."""
+        if not 0 <= margin < LARGEST_MARGIN:
+            raise ValueError(f"A margin is at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
         self.margin = float(margin)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> HeadOutput:
@@ -233,7 +240,7 @@ class JointHead(nn.Module):
         return self.hyperbolic.margin
 
     def set_margin(self, margin: float) -> None:
-        """Use `margin` (at least 0) in both parts from now on."""
+        """Use `margin` (in [0, 3)) in both parts from now on."""
         self.euclidean.set_margin(margin)
         self.hyperbolic.set_margin(margin)
 

@@ -19,13 +19,14 @@ from .configuration_hamspk import HamSpkConfig
 from .ecapa import Ecapa
 from .frontend import FilterBank, length_mask, make_frontend
 from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
+from .inputs import check_batch, check_labels, check_waveform, length_batches
 from .pooling import AttentivePooling, FactorisedAttentivePooling, LayerMix, StatisticsPooling, batch_norm
 from .scoring import score, score_matrix
 
-# An utterance below this holds no speaker: ten frames.
-SHORTEST_SECONDS = 0.1
 # Padded seconds of audio that `embed` sends through the model at once.
 BATCH_SECONDS = 120.0
+# Arguments of `save_pretrained` that say where on the Hub the files go.
+HUB_ARGUMENTS = ("push_to_hub", "repo_id", "token", "revision", "create_pr", "private", "commit_message")
 
 
 @dataclass
@@ -34,8 +35,7 @@ class HamSpkOutput(ModelOutput):
 
     Args:
         embeddings: `(B, D)`, neither normalised nor projected.
-        last_hidden_state: `(B, T, C)` frames that were pooled, 0 where not valid; None for MHFA and for padded batches
-            of group-normalised backbones.
+        last_hidden_state: `(B, T, C)` frames that were pooled, 0 where not valid; None for MHFA.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -86,13 +86,24 @@ class HamSpkPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FilterBank):
             module.restore_constants()
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        if self.config.backbone_config is not None:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        elif enable:
+            raise ValueError(
+                "Gradient checkpointing is for transformers backbones: computing ECAPA-TDNN twice would update its "
+                "batch statistics twice. To save memory, use smaller batches or shorter crops."
+            )
+
     def get_input_embeddings(self) -> None:
         """There are no token embeddings; quantisation asks."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
         """As in transformers, and the feature extractor's file beside the weights."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        make_feature_extractor(self.config).save_pretrained(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            to_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            make_feature_extractor(self.config).save_pretrained(os.fspath(save_directory), **to_hub)
 
     def embed(
         self,
@@ -112,23 +123,23 @@ class HamSpkPreTrainedModel(PreTrainedModel):
             others.
 
         Raises:
-            ValueError: another sampling rate, a waveform that is not one-dimensional, shorter than 0.1 s, or holds NaN
-                or infinite samples; the message names its position.
+            ValueError: another sampling rate, a waveform that is not one-dimensional, shorter than 0.1 s, of integers,
+                or that holds NaN or infinite samples; the message names its position.
         """
         if sampling_rate != self.config.sampling_rate:
             raise ValueError(
                 f"This model works at {self.config.sampling_rate} Hz, the audio has {sampling_rate} Hz. Resample it "
                 "first, for example with torchaudio.functional.resample."
             )
-        tensors = [self._checked(waveform, i) for i, waveform in enumerate(waveforms)]
-        order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape[0])
+        tensors = [check_waveform(waveform, i, sampling_rate) for i, waveform in enumerate(waveforms)]
+        sizes = [tensor.shape[0] for tensor in tensors]
         embeddings = torch.empty(len(tensors), self.config.embedding_size, device=self.device)
         was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                for batch in _length_batches(order, tensors, int(batch_seconds * sampling_rate)):
-                    lengths = torch.tensor([tensors[i].shape[0] for i in batch])
+                for batch in length_batches(sizes, int(batch_seconds * sampling_rate)):
+                    lengths = torch.tensor([sizes[i] for i in batch])
                     values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
                     mask = None
                     if lengths[0] != lengths[-1]:
@@ -136,7 +147,7 @@ class HamSpkPreTrainedModel(PreTrainedModel):
                     embeddings[batch] = self(values, attention_mask=mask).embeddings.float()
         finally:
             self.train(was_training)
-        return embeddings.clone()
+        return embeddings
 
     def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
         """Score pairs of embeddings, row by row, as the configuration says (`similarity`); larger is more alike.
@@ -163,35 +174,6 @@ class HamSpkPreTrainedModel(PreTrainedModel):
             "clip_radius": config.clip_radius,
         }
 
-    def _checked(self, waveform: np.ndarray | Tensor | Sequence[float], position: int) -> Tensor:
-        tensor = torch.as_tensor(waveform)
-        tensor = tensor.float() if not tensor.is_floating_point() else tensor
-        if tensor.ndim != 1:
-            raise ValueError(
-                f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "
-                "or select the channels first."
-            )
-        shortest = round(SHORTEST_SECONDS * self.config.sampling_rate)
-        if tensor.shape[0] < shortest:
-            raise ValueError(
-                f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / self.config.sampling_rate:.3f} "
-                f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
-            )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
-        return tensor
-
-
-def _length_batches(order: list[int], waveforms: list[Tensor], budget: int) -> list[list[int]]:
-    """Cut `order`, sorted by length, into runs whose padded size stays within `budget` samples."""
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * waveforms[i].shape[0] <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
 
 class HamSpkModel(HamSpkPreTrainedModel):
     """Waveforms to speaker embeddings: front-end, ECAPA-TDNN or a transformers backbone, pooling, projection."""
@@ -205,7 +187,10 @@ class HamSpkModel(HamSpkPreTrainedModel):
             channels = config.ecapa_output_channels
         else:
             backbone_config = config.backbone_config
-            assert isinstance(backbone_config, PreTrainedConfig)  # made so by the configuration
+            if not isinstance(backbone_config, PreTrainedConfig):
+                raise ValueError(
+                    "backbone_config must be a configuration; HamSpkConfig makes one of a dict it is given."
+                )
             self.backbone = AutoModel.from_config(backbone_config)
             channels = backbone_config.hidden_size
             layers = backbone_config.num_hidden_layers + 1
@@ -226,7 +211,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether the backbone normalises over time (group norm), so that padding would change the embeddings."""
+        """Whether the backbone normalises over time (group norm), so that padding would change its frames."""
         return getattr(self.config.backbone_config, "feat_extract_norm", "layer") == "group"
 
     def freeze_backbone(self) -> None:
@@ -248,6 +233,8 @@ class HamSpkModel(HamSpkPreTrainedModel):
     def train(self, mode: bool = True) -> "HamSpkModel":
         super().train(mode)
         if self.config.freeze_backbone:
+            # `from_pretrained` makes new parameters, which have a gradient again, and ends in `eval()`.
+            self.backbone.requires_grad_(False)
             self.backbone.eval()
         return self
 
@@ -267,17 +254,15 @@ class HamSpkModel(HamSpkPreTrainedModel):
             kwargs: ignored; what a processor may add.
 
         Raises:
-            ValueError: not two-dimensional, a mask of another shape, or shorter than one analysis window (25 ms).
+            ValueError: not two-dimensional, a mask of another shape, shorter than one analysis window (25 ms), padded
+                on the left, or a single utterance in training.
         """
-        self._check(input_values, attention_mask)
+        check_batch(input_values, attention_mask, self.frontend.smallest_length)
+        if self.pooled_norm.training and input_values.shape[0] < 2:
+            raise ValueError(
+                "Batch normalisation in training needs at least 2 utterances per batch; drop the last batch."
+            )
         lengths = None if attention_mask is None else attention_mask.long().sum(-1)
-        if lengths is not None and self.groups_by_length and not bool((lengths == lengths[0]).all()):
-            output = self._forward_by_length(input_values, lengths)
-        else:
-            output = self._forward(input_values, lengths)
-        return output.to_tuple() if return_dict is False else output
-
-    def _forward(self, input_values: Tensor, lengths: Tensor | None) -> HamSpkOutput:
         features, lengths = self.frontend(input_values, lengths)
         if self.config.backbone_config is None:
             mask = None if lengths is None else length_mask(lengths, features.shape[-1])
@@ -287,12 +272,16 @@ class HamSpkModel(HamSpkPreTrainedModel):
             frames, pooled = self._pool_layers(features.to(self.dtype), lengths)
         pooled = batch_norm(self.pooled_norm, pooled.to(self.dtype), None)
         embeddings = self.embedding_norm(self.projection(pooled))
-        return HamSpkOutput(embeddings=embeddings, last_hidden_state=None if frames is None else frames.mT)
+        output = HamSpkOutput(embeddings=embeddings, last_hidden_state=None if frames is None else frames.mT)
+        return output.to_tuple() if return_dict is False else output
 
     def _pool_layers(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Run a transformers backbone and pool its layers; frames `(B, C, T)` (None for MHFA) and `(B, pooled)`."""
-        samples_mask = None if lengths is None else length_mask(lengths, waveforms.shape[1]).long()
-        hidden = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=True).hidden_states
+        if lengths is not None and self.groups_by_length:
+            hidden = self._layers_by_length(waveforms, lengths)
+        else:
+            samples_mask = None if lengths is None else length_mask(lengths, waveforms.shape[1]).long()
+            hidden = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=True).hidden_states
         mask = None
         if lengths is not None:
             frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)
@@ -304,30 +293,19 @@ class HamSpkModel(HamSpkPreTrainedModel):
             frames = frames * mask[:, None].to(frames.dtype)
         return frames, self.pooling(frames, mask)
 
-    def _forward_by_length(self, input_values: Tensor, lengths: Tensor) -> HamSpkOutput:
-        """Each group of equal length apart and unpadded, for backbones that normalise over time."""
-        parts, places = [], []
+    def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Hidden states N times `(B, T, C)`, each group of equal length run apart and unpadded, then padded with 0."""
+        groups, places = [], []
         for length in lengths.unique().tolist():
             at = (lengths == length).nonzero()[:, 0]
-            parts.append(self._forward(input_values[at, :length], None).embeddings)
+            groups.append(self.backbone(waveforms[at, :length], output_hidden_states=True).hidden_states)
             places.append(at)
-        return HamSpkOutput(embeddings=torch.cat(parts)[torch.cat(places).argsort()])
-
-    def _check(self, input_values: Tensor, attention_mask: Tensor | None) -> None:
-        if input_values.ndim != 2:
-            raise ValueError(
-                f"input_values has shape {tuple(input_values.shape)}; expected (batch, samples) of mono audio."
-            )
-        if attention_mask is not None and attention_mask.shape != input_values.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}; the "
-                "mask marks samples, one for one."
-            )
-        if input_values.shape[1] < self.frontend.smallest_length:
-            raise ValueError(
-                f"input_values holds {input_values.shape[1]} samples; one analysis window needs "
-                f"{self.frontend.smallest_length}, and a speaker at least {SHORTEST_SECONDS} s."
-            )
+        size, order = groups[-1][0].shape[1], torch.cat(places).argsort()
+        # The last group is the longest.
+        return tuple(
+            torch.cat([nn.functional.pad(part, (0, 0, 0, size - part.shape[1])) for part in layer])[order]
+            for layer in zip(*groups, strict=True)
+        )
 
 
 class HamSpkForXVector(HamSpkPreTrainedModel):
@@ -359,7 +337,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         return model
 
     def set_margin(self, margin: float) -> None:
-        """Use another margin (at least 0) from now on; the configuration, and so a saved model, follows."""
+        """Use another margin (in [0, 3)) from now on; the configuration, and so a saved model, follows."""
         self.head.set_margin(margin)
         self.config.margin = self.head.margin
 
@@ -373,10 +351,15 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         self._record_curvature()
         return super().score(enrolment, test)
 
+    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """As `HamSpkModel.score_matrix`, with the curvature as learned so far."""
+        self._record_curvature()
+        return super().score_matrix(enrolment, test)
+
     def _record_curvature(self) -> None:
         for module in self.head.modules():
             if isinstance(module, HyperbolicSimilarity) and module.log_curvature is not None:
-                self.config.curvature = float(module.curvature())
+                self.config.curvature = module.recorded_curvature()
 
     def forward(
         self,
@@ -402,15 +385,8 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
             ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
         """
         if labels is not None and labels.device.type == "cpu":
-            self._check_labels(labels)
+            check_labels(labels, self.config.num_labels)
         embeddings = self.hamspk(input_values, attention_mask).embeddings
         logits, loss = self.head(embeddings, labels)
         output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)
         return output.to_tuple() if return_dict is False else output
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_labels:
-            raise ValueError(
-                f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has {self.config.num_labels} "
-                "speakers (num_labels): rebuild the head with num_labels of the new training set."
-            )

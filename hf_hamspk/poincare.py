@@ -53,9 +53,9 @@ def released_radius(c: float) -> float:
     """
     if not c > 1:
         raise ValueError(
-            f"The released distance needs curvature > 1, got {c}: vectors are clipped to (1 - 1e-5) / sqrt(c), which for "
-            "c <= 1 reaches the rim of the unit ball or leaves it, and the formula stops being a distance. The published "
-            "settings are 3 (HAM) and 5 (H). For a true curvature of any c > 0 choose projection='curved'."
+            f"The released distance needs curvature > 1, got {c}: vectors are clipped to (1 - 1e-5) / sqrt(c), which "
+            "for c <= 1 reaches the rim of the unit ball or leaves it, and the formula stops being a distance. The "
+            "published settings are 3 (HAM) and 5 (H). For a true curvature of any c > 0 choose projection='curved'."
         )
     return (1 - RELEASED_MARGIN) / math.sqrt(c)
 

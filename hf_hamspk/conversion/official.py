@@ -60,8 +60,8 @@ def official_name(name: str) -> str | None:
         if count:
             return prefix + renamed
     raise ValueError(
-        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint holds the trainer's "
-        "whole state, pass only the entries of the encoder, without their 'speaker_encoder.' prefix."
+        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint holds the "
+        "trainer's whole state, pass only the entries of the encoder, without their 'speaker_encoder.' prefix."
     )
 
 
