@@ -44,6 +44,8 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_groups: Res2Net scale, the number of channel groups of a block.
         ecapa_dilations: dilation of each of the three or more blocks, in frames.
         freeze_backbone: the backbone of transformers gets no gradient and stays in evaluation mode.
+        freeze_feature_encoder: its convolutions alone get no gradient, as is usual in fine-tuning; set it to False for
+            a backbone that was not pretrained.
 
     Front-end
         frontend: `"fbank"` (the released code's log mel filter bank, torchaudio's convention), `"kaldi"` (Kaldi's) or
@@ -84,7 +86,8 @@ class HamSpkConfig(PreTrainedConfig):
     """
 
     model_type = "hamspk"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (transformers declares it so)
+    # transformers' own subclasses override the property with a plain dict, too.
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
     backbone_config: dict | PreTrainedConfig | None = None
     ecapa_channels: int = 1024
@@ -93,6 +96,7 @@ class HamSpkConfig(PreTrainedConfig):
     ecapa_groups: int = 8
     ecapa_dilations: list[int] | tuple[int, ...] = (2, 3, 4)
     freeze_backbone: bool = False
+    freeze_feature_encoder: bool = True
 
     frontend: Literal["fbank", "kaldi", "waveform"] | None = None
     sampling_rate: int = 16000
@@ -114,7 +118,7 @@ class HamSpkConfig(PreTrainedConfig):
     projection: Literal["released", "curved"] = "released"
     clip_radius: Number = 1.0
     learnable_curvature: bool = False
-    euclidean_head: Literal["softmax", "scaled_softmax", "normalized_softmax", "am", "aam", "ram"] = "ram"
+    euclidean_head: Literal["scaled_softmax", "normalized_softmax", "am", "aam", "ram"] = "ram"
     euclidean_weight: Number = 0.3
     hyperbolic_weight: Number = 0.7
 
@@ -191,6 +195,11 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError("pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none.")
         if self.backbone_config is None and self.freeze_backbone:
             raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
+        if getattr(self.backbone_config, "add_adapter", False):
+            raise ValueError(
+                "A backbone with add_adapter=True is not supported: its adapter shortens the frames that are pooled. "
+                "Set add_adapter=False in backbone_config."
+            )
 
     def validate_head(self) -> None:
         """Margin, scale and curvature are in range."""

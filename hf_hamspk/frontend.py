@@ -53,7 +53,8 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 def released_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
     """Triangles on the scale `2595 log10(1 + f / 700)`, linear in Hz, `(points // 2 + 1, bins)`."""
     highest = RELEASED_HIGHEST_FRACTION * sampling_rate
-    edges = np.linspace(*(2595 * np.log10(1 + np.array([LOWEST_HZ, highest]) / 700)), bins + 2)
+    low, high = 2595 * np.log10(1 + np.array([LOWEST_HZ, highest]) / 700)
+    edges = np.linspace(low, high, bins + 2)
     return _triangles(np.linspace(0, sampling_rate / 2, points // 2 + 1), 700 * (10 ** (edges / 2595) - 1))
 
 
@@ -63,7 +64,8 @@ def kaldi_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
     def mel(hertz: np.ndarray) -> np.ndarray:
         return 1127 * np.log1p(hertz / 700)
 
-    edges = np.linspace(*mel(np.array([LOWEST_HZ, sampling_rate / 2])), bins + 2)
+    low, high = mel(np.array([LOWEST_HZ, sampling_rate / 2]))
+    edges = np.linspace(low, high, bins + 2)
     return _triangles(mel(np.linspace(0, sampling_rate / 2, points // 2 + 1)), edges)
 
 
@@ -214,7 +216,9 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
     """`(B, size)` bool: a stretch of 0 to `longest` places, uniform inside each length."""
-    width = (torch.rand_like(lengths, dtype=torch.float32) * (longest + 1)).long()
+    # At most half of an utterance, however short.
+    widest = (lengths // 2).clamp_max(longest)
+    width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
     start = (torch.rand_like(width, dtype=torch.float32) * (lengths - width + 1).clamp_min(1)).long()[:, None]
     at = torch.arange(size, device=lengths.device)
     return (at >= start) & (at < start + width[:, None])

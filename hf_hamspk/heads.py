@@ -23,7 +23,7 @@ the released form sets the logit of an easy impostor to 0). Wang et al. 2018 (AM
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,18 @@ class HeadOutput(NamedTuple):
     loss: Tensor | None
 
 
+def make_centres(config: HamSpkConfig) -> nn.Parameter:
+    """Centres `(K, D)`, to be drawn by their owner."""
+    return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
+
+
 class LinearSimilarity(nn.Module):
     """`W x + b`: `(B, D)` to `(B, K)`."""
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.num_labels, config.embedding_size))
-        self.bias = nn.Parameter(torch.empty(config.num_labels))
+        self.weight = make_centres(config)
+        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
         self.reset_centres()
 
     def reset_centres(self) -> None:
@@ -77,7 +82,7 @@ class CosineSimilarity(nn.Module):
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.num_labels, config.embedding_size))
+        self.weight = make_centres(config)
         self.reset_centres()
 
     def reset_centres(self) -> None:
@@ -99,9 +104,9 @@ class HyperbolicSimilarity(nn.Module):
         super().__init__()
         self.projection = config.projection
         self.clip_radius = config.clip_radius
-        self.initial_curvature = float(config.curvature)
+        self.initial_curvature = cast(float, config.curvature)
         self.largest_curvature = (MAX_TANGENT_RADIUS / config.clip_radius) ** 2
-        self.weight = nn.Parameter(torch.empty(config.num_labels, config.embedding_size))
+        self.weight = make_centres(config)
         self.log_curvature = nn.Parameter(torch.empty(())) if config.learnable_curvature else None
         self.reset_centres()
 
@@ -192,8 +197,8 @@ class SpeakerHead(nn.Module):
         super().__init__()
         similarity, self.margin_kind = HEAD_PARTS[config.head if head is None else head]
         self.similarity = SIMILARITIES[similarity](config)
-        self.scale = float(config.scale)
-        self.set_margin(config.margin)
+        self.scale = cast(float, config.scale)
+        self.set_margin(cast(float, config.margin))
 
     def set_margin(self, margin: float) -> None:
         """Use `margin` (in [0, 3)) from now on. Heads without a margin ignore it."""

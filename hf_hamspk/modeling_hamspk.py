@@ -7,13 +7,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput, XVectorOutput
+from transformers.modeling_outputs import XVectorOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_hamspk import HamSpkConfig
 from .ecapa import Ecapa
@@ -38,8 +40,8 @@ class HamSpkOutput(ModelOutput):
         last_hidden_state: `(B, T, C)` frames that were pooled, 0 where not valid; None for MHFA.
     """
 
-    embeddings: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
+    embeddings: Tensor | None = None
+    last_hidden_state: Tensor | None = None
 
 
 def make_feature_extractor(config: HamSpkConfig) -> Wav2Vec2FeatureExtractor:
@@ -144,7 +146,7 @@ class HamSpkPreTrainedModel(PreTrainedModel):
                     mask = None
                     if lengths[0] != lengths[-1]:
                         mask = length_mask(lengths, values.shape[1]).to(self.device)
-                    embeddings[batch] = self(values, attention_mask=mask).embeddings.float()
+                    embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
         finally:
             self.train(was_training)
         return embeddings
@@ -205,8 +207,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         self.pooled_norm = nn.BatchNorm1d(self.pooling.output_size)
         self.projection = nn.Linear(self.pooling.output_size, config.embedding_size)
         self.embedding_norm = nn.BatchNorm1d(config.embedding_size) if config.normalize_embedding else nn.Identity()
-        if config.freeze_backbone:
-            self.freeze_backbone()
+        self._freeze()
         self.post_init()
 
     @property
@@ -219,23 +220,26 @@ class HamSpkModel(HamSpkPreTrainedModel):
         if self.config.backbone_config is None:
             raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
         self.config.freeze_backbone = True
-        self.backbone.requires_grad_(False)
-        self.backbone.eval()
+        self._freeze()
 
     def unfreeze_backbone(self) -> None:
-        """Train the backbone, but for its convolutional feature encoder, as is usual in fine-tuning."""
+        """Train the backbone, but for its feature encoder unless `config.freeze_feature_encoder` is False."""
         self.config.freeze_backbone = False
         self.backbone.requires_grad_(True)
         self.backbone.train(self.training)
-        if hasattr(self.backbone, "feature_extractor"):
-            self.backbone.feature_extractor._freeze_parameters()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if self.config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+            self.backbone.eval()
+        elif self.config.freeze_feature_encoder and hasattr(self.backbone, "feature_extractor"):
+            self.backbone.get_submodule("feature_extractor").requires_grad_(False)
 
     def train(self, mode: bool = True) -> "HamSpkModel":
         super().train(mode)
-        if self.config.freeze_backbone:
-            # `from_pretrained` makes new parameters, which have a gradient again, and ends in `eval()`.
-            self.backbone.requires_grad_(False)
-            self.backbone.eval()
+        # `from_pretrained` makes new parameters, which have a gradient again, and ends in `eval()`.
+        self._freeze()
         return self
 
     def forward(
@@ -284,7 +288,8 @@ class HamSpkModel(HamSpkPreTrainedModel):
             hidden = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=True).hidden_states
         mask = None
         if lengths is not None:
-            frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)
+            # Every speech encoder of transformers has this method; the type checker sees a Module's attribute.
+            frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)  # pyright: ignore[reportCallIssue]
             mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
         if self.layer_mix is None:
             return None, self.pooling(hidden, mask)
@@ -330,10 +335,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         config = HamSpkConfig(backbone_config=pretrained.config, **config_fields)
         model = cls(config)
         model.hamspk.backbone = pretrained
-        if config.freeze_backbone:
-            model.hamspk.freeze_backbone()
-        else:
-            model.hamspk.unfreeze_backbone()
+        model.hamspk._freeze()
         return model
 
     def set_margin(self, margin: float) -> None:
@@ -385,7 +387,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
             ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
         """
         if labels is not None and labels.device.type == "cpu":
-            check_labels(labels, self.config.num_labels)
+            check_labels(labels, cast(int, self.config.num_labels))
         embeddings = self.hamspk(input_values, attention_mask).embeddings
         logits, loss = self.head(embeddings, labels)
         output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)

@@ -8,7 +8,8 @@ factor `lambda = 2 / (1 - |p|^2)`. Two losses are built on it, and the number `c
 - **released**: the formula of the authors' released code, which made the published results. A vector is clipped to the
   norm `(1 - 1e-5) / sqrt(c)` and the distance is the one of the unit ball, of curvature -1. `c` does not enter the
   distance: it only sets the largest radius. A larger `c` means a smaller region, a *flatter* geometry and a smaller
-  range of distances (at most 2.63 for c = 3 and 1.92 for c = 5).
+  range of distances (at most 2.63 for c = 3 and 1.92 for c = 5). (Their floor of 1e-5 on `(1-|x|^2)(1-|y|^2)` is left
+  out: it acts only for c < 1.004.)
 - **curved**: sectional curvature `-c`. A feature `v` is clipped to `|v| <= clip_radius` and mapped by the exponential
   map at the origin, so that its distance from the origin is `2 |v|`; distances are those of the unit ball divided by
   `sqrt(c)`. A larger `c` means a *more* curved geometry; as `c -> 0` the distance tends to `2 |v - w|`.

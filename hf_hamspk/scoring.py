@@ -9,8 +9,8 @@ from torch import Tensor
 from .poincare import BallPoints, distance, pairwise_distance, project_curved, project_released
 from .pooling import at_least_float32
 
-# Below this norm an embedding has no direction; it scores 0 against everything instead of dividing by zero.
-SMALLEST_NORM = 1e-12
+# Below this norm an embedding has no direction: its cosine fades to 0, and the gradient stays below the inverse, 1e6.
+SMALLEST_NORM = 1e-6
 
 
 def normalize(embeddings: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def build_crops(recipe: Recipe, say: Callable[[str], None], progress: bool) -> t
         progress: show a bar.
     """
     data = recipe.data
-    assert data.train_data is not None  # checked by the arguments
-    corpus = load_corpus(data.train_data, data.audio_root, data.audio_column, data.speaker_column)
+    corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
     if data.check_audio != "none":
         report = check_corpus(corpus, data.check_audio == "full", progress=progress)
         say(report.summary())

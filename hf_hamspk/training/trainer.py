@@ -24,7 +24,6 @@ from ..configuration_hamspk import HamSpkConfig
 from ..data.dataset import GlobalBatchSampler, collate
 from ..evaluation.verification import PRIORS, VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
-from . import schedules
 from .arguments import Recipe
 from .building import build_crops, build_model, build_optimizer, read_trial_lists, trial_root
 from .checkpoints import (
@@ -37,6 +36,7 @@ from .checkpoints import (
     write_folder,
 )
 from .memory import keep_freed_memory
+from .schedules import learning_rate, margin
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class Trainer:
 
     def _set_schedules(self, position: float) -> None:
         args = self.args
-        rate = schedules.learning_rate(
+        rate = learning_rate(
             position,
             args.epochs,
             args.learning_rate,
@@ -221,9 +221,7 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.bare_model.set_margin(
-            schedules.margin(position, self.final_margin, args.margin_start_epoch, args.margin_end_epoch)
-        )
+        self.bare_model.set_margin(margin(position, self.final_margin, args.margin_start_epoch, args.margin_end_epoch))
 
     def _set_training_mode(self) -> None:
         self.model.train()
