@@ -1,6 +1,6 @@
-"""Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits and gain.
+"""Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, tone and gain.
 
-One kind is drawn per crop. All randomness comes from the generator that is passed in, so a crop is augmented the same
+One kind or several are drawn per crop. All randomness comes from the generator that is passed in, so a crop is augmented the same
 way whenever it is drawn again. Folders with real noises and room responses (MUSAN, RIRS_NOISES) take the place of the
 generated ones where they are given.
 """
@@ -22,7 +22,7 @@ from .crops import random_crop
 SampleOther = Callable[[np.random.Generator], np.ndarray]
 """Draws a waveform `(L,)` of another utterance of the training corpus."""
 
-KINDS = ("noise", "babble", "reverb", "band", "gain")
+KINDS = ("noise", "babble", "reverb", "band", "equaliser", "gain")
 
 NOISE_SNR_DB = (5.0, 20.0)
 """From a busy street to a quiet office; the published recipe takes 0 to 15 for MUSAN noises, most of which pause."""
@@ -54,6 +54,12 @@ BAND_HIGH_HZ = (3000.0, 7000.0)
 BAND_ORDER = 4
 """Order of both slopes (24 dB per octave), as that of simple codecs."""
 
+EQUALISER_DB = 8.0
+"""Largest gain or loss of the equaliser in a band: what separates the microphones of common telephones."""
+
+EQUALISER_HZ = (100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
+"""Where the gains are drawn, an octave apart; between them they are interpolated over the logarithm of frequency."""
+
 GAIN_DB = (-15.0, 9.0)
 """Distance and recording level; the upper end drives loud recordings into clipping, as happens."""
 
@@ -63,13 +69,15 @@ FLOOR_POWER = 1e-12
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a crop: with `probability`, one of `kinds`, each equally likely.
+    """Augmentation of a crop: with `probability`, one to `most` different `kinds` in turn, each equally likely.
 
     Attributes:
         probability: share of the crops that are augmented, 0 to 1.
         kinds: some of "noise" (coloured Gaussian noise or a file of `noise_dir`), "babble" (3 to 8 other utterances of
             the corpus), "reverb" (exponentially decaying noise as a room response, or a file of `rir_dir`), "band"
-            (telephone-like band limits) and "gain" (level, with clipping).
+            (telephone-like band limits), "equaliser" (the tone of another microphone) and "gain" (level, with
+            clipping).
+        most: largest number of kinds in one crop, at least 1; how many is drawn uniformly.
         noise_dir: folder with noise recordings, searched with its sub-folders.
         rir_dir: folder with room impulse responses, searched with its sub-folders.
         sampling_rate: samples per second of the crops.
@@ -83,6 +91,7 @@ class Augmentation:
     noise_dir: str | None = None
     rir_dir: str | None = None
     sampling_rate: int = SAMPLING_RATE
+    most: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability <= 1.0:
@@ -90,6 +99,8 @@ class Augmentation:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             raise ValueError(f"kinds must be some of {', '.join(KINDS)}, got {self.kinds}")
+        if not 1 <= self.most <= len(self.kinds):
+            raise ValueError(f"most must lie between 1 and the number of kinds, {len(self.kinds)}, got {self.most}")
         # Now, so that an empty folder is found before the training and not by a loader process.
         _ = self._noise_files, self._rir_files
 
@@ -120,7 +131,14 @@ class Augmentation:
         """
         if generator.random() >= self.probability:
             return waveform
-        kind = self.kinds[int(generator.integers(len(self.kinds)))]
+        count = int(generator.integers(1, self.most + 1))
+        for place in generator.permutation(len(self.kinds))[:count]:
+            waveform = self._apply(self.kinds[int(place)], waveform, generator, sample_other)
+        return waveform
+
+    def _apply(
+        self, kind: str, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None
+    ) -> np.ndarray:
         if kind == "noise":
             noise = self._noise(len(waveform), generator)
             return add_at_snr(waveform, noise, generator.uniform(*NOISE_SNR_DB))
@@ -134,6 +152,9 @@ class Augmentation:
         if kind == "band":
             low, high = generator.uniform(*BAND_LOW_HZ), generator.uniform(*BAND_HIGH_HZ)
             return limit_band(waveform, low, high, self.sampling_rate)
+        if kind == "equaliser":
+            gains = generator.uniform(-EQUALISER_DB, EQUALISER_DB, len(EQUALISER_HZ))
+            return equalise(waveform, gains, self.sampling_rate)
         gain = 10.0 ** (generator.uniform(*GAIN_DB) / 20.0)
         return np.clip(waveform * np.float32(gain), -1.0, 1.0)
 
@@ -252,6 +273,24 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
     for _ in range(BAND_ORDER.bit_length() - 1):
         low, high = low * low, high * high
     gain = np.sqrt(low / (1.0 + low) / (1.0 + high))
+    return np.fft.irfft(np.fft.rfft(waveform, size) * gain, size)[: len(waveform)].astype(np.float32, copy=False)
+
+
+def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Raise and lower bands, without phase shift.
+
+    Args:
+        waveform: `(L,)`.
+        gains_db: one for each frequency of `EQUALISER_HZ`; constant beyond the first and the last.
+        sampling_rate: samples per second.
+
+    Returns:
+        `(L,)` float32.
+    """
+    size = fast_fft_length(len(waveform))
+    hertz = np.arange(size // 2 + 1) * (sampling_rate / size)
+    decibels = np.interp(np.log(np.maximum(hertz, EQUALISER_HZ[0])), np.log(EQUALISER_HZ), gains_db)
+    gain = (10.0 ** (decibels / 20.0)).astype(np.float32)
     return np.fft.irfft(np.fft.rfft(waveform, size) * gain, size)[: len(waveform)].astype(np.float32, copy=False)
 
 

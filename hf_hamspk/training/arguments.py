@@ -68,8 +68,9 @@ class DataArguments:
             reads the headers only; `"none"` trusts them (a bad one met in training is then replaced and counted).
         crop_seconds: length of a training crop; 2.015 s (200 frames) in the paper.
         speed_factors: each but the first, 1.0, makes new speakers, for example 1.0 0.9 1.1.
-        augment_probability: share of crops that get noise, babble, reverberation, a band limit or another level.
-        augment_kinds: some of noise, babble, reverb, band, gain.
+        augment_probability: share of crops that are augmented.
+        augment_kinds: some of noise, babble, reverb, band, equaliser, gain.
+        augment_most: largest number of kinds in one crop.
         noise_folder, rir_folder: recordings to use for noise and reverberation instead of synthetic ones.
         dev_trials: trial list on which the best model is chosen.
         test_trials: trial lists reported at the end.
@@ -87,7 +88,8 @@ class DataArguments:
     crop_seconds: float = 2.015
     speed_factors: list[float] = field(default_factory=lambda: [1.0])
     augment_probability: float = 0.0
-    augment_kinds: list[str] = field(default_factory=lambda: ["noise", "babble", "reverb", "band", "gain"])
+    augment_kinds: list[str] = field(default_factory=lambda: ["noise", "babble", "reverb", "band", "equaliser", "gain"])
+    augment_most: int = 1
     noise_folder: str | None = None
     rir_folder: str | None = None
     dev_trials: str | None = None

@@ -54,7 +54,12 @@ def build_crops(recipe: Recipe, say: Callable[[str], None], progress: bool) -> t
     augmentation = None
     if data.augment_probability > 0:
         augmentation = Augmentation(
-            data.augment_probability, tuple(data.augment_kinds), data.noise_folder, data.rir_folder, rate
+            data.augment_probability,
+            tuple(data.augment_kinds),
+            data.noise_folder,
+            data.rir_folder,
+            rate,
+            data.augment_most,
         )
     crops = SpeakerCrops(
         corpus,

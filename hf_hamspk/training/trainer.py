@@ -101,7 +101,10 @@ class Trainer:
         """What a checkpoint must share with the run that resumes it, as JSON has it."""
         arguments = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in _FREE_ARGUMENTS}
         data = dataclasses.asdict(self.data)
-        shared = {k: data[k] for k in ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds")}
+        shared = {
+            k: data[k]
+            for k in ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds", "augment_most")
+        }
         model = config.to_diff_dict()
         for name in ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path"):
             model.pop(name, None)

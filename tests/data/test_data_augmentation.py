@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from hf_hamspk.data.audio import AudioError
+from hf_hamspk.data.audio import SAMPLING_RATE, AudioError
 from hf_hamspk.data.augmentation import (
     BABBLE_SNR_DB,
+    EQUALISER_HZ,
     KINDS,
     NOISE_SNR_DB,
     Augmentation,
     add_at_snr,
     babble,
     coloured_noise,
+    equalise,
     fast_fft_length,
     limit_band,
     reverberate,
@@ -170,7 +172,7 @@ def test_files_of_the_user_take_the_place_of_generated_noise_and_rooms(tmp_path)
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=re.escape("probability must lie between 0 and 1, got 1.5")):
         Augmentation(1.5)
-    known = "kinds must be some of noise, babble, reverb, band, gain, got ('music',)"
+    known = "kinds must be some of noise, babble, reverb, band, equaliser, gain, got ('music',)"
     with pytest.raises(ValueError, match=re.escape(known)):
         Augmentation(kinds=("music",))
     with pytest.raises(ValueError, match=re.escape("kinds must be some of")):
@@ -179,3 +181,23 @@ def test_what_is_refused(tmp_path):
         Augmentation(noise_dir=str(tmp_path))
     with pytest.raises(ValueError, match=re.escape("pass sample_other, or leave it out of kinds")):
         Augmentation(1.0, kinds=("babble",))(white(10), np.random.default_rng(0))
+
+
+def test_equaliser_gives_the_gains_it_is_asked_for():
+    """A tone at a band's centre is raised by that band's gain."""
+    gains = np.array([-8.0, 6.0, 0.0, -3.0, 8.0, -6.0, 2.0])
+    time = np.arange(SAMPLING_RATE) / SAMPLING_RATE
+    for hertz, gain in zip(EQUALISER_HZ[1:-1], gains[1:-1], strict=True):
+        tone = np.sin(2 * np.pi * hertz * time).astype(np.float32)
+        louder = equalise(tone, gains, SAMPLING_RATE)
+        assert 20 * np.log10(np.std(louder) / np.std(tone)) == pytest.approx(gain, abs=0.1)
+
+
+def test_several_kinds_may_be_applied_to_one_crop():
+    """With `most` 2, one or two of the kinds: the result is that of one kind, or of two different ones in turn."""
+    crop = white(1000)
+    augmentation = Augmentation(1.0, kinds=("equaliser", "gain"), most=2)
+    results = {augmentation(crop, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    assert len(results) == 20
+    with pytest.raises(ValueError, match=re.escape("most must lie between 1 and the number of kinds, 2, got 3")):
+        Augmentation(kinds=("band", "gain"), most=3)
