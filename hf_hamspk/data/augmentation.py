@@ -1,8 +1,8 @@
 """Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, tone and gain.
 
-One kind or several are drawn per crop. All randomness comes from the generator that is passed in, so a crop is augmented the same
-way whenever it is drawn again. Folders with real noises and room responses (MUSAN, RIRS_NOISES) take the place of the
-generated ones where they are given.
+One kind or several are drawn per crop. All randomness comes from the generator passed in, so a crop is augmented
+the same way whenever it is drawn again. Folders with real noises and room responses (MUSAN, RIRS_NOISES) take the place
+of the generated ones where they are given.
 """
 
 import functools
