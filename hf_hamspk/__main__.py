@@ -1,0 +1,109 @@
+"""The command line: `hamspk <command> ...`, also `python -m hf_hamspk <command> ...`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import hf_hamspk
+
+# Command to what it does. Their modules are imported when they are asked for: torch alone takes seconds.
+COMMANDS = {
+    "train": "train a model from a recipe",
+    "evaluate": "EER, minDCF and plots of a model on trial lists",
+    "embed": "speaker embeddings of audio files",
+    "verify": "are these recordings of the same speaker?",
+    "doctor": "check the installed packages, and mend torchaudio beside a CPU-only torch",
+    "demo": "train and verify on synthetic voices, without any download",
+}
+# Works where transformers cannot be imported.
+_WITHOUT_MODELS = {"doctor"}
+# Hands the words that argparse does not know to its own parser.
+_WITH_OWN_PARSER = {"train"}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the words after `hamspk`; those of the process by default.
+
+    Returns:
+        Exit code: 0, 1 where a part of the work could not be done, 2 for an error, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        if command in COMMANDS and command not in _WITHOUT_MODELS:
+            _prepare()
+        parser = make_parser(command)
+        arguments, arguments.rest = parser.parse_known_args(words)
+        if arguments.rest and arguments.command not in _WITH_OWN_PARSER:
+            parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("hamspk: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if "--traceback" in words or not is_explained(error):
+            raise
+        print(f"hamspk: error: {one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _prepare() -> None:
+    """Register the models, and keep transformers from drawing a bar for each file it reads or writes."""
+    hf_hamspk.register()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of everything; of the commands, only `command` gets its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="hamspk",
+        description="Speaker verification with HAM-Softmax: train, evaluate, verify.",
+        epilog="`hamspk COMMAND --help` explains a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hamspk {hf_hamspk.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, summary in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == command:
+            module = importlib.import_module(f".cli.{name}", __package__)
+            module.add_arguments(own)
+            own.set_defaults(run=module.run)
+        own.add_argument(
+            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where in the code an error arose"
+        )
+    return parser
+
+
+def is_explained(error: Exception) -> bool:
+    """Whether the message of an error says by itself what was wrong with what the user gave."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, StrictDataclassError)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without its line breaks."""
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""`hamspk demo`: the whole way from a corpus to a verified pair, on synthetic voices, without any download."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from ..data.synthetic import make_corpus
+from ..evaluation.plots import plot_det, plot_score_histogram
+from ..evaluation.trials import Trials, read_trials
+from ..evaluation.verification import VerificationResult, embed_files, verify_trials
+from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..training import Trainer, read_recipe
+from .models import load_model
+
+MARKER = ".hamspk-demo"
+CAVEAT = (
+    "These voices are synthetic: the numbers show that everything works together, and say nothing about real voices."
+)
+# Seconds between two looks at how many files there are.
+WATCH_SECONDS = 0.5
+# Small enough for a processor: see the sizes of `Size`.
+MODEL = {
+    "head": "ham",
+    "ecapa_channels": 64,
+    "ecapa_output_channels": 192,
+    "ecapa_bottleneck": 32,
+    "pooling_channels": 64,
+    "embedding_size": 96,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+        training_speakers: speakers to train with.
+        held_out_speakers: speakers of the dev and the test list, half of them each.
+        utterances: of each speaker.
+        epochs: passes over the training utterances.
+        batch_size: utterances per step.
+    """
+
+    training_speakers: int
+    held_out_speakers: int
+    utterances: int
+    epochs: int
+    batch_size: int
+
+
+FULL = Size(training_speakers=100, held_out_speakers=40, utterances=10, epochs=12, batch_size=50)
+QUICK = Size(training_speakers=8, held_out_speakers=8, utterances=4, epochs=2, batch_size=16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `hamspk demo`."""
+    parser.add_argument("--output", default="hamspk-demo", metavar="DIR", help="folder for everything (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the voices and of the training (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a handful of steps: shows the way, learns nothing")
+    parser.epilog = f"Takes a few minutes on two cores. {CAVEAT}"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make voices, train, compare with the untrained model, verify in a fresh process, draw."""
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}.")
+    began = time.monotonic()
+    folder, size = Path(arguments.output).resolve(), QUICK if arguments.quick else FULL
+    prepare_folder(folder)
+    # A second thread gains little on so small a model, and waits for its core on a busy machine.
+    torch.set_num_threads(1)
+
+    _headline(1, f"{size.training_speakers + size.held_out_speakers} synthetic speakers")
+    make_voices(folder, size, arguments.seed)
+    test = read_trials(folder / "test.txt")
+
+    _headline(2, "training a small ECAPA-TDNN with HAM")
+    trainer = Trainer(read_recipe([str(write_recipe(folder, size, arguments.seed))]))
+    untrained = _verify(trainer.bare_model, test, folder)
+    began_training = time.monotonic()
+    trainer.train()
+    training_seconds = time.monotonic() - began_training
+
+    _headline(3, "speakers that it never heard")
+    model = load_model(str(folder / "run" / "final"), "cpu")
+    trained = _verify(model, test, folder)
+    print(f"EER untrained {100 * untrained.eer:.2f} %, trained {100 * trained.eer:.2f} %")
+
+    _headline(4, "the model in a fresh process that cannot import this package")
+    pairs = choose_pairs(test)
+    answers = ask_stranger(folder, pairs)
+    for kind, answer in zip(pairs, answers, strict=True):
+        print(f"{kind:<19} score {answer['score']:.4f}, threshold {answer['threshold']:.4f}: {answer['decision']}")
+
+    _headline(5, "plots")
+    threshold = answers[0]["threshold"]
+    draw(folder, untrained, trained, threshold, model.config.similarity)
+    facts = {
+        "untrained": untrained.summary(),
+        "trained": trained.summary(),
+        "threshold_of_dev_list": threshold,
+        "fresh_process": dict(zip(pairs, answers, strict=True)),
+        "training_seconds": training_seconds,
+        "seconds": time.monotonic() - began,
+        "note": CAVEAT,
+    }
+    (folder / "results.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(format_summary(folder, size, facts))
+    return 0
+
+
+def prepare_folder(folder: Path) -> None:
+    """An empty folder with the mark of a demo; what an earlier demo left in it is removed.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another folder with --output.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise ValueError(
+                f"{folder} is not empty and was not made by a demo; choose another folder with --output, or empty it."
+            )
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != MARKER:
+                entry.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text("Made by `hamspk demo`, which empties this folder when it is run again.\n")
+
+
+def make_voices(folder: Path, size: Size, seed: int) -> None:
+    """Write `corpus/`, and its trials as `dev.txt` and `test.txt`, each over its own half of the held-out speakers."""
+    speakers = size.training_speakers + size.held_out_speakers
+    corpus = folder / "corpus"
+    with _count_files(corpus, speakers * size.utterances):
+        make_corpus(
+            corpus,
+            speakers,
+            size.utterances,
+            seed,
+            duration_range=(1.5, 3.0),
+            test_share=size.held_out_speakers / speakers,
+        )
+    lines = (corpus / "trials.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [[Path(name).parts[1] for name in line.split()[1:]] for line in lines]  # test/SPEAKER/session/utterance
+    held_out = sorted({speaker for pair in pairs for speaker in pair})
+    half = len(held_out) // 2
+    for name, own in (("dev.txt", set(held_out[:half])), ("test.txt", set(held_out[half:]))):
+        kept = [line for line, pair in zip(lines, pairs, strict=True) if own.issuperset(pair)]
+        (folder / name).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def write_recipe(folder: Path, size: Size, seed: int) -> Path:
+    """The recipe of the training, as `hamspk train` reads it."""
+    corpus = folder / "corpus"
+    recipe = MODEL | {
+        "train_data": str(corpus / "train.csv"),
+        "audio_root": str(corpus),
+        "dev_trials": str(folder / "dev.txt"),
+        "output_dir": str(folder / "run"),
+        "cache_megabytes": 500,
+        "crop_seconds": 1.5,
+        "epochs": size.epochs,
+        "batch_size": size.batch_size,
+        "learning_rate": 0.002,
+        "average_last": 3,
+        "evaluate_every": 2,
+        "seed": seed,
+        "cpu": True,
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def choose_pairs(trials: Trials) -> dict[str, tuple[str, str]]:
+    """The first trial of each kind: `{"same speaker": (enrolment, test), "different speakers": ...}`."""
+    found = {}
+    for kind, label in (("same speaker", 1), ("different speakers", 0)):
+        row = trials.labels.tolist().index(label)
+        found[kind] = (trials.enrolment[row], trials.test[row])
+    return found
+
+
+def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
+    """Let `stranger.py` decide the pairs in a process of its own, offline, with its code cache in `folder`.
+
+    Raises:
+        ValueError: it failed; the message has what it said.
+    """
+    files = [str(folder / "corpus" / name) for pair in pairs.values() for name in pair]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    script = Path(__file__).with_name("stranger.py")
+    command = [sys.executable, "-P", str(script), str(folder / "run" / "final"), *files]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise ValueError(f"The model could not be used in a fresh process: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw(
+    folder: Path, untrained: VerificationResult, trained: VerificationResult, threshold: float, similarity: str
+) -> None:
+    """`det.png` and `scores.png`."""
+    curves = {name: (r.scores, r.labels) for name, r in (("untrained", untrained), ("trained", trained))}
+    plot_det(curves, folder / "det.png", "Synthetic voices")
+    plot_score_histogram(
+        trained.scores, trained.labels, folder / "scores.png", threshold, similarity, "Synthetic voices, trained model"
+    )
+
+
+def format_summary(folder: Path, size: Size, facts: dict) -> str:
+    """What was measured and where everything lies."""
+    trained = facts["trained"]
+    utterances = size.training_speakers * size.utterances
+    rows = {
+        "trained on": f"{size.training_speakers} synthetic speakers, {utterances} utterances",
+        "tested on": f"{size.held_out_speakers // 2} others, {trained['trials']} trials",
+        "EER, untrained": f"{100 * facts['untrained']['eer']:.2f} %",
+        "EER, trained": f"{100 * trained['eer']:.2f} %",
+        "time": f"{facts['seconds']:.0f} s, of which training {facts['training_seconds']:.0f} s",
+        "model": folder / "run" / "final",
+        "recipe": folder / "recipe.yaml",
+        "corpus": folder / "corpus",
+        "DET plot": folder / "det.png",
+        "score histogram": folder / "scores.png",
+        "numbers": folder / "results.json",
+    }
+    return "\n".join(["", *(f"{name:<17}{value}" for name, value in rows.items()), "", CAVEAT])
+
+
+def _verify(model: HamSpkPreTrainedModel, trials: Trials, folder: Path) -> VerificationResult:
+    return verify_trials(model, trials, embed_files(model, trials.files, folder / "corpus"))
+
+
+def _headline(number: int, text: str) -> None:
+    print(f"\n[{number}/5] {text}", flush=True)
+
+
+@contextmanager
+def _count_files(folder: Path, total: int) -> Iterator[None]:
+    """A bar of the audio files in `folder`, while something else writes them."""
+    done = threading.Event()
+    with tqdm(total=total, desc="making voices", unit="file") as bar:
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                bar.update(sum(1 for _ in folder.rglob("*.flac")) - bar.n)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+            bar.update(total - bar.n)
+        finally:
+            done.set()
+            watcher.join()

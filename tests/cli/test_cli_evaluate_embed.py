@@ -1,0 +1,133 @@
+"""`hamspk evaluate` and `hamspk embed`."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from safetensors.numpy import load_file
+from tiny_models import RATE, noises
+
+from hf_hamspk.cli import evaluate
+from hf_hamspk.cli.models import load_model
+from hf_hamspk.data.audio import read_audio
+
+TRIALS = "1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n0 b.wav d.wav\n"
+
+
+def write(folder, name: str, text: str):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_table_numbers_and_plots(tmp_path, hamspk, model_folder, audio):
+    first = write(tmp_path, "first.txt", TRIALS)
+    second = write(tmp_path, "second.txt", "1 a.wav b.wav\n0 a.wav d.wav\n0 a.wav silence.wav\n")
+    output, plots = tmp_path / "new" / "results.json", tmp_path / "plots"
+    code, out, _ = hamspk(
+        *("evaluate", model_folder, first, second, "--audio-root", audio, "--prior", 0.01, 0.5),
+        *("--output", output, "--plots", plots),
+    )
+    assert code == 0
+    head = out.splitlines()[0]
+    assert re.sub(" +", " ", head) == "trial list trials skipped EER % threshold minDCF(0.01) minDCF(0.5)"
+    assert out.splitlines()[1].split()[:3] == ["first", "4", "0"]
+    assert out.splitlines()[2].split()[:3] == ["second", "2", "1"]
+    assert "1 files could not be used" in out
+    assert "silence.wav: holds no sound" in out
+
+    numbers = json.loads(output.read_text())
+    assert numbers["protocol"] == "whole"
+    assert numbers["similarity"] == "cosine"
+    assert numbers["test"]["first"]["skipped_trials"] == 0
+    assert numbers["test"]["first"]["unusable_files"] == {}
+    assert list(numbers["test"]["second"]["unusable_files"]) == ["silence.wav"]
+    assert {"min_dcf_0.01", "min_dcf_0.5"} <= numbers["test"]["first"].keys()
+    assert sorted(file.name for file in plots.iterdir()) == ["det.png", "scores-first.png", "scores-second.png"]
+
+
+def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monkeypatch):
+    asked = []
+    embed = evaluate.embed_files
+    monkeypatch.setattr(evaluate, "embed_files", lambda m, names, *rest: asked.append(names) or embed(m, names, *rest))
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    lists = [write(folder, "list.txt", TRIALS) for folder in (one, two)]
+    code, out, _ = hamspk("evaluate", model_folder, *lists, "--audio-root", audio, "--protocol", "paper")
+    assert code == 0
+    assert asked == [["a.wav", "b.wav", "c.wav", "d.wav"]]
+    # Lists of the same name are told apart by their paths.
+    assert all(str(path) in out for path in lists)
+
+
+def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
+    trials = write(tmp_path, "trials.txt", TRIALS + "0 a.wav gone.wav\n")
+    assert "There is no trial list nope.txt" in refusal("evaluate", model_folder, "nope.txt", "--audio-root", audio)
+    message = refusal("evaluate", model_folder, trials, "--audio-root", audio)
+    assert f"1 of 5 files of the trial list are missing under {audio}: gone.wav" in message
+    assert "There is no folder nope" in refusal("evaluate", model_folder, trials, "--audio-root", "nope")
+    malformed = write(tmp_path, "malformed.txt", "yes a.wav b.wav\n")
+    assert "line 1: expected 'label enrolment test'" in refusal(
+        "evaluate", model_folder, malformed, "--audio-root", audio
+    )
+    one_kind = write(tmp_path, "one-kind.txt", "1 a.wav b.wav\n")
+    assert "not of both kinds" in refusal("evaluate", model_folder, one_kind, "--audio-root", audio)
+    good = write(tmp_path, "good.txt", TRIALS)
+    assert "--prior must lie strictly between 0 and 1, got 1.0" in refusal(
+        "evaluate", model_folder, good, "--audio-root", audio, "--prior", 1
+    )
+    assert "There is no folder" in refusal("evaluate", tmp_path / "nope", good, "--audio-root", audio)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
+    output = tmp_path / "new" / f"embeddings{suffix}"
+    files = [audio / "a.wav", audio / "telephone.wav", audio / "stereo.wav"]
+    code, out, err = hamspk("embed", model_folder, *files, files[0], "--output", output)
+    assert code == 0
+    assert "3 files embedded (8.5 s of audio), 0 skipped: 24 numbers each" in out
+    assert "skipped" not in err
+    stored = load_file(output) if suffix == ".safetensors" else dict(np.load(output))
+    assert set(stored) == {str(file) for file in files}
+    expected = load_model(str(model_folder), "cpu").embed([read_audio(file) for file in files], 16000)
+    for file, row in zip(files, expected, strict=True):
+        assert stored[str(file)].dtype == np.float32
+        torch.testing.assert_close(torch.from_numpy(stored[str(file)]), row, rtol=1e-4, atol=1e-5)
+
+
+def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_folder, audio):
+    (tmp_path / "empty").mkdir()
+    nested = tmp_path / "nested" / "speaker" / "session"
+    nested.mkdir(parents=True)
+    sf.write(nested / "good.FLAC", noises(1.0)[0].numpy(), RATE, format="FLAC")
+    (nested / "._good.flac").write_text("what macOS leaves")
+    (nested / "notes.txt").write_text("no audio")
+    output = tmp_path / "e.npz"
+    code, out, err = hamspk(
+        "embed", model_folder, audio, tmp_path / "nested", tmp_path / "empty", "gone.wav", "--output", output
+    )
+    assert code == 1
+    assert "8 files embedded" in out
+    assert "6 skipped" in out
+    for reason in (
+        "short.wav: lasts 0.05 s",
+        "silence.wav: holds no sound",
+        "nan.wav: holds 3 NaN",
+        "text.wav: cannot be decoded",
+        "gone.wav: no such file",
+        "empty: the folder holds no file that ends in .wav",
+    ):
+        assert reason in err
+    assert str(nested / "good.FLAC") in np.load(output)
+
+
+def test_nothing_to_embed(tmp_path, hamspk, refusal, model_folder, audio):
+    code, out, _ = hamspk("embed", model_folder, audio / "silence.wav", "--output", tmp_path / "e.npz")
+    assert code == 1
+    assert "0 files embedded (0.0 s of audio), 1 skipped: nothing was written" in out
+    assert not (tmp_path / "e.npz").exists()
+    message = refusal("embed", model_folder, audio / "a.wav", "--output", "embeddings.csv")
+    assert "--output must end in .npz or .safetensors, got embeddings.csv" in message
