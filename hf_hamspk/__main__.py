@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
-# Command to what it does. Their modules are imported when they are asked for: torch alone takes seconds.
+# Command to what it does. Their modules are imported when they are asked for: doctor must run where others cannot.
 COMMANDS = {
     "train": "train a model from a recipe",
     "evaluate": "EER, minDCF and plots of a model on trial lists",
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare() -> None:
-    """Register the models, and keep transformers from drawing a bar for each file it reads or writes."""
-    hf_hamspk.register()
+    """Raise now what keeps the models from being imported; keep transformers from drawing a bar for each file."""
+    _ = hf_hamspk.HamSpkModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()

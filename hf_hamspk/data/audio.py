@@ -84,9 +84,10 @@ def import_torchaudio() -> ModuleType:
     except (ImportError, OSError, RuntimeError) as error:
         kind = "CPU-only" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise ImportError(
-            f"torchaudio is a CUDA build but this torch ({torch.__version__}) is {kind}; install the torch from PyPI "
-            "(`pip install 'torch>=2.11,<2.15'`), or run `python -m hf_hamspk.cli.doctor --fix-torchaudio`, which "
-            f"removes torchaudio's compiled extension so it imports as pure Python. The import said: {error}"
+            f"torchaudio cannot be imported ({error}). PyPI's is a build for CUDA 13.0, and this torch "
+            f"({torch.__version__}) is {kind}: install the torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run "
+            "`python -m hf_hamspk.cli.doctor --fix-torchaudio`, which removes torchaudio's compiled extension so that "
+            "it imports as pure Python"
         ) from error
     return torchaudio
 
