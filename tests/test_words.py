@@ -1,0 +1,53 @@
+"""Words and code say the same: what the README shows runs, and what it names is there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_models import tiny_config
+
+from hf_hamspk import HamSpkForXVector
+from hf_hamspk.__main__ import COMMANDS
+from hf_hamspk.configuration_hamspk import HEAD_PARTS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_of_the_readme_runs(code, tmp_path, monkeypatch, capsys):
+    model = HamSpkForXVector(tiny_config("ecapa", threshold=0.5))
+    model.save_pretrained(tmp_path / "hamspk-demo" / "run" / "final")
+    for seed, name in enumerate(("enrolment.wav", "test.wav")):
+        soundfile.write(tmp_path / name, 0.1 * np.random.default_rng(seed).standard_normal(16000 + 4000 * seed), 16000)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.fullmatch(r"tensor\(-?\d\.\d+\) 0\.5\n", capsys.readouterr().out)
+
+
+def test_commands_of_the_readme_exist():
+    named = set(re.findall(r"^(?:\.venv/bin/)?hamspk ([a-z]+)", "\n".join(blocks("bash")), re.MULTILINE))
+    assert named and named <= set(COMMANDS)
+
+
+def test_files_that_the_readme_names_exist():
+    named = set(re.findall(r"\b(?:examples|hf_hamspk|tests)/[\w/]+\.(?:py|yaml)", README))
+    assert named
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+def test_every_head_is_in_the_readme():
+    for name in [*HEAD_PARTS, "joint"]:
+        assert f"`{name}`" in README, name
+
+
+def test_nothing_is_left_to_fill_in():
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        assert not re.search(r"PLACEHOLDER|TODO|FIXME", file.read_text(encoding="utf-8")), file.name
