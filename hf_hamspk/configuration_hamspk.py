@@ -131,6 +131,9 @@ class HamSpkConfig(PreTrainedConfig):
         _refuse_misspelt(kwargs, {"num_labels", *(f.name for f in fields(self))})
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _backbone_from_dict(self.backbone_config)
+        if self.backbone_config is not None and getattr(self.backbone_config, "layerdrop", 0):
+            # transformers leaves a dropped layer out of the hidden states, whose sum and attention need them all.
+            self.backbone_config.layerdrop = 0.0
         if self.frontend is None:
             self.frontend = "fbank" if self.backbone_config is None else "waveform"
         if self.scale is None:
@@ -186,6 +189,11 @@ class HamSpkConfig(PreTrainedConfig):
         """The front-end feeds the backbone."""
         if self.backbone_config is None and self.frontend == "waveform":
             raise ValueError("ECAPA-TDNN needs frontend 'fbank' or 'kaldi'; 'waveform' needs a backbone_config.")
+        if self.backbone_config is not None and not hasattr(self.backbone_config, "conv_kernel"):
+            raise ValueError(
+                f"backbone_config describes a {getattr(self.backbone_config, 'model_type', '?')!r} model; expected a "
+                "speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or 'hubert'."
+            )
         if self.backbone_config is not None and self.frontend != "waveform":
             raise ValueError(
                 f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}; leave backbone_config out "

@@ -8,17 +8,31 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
 
 # An utterance below this holds no speaker: ten frames.
 SHORTEST_SECONDS = 0.1
+# Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio.
+SILENCE_SPAN = 2e-5
+
+
+def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+    """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=sampling_rate,
+        padding_value=0.0,
+        do_normalize=False,
+        return_attention_mask=True,
+    )
 
 
 def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: int, sampling_rate: int) -> Tensor:
     """One utterance as a tensor `(L,)` of float32 (or as it came, where that is wider or narrower).
 
     Raises:
-        ValueError: not one-dimensional, shorter than 0.1 s, integers, or NaN or infinite samples; the message names
-            `position`.
+        ValueError: not one-dimensional, shorter than 0.1 s, integers, NaN or infinite samples, or silence; the message
+            names `position`.
     """
     tensor = torch.as_tensor(waveform)
     if tensor.ndim != 1:
@@ -39,6 +53,8 @@ def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: in
         )
     if not torch.isfinite(tensor).all():
         raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
+    if float(tensor.max() - tensor.min()) < SILENCE_SPAN:
+        raise ValueError(f"Waveform {position} holds no sound: all its samples are alike. Check the recording.")
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

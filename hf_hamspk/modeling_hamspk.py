@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import XVectorOutput
 from transformers.utils.generic import ModelOutput
@@ -21,7 +21,7 @@ from .configuration_hamspk import HamSpkConfig
 from .ecapa import Ecapa
 from .frontend import FilterBank, length_mask, make_frontend
 from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
-from .inputs import check_batch, check_labels, check_waveform, length_batches
+from .inputs import check_batch, check_labels, check_waveform, length_batches, make_feature_extractor
 from .pooling import AttentivePooling, FactorisedAttentivePooling, LayerMix, StatisticsPooling, batch_norm
 from .scoring import score, score_matrix
 
@@ -42,17 +42,6 @@ class HamSpkOutput(ModelOutput):
 
     embeddings: Tensor | None = None
     last_hidden_state: Tensor | None = None
-
-
-def make_feature_extractor(config: HamSpkConfig) -> Wav2Vec2FeatureExtractor:
-    """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=config.sampling_rate,
-        padding_value=0.0,
-        do_normalize=False,
-        return_attention_mask=True,
-    )
 
 
 class HamSpkPreTrainedModel(PreTrainedModel):
@@ -105,7 +94,7 @@ class HamSpkPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             to_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            make_feature_extractor(self.config).save_pretrained(os.fspath(save_directory), **to_hub)
+            make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(save_directory), **to_hub)
 
     def embed(
         self,
@@ -126,7 +115,7 @@ class HamSpkPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: another sampling rate, a waveform that is not one-dimensional, shorter than 0.1 s, of integers,
-                or that holds NaN or infinite samples; the message names its position.
+                silent, or that holds NaN or infinite samples; the message names its position.
         """
         if sampling_rate != self.config.sampling_rate:
             raise ValueError(
@@ -323,16 +312,27 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, backbone: str | os.PathLike, backbone_kwargs: dict | None = None, **config_fields):
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike,
+        backbone_kwargs: dict | None = None,
+        config: HamSpkConfig | None = None,
+        **config_fields,
+    ):
         """Start from a pretrained transformers speech encoder on the Hub or in a folder, with everything else new.
 
         Args:
             backbone: for example `"microsoft/wavlm-base-plus"`.
             backbone_kwargs: passed to `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
+            config: the whole model's, with the backbone's configuration in it, instead of `config_fields`.
             config_fields: fields of `HamSpkConfig`, such as `head`, `num_labels` and `id2label`.
         """
-        pretrained = AutoModel.from_pretrained(backbone, **({} if backbone_kwargs is None else backbone_kwargs))
-        config = HamSpkConfig(backbone_config=pretrained.config, **config_fields)
+        kwargs = {} if backbone_kwargs is None else backbone_kwargs
+        if config is not None:
+            kwargs = kwargs | {"config": config.backbone_config}
+        pretrained = AutoModel.from_pretrained(backbone, **kwargs)
+        if config is None:
+            config = HamSpkConfig(backbone_config=pretrained.config, **config_fields)
         model = cls(config)
         model.hamspk.backbone = pretrained
         model.hamspk._freeze()

@@ -1,7 +1,8 @@
 """Training on Accelerate: arguments, schedules, checkpoints, the trainer."""
 
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, read_recipe
-from .trainer import Trainer, format_results
+from .results import format_results
+from .trainer import Trainer
 
 __all__ = [
     "DataArguments",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -171,8 +172,8 @@ class TrainingArguments:
         for name in ("seed", "max_steps", "warmup_epochs", "weight_decay", "max_grad_norm", "save_steps"):
             _between(self, name, 0, None)
         for name in ("learning_rate", "final_learning_rate", "lr_decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}.")
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
                 f"margin_start_epoch ({self.margin_start_epoch}) and margin_end_epoch ({self.margin_end_epoch}) must "
@@ -229,6 +230,8 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     if rest and not rest[0].startswith("-"):
         words += _recipe_words(Path(rest.pop(0)), known)
     for word in rest:
+        if word.endswith((".yaml", ".yml")):
+            raise ValueError(f"The recipe comes first: {word}, then --key value pairs.")
         if word.startswith("--"):
             _require_known(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), known, "the command line")
     model, data, training = parser.parse_args_into_dataclasses([*words, *rest])
@@ -238,11 +241,16 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
         )
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:
-        try:
-            HamSpkConfig(**recipe.config_fields())  # refuses bad values before any data is read
-        except StrictDataclassError as error:
-            raise ValueError(str(error)) from error
+        make_config(recipe.config_fields())  # refuses bad values before any data is read
     return recipe
+
+
+def make_config(fields: dict[str, Any]) -> HamSpkConfig:
+    """A configuration, or a ValueError with the plain message of what is wrong."""
+    try:
+        return HamSpkConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(str(error if error.__cause__ is None else error.__cause__)) from error
 
 
 def _recipe_words(path: Path, known: set[str]) -> list[str]:
@@ -251,7 +259,7 @@ def _recipe_words(path: Path, known: set[str]) -> list[str]:
         raise ValueError(f"There is no recipe {path}. Expected a YAML file, followed by --key value pairs.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, one level deep; it holds a {type(content).__name__}.")
@@ -275,6 +283,7 @@ def _require_known(key: str, known: set[str], where: str) -> None:
 
 def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
     value = getattr(arguments, name)
-    if value < low or (high is not None and value > high):
+    # Written so that NaN is refused, too.
+    if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limits}, got {value}.")

@@ -1,9 +1,16 @@
 """What a recipe asks for, built: trial lists, training crops, model, optimiser."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
 from ..data.augmentation import Augmentation
@@ -11,9 +18,47 @@ from ..data.corpus import check_corpus, load_corpus, speaker_labels
 from ..data.dataset import SpeakerCrops
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
-from .arguments import DataArguments, Recipe, TrainingArguments
+from .arguments import DataArguments, Recipe, TrainingArguments, make_config
 
 MEGABYTE = 1 << 20
+# Arguments that may differ between a run and its resumption.
+_FREE_ARGUMENTS = {
+    "output_dir",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "keep_checkpoints",
+    "log_steps",
+    "save_steps",
+    "resume",
+    "cpu",
+}
+_SHARED_DATA_ARGUMENTS = ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds", "augment_most")
+# Of a configuration, what says nothing about the architecture.
+_NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path")
+
+
+def check_run(args: TrainingArguments, processes: int) -> None:
+    """Refuse a batch that batch normalisation cannot use, and an output folder that is a file."""
+    parts = processes * args.gradient_accumulation_steps
+    if args.batch_size < 2 * parts and not args.freeze_batch_norm:
+        raise ValueError(
+            f"batch_size {args.batch_size} leaves fewer than 2 utterances for each of {parts} forward passes "
+            "(processes x gradient_accumulation_steps), too few for batch normalisation: raise batch_size."
+        )
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise ValueError(f"output_dir {args.output_dir} is a file; choose a folder.")
+
+
+def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
+    """What a checkpoint must share with the run that resumes it, as JSON has it: model, arguments and data."""
+    arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
+    arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
+    model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
+    rows = zip(crops.corpus["path"], crops.corpus["speaker"], strict=True)
+    # Names without folders: the audio may be moved between a run and its resumption.
+    names = "\n".join(f"{Path(path).name} {speaker}" for path, speaker in rows)
+    facts = {"training_samples": len(crops), "training_data": hashlib.sha256(names.encode()).hexdigest()}
+    return json.loads(json.dumps(arguments | model | facts))
 
 
 def trial_root(data: DataArguments) -> str:
@@ -27,19 +72,33 @@ def trial_root(data: DataArguments) -> str:
 def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
     """The dev and test lists by their paths, after a check that their audio files exist."""
     lists = [data.dev_trials] if data.dev_trials is not None else []
-    trials = {path: read_trials(path) for path in [*lists, *data.test_trials]}
-    for each in trials.values():
-        check_trial_files(each, trial_root(data))
+    trials = {}
+    for path in [*lists, *data.test_trials]:
+        if not Path(path).is_file():
+            raise ValueError(
+                f"There is no trial list {path} (from the folder {Path.cwd()}): see dev_trials, test_trials."
+            )
+        trials[path] = read_trials(path)
+        targets = int(trials[path].labels.sum())
+        if not 0 < targets < len(trials[path]):
+            raise ValueError(
+                f"{path} has {targets} target and {len(trials[path]) - targets} impostor trials; error rates need "
+                "both. Add lines that begin with 1 (same speaker) and with 0 (different speakers)."
+            )
+        check_trial_files(trials[path], trial_root(data))
     return trials
 
 
-def build_crops(recipe: Recipe, say: Callable[[str], None], progress: bool) -> tuple[SpeakerCrops, list[str]]:
+def build_crops(
+    recipe: Recipe, rate: int, say: Callable[[str], None], progress: bool
+) -> tuple[SpeakerCrops, list[str]]:
     """The training set, and the name of each of its labels.
 
     A speaker at another speed is a speaker of its own, named `speaker@speed`.
 
     Args:
         recipe: what to load.
+        rate: the model's sampling rate, in Hz.
         say: receives the report on the audio check.
         progress: show a bar.
     """
@@ -50,7 +109,6 @@ def build_crops(recipe: Recipe, say: Callable[[str], None], progress: bool) -> t
         say(report.summary())
         corpus = report.dataset
     speakers = speaker_labels(corpus)
-    rate = recipe.config_fields().get("sampling_rate", HamSpkConfig().sampling_rate)
     augmentation = None
     if data.augment_probability > 0:
         augmentation = Augmentation(
@@ -74,19 +132,70 @@ def build_crops(recipe: Recipe, say: Callable[[str], None], progress: bool) -> t
     return crops, [s if speed == 1.0 else f"{s}@{speed:g}" for speed in data.speed_factors for s in speakers]
 
 
-def build_model(recipe: Recipe, speakers: list[str]) -> HamSpkForXVector:
-    """A new model, one on a pretrained backbone, or one to fine-tune with a new head."""
-    fields = recipe.config_fields() | {
-        "num_labels": len(speakers),
-        "id2label": dict(enumerate(speakers)),
-        "label2id": {speaker: label for label, speaker in enumerate(speakers)},
-    }
+def build_config(recipe: Recipe) -> HamSpkConfig:
+    """The configuration that a recipe describes, before the training speakers are known.
+
+    Fine-tuning takes everything from the initial model but what the recipe sets, its threshold, and the scale, margin
+    and curvature if the recipe chooses another head: those are the new head's published ones.
+
+    Raises:
+        ValueError: a value is out of range or does not fit the others, or there is no such model.
+    """
+    fields, start = recipe.config_fields(), recipe.model
+    try:
+        if start.initial_model is not None:
+            values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
+            if values.get("model_type") != HamSpkConfig.model_type:
+                raise ValueError(f"it is a {values.get('model_type')!r} model; expected one of this package")
+            new_head = (
+                {"scale", "margin", "curvature"}
+                if fields.get("head", values.get("head")) != values.get("head")
+                else set()
+            )
+            dropped = {"threshold", "auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
+            return make_config({k: v for k, v in values.items() if k not in dropped} | fields)
+        if start.backbone is not None:
+            backbone = AutoConfig.from_pretrained(start.backbone)
+            if backbone.model_type == HamSpkConfig.model_type:
+                raise ValueError("it is a whole speaker model; to fine-tune it, name it as initial_model")
+            return make_config({"backbone_config": backbone} | fields)
+    except (OSError, ValueError) as error:
+        name = "initial_model" if start.backbone is None else "backbone"
+        raise ValueError(f"{name} {getattr(start, name)} cannot be used: {error}") from error
+    return make_config(fields)
+
+
+def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
+    """A new model, one on a pretrained backbone, or one to fine-tune with a new head.
+
+    Raises:
+        ValueError: the weights of the initial model do not fit the configuration outside the head.
+    """
+    config.num_labels = len(speakers)
+    config.id2label = dict(enumerate(speakers))
+    config.label2id = {speaker: label for label, speaker in enumerate(speakers)}
     start = recipe.model
-    if start.initial_model is not None:
-        return HamSpkForXVector.from_pretrained(start.initial_model, ignore_mismatched_sizes=True, **fields)
     if start.backbone is not None:
-        return HamSpkForXVector.from_backbone(start.backbone, **fields)
-    return HamSpkForXVector(HamSpkConfig(**fields))
+        return HamSpkForXVector.from_backbone(start.backbone, config=config)
+    if start.initial_model is None:
+        return HamSpkForXVector(config)
+    # What does not fit is reported here, not by transformers' table.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            start.initial_model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    names = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+    wrong = sorted(name for name in names if not name.startswith("head."))
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights of initial_model {start.initial_model} do not fit the model that the recipe "
+            f"describes, such as {wrong[0]}: leave out of the recipe what describes the encoder."
+        )
+    return model
 
 
 def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Optimizer:

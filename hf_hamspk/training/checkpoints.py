@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 PROGRESS_FILE = "progress.json"
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass
@@ -86,7 +88,10 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     Raises:
         ValueError: they differ; the message lists what.
     """
-    progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
+    try:
+        progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise damaged(checkpoint, error) from error
     differences = [
         f"{key}: {progress.config.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
         for key in sorted(progress.config.keys() | expected.keys())
@@ -96,9 +101,35 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
         raise ValueError(
             f"{checkpoint} is a checkpoint of another model or run, so it cannot be resumed:\n  "
             + "\n  ".join(differences)
-            + "\nChoose another output_dir, or pass --resume false and remove the checkpoints of the old run."
+            + "\nChoose another output_dir, or pass --resume false, which removes what the old run left in this one."
         )
     return progress
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to say of a checkpoint or a file of weights that cannot be read."""
+    said = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"{path} is damaged ({type(error).__name__}: {said}). Delete it and give the same command again: the run then "
+        "continues from what is left."
+    )
+
+
+def forget_run(output_dir: Path) -> None:
+    """Remove the checkpoints, epoch weights and metrics of an earlier run; its models stay until they are replaced."""
+    for name in ("checkpoints", "epochs"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
+def trim_metrics(output_dir: Path, step: int) -> None:
+    """Drop the entries after `step`, which a resumed run writes again."""
+    file = output_dir / METRICS_FILE
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A kill may have cut the last line.
+        whole = [line for line in lines if line.endswith("\n")]
+        file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
@@ -121,10 +152,14 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
     files = sorted((output_dir / "epochs").glob("epoch-*.safetensors"))[-count:]
     if not files:
         raise ValueError(f"{output_dir / 'epochs'} holds no epoch weights to average.")
-    total = load_file(files[0])
-    for file in files[1:]:
-        for name, tensor in load_file(file).items():
-            total[name] = total[name] + tensor if tensor.is_floating_point() else tensor
+    total: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise damaged(file, error) from error
+        for name, tensor in weights.items():
+            total[name] = total[name] + tensor if name in total and tensor.is_floating_point() else tensor
     average = {name: t / len(files) if t.is_floating_point() else t for name, t in total.items()}
     if not all(torch.isfinite(t).all() for t in average.values()):
         raise ValueError(f"The weights in {output_dir / 'epochs'} are not finite: the run diverged.")

@@ -5,9 +5,7 @@ and every rank does the same number of steps. A run that was killed continues fr
 the weights it would have had.
 """
 
-import dataclasses
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,38 +17,40 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers.utils import logging
 
-from ..configuration_hamspk import HamSpkConfig
 from ..data.dataset import GlobalBatchSampler, collate
-from ..evaluation.verification import PRIORS, VerificationResult, embed_files, verify_trials
+from ..evaluation.verification import VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe
-from .building import build_crops, build_model, build_optimizer, read_trial_lists, trial_root
+from .building import (
+    build_config,
+    build_crops,
+    build_model,
+    build_optimizer,
+    check_run,
+    read_trial_lists,
+    run_identity,
+    trial_root,
+)
 from .checkpoints import (
+    METRICS_FILE,
     Progress,
     average_epoch_weights,
     checkpoints,
+    damaged,
     finish_checkpoint,
+    forget_run,
     read_progress,
     save_epoch_weights,
+    trim_metrics,
     write_folder,
 )
 from .memory import keep_freed_memory
+from .results import list_names
 from .schedules import learning_rate, margin
 
-logger = logging.getLogger(__name__)
-
-# Arguments that may differ between a run and its resumption.
-_FREE_ARGUMENTS = {
-    "output_dir",
-    "max_steps",
-    "gradient_accumulation_steps",
-    "keep_checkpoints",
-    "log_steps",
-    "save_steps",
-    "resume",
-    "cpu",
-}
+DIVERGED = "Lower learning_rate or set max_grad_norm; the newest checkpoint is from before."
 
 
 class Trainer:
@@ -71,18 +71,22 @@ class Trainer:
         self.accelerator = self._make_accelerator() if accelerator is None else accelerator
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
+        config = build_config(recipe)
+        check_run(self.args, self.accelerator.num_processes)
         self.trials = read_trial_lists(self.data)
-        self.crops, self.speakers = build_crops(recipe, self._say, self.accelerator.is_local_main_process)
+        self.crops, speakers = build_crops(
+            recipe, config.sampling_rate, self._say, self.accelerator.is_local_main_process
+        )
         set_seed(self.args.seed)
-        model = build_model(recipe, self.speakers)
+        model = build_model(recipe, config, speakers)
         self.final_margin = model.head.margin
-        self.run_config = self._run_config(model.config)
+        self.identity = run_identity(recipe, model.config, self.crops)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(self.args, model))
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
-        self.progress = Progress(config=self.run_config)
+        self.progress = Progress(config=self.identity)
 
     # -- building ---------------------------------------------------------------------------------------------------
 
@@ -97,20 +101,6 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
 
-    def _run_config(self, config: HamSpkConfig) -> dict[str, Any]:
-        """What a checkpoint must share with the run that resumes it, as JSON has it."""
-        arguments = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in _FREE_ARGUMENTS}
-        data = dataclasses.asdict(self.data)
-        shared = {
-            k: data[k]
-            for k in ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds", "augment_most")
-        }
-        model = config.to_diff_dict()
-        for name in ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path"):
-            model.pop(name, None)
-        whole = arguments | shared | model | {"training_files": len(self.crops), "speakers": len(self.speakers)}
-        return json.loads(json.dumps(whole))
-
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
@@ -122,21 +112,32 @@ class Trainer:
         self._start()
         while self.progress.epoch < self.args.epochs and not self._enough_steps():
             self._train_epoch()
-            if not self._epoch_done():
-                break
-            self._end_epoch()
+            if self._epoch_done():
+                self._end_epoch()
+            else:
+                self._save_checkpoint()
         return self._finish()
 
     def _start(self) -> None:
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
-        self.accelerator.init_trackers("logs")
         found = checkpoints(self.output_dir) if self.args.resume else []
         if found:
-            self.progress = read_progress(found[-1], self.run_config)
-            self.accelerator.load_state(str(found[-1]))
+            self.progress = read_progress(found[-1], self.identity)
+            try:
+                self.accelerator.load_state(str(found[-1]))
+            # Whatever a truncated or missing file makes the readers of Accelerate raise.
+            except Exception as error:
+                raise damaged(found[-1], error) from error
             self._say(f"resumed from {found[-1]}: epoch {self.progress.epoch}, step {self.progress.step}")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if found:
+                trim_metrics(self.output_dir, self.progress.step)
+            else:
+                forget_run(self.output_dir)
+            (self.output_dir / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("logs")
 
     def _train_epoch(self) -> None:
         batches = self._batches()
@@ -249,12 +250,18 @@ class Trainer:
     def _end_epoch(self) -> None:
         self.progress.epoch += 1
         self.progress.batch = 0
-        if self.accelerator.is_main_process:
-            save_epoch_weights(self.bare_model, self.output_dir, self.progress.epoch, self.args.average_last)
+        self._keep_epoch_weights(self.progress.epoch)
+        # A threshold belongs to the weights it was measured with.
+        self.bare_model.config.threshold = None
         if self.data.dev_trials is not None and self.progress.epoch % self.args.evaluate_every == 0:
             self._evaluate_dev(self.data.dev_trials)
         self._save_model("last")
         self._save_checkpoint()
+
+    def _keep_epoch_weights(self, epoch: int) -> None:
+        self._require_finite()
+        if self.accelerator.is_main_process:
+            save_epoch_weights(self.bare_model, self.output_dir, epoch, self.args.average_last)
 
     def _evaluate_dev(self, trial_list: str) -> None:
         result = self._evaluate(trial_list)
@@ -262,6 +269,7 @@ class Trainer:
             return
         self._log({"dev_eer": result.eer} | {f"dev_min_dcf_{p:g}": c for p, c in result.min_dcf.items()})
         self._say(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
+        self.bare_model.config.threshold = result.eer_threshold
         if self.progress.best_eer is None or result.eer < self.progress.best_eer:
             self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
             self._save_model("best")
@@ -277,13 +285,26 @@ class Trainer:
             first, *others = gather_object([embedded])
             embedded = first.merge(others)
         self._set_training_mode()
-        return verify_trials(self.bare_model, trials, embedded) if accelerator.is_main_process else None
+        if not accelerator.is_main_process:
+            return None
+        try:
+            return verify_trials(self.bare_model, trials, embedded)
+        except ValueError as error:
+            self._say(f"{trial_list} could not be evaluated: {error}")
+            return None
 
     def _save_model(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            write_folder(self.output_dir / name, self.bare_model.save_pretrained)
+        if not self.accelerator.is_main_process:
+            return
+        # transformers draws a bar for the one file that is written.
+        with_bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        write_folder(self.output_dir / name, self.bare_model.save_pretrained)
+        if with_bar:
+            logging.enable_progress_bar()
 
     def _save_checkpoint(self) -> None:
+        self._require_finite()
         accelerator = self.accelerator
         unfinished = self.output_dir / "checkpoints" / ".unfinished"
         accelerator.wait_for_everyone()
@@ -296,16 +317,19 @@ class Trainer:
     # -- the end of the run -----------------------------------------------------------------------------------------
 
     def _finish(self) -> dict[str, Any]:
-        """Average the last epochs into `final`, evaluate it on the test lists, write `results.json`."""
-        self.accelerator.wait_for_everyone()
-        if self.progress.epoch == 0:
+        """Average the last epochs into `final`, evaluate it on the test lists, write `results.json`.
+
+        A last epoch that `max_steps` cut short counts as one.
+        """
+        if self.progress.batch > 0:
+            self._keep_epoch_weights(self.progress.epoch + 1)
             self._save_model("last")
-            self._say("stopped before the end of the first epoch; the folder 'last' holds the model")
-            self.accelerator.end_training()
-            return {}
+        self.accelerator.wait_for_everyone()
         weights, files = average_epoch_weights(self.output_dir, self.args.average_last)
         self.bare_model.load_state_dict(weights)
         self.bare_model.set_margin(self.final_margin)
+        self.bare_model.config.threshold = None
+        self._save_model("final")
         results: dict[str, Any] = {
             "model": "final",
             "averaged": files,
@@ -319,15 +343,17 @@ class Trainer:
             "unreadable_training_files": self.crops.failures,
             "test": {},
         }
-        for trial_list in self.data.test_trials:
+        for trial_list, name in list_names(self.data.test_trials).items():
             result = self._evaluate(trial_list)
             if result is not None:
-                results["test"][Path(trial_list).stem] = result.summary()
+                results["test"][name] = result.summary()
         dev = None if self.data.dev_trials is None else self._evaluate(self.data.dev_trials)
         if dev is not None:
             self.bare_model.config.threshold = dev.eer_threshold
             results["dev"] = dev.summary()
-        self._save_model("final")
+            self._save_model("final")
+        if results["unreadable_training_files"]:
+            self._say(f"{len(results['unreadable_training_files'])} training files could not be read, see results.json")
         if self.accelerator.is_main_process:
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2))
         self.accelerator.wait_for_everyone()
@@ -335,6 +361,13 @@ class Trainer:
         return results
 
     # -- telling ----------------------------------------------------------------------------------------------------
+
+    def _require_finite(self) -> None:
+        """Nothing that has diverged is saved."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.bare_model.parameters()):
+            raise ValueError(
+                f"The weights are not finite after step {self.progress.step}: the run diverged. {DIVERGED}"
+            )
 
     def _log_loss(self, loss: torch.Tensor) -> float:
         """Log the mean loss over all ranks.
@@ -344,10 +377,7 @@ class Trainer:
         """
         mean = self.accelerator.reduce(loss, reduction="mean").item()  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.isfinite(torch.tensor(mean)):
-            raise ValueError(
-                f"The loss is {mean} at step {self.progress.step}: the run diverged. Lower learning_rate or set "
-                "max_grad_norm; the newest checkpoint is from before."
-            )
+            raise ValueError(f"The loss is {mean} at step {self.progress.step}: the run diverged. {DIVERGED}")
         self._log(
             {
                 "loss": mean,
@@ -360,21 +390,9 @@ class Trainer:
     def _log(self, values: dict[str, Any]) -> None:
         self.accelerator.log(values, step=self.progress.step)
         if self.accelerator.is_main_process:
-            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.output_dir / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": self.progress.epoch, "step": self.progress.step} | values) + "\n")
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            logger.info(text)
             tqdm.write(text)
-
-
-def format_results(results: dict[str, Any]) -> str:
-    """A table of the error rates in `results.json`, one line for each trial list."""
-    rows = ({"dev": results["dev"]} if "dev" in results else {}) | results.get("test", {})
-    heads = "".join(f"{f'minDCF({prior:g})':>15}" for prior in PRIORS)
-    lines = [f"{'trial list':<20}{'trials':>9}{'EER %':>9}{heads}"]
-    for name, row in rows.items():
-        costs = "".join(f"{row[f'min_dcf_{prior:g}']:>15.3f}" for prior in PRIORS)
-        lines.append(f"{name:<20}{row['trials']:>9}{100 * row['eer']:>9.2f}{costs}")
-    return "\n".join(lines)
