@@ -23,10 +23,17 @@ def main() -> None:
     # 3. Train, average the last epochs, evaluate
     results = trainer.train()
 
-    # 4. The error rates; the model is in <output_dir>/final
-    if trainer.accelerator.is_main_process and results:
+    # 4. The error rates, and where the model is
+    if trainer.accelerator.is_main_process:
         print(format_results(results))
+        print(f"model: {trainer.output_dir / 'final'}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        # What was wrong with the input is in the message; where it was noticed is of no interest.
+        sys.exit(f"train.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: interrupted; the same command continues from the newest checkpoint")

@@ -1,4 +1,4 @@
-"""Are two recordings of the same speaker? Needs transformers and soundfile, not this package.
+"""Are two recordings of the same speaker? Needs torch, transformers and soundfile, not this package.
 
 Usage:
     python examples/verify.py MODEL first.wav second.wav
@@ -9,28 +9,33 @@ MODEL is a folder or a name on the Hub. Its code travels with it: trust_remote_c
 import sys
 
 import soundfile
-import torch
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 
 
 def main() -> None:
-    # 1. The model and its feature extractor
+    if len(sys.argv) != 4:
+        sys.exit("usage: python examples/verify.py MODEL first.wav second.wav")
     name, *files = sys.argv[1:]
-    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
-    extractor = AutoFeatureExtractor.from_pretrained(name)
+
+    # 1. The model
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
 
     # 2. Two recordings, mono, at the model's sampling rate
     waveforms = []
     for file in files:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        if rate != extractor.sampling_rate:
-            sys.exit(f"{file} has {rate} Hz, the model works at {extractor.sampling_rate} Hz: resample it first.")
+        try:
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            sys.exit(f"{file} cannot be read: {error}")
+        if rate != model.config.sampling_rate:
+            sys.exit(f"{file} has {rate} Hz, the model works at {model.config.sampling_rate} Hz: resample it first.")
         waveforms.append(samples.mean(axis=1))
 
-    # 3. Their embeddings, padded together
-    inputs = extractor(waveforms, sampling_rate=extractor.sampling_rate, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        first, second = model(**inputs).embeddings
+    # 3. Their embeddings; silence, NaN and crumbs of audio are refused
+    try:
+        first, second = model.embed(waveforms, model.config.sampling_rate)
+    except ValueError as error:
+        sys.exit(str(error))
 
     # 4. The score, and the decision if a threshold was measured in training
     score = model.score(first, second).item()

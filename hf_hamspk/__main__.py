@@ -101,8 +101,11 @@ def is_explained(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())
+    """The message of an error without its line breaks; of a refused configuration, the reason itself."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    return " ".join(str(error if cause is None else cause).split())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def load_model(name: str, device: str | None = None) -> HamSpkModel:
     logging.set_verbosity_error()
     try:
         model, info = AutoModel.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {error}. Copy or download the model anew.") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -12,6 +12,9 @@ On several GPUs or machines, either of
   accelerate launch -m hf_hamspk train recipe.yaml
   accelerate launch examples/train.py recipe.yaml
 
+What the keys mean is in the classes of hf_hamspk.training: `python -c "from hf_hamspk.training import *;
+help(DataArguments); help(TrainingArguments)"`, and `help(hf_hamspk.HamSpkConfig)` for the model.
+
 The model to use is then in <output_dir>/final, the error rates in <output_dir>/results.json.
 """
 
@@ -26,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, average the last epochs, evaluate, print the error rates."""
     trainer = Trainer(read_recipe(arguments.rest))
     results = trainer.train()
-    if trainer.accelerator.is_main_process and results:
+    if trainer.accelerator.is_main_process:
         print(format_results(results))
         print(f"model: {trainer.output_dir / 'final'}")
     return 0

@@ -39,13 +39,16 @@ def test_published_recipes_are_valid(path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--warmup_epochs", "nan"], "warmup_epochs must be at least 0, got nan."),
+        (["--crop_seconds", "nan"], "crop_seconds must be between 0.1 and 60, got nan."),
+        (["recipe.yaml"], "The recipe comes first: recipe.yaml, then --key value pairs."),
         (["--marginn", "0.2"], "the command line: there is no argument 'marginn'. Did you mean 'margin'?"),
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
         (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),
         (["--head", "hamm"], "argument --head: invalid choice: 'hamm'"),
         (["--curvature", "0.5"], "The released distance needs curvature > 1, got 0.5"),
         (["--epochs", "0"], "epochs must be at least 1, got 0."),
-        (["--learning_rate", "0"], "learning_rate must be above 0, got 0.0."),
+        (["--learning_rate", "0"], "learning_rate must be above 0 and finite, got 0.0."),
         (["--crop_seconds", "0.01"], "crop_seconds must be between 0.1 and 60, got 0.01."),
         (["--augment_probability", "2"], "augment_probability must be between 0 and 1, got 2.0."),
         (["--margin_start_epoch", "3"], "margin_start_epoch (3.0) and margin_end_epoch (0.0) must be at least 0"),

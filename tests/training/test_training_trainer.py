@@ -161,6 +161,7 @@ def test_pretrained_backbone_and_fine_tuning(tmp_path, run_words):
             num_conv_pos_embeddings=8,
             num_conv_pos_embedding_groups=2,
             mask_time_length=2,
+            layerdrop=0.5,
         )
     ).save_pretrained(tmp_path / "wavlm")
     words = run_words(tmp_path / "first", epochs=1, backbone=tmp_path / "wavlm", pooling="mhfa", mhfa_heads=2)
@@ -223,3 +224,90 @@ def test_trial_of_a_missing_file_is_refused_before_training(tmp_path, run_words)
     with pytest.raises(ValueError, match=re.escape("s0/nowhere.flac")):
         train(run_words(tmp_path / "run", dev_trials=tmp_path / "trials.txt"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cut_epoch_counts_as_one(tmp_path, run_words):
+    """The steps up to `max_steps` are in `final`, and a longer run continues from exactly there."""
+    results = train(run_words(tmp_path / "cut", max_steps=6))
+    assert (results["steps"], results["averaged"]) == (6, ["epoch-0001.safetensors", "epoch-0002.safetensors"])
+    assert [path.name for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())][-1] == "step-00000006"
+    results = train(run_words(tmp_path / "short", max_steps=2))
+    assert (tmp_path / "short" / "final" / "model.safetensors").is_file()
+    train(run_words(tmp_path / "cut"))
+    train(run_words(tmp_path / "whole"))
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "cut" / "final")
+
+
+def test_a_new_run_in_a_used_folder_forgets_the_old_one(tmp_path, run_words):
+    train(run_words(tmp_path / "used", epochs=4))
+    results = train(run_words(tmp_path / "used", epochs=2, seed=9, resume="false"))
+    assert results["averaged"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+    train(run_words(tmp_path / "fresh", epochs=2, seed=9))
+    assert_same_weights(tmp_path / "fresh" / "final", tmp_path / "used" / "final")
+    assert len(losses(tmp_path / "used")) == 8
+
+
+def test_fine_tuning_takes_nothing_stale(tmp_path, run_words):
+    """No threshold of the old model, the published settings of a new head, and no encoder weights left to chance."""
+    train(run_words(tmp_path / "first", epochs=1, head="softmax"))
+    first = tmp_path / "first" / "final"
+    assert HamSpkForXVector.from_pretrained(first).config.threshold is not None
+    words = run_words(tmp_path / "second", epochs=1, initial_model=first, head="ham")
+    dev = words.index("--dev_trials")
+    train(words[:dev] + words[dev + 2 :])
+    config = HamSpkForXVector.from_pretrained(tmp_path / "second" / "final").config
+    assert (config.threshold, config.scale, config.curvature, config.margin) == (None, 30.0, 3.0, 0.2)
+    with pytest.raises(ValueError, match=re.escape("do not fit the model that the recipe describes")):
+        train(run_words(tmp_path / "third", initial_model=first, ecapa_channels=32))
+    with pytest.raises(ValueError, match=re.escape("pooling 'mhfa' weighs the layers of a transformers backbone")):
+        train(run_words(tmp_path / "third", initial_model=first, pooling="mhfa"))
+    with pytest.raises(ValueError, match=re.escape("to fine-tune it, name it as initial_model")):
+        train(run_words(tmp_path / "third", backbone=first))
+
+
+def test_trial_lists_of_one_kind_are_refused_before_training(tmp_path, run_words):
+    (tmp_path / "targets.txt").write_text("1 s0/0.flac s0/1.flac\n1 s1/0.flac s1/1.flac\n")
+    for argument in ("dev_trials", "test_trials"):
+        with pytest.raises(ValueError, match=re.escape("has 2 target and 0 impostor trials; error rates need both.")):
+            train(run_words(tmp_path / "run", **{argument: tmp_path / "targets.txt"}))
+    with pytest.raises(ValueError, match=re.escape("There is no trial list nowhere.txt")):
+        train(run_words(tmp_path / "run", dev_trials="nowhere.txt"))
+
+
+def test_resuming_on_other_data_is_refused(tmp_path, run_words, corpus):
+    rows = (corpus / "train.csv").read_text().splitlines()
+    swapped = [rows[0], *(row[:-1] + str((int(row[-1]) + 1) % 6) for row in rows[1:])]
+    (tmp_path / "swapped.csv").write_text("\n".join(swapped) + "\n")
+    train(run_words(tmp_path / "run", epochs=1))
+    with pytest.raises(ValueError, match=r"training_data: '.*' in the checkpoint, '.*' now"):
+        train(run_words(tmp_path / "run", epochs=1, train_data=tmp_path / "swapped.csv"))
+    # The recipe in the folder is still that of the run.
+    assert read_recipe([str(tmp_path / "run" / "recipe.yaml")]).data.train_data == str(corpus / "train.csv")
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "model.safetensors", "progress.json"])
+def test_damaged_checkpoints_are_named(tmp_path, run_words, name):
+    train(run_words(tmp_path, epochs=2, max_steps=6))
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    file = newest / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=re.escape(f"{newest} is damaged")):
+        train(run_words(tmp_path, epochs=2))
+    shutil.rmtree(newest)
+    assert train(run_words(tmp_path, epochs=2))["epochs"] == 2
+
+
+def test_a_diverged_run_saves_nothing(tmp_path, run_words):
+    with pytest.raises(ValueError, match="the run diverged"):
+        train(run_words(tmp_path, head="softmax", optimizer="sgd", learning_rate=1e30, log_steps=1000))
+    assert not (tmp_path / "last").exists()
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_test_lists_of_one_name_are_told_apart(tmp_path, run_words, corpus):
+    (tmp_path / "other").mkdir()
+    shutil.copy(corpus / "dev.txt", tmp_path / "other" / "dev.txt")
+    lists = f"{corpus / 'dev.txt'} {tmp_path / 'other' / 'dev.txt'}"
+    results = train(run_words(tmp_path / "run", epochs=1, test_trials=lists))
+    assert sorted(results["test"]) == sorted(lists.split())
+    assert len(format_results(results).splitlines()) == 4
