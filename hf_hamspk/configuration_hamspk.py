@@ -170,6 +170,8 @@ class HamSpkConfig(PreTrainedConfig):
             "num_labels",
         ):
             _at_least(self, name, 1)
+        # Below, no speech band is left and a window holds too few samples for the filters.
+        _at_least(self, "sampling_rate", 4000)
         _at_least(self, "mask_mel_bins", 0)
         _at_least(self, "mask_frames", 0)
         if self.ecapa_groups < 2 or self.ecapa_channels % self.ecapa_groups:
