@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..configuration_hamspk import HamSpkConfig
 from ..data.dataset import GlobalBatchSampler, collate
 from ..evaluation.verification import VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
@@ -68,10 +69,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
         self.recipe, self.data, self.args = recipe, recipe.data, recipe.training
         self.output_dir = Path(self.args.output_dir)
-        self.accelerator = self._make_accelerator() if accelerator is None else accelerator
+        config = build_config(recipe)
+        self.accelerator = self._make_accelerator(config) if accelerator is None else accelerator
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        config = build_config(recipe)
         check_run(self.args, self.accelerator.num_processes)
         self.trials = read_trial_lists(self.data)
         self.crops, speakers = build_crops(
@@ -90,9 +91,9 @@ class Trainer:
 
     # -- building ---------------------------------------------------------------------------------------------------
 
-    def _make_accelerator(self) -> Accelerator:
-        # Masking embeddings and dropped layers of transformers backbones get no gradient in some steps.
-        unused = self.recipe.model.backbone is not None or self.recipe.model.initial_model is not None
+    def _make_accelerator(self, config: HamSpkConfig) -> Accelerator:
+        # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
+        unused = config.backbone_config is not None
         return Accelerator(
             mixed_precision=self.args.mixed_precision,
             cpu=self.args.cpu,
@@ -251,8 +252,6 @@ class Trainer:
         self.progress.epoch += 1
         self.progress.batch = 0
         self._keep_epoch_weights(self.progress.epoch)
-        # A threshold belongs to the weights it was measured with.
-        self.bare_model.config.threshold = None
         if self.data.dev_trials is not None and self.progress.epoch % self.args.evaluate_every == 0:
             self._evaluate_dev(self.data.dev_trials)
         self._save_model("last")
@@ -260,6 +259,8 @@ class Trainer:
 
     def _keep_epoch_weights(self, epoch: int) -> None:
         self._require_finite()
+        # A threshold belongs to the weights it was measured with.
+        self.bare_model.config.threshold = None
         if self.accelerator.is_main_process:
             save_epoch_weights(self.bare_model, self.output_dir, epoch, self.args.average_last)
 
