@@ -430,6 +430,7 @@ def test_wrong_masks_are_refused():
         (torch.zeros(1599), "Waveform 1 has 1599 samples (0.100 s); a speaker needs at least 1600 (0.1 s)"),
         (torch.full((16000,), torch.nan), "Waveform 1 holds NaN or infinite samples; decode or repair it first."),
         (torch.full((16000,), torch.inf), "Waveform 1 holds NaN or infinite samples; decode or repair it first."),
+        (torch.zeros(16000), "Waveform 1 holds no sound: all its samples are alike."),
         (torch.ones(16000, dtype=torch.int16), "Waveform 1 holds torch.int16 samples; expected floating point"),
     ],
 )

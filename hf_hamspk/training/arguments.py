@@ -234,7 +234,11 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
             raise ValueError(f"The recipe comes first: {word}, then --key value pairs.")
         if word.startswith("--"):
             _require_known(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), known, "the command line")
-    model, data, training = parser.parse_args_into_dataclasses([*words, *rest])
+    model, data, training, unused = parser.parse_args_into_dataclasses([*words, *rest], return_remaining_strings=True)
+    if unused:
+        raise ValueError(
+            f"Left over: {' '.join(unused)}. Expected --key value; only list arguments take several values."
+        )
     if model.backbone is not None and model.initial_model is not None:
         raise ValueError(
             "Give backbone (a new model on a pretrained encoder) or initial_model (fine-tuning), not both."

@@ -160,4 +160,12 @@ def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, mode
     assert "no threshold" in run(model_without_threshold, "a.wav", "stereo.wav")
     with pytest.raises(SystemExit, match="8000 Hz, the model works at 16000 Hz"):
         run(model_folder, "a.wav", "telephone.wav")
+    with pytest.raises(SystemExit, match=r"usage: python examples/verify\.py MODEL"):
+        run(model_folder, "a.wav")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run(model_folder, "a.wav", "nowhere.wav")
+    for name, message in (("nan.wav", "NaN or infinite"), ("silence.wav", "holds no sound"), ("short.wav", "at least")):
+        assert (audio / name).is_file()
+        with pytest.raises(SystemExit, match=message):
+            run(model_folder, "a.wav", name)
     assert "hf_hamspk" not in EXAMPLE.read_text(encoding="utf-8")

@@ -41,6 +41,7 @@ def test_published_recipes_are_valid(path):
     [
         (["--warmup_epochs", "nan"], "warmup_epochs must be at least 0, got nan."),
         (["--crop_seconds", "nan"], "crop_seconds must be between 0.1 and 60, got nan."),
+        (["--head", "am", "aam"], "Left over: aam. Expected --key value; only list arguments take several values."),
         (["recipe.yaml"], "The recipe comes first: recipe.yaml, then --key value pairs."),
         (["--marginn", "0.2"], "the command line: there is no argument 'marginn'. Did you mean 'margin'?"),
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
