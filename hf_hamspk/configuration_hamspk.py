@@ -42,7 +42,7 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_output_channels: channels after multi-layer feature aggregation.
         ecapa_bottleneck: channels inside squeeze-and-excitation.
         ecapa_groups: Res2Net scale, the number of channel groups of a block.
-        ecapa_dilations: dilation of each of the three or more blocks, in frames.
+        ecapa_dilations: dilation of each block, in frames; as many blocks as numbers.
         freeze_backbone: the backbone of transformers gets no gradient and stays in evaluation mode.
         freeze_feature_encoder: its convolutions alone get no gradient, as is usual in fine-tuning; set it to False for
             a backbone that was not pretrained.

@@ -22,7 +22,14 @@ from .ecapa import Ecapa
 from .frontend import FilterBank, length_mask, make_frontend
 from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
 from .inputs import check_batch, check_labels, check_waveform, length_batches, make_feature_extractor
-from .pooling import AttentivePooling, FactorisedAttentivePooling, LayerMix, StatisticsPooling, batch_norm
+from .pooling import (
+    AttentivePooling,
+    FactorisedAttentivePooling,
+    LayerMix,
+    StatisticsPooling,
+    batch_norm,
+    keep_valid,
+)
 from .scoring import score, score_matrix
 
 # Padded seconds of audio that `embed` sends through the model at once.
@@ -282,9 +289,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
             mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
         if self.layer_mix is None:
             return None, self.pooling(hidden, mask)
-        frames = self.layer_mix(hidden).mT
-        if mask is not None:
-            frames = frames * mask[:, None].to(frames.dtype)
+        frames = keep_valid(self.layer_mix(hidden).mT, mask)
         return frames, self.pooling(frames, mask)
 
     def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:

@@ -115,7 +115,7 @@ class TrainingArguments:
         output_dir: receives checkpoints, logs and the models `best`, `last` and `final`.
         seed: of everything random.
         epochs: passes over the training set.
-        max_steps: stop after this many optimiser steps (0: no limit).
+        max_steps: stop after this many optimiser steps (0: no limit); an epoch cut short counts as one in `final`.
         batch_size: utterances per optimiser step, over all processes and accumulation steps.
         gradient_accumulation_steps: forward passes per optimiser step.
         optimizer: `"adam"` (weight decay as L2 penalty: the paper's), `"adamw"` or `"sgd"` (Nesterov).
@@ -132,7 +132,7 @@ class TrainingArguments:
         keep_checkpoints: resumable checkpoints kept.
         average_last: epochs whose weights are averaged into `final`; 5 in the paper.
         log_steps: optimiser steps between log entries.
-        resume: continue from the newest checkpoint in `output_dir`, if there is one.
+        resume: continue from the newest checkpoint in `output_dir`, if there is one; False forgets the run in it.
         cpu: use the CPU even where there is a GPU.
     """
 

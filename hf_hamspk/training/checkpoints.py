@@ -49,7 +49,10 @@ class Progress:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, then put it in the place of `folder`: a kill leaves the old or the new."""
+    """Let `write` fill a temporary folder, then put it in the place of `folder`, which is never half written.
+
+    A kill between the two renamings leaves the old folder as `.NAME.old`; a resumed run writes the new one again.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     for leftover in (temporary, old):
