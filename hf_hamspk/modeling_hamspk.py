@@ -5,11 +5,9 @@ Letters: `B` batch, `L` samples, `T` frames, `D` embedding size, `K` speakers.
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -17,11 +15,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import XVectorOutput
 from transformers.utils.generic import ModelOutput
 
+from .comparison import SpeakerComparison
 from .configuration_hamspk import HamSpkConfig
 from .ecapa import Ecapa
 from .frontend import FilterBank, length_mask, make_frontend
 from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
-from .inputs import check_batch, check_labels, check_waveform, length_batches, make_feature_extractor
+from .inputs import check_batch, check_labels, make_feature_extractor
 from .pooling import (
     AttentivePooling,
     FactorisedAttentivePooling,
@@ -30,10 +29,7 @@ from .pooling import (
     batch_norm,
     keep_valid,
 )
-from .scoring import score, score_matrix
 
-# Padded seconds of audio that `embed` sends through the model at once.
-BATCH_SECONDS = 120.0
 # Arguments of `save_pretrained` that say where on the Hub the files go.
 HUB_ARGUMENTS = ("push_to_hub", "repo_id", "token", "revision", "create_pr", "private", "commit_message")
 
@@ -51,7 +47,7 @@ class HamSpkOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
 
 
-class HamSpkPreTrainedModel(PreTrainedModel):
+class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
     """Weights, saving and the use of a speaker model, shared by the model with and without head."""
 
     config: HamSpkConfig
@@ -102,75 +98,6 @@ class HamSpkPreTrainedModel(PreTrainedModel):
         if is_main_process:
             to_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(save_directory), **to_hub)
-
-    def embed(
-        self,
-        waveforms: Sequence[np.ndarray | Tensor | Sequence[float]],
-        sampling_rate: int,
-        batch_seconds: float = BATCH_SECONDS,
-    ) -> Tensor:
-        """Embed utterances of any lengths, in evaluation mode, batched by length.
-
-        Args:
-            waveforms: mono utterances, each `(L,)` in [-1, 1].
-            sampling_rate: of all of them, in Hz; must be the model's.
-            batch_seconds: padded audio of one forward pass, in seconds.
-
-        Returns:
-            `(len(waveforms), D)` float32 on the model's device, in the order given. An embedding does not depend on the
-            others.
-
-        Raises:
-            ValueError: another sampling rate, a waveform that is not one-dimensional, shorter than 0.1 s, of integers,
-                silent, or that holds NaN or infinite samples; the message names its position.
-        """
-        if sampling_rate != self.config.sampling_rate:
-            raise ValueError(
-                f"This model works at {self.config.sampling_rate} Hz, the audio has {sampling_rate} Hz. Resample it "
-                "first, for example with torchaudio.functional.resample."
-            )
-        tensors = [check_waveform(waveform, i, sampling_rate) for i, waveform in enumerate(waveforms)]
-        sizes = [tensor.shape[0] for tensor in tensors]
-        embeddings = torch.empty(len(tensors), self.config.embedding_size, device=self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                for batch in length_batches(sizes, int(batch_seconds * sampling_rate)):
-                    lengths = torch.tensor([sizes[i] for i in batch])
-                    values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
-                    mask = None
-                    if lengths[0] != lengths[-1]:
-                        mask = length_mask(lengths, values.shape[1]).to(self.device)
-                    embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
-        finally:
-            self.train(was_training)
-        return embeddings
-
-    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """Score pairs of embeddings, row by row, as the configuration says (`similarity`); larger is more alike.
-
-        Args:
-            enrolment: `(..., D)`.
-            test: `(..., D)`.
-
-        Returns:
-            `(...)`: the cosine, or minus the hyperbolic distance.
-        """
-        return score(enrolment, test, **self._scoring())
-
-    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """Score all of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`: `(..., B, K)`."""
-        return score_matrix(enrolment, test, **self._scoring())
-
-    def _scoring(self) -> dict:
-        config = self.config
-        return {
-            "similarity": config.similarity,
-            "projection": config.projection,
-            "curvature": config.curvature,
-            "clip_radius": config.clip_radius,
-        }
 
 
 class HamSpkModel(HamSpkPreTrainedModel):

@@ -16,6 +16,7 @@ TRUNK = [
     ["poincare", "pooling", "inputs"],
     ["configuration_hamspk", "scoring"],
     ["ecapa", "frontend", "heads"],
+    ["comparison"],
     ["modeling_hamspk"],
 ]
 LEVEL = {name: level for level, names in enumerate(TRUNK) for name in names}
