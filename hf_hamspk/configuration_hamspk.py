@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .poincare import MAX_TANGENT_RADIUS, released_radius
+from .pooling import SMALLEST_VARIANCE
 
 # Similarity and margin of each head; "joint" is made of a Euclidean head and "ham".
 HEAD_PARTS = {
@@ -43,15 +44,22 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_bottleneck: channels inside squeeze-and-excitation.
         ecapa_groups: Res2Net scale, the number of channel groups of a block.
         ecapa_dilations: dilation of each block, in frames; as many blocks as numbers.
+        ecapa_block_input: what a block sees: the `"sum"` of the outputs of all layers before it, as in the released
+            encoder, or the output of the `"previous"` one, as in SpeechBrain and WeSpeaker.
+        ecapa_padding: what convolutions see beyond the ends of an utterance: `"zeros"`, or the frames in reverse
+            (`"reflect"`, SpeechBrain).
+        ecapa_normalize_aggregate: batch normalisation after multi-layer feature aggregation (SpeechBrain).
+        mix_layers: pool a learned convex sum of the layers of a transformers backbone; False pools its last layer.
         freeze_backbone: the backbone of transformers gets no gradient and stays in evaluation mode.
         freeze_feature_encoder: its convolutions alone get no gradient, as is usual in fine-tuning; set it to False for
             a backbone that was not pretrained.
 
     Front-end
-        frontend: `"fbank"` (the released code's log mel filter bank, torchaudio's convention), `"kaldi"` (Kaldi's) or
-            `"waveform"` (the samples themselves, for transformers backbones). None chooses by the backbone.
+        frontend: `"fbank"` (the released code's log mel filter bank, torchaudio's convention), `"kaldi"` (Kaldi's),
+            `"speechbrain"` (SpeechBrain's) or `"waveform"` (the samples themselves, for transformers backbones). None
+            chooses by the backbone.
         sampling_rate: in Hz.
-        num_mel_bins: filters of `"fbank"` and `"kaldi"`.
+        num_mel_bins: filters of the filter banks.
         normalize_waveform: `"waveform"` only: bring each utterance to zero mean and unit variance over its valid
             samples, as large WavLM and wav2vec2 models expect.
         mask_mel_bins, mask_frames: in training, one band of up to this many filters and one stretch of up to this many
@@ -60,8 +68,17 @@ class HamSpkConfig(PreTrainedConfig):
 
     Embedding
         pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
-            transformers backbones only) or `"statistics"` (mean and standard deviation).
+            transformers backbones only), `"statistics"` (mean and standard deviation) or `"xvector"` (time-delay
+            layers, then mean and standard deviation, as in the `*ForXVector` models of transformers).
         pooling_channels: hidden channels of attentive pooling, or of the compression in MHFA.
+        pooling_context: attentive pooling sees the mean and deviation of the utterance.
+        pooling_hidden_norm: attentive pooling has ReLU and batch normalisation before its tanh; False in WeSpeaker.
+        pooling_unbiased: the deviation that attentive pooling sees is divided by the number of frames less 1, not by
+            the number of frames (False in SpeechBrain).
+        pooling_variance_offset: added to the variance of that deviation (1e-7 in WeSpeaker).
+        pooling_smallest_variance: floor of a variance before its root, above 0 and at most 1.
+        tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: the time-delay layers of `"xvector"`.
+        normalize_pooled: batch normalisation between pooling and projection.
         mhfa_heads: attention heads of MHFA.
         embedding_size: D.
         normalize_embedding: end in a batch normalisation, as the released encoder does.
@@ -80,6 +97,10 @@ class HamSpkConfig(PreTrainedConfig):
         similarity: how two embeddings are compared: `"cosine"`, as in the paper, or `"hyperbolic"`.
         threshold: scores at or above it are decided "same speaker"; None where none was measured.
 
+    Origin
+        converted_from: whose checkpoint the weights were made of; None where they were trained here.
+        source_licence: of that checkpoint, and so of the weights; None where it is not known.
+
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
             value of the wrong type or outside its range, or a key that looks like a misspelt field.
@@ -95,20 +116,33 @@ class HamSpkConfig(PreTrainedConfig):
     ecapa_bottleneck: int = 128
     ecapa_groups: int = 8
     ecapa_dilations: list[int] | tuple[int, ...] = (2, 3, 4)
+    ecapa_block_input: Literal["sum", "previous"] = "sum"
+    ecapa_padding: Literal["zeros", "reflect"] = "zeros"
+    ecapa_normalize_aggregate: bool = False
+    mix_layers: bool = True
     freeze_backbone: bool = False
     freeze_feature_encoder: bool = True
 
-    frontend: Literal["fbank", "kaldi", "waveform"] | None = None
+    frontend: Literal["fbank", "kaldi", "speechbrain", "waveform"] | None = None
     sampling_rate: int = 16000
     num_mel_bins: int = 80
     normalize_waveform: bool = True
     mask_mel_bins: int = 7
     mask_frames: int = 9
 
-    pooling: Literal["attentive", "mhfa", "statistics"] = "attentive"
+    pooling: Literal["attentive", "mhfa", "statistics", "xvector"] = "attentive"
     pooling_channels: int = 256
+    pooling_context: bool = True
+    pooling_hidden_norm: bool = True
+    pooling_unbiased: bool = True
+    pooling_variance_offset: Number = 0.0
+    pooling_smallest_variance: Number = SMALLEST_VARIANCE
+    tdnn_channels: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
+    tdnn_kernel_sizes: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
+    tdnn_dilations: list[int] | tuple[int, ...] = (1, 2, 3, 1, 1)
     mhfa_heads: int = 32
     embedding_size: int = 192
+    normalize_pooled: bool = True
     normalize_embedding: bool = True
 
     head: Literal["softmax", "scaled_softmax", "normalized_softmax", "am", "aam", "ram", "h", "ham", "joint"] = "ham"
@@ -124,6 +158,9 @@ class HamSpkConfig(PreTrainedConfig):
 
     similarity: Literal["cosine", "hyperbolic"] = "cosine"
     threshold: Number | None = None
+
+    converted_from: str | None = None
+    source_licence: str | None = None
 
     auto_map: dict[str, Any] | None = field(default=None)
 
@@ -187,10 +224,30 @@ class HamSpkConfig(PreTrainedConfig):
                 "the features may be left."
             )
 
+    def validate_pooling(self) -> None:
+        """Variances and time-delay layers are in range."""
+        if not 0 < self.pooling_smallest_variance <= 1:
+            raise ValueError(
+                "pooling_smallest_variance must be above 0, where the root has no slope, and at most 1, got "
+                f"{self.pooling_smallest_variance}."
+            )
+        if not 0 <= self.pooling_variance_offset <= 1:
+            raise ValueError(f"pooling_variance_offset must be between 0 and 1, got {self.pooling_variance_offset}.")
+        layers = (self.tdnn_channels, self.tdnn_kernel_sizes, self.tdnn_dilations)
+        if len({len(values) for values in layers}) > 1 or any(not values or min(values) < 1 for values in layers):
+            raise ValueError(
+                "tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must hold one positive integer for each layer, "
+                f"got {list(layers[0])}, {list(layers[1])} and {list(layers[2])}."
+            )
+        if self.pooling == "mhfa" and not self.mix_layers:
+            raise ValueError("pooling 'mhfa' weighs the layers itself: leave mix_layers True.")
+
     def validate_frontend(self) -> None:
         """The front-end feeds the backbone."""
         if self.backbone_config is None and self.frontend == "waveform":
-            raise ValueError("ECAPA-TDNN needs frontend 'fbank' or 'kaldi'; 'waveform' needs a backbone_config.")
+            raise ValueError(
+                "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'; 'waveform' needs a backbone_config."
+            )
         if self.backbone_config is not None and not hasattr(self.backbone_config, "conv_kernel"):
             raise ValueError(
                 f"backbone_config describes a {getattr(self.backbone_config, 'model_type', '?')!r} model; expected a "

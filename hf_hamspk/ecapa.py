@@ -5,8 +5,8 @@ Letters: `B` batch, `F` mel bins, `C` channels, `T` frames.
 Every layer is convolution, ReLU, batch normalisation, in this order. Frames outside the mask are zeroed after each, so
 that a padded batch gives what each utterance gives alone, and batch statistics in training see valid frames only.
 
-References: Desplanques et al. 2020, arXiv 2005.07143; agrees with the encoder that the released code of arXiv
-2601.19709 uses (C = 1024 there).
+References: Desplanques et al. 2020, arXiv 2005.07143; with the defaults of the configuration it agrees with the encoder
+that the released code of arXiv 2601.19709 uses (C = 1024 there), with its options with SpeechBrain's and WeSpeaker's.
 """
 
 import torch
@@ -14,20 +14,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_hamspk import HamSpkConfig
-from .pooling import batch_norm, keep_valid, masked_mean
+from .pooling import batch_norm, keep_valid, masked_mean, reflected_positions
 
 
 class ConvBlock(nn.Module):
-    """Convolution that keeps the number of frames, ReLU, batch normalisation: `(B, C, T)` to `(B, C', T)`."""
+    """Convolution that keeps the number of frames, ReLU, batch normalisation: `(B, C, T)` to `(B, C', T)`.
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1):
+    Args:
+        inputs: C.
+        outputs: C'.
+        kernel_size: odd, in frames.
+        dilation: in frames.
+        reflect: mirror the frames at both ends of each utterance, where otherwise zeros are.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
         super().__init__()
         padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding, dilation=dilation)
+        self.margin = padding if reflect else 0
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding - self.margin, dilation=dilation)
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.margin:
+            x = mirrored(x, self.margin, mask)
         return keep_valid(batch_norm(self.norm, F.relu(self.conv(x)), mask), mask)
+
+
+def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
+    """Mirror `(B, C, T)` at both ends of each utterance: `(B, C, T + 2 * margin)`."""
+    lengths = None if mask is None else mask.sum(-1)
+    at = reflected_positions(x.shape[-1], margin, lengths, x.device)
+    if mask is None:
+        return x.index_select(-1, at[0])
+    return x.gather(-1, at[:, None].expand(-1, x.shape[1], -1))
 
 
 class SqueezeExcitation(nn.Module):
@@ -50,9 +70,10 @@ class SERes2Block(nn.Module):
         super().__init__()
         channels, groups = config.ecapa_channels, config.ecapa_groups
         width = channels // groups
+        reflect = config.ecapa_padding == "reflect"
         self.reduce = ConvBlock(channels, channels)
         # The last group passes unchanged.
-        self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation) for _ in range(groups - 1))
+        self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect) for _ in range(groups - 1))
         self.expand = ConvBlock(channels, channels)
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
@@ -67,7 +88,7 @@ class SERes2Block(nn.Module):
 class Ecapa(nn.Module):
     """Frame encoder: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
 
-    Each block sees the sum of the outputs of all layers before it; the outputs of all blocks are aggregated.
+    The outputs of all blocks are aggregated.
 
     Args:
         config: `num_mel_bins` and the fields that begin with `ecapa_`.
@@ -76,15 +97,21 @@ class Ecapa(nn.Module):
     def __init__(self, config: HamSpkConfig):
         super().__init__()
         channels = config.ecapa_channels
-        self.input = ConvBlock(config.num_mel_bins, channels, 5)
+        self.sums_inputs = config.ecapa_block_input == "sum"
+        self.input = ConvBlock(config.num_mel_bins, channels, 5, reflect=config.ecapa_padding == "reflect")
         self.blocks = nn.ModuleList(SERes2Block(config, dilation) for dilation in config.ecapa_dilations)
         self.aggregate = nn.Conv1d(len(self.blocks) * channels, config.ecapa_output_channels, 1)
+        normalize = config.ecapa_normalize_aggregate
+        self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode features `(B, F, T)`, zero outside `mask` `(B, T)` bool (None: all frames are valid)."""
-        total = self.input(x, mask)
+        x = self.input(x, mask)
         outputs = []
         for block in self.blocks:
-            outputs.append(block(total, mask))
-            total = total + outputs[-1]
-        return keep_valid(F.relu(self.aggregate(torch.cat(outputs, dim=1))), mask)
+            outputs.append(block(x, mask))
+            x = x + outputs[-1] if self.sums_inputs else outputs[-1]
+        frames = F.relu(self.aggregate(torch.cat(outputs, dim=1)))
+        if self.aggregate_norm is not None:
+            frames = batch_norm(self.aggregate_norm, frames, mask)
+        return keep_valid(frames, mask)

@@ -7,9 +7,11 @@ gives features whose valid frames do not depend on the padding. The constants li
 saved: they are computed again whenever the model is built, loaded or cast.
 
 References: `"fbank"` agrees with the encoder that the released code uses (torchaudio's MelSpectrogram after a
-pre-emphasis); `"kaldi"` with Kaldi's compute-fbank-feats without dither.
+pre-emphasis); `"kaldi"` with Kaldi's compute-fbank-feats without dither; `"speechbrain"` with SpeechBrain's Fbank and
+normalisation of each sentence.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_hamspk import HamSpkConfig
-from .pooling import at_least_float32
+from .pooling import at_least_float32, reflected_positions
 
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
@@ -29,6 +31,9 @@ RELEASED_HIGHEST_FRACTION = 7600 / 16000
 RELEASED_LOG_OFFSET = 1e-6
 # Kaldi counts samples as 16-bit integers and floors the energy at the float32 epsilon.
 KALDI_SAMPLE_SCALE = 32768.0
+# SpeechBrain counts in decibels, floors the energy, and cuts what is further below the loudest entry of the utterance.
+SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
+SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
 
@@ -52,10 +57,15 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 def released_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
     """Triangles on the scale `2595 log10(1 + f / 700)`, linear in Hz, `(points // 2 + 1, bins)`."""
-    highest = RELEASED_HIGHEST_FRACTION * sampling_rate
-    low, high = 2595 * np.log10(1 + np.array([LOWEST_HZ, highest]) / 700)
-    edges = np.linspace(low, high, bins + 2)
-    return _triangles(np.linspace(0, sampling_rate / 2, points // 2 + 1), 700 * (10 ** (edges / 2595) - 1))
+    edges = _edges(LOWEST_HZ, RELEASED_HIGHEST_FRACTION * sampling_rate, bins)
+    return _triangles(_frequencies(points, sampling_rate), edges[:-2], edges[1:-1], edges[2:])
+
+
+def speechbrain_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
+    """Triangles on the scale of `released_mel_bank`, from 0 Hz, each as wide above its centre as below it."""
+    edges = _edges(0.0, sampling_rate / 2, bins)
+    left, centre = edges[:-2], edges[1:-1]
+    return _triangles(_frequencies(points, sampling_rate), left, centre, 2 * centre - left)
 
 
 def kaldi_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
@@ -66,11 +76,21 @@ def kaldi_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
 
     low, high = mel(np.array([LOWEST_HZ, sampling_rate / 2]))
     edges = np.linspace(low, high, bins + 2)
-    return _triangles(mel(np.linspace(0, sampling_rate / 2, points // 2 + 1)), edges)
+    return _triangles(mel(_frequencies(points, sampling_rate)), edges[:-2], edges[1:-1], edges[2:])
 
 
-def _triangles(at: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+def _frequencies(points: int, sampling_rate: int) -> np.ndarray:
+    """Hz of the points of the spectrum, `(points // 2 + 1,)`."""
+    return np.linspace(0, sampling_rate / 2, points // 2 + 1)
+
+
+def _edges(lowest: float, highest: float, bins: int) -> np.ndarray:
+    """Hz where filters begin, peak and end, equally far apart on the scale `2595 log10(1 + f / 700)`, `(bins + 2,)`."""
+    low, high = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
+    return 700 * (10 ** (np.linspace(low, high, bins + 2) / 2595) - 1)
+
+
+def _triangles(at: np.ndarray, left: np.ndarray, centre: np.ndarray, right: np.ndarray) -> np.ndarray:
     rising = (at[:, None] - left) / (centre - left)
     falling = (right - at[:, None]) / (right - centre)
     return np.maximum(0, np.minimum(rising, falling))
@@ -80,7 +100,8 @@ class FilterBank(nn.Module):
     """Log mel filter bank with the mean of each utterance removed: `(B, L)` to `(B, F, T)`.
 
     Args:
-        config: `frontend` (`"fbank"` or `"kaldi"`), `sampling_rate`, `num_mel_bins`, `mask_mel_bins`, `mask_frames`.
+        config: `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`, `num_mel_bins`, `mask_mel_bins`,
+            `mask_frames`.
     """
 
     window: Tensor
@@ -88,14 +109,15 @@ class FilterBank(nn.Module):
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        self.kaldi = config.frontend == "kaldi"
+        self.kind = config.frontend
         self.sampling_rate = config.sampling_rate
         self.bins = config.num_mel_bins
         self.mask_mel_bins = config.mask_mel_bins
         self.mask_frames = config.mask_frames
         self.window_length = round(WINDOW_SECONDS * config.sampling_rate)
         self.hop = round(HOP_SECONDS * config.sampling_rate)
-        self.points = 1 << (self.window_length - 1).bit_length()
+        is_speechbrain = self.kind == "speechbrain"
+        self.points = self.window_length if is_speechbrain else 1 << (self.window_length - 1).bit_length()
         window, bank = self.constants()
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("bank", bank, persistent=False)
@@ -111,10 +133,10 @@ class FilterBank(nn.Module):
         NumPy, because a model is built on the meta device before its weights are loaded.
         """
         n = np.arange(self.window_length)
-        period = self.window_length - 1 if self.kaldi else self.window_length
+        period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
         window = 0.54 - 0.46 * np.cos(2 * np.pi * n / period)
-        make_bank = kaldi_mel_bank if self.kaldi else released_mel_bank
-        bank = make_bank(self.bins, self.points, self.sampling_rate)
+        banks = {"fbank": released_mel_bank, "kaldi": kaldi_mel_bank, "speechbrain": speechbrain_mel_bank}
+        bank = banks[str(self.kind)](self.bins, self.points, self.sampling_rate)
         return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
 
     def restore_constants(self) -> None:
@@ -133,42 +155,65 @@ class FilterBank(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
         """Features of right-padded `waveforms` `(B, L)`; `lengths` `(B,)` in samples, None where all are valid."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            frames = self._kaldi_frames(waveforms) if self.kaldi else self._released_frames(waveforms, lengths)
+            frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
-            energies = (power @ self.bank).mT
-            # Kaldi floors, the released encoder adds.
-            smallest = torch.finfo(torch.float32).eps
-            values = (energies.clamp_min(smallest) if self.kaldi else energies + RELEASED_LOG_OFFSET).log()
             frame_lengths = None if lengths is None else self.frame_lengths(lengths)
+            values = self._logarithm((power @ self.bank).mT, frame_lengths)
             values = remove_mean(values, frame_lengths)
         if self.training:
             values = mask_bands(values, frame_lengths, self.mask_mel_bins, self.mask_frames)
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames of utterances of `lengths` samples: frames are centred (released) or lie inside (Kaldi)."""
-        inside = lengths - self.window_length if self.kaldi else lengths
+        """Frames of utterances of `lengths` samples: those of Kaldi lie inside, the others are centred."""
+        inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
-    def _released_frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """Pre-emphasised, centred, reflected at both ends of each utterance, windowed: `(B, T, window_length)`."""
-        waveforms = waveforms.to(self.window.dtype)
-        previous = torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
-        emphasised = waveforms - PRE_EMPHASIS * previous
+    def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        """What the window is laid on: `(B, T, window_length)`."""
+        if self.kind == "kaldi":
+            return self._kaldi_frames(waveforms)
         # torch.stft would centre the window in N points; only the window's own samples are needed.
         margin = self.points // 2 - (self.points - self.window_length) // 2
-        size = waveforms.shape[1]
-        at = torch.arange(-margin, size + margin, device=waveforms.device).abs()
-        last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
-        at = torch.where(at > last, 2 * last - at, at).clamp_min(0).expand(waveforms.shape[0], -1)
-        return emphasised.gather(1, at).unfold(1, self.window_length, self.hop) * self.window
+        if self.kind == "speechbrain":
+            extended = self._between_zeros(waveforms, margin, lengths)
+        else:
+            extended = self._emphasised_and_reflected(waveforms, margin, lengths)
+        return extended.unfold(1, self.window_length, self.hop)
+
+    @staticmethod
+    def _between_zeros(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
+        if lengths is not None:
+            waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
+        return nn.functional.pad(waveforms, (margin, margin))
+
+    @staticmethod
+    def _emphasised_and_reflected(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
+        """The released encoder's, reflected at both ends of each utterance."""
+        previous = torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
+        emphasised = waveforms - PRE_EMPHASIS * previous
+        at = reflected_positions(waveforms.shape[1], margin, lengths, waveforms.device)
+        return emphasised.gather(1, at.expand(waveforms.shape[0], -1))
 
     def _kaldi_frames(self, waveforms: Tensor) -> Tensor:
-        """Frames inside the waveform, mean removed, pre-emphasised one by one, windowed: `(B, T, window_length)`."""
-        frames = (waveforms.to(self.window.dtype) * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
+        """Frames inside the waveform, mean removed, pre-emphasised one by one."""
+        frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
         frames = frames - frames.mean(-1, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        return (frames - PRE_EMPHASIS * previous) * self.window
+        return frames - PRE_EMPHASIS * previous
+
+    def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
+        """Of `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
+        if self.kind == "kaldi":
+            return energies.clamp_min(torch.finfo(torch.float32).eps).log()
+        if self.kind == "fbank":
+            return (energies + RELEASED_LOG_OFFSET).log()
+        decibels = 10 * energies.clamp_min(SPEECHBRAIN_SMALLEST_ENERGY).log10()
+        valid = decibels
+        if lengths is not None:
+            # SpeechBrain takes the loudest entry of the padding, too.
+            valid = decibels.masked_fill(~length_mask(lengths, decibels.shape[-1])[:, None], -math.inf)
+        return torch.maximum(decibels, valid.amax((1, 2), keepdim=True) - SPEECHBRAIN_DECIBELS)
 
 
 class Waveform(nn.Module):

@@ -27,24 +27,17 @@ def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
     )
 
 
-def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: int, sampling_rate: int) -> Tensor:
-    """One utterance as a tensor `(L,)` of float32 (or as it came, where that is wider or narrower).
+def check_samples(waveform: np.ndarray | Tensor | Sequence[float], position: int) -> Tensor:
+    """One recording as a tensor `(L,)` of float32 (or wider, if it came so), of any length, silent or not.
 
     Raises:
-        ValueError: not one-dimensional, shorter than 0.1 s, integers, NaN or infinite samples, or silence; the message
-            names `position`.
+        ValueError: not one-dimensional, integers, NaN or infinite samples; the message names `position`.
     """
     tensor = torch.as_tensor(waveform)
     if tensor.ndim != 1:
         raise ValueError(
             f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "
             "or select the channels first."
-        )
-    shortest = round(SHORTEST_SECONDS * sampling_rate)
-    if tensor.shape[0] < shortest:
-        raise ValueError(
-            f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / sampling_rate:.3f} "
-            f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
         )
     if not tensor.is_floating_point():
         raise ValueError(
@@ -53,9 +46,25 @@ def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: in
         )
     if not torch.isfinite(tensor).all():
         raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: int, sampling_rate: int) -> Tensor:
+    """One utterance as a tensor `(L,)` of float32 (or wider, if it came so), long and loud enough to embed.
+
+    Raises:
+        ValueError: as `check_samples`, and shorter than 0.1 s, or silence.
+    """
+    tensor = check_samples(waveform, position)
+    shortest = round(SHORTEST_SECONDS * sampling_rate)
+    if tensor.shape[0] < shortest:
+        raise ValueError(
+            f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / sampling_rate:.3f} "
+            f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
+        )
     if float(tensor.max() - tensor.min()) < SILENCE_SPAN:
         raise ValueError(f"Waveform {position} holds no sound: all its samples are alike. Check the recording.")
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor
 
 
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:

@@ -23,9 +23,11 @@ from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, mak
 from .inputs import check_batch, check_labels, make_feature_extractor
 from .pooling import (
     AttentivePooling,
+    Deviation,
     FactorisedAttentivePooling,
     LayerMix,
     StatisticsPooling,
+    XVectorPooling,
     batch_norm,
     keep_valid,
 )
@@ -92,12 +94,59 @@ class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """There are no token embeddings; quantisation asks."""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As in transformers, of safetensors only, and the calibration and the cohort that lie beside the weights.
+
+        Raises:
+            ValueError: they were altered or are of another model.
+        """
+        # Reading a pickle can run code.
+        kwargs.setdefault("use_safetensors", True)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            commit = getattr(model.config, "_commit_hash", None)
+            where = kwargs if commit is None else kwargs | {"revision": commit}
+            model.load_verification(pretrained_model_name_or_path, **where)
+        return loaded
+
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """As in transformers, and the feature extractor's file beside the weights."""
+        """As in transformers, and the files of the feature extractor, the calibration and the cohort."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
+            folder = os.fspath(save_directory)
             to_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(save_directory), **to_hub)
+            make_feature_extractor(self.config.sampling_rate).save_pretrained(folder, **to_hub)
+            before = self._get_files_timestamps(folder)
+            for name in self.save_verification(folder):
+                before.pop(name, None)
+            if to_hub.get("push_to_hub") and before.keys() != set(os.listdir(folder)):
+                upload = {
+                    name: to_hub[name]
+                    for name in ("token", "revision", "create_pr", "commit_message")
+                    if name in to_hub
+                }
+                repository = to_hub.get("repo_id", os.path.basename(os.path.normpath(folder)))
+                self._upload_modified_files(folder, repository, before, **upload)
+
+
+Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAttentivePooling
+
+
+def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
+    """The pooling that `config.pooling` names, of frames of `channels`, or of all `layers` of a backbone for MHFA."""
+    smallest = float(config.pooling_smallest_variance)
+    if config.pooling == "mhfa":
+        return FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
+    if config.pooling == "statistics":
+        return StatisticsPooling(channels, Deviation(smallest))
+    if config.pooling == "xvector":
+        shapes = (config.tdnn_channels, config.tdnn_kernel_sizes, config.tdnn_dilations)
+        return XVectorPooling(channels, *shapes, Deviation(smallest))
+    deviation = Deviation(smallest, config.pooling_unbiased, float(config.pooling_variance_offset))
+    hidden = config.pooling_channels
+    return AttentivePooling(channels, hidden, config.pooling_context, config.pooling_hidden_norm, deviation)
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
@@ -107,6 +156,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         super().__init__(config)
         self.frontend = make_frontend(config)
         self.layer_mix: LayerMix | None = None
+        layers = 0
         if config.backbone_config is None:
             self.backbone = Ecapa(config)
             channels = config.ecapa_output_channels
@@ -119,24 +169,27 @@ class HamSpkModel(HamSpkPreTrainedModel):
             self.backbone = AutoModel.from_config(backbone_config)
             channels = backbone_config.hidden_size
             layers = backbone_config.num_hidden_layers + 1
-            if config.pooling != "mhfa":
+            if config.pooling != "mhfa" and config.mix_layers:
                 self.layer_mix = LayerMix(layers)
-        if config.pooling == "mhfa":
-            self.pooling = FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
-        elif config.pooling == "statistics":
-            self.pooling = StatisticsPooling(channels)
-        else:
-            self.pooling = AttentivePooling(channels, config.pooling_channels)
-        self.pooled_norm = nn.BatchNorm1d(self.pooling.output_size)
-        self.projection = nn.Linear(self.pooling.output_size, config.embedding_size)
+        pooling = make_pooling(config, channels, layers)
+        self.pooling = pooling
+        size = pooling.output_size
+        self.pooled_norm = nn.BatchNorm1d(size) if config.normalize_pooled else nn.Identity()
+        self.projection = nn.Linear(size, config.embedding_size)
         self.embedding_norm = nn.BatchNorm1d(config.embedding_size) if config.normalize_embedding else nn.Identity()
         self._freeze()
         self.post_init()
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether the backbone normalises over time (group norm), so that padding would change its frames."""
-        return getattr(self.config.backbone_config, "feat_extract_norm", "layer") == "group"
+        """Whether padding would change the backbone's frames.
+
+        It normalises over time (group norm), or convolves many times over frames of which only those before the first
+        convolution are zeroed (data2vec-audio).
+        """
+        backbone_config = self.config.backbone_config
+        over_time = getattr(backbone_config, "feat_extract_norm", "layer") == "group"
+        return over_time or getattr(backbone_config, "model_type", None) == "data2vec-audio"
 
     def freeze_backbone(self) -> None:
         """Stop the gradient of a transformers backbone and keep it in evaluation mode, also in `train()`."""
@@ -185,7 +238,8 @@ class HamSpkModel(HamSpkPreTrainedModel):
                 on the left, or a single utterance in training.
         """
         check_batch(input_values, attention_mask, self.frontend.smallest_length)
-        if self.pooled_norm.training and input_values.shape[0] < 2:
+        norms = [norm for norm in (self.pooled_norm, self.embedding_norm) if not isinstance(norm, nn.Identity)]
+        if any(norm.training for norm in norms) and input_values.shape[0] < 2:
             raise ValueError(
                 "Batch normalisation in training needs at least 2 utterances per batch; drop the last batch."
             )
@@ -208,23 +262,30 @@ class HamSpkModel(HamSpkPreTrainedModel):
             hidden = self._layers_by_length(waveforms, lengths)
         else:
             samples_mask = None if lengths is None else length_mask(lengths, waveforms.shape[1]).long()
-            hidden = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=True).hidden_states
+            hidden = self._layers(waveforms, samples_mask)
         mask = None
         if lengths is not None:
             # Every speech encoder of transformers has this method; the type checker sees a Module's attribute.
             frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)  # pyright: ignore[reportCallIssue]
             mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
-        if self.layer_mix is None:
+        if isinstance(self.pooling, FactorisedAttentivePooling):
             return None, self.pooling(hidden, mask)
-        frames = keep_valid(self.layer_mix(hidden).mT, mask)
+        mixed = hidden[0] if self.layer_mix is None else self.layer_mix(hidden)
+        frames = keep_valid(mixed.mT, mask)
         return frames, self.pooling(frames, mask)
 
+    def _layers(self, waveforms: Tensor, samples_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What is pooled of the backbone, `(B, T, C)` each: all hidden states, or its output alone."""
+        is_output_alone = self.layer_mix is None and not isinstance(self.pooling, FactorisedAttentivePooling)
+        output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=not is_output_alone)
+        return (output.last_hidden_state,) if is_output_alone else output.hidden_states
+
     def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states N times `(B, T, C)`, each group of equal length run apart and unpadded, then padded with 0."""
+        """As `_layers`, each group of equal length run apart and unpadded, then padded with 0."""
         groups, places = [], []
         for length in lengths.unique().tolist():
             at = (lengths == length).nonzero()[:, 0]
-            groups.append(self.backbone(waveforms[at, :length], output_hidden_states=True).hidden_states)
+            groups.append(self._layers(waveforms[at, :length]))
             places.append(at)
         size, order = groups[-1][0].shape[1], torch.cat(places).argsort()
         # The last group is the longest.

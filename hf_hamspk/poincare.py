@@ -134,3 +134,67 @@ def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
     y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
     product = (x.conformal * x.position) @ (y.conformal * y.position).mT
     return arcosh1p((x_time + y_time + x_time * y_time - product).clamp_min(0))
+
+
+def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
+    """Features `(..., D)` that `project_released` or `project_curved` takes to `point`, which is within their reach."""
+    if projection == "released":
+        return point.position
+    root_c = math.sqrt(curvature)
+    # As in `project_curved`: the smallest normal number keeps the direction finite at the origin.
+    norm = torch.linalg.vector_norm(point.position, dim=-1, keepdim=True).clamp_min(
+        torch.finfo(point.position.dtype).tiny
+    )
+    return point.position * (torch.atanh(norm) / (root_c * norm))
+
+
+def einstein_midpoint(points: BallPoints, weights: Tensor) -> BallPoints:
+    """Weighted Einstein midpoint: `(N, D)` with weights `(N,)` at least 0 to `(D,)`, in closed form.
+
+    In the Klein model it is the mean weighted by the Lorentz factors (Ungar 2008); on the hyperboloid that is the sum
+    of the lifted points, scaled back to the hyperboloid (the Lorentzian centroid of Law et al. 2019).
+    """
+    time = (weights[:, None] * (points.conformal - 1)).sum(0)
+    space = (weights[:, None] * points.conformal * points.position).sum(0)
+    length = (time.square() - space.square().sum()).sqrt()
+    return _from_hyperboloid(time / length, space / length)
+
+
+def karcher_mean(points: BallPoints, weights: Tensor, steps: int = 100, tolerance: float = 1e-12) -> BallPoints:
+    """The point of least weighted sum of squared distances (Karcher 1977), unique in hyperbolic space.
+
+    Gradient descent along geodesics from the Einstein midpoint. The Hessian of `d^2 / 2` lies between 1 and
+    `d coth d`, so a step of one over the mean of the latter never overshoots.
+
+    Args:
+        points: `(N, D)`, better in float64.
+        weights: `(N,)`, at least 0, of positive sum.
+        steps: at most.
+        tolerance: of the length of a step, where it ends.
+
+    Returns:
+        `(D,)`, within the geodesic hull of the points: no farther from the origin than the farthest of them.
+    """
+    weights = weights / weights.sum()
+    lifted = torch.cat([points.conformal - 1, points.conformal * points.position], dim=-1)
+    middle = einstein_midpoint(points, weights)
+    mean = torch.cat([middle.conformal - 1, middle.conformal * middle.position], dim=-1)
+    for _ in range(steps):
+        d = distance(points, _from_hyperboloid(mean[:1], mean[1:]))
+        # log_m(x) = d / sinh(d) (x - cosh(d) m), whose factor is 1 where the points coincide.
+        factor = torch.where(d > 0, d / torch.sinh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        tangent = ((weights * factor)[:, None] * (lifted - torch.cosh(d)[:, None] * mean)).sum(0)
+        curving = torch.where(d > 0, d / torch.tanh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        step = tangent / (weights * curving).sum()
+        length = (step[1:].square().sum() - step[0].square()).clamp_min(0).sqrt()
+        if length <= tolerance:
+            break
+        mean = torch.cosh(length) * mean + torch.sinh(length) / length * step
+        # Back onto the hyperboloid, where rounding left it.
+        mean = torch.cat([(1 + mean[1:].square().sum(0, keepdim=True)).sqrt(), mean[1:]])
+    return _from_hyperboloid(mean[:1], mean[1:])
+
+
+def _from_hyperboloid(time: Tensor, space: Tensor) -> BallPoints:
+    """`(1,)` and `(D,)` of the hyperboloid `time^2 - |space|^2 = 1` to the ball."""
+    return BallPoints(space / (1 + time), 1 + time)

@@ -71,3 +71,16 @@ def score_matrix(
     x, factor = project(enrolment, projection, curvature, clip_radius)
     y, _ = project(test, projection, curvature, clip_radius)
     return -pairwise_distance(x, y) * factor
+
+
+def magnitude(
+    embeddings: Tensor, similarity: str, projection: str, curvature: float | Tensor, clip_radius: float
+) -> Tensor:
+    """How far embeddings `(..., D)` lie from the origin, `(...)`: a measure of the quality of what was embedded.
+
+    The Euclidean norm for `"cosine"`, the distance from the origin of the ball for `"hyperbolic"`.
+    """
+    embeddings = at_least_float32(embeddings)
+    if similarity == "cosine":
+        return torch.linalg.vector_norm(embeddings, dim=-1)
+    return -score(embeddings, torch.zeros_like(embeddings), similarity, projection, curvature, clip_radius)

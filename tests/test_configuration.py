@@ -106,7 +106,10 @@ def test_masks_are_not_negative(name):
             {"mask_mel_bins": 80},
             "mask_mel_bins (80) must be below num_mel_bins (80), or nothing of the features may be",
         ),
-        ({"frontend": "waveform"}, "ECAPA-TDNN needs frontend 'fbank' or 'kaldi'; 'waveform' needs a backbone_config."),
+        (
+            {"frontend": "waveform"},
+            "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'; 'waveform' needs a backbone_config.",
+        ),
         (
             {"backbone_config": WAVLM, "frontend": "fbank"},
             "A transformers backbone needs frontend 'waveform', got 'fbank'; leave backbone_config out for ECAPA-TDNN.",
