@@ -1,29 +1,37 @@
-"""`hamspk evaluate`: error rates of a model on trial lists."""
+"""`hamspk evaluate`: error rates of a model on trial lists, with what they are worth."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.plots import plot_det, plot_score_histogram
-from ..evaluation.trials import Trials, check_trial_files, read_trials
-from ..evaluation.verification import (
-    PRIORS,
-    PROTOCOLS,
-    EmbeddedFiles,
-    VerificationResult,
-    embed_files,
-    verify_trials,
+from ..calibration import OperatingPoint
+from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
+from ..evaluation.plots import plot_det, plot_detection_costs, plot_score_histogram
+from ..evaluation.report import format_report, write_html
+from ..evaluation.results import (
+    EvaluationSettings,
+    ListEvaluation,
+    applies_calibration,
+    evaluate_list,
+    evaluation_record,
+    write_record,
 )
+from ..evaluation.speakers import read_metadata
+from ..evaluation.trials import Trials, check_trial_files, read_trials
+from ..evaluation.verification import PRIORS, PROTOCOLS, embed_files
+from ..modeling_hamspk import HamSpkPreTrainedModel
 from .models import add_model_arguments, load_model
 
 EPILOG = """\
 A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,
-relative to --audio-root. The threshold in the table is the score at the equal error rate: measured on trials like
-yours, it is what `hamspk verify --threshold` decides with.
+relative to --audio-root. Who speaks is read off the names (a folder or the first part of the file name that agrees in
+all pairs of one speaker and differs in all others), or off the column speaker_id of --metadata. A calibrated model is
+judged by its log-likelihood ratios, and its raw scores are shown beside them; --uncalibrated leaves the calibration
+out. --output takes a folder: evaluation.json, report.html (one file with everything) and plots/ are written there;
+given the model's own folder, the model card takes its numbers from it.
 """
-FILES_SHOWN = 5
+RECORD_FILE, REPORT_FILE, PLOTS_FOLDER = "evaluation.json", "report.html", "plots"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,36 +51,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(PRIORS),
         metavar="P",
-        help="probabilities of a target trial for minDCF (default: %(default)s)",
+        help="probabilities of a target trial for the detection costs (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="FILE.json", help="write the numbers here")
-    parser.add_argument("--plots", metavar="DIR", help="write a DET plot and histograms of the scores here")
+    parser.add_argument("--output", metavar="DIR", help="write numbers, report and plots into this folder")
+    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id, gender, age, ...")
+    parser.add_argument("--group-by", nargs="+", default=[], metavar="COLUMN", help="columns of --metadata")
+    parser.add_argument("--subtract-mean", action="store_true", help="subtract the mean of the model's cohort")
+    parser.add_argument("--uncalibrated", action="store_true", help="raw scores, whatever the model brings along")
+    parser.add_argument("--compare", metavar="MODEL", help="test the difference from another model on the same trials")
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=REPLICATES,
+        metavar="N",
+        help="resamplings of the speakers for the intervals, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=CONFIDENCE, metavar="P", help="of the intervals (default: %(default)s)"
+    )
     parser.epilog = EPILOG
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed each file once over all lists, then score every list."""
-    _check_priors(arguments.prior)
+    _check(arguments)
     lists = read_lists(arguments.trials, arguments.audio_root)
-    model = load_model(arguments.model, arguments.device)
-    files = sorted({file for trials in lists.values() for file in trials.files})
-    embedded = embed_files(model, files, arguments.audio_root, arguments.protocol)
-    model.cpu()  # The embeddings are there, too.
-    results = {
-        name: verify_trials(model, trials, _part(embedded, trials), arguments.prior) for name, trials in lists.items()
-    }
-    print(format_table(results))
-    _report_failures(embedded)
-    facts = {"model": arguments.model, "protocol": arguments.protocol, "similarity": model.config.similarity}
+    settings = EvaluationSettings(
+        protocol=arguments.protocol,
+        priors=tuple(dict.fromkeys(arguments.prior)),
+        replicates=arguments.replicates,
+        confidence=arguments.confidence,
+        metadata={} if arguments.metadata is None else read_metadata(arguments.metadata),
+        group_by=arguments.group_by,
+        subtract_mean=arguments.subtract_mean,
+        calibrated=not arguments.uncalibrated,
+    )
+    model, results = _evaluate(arguments.model, arguments, lists, settings)
+    record = evaluation_record(model, arguments.model, results, settings)
+    if arguments.compare is not None:
+        _compare(record, results, arguments, lists, settings)
+    print(format_report(record))
     if arguments.output is not None:
-        target = Path(arguments.output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        summaries = {name: result.summary() for name, result in results.items()}
-        target.write_text(json.dumps(facts | {"test": summaries}, indent=2) + "\n", encoding="utf-8")
-        print(f"numbers: {target}")
-    if arguments.plots is not None:
-        for plot in draw_plots(results, Path(arguments.plots), model.config.similarity):
-            print(f"plot: {plot}")
+        for file in write_all(record, results, Path(arguments.output), model):
+            print(f"written: {file}")
     return 0
 
 
@@ -95,49 +116,94 @@ def read_lists(paths: list[str], audio_root: str) -> dict[str, Trials]:
     return lists
 
 
-def format_table(results: Mapping[str, VerificationResult]) -> str:
-    """A line for each trial list."""
-    priors = list(next(iter(results.values())).min_dcf)
-    width = max(len("trial list"), *map(len, results)) + 2
-    head = f"{'trial list':<{width}}{'trials':>9}{'skipped':>9}{'EER %':>9}{'threshold':>11}"
-    lines = [head + "".join(f"{f'minDCF({prior:g})':>15}" for prior in priors)]
-    for name, result in results.items():
-        numbers = f"{len(result.labels):>9}{result.skipped:>9}{100 * result.eer:>9.2f}{result.eer_threshold:>11.4f}"
-        lines.append(f"{name:<{width}}{numbers}" + "".join(f"{cost:>15.3f}" for cost in result.min_dcf.values()))
-    return "\n".join(lines)
+def write_all(
+    record: Mapping[str, Any], results: Mapping[str, ListEvaluation], folder: Path, model: HamSpkPreTrainedModel
+) -> list[Path]:
+    """The numbers, the plots and the report; their paths."""
+    pictures = draw_plots(results, folder / PLOTS_FOLDER, model)
+    files = [write_record(record, folder / RECORD_FILE), write_html(record, pictures, folder / REPORT_FILE)]
+    return [*files, *pictures.values()]
 
 
-def draw_plots(results: Mapping[str, VerificationResult], folder: Path, similarity: str) -> list[Path]:
-    """One DET plot of all, and a histogram of the scores of each."""
-    curves: dict[str, Any] = {name: (result.scores, result.labels) for name, result in results.items()}
-    plots = [plot_det(curves, folder / "det.png")]
+def draw_plots(results: Mapping[str, ListEvaluation], folder: Path, model: HamSpkPreTrainedModel) -> dict[str, Path]:
+    """Caption to file: a DET plot of all lists; of each, the scores, and of a calibrated model the costs."""
+    curves: dict[str, Any] = {name: (result.scores, result.trials.labels) for name, result in results.items()}
+    plots = {"Detection error trade-off": plot_det(curves, folder / "det.png")}
     for name, result in results.items():
-        file = folder / f"scores-{name.replace('/', '-').lstrip('.-')}.png"
-        plots.append(plot_score_histogram(result.scores, result.labels, file, result.eer_threshold, similarity, name))
+        file = f"{name.replace('/', '-').lstrip('.-')}.png"
+        scores, labels, kind = result.scores, result.trials.labels, result.record["scores"]
+        threshold = result.record["eer_threshold"]
+        plots[f"{name}: scores, and the threshold of the EER"] = plot_score_histogram(
+            scores, labels, folder / f"scores-{file}", threshold, kind, name
+        )
+        if result.ratios is not None and model.calibration is not None:
+            points = model.calibration.operating_points
+            plots[f"{name}: cost of the decisions at every operating point"] = plot_detection_costs(
+                scores, labels, folder / f"costs-{file}", points, name
+            )
     return plots
 
 
-def _check_priors(priors: list[float]) -> None:
-    for prior in priors:
+def _evaluate(
+    name: str, arguments: argparse.Namespace, lists: Mapping[str, Trials], settings: EvaluationSettings
+) -> tuple[HamSpkPreTrainedModel, dict[str, ListEvaluation]]:
+    model = load_model(name, arguments.device)
+    files = sorted({file for trials in lists.values() for file in trials.files})
+    measure = settings.calibrated and applies_calibration(model, settings)
+    embedded = embed_files(model, files, arguments.audio_root, arguments.protocol, measure=measure)
+    model.cpu()  # The embeddings are there, too.
+    return model, {list_name: evaluate_list(model, trials, embedded, settings) for list_name, trials in lists.items()}
+
+
+def _compare(
+    record: dict[str, Any],
+    results: Mapping[str, ListEvaluation],
+    arguments: argparse.Namespace,
+    lists: Mapping[str, Trials],
+    settings: EvaluationSettings,
+) -> None:
+    """Add the differences from another model to the record."""
+    usable = {name: result.trials for name, result in results.items()}
+    other, others = _evaluate(arguments.compare, arguments, usable, settings)
+    record["compared_with"] = evaluation_record(other, arguments.compare, others, settings)["model"]
+    points = [OperatingPoint(f"{prior:g}", prior) for prior in settings.priors]
+    for name, result in results.items():
+        if result.speakers is None or result.record["replicates"] is None:
+            raise ValueError(f"--compare needs to know the speakers of {name}: {result.record['interval_note']}")
+        if len(others[name].trials) != len(result.trials):
+            raise ValueError(
+                f"{arguments.compare} refuses {others[name].record['skipped']} trials of {name} that the first model "
+                "answers; give --uncalibrated to compare the raw scores of all."
+            )
+        scores = others[name].scores, result.scores
+        options = settings.replicates, settings.confidence
+        tested = paired_test(*scores, result.trials.labels, result.speakers, points, False, *options)
+        record["lists"][name]["compared"] = {
+            number.replace("min_dcf ", "minDCF(") + (")" if number.startswith("min_dcf") else ""): {
+                "this": found.second,
+                "other": found.first,
+                "difference": found.difference,
+                "interval": list(found.interval),
+                "p_value": found.p_value,
+            }
+            for number, found in tested.items()
+        }
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for prior in arguments.prior:
         if not 0 < prior < 1:
             raise ValueError(f"--prior must lie strictly between 0 and 1, got {prior}; customary are 0.01 and 0.05.")
-
-
-def _part(embedded: EmbeddedFiles, trials: Trials) -> EmbeddedFiles:
-    """What concerns one trial list."""
-    files = set(trials.files)
-    return EmbeddedFiles(
-        {name: rows for name, rows in embedded.embeddings.items() if name in files},
-        {name: reason for name, reason in embedded.failures.items() if name in files},
-    )
-
-
-def _report_failures(embedded: EmbeddedFiles) -> None:
-    if not embedded.failures:
-        return
-    print(f"{len(embedded.failures)} files could not be used; their trials were skipped:")
-    for name, reason in list(embedded.failures.items())[:FILES_SHOWN]:
-        print(f"  {name}: {reason}")
-    hidden = len(embedded.failures) - FILES_SHOWN
-    if hidden > 0:
-        print(f"  and {hidden} more")
+    if arguments.replicates != 0 and arguments.replicates < FEWEST_REPLICATES:
+        raise ValueError(f"--replicates must be 0 or at least {FEWEST_REPLICATES}, got {arguments.replicates}.")
+    if not 0 < arguments.confidence < 1:
+        raise ValueError(f"--confidence must lie between 0 and 1, got {arguments.confidence}; 0.95 is customary.")
+    if arguments.group_by and arguments.metadata is None:
+        raise ValueError("--group-by names columns of a table: give it with --metadata.")
+    if arguments.compare is not None and arguments.replicates == 0:
+        raise ValueError("--compare tests a difference by resampling; leave --replicates 0 out.")
+    if arguments.output is not None and (Path(arguments.output).suffix == ".json" or Path(arguments.output).is_file()):
+        raise ValueError(
+            f"--output is a folder, in which {RECORD_FILE}, {REPORT_FILE} and {PLOTS_FOLDER}/ are written; got "
+            f"{arguments.output}."
+        )

@@ -1,28 +1,56 @@
-"""Evaluation of speaker verification: error rates, trial lists, plots and the module for `evaluate`.
+"""Evaluation of speaker verification: error rates and costs, their intervals, trial lists, reports and plots.
 
-The names below need NumPy alone. Two modules bring a heavier package and are therefore imported by their own name:
-`hf_hamspk.evaluation.plots` (matplotlib) and `hf_hamspk.evaluation.speaker_verification` (evaluate).
+Two modules bring a heavier package and are therefore imported by their own name: `hf_hamspk.evaluation.plots`
+(matplotlib) and `hf_hamspk.evaluation.speaker_verification` (evaluate).
 """
 
+from .calibration_metrics import (
+    ActualDetectionCost,
+    ConvexHull,
+    actual_detection_cost,
+    convex_hull,
+    convex_hull_equal_error_rate,
+    error_rates,
+    log_likelihood_ratio_cost,
+    minimum_log_likelihood_ratio_cost,
+)
+from .intervals import BootstrapResult, PairedDifference, bootstrap, paired_test
 from .metrics import (
     DetectionErrors,
     EqualErrorRate,
     MinimumDetectionCost,
+    detection_cost,
     detection_errors,
     equal_error_rate,
     minimum_detection_cost,
 )
+from .speakers import TrialSpeakers, find_speakers
 from .trials import MissingTrialFilesError, Trials, check_trial_files, read_trials
 
 __all__ = [
+    "ActualDetectionCost",
+    "BootstrapResult",
+    "ConvexHull",
     "DetectionErrors",
     "EqualErrorRate",
     "MinimumDetectionCost",
     "MissingTrialFilesError",
+    "PairedDifference",
+    "TrialSpeakers",
     "Trials",
+    "actual_detection_cost",
+    "bootstrap",
     "check_trial_files",
+    "convex_hull",
+    "convex_hull_equal_error_rate",
+    "detection_cost",
     "detection_errors",
     "equal_error_rate",
+    "error_rates",
+    "find_speakers",
+    "log_likelihood_ratio_cost",
     "minimum_detection_cost",
+    "minimum_log_likelihood_ratio_cost",
+    "paired_test",
     "read_trials",
 ]

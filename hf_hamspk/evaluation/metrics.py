@@ -7,9 +7,12 @@ accepted or rejected together, so an error rate exists only at the distinct scor
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Rates = TypeVar("Rates", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,10 @@ class DetectionErrors:
         self, prior: float = 0.01, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
     ) -> MinimumDetectionCost:
         """The minimum detection cost of these points; see the function `minimum_detection_cost`."""
-        _check_operating_condition(prior, cost_miss, cost_false_alarm)
-        weight_miss = cost_miss * prior
-        weight_false_alarm = cost_false_alarm * (1.0 - prior)
-        costs = weight_miss * self.false_negative_rate + weight_false_alarm * self.false_positive_rate
+        check_operating_condition(prior, cost_miss, cost_false_alarm)
+        costs = detection_cost(self.false_negative_rate, self.false_positive_rate, prior, cost_miss, cost_false_alarm)
         cheapest = int(np.argmin(costs))
-        return MinimumDetectionCost(
-            cost=float(costs[cheapest]) / min(weight_miss, weight_false_alarm),
-            threshold=float(self.thresholds[cheapest]),
-        )
+        return MinimumDetectionCost(cost=float(costs[cheapest]), threshold=float(self.thresholds[cheapest]))
 
 
 def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
@@ -116,24 +114,50 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
 
     Raises:
         ValueError: if an input is not one-dimensional and numeric, the lengths differ, there is no trial, a score is
-            NaN or infinite, a label is neither 0 nor 1, or one of the two classes is missing.
+            NaN or infinite, a label is neither 0 nor 1, one of the two classes is missing, or all scores are equal.
     """
-    values, is_target = _check_trials(scores, labels)
-    order = np.argsort(values)
-    values = values[order]
+    values, is_target = check_trials(scores, labels)
+    targets, impostors = np.sort(values[is_target]), np.sort(values[~is_target])
+    # Two sorted runs: a stable sort merges them, several times as fast as sorting positions.
+    ordered = np.sort(np.concatenate((targets, impostors)), kind="stable")
+    if ordered[0] == ordered[-1]:
+        raise ValueError(
+            f"all {ordered.size} scores are {float(ordered[0])!r}: nothing is ranked, so there is no error rate to "
+            "measure (by convention it would be 0.5 or 1). Are all embeddings alike, or is the wrong column read?"
+        )
     # Position of the first trial of each distinct score, and one past the last trial for "reject all".
-    below = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1, [values.size]))
-    targets_below = np.concatenate(([0], np.cumsum(is_target[order], dtype=np.int64)))
-    misses = targets_below[below]
-    targets = int(targets_below[-1])
-    impostors = values.size - targets
+    below = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [ordered.size]))
+    misses = np.append(np.searchsorted(targets, ordered[below[:-1]]), targets.size)
     return DetectionErrors(
-        thresholds=np.append(values[below[:-1]].astype(np.float64), np.inf),
+        thresholds=np.append(ordered[below[:-1]].astype(np.float64), np.inf),
         misses=misses,
-        false_alarms=impostors - (below - misses),
-        targets=targets,
-        impostors=impostors,
+        false_alarms=impostors.size - (below - misses),
+        targets=targets.size,
+        impostors=impostors.size,
     )
+
+
+def detection_cost(
+    miss_rate: Rates, false_alarm_rate: Rates, prior: float, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
+) -> Rates:
+    """The normalised detection cost of given error rates.
+
+    `cost_miss * prior * miss_rate + cost_false_alarm * (1 - prior) * false_alarm_rate`, divided by
+    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision that ignores the scores
+    (NIST speaker recognition evaluation plans). SpeechBrain's minDCF is the undivided sum.
+
+    Args:
+        miss_rate: in [0, 1], a number or an array.
+        false_alarm_rate: in [0, 1], as `miss_rate`.
+        prior: probability of a target trial, strictly between 0 and 1.
+        cost_miss: cost of rejecting a target trial, finite and above 0.
+        cost_false_alarm: cost of accepting an impostor trial, finite and above 0.
+
+    Returns:
+        The cost, at least 0, as `miss_rate`.
+    """
+    weights = cost_miss * prior, cost_false_alarm * (1.0 - prior)
+    return (weights[0] * miss_rate + weights[1] * false_alarm_rate) / min(weights)
 
 
 def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
@@ -146,7 +170,11 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
 
     At most two points can be equally near, one on each side of FNR = FPR. The one with the smaller of the two maxima is
     taken, and the lower threshold if these are equal too, so that the rate does not depend on which class is called 1.
-    If all scores are equal, only "accept all" and "reject all" remain and the rate is 1, not 0.5.
+    Equal scores of all trials are refused: "accept all" and "reject all" would be left, and a rate of 1 by this
+    convention, of 0.5 by others (`convex_hull_equal_error_rate`, SpeechBrain's).
+
+    The conventions of others, on the same trials: that of the released code of HAM-Softmax is this one, but for the
+    points that `roc_curve` drops; SpeechBrain gives the mean of the two rates at the nearest point, the first of two.
 
     Args:
         scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
@@ -170,9 +198,7 @@ def minimum_detection_cost(
 ) -> MinimumDetectionCost:
     """Minimum of the normalised detection cost over all thresholds, "accept all" and "reject all" included.
 
-    The cost at a threshold is `cost_miss * prior * FNR + cost_false_alarm * (1 - prior) * FPR`, divided by
-    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision that ignores the scores
-    (NIST speaker recognition evaluation plans). If several thresholds reach the minimum, the lowest is given.
+    The cost is that of `detection_cost`. If several thresholds reach the minimum, the lowest is given.
 
     Args:
         scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
@@ -187,11 +213,11 @@ def minimum_detection_cost(
     Raises:
         ValueError: as `detection_errors`, or if `prior`, `cost_miss` or `cost_false_alarm` is out of its range.
     """
-    _check_operating_condition(prior, cost_miss, cost_false_alarm)
+    check_operating_condition(prior, cost_miss, cost_false_alarm)
     return detection_errors(scores, labels).minimum_detection_cost(prior, cost_miss, cost_false_alarm)
 
 
-def _check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: float) -> None:
+def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: float) -> None:
     """Refuse a prior or cost with which the normalised cost is undefined."""
     if not 0.0 < prior < 1.0:
         raise ValueError(
@@ -203,8 +229,19 @@ def _check_operating_condition(prior: float, cost_miss: float, cost_false_alarm:
             raise ValueError(f"{name} must be finite and above 0, got {cost!r}. The customary value is 1.")
 
 
-def _check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Refuse what cannot be evaluated; return the scores, float32 or float64, and "is target", both `(N,)`."""
+def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Refuse what cannot be evaluated.
+
+    Args:
+        scores: should be `(N,)` finite real numbers.
+        labels: should be `(N,)` of 0 and 1, both present.
+
+    Returns:
+        The scores, float32 or float64, and "is a target trial", both `(N,)`.
+
+    Raises:
+        ValueError: as `detection_errors`; constant scores pass.
+    """
     values, marks = np.asarray(scores), np.asarray(labels)
     for name, array in (("scores", values), ("labels", marks)):
         if array.ndim != 1:

@@ -1,10 +1,10 @@
-"""Pictures of an evaluation: the DET plot and the histogram of the scores.
+"""Pictures of an evaluation: the DET plot, the histogram of the scores, and the cost of decisions at every prior.
 
 Drawn with the object-oriented interface of matplotlib, so that no global state is touched and no display is needed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from statistics import NormalDist
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
-from .metrics import DetectionErrors, detection_errors
+from ..calibration import OperatingPoint
+from .calibration_metrics import convex_hull
+from .metrics import DetectionErrors, detection_cost, detection_errors
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,6 +34,10 @@ _MOST_LOWER_PERCENT, _LEAST_UPPER_PERCENT = 1.0, 40.0
 # Finer than a pixel: a curve of ten million points is drawn through the few thousand that can be seen.
 _GRID_POINTS = 2000
 _MOST_BINS = 100
+# Log-likelihood ratios: priors from 0.1 % to 99.9 %, at least. A curve this fine has no corners to be seen.
+_LEAST_COST_SPAN, _COST_POINTS = 7.0, 600
+# A cost above 1 does harm; how much above needs no more room than this.
+_LEAST_COST_TOP, _MOST_COST_TOP = 1.1, 2.0
 # Inches; a legend line of the default font is about this high.
 _LEGEND_LINE = 0.22
 
@@ -87,7 +93,7 @@ def plot_score_histogram(
     scores: ArrayLike,
     labels: ArrayLike,
     path: str | PathLike[str],
-    threshold: float | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     score_name: str = "cosine",
     title: str | None = None,
 ) -> Path:
@@ -97,7 +103,7 @@ def plot_score_histogram(
         scores: shape `(N,)`, finite, as for `detection_errors`.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         path: where to write the PNG; parent folders are made.
-        threshold: finite score at which to draw a labelled line, none by default.
+        threshold: finite score at which to draw a labelled line, or several by name; none by default.
         score_name: what the scores are, for the axis.
         title: line above the plot, none by default.
 
@@ -108,7 +114,8 @@ def plot_score_histogram(
         ValueError: if the threshold is not finite, the path does not end in `.png`, or as `detection_errors`.
     """
     target = _png_path(path)
-    if threshold is not None and not np.isfinite(threshold):
+    lines = {} if threshold is None else threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
+    if not np.isfinite(list(lines.values())).all():
         raise ValueError(f"threshold must be finite to be drawn, got {threshold!r}. Leave it out instead.")
     errors = detection_errors(scores, labels)  # For its checks and counts.
     values, is_target = np.asarray(scores, dtype=np.float64), np.asarray(labels) == 1
@@ -126,14 +133,71 @@ def plot_score_histogram(
         density, _ = np.histogram(values[chosen], bins=edges, density=True)
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
         axes.stairs(density, edges, color=colour, linewidth=1.4, label=f"{name} ({_counted(count)})")
-    if threshold is not None:
-        label = f"threshold {threshold:.3g}"
-        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="--", label=label)
+    for number, (name, place) in enumerate(lines.items()):
+        style = _LINE_STYLES[(number + 1) % len(_LINE_STYLES)]
+        axes.axvline(place, color="black", linewidth=1.2, linestyle=style, label=f"{name} {place:.3g}")
     axes.set_xlabel(f"Score ({score_name})")
     axes.set_ylabel("Density")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
     # Above the axes, where no density can run behind it.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return _finish(figure, axes, title, target)
+
+
+def plot_detection_costs(
+    ratios: ArrayLike,
+    labels: ArrayLike,
+    path: str | PathLike[str],
+    points: Sequence[OperatingPoint] = (),
+    title: str | None = None,
+) -> Path:
+    """Draw what the decisions of log-likelihood ratios cost at every operating point, and the least they could.
+
+    The cost of an operating point depends on its Bayes threshold alone, so that is the axis (N. Brümmer and E. de
+    Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, where the sign is turned around). Where the two curves part,
+    the calibration is off.
+
+    Args:
+        ratios: shape `(N,)`, finite natural log-likelihood ratios.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        path: where to write the PNG; parent folders are made.
+        points: operating points to mark.
+        title: line above the plot, none by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: if the path does not end in `.png`, or as `detection_errors`.
+    """
+    target = _png_path(path)
+    errors, hull = detection_errors(ratios, labels), convex_hull(ratios, labels)
+    widest = max([_LEAST_COST_SPAN, *(abs(point.threshold) + 1.0 for point in points)])
+    thresholds = np.linspace(-widest, widest, _COST_POINTS)
+    places = np.searchsorted(errors.thresholds, thresholds)
+    actual, least = [], []
+    for threshold, place in zip(thresholds, places, strict=True):
+        prior = 1.0 / (1.0 + math.exp(threshold))
+        rates = float(errors.false_negative_rate[place]), float(errors.false_positive_rate[place])
+        actual.append(detection_cost(*rates, prior))
+        least.append(float(detection_cost(hull.misses / hull.targets, hull.false_alarms / hull.impostors, prior).min()))
+
+    figure = _figure(7.2, 4.5)
+    axes = figure.add_subplot()
+    axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), label="no scores at all")
+    axes.plot(thresholds, actual, color=_COLOURS[1], linewidth=1.6, label="actual")
+    axes.plot(thresholds, least, color=_COLOURS[0], linewidth=1.6, linestyle="--", label="minimum")
+    top = min(max(_LEAST_COST_TOP, 1.05 * max(actual)), _MOST_COST_TOP)
+    for point in points:
+        axes.axvline(point.threshold, color="black", linewidth=0.9, linestyle=":")
+        axes.annotate(
+            point.name, (point.threshold, top), (3, -4), textcoords="offset points", rotation=90, va="top", fontsize=8
+        )
+    axes.set_xlim(-widest, widest)
+    axes.set_ylim(0, top)
+    axes.set_xlabel("Threshold of the operating point (log-likelihood ratio)")
+    axes.set_ylabel("Normalised detection cost")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return _finish(figure, axes, title, target)
 

@@ -10,13 +10,16 @@ import numpy as np
 from evaluate.module import Features, Value
 from evaluate.utils.file_utils import add_start_docstrings
 
+from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.metrics import detection_errors
 
 _DESCRIPTION = """\
-Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, exact at every distinct threshold.
-A trial is accepted if its score is greater than or equal to the threshold. The EER is the larger of the two error
-rates at the operating point where they are nearest, without interpolation. The minDCF has unit costs and is normalised
-by min(prior, 1 - prior).
+Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, exact at every distinct threshold,
+and the log-likelihood-ratio cost (Cllr) with its minimum. A trial is accepted if its score is greater than or equal to
+the threshold. The EER is the larger of the two error rates at the operating point where they are nearest, without
+interpolation; the one on the convex hull of the ROC curve is given beside it. The detection costs have unit costs and
+are normalised by min(prior, 1 - prior). What only log-likelihood ratios have, Cllr and the actual detection cost
+(actDCF) of decisions at the Bayes threshold, is given if the scores are said to be such.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -25,6 +28,8 @@ Args:
     references (`list` of `int`): 1 for a target trial (same speaker), 0 for an impostor trial.
     priors (`Sequence` of `float`): probabilities of a target trial for which to give the minDCF, each strictly between
         0 and 1. Defaults to (0.01, 0.05).
+    log_likelihood_ratios (`bool`): whether the predictions are natural log-likelihood ratios, and not scores of any
+        scale. Defaults to False.
 
 Returns:
     `dict` of `float`:
@@ -32,6 +37,10 @@ Returns:
         - eer_threshold: the threshold at which it is reached.
         - min_dcf_<prior>: for each prior, the normalised minimum detection cost, in [0, 1].
         - min_dcf_<prior>_threshold: the threshold at which it is reached; inf where rejecting all is cheapest.
+        - eer_convex_hull: equal error rate on the convex hull of the ROC curve, in [0, 0.5].
+        - min_cllr: the Cllr, in bits, that the best non-decreasing map of the scores would leave, in [0, 1].
+        - cllr: with log_likelihood_ratios, their Cllr in bits; 1 is what no information costs.
+        - act_dcf_<prior>: with log_likelihood_ratios, the normalised detection cost of their decisions.
 
 Examples:
     >>> import evaluate
@@ -54,7 +63,7 @@ _CITATION = """\
 
 @add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class SpeakerVerification(evaluate.Metric):
-    """Equal error rate and minimum detection cost for `evaluate.load`."""
+    """Error rates and costs of speaker verification for `evaluate.load`."""
 
     def _info(self) -> evaluate.MetricInfo:
         # No `format="numpy"`: it would hand the scores over in float32, and distinct scores could become ties.
@@ -84,7 +93,7 @@ class SpeakerVerification(evaluate.Metric):
         _check_whole(reference)
         super().add(prediction=prediction, reference=reference, **kwargs)
 
-    def _compute(self, predictions, references, priors=(0.01, 0.05)) -> dict[str, float]:
+    def _compute(self, predictions, references, priors=(0.01, 0.05), log_likelihood_ratios=False) -> dict[str, float]:
         errors = detection_errors(predictions, references)
         equal = errors.equal_error_rate()
         result = {"eer": equal.eer, "eer_threshold": equal.threshold}
@@ -92,6 +101,13 @@ class SpeakerVerification(evaluate.Metric):
             cost = errors.minimum_detection_cost(prior)
             result[f"min_dcf_{float(prior)}"] = cost.cost
             result[f"min_dcf_{float(prior)}_threshold"] = cost.threshold
+        hull = convex_hull(predictions, references)
+        result["eer_convex_hull"] = hull.equal_error_rate().eer
+        result["min_cllr"] = hull.log_likelihood_ratio_cost()
+        if log_likelihood_ratios:
+            result["cllr"] = log_likelihood_ratio_cost(predictions, references)
+            for prior in priors:
+                result[f"act_dcf_{float(prior)}"] = actual_detection_cost(predictions, references, prior).cost
         return result
 
 

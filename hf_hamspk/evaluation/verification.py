@@ -1,7 +1,7 @@
 """Verification of a model on a trial list: embed each file once, score every trial, compute the error rates."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from tqdm import tqdm
 from ..data.audio import AudioError, read_audio
 from ..data.crops import even_segments
 from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..speech import SpeechMeasures, measure_speech
+from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials
 
@@ -23,8 +25,6 @@ PAPER_SEGMENTS = 5
 PAPER_SEGMENT_SAMPLES = 48240
 # Decoded audio held at once while embedding; sorting by length happens within it.
 CHUNK_SECONDS = 1200.0
-# Trials scored at once.
-BLOCK = 16384
 # The priors of the published results.
 PRIORS = (0.01, 0.05)
 
@@ -37,11 +37,13 @@ class EmbeddedFiles:
         embeddings: name to `(S, D)`: row 0 is the whole utterance, the others the segments of the protocol, if any.
         failures: name to reason for the files that could not be used.
         seconds: audio embedded.
+        measures: name to what was measured of the recording, where that was asked for.
     """
 
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    measures: dict[str, SpeechMeasures] = field(default_factory=dict)
 
     def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
         """Add what other processes embedded."""
@@ -49,7 +51,27 @@ class EmbeddedFiles:
             self.embeddings.update(other.embeddings)
             self.failures.update(other.failures)
             self.seconds += other.seconds
+            self.measures.update(other.measures)
         return self
+
+    def part(self, files: Collection[str]) -> "EmbeddedFiles":
+        """What concerns some of the files; the seconds are left out."""
+        wanted = frozenset(files)
+        return EmbeddedFiles(
+            embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
+            failures={name: reason for name, reason in self.failures.items() if name in wanted},
+            measures={name: found for name, found in self.measures.items() if name in wanted},
+        )
+
+    def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
+        """The same with measured files of less speech than this, in seconds, among the failures."""
+        short = {
+            name: f"not enough speech: {found.speech:.2f} s, at least {minimum_speech:g} s are needed"
+            for name, found in self.measures.items()
+            if found.speech < minimum_speech
+        }
+        kept = {name: rows for name, rows in self.embeddings.items() if name not in short}
+        return EmbeddedFiles(kept, self.failures | short, self.seconds, self.measures)
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,7 @@ def embed_files(
     audio_root: str | os.PathLike[str] = ".",
     protocol: str = "whole",
     progress: bool = True,
+    measure: bool = False,
 ) -> EmbeddedFiles:
     """Embed audio files, in chunks of bounded memory.
 
@@ -102,6 +125,7 @@ def embed_files(
         audio_root: folder of the names.
         protocol: `"whole"` (the utterance) or `"paper"` (the utterance and five 3 s segments).
         progress: show a bar.
+        measure: measure the speech in each file, too (`measure_speech`).
 
     Raises:
         ValueError: unknown protocol.
@@ -118,6 +142,8 @@ def embed_files(
         except AudioError as error:
             result.failures[name] = error.reason
             continue
+        if measure:
+            result.measures[name] = measure_speech(chunk[name], rate)
         pending += len(chunk[name]) / rate
         if pending > CHUNK_SECONDS:
             _embed_chunk(model, chunk, protocol, result)
@@ -139,7 +165,9 @@ def _embed_chunk(
     result.seconds += sum(len(waveform) for waveform in chunk.values()) / rate
 
 
-def score_trials(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> np.ndarray:
+def score_trials(
+    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, mean: Tensor | None = None
+) -> np.ndarray:
     """Score every trial with the model's similarity.
 
     With segments, the score is the mean of the score of the whole utterances and of the mean score over all pairs of
@@ -149,22 +177,42 @@ def score_trials(model: HamSpkPreTrainedModel, trials: Trials, embedded: Embedde
         model: gives the similarity.
         trials: their files are all in `embedded`.
         embedded: from `embed_files`.
+        mean: `(D,)`, subtracted from every embedding first; None for none.
 
     Returns:
         `(N,)` float64.
     """
-    names = list(embedded.embeddings)
-    row = {name: i for i, name in enumerate(names)}
-    table = torch.stack([embedded.embeddings[name] for name in names])
-    enrolment = torch.tensor([row[name] for name in trials.enrolment])
-    test = torch.tensor([row[name] for name in trials.test])
-    scores = []
-    for a, b in zip(enrolment.split(BLOCK), test.split(BLOCK), strict=True):
-        score = model.score(table[a, 0], table[b, 0])
-        if table.shape[1] > 1:
-            score = (score + model.score_matrix(table[a, 1:], table[b, 1:]).mean((-2, -1))) / 2
-        scores.append(score)
-    return torch.cat(scores).double().numpy()
+    table, enrolment, test = trial_rows(trials, embedded)
+    return score_pairs(model, table, enrolment, test, mean)
+
+
+def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """All embeddings, `(U, S, D)` in the order of `embedded`, and of each trial the rows of its two sides, `(N,)`."""
+    row = {name: i for i, name in enumerate(embedded.embeddings)}
+    enrolment, test = (
+        np.fromiter((row[name] for name in side), np.int64, len(side)) for side in (trials.enrolment, trials.test)
+    )
+    return torch.stack(list(embedded.embeddings.values())), enrolment, test
+
+
+def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
+    """The trials whose files can all be used.
+
+    Args:
+        trials: the list.
+        failures: unusable file to reason.
+
+    Raises:
+        ValueError: no target or no impostor trial is left; the message says why files were skipped.
+    """
+    usable = trials.without(failures)
+    if not 0 < int(usable.labels.sum()) < len(usable):
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
+        raise ValueError(
+            f"Of {len(trials)} trials, {len(usable)} can be scored, and they are not of both kinds (target and "
+            f"impostor). Unusable files: {len(failures)}. {first}"
+        )
+    return usable
 
 
 def verify_trials(
@@ -173,15 +221,9 @@ def verify_trials(
     """Score the trials whose files could be embedded, and compute EER and minDCF.
 
     Raises:
-        ValueError: no target or no impostor trial is left; the message says why files were skipped.
+        ValueError: no target or no impostor trial is left, or all scores are equal.
     """
-    usable = trials.without(embedded.failures)
-    if not 0 < int(usable.labels.sum()) < len(usable):
-        first = "; ".join(f"{name}: {reason}" for name, reason in list(embedded.failures.items())[:3])
-        raise ValueError(
-            f"Of {len(trials)} trials, {len(usable)} can be scored, and they are not of both kinds (target and "
-            f"impostor). Unusable files: {len(embedded.failures)}. {first}"
-        )
+    usable = usable_trials(trials, embedded.failures)
     scores = score_trials(model, usable, embedded)
     errors = detection_errors(scores, usable.labels)
     equal = errors.equal_error_rate()

@@ -1,16 +1,22 @@
-"""Time of EER and minDCF: this package, a plain Python loop, and scikit-learn's ROC curve.
+"""Time of EER and minDCF: this package, a plain Python loop, and scikit-learn's ROC curve; of Cllr and of intervals.
 
-Run `python tests/benchmarks/benchmark_metrics.py`; `--large` adds ten million scores. The contenders take turns in one
-process, so that a change of the machine's speed meets all of them; the best round of each counts.
+Run `python tests/benchmarks/benchmark_metrics.py`; `--large` adds ten million scores, `--intervals` confidence
+intervals of a million scores by 1,000 resamplings of their speakers. The contenders take turns in one process, so that
+a change of the machine's speed meets all of them; the best round of each counts.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from hf_hamspk.calibration import OperatingPoint
+from hf_hamspk.evaluation.calibration_metrics import convex_hull, log_likelihood_ratio_cost
+from hf_hamspk.evaluation.intervals import bootstrap
 from hf_hamspk.evaluation.metrics import detection_errors
+from hf_hamspk.evaluation.speakers import TrialSpeakers
 
 PRIOR = 0.01
 Contender = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
@@ -87,15 +93,58 @@ def measure(count: int, rounds: int) -> None:
         print(f"{name:24}{times_shown}{rate:>12.7f}{cost:>12.7f}")
 
 
+def measure_costs(count: int) -> None:
+    """Print the time of Cllr, minCllr and the EER on the convex hull for `count` scores."""
+    rng = np.random.default_rng(0)
+    labels = rng.random(count) < 0.5
+    ratios = 3.0 * (rng.normal(size=count) + 3.0 * (labels - 0.5))
+    for name, function in (
+        ("Cllr", lambda: log_likelihood_ratio_cost(ratios, labels)),
+        ("minCllr", lambda: convex_hull(ratios, labels).log_likelihood_ratio_cost()),
+        ("EER (convex hull)", lambda: convex_hull(ratios, labels).equal_error_rate().eer),
+    ):
+        start = time.perf_counter()
+        value = function()
+        print(f"{name:24}{time.perf_counter() - start:>8.3f} s{value:>12.7f}")
+
+
+def measure_intervals(count: int, replicates: int, speakers: int = 1251) -> None:
+    """Print the time of EER, two minDCFs, Cllr and two actDCFs with intervals, and the intervals.
+
+    The speakers are as many as VoxCeleb1 has; each shifts the scores that he is part of, half the trials are targets.
+    """
+    rng = np.random.default_rng(0)
+    labels = rng.random(count) < 0.5
+    enrolment = rng.integers(speakers, size=count, dtype=np.int32)
+    others = (enrolment + rng.integers(1, speakers, size=count, dtype=np.int32)) % speakers
+    test = np.where(labels, enrolment, others)
+    shift = 0.3 * rng.normal(size=speakers)
+    ratios = 3.0 * (rng.normal(size=count) + 3.0 * (labels - 0.5) + shift[enrolment] + shift[test])
+    names = tuple(map(str, range(speakers)))
+    points = [OperatingPoint(f"{prior:g}", prior) for prior in (0.01, 0.05)]
+    start = time.perf_counter()
+    result = bootstrap(ratios, labels, TrialSpeakers(names, enrolment, test), points, True, replicates, progress=False)
+    seconds = time.perf_counter() - start
+    print(f"\n{count:,} scores of {speakers:,} speakers, {replicates:,} resamplings: {seconds:.1f} s on one core")
+    for name, value in result.estimates.items():
+        low, high = result.interval(name)
+        print(f"{name:24}{value:>10.5f} [{low:.5f}, {high:.5f}]")
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="ten million scores as well")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--intervals", action="store_true", help="confidence intervals of a million scores as well")
     arguments = parser.parse_args()
-    measure(1_000_000, arguments.rounds)
-    if arguments.large:
-        measure(10_000_000, arguments.rounds)
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+    sizes = (1_000_000, 10_000_000) if arguments.large else (1_000_000,)
+    for count in sizes:
+        measure(count, arguments.rounds)
+        measure_costs(count)
+    if arguments.intervals:
+        measure_intervals(1_000_000, 1000)
 
 
 if __name__ == "__main__":

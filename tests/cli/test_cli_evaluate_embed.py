@@ -1,6 +1,5 @@
 """`hamspk evaluate` and `hamspk embed`."""
 
-import json
 import re
 
 import numpy as np
@@ -13,6 +12,7 @@ from tiny_models import RATE, noises
 from hf_hamspk.cli import evaluate
 from hf_hamspk.cli.models import load_model
 from hf_hamspk.data.audio import read_audio
+from hf_hamspk.evaluation.results import read_record
 
 TRIALS = "1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n0 b.wav d.wav\n"
 
@@ -22,36 +22,79 @@ def write(folder, name: str, text: str):
     return folder / name
 
 
-def test_table_numbers_and_plots(tmp_path, hamspk, model_folder, audio):
+def test_table_numbers_report_and_plots(tmp_path, hamspk, model_folder, audio):
     first = write(tmp_path, "first.txt", TRIALS)
     second = write(tmp_path, "second.txt", "1 a.wav b.wav\n0 a.wav d.wav\n0 a.wav silence.wav\n")
-    output, plots = tmp_path / "new" / "results.json", tmp_path / "plots"
+    folder = tmp_path / "new" / "evaluation"
     code, out, _ = hamspk(
-        *("evaluate", model_folder, first, second, "--audio-root", audio, "--prior", 0.01, 0.5),
-        *("--output", output, "--plots", plots),
+        *("evaluate", model_folder, first, second, "--audio-root", audio, "--prior", 0.01, 0.5, "--output", folder)
     )
     assert code == 0
-    head = out.splitlines()[0]
-    assert re.sub(" +", " ", head) == "trial list trials skipped EER % threshold minDCF(0.01) minDCF(0.5)"
-    assert out.splitlines()[1].split()[:3] == ["first", "4", "0"]
-    assert out.splitlines()[2].split()[:3] == ["second", "2", "1"]
+    head = re.sub(" +", " ", out.splitlines()[0])
+    assert head == "trial list scores trials skipped speakers EER % threshold minDCF(0.01) minDCF(0.5) minCllr"
+    assert out.splitlines()[1].split()[:5] == ["first", "cosine", "4", "0", "?"]
+    assert out.splitlines()[2].split()[:5] == ["second", "cosine", "2", "1", "?"]
+    assert "first: no intervals: Who speaks cannot be read off the names" in out
     assert "1 files could not be used" in out
     assert "silence.wav: holds no sound" in out
 
-    numbers = json.loads(output.read_text())
-    assert numbers["protocol"] == "whole"
-    assert numbers["similarity"] == "cosine"
-    assert numbers["test"]["first"]["skipped_trials"] == 0
-    assert numbers["test"]["first"]["unusable_files"] == {}
-    assert list(numbers["test"]["second"]["unusable_files"]) == ["silence.wav"]
-    assert {"min_dcf_0.01", "min_dcf_0.5"} <= numbers["test"]["first"].keys()
-    assert sorted(file.name for file in plots.iterdir()) == ["det.png", "scores-first.png", "scores-second.png"]
+    record = read_record(folder / "evaluation.json")
+    assert (record["protocol"], record["model"]["similarity"]) == ("whole", "cosine")
+    assert record["model"]["name"] == model_folder.name
+    assert record["lists"]["first"]["unusable_files"] == {}
+    assert list(record["lists"]["second"]["unusable_files"]) == ["silence.wav"]
+    assert list(record["lists"]["first"]["min_dcf"]) == ["0.01", "0.5"]
+    assert "<h2>Error rates</h2>" in (folder / "report.html").read_text(encoding="utf-8")
+    plots = sorted(file.name for file in (folder / "plots").iterdir())
+    assert plots == ["det.png", "scores-first.png", "scores-second.png"]
+    text = "".join(file.read_text(encoding="utf-8") for file in (folder / "evaluation.json", folder / "report.html"))
+    assert str(tmp_path) not in text and str(audio) not in text
+
+
+@pytest.fixture
+def people(tmp_path, audio):
+    """Recordings of ten people, three each, all pairs of them, and a table."""
+    names = [f"{person}/{take}.wav" for person in "abcdefghij" for take in range(3)]
+    wave = sf.read(audio / "a.wav")[0]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        own = 0.2 * np.sin(np.arange(8000) * (0.05 + 0.02 * (number // 3)))
+        sf.write(tmp_path / name, own + 0.1 * wave[500 * number : 500 * number + 8000], RATE)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    write(tmp_path, "all.txt", "".join(f"{int(a[0] == b[0])} {a} {b}\n" for a, b in pairs))
+    write(tmp_path, "table.csv", "path,gender\n" + "".join(f"{n},{'f' if n < 'e' else 'm'}\n" for n in names))
+    return tmp_path
+
+
+def test_intervals_groups_and_another_model(people, hamspk, model_folder, model_without_threshold):
+    words = ("evaluate", model_folder, people / "all.txt", "--audio-root", people, "--replicates", 100)
+    code, out, _ = hamspk(
+        *(*words, "--metadata", people / "table.csv", "--group-by", "gender", "--output", people / "out"),
+        *("--compare", model_without_threshold),
+    )
+    assert code == 0
+    record = read_record(people / "out" / "evaluation.json")
+    values = record["lists"]["all"]
+    assert (values["trials"], values["speakers"], values["replicates"]) == (435, 10, 100)
+    assert values["eer_interval"][0] <= values["eer"] <= values["eer_interval"][1]
+    assert list(values["groups"]) == ["gender f", "gender m"]
+    # The same weights, so no difference at all.
+    assert record["compared_with"]["fingerprint"] == record["model"]["fingerprint"]
+    assert values["compared"]["eer"]["difference"] == 0.0 and values["compared"]["eer"]["p_value"] == 1.0
+    assert list(values["compared"]) == ["eer", "minDCF(0.01)", "minDCF(0.05)"]
+    for part in ("In brackets: 95 % intervals from 100 resamplings", "gender f", "other model", "p\n"):
+        assert part in out
 
 
 def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monkeypatch):
     asked = []
     embed = evaluate.embed_files
-    monkeypatch.setattr(evaluate, "embed_files", lambda m, names, *rest: asked.append(names) or embed(m, names, *rest))
+
+    def listen(model, names, *rest, **options):
+        asked.append(names)
+        return embed(model, names, *rest, **options)
+
+    monkeypatch.setattr(evaluate, "embed_files", listen)
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
@@ -80,6 +123,23 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
         "evaluate", model_folder, good, "--audio-root", audio, "--prior", 1
     )
     assert "There is no folder" in refusal("evaluate", tmp_path / "nope", good, "--audio-root", audio)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "results.json"], "--output is a folder, in which evaluation.json, report.html and plots/ are"),
+        (["--replicates", 20], "--replicates must be 0 or at least 100, got 20"),
+        (["--confidence", 95], "--confidence must lie between 0 and 1, got 95.0"),
+        (["--group-by", "gender"], "--group-by names columns of a table: give it with --metadata"),
+        (["--metadata", "nope.csv"], "There is no table nope.csv"),
+        (["--replicates", 0, "--compare", "other"], "--compare tests a difference by resampling"),
+        (["--subtract-mean"], "The mean to subtract is that of the model's cohort, and this model has none"),
+    ],
+)
+def test_words_that_do_not_fit(tmp_path, refusal, model_folder, audio, words, message):
+    good = write(tmp_path, "good.txt", TRIALS)
+    assert message in refusal("evaluate", model_folder, good, "--audio-root", audio, *words)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

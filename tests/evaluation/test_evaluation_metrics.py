@@ -18,9 +18,13 @@ def random_case(rng, most_trials=14):
     count = int(rng.integers(2, most_trials + 1))
     labels = rng.integers(0, 2, size=count)
     labels[rng.permutation(count)[:2]] = (0, 1)
-    levels = int(rng.integers(1, 2 * count))
-    scores = rng.choice(np.array([-3.0, -0.5, -0.0, 0.0, 0.25, 1.0, 7.5, 1e-300, 1e300, *rng.normal(size=30)]), levels)
-    return rng.choice(scores, count), labels
+    levels = int(rng.integers(2, 2 * count + 1))
+    values = np.array([-3.0, -0.5, -0.0, 0.0, 0.25, 1.0, 7.5, 1e-300, 1e300, *rng.normal(size=30)])
+    scores = rng.choice(rng.choice(values, levels), count)
+    # Equal scores of all trials are refused, and -0.0 equals 0.0.
+    if (scores == scores[0]).all():
+        scores[int(rng.integers(count))] = 2.0
+    return scores, labels
 
 
 def sweep(scores, labels):
@@ -178,14 +182,11 @@ def test_perfectly_wrong_scores():
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [1, 0, 0], [1, 1, 1, 0]])
-def test_constant_scores_give_one(labels):
-    # Only accept-all (0, 1) and reject-all (1, 0) exist, both 1 apart with maximum 1: the lower, finite threshold.
-    scores = [0.3] * len(labels)
-    result = equal_error_rate(scores, labels)
-    assert (result.eer, result.threshold) == (1.0, 0.3)
-    assert minimum_detection_cost(scores, labels).cost == 1.0
-    assert minimum_detection_cost(scores, labels).threshold == math.inf
-    assert minimum_detection_cost(scores, labels, prior=0.99).threshold == 0.3
+def test_constant_scores_are_refused(labels):
+    for scores in ([0.3] * len(labels), [0.0] * (len(labels) - 1) + [-0.0]):
+        for function in (detection_errors, equal_error_rate, minimum_detection_cost):
+            with pytest.raises(ValueError, match=f"all {len(labels)} scores are .*: nothing is ranked"):
+                function(scores, labels)
 
 
 def test_limits_of_the_prior():

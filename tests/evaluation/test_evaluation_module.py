@@ -11,6 +11,12 @@ import pytest
 
 import hf_hamspk.evaluation
 from hf_hamspk.evaluation import equal_error_rate, minimum_detection_cost
+from hf_hamspk.evaluation.calibration_metrics import (
+    actual_detection_cost,
+    convex_hull_equal_error_rate,
+    log_likelihood_ratio_cost,
+    minimum_log_likelihood_ratio_cost,
+)
 
 SCRIPT = Path(hf_hamspk.evaluation.__file__).with_name("speaker_verification.py")
 
@@ -46,7 +52,8 @@ def expected(scores, labels, priors=(0.01, 0.05)):
     for prior in priors:
         cost = minimum_detection_cost(scores, labels, prior)
         result |= {f"min_dcf_{prior}": cost.cost, f"min_dcf_{prior}_threshold": cost.threshold}
-    return result
+    result["eer_convex_hull"] = convex_hull_equal_error_rate(scores, labels).eer
+    return result | {"min_cllr": minimum_log_likelihood_ratio_cost(scores, labels)}
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
@@ -62,10 +69,20 @@ def test_compute_gives_the_metrics_as_floats(load, scored, keep_in_memory):
         "min_dcf_0.01_threshold",
         "min_dcf_0.05",
         "min_dcf_0.05_threshold",
+        "eer_convex_hull",
+        "min_cllr",
     ]
     assert {type(value) for value in result.values()} == {float}
     again = metric.compute(predictions=scores.tolist(), references=labels.tolist(), priors=[0.5])
     assert again == expected(scores, labels, [0.5])
+
+
+def test_ratios_have_their_costs_too(load, scored):
+    scores, labels = scored
+    result = load().compute(predictions=scores, references=labels, priors=[0.2], log_likelihood_ratios=True)
+    assert result.pop("cllr") == log_likelihood_ratio_cost(scores, labels)
+    assert result.pop("act_dcf_0.2") == actual_detection_cost(scores, labels, 0.2).cost
+    assert result == expected(scores, labels, [0.2])
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])

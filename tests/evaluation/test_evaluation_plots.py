@@ -11,8 +11,10 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from hf_hamspk.calibration import OperatingPoint
 from hf_hamspk.evaluation import plots
-from hf_hamspk.evaluation.metrics import detection_errors, equal_error_rate
+from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost
+from hf_hamspk.evaluation.metrics import detection_errors, equal_error_rate, minimum_detection_cost
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_thinning_moves_no_curve_by_a_pixel(scored):
     [
         ([1, 2, 3, 4], [0, 0, 1, 1]),
         ([4, 3, 2, 1], [0, 0, 1, 1]),
-        ([1, 1], [0, 1]),
+        ([1, 2], [1, 0]),
         ([0.1, 0.2, 0.15], [0, 1, 1]),
     ],
 )
@@ -120,6 +122,23 @@ def test_histogram_is_written_with_counts_and_threshold(tmp_path, scored, figure
     for patch in axes.patches:
         density, edges, _ = patch.get_data()
         assert np.sum(density * np.diff(edges)) == pytest.approx(1.0)
+
+
+def test_costs_are_those_at_the_bayes_thresholds(tmp_path, scored, figures):
+    ratios, labels = 3 * (scored[0] - 1.5), scored[1]
+    points = (OperatingPoint("balanced", 0.5), OperatingPoint("rare", 0.0001))
+    path = plots.plot_detection_costs(ratios, labels, tmp_path / "costs.png", points, "Costs")
+    assert imread(path).std() > 0.01
+    axes = figures[0].axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    thresholds = np.asarray(lines["actual"].get_xdata())
+    assert thresholds[-1] == -thresholds[0] > points[1].threshold
+    for place in (10, 300, 590):
+        prior = 1 / (1 + np.exp(thresholds[place]))
+        actual = actual_detection_cost(ratios, labels, prior).cost
+        assert lines["actual"].get_ydata()[place] == pytest.approx(actual)
+        assert lines["minimum"].get_ydata()[place] == pytest.approx(minimum_detection_cost(ratios, labels, prior).cost)
+    assert [text.get_text() for text in axes.texts] == ["balanced", "rare"]
 
 
 def test_bad_input_is_refused(tmp_path, scored):

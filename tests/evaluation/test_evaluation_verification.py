@@ -19,6 +19,7 @@ from hf_hamspk.evaluation.verification import (
     score_trials,
     verify_trials,
 )
+from hf_hamspk.speech import measure_speech
 
 NAMES = [f"{i}.wav" for i in range(5)]
 TRIALS = Trials(
@@ -130,3 +131,25 @@ def test_unusable_files_are_skipped_counted_and_told(folder, tmp_path):
 def test_unknown_protocol_is_refused(folder):
     with pytest.raises(ValueError, match=re.escape("protocol must be one of whole, paper, got 'half'.")):
         embed_files(build(), NAMES, folder, "half")
+
+
+def test_speech_is_measured_where_asked_for(folder):
+    model = build()
+    assert embed_files(model, NAMES[:2], folder, progress=False).measures == {}
+    embedded = embed_files(model, [*NAMES, "gone.wav"], folder, progress=False, measure=True)
+    assert embedded.measures["3.wav"] == measure_speech(waveforms(folder)["3.wav"], 16000)
+    assert list(embedded.measures) == NAMES
+    # Noise holds no speech.
+    refused = embedded.refuse_short(0.5)
+    assert refused.embeddings == {}
+    assert refused.failures["0.wav"] == "not enough speech: 0.00 s, at least 0.5 s are needed"
+    assert "no such file" in refused.failures["gone.wav"]
+    part = embedded.part(["0.wav", "gone.wav"])
+    assert (list(part.embeddings), list(part.failures), list(part.measures)) == (["0.wav"], ["gone.wav"], ["0.wav"])
+
+
+def test_scores_of_a_collapsed_model_are_refused(folder):
+    model = build()
+    embedded = EmbeddedFiles({name: torch.ones(1, 16) for name in NAMES})
+    with pytest.raises(ValueError, match=r"all 5 scores are .*: nothing is ranked"):
+        verify_trials(model, TRIALS, embedded)

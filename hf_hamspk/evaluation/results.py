@@ -1,0 +1,358 @@
+"""All numbers of a model on trial lists, as one record: `evaluation.json`, from which tables, plots and cards are made.
+
+The record is `{"schema": 1, "model": {...}, "versions": {...}, "commit": ..., "protocol": ..., "lists": {name: ...}}`.
+Rates are fractions, intervals `[low, high]`, what was not measured is None. Each list has
+
+- `trials`, `targets`, `skipped` (trials left out), `unusable_files` (file to reason), `speakers`;
+- `scores` (what was ranked: "cosine", "hyperbolic" or "log-likelihood ratio"), `normalisation`;
+- `eer`, `eer_interval`, `eer_threshold` (step convention), `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior;
+  `min_cllr`;
+- of a calibrated model `act_dcf`, `act_dcf_interval`, `cllr`, `cllr_interval`, and `operating_points`: error rates at
+  the thresholds of the model, with intervals, beside those of its calibration trials (`nominal_...`);
+- `confidence`, `replicates`, `interval_note`: how the intervals were made, or why there are none;
+- `raw`: of a calibrated model, the ranking numbers of its scores before normalisation and calibration;
+- `groups`: label to the same numbers on the trials within a group; `groups_left_out`: label to reason;
+- `histogram`: edges and counts of targets and impostors.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration import OperatingPoint
+from ..modeling_hamspk import HamSpkPreTrainedModel
+from .calibration_metrics import actual_detection_cost, convex_hull, error_rates, log_likelihood_ratio_cost
+from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, BootstrapResult, bootstrap
+from .metrics import detection_errors
+from .ratio_scoring import score_ratios
+from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
+from .trials import Trials
+from .verification import PRIORS, EmbeddedFiles, score_trials, usable_trials
+
+SCHEMA = 1
+RATIO = "log-likelihood ratio"
+HISTOGRAM_BINS = 60
+# What a training run calls its models: no name of a model by itself.
+RUN_FOLDERS = ("final", "best", "last")
+_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured, and how.
+
+    Attributes:
+        protocol: of `verification.PROTOCOLS`, that the files were embedded with.
+        priors: of a target, for minDCF and actDCF.
+        replicates: for the intervals; 0 for none.
+        confidence: of the intervals.
+        metadata: file to columns, from `read_metadata`; with `speaker_id` it says who speaks.
+        group_by: columns of it.
+        subtract_mean: subtract the mean of the model's cohort from every embedding; scores are then not calibrated.
+        calibrated: use the model's calibration if it has one.
+        progress: show bars.
+    """
+
+    protocol: str = "whole"
+    priors: Sequence[float] = PRIORS
+    replicates: int = REPLICATES
+    confidence: float = CONFIDENCE
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    group_by: Sequence[str] = ()
+    subtract_mean: bool = False
+    calibrated: bool = True
+    progress: bool = True
+
+
+# Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
+@dataclass(frozen=True, eq=False)
+class ListEvaluation:
+    """A model on one trial list.
+
+    Attributes:
+        record: the numbers, as in `evaluation.json`; see the module.
+        trials: `N` of them, those that could be scored.
+        raw: `(N,)` similarities.
+        ratios: `(N,)` log-likelihood ratios; None where the model is not calibrated.
+        speakers: of the trials; None where they cannot be told.
+    """
+
+    record: dict[str, Any]
+    trials: Trials
+    raw: NDArray[np.float64]
+    ratios: NDArray[np.float64] | None
+    speakers: TrialSpeakers | None
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """What the model answers with: the ratios, or else the similarities."""
+        return self.raw if self.ratios is None else self.ratios
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """What is the same for the whole list, its raw scores and its groups."""
+
+    settings: EvaluationSettings
+    points: tuple[OperatingPoint, ...]
+
+    def numbers(
+        self,
+        scores: NDArray[np.float64],
+        labels: NDArray,
+        speakers: TrialSpeakers | str,
+        ratios: bool,
+    ) -> dict[str, Any]:
+        """The numbers of some trials; `speakers` may be the reason why they are unknown."""
+        errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
+        equal = errors.equal_error_rate()
+        spread, note = self._spread(scores, labels, speakers, ratios)
+        priors = {f"{prior:g}": prior for prior in self.settings.priors}
+        record: dict[str, Any] = {
+            "trials": len(labels),
+            "targets": int(labels.sum()),
+            "speakers": None if isinstance(speakers, str) else len(speakers.names),
+            "eer": equal.eer,
+            "eer_interval": _interval(spread, "eer"),
+            "eer_threshold": equal.threshold,
+            "eer_convex_hull": hull.equal_error_rate().eer,
+            "min_dcf": {name: errors.minimum_detection_cost(prior).cost for name, prior in priors.items()},
+            "min_dcf_interval": {name: _interval(spread, f"min_dcf prior {name}") for name in priors},
+            "min_cllr": hull.log_likelihood_ratio_cost(),
+        }
+        if ratios:
+            record |= {
+                "act_dcf": {name: actual_detection_cost(scores, labels, p).cost for name, p in priors.items()},
+                "act_dcf_interval": {name: _interval(spread, f"act_dcf prior {name}") for name in priors},
+                "cllr": log_likelihood_ratio_cost(scores, labels),
+                "cllr_interval": _interval(spread, "cllr"),
+                "operating_points": {point.name: _at(point, scores, labels, spread) for point in self.points},
+            }
+        else:
+            record |= dict.fromkeys(
+                ("act_dcf", "act_dcf_interval", "cllr", "cllr_interval", "operating_points"),
+            )
+        record |= {
+            "confidence": None if spread is None else self.settings.confidence,
+            "replicates": None if spread is None else self.settings.replicates - spread.left_out,
+            "interval_note": note,
+        }
+        return record
+
+    def _spread(
+        self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str, ratios: bool
+    ) -> tuple[BootstrapResult | None, str | None]:
+        """The bootstrap, or else why there is none."""
+        if self.settings.replicates == 0:
+            return None, "none were asked for"
+        if isinstance(speakers, str):
+            return None, speakers
+        if len(speakers.names) < FEWEST_SPEAKERS:
+            return None, f"{len(speakers.names)} speakers are too few to resample; {FEWEST_SPEAKERS} are needed"
+        priors = [OperatingPoint(f"prior {prior:g}", prior) for prior in self.settings.priors]
+        points = [*priors, *(self.points if ratios else ())]
+        options = self.settings.replicates, self.settings.confidence
+        return bootstrap(scores, labels, speakers, points, ratios, *options, progress=self.settings.progress), None
+
+
+def evaluate_list(
+    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
+) -> ListEvaluation:
+    """Score a trial list and measure everything.
+
+    A calibrated model is judged by the log-likelihood ratios that it answers with, if the protocol is that of its
+    calibration (whole utterances); its files with too little speech for an answer are left out and counted.
+
+    Args:
+        model: gives similarity, calibration and cohort.
+        trials: the list.
+        embedded: at least its files, from `embed_files`, with `measure` for a calibrated model.
+        settings: what is measured.
+
+    Raises:
+        ValueError: no target or no impostor trial is left, all scores are equal, the metadata lacks speakers of the
+            list or contradicts it, or there is no cohort whose mean could be subtracted.
+    """
+    calibration = model.calibration if settings.calibrated and applies_calibration(model, settings) else None
+    embedded = embedded.part(trials.files)
+    if calibration is not None:
+        embedded = embedded.refuse_short(calibration.minimum_speech)
+    usable = usable_trials(trials, embedded.failures)
+    raw = score_trials(model, usable, embedded, _cohort_mean(model) if settings.subtract_mean else None)
+    ratios = None
+    if calibration is not None:
+        ratios = score_ratios(model, usable, embedded, raw, calibration, model.cohort)
+    speakers = _speakers(usable, settings)
+    measuring = _Measuring(settings, () if calibration is None else calibration.operating_points)
+    scores = raw if ratios is None else ratios
+    record = {
+        "skipped": len(trials) - len(usable),
+        "unusable_files": embedded.failures,
+        "scores": model.config.similarity if ratios is None else RATIO,
+        "normalisation": "none" if calibration is None else calibration.normalisation,
+        **measuring.numbers(scores, usable.labels, speakers, ratios is not None),
+    }
+    if ratios is not None:
+        numbers = measuring.numbers(raw, usable.labels, speakers, False)
+        record["raw"] = {"scores": model.config.similarity} | {k: v for k, v in numbers.items() if v is not None}
+    record["groups"], record["groups_left_out"] = {}, {}
+    for label, mask in group_trials(usable, settings.metadata, settings.group_by).items():
+        if not 0 < int(usable.labels[mask].sum()) < int(mask.sum()):
+            record["groups_left_out"][label] = f"its {int(mask.sum())} trials are not of both kinds"
+            continue
+        within = speakers if isinstance(speakers, str) else speakers.select(mask)
+        record["groups"][label] = measuring.numbers(scores[mask], usable.labels[mask], within, ratios is not None)
+    record["histogram"] = _histogram(scores, usable.labels)
+    return ListEvaluation(record, usable, raw, ratios, None if isinstance(speakers, str) else speakers)
+
+
+def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
+    """Whether the model is calibrated for scores as these settings make them."""
+    return model.calibration is not None and settings.protocol == "whole" and not settings.subtract_mean
+
+
+def evaluation_record(
+    model: HamSpkPreTrainedModel, name: str, lists: Mapping[str, ListEvaluation], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """The whole record; see the module.
+
+    Args:
+        model: that was evaluated.
+        name: of the model on the Hub, or its folder, of which the last part is kept (the last two of a run's folder).
+        lists: name to evaluation.
+        settings: as of the lists.
+    """
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": _model_name(name),
+            "fingerprint": model.fingerprint(),
+            "parameters": sum(parameter.numel() for parameter in model.base_model.parameters()),
+            "similarity": model.config.similarity,
+        },
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "commit": _commit(),
+        "protocol": settings.protocol,
+        "mean_subtracted": settings.subtract_mean,
+        "lists": {list_name: evaluation.record for list_name, evaluation in lists.items()},
+    }
+
+
+def write_record(record: Mapping[str, Any], path: str | PathLike[str]) -> Path:
+    """Write `evaluation.json`; parent folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return target
+
+
+def read_record(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read `evaluation.json`.
+
+    Raises:
+        ValueError: no such file, no JSON, or of another schema.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}. `hamspk evaluate --output` writes one.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}. Evaluate anew.") from error
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != SCHEMA:
+        raise ValueError(f"{path} has schema {found!r}; this version reads {SCHEMA}. Evaluate anew.")
+    return record
+
+
+def _at(
+    point: OperatingPoint, scores: NDArray[np.float64], labels: NDArray, spread: BootstrapResult | None
+) -> dict[str, Any]:
+    """Error rates at an operating point of the calibration."""
+    miss_rate, false_alarm_rate = error_rates(scores, labels, point.threshold)
+    return {
+        "prior": point.prior,
+        "cost_miss": point.cost_miss,
+        "cost_false_alarm": point.cost_false_alarm,
+        "threshold": point.threshold,
+        "miss_rate": miss_rate,
+        "miss_interval": _interval(spread, f"miss_rate {point.name}"),
+        "nominal_miss_rate": point.miss_rate,
+        "false_alarm_rate": false_alarm_rate,
+        "false_alarm_interval": _interval(spread, f"false_alarm_rate {point.name}"),
+        "nominal_false_alarm_rate": point.false_alarm_rate,
+    }
+
+
+def _speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeakers | str:
+    """The speakers, or why they are unknown; a table that does not fit is refused."""
+    table = speaker_table(settings.metadata) if settings.metadata else None
+    if table is not None:
+        return find_speakers(trials, table)
+    try:
+        return find_speakers(trials)
+    except ValueError as error:
+        return str(error)
+
+
+def _cohort_mean(model: HamSpkPreTrainedModel):
+    if model.cohort is None:
+        raise ValueError(
+            "The mean to subtract is that of the model's cohort, and this model has none. `hamspk calibrate` gives it "
+            "one, or leave the mean in."
+        )
+    return model.cohort.embeddings.mean(0)
+
+
+def _interval(spread: BootstrapResult | None, name: str) -> list[float] | None:
+    return None if spread is None else list(spread.interval(name))
+
+
+def _histogram(scores: NDArray[np.float64], labels: NDArray) -> dict[str, list[float] | list[int]]:
+    edges = np.histogram_bin_edges(scores, bins=HISTOGRAM_BINS)
+    targets, impostors = (np.histogram(scores[labels == kind], bins=edges)[0].tolist() for kind in (1, 0))
+    return {"edges": edges.tolist(), "targets": targets, "impostors": impostors}
+
+
+def _model_name(name: str) -> str:
+    """Of a folder what is no secret of this machine."""
+    folder = Path(name)
+    if not folder.exists():
+        return name
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package runs from, marked if files differ; None where it is no checkout."""
+    package = Path(__file__).resolve().parents[1]
+    try:
+        found = [
+            subprocess.run(
+                ["git", "-C", str(package), *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (
+                ("rev-parse", "--show-toplevel"),
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", "."),
+            )
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if Path(found[0]).resolve() != package.parent:
+        return None
+    return found[1] + ("+changes" if found[2] else "")
