@@ -1,5 +1,7 @@
 """Checkpoints of other projects, brought into the format of this one."""
 
+from .building import Converted
 from .official import convert_official_state_dict
+from .sources import SOURCES, convert, detect, stated_licence
 
-__all__ = ["convert_official_state_dict"]
+__all__ = ["SOURCES", "Converted", "convert", "convert_official_state_dict", "detect", "stated_licence"]

@@ -11,14 +11,30 @@
 | `attention.0`, `.2`, `.4`      | `pooling.hidden`, `.norm`, `.scores`                 |
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
+
+A checkpoint of their trainer has these under `speaker_encoder.`, and the classifier beside them.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
-_RULES = [
+from ..configuration_hamspk import HamSpkConfig
+from ..frontend import FilterBank
+from .building import Converted, Rules, build_model, make_config, renamed, shown
+from .checkpoints import read_tensors
+
+SOURCE = "TaoRuijie ECAPA-TDNN"
+_ENCODER = "speaker_encoder."
+_FILTERS, _WINDOW = "torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"
+# Fixed in their code.
+_DILATIONS = (2, 3, 4)
+# Their filters are computed in float32, ours in float64.
+_LARGEST_FILTER_ERROR = 1e-3
+
+_RULES: Rules = [
     (r"conv1\.", "backbone.input.conv."),
     (r"bn1\.", "backbone.input.norm."),
     (r"layer4\.", "backbone.aggregate."),
@@ -30,7 +46,7 @@ _RULES = [
     (r"bn6\.", "embedding_norm."),
 ]
 _BLOCK = re.compile(r"layer([1-3])\.")
-_BLOCK_RULES = [
+_BLOCK_RULES: Rules = [
     (r"conv1\.", "reduce.conv."),
     (r"bn1\.", "reduce.norm."),
     (r"convs\.(\d+)\.", r"groups.\1.conv."),
@@ -55,10 +71,9 @@ def official_name(name: str) -> str | None:
     if block is not None:
         prefix = f"backbone.blocks.{int(block[1]) - 1}."
         rest, rules = name[block.end() :], _BLOCK_RULES
-    for pattern, replacement in rules:
-        renamed, count = re.subn("^" + pattern, replacement, rest)
-        if count:
-            return prefix + renamed
+    ours = renamed(rest, rules)
+    if ours is not None:
+        return prefix + ours
     raise ValueError(
         f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint holds the "
         "trainer's whole state, pass only the entries of the encoder, without their 'speaker_encoder.' prefix."
@@ -69,3 +84,60 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     """Their encoder's state dict to that of `HamSpkModel` (ECAPA backbone, fbank front-end, attentive pooling)."""
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
+
+
+def is_official(names: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of that encoder, or of the trainer around it."""
+    return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _ENCODER))
+
+
+def convert_official(path: Path) -> Converted:
+    """Read and convert a checkpoint file of the trainer, or one of the encoder alone.
+
+    Raises:
+        ValueError: the file cannot be read, holds another model, or one that was trained on other filters.
+    """
+    tensors = read_tensors(path)
+    if not is_official(tensors):
+        raise ValueError(
+            f"{path} holds no ECAPA-TDNN encoder of the released code: conv1.weight and fc6.weight are missing, by "
+            f"themselves or under '{_ENCODER}'. It has {shown(sorted(tensors))}."
+        )
+    encoder = {name.removeprefix(_ENCODER): t for name, t in tensors.items() if name.startswith(_ENCODER)}
+    others = [name for name in tensors if not name.startswith(_ENCODER)] if encoder else []
+    weights = encoder if encoder else tensors
+    sizes = {name: list(tensor.shape) for name, tensor in weights.items()}
+    ours = convert_official_state_dict(weights)
+    try:
+        config = make_config(
+            SOURCE,
+            ecapa_channels=sizes["conv1.weight"][0],
+            num_mel_bins=sizes["conv1.weight"][1],
+            ecapa_output_channels=sizes["layer4.weight"][0],
+            ecapa_bottleneck=sizes["layer1.se.se.1.weight"][0],
+            ecapa_groups=sizes["conv1.weight"][0] // sizes["layer1.convs.0.weight"][0],
+            ecapa_dilations=_DILATIONS,
+            pooling_channels=sizes["attention.0.weight"][0],
+            embedding_size=sizes["fc6.weight"][0],
+        )
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{path} is no whole encoder of the released code: {error} is missing or misshapen."
+        ) from error
+    _check_filters(weights, config, path)
+    left_out = {shown(others): "the classifier of its training speakers"} if others else {}
+    return Converted(build_model(config, ours), SOURCE, [path.name], left_out, [])
+
+
+def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Path) -> None:
+    """Refuse an encoder whose own window or filters are not those that our front-end computes."""
+    window, bank = FilterBank(config).constants()
+    for name, ours in ((_WINDOW, window), (_FILTERS, bank)):
+        theirs = weights.get(name)
+        if theirs is None:
+            continue
+        if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > _LARGEST_FILTER_ERROR:
+            raise ValueError(
+                f"{path} was trained on another front-end: its {name} is not that of the released code "
+                "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz)."
+            )

@@ -1,0 +1,157 @@
+"""WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...).
+
+A folder with `config.yaml` and `avg_model.pt`, as WeSpeaker publishes its models, or a folder of a training run
+(`models/avg_model.pt`). Their names and ours (in `HamSpkModel`):
+
+| theirs                                     | ours                                             |
+|--------------------------------------------|--------------------------------------------------|
+| `layer1.conv`, `.bn`                       | `backbone.input.conv`, `.norm`                   |
+| `layerN.se_res2block.0.conv`, `.bn`        | `backbone.blocks.N-2.reduce.conv`, `.norm`       |
+| `layerN.se_res2block.1.convs.i`, `.bns.i`  | `backbone.blocks.N-2.groups.i.conv`, `.norm`     |
+| `layerN.se_res2block.2.conv`, `.bn`        | `backbone.blocks.N-2.expand.conv`, `.norm`       |
+| `layerN.se_res2block.3.linear1`, `.linear2`| `backbone.blocks.N-2.excitation.down`, `.up`     |
+| `conv`                                     | `backbone.aggregate`                             |
+| `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
+| `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
+
+WeSpeaker has no masks: it embeds one utterance at a time. The dither of its configuration is for training; its
+extraction has none, nor has ours.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .building import Converted, Rules, build_model, make_config, renamed
+from .checkpoints import read_tensors, read_yaml
+
+SOURCE = "WeSpeaker ECAPA-TDNN"
+SETTINGS = "config.yaml"
+WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "avg_model.safetensors")
+_CLASSIFIER = "projection."
+_CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2, 3, 4)
+# WeSpeaker adds it to the variance in the attention's context, and floors the pooled variance there.
+_VARIANCE_OFFSET = 1e-7
+_MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
+
+_RULES: Rules = [
+    (r"layer1\.conv\.", "backbone.input.conv."),
+    (r"layer1\.bn\.", "backbone.input.norm."),
+    (r"conv\.", "backbone.aggregate."),
+    (r"pool\.linear1\.", "pooling.hidden."),
+    (r"pool\.linear2\.", "pooling.scores."),
+    (r"bn\.", "pooled_norm."),
+    (r"linear\.", "projection."),
+    (r"bn2\.", "embedding_norm."),
+]
+_BLOCK = re.compile(r"layer([2-9])\.se_res2block\.")
+_BLOCK_RULES: Rules = [
+    (r"0\.conv\.", "reduce.conv."),
+    (r"0\.bn\.", "reduce.norm."),
+    (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
+    (r"1\.bns\.(\d+)\.", r"groups.\1.norm."),
+    (r"2\.conv\.", "expand.conv."),
+    (r"2\.bn\.", "expand.norm."),
+    (r"3\.linear1\.", "excitation.down."),
+    (r"3\.linear2\.", "excitation.up."),
+]
+
+
+def convert_wespeaker(folder: Path) -> Converted:
+    """Read and convert.
+
+    Raises:
+        ValueError: a file is missing or cannot be read, or the model is none that ours can be.
+    """
+    settings = read_yaml(folder / SETTINGS)
+    name = str(settings.get("model"))
+    model = _MODEL.fullmatch(name)
+    if model is None:
+        raise ValueError(f"{SETTINGS}: model is {name}; only the models ECAPA_TDNN... of WeSpeaker can be converted.")
+    data = _mapping(settings, "dataset_args")
+    bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
+    _check_features(data)
+    arguments = _mapping(settings, "model_args")
+    given = {"feat_dim": arguments.get("feat_dim", 80), "pooling_func": arguments.get("pooling_func", "ASTP")}
+    _require("model_args", given, {"feat_dim": bins, "pooling_func": "ASTP"})
+    weights = next((path for path in WEIGHTS if (folder / path).is_file()), WEIGHTS[0])
+    tensors = read_tensors(folder / weights)
+    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
+    channels = model["channels"] if model["channels"] is not None else arguments.get("channels", _CHANNELS)
+    config = make_config(
+        SOURCE,
+        frontend="kaldi",
+        sampling_rate=data.get("resample_rate", 16000),
+        num_mel_bins=bins,
+        ecapa_channels=int(channels),
+        ecapa_output_channels=_AGGREGATED,
+        ecapa_bottleneck=_BOTTLENECK,
+        ecapa_groups=_GROUPS,
+        ecapa_dilations=_DILATIONS,
+        ecapa_block_input="previous",
+        pooling_channels=_BOTTLENECK,
+        pooling_context=model["context"] is not None or bool(arguments.get("global_context_att", False)),
+        pooling_hidden_norm=False,
+        pooling_variance_offset=_VARIANCE_OFFSET,
+        pooling_smallest_variance=_VARIANCE_OFFSET,
+        embedding_size=arguments.get("embed_dim", 192),
+        normalize_embedding=bool(arguments.get("emb_bn", False)),
+    )
+    left_out = {}
+    if len(encoder) < len(tensors):
+        left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of its training speakers"
+    converted = build_model(config, convert_wespeaker_state_dict(encoder))
+    return Converted(converted, SOURCE, [SETTINGS, weights], left_out, [])
+
+
+def wespeaker_name(name: str) -> str:
+    """Our name of one of their weights.
+
+    Raises:
+        ValueError: not a weight of that encoder.
+    """
+    block = _BLOCK.match(name)
+    if block is None:
+        ours = renamed(name, _RULES)
+    else:
+        rest = renamed(name[block.end() :], _BLOCK_RULES)
+        ours = None if rest is None else f"backbone.blocks.{int(block[1]) - 2}.{rest}"
+    if ours is None:
+        raise ValueError(f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN; give its avg_model.pt as it was saved.")
+    return ours
+
+
+def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their encoder's state dict to that of `HamSpkModel`."""
+    named = {wespeaker_name(name): tensor for name, tensor in state_dict.items()}
+    # Their gates are linear layers, ours convolutions of one frame.
+    is_gate = {name: ".excitation." in name and tensor.ndim == 2 for name, tensor in named.items()}
+    return {name: tensor[..., None] if is_gate[name] else tensor for name, tensor in named.items()}
+
+
+def _check_features(data: Mapping[str, Any]) -> None:
+    """Refuse features that are not Kaldi's filter bank of 25 ms every 10 ms with the mean removed."""
+    _require("dataset_args", {"frontend": data.get("frontend", "fbank")}, {"frontend": "fbank"})
+    _require("dataset_args", {"cmvn": data.get("cmvn", True)}, {"cmvn": True})
+    wanted = {"frame_length": 25, "frame_shift": 10}
+    _require("fbank_args", {**wanted, **_mapping(data, "fbank_args")}, wanted)
+    wanted = {"norm_mean": True, "norm_var": False}
+    _require("cmvn_args", {**wanted, **_mapping(data, "cmvn_args")}, wanted)
+
+
+def _mapping(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{SETTINGS}: {key} must hold 'key: value' lines, got {value!r}.")
+    return {} if value is None else value
+
+
+def _require(key: str, values: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if values[name] != value:
+            raise ValueError(
+                f"{SETTINGS}: {key} has {name} {values[name]}; only models with {name} {value} can be converted."
+            )

@@ -1,0 +1,143 @@
+"""Speaker models of transformers (`WavLMForXVector`, `Wav2Vec2ForXVector`, ...).
+
+A folder with `config.json`, `preprocessor_config.json` and the weights. Their names and ours (in `HamSpkModel`):
+
+| theirs                         | ours                                                 |
+|--------------------------------|------------------------------------------------------|
+| the backbone (`wavlm`, ...)    | `backbone`                                           |
+| `layer_weights`                | `layer_mix.weight`                                   |
+| `projector`, `tdnn.i.kernel`   | `pooling.project`, `pooling.layers.i`                |
+| `feature_extractor`            | `projection`                                         |
+
+The embedding is the output of their `feature_extractor`. An utterance that is not padded has the same in both. Of a
+padded one they take frames of the padding into the statistics, as `_get_tdnn_output_lengths` leaves out the dilation
+(6 frames too many with the usual layers); ours is the embedding that the utterance has alone.
+"""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForAudioXVector, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .building import Converted, build_model, make_config, shown
+from .checkpoints import refusal
+
+SETTINGS, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Kinds whose embeddings were compared.
+KINDS = ("wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio")
+# What is not taken, and a mask of the features in training, which a model trained without does not have.
+_NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "masked_spec_embed")
+# A variance of 0 has no slope in our root; transformers has no floor.
+_SMALLEST_VARIANCE = 1e-12
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is not there, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object; it holds a {type(content).__name__}.")
+    return content
+
+
+def convert_xvector(folder: Path) -> Converted:
+    """Read and convert.
+
+    Raises:
+        ValueError: a file is missing or cannot be read, or the model is none that ours can be.
+    """
+    settings = read_json(folder / SETTINGS)
+    kind = settings.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(f"{folder / SETTINGS} describes a {kind!r} model; those of {', '.join(KINDS)} are converted.")
+    theirs, weights = _load(folder)
+    backbone_config: PreTrainedConfig = copy.deepcopy(theirs.base_model.config)  # pyright: ignore[reportAssignmentType]
+    # Where the files lie on this machine is nobody's business.
+    backbone_config.name_or_path = ""
+    notes = []
+    if (folder / PREPROCESSOR).is_file():
+        preprocessor = read_json(folder / PREPROCESSOR)
+    else:
+        preprocessor = {}
+        notes.append(f"no {PREPROCESSOR}: waveforms are normalised and 16 kHz is taken, transformers' defaults")
+    source = f"transformers {type(theirs).__name__}"
+    config = make_config(
+        source,
+        backbone_config=backbone_config,
+        sampling_rate=preprocessor.get("sampling_rate", 16000),
+        normalize_waveform=preprocessor.get("do_normalize", True),
+        mix_layers=bool(theirs.config.use_weighted_layer_sum),
+        pooling="xvector",
+        pooling_smallest_variance=_SMALLEST_VARIANCE,
+        tdnn_channels=list(theirs.config.tdnn_dim),
+        tdnn_kernel_sizes=list(theirs.config.tdnn_kernel),
+        tdnn_dilations=list(theirs.config.tdnn_dilation),
+        normalize_pooled=False,
+        embedding_size=theirs.config.xvector_output_dim,
+        normalize_embedding=False,
+    )
+    read = [SETTINGS, *([PREPROCESSOR] if preprocessor else []), weights]
+    left_out = {"classifier.*, objective.*": "the classifier of its training speakers"}
+    return Converted(build_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)
+
+
+def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of `HamSpkModel` of a `*ForXVector` model."""
+    state, config = theirs.state_dict(), theirs.config
+    prefix = f"{theirs.base_model_prefix}."
+    ours = {f"backbone.{name.removeprefix(prefix)}": t for name, t in state.items() if name.startswith(prefix)}
+    if config.use_weighted_layer_sum:
+        ours["layer_mix.weight"] = state["layer_weights"]
+    ours["pooling.project.weight"] = state["projector.weight"][..., None]
+    ours["pooling.project.bias"] = state["projector.bias"]
+    inputs = config.tdnn_dim[0]
+    for i, (outputs, size) in enumerate(zip(config.tdnn_dim, config.tdnn_kernel, strict=True)):
+        # Their layer is linear over the frames it sees, one after the other.
+        ours[f"pooling.layers.{i}.weight"] = state[f"tdnn.{i}.kernel.weight"].view(outputs, size, inputs).mT
+        ours[f"pooling.layers.{i}.bias"] = state[f"tdnn.{i}.kernel.bias"]
+        inputs = outputs
+    return ours | {f"projection.{name}": state[f"feature_extractor.{name}"] for name in ("weight", "bias")}
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel, str]:
+    """Their model and the name of the file of its weights."""
+    weights = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise ValueError(f"{folder} holds none of {', '.join(WEIGHTS)}. Give the whole folder of the model.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForAudioXVector.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype="float32"
+        )
+    except (pickle.UnpicklingError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(refusal(folder / weights, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith(_NOT_NEEDED))
+    wrong = [*missing, *sorted(map(str, info["mismatched_keys"]))]
+    if wrong:
+        raise ValueError(
+            f"{folder / weights} lacks {len(wrong)} weights of a {type(model).__name__} ({shown(wrong)}). A bare "
+            "encoder is no speaker model: train on it, `hamspk train --backbone ...`."
+        )
+    return model.eval(), weights
+
+
+def is_xvector(settings: dict[str, Any]) -> bool:
+    """Whether a `config.json` names a `*ForXVector` model of transformers."""
+    architectures = settings.get("architectures")
+    return isinstance(architectures, list) and any(str(name).endswith("ForXVector") for name in architectures)

@@ -1,0 +1,284 @@
+"""What is read of other projects' files, what is refused, and how a source is told."""
+
+import json
+import re
+
+import pytest
+import torch
+from other_projects import fields_of, small_model, weights_of, write, write_speechbrain
+from safetensors.torch import save_file
+from tiny_models import noises, tiny_config
+
+from hf_hamspk import HamSpkModel
+from hf_hamspk.conversion import convert, detect, stated_licence
+from hf_hamspk.conversion.checkpoints import Tagged, read_tensors, read_yaml
+from hf_hamspk.conversion.speechbrain import convert_speechbrain_state_dict
+from hf_hamspk.conversion.wespeaker import convert_wespeaker_state_dict
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, dict[str, torch.Tensor]]:
+    """Of one small encoder of each source, by its own names."""
+    return {source: weights_of(source, small_model(source)) for source in ("speechbrain", "wespeaker", "official")}
+
+
+def refuses(message: str, path, kind: str | None = None) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(path, kind)
+
+
+# --- reading
+
+
+class Opens:
+    """Pickled, an order to make a file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(3), "extra": Opens(str(tmp_path / "ran"))}, path)
+    message = "model.pt holds more than weights: it asks for io.open, and loading Python objects can run any code"
+    with pytest.raises(ValueError, match=message):
+        read_tensors(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half an archive"])
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_damaged_file_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read.* Copy or download it anew"):
+        read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(3)], "holds a list; expected the weights by name"),
+        ({"epoch": 3}, "holds no tensors; expected the weights by name"),
+        (
+            {"a": torch.tensor([1.0, torch.nan])},
+            "a holds NaN or infinite numbers; the checkpoint is of a failed training",
+        ),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=message):
+        read_tensors(tmp_path / "model.pt")
+
+
+def test_wrappers_prefixes_and_precisions(tmp_path):
+    tensors = {"module.a": torch.ones(2).half(), "b": torch.tensor(3)}
+    for name, content in {"plain": tensors, "wrapped": {"state_dict": tensors, "epoch": 7}}.items():
+        torch.save(content, tmp_path / name)
+        read = read_tensors(tmp_path / name)
+        assert read.keys() == {"a", "b"} and read["a"].dtype == torch.float32 and read["b"].dtype == torch.int64
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "model.safetensors")["a"], torch.ones(2))
+
+
+def test_tags_of_yaml_are_data(tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "a.yaml").write_text(
+        f"a: !apply:os.system [touch {ran}]\nb: !new:os.mkdir\n  path: {ran}\nc: !ref <d>\nd: [1, !ref <e>]\ne: 2\n"
+        "f: !ref <e>/<absent>\ng: !name:os.getcwd\nh: !ref <i>\ni: !ref <h>\n"
+    )
+    content = read_yaml(tmp_path / "a.yaml")
+    assert content["a"] == Tagged("apply:os.system", [f"touch {ran}"])
+    assert content["b"] == Tagged("new:os.mkdir", {"path": str(ran)})
+    assert content["c"] == [1, 2] and content["f"] == "2/<absent>"
+    assert content["h"] is not None, "a circle of references must end"
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("a: [", "cannot be read as YAML"),
+        ("- 1", "must hold 'key: value' lines; it holds a list"),
+        ("", "must hold 'key: value' lines; it holds a NoneType"),
+    ],
+)
+def test_other_yaml_is_refused(text, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(tmp_path / "a.yaml")
+
+
+# --- which source
+
+
+def test_a_source_is_told_by_its_files(weights, tmp_path):
+    for source in weights:
+        path = write(source, tmp_path / source, weights[source])
+        assert detect(path) == source
+        inside = {"speechbrain": path / "embedding_model.ckpt", "wespeaker": path / "avg_model.pt"}.get(source, path)
+        assert convert(inside).source == convert(path, source).source
+
+
+def test_what_cannot_be_told_is_refused(tmp_path):
+    refuses(
+        "There is no file or folder .*absent. Only local files are converted: download them first", tmp_path / "absent"
+    )
+    refuses("cannot be told. Expected a folder with hyperparams.yaml .* Say which with --from speechbrain", tmp_path)
+    refuses(
+        "There is no kind of source 'kaldi'; known are speechbrain, wespeaker, official, xvector", tmp_path, "kaldi"
+    )
+    refuses("is a folder; of the released code give the checkpoint file", tmp_path, "official")
+    refuses("There is no file .*hyperparams.yaml. Give the folder as its project lays it out", tmp_path, "speechbrain")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    refuses("a.pt is cannot be told", tmp_path / "a.pt")
+    refuses(r"holds no ECAPA-TDNN encoder .* It has a\.", tmp_path / "a.pt", "official")
+    HamSpkModel(tiny_config()).save_pretrained(tmp_path / "ours")
+    refuses("is a model of this package already; it needs no conversion", tmp_path / "ours")
+    (tmp_path / "config.json").write_text("[]")
+    refuses("must hold a JSON object; it holds a list", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    refuses("cannot be read as JSON", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "wavlm", "architectures": ["WavLMForXVector"]}))
+    refuses("holds none of model.safetensors, .* Give the whole folder of the model", tmp_path)
+
+
+def test_the_licence_is_what_the_readme_says(tmp_path, weights):
+    folder = write_speechbrain(tmp_path / "model", weights["speechbrain"])
+    assert stated_licence(folder) == stated_licence(folder / "embedding_model.ckpt") == "apache-2.0"
+    for text in (
+        "# No metadata\n",
+        "---\ntags: [a]\n---\n",
+        "---\nlicense: [a, b]\n---\n",
+        "---\n: : [\n---\n",
+        "\xff",
+    ):
+        (folder / "README.md").write_text(text, encoding="latin-1")
+        assert stated_licence(folder) is None
+    (folder / "README.md").unlink()
+    assert stated_licence(folder) is None
+
+
+# --- models that ours cannot be
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "ECAPA_TDNN.ECAPA_TDNN",
+            "Xvector.Xvector",
+            "embedding_model must be SpeechBrain's ECAPA_TDNN .* got 'new:speech",
+        ),
+        ("!new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA", "!new:mine.ECAPA", "embedding_model must be SpeechBrain's"),
+        ("lobes.features.Fbank", "lobes.features.MFCC", "compute_features must be SpeechBrain's Fbank"),
+        (
+            "norm_type: sentence",
+            "norm_type: global",
+            "mean_var_norm has norm_type global; only models with norm_type sent",
+        ),
+        (
+            "n_mels: !ref <n_mels>",
+            "n_mels: 80\n    f_min: 20",
+            "compute_features has f_min 20; only models with f_min 0 can",
+        ),
+        (
+            "lin_neurons: 192",
+            "activation: !name:torch.nn.ELU",
+            "embedding_model sets activation, which cannot be converted",
+        ),
+        (
+            "kernel_sizes: [5, 3,",
+            "kernel_sizes: [7, 3,",
+            r"kernel_sizes \[7, 3, 3, 3, 1\]; only models with kernel_sizes",
+        ),
+        (
+            "dilations: [1, 2, 3, 4, 1]",
+            "dilations: [1]",
+            "embedding_model must have a list of at least 3 integers as dil",
+        ),
+        (
+            "lin_neurons: 192",
+            "lin_neurons: 100",
+            r"The weights do not fit .* 2 of another shape \(projection.bias, projec",
+        ),
+        ("lin_neurons: 192", "lin_neurons: many", "cannot be converted: .*embedding_size.*many"),
+    ],
+)
+def test_other_models_of_speechbrain_are_refused(old, new, message, weights, tmp_path):
+    refuses(message, write("speechbrain", tmp_path / "model", weights["speechbrain"], **{old: new}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "model: ECAPA_TDNN",
+            "model: ResNet34",
+            "model is ResNet34; only the models ECAPA_TDNN... of WeSpeaker can be",
+        ),
+        ("model: ECAPA_TDNN", "model: ECAPA_TDNN_GLOB_c512", r"The weights do not fit .* of another shape"),
+        (
+            'frontend: "fbank"',
+            "frontend: s3prl",
+            "dataset_args has frontend s3prl; only models with frontend fbank can be",
+        ),
+        ("frame_shift: 10", "frame_shift: 5", "fbank_args has frame_shift 5; only models with frame_shift 10 can be"),
+        ("num_mel_bins: 80", "num_mel_bins: 40", "model_args has feat_dim 80; only models with feat_dim 40 can be"),
+        (
+            'pooling_func: "ASTP"',
+            "pooling_func: TSTP",
+            "model_args has pooling_func TSTP; only models with pooling_func A",
+        ),
+        (
+            "data_type: shard",
+            "dataset_args: 3",
+            "cannot be read as YAML|dataset_args must hold 'key: value' lines, got 3",
+        ),
+        ("num_frms: 200", "cmvn: false", "dataset_args has cmvn False; only models with cmvn True can be converted"),
+    ],
+)
+def test_other_models_of_wespeaker_are_refused(old, new, message, weights, tmp_path):
+    if old == "data_type: shard":
+        folder = write("wespeaker", tmp_path / "model", weights["wespeaker"])
+        (folder / "config.yaml").write_text("model: ECAPA_TDNN\ndataset_args: 3\n")
+    else:
+        folder = write("wespeaker", tmp_path / "model", weights["wespeaker"], **{old: new})
+    refuses(message, folder)
+
+
+@pytest.mark.parametrize("name", ["layer1.conv2.weight", "blocks.0.tdnn1.conv.conv.weight", "blocks.1.shortcut.weight"])
+def test_an_unknown_weight_is_named(name):
+    for function in (convert_wespeaker_state_dict, lambda weights: convert_speechbrain_state_dict(weights, 8)):
+        with pytest.raises(ValueError, match=rf"'{re.escape(name)}' is not a weight of (SpeechBrain|WeSpeaker)'s"):
+            function({name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("source", ["speechbrain", "wespeaker", "official"])
+def test_a_missing_weight_is_named(source, weights, tmp_path):
+    name = next(name for name in weights[source] if name.startswith(("fc", "linear")) and name.endswith("bias"))
+    some = {n: t for n, t in weights[source].items() if n != name}
+    refuses(r"1 missing \(projection.bias\), by the names of hf_hamspk", write(source, tmp_path / "m", some))
+
+
+def test_half_an_encoder_of_the_released_code_is_refused(weights, tmp_path):
+    some = {n: t for n, t in weights["official"].items() if not n.startswith("attention")}
+    refuses(
+        "is no whole encoder of the released code: 'attention.0.weight' is missing",
+        write("official", tmp_path / "m", some),
+    )
+
+
+@pytest.mark.parametrize("source", ["speechbrain", "wespeaker"])
+def test_the_configuration_alone_tells_the_model(source, weights, tmp_path):
+    """What was converted is what the configuration says, and nothing but."""
+    config = convert(write(source, tmp_path / "model", weights[source])).model.config
+    for name, value in fields_of(source).items():
+        assert getattr(config, name) == value, name
+    wave = noises(0.5)[0][None]
+    with torch.no_grad():
+        assert HamSpkModel(config).eval()(wave).embeddings.shape == (1, 192)

@@ -1,0 +1,141 @@
+"""Speaker models of transformers, from their folders: the same embeddings of utterances that are not padded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from other_projects import XVECTORS, tiny_xvector, write_xvector
+from tiny_models import RATE, cosine, noises, padded
+from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+from hf_hamspk.conversion import convert
+
+# Kind of backbone and of the normalisation of its features.
+FAMILIES = [
+    (kind, norm) for kind in XVECTORS for norm in ("layer", "group") if (kind, norm) != ("data2vec-audio", "group")
+]
+every_family = pytest.mark.parametrize(("kind", "norm"), FAMILIES)
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
+    error = (actual - expected).abs().max() / expected.abs().max()
+    assert error < relative, f"{error:.2e} of the largest entry"
+
+
+@every_family
+@pytest.mark.parametrize("weighted", [True, False], ids=["weighted-layers", "last-layer"])
+def test_embeddings_are_those_of_transformers(kind, norm, weighted, tmp_path):
+    theirs = tiny_xvector(kind, norm, use_weighted_layer_sum=weighted)
+    converted = convert(write_xvector(tmp_path / "model", theirs))
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(tmp_path / "model")
+    for seconds in (0.31, 1.2345):
+        waves = noises(seconds, seconds)
+        inputs = extractor([wave.numpy() for wave in waves], sampling_rate=RATE, return_tensors="pt")
+        with torch.no_grad():
+            expected = theirs(inputs["input_values"]).embeddings
+            assert_near(converted.model(torch.stack(waves)).embeddings, expected)
+    assert converted.source == f"transformers {type(theirs).__name__}"
+    assert converted.read == ["config.json", "preprocessor_config.json", "model.safetensors"]
+
+
+@every_family
+def test_embeddings_do_not_depend_on_the_padding(kind, norm, tmp_path):
+    model = convert(write_xvector(tmp_path / "model", tiny_xvector(kind, norm))).model
+    # The shortest are shorter than what the time-delay layers see at once.
+    waves = noises(0.1, 0.15, 0.22, 0.5, 1.1, 2.0)
+    with torch.no_grad():
+        alone = torch.cat([model(wave[None]).embeddings for wave in waves])
+        together = model(*padded(waves)).embeddings
+        wider = model(*(torch.nn.functional.pad(t, (0, 5000)) for t in padded(waves))).embeddings
+    assert alone.isfinite().all()
+    for embeddings in (together, wider, model.embed(waves, RATE)):
+        assert_near(embeddings, alone)
+    assert (1 - cosine(alone[:1], alone[1:])).min() > 1e-4, "the utterances must be told apart"
+
+
+def test_where_transformers_sees_the_padding_and_we_do_not(tmp_path):
+    """It counts the frames after the time-delay layers without their dilation: here 4 + 2, not 4 + 6 fewer."""
+    theirs = tiny_xvector("wavlm")
+    model = convert(write_xvector(tmp_path / "model", theirs, do_normalize=False)).model
+    assert int(theirs._get_tdnn_output_lengths(torch.tensor(50))) == 50 - 6
+    assert model.pooling.span == 10
+    values, mask = padded(noises(0.6, 2.0))
+    length = int(mask[0].sum())
+    with torch.no_grad():
+        padded_theirs = theirs(values, attention_mask=mask).embeddings[0]
+        alone_theirs = theirs(values[:1, :length]).embeddings[0]
+        padded_ours = model(values, mask).embeddings[0]
+    assert_near(padded_ours, alone_theirs)
+    assert (padded_theirs - alone_theirs).abs().max() > 1e-3 * alone_theirs.abs().max()
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_the_preprocessor_says_whether_waveforms_are_normalised(do_normalize, tmp_path):
+    folder = write_xvector(tmp_path / "model", tiny_xvector("wavlm"), do_normalize)
+    converted = convert(folder)
+    assert converted.model.config.normalize_waveform is do_normalize
+    assert converted.notes == []
+    (folder / "preprocessor_config.json").unlink()
+    converted = convert(folder)
+    assert converted.model.config.normalize_waveform is True
+    assert "no preprocessor_config.json" in converted.notes[0] and converted.read == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_an_older_pickle_is_read_and_one_that_runs_code_is_not(tmp_path):
+    theirs = tiny_xvector("wav2vec2")
+    folder = write_xvector(tmp_path / "model", theirs)
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    converted = convert(folder)
+    assert converted.read[-1] == "pytorch_model.bin"
+    assert torch.equal(converted.model.projection.weight, theirs.feature_extractor.weight)
+    torch.save({"weights": Opens(str(tmp_path / "ran"))}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pytorch_model.bin holds more than weights: it asks for io.open, and loading"
+    ):
+        convert(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+class Opens:
+    """Pickled, an order to make a file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_bare_encoder_is_no_speaker_model(tmp_path):
+    folder = write_xvector(tmp_path / "model", tiny_xvector("wavlm"))
+    bare = tmp_path / "bare"
+    tiny_xvector("wavlm").base_model.save_pretrained(bare)
+    with pytest.raises(ValueError, match=r"which is no \*ForXVector model. To start from a pretrained speech encoder"):
+        convert(bare)
+    shutil.copy(bare / "model.safetensors", folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 11 weights of a WavLMForXVector \(feature_ex.*train on it"):
+        convert(folder)
+
+
+def test_an_adapter_and_other_kinds_are_refused(tmp_path):
+    folder = write_xvector(tmp_path / "model", tiny_xvector("wav2vec2"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "wav2vec2-bert"}))
+    with pytest.raises(ValueError, match="describes a 'wav2vec2-bert' model; those of wavlm, wav2vec2, unispeech-sat"):
+        convert(folder)
+    (folder / "config.json").write_text(json.dumps(settings | {"add_adapter": True, "output_hidden_size": 32}))
+    with pytest.raises(ValueError, match=r"lacks \d+ weights|add_adapter=True is not supported"):
+        convert(folder)
+
+
+def test_nothing_of_this_machine_is_saved(tmp_path):
+    folder = write_xvector(tmp_path / "a-private-place", tiny_xvector("unispeech-sat"))
+    convert(folder).model.save_pretrained(tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.json"):
+        assert "a-private-place" not in file.read_text() and str(tmp_path) not in file.read_text()
+    assert AutoModel.from_pretrained(tmp_path / "out").config.converted_from == "transformers UniSpeechSatForXVector"
