@@ -131,7 +131,22 @@ def read_sound(source: AudioSource, min_duration: float = MIN_DURATION) -> Sound
             infinite samples, or no sound.
     """
     handle, name = _open(source)
-    samples, rate, promised = _decode(handle, name)
+    return check_samples(*_decode(handle, name), name, min_duration)
+
+
+def check_samples(samples: np.ndarray, rate: int, promised: int, name: str, min_duration: float) -> Sound:
+    """What a decoder gave, averaged over its channels, if it can be a recording of a voice.
+
+    Args:
+        samples: `(L, channels)` float32.
+        rate: samples per second.
+        promised: samples that the header promises.
+        name: of the file, for errors.
+        min_duration: seconds, at least 0.
+
+    Raises:
+        AudioError: see `read_sound`, all but the first three.
+    """
     decoded, channels = samples.shape
     if decoded < DECODED_SHARE * promised:
         raise AudioError(

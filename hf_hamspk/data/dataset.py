@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .audio import MIN_DURATION, SAMPLING_RATE, AudioError, read_audio, resample
+from .audio import MIN_DURATION, SAMPLING_RATE, AudioError, resample
 from .augmentation import SampleOther
-from .crops import random_crop
+from .utterances import CorpusUtterances, Utterances
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,6 @@ SPEED_RANGE = (0.5, 2.0)
 PERCENT_TOLERANCE = 1e-6
 """Distance from a whole percent that is rounding. The filter of a resampling grows with the smallest terms of the ratio
 of the rates: at 0.9 it takes under a millisecond, at 1.9999 seconds."""
-
-INT16_SCALE = 32768.0
-"""Full scale of 16-bit audio, as soundfile has it."""
 
 DRAWS_OF_OTHER_SPEAKER = 8
 """Draws before another utterance of the same speaker is accepted as babble: with 2 equally frequent speakers that
@@ -52,11 +49,12 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     `factor_index * N + utterance` is that utterance at that factor, and its label is
     `factor_index * K + label_of[speaker]`.
 
-    A file that cannot be read is replaced by the next readable utterance (with the label of that one), counted in
+    An utterance that cannot be read is replaced by the next readable one (with the label of that one), counted in
     `failures` and logged once.
 
     Args:
-        corpus: columns `path` and `speaker`, see `load_corpus`.
+        corpus: a table with the columns `path` and `speaker`, see `load_corpus`; or another source of utterances, which
+            then has its own `sampling_rate`, `min_duration` and cache.
         label_of: class index of each speaker, the numbers 0 to `K - 1` once each.
         crop_samples: length of a crop, at least 1.
         seed: at least 0.
@@ -75,7 +73,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        corpus: datasets.Dataset,
+        corpus: datasets.Dataset | Utterances,
         label_of: Mapping[str, int],
         crop_samples: int,
         seed: int,
@@ -86,36 +84,34 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         min_duration: float = MIN_DURATION,
         cache_bytes: int = 0,
     ):
-        self.corpus = corpus
+        self.utterances: Utterances = (
+            CorpusUtterances(corpus, sampling_rate, min_duration, cache_bytes)
+            if isinstance(corpus, datasets.Dataset)
+            else corpus
+        )
         self.label_of = dict(label_of)
         self.crop_samples = crop_samples
         self.seed = seed
         self.speed_factors = tuple(float(factor) for factor in speed_factors)
         self.augmentation = augmentation
         self.sampling_rate = sampling_rate
-        self.min_duration = min_duration
-        self.cache_bytes = cache_bytes
-        self._check_arguments()
-        self._cache: dict[int, np.ndarray] = {}
-        self._cached_bytes = 0
-        self._reasons: dict[str, str] = {}
-        # Shared with the loader's worker processes, whose own dictionaries of reasons never come back.
-        self._failed = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
-
-    def _check_arguments(self) -> None:
-        if len(self.corpus) == 0:
-            raise ValueError("the corpus has no rows; see load_corpus")
-        if self.crop_samples < 1 or self.seed < 0 or self.cache_bytes < 0:
+        if crop_samples < 1 or seed < 0 or cache_bytes < 0:
             raise ValueError(
                 "crop_samples must be at least 1, seed and cache_bytes at least 0, "
-                f"got {self.crop_samples}, {self.seed} and {self.cache_bytes}"
+                f"got {crop_samples}, {seed} and {cache_bytes}"
             )
+        self._check_arguments()
+        self._reasons: dict[str, str] = {}
+
+    def _check_arguments(self) -> None:
+        if len(self.utterances) == 0:
+            raise ValueError("the corpus has no rows; see load_corpus")
         if sorted(self.label_of.values()) != list(range(len(self.label_of))):
             raise ValueError(
                 f"label_of must number its {len(self.label_of)} speakers 0 to {len(self.label_of) - 1}, once each; "
                 "build it with {speaker: index for index, speaker in enumerate(speaker_labels(corpus))}"
             )
-        unknown = sorted(set(self.corpus["speaker"]) - set(self.label_of))
+        unknown = sorted(set(self.utterances.speakers) - set(self.label_of))
         if unknown:
             raise ValueError(f"{len(unknown)} speakers of the corpus are not in label_of, the first is {unknown[0]!r}")
         low, high = SPEED_RANGE
@@ -136,15 +132,12 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Path (or augmentation file) to reason for all that could not be read so far, in this and worker processes."""
-        indices = torch.nonzero(self._failed).flatten().tolist()
-        paths = [str(self.corpus[index]["path"]) for index in indices]
-        return {
-            path: "could not be read in a loader process, whose log has the reason" for path in paths
-        } | self._reasons
+        """Name (or augmentation file) to reason for all that could not be read so far, in this and worker processes."""
+        unexplained = "could not be read in a loader process, whose log has the reason"
+        return dict.fromkeys(self.utterances.failed(), unexplained) | self._reasons
 
     def __len__(self) -> int:
-        return len(self.corpus) * len(self.speed_factors)
+        return len(self.utterances) * len(self.speed_factors)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """The crop of a sample in an epoch.
@@ -163,17 +156,18 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not one of the {len(self)} of this data set")
         generator = np.random.default_rng((self.seed, epoch, sample))
-        factor_index, wanted = divmod(sample, len(self.corpus))
-        utterance, waveform = self._read_from(wanted)
-        crop = self._crop(waveform, self.speed_factors[factor_index], generator)
+        factor_index, wanted = divmod(sample, len(self.utterances))
+        factor = self.speed_factors[factor_index]
+        # Cut first, then sped up: only what is kept is resampled.
+        utterance, crop = self._cut(wanted, int(np.ceil(self.crop_samples * factor)), generator)
+        crop = self._speed_up(crop, factor)
         if self.augmentation is not None:
             crop = self._augment(self.augmentation, crop, utterance, generator)
-        label = factor_index * len(self.label_of) + self.label_of[self.corpus[utterance]["speaker"]]
+        label = factor_index * len(self.label_of) + self.label_of[self.utterances.speaker(utterance)]
         return {"input_values": crop, "labels": label}
 
-    def _crop(self, waveform: np.ndarray, factor: float, generator: np.random.Generator) -> np.ndarray:
-        """`(crop_samples,)`, a copy. Cut first, then sped up: only what is kept is resampled."""
-        crop = random_crop(waveform, int(np.ceil(self.crop_samples * factor)), generator)
+    def _speed_up(self, crop: np.ndarray, factor: float) -> np.ndarray:
+        """`(crop_samples,)`, a copy."""
         crop = resample(crop, round(self.sampling_rate * factor), self.sampling_rate)
         # The rounding of the rate can leave a fast crop a sample short.
         return np.resize(crop, self.crop_samples) if len(crop) != self.crop_samples else crop.copy()
@@ -181,15 +175,15 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     def _augment(
         self, augmentation: CropAugmentation, crop: np.ndarray, utterance: int, generator: np.random.Generator
     ) -> np.ndarray:
-        speaker = self.corpus[utterance]["speaker"]
+        speaker, pool = self.utterances.speaker(utterance), self.utterances.others(utterance)
 
         def sample_other(draws: np.random.Generator) -> np.ndarray:
             other = utterance
             for _ in range(DRAWS_OF_OTHER_SPEAKER):
-                other = int(draws.integers(len(self.corpus)))
-                if self.corpus[other]["speaker"] != speaker:
+                other = pool[int(draws.integers(len(pool)))]
+                if self.utterances.speaker(other) != speaker:
                     break
-            return random_crop(self._read_from(other)[1], self.crop_samples, draws)
+            return self._cut(other, self.crop_samples, draws)[1]
 
         try:
             return augmentation(crop, generator, sample_other)
@@ -198,28 +192,20 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             self._note_failure(error.source, error.reason)
             return crop
 
-    def _read_from(self, utterance: int) -> tuple[int, np.ndarray]:
-        """The first readable utterance from this one on, going round at the end, and its waveform."""
-        for step in range(len(self.corpus)):
-            candidate = (utterance + step) % len(self.corpus)
+    def _cut(self, utterance: int, samples: int, generator: np.random.Generator) -> tuple[int, np.ndarray]:
+        """The utterance, or the first readable one of those that take its place, and a random crop of it."""
+        for candidate in self.utterances.candidates(utterance):
             try:
-                return candidate, self._read(candidate)
+                return candidate, self.utterances.cut(candidate, samples, generator)
             except AudioError as error:
-                self._failed[candidate] = True
-                self._note_failure(self.corpus[candidate]["path"], error.reason)
-        raise AudioError(f"none of the {len(self.corpus)} files of the corpus can be read; run check_corpus on it")
+                # The source of some errors is not the utterance but the shard that it lies in.
+                name = error.source if error.source else self.utterances.name(candidate)
+                self._note_failure(name, error.reason)
+        raise AudioError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
 
-    def _read(self, utterance: int) -> np.ndarray:
-        kept = self._cache.get(utterance)
-        if kept is None:
-            waveform = read_audio(self.corpus[utterance]["path"], self.sampling_rate, self.min_duration)
-            if self.cache_bytes == 0:
-                return waveform
-            kept = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
-            if self._cached_bytes + kept.nbytes <= self.cache_bytes:
-                self._cache[utterance] = kept
-                self._cached_bytes += kept.nbytes
-        return kept.astype(np.float32) / np.float32(INT16_SCALE)
+    def note_failures(self, reasons: Mapping[str, str]) -> None:
+        """Take over what a loader process found and logged."""
+        self._reasons.update(reasons)
 
     def _note_failure(self, path: str, reason: str) -> None:
         if path not in self._reasons:
@@ -242,10 +228,10 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """Deals the global batches of one epoch out to ranks and micro-batches.
 
-    The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`. Global batch `k` is
-    the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch `a` of rank `r` is
-    the contiguous slice number `a * world_size + r`. Which samples make up a global batch therefore depends neither on
-    the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
+    The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless one is given.
+    Global batch `k` is the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch
+    `a` of rank `r` is the contiguous slice number `a * world_size + r`. Which samples make up a global batch therefore
+    depends neither on the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
 
     Give it to a `DataLoader` as `batch_sampler`, with `collate`; make a new one for each epoch.
 
@@ -259,6 +245,8 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: at least 0.
         epoch: at least 0.
         start_batch: global batches of this epoch to skip without decoding, to resume in its middle.
+        order: another order of this epoch, `(n,)` with at least all full global batches, for example that in which
+            shards are streamed (`hf_hamspk.shards.EpochOrder`); None draws the permutation.
 
     Raises:
         ValueError: an argument is out of range.
@@ -274,6 +262,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         epoch: int,
         start_batch: int = 0,
+        order: np.ndarray | None = None,
     ):
         if min(batch_size_global, world_size, accumulation_steps) < 1 or min(seed, epoch) < 0:
             raise ValueError(
@@ -309,13 +298,16 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.epoch = epoch
         self.start_batch = start_batch
+        self.order = order
 
     def __len__(self) -> int:
         """Micro-batches that this rank yields."""
         return (self.batches_per_epoch - self.start_batch) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.number_of_samples)
+        order = self.order
+        if order is None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.number_of_samples)
         for batch in range(self.start_batch, self.batches_per_epoch):
             for micro_batch in range(self.accumulation_steps):
                 slice_index = micro_batch * self.world_size + self.rank

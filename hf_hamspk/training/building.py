@@ -1,23 +1,26 @@
 """What a recipe asks for, built: trial lists, training crops, model, optimiser."""
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
 from ..data.augmentation import Augmentation
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
-from ..data.dataset import SpeakerCrops
+from ..data.dataset import GlobalBatchSampler, SpeakerCrops, collate
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
+from ..shards.reading import open_shards
+from ..shards.streaming import ShardUtterances, StreamedBatches
 from .arguments import DataArguments, Recipe, TrainingArguments, make_config
 
 MEGABYTE = 1 << 20
@@ -54,10 +57,7 @@ def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> d
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
-    rows = zip(crops.corpus["path"], crops.corpus["speaker"], strict=True)
-    # Names without folders: the audio may be moved between a run and its resumption.
-    names = "\n".join(f"{Path(path).name} {speaker}" for path, speaker in rows)
-    facts = {"training_samples": len(crops), "training_data": hashlib.sha256(names.encode()).hexdigest()}
+    facts = {"training_samples": len(crops), "training_data": crops.utterances.fingerprint()}
     return json.loads(json.dumps(arguments | model | facts))
 
 
@@ -99,16 +99,11 @@ def build_crops(
     Args:
         recipe: what to load.
         rate: the model's sampling rate, in Hz.
-        say: receives the report on the audio check.
+        say: receives the report on the audio check, or on the shards.
         progress: show a bar.
     """
     data = recipe.data
-    corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
-    if data.check_audio != "none":
-        report = check_corpus(corpus, data.check_audio == "full", progress=progress)
-        say(report.summary())
-        corpus = report.dataset
-    speakers = speaker_labels(corpus)
+    corpus, speakers = _open_corpus(data, rate, say, progress)
     augmentation = None
     if data.augment_probability > 0:
         augmentation = Augmentation(
@@ -130,6 +125,55 @@ def build_crops(
         cache_bytes=data.cache_megabytes * MEGABYTE,
     )
     return crops, [s if speed == 1.0 else f"{s}@{speed:g}" for speed in data.speed_factors for s in speakers]
+
+
+def _open_corpus(data: DataArguments, rate: int, say: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
+    """What `SpeakerCrops` reads and its speakers: of shards, which were checked when they were made, or of files."""
+    reader = open_shards(str(data.train_data))
+    if reader is not None:
+        manifest = reader.manifest
+        say(
+            f"{manifest.utterances} utterances of {len(manifest.speakers)} speakers, {manifest.seconds / 3600:.2f} h, "
+            f"in {len(manifest.shards)} shards at {reader.folder}"
+        )
+        if len(manifest.speakers) < 2:
+            raise ValueError(f"{reader.folder} has {len(manifest.speakers)} speakers, at least 2 are needed to train.")
+        return ShardUtterances(reader, rate), manifest.speakers
+    corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
+    if data.check_audio != "none":
+        report = check_corpus(corpus, data.check_audio == "full", progress=progress)
+        say(report.summary())
+        corpus = report.dataset
+    return corpus, speaker_labels(corpus)
+
+
+def training_batches(
+    recipe: Recipe, crops: SpeakerCrops, epoch: int, first_batch: int, accelerator: Accelerator
+) -> tuple[int, Iterator[dict[str, torch.Tensor]]]:
+    """What a rank trains on in an epoch, from its global batch number `first_batch` on.
+
+    Returns:
+        The global batches of the whole epoch; and the micro-batches of this rank, `gradient_accumulation_steps` for
+        each global batch that is left.
+    """
+    args, workers = recipe.training, recipe.data.num_workers
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    steps, pin_memory = args.gradient_accumulation_steps, accelerator.device.type == "cuda"
+    if isinstance(crops.utterances, ShardUtterances):
+        batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
+        batches.epoch, batches.batch = epoch, first_batch
+        return batches.batches_per_epoch, iter(batches)
+    sampler = GlobalBatchSampler(len(crops), args.batch_size, rank, ranks, steps, args.seed, epoch, first_batch)
+    loader = DataLoader(
+        crops,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
+        generator=torch.Generator(),
+    )
+    return sampler.batches_per_epoch, iter(loader)
 
 
 def build_config(recipe: Recipe) -> HamSpkConfig:

@@ -15,12 +15,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
-from ..data.dataset import GlobalBatchSampler, collate
 from ..evaluation.verification import VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe
@@ -32,6 +30,7 @@ from .building import (
     check_run,
     read_trial_lists,
     run_identity,
+    training_batches,
     trial_root,
 )
 from .checkpoints import (
@@ -142,7 +141,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         batches = self._batches()
-        total = self.sampler.batches_per_epoch
+        total = self.batches_per_epoch
         bar = tqdm(
             batches,
             desc=f"epoch {self.progress.epoch + 1}/{self.args.epochs}",
@@ -166,27 +165,10 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """Global batches of the rest of the epoch, each as this rank's micro-batches."""
+        self.batches_per_epoch, micro_batches = training_batches(
+            self.recipe, self.crops, self.progress.epoch, self.progress.batch, self.accelerator
+        )
         steps = self.args.gradient_accumulation_steps
-        self.sampler = GlobalBatchSampler(
-            len(self.crops),
-            self.args.batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            steps,
-            self.args.seed,
-            self.progress.epoch,
-            self.progress.batch,
-        )
-        loader = DataLoader(
-            self.crops,
-            batch_sampler=self.sampler,
-            collate_fn=collate,
-            num_workers=self.data.num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
-            generator=torch.Generator(),
-        )
-        micro_batches = iter(loader)
         return (list(group) for group in zip(*[micro_batches] * steps, strict=True))
 
     def _train_step(self, micro_batches: list[dict[str, torch.Tensor]], position: float) -> torch.Tensor:
@@ -244,7 +226,7 @@ class Trainer:
         return 0 < self.args.max_steps <= self.progress.step
 
     def _epoch_done(self) -> bool:
-        return self.progress.batch == self.sampler.batches_per_epoch
+        return self.progress.batch == self.batches_per_epoch
 
     # -- the end of an epoch ----------------------------------------------------------------------------------------
 

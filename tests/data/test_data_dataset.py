@@ -93,8 +93,9 @@ def test_cache_changes_nothing_for_16_bit_files_and_keeps_its_budget(corpus):
     for epoch, sample in product(range(2), range(12)):
         for dataset in (all_kept, half_kept):
             np.testing.assert_array_equal(plain[epoch, sample]["input_values"], dataset[epoch, sample]["input_values"])
-    sizes = [sum(kept.nbytes for kept in dataset._cache.values()) for dataset in (plain, all_kept, half_kept)]
-    assert sizes[0] == 0 and len(all_kept._cache) == 12
+    caches = [dataset.utterances._cache for dataset in (plain, all_kept, half_kept)]
+    sizes = [sum(kept.nbytes for kept in cache.values()) for cache in caches]
+    assert sizes[0] == 0 and len(caches[1]) == 12
     assert 0 < sizes[2] <= 40_000
     # What is kept is not read again.
     for path in corpus["path"]:

@@ -1,0 +1,220 @@
+"""Batches of utterances of like length under a cap of seconds, and batches of so many speakers with so many utterances.
+
+Both are functions of (seed, epoch), give every rank the same number of batches, and can start anywhere in an epoch.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+BUCKET_RATIO = 1.1
+"""Longest over shortest utterance of a bucket: at most a tenth of a batch is padding, and neighbours still change."""
+
+FIRST_BUCKET_S = 0.1
+"""Seconds at which the buckets begin: nothing shorter counts as an utterance."""
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Batches of utterances of like length, of at most so many seconds padding included.
+
+    For models that read whole utterances: an evaluation, or the fine-tuning of a self-supervised encoder. Give it to a
+    `DataLoader` as `batch_sampler`.
+
+    Args:
+        durations: seconds of each utterance.
+        max_seconds: most seconds in a batch, its utterances padded to the longest.
+        max_utterances: most utterances in a batch; None sets no limit.
+        seed: shuffles utterances of like length and the batches anew in each epoch; None keeps the longest batch first,
+            so that what does not fit into memory shows at once.
+        epoch: at least 0.
+        rank: from 0 to `world_size - 1`.
+        world_size: number of ranks. Each gets every `world_size`-th batch.
+        equal_steps: leave out the last few batches, fewer than `world_size`, so that ranks have equally many, as
+            training needs; False gives each utterance to a rank, as an evaluation needs.
+        start_batch: batches of this rank to skip.
+
+    Attributes:
+        left_out: utterances in no batch of any rank.
+
+    Raises:
+        ValueError: an argument is out of range, or an utterance alone is longer than `max_seconds`.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float] | np.ndarray,
+        max_seconds: float,
+        max_utterances: int | None = None,
+        seed: int | None = None,
+        epoch: int = 0,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        equal_steps: bool = True,
+        start_batch: int = 0,
+    ):
+        seconds = np.asarray(durations, dtype=np.float64)
+        _check_rank(rank, world_size)
+        if seconds.ndim != 1 or len(seconds) == 0 or not (seconds > 0).all() or not np.isfinite(seconds).all():
+            raise ValueError("durations must be a list of at least one number of seconds, all above 0 and finite")
+        if (max_utterances is not None and max_utterances < 1) or min(epoch, start_batch) < 0:
+            raise ValueError(
+                "max_utterances must be at least 1, epoch and start_batch at least 0, got "
+                f"{max_utterances}, {epoch} and {start_batch}"
+            )
+        too_long = np.flatnonzero(seconds > max_seconds)
+        if len(too_long):
+            raise ValueError(
+                f"{len(too_long)} utterances are longer than max_seconds = {max_seconds:g}, the longest of "
+                f"{seconds.max():g} s; raise max_seconds, or cut or leave out the long ones"
+            )
+        most = len(seconds) if max_utterances is None else max_utterances
+        batches = _cut(seconds, _by_length(seconds, seed, epoch), max_seconds, most)
+        if seed is not None:
+            batches = [batches[i] for i in np.random.default_rng((seed, epoch, 1)).permutation(len(batches))]
+        full = len(batches) // world_size * world_size if equal_steps else len(batches)
+        self.left_out = [utterance for batch in batches[full:] for utterance in batch]
+        self._batches = batches[rank:full:world_size][start_batch:]
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+def _by_length(seconds: np.ndarray, seed: int | None, epoch: int) -> np.ndarray:
+    """The utterances from the longest to the shortest; with a seed, shuffled among those of one bucket."""
+    if seed is None:
+        return np.argsort(-seconds, kind="stable")
+    shuffled = np.random.default_rng((seed, epoch, 0)).permutation(len(seconds))
+    buckets = np.floor(np.log(seconds[shuffled] / FIRST_BUCKET_S) / np.log(BUCKET_RATIO))
+    return shuffled[np.argsort(-buckets, kind="stable")]
+
+
+def _cut(seconds: np.ndarray, order: np.ndarray, max_seconds: float, most: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    longest = 0.0
+    for utterance in order.tolist():
+        longest_with = max(longest, float(seconds[utterance]))
+        if batch and ((len(batch) + 1) * longest_with > max_seconds or len(batch) == most):
+            batches.append(batch)
+            batch, longest_with = [], float(seconds[utterance])
+        batch.append(utterance)
+        longest = longest_with
+    return [*batches, batch]
+
+
+class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of `speakers_per_batch` different speakers with `utterances_per_speaker` utterances each.
+
+    For losses that compare utterances in a batch, and for corpora in which some speakers have far more utterances than
+    others. Speakers come in turn, in a new random order each time round; the utterances of a speaker are dealt without
+    repetition until all were used. A speaker with fewer than `utterances_per_speaker` comes with some of them twice (as
+    different crops of `SpeakerCrops`).
+
+    Give it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
+
+    Args:
+        labels: class of each sample.
+        speakers_per_batch: of a batch over all ranks; divisible by `world_size`, at most the number of classes.
+        utterances_per_speaker: at least 1.
+        seed: at least 0.
+        epoch: at least 0.
+        batches: of an epoch; None makes as many as hold as many samples as there are.
+        rank: from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        start_batch: batches of this epoch to skip.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        speakers_per_batch: int,
+        utterances_per_speaker: int,
+        seed: int,
+        epoch: int,
+        *,
+        batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ):
+        _check_rank(rank, world_size)
+        classes = np.asarray(labels)
+        if min(speakers_per_batch, utterances_per_speaker) < 1 or min(seed, epoch) < 0:
+            raise ValueError(
+                "speakers_per_batch and utterances_per_speaker must be at least 1, seed and epoch at least 0, got "
+                f"{speakers_per_batch}, {utterances_per_speaker}, {seed} and {epoch}"
+            )
+        if speakers_per_batch % world_size:
+            raise ValueError(f"{speakers_per_batch} speakers do not divide among {world_size} ranks; use a multiple")
+        order = np.argsort(classes, kind="stable")
+        self._samples = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
+        if len(classes) == 0 or len(self._samples) < speakers_per_batch:
+            raise ValueError(
+                f"a batch of {speakers_per_batch} speakers needs as many, the labels name "
+                f"{len(self._samples) if len(classes) else 0}; lower speakers_per_batch"
+            )
+        size = speakers_per_batch * utterances_per_speaker
+        self.batches = max(1, len(classes) // size) if batches is None else batches
+        if not 0 <= start_batch <= self.batches:
+            raise ValueError(
+                f"start_batch must be from 0 to {self.batches}, the batches of an epoch, got {start_batch}"
+            )
+        self.speakers_per_batch, self.utterances_per_speaker = speakers_per_batch, utterances_per_speaker
+        self.seed, self.epoch, self.start_batch = seed, epoch, start_batch
+        share = speakers_per_batch // world_size
+        self._own = slice(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        """Batches that are left of the epoch."""
+        return self.batches - self.start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        draws = np.random.default_rng((self.seed, self.epoch))
+        waiting: dict[int, list[int]] = {}
+        dealt = itertools.islice(self._turns(draws), self.batches)
+        for number, speakers in enumerate(dealt):
+            batch = [self._deal(int(speaker), waiting, draws) for speaker in speakers]
+            if number >= self.start_batch:
+                yield [(self.epoch, sample) for samples in batch[self._own] for sample in samples]
+
+    def _turns(self, draws: np.random.Generator) -> Iterator[np.ndarray]:
+        """Runs of different speakers; those left over at the end of a turn come first in the next."""
+        count, left = len(self._samples), np.empty(0, dtype=np.int64)
+        while True:
+            fresh = draws.permutation(count)
+            # A speaker that is left over is not to meet itself in one batch: it moves to the end of its new turn.
+            twice = np.isin(fresh, left)
+            turn = np.concatenate([left, fresh[~twice], fresh[twice]])
+            full = len(turn) // self.speakers_per_batch * self.speakers_per_batch
+            for start in range(0, full, self.speakers_per_batch):
+                run = turn[start : start + self.speakers_per_batch]
+                if len(np.unique(run)) < len(run):
+                    # Only where nearly all speakers are in each batch: such a run is completed by others.
+                    others = draws.permutation(np.setdiff1d(np.arange(count), run))
+                    run = np.concatenate([np.unique(run), others])[: self.speakers_per_batch]
+                yield run
+            left = turn[full:]
+
+    def _deal(self, speaker: int, waiting: dict[int, list[int]], draws: np.random.Generator) -> list[int]:
+        """The next utterances of a speaker."""
+        dealt: list[int] = []
+        while len(dealt) < self.utterances_per_speaker:
+            if not waiting.get(speaker):
+                waiting[speaker] = draws.permutation(self._samples[speaker]).tolist()
+            dealt.append(waiting[speaker].pop())
+        return dealt
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1, got {rank} of {world_size}")

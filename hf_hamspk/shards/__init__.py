@@ -1,0 +1,8 @@
+"""Corpora at their real size: prepared once as shards, then streamed."""
+
+from .manifest import Manifest, Shard, load_manifest
+from .planning import PrepareOptions
+from .preparing import prepare
+from .verifying import verify_shards
+
+__all__ = ["Manifest", "PrepareOptions", "Shard", "load_manifest", "prepare", "verify_shards"]

@@ -1,0 +1,283 @@
+"""Listing and reading the members of tar and zip archives. Nothing is extracted, and memory stays bounded.
+
+Archives come from strangers. A name that leads out of the folder, a link, a device, or a member that is (or says it is)
+larger than any utterance is reported with the reason and not read; of the others only the bytes are read, into memory,
+and never more of them than the archive said.
+"""
+
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+MAX_MEMBER = 256 * 2**20
+"""Bytes of one file: two hours of 16-bit audio at 16 kHz."""
+
+MAX_HEADER = 2**20
+"""Bytes that the tar reader may ask for at once. Extended headers take hundreds, and may claim gigabytes."""
+
+STORED, DEFLATED = 0, 8
+"""Compression methods of zip."""
+
+
+class ArchiveError(ValueError):
+    """An archive, or one of its members, that is not as it should be."""
+
+
+class Member(NamedTuple):
+    """Where a file lies in an archive.
+
+    Attributes:
+        name: with forward slashes.
+        offset: of its data in a tar, of its local header in a zip; bytes.
+        stored: bytes that it takes in the archive.
+        size: bytes of the file.
+        method: of zip's compression; `STORED` in a tar.
+        check: CRC-32 in a zip; 0 in a tar.
+    """
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    method: int = STORED
+    check: int = 0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A member that is not read.
+
+    Attributes:
+        name: as in the archive.
+        reason: why.
+    """
+
+    name: str
+    reason: str
+
+
+def unsafe_name(name: str) -> str | None:
+    """Why a member's name cannot be trusted, or None."""
+    if not name or "\0" in name:
+        return "its name is empty or holds a zero byte"
+    if name.startswith(("/", "\\")) or (len(name) > 1 and name[1] == ":"):
+        return "its name is an absolute path"
+    if ".." in PurePosixPath(name.replace("\\", "/")).parts:
+        return "its name leads out of the archive with '..'"
+    return None
+
+
+def _too_large(size: int) -> str | None:
+    if size <= MAX_MEMBER:
+        return None
+    return f"claims {size} bytes, more than the {MAX_MEMBER} of any utterance"
+
+
+class Guarded:
+    """A file that refuses to read much at once, for parsers that believe what a header claims.
+
+    Attributes:
+        last: what was read last.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file; `ArchiveError` for more than `MAX_HEADER` bytes."""
+        if not 0 <= size <= MAX_HEADER:
+            raise ArchiveError(f"a tar header claims {size} bytes of extended header, at most {MAX_HEADER} are read")
+        self.last = self.file.read(size)
+        return self.last
+
+    def seek(self, *place: int) -> int:
+        """As of a file."""
+        return self.file.seek(*place)
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self.file.tell()
+
+
+def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
+    """The members of an uncompressed tar, in order; folders are left out.
+
+    The file is read forwards only, and beyond the header of a member nothing is read before the next is asked for: a
+    caller may read each member from `file` as it comes.
+
+    Raises:
+        ArchiveError: after the members that could be read, where the tar is damaged, cut short or no tar.
+    """
+    try:
+        guarded = Guarded(file)
+        with tarfile.open(fileobj=guarded, mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                # TarFile keeps every member that it has seen.
+                tar.members = []  # type: ignore[attr-defined]
+                if member.isdir():
+                    continue
+                reason = unsafe_name(member.name)
+                if reason is None and not member.isreg():
+                    kind = "a link" if member.issym() or member.islnk() else "a device or another special file"
+                    reason = f"is {kind}, no file"
+                if reason is None and member.issparse():
+                    reason = "is a sparse file"
+                reason = _too_large(member.size) if reason is None else reason
+                if reason is None:
+                    yield Member(member.name, member.offset_data, member.size, member.size)
+                else:
+                    yield Refused(member.name, reason)
+            # TarFile takes whatever is no header for the end.
+            if guarded.last != tarfile.NUL * tarfile.BLOCKSIZE:
+                said = f"what follows byte {tar.offset} is no header" if guarded.last else "its end mark is missing"
+                raise ArchiveError(f"the tar is damaged or cut short ({said}); copy it anew")
+    except ArchiveError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, RecursionError, ValueError) as error:
+        raise ArchiveError(f"the tar is damaged or cut short ({error}); copy it anew") from error
+
+
+def read_forwards(file: BinaryIO, member: Member) -> bytes:
+    """The bytes of a member of a tar, from a file that seeks forwards only.
+
+    Raises:
+        ArchiveError: the tar ends within it.
+    """
+    file.seek(member.offset)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise ArchiveError(f"is cut short: {len(content)} bytes of {member.size}")
+    return content
+
+
+_END = struct.Struct("<4s4H2LH")
+_END_64_PLACE = struct.Struct("<4sLQL")
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+IN_ZIP64 = 0xFFFFFFFF
+"""In place of a number that is in the zip64 field, having more than 32 bits."""
+ENCRYPTED, UTF_8 = 0x1, 0x800
+"""Bits of a member's flags."""
+MADE_ON_UNIX, FILE_TYPE, LINK = 3, 0o170000, 0o120000
+
+
+def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
+    """The members of a zip, in the order of its directory; folders are left out.
+
+    The directory is read as a stream: `zipfile` keeps about a kilobyte for each member, a gigabyte for VoxCeleb2.
+
+    Raises:
+        ArchiveError: it is no zip, damaged, or its end is missing.
+    """
+    count, start, moved = _zip_directory(file)
+    file.seek(start)
+    for _ in range(count):
+        entry = file.read(_ENTRY.size)
+        if len(entry) < _ENTRY.size or entry[:4] != b"PK\1\2":
+            raise ArchiveError("the directory of the zip is damaged or cut short; copy it anew")
+        _, made, _, flags, method, _, _, check, stored, size, *lengths, _, _, mode, offset = _ENTRY.unpack(entry)
+        raw, extra, _ = (file.read(length) for length in lengths[:3])
+        name = raw.decode("utf-8" if flags & UTF_8 else "cp437", errors="replace")
+        size, stored, offset = _wide((size, stored, offset), extra)
+        if name.endswith("/"):
+            continue
+        reason = unsafe_name(name)
+        if reason is None and made >> 8 == MADE_ON_UNIX and (mode >> 16) & FILE_TYPE == LINK:
+            reason = "is a link, no file"
+        if reason is None and flags & ENCRYPTED:
+            reason = "is encrypted"
+        if reason is None and method not in (STORED, DEFLATED):
+            reason = f"is compressed by method {method}, of which only 0 and 8 (deflate) are read"
+        reason = _too_large(max(size, stored)) if reason is None else reason
+        if reason is None:
+            yield Member(name, offset + moved, stored, size, method, check)
+        else:
+            yield Refused(name, reason)
+
+
+def _zip_directory(file: BinaryIO) -> tuple[int, int, int]:
+    """Number of members, where the directory starts, and by how much all offsets are too small."""
+    end = file.seek(0, 2)
+    # The end record may be followed by a comment of 64 KiB.
+    tail_start = max(0, end - _END.size - 2**16)
+    file.seek(tail_start)
+    tail = file.read(end - tail_start)
+    place = tail.rfind(b"PK\5\6")
+    if place < 0 or place + _END.size > len(tail):
+        raise ArchiveError("it is no zip, or its end is missing: are all parts there, and whole?")
+    *_, count, length, offset, _ = _END.unpack_from(tail, place)
+    after = tail_start + place
+    locator = place - _END_64_PLACE.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
+        _, _, at, _ = _END_64_PLACE.unpack_from(tail, locator)
+        # What stands before the archive moves everything; the record is where it says or right before its locator.
+        for after in (at, tail_start + locator - _END_64.size):
+            file.seek(after)
+            record = file.read(_END_64.size)
+            if record[:4] == b"PK\6\6" and len(record) == _END_64.size:
+                break
+        else:
+            raise ArchiveError("the end of the zip is damaged (its zip64 record is missing); copy it anew")
+        *_, count, length, offset = _END_64.unpack(record)
+    elif IN_ZIP64 in (length, offset):
+        raise ArchiveError("the end of the zip is damaged (its zip64 record is missing); copy it anew")
+    start = after - length
+    if start < offset:
+        raise ArchiveError("the zip is cut short: are all parts there, and in order?")
+    return count, start, start - offset
+
+
+def _wide(numbers: tuple[int, int, int], extra: bytes) -> tuple[int, ...]:
+    """Size, stored size and offset with those of the zip64 field in place."""
+    if IN_ZIP64 not in numbers:
+        return numbers
+    place = 0
+    while place + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, place)
+        if kind == 1:
+            field = extra[place + 4 : place + 4 + length]
+            wide = iter(struct.unpack(f"<{len(field) // 8}Q", field[: len(field) // 8 * 8]))
+            return tuple(next(wide, number) if number == IN_ZIP64 else number for number in numbers)
+        place += 4 + length
+    return numbers
+
+
+def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
+    """The bytes of a member.
+
+    Args:
+        file: the archive.
+        member: from `list_zip` or `list_tar`.
+        zipped: the archive is a zip.
+
+    Raises:
+        ArchiveError: the archive is damaged there, or the member is not of the size that was said.
+    """
+    if not zipped:
+        return read_forwards(file, member)
+    file.seek(member.offset)
+    header = file.read(_LOCAL.size)
+    if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
+        raise ArchiveError("the zip is damaged where the file should be; copy it anew")
+    *_, name_length, extra_length = _LOCAL.unpack(header)
+    file.seek(member.offset + _LOCAL.size + name_length + extra_length)
+    content = file.read(member.stored)
+    if member.method == DEFLATED:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            # One byte more than was said is enough to see that it lies.
+            content = inflate.decompress(content, member.size + 1)
+        except zlib.error as error:
+            raise ArchiveError(f"cannot be inflated ({error}); copy the archive anew") from error
+    if len(content) != member.size:
+        more = "more" if len(content) > member.size else f"{len(content)}, not"
+        raise ArchiveError(f"holds {more} than the {member.size} bytes that the archive says; copy it anew")
+    if zlib.crc32(content) != member.check:
+        raise ArchiveError("is damaged (its CRC-32 differs); copy the archive anew")
+    return content

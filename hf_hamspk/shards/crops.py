@@ -1,0 +1,115 @@
+"""A random crop of an encoded recording, of which little more than the crop is decoded."""
+
+import io
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+
+from ..data.audio import SAMPLING_RATE, AudioError
+from ..data.crops import random_crop
+from .decoding import decode_audio
+
+AAC_SETTLING = 2048
+"""Samples decoded before an AAC crop: a frame of 1,024 overlaps the one before."""
+
+
+def decode_crop(
+    content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int = SAMPLING_RATE
+) -> np.ndarray:
+    """A random crop of an encoded recording.
+
+    The same as `random_crop(read_audio(content), samples, generator)` where the recording is lossless (FLAC, WAV). The
+    decoders of lossy formats settle after a seek (Opus, Vorbis, MP3) or fill in noise of their own (AAC), so there some
+    samples differ from those of a decoding from the start; they are the same whenever the same crop is decoded. The
+    start of a crop of AAC is drawn by the length in its header, up to a frame off that of what is decoded. A recording
+    at another sampling rate is decoded whole.
+
+    The recording is not checked for silence or its length, as `read_audio` does: this is for shards, whose content was
+    checked when they were made.
+
+    Args:
+        content: of an audio file.
+        samples: length of the crop, at least 1.
+        generator: source of the start; drawn from only where the recording is longer than the crop.
+        sampling_rate: samples per second of the crop.
+
+    Returns:
+        `(samples,)` float32.
+
+    Raises:
+        AudioError: the content cannot be decoded.
+        ImportError: it is AAC and PyAV is not installed.
+    """
+    start = None
+    try:
+        if content[4:8] == b"ftyp":
+            start, crop = _middle_of_aac(content, samples, generator, sampling_rate)
+            if crop is not None:
+                return crop
+        else:
+            with sf.SoundFile(io.BytesIO(content)) as file:
+                spare = file.frames - samples
+                if file.samplerate == sampling_rate and spare > 0 and file.seekable():
+                    file.seek(int(generator.integers(spare + 1)))
+                    return _one_channel(file.read(samples, dtype="float32", always_2d=True), samples)
+    except (sf.SoundFileError, OSError, TypeError, ImportError):
+        pass  # Decoding it whole says better what is wrong.
+    waveform = decode_audio(bytes(content), "", sampling_rate, min_duration=0.0)
+    if start is None or len(waveform) <= samples:
+        return random_crop(waveform, samples, generator)
+    start = min(start, len(waveform) - samples)
+    return waveform[start : start + samples]
+
+
+def _middle_of_aac(
+    content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
+) -> tuple[int | None, np.ndarray | None]:
+    """Start and crop of AAC in m4a; None for what only a decoding of the whole can tell."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(io.BytesIO(content), "r", format="mov") as file:
+            stream = file.streams.audio[0]
+            if stream.duration is None or stream.time_base is None or stream.rate != sampling_rate:
+                return None, None
+            ticks = float(stream.time_base) * sampling_rate
+            spare = round(stream.duration * ticks) - samples
+            if spare <= 0:
+                return None, None
+            start = int(generator.integers(spare + 1))
+            file.seek(round(max(0, start - AAC_SETTLING) / ticks), stream=stream)
+            return start, _frames(file.decode(stream), start, samples, sampling_rate, ticks)
+    except (FFmpegError, ValueError, IndexError) as error:
+        raise TypeError(str(error)) from error
+
+
+def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
+    """The samples from `start` on of decoded frames, averaged over channels; None where they are not all there."""
+    blocks: list[np.ndarray] = []
+    first = 0
+    for frame in frames:
+        # HE-AAC announces half of its rate, and its frames are twice as long.
+        if frame.sample_rate != sampling_rate or frame.format.name != "fltp" or frame.pts is None:
+            return None
+        place = round(frame.pts * ticks)
+        if place + frame.samples <= start:
+            continue
+        if not blocks:
+            first = place
+        blocks.append(frame.to_ndarray().mean(axis=0))
+        if place + frame.samples >= start + samples:
+            break
+    if not blocks or first > start:
+        return None
+    crop = np.concatenate(blocks)[start - first :][:samples]
+    return crop if len(crop) == samples and np.isfinite(crop).all() else None
+
+
+def _one_channel(crop: np.ndarray, samples: int) -> np.ndarray:
+    if len(crop) < samples:
+        raise AudioError(f"is cut short: {samples} samples of its middle were wanted, {len(crop)} could be decoded")
+    if not np.isfinite(crop).all():
+        raise AudioError("holds NaN or infinite samples; leave it out")
+    return crop[:, 0] if crop.shape[1] == 1 else crop.mean(axis=1)

@@ -1,0 +1,204 @@
+"""Shards that others made, read as they are: an index is written, the audio stays where it is.
+
+Parquet files of `datasets` and WebDataset tars (members `KEY.m4a` and `KEY.cls`, say) then stream with all the
+guarantees of prepared shards. What they lack is what preparing does once: not every file was decoded and checked,
+speakers may lie in runs instead of mixed, and m4a takes longer to decode than FLAC.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from tqdm import tqdm
+
+from .archives import ArchiveError, Member, Refused
+from .listing import SUFFIXES
+from .manifest import (
+    MANIFEST_NAME,
+    SCHEMA,
+    UNREADABLE_NAME,
+    Manifest,
+    Shard,
+    format_unreadable,
+    index_name,
+    shard_name,
+)
+from .reading import speaker_names
+from .sources import SPEAKER_FIELDS, group_samples, sample_key
+from .writing import write_atomically
+
+AT_ONCE = 4
+"""Shards read at the same time: their headers are far apart, so most of the time is waiting."""
+
+
+def index_shards(
+    sources: Sequence[str],
+    output: str | os.PathLike[str],
+    audio_column: str | None = None,
+    speaker_column: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Write a folder with a manifest (and, of tars, indices) of shards that stay where they are.
+
+    Of a Parquet file the footer and the column of speakers are read; a tar has no list of its members, so it is gone
+    through once, which fetches all of a remote one.
+
+    Args:
+        sources: Parquet files or tars, all of one kind: paths, URLs that fsspec reads, with `*`; or folders.
+        output: folder that receives the index; it is then the `train_data` of a recipe.
+        audio_column: of Parquet; None takes the column with bytes of audio.
+        speaker_column: of Parquet; None takes the first customary name.
+        storage_options: for the fsspec file system.
+        progress: show a bar.
+
+    Raises:
+        ValueError: there are no such files, they are of two kinds, or hold no audio with speakers.
+    """
+    files = _find(sources, {} if storage_options is None else dict(storage_options))
+    container = "parquet" if files[0][1].endswith(".parquet") else "webdataset"
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    speakers: Counter[str] = Counter()
+    refused: list[tuple[str, str]] = []
+    columns: dict[str, str] = {}
+
+    def index(numbered: tuple[int, tuple[Any, str]]) -> tuple[Shard, Counter[str], list[tuple[str, str]]]:
+        number, (filesystem, path) = numbered
+        if container == "webdataset":
+            return _index_tar(filesystem, path, output, shard_name(number, len(files), container))
+        found = _choose_columns(filesystem, path, audio_column, speaker_column)
+        columns.update(found)
+        return *_index_parquet(filesystem, path, found["speaker"]), []
+
+    shards = []
+    with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(files), unit="shard", disable=not progress) as bar:
+        for shard, own, bad in pool.map(index, enumerate(files)):
+            shards.append(shard)
+            speakers += own
+            refused += bad
+            bar.update()
+    if not speakers:
+        raise ValueError(f"no audio with a speaker in {len(files)} files from {', '.join(sources)}")
+    names = sorted(speakers)
+    manifest = Manifest(
+        format=container,
+        codec="source",
+        sampling_rate=None,
+        licence="",
+        source=f"shards of others: {', '.join(sources)}",
+        shards=shards,
+        speakers=names,
+        speaker_utterances=[speakers[name] for name in names],
+        utterances=speakers.total(),
+        seconds=0.0,
+        unreadable=len(refused),
+        columns=columns,
+    )
+    write_atomically(
+        output / UNREADABLE_NAME, lambda path: path.write_text(format_unreadable(refused), encoding="utf-8")
+    )
+    write_atomically(output / MANIFEST_NAME, lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
+    return manifest
+
+
+def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, str]]:
+    """File system and path of each shard."""
+    files = []
+    for source in sources:
+        filesystem, path = fsspec.core.url_to_fs(source, **options)
+        if "*" in path:
+            found = sorted(filesystem.glob(path))
+        elif path.endswith((".parquet", ".tar")):
+            found = [path]
+        else:
+            found = sorted(name for name in filesystem.find(path) if name.endswith((".parquet", ".tar")))
+        files += [(filesystem, name) for name in found]
+    kinds = {path.rsplit(".", 1)[1] for _, path in files}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"expected Parquet files or tars and nothing else from {', '.join(sources)}, found "
+            f"{' and '.join(sorted(kinds)) if kinds else 'none'}; narrow the sources down, for example with *.parquet"
+        )
+    return files
+
+
+def _address(filesystem: Any, path: str) -> str:
+    """A URL, or of a local file its whole path as one."""
+    return (
+        f"file://{os.path.abspath(path)}"
+        if isinstance(filesystem, LocalFileSystem)
+        else filesystem.unstrip_protocol(path)
+    )
+
+
+def _open_parquet(filesystem: Any, path: str) -> pq.ParquetFile:
+    # Arrow asks for what it needs; reading ahead would fetch the audio with it.
+    options = {} if isinstance(filesystem, LocalFileSystem) else {"cache_type": "none"}
+    return pq.ParquetFile(filesystem.open(path, "rb", **options))
+
+
+def _choose_columns(filesystem: Any, path: str, audio: str | None, speaker: str | None) -> dict[str, str]:
+    with _open_parquet(filesystem, path) as file:
+        schema = file.schema_arrow
+    if audio is None:
+        fitting = [field.name for field in schema if str(field.type).startswith(("struct<bytes: binary", "binary"))]
+        audio = next(iter([name for name in fitting if name == "audio"] + fitting), None)
+    if speaker is None:
+        speaker = next((name for name in SPEAKER_FIELDS if name in schema.names), None)
+    if audio not in schema.names or speaker not in schema.names or audio is None or speaker is None:
+        raise ValueError(
+            f"{path} has the columns {', '.join(schema.names)}: name those of the audio and of the speaker with "
+            "audio_column and speaker_column"
+        )
+    return {"audio": audio, "speaker": speaker}
+
+
+def _index_parquet(filesystem: Any, path: str, speaker: str) -> tuple[Shard, Counter[str]]:
+    with _open_parquet(filesystem, path) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        names = Counter(speaker_names(file.read(columns=[speaker], use_threads=False), speaker))
+    size = int(filesystem.info(path)["size"])
+    return Shard(_address(filesystem, path), sum(groups), groups, size, "", 0.0), names
+
+
+def _index_tar(
+    filesystem: Any, path: str, output: Path, name: str
+) -> tuple[Shard, Counter[str], list[tuple[str, str]]]:
+    address = _address(filesystem, path)
+    refused: list[tuple[str, str]] = []
+
+    def refuse(bad: Refused) -> None:
+        refused.append((f"{address}/{bad.name}", bad.reason))
+
+    def take(member: Member) -> Member | None:
+        return member if member.name.lower().endswith(SUFFIXES) else None
+
+    rows: list[dict[str, Any]] = []
+    with filesystem.open(path, "rb") as file:
+        try:
+            for member, speaker in group_samples(file, refuse, take):
+                if speaker is None:
+                    refuse(Refused(member.name, "no .cls, .spk or .json member of its key names a speaker"))
+                    continue
+                key, suffix = sample_key(member.name)
+                rows.append(
+                    {"key": key, "speaker": speaker, "duration": 0.0, "samples": 0}
+                    | {"offset": member.offset, "size": member.size, "suffix": suffix}
+                )
+        except ArchiveError as error:
+            refused.append((address, f"{error}; what came before is used"))
+    columns = {column: [row[column] for row in rows] for column in (rows[0] if rows else ("key", "speaker"))}
+    text = json.dumps({"schema": SCHEMA} | columns, ensure_ascii=False)
+    own = index_name(name)
+    write_atomically(output / own, lambda target: target.write_text(text, encoding="utf-8"))
+    size = int(filesystem.info(path)["size"])
+    return Shard(address, len(rows), [], size, "", 0.0, own, ""), Counter(row["speaker"] for row in rows), refused

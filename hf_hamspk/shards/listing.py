@@ -1,0 +1,259 @@
+"""What a source holds, as a table with a row for each utterance: who speaks, and where its bytes lie.
+
+The table is made of Arrow columns: a million utterances as Python objects would take gigabytes.
+"""
+
+import hashlib
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from ..data.corpus import AUDIO_SUFFIXES
+from .archives import Member
+from .decoding import AAC_SUFFIXES
+
+SUFFIXES = (*AUDIO_SUFFIXES, *AAC_SUFFIXES)
+"""Endings of audio files, by preference: of two files of one utterance the one whose ending comes first is used."""
+
+LAYOUTS = ("voxceleb", "librispeech", "folders")
+"""How the path of a file names its speaker: a folder or the start of the file name `id00012` (VoxCeleb, CN-Celeb); the
+folders `speaker/chapter/speaker-chapter-number` (LibriSpeech); the folder at a level that the user gives."""
+
+SURE_SHARE = 0.95
+"""Share of the files that must be named in a layout's way for it to be recognised: a corpus has a stray file or two."""
+
+_VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[/-])")
+_LIBRISPEECH = re.compile(r"(?:^|/)(\d+)/(\d+)/\1-\2-\d+[^/]*$")
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("speaker", pa.string()),
+        ("container", pa.int32()),
+        ("name", pa.string()),
+        ("offset", pa.int64()),
+        ("stored", pa.int64()),
+        ("size", pa.int64()),
+        ("method", pa.int8()),
+        ("check", pa.int64()),
+    ]
+)
+"""`container` is a place in `Listing.containers`, the rest as in `archives.Member`; of a plain file, `check` is the
+time of its last change in nanoseconds."""
+
+FLUSHED = 50_000
+"""Rows held as Python objects before they become Arrow arrays."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What holds utterances.
+
+    Attributes:
+        kind: "folder" (names are paths below it), "zip" or "tar".
+        paths: the folder, or the file or its parts in order, absolute.
+        name: what reports call it.
+    """
+
+    kind: str
+    paths: list[str]
+    name: str
+
+    def file_name(self, member: str) -> str:
+        """What reports call a file in it."""
+        return member if self.kind == "folder" else f"{self.name}::{member}"
+
+
+@dataclass
+class Listing:
+    """Utterances as they are found.
+
+    Attributes:
+        containers: where they lie.
+        refused: path and reason of what cannot be used.
+        ignored: number of other files by suffix.
+    """
+
+    containers: list[Container] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    _rows: list[tuple] = field(default_factory=list)
+    _batches: list[pa.RecordBatch] = field(default_factory=list)
+
+    def add_container(self, kind: str, paths: Sequence[str | os.PathLike[str]], name: str | None = None) -> int:
+        """The number of a new container; its name is by default that of its first file."""
+        absolute = [os.path.abspath(path) for path in paths]
+        self.containers.append(Container(kind, absolute, os.path.basename(absolute[0]) if name is None else name))
+        return len(self.containers) - 1
+
+    def add(self, container: int, member: Member, speaker: str | None = None, key: str | None = None) -> None:
+        """An utterance; without a speaker or key they are made from its name at the end."""
+        self._rows.append((key, speaker, container, *member))
+        if len(self._rows) >= FLUSHED:
+            self._flush()
+
+    def refuse(self, container: int, name: str, reason: str) -> None:
+        """A file that cannot be used."""
+        self.refused.append((self.containers[container].file_name(name), reason))
+
+    def is_audio(self, name: str) -> bool:
+        """Whether a file is an utterance by its name; others are counted."""
+        base = name.rsplit("/", 1)[-1]
+        suffix = os.path.splitext(base)[1].lower()
+        # macOS leaves "._name.wav" files that hold no audio.
+        audio = suffix in SUFFIXES and not base.startswith(".")
+        if not audio:
+            self.ignored[suffix] += 1
+        return audio
+
+    def table(self) -> pa.Table:
+        """All rows so far, as they were found."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, SCHEMA)
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
+            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+            self._rows.clear()
+
+
+def strings(table: pa.Table, column: str) -> Iterator[str | None]:
+    """The values of a column, one at a time."""
+    values = table.column(column)
+    for start in range(0, len(values), FLUSHED):
+        yield from values.slice(start, FLUSHED).to_pylist()
+
+
+def find_layout(names: Iterable[str | None]) -> str:
+    """The layout that (nearly) all names follow."""
+    total = voxceleb = librispeech = 0
+    for name in names:
+        total += 1
+        voxceleb += name is not None and _VOXCELEB.search(name) is not None
+        librispeech += name is not None and _LIBRISPEECH.search(name) is not None
+    if voxceleb >= SURE_SHARE * total:
+        return "voxceleb"
+    return "librispeech" if librispeech >= SURE_SHARE * total else "folders"
+
+
+def speaker_of(name: str, layout: str, level: int) -> str | None:
+    """The speaker that the path of a file names, None where it names none.
+
+    Args:
+        name: path with forward slashes.
+        layout: one of `LAYOUTS`.
+        level: under "folders", which folder is the speaker, from 1.
+    """
+    if layout == "folders":
+        folders = name.split("/")[:-1]
+        return folders[level - 1] if len(folders) >= level else None
+    match = (_VOXCELEB if layout == "voxceleb" else _LIBRISPEECH).search(name)
+    return None if match is None else match[1]
+
+
+def key_of(name: str) -> str:
+    """The key of a file: its path without the ending. In a tar, a key ends at the first dot of the file name."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.stem.replace(".", "_")))
+
+
+def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """Fill in keys and speakers, refuse second files of one utterance, and sort by key.
+
+    Args:
+        listing: what was found.
+        layout: one of `LAYOUTS`, or None to recognise it.
+        level: see `speaker_of`.
+
+    Returns:
+        The utterances; and path and reason of the files of the listing that are none.
+
+    Raises:
+        ValueError: two sources have the same key.
+    """
+    table = listing.table()
+    unnamed = (name for name, own in zip(strings(table, "name"), strings(table, "speaker"), strict=True) if own is None)
+    layout = find_layout(unnamed) if layout is None else layout
+    keys, speakers = [], []
+    refused: list[tuple[str, str]] = []
+    kept = array("q")
+    given = zip(*(strings(table, column) for column in ("key", "speaker", "name")), strict=True)
+    containers = table.column("container").to_numpy()
+    for row, (key, speaker, name) in enumerate(given):
+        path = "" if name is None else name
+        own = speaker_of(path, layout, level) if speaker is None else speaker
+        if own is None:
+            expected = f"a folder at level {level}" if layout == "folders" else f"what {layout} names a speaker by"
+            file = listing.containers[int(containers[row])].file_name(path)
+            refused.append((file, f"its path names no speaker: it lacks {expected}"))
+            continue
+        kept.append(row)
+        keys.append(key_of(path) if key is None else key)
+        speakers.append(own)
+    table = table.take(pa.array(np.frombuffer(kept, np.int64))) if len(kept) < len(table) else table
+    table = table.set_column(0, "key", pa.array(keys, pa.string())).set_column(
+        1, "speaker", pa.array(speakers, pa.string())
+    )
+    del keys, speakers
+    table, second = _distinct(listing, table)
+    return table, [*listing.refused, *refused, *second]
+
+
+def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """Sorted by key (by preference of suffix within), with one row for each; and the second files of a key."""
+    rank = {suffix: place for place, suffix in enumerate(SUFFIXES)}
+    ranks = [rank.get(os.path.splitext(str(name))[1].lower(), 0) for name in strings(table, "name")]
+    table = table.append_column("rank", pa.array(ranks, pa.int8()))
+    table = table.sort_by([("key", "ascending"), ("rank", "ascending"), ("container", "ascending")])
+    table = table.drop_columns(["rank"]).combine_chunks()
+    kept = np.ones(len(table), dtype=bool)
+    refused = []
+    previous = None
+    used = 0
+    for row, key in enumerate(strings(table, "key")):
+        if key != previous:
+            previous, used = key, row
+            continue
+        first, second = (table.slice(place, 1).to_pylist()[0] for place in (used, row))
+        if first["container"] != second["container"]:
+            one, other = (listing.containers[entry["container"]].file_name(entry["name"]) for entry in (first, second))
+            raise ValueError(
+                f"{one} and {other} would both have the key {key!r}: two sources overlap; prepare them apart"
+            )
+        kept[row] = False
+        file = listing.containers[second["container"]].file_name(second["name"])
+        refused.append((file, f"is a second file of the utterance {key}, of which {first['name']} is used"))
+    return (table if kept.all() else table.filter(pa.array(kept))), refused
+
+
+def digest(table: pa.Table) -> str:
+    """SHA-256 over what the rows say, hexadecimal; the same for the same source wherever it is mounted."""
+    total = hashlib.sha256()
+    for batch in table.select(["key", "speaker", "name", "size", "check"]).to_batches(FLUSHED):
+        columns = [column.to_pylist() for column in batch.columns]
+        total.update("\n".join("\t".join(map(str, row)) for row in zip(*columns, strict=True)).encode())
+        total.update(b"\n")
+    return total.hexdigest()
+
+
+def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]:
+    """Rows of two tables by key: how many were added, lost and changed, and a few of their names."""
+
+    def entries(table: pa.Table) -> dict[str, tuple]:
+        columns = [list(table.column(name).to_pylist()) for name in ("key", "speaker", "name", "size", "check")]
+        return {row[0]: row[1:] for row in zip(*columns, strict=True)}
+
+    before, after = entries(old), entries(new)
+    added = sorted(after.keys() - before.keys())
+    lost = sorted(before.keys() - after.keys())
+    changed = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])
+    return len(added), len(lost), len(changed), [*added[:2], *lost[:2], *changed[:2]]

@@ -1,0 +1,216 @@
+"""The order of a streamed epoch: a pure function of numbers that every process knows.
+
+Shards are read in groups of utterances (the row groups of a Parquet file, runs of members of a tar). With `N`
+utterances, `V` speed factors and a global batch of `B`:
+
+1. The groups are permuted, and their samples laid end to end: positions `0` to `N V - 1`. A group brings all its speed
+   factors along, so that it is fetched once in an epoch.
+2. The epoch has `N V // B` global batches. The positions that fill them are cut into lanes, contiguous stretches of
+   nearly equal length. Each global batch takes the next few positions of every lane, so it mixes as many far-apart
+   places as there are lanes, while every lane reads its groups in sequence.
+3. Inside a lane, positions are permuted in windows of a few groups.
+
+There is no shuffle buffer, hence none to lose: any global batch of any epoch can be computed directly. What is left
+out of an epoch is fewer samples than one global batch, others in each epoch.
+
+A slot is a place in the global batch, from 0 to `B - 1`. A slot always belongs to the same lane; who has the slots
+`start` to `stop` (a rank, a loader process) reads the groups of their lanes and no others.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LANES = 32
+"""Places that a global batch mixes. Speakers are mixed inside a group as well, so more would only cost memory."""
+
+WINDOW = 4
+"""Groups of a lane that are shuffled together."""
+
+GROUPS_KEY, WINDOW_KEY = 1, 2
+"""Last numbers of the seeds. The generators of crops are seeded with three numbers; numpy takes what is missing for
+zeros, so the numbers here are five and the last is not 0."""
+
+
+class Read(NamedTuple):
+    """A group that a lane reads.
+
+    Attributes:
+        first: global batch that may need it first.
+        last: global batch that may need it last.
+        group: its number in the manifest's order.
+    """
+
+    first: int
+    last: int
+    group: int
+
+
+class EpochOrder:
+    """Which samples make up each global batch of an epoch.
+
+    Sample `v * N + u` is utterance `u`, counted in the order of the groups as given, at the speed factor number `v`, as
+    in `hf_hamspk.data.SpeakerCrops`. Memory is in proportion to the number of groups.
+
+    Args:
+        group_sizes: utterances of each group, 0 allowed.
+        batch_size: samples of a global batch, at least 1.
+        seed: at least 0.
+        epoch: at least 0.
+        factors: number of speed factors, at least 1.
+        lanes: at least 1; no more than `batch_size` are used.
+        window: groups of a lane that are shuffled together, at least 1.
+
+    Attributes:
+        batches: global batches of the epoch.
+        remainder: samples left out, fewer than `batch_size`; `left_out` names them.
+
+    Raises:
+        ValueError: an argument is out of range, or the samples do not fill one global batch.
+    """
+
+    def __init__(
+        self,
+        group_sizes: Sequence[int] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        factors: int = 1,
+        lanes: int = LANES,
+        window: int = WINDOW,
+    ):
+        sizes = np.asarray(group_sizes, dtype=np.int64)
+        if min(batch_size, factors, lanes, window) < 1 or min(seed, epoch) < 0:
+            raise ValueError(
+                "batch_size, factors, lanes and window must be at least 1, seed and epoch at least 0, got "
+                f"{batch_size}, {factors}, {lanes}, {window}, {seed} and {epoch}"
+            )
+        if sizes.ndim != 1 or (len(sizes) and sizes.min() < 0):
+            raise ValueError("group_sizes must be a list of whole numbers of at least 0, the utterances of each group")
+        self.utterances, self.factors, self.batch_size = int(sizes.sum()), factors, batch_size
+        self.batches, self.remainder = divmod(self.utterances * factors, batch_size)
+        if self.batches == 0:
+            raise ValueError(
+                f"{self.utterances * factors} samples do not fill one global batch of {batch_size}; lower the batch "
+                f"size to {self.utterances * factors} or less"
+            )
+        self.seed, self.epoch, self.window = seed, epoch, window
+        self.lanes = min(lanes, batch_size)
+        self._sizes, self._first_utterance = sizes, np.cumsum(sizes) - sizes
+        permuted = np.random.default_rng((seed, epoch, 0, 0, GROUPS_KEY)).permutation(np.flatnonzero(sizes))
+        self._groups = permuted
+        self._ends = np.cumsum(sizes[permuted] * factors)
+        # First slot of each lane, and `batch_size` at the end.
+        self._slots = np.arange(self.lanes + 1, dtype=np.int64) * batch_size // self.lanes
+        self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
+
+    def lanes_of(self, start: int, stop: int) -> range:
+        """The lanes of the slots `start` to `stop - 1`."""
+        if start >= stop:
+            return range(0)
+        first, last = np.searchsorted(self._slots, (start, stop - 1), side="right") - 1
+        return range(int(first), int(last) + 1)
+
+    def samples(self, batch: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The samples in the slots `start` to `stop - 1` of a global batch: `(stop - start,)` int64.
+
+        Raises:
+            ValueError: there is no such batch or slot.
+        """
+        stop = self.batch_size if stop is None else stop
+        if not (0 <= batch < self.batches and 0 <= start <= stop <= self.batch_size):
+            raise ValueError(
+                f"expected a global batch below {self.batches} and slots between 0 and {self.batch_size}, got batch "
+                f"{batch} and slots {start} to {stop}"
+            )
+        parts = [np.empty(0, dtype=np.int64)]
+        for lane in self.lanes_of(start, stop):
+            first, last = int(self._slots[lane]), int(self._slots[lane + 1])
+            begin = self.batches * first + batch * (last - first)
+            parts.append(self._lane_positions(lane, begin + max(start - first, 0), begin + min(stop, last) - first))
+        return self._at(np.concatenate(parts))
+
+    def reads(self, lane: int, batch: int = 0) -> Iterator[Read]:
+        """The groups that a lane reads from a global batch on, in the order in which it needs them."""
+        first_slot, end_slot = int(self._slots[lane]), int(self._slots[lane + 1])
+        begin, width = self.batches * first_slot, end_slot - first_slot
+        position, end = begin + batch * width, self.batches * end_slot
+        while position < end:
+            low, high = self._window_bounds(lane, position)
+            places = np.searchsorted(self._ends, (low, high - 1), side="right")
+            for place in range(int(places[0]), int(places[1]) + 1):
+                yield Read((low - begin) // width, (high - 1 - begin) // width, int(self._groups[place]))
+            position = high
+
+    def after(self, group: int) -> Iterator[int]:
+        """The groups that follow a group in this epoch, going round at the end: all others, once each."""
+        place = int(np.flatnonzero(self._groups == group)[0])
+        for step in range(1, len(self._groups)):
+            yield int(self._groups[(place + step) % len(self._groups)])
+
+    def left_out(self) -> np.ndarray:
+        """The samples of no global batch of this epoch: `(remainder,)` int64."""
+        return self._at(np.arange(self.batches * self.batch_size, self.utterances * self.factors))
+
+    def _window_bounds(self, lane: int, position: int) -> tuple[int, int]:
+        """First and end position of the window that holds a position of a lane."""
+        window = int(np.searchsorted(self._ends, position, side="right")) // self.window
+        last = min((window + 1) * self.window, len(self._ends)) - 1
+        low = int(self._ends[window * self.window - 1]) if window else 0
+        begin, end = (self.batches * int(slot) for slot in self._slots[lane : lane + 2])
+        return max(low, begin), min(int(self._ends[last]), end)
+
+    def _lane_positions(self, lane: int, begin: int, end: int) -> np.ndarray:
+        """The places from `begin` to `end - 1` of a lane after the shuffle in windows."""
+        parts = []
+        while begin < end:
+            low, high, order = self._windows.get(lane, (0, 0, np.empty(0, dtype=np.int64)))
+            if not low <= begin < high:
+                low, high = self._window_bounds(lane, begin)
+                # A window that two lanes share is shuffled by each on its own; `low` tells them apart.
+                generator = np.random.default_rng((self.seed, self.epoch, low, 0, WINDOW_KEY))
+                order = low + generator.permutation(high - low)
+                self._windows[lane] = (low, high, order)
+            parts.append(order[begin - low : min(end, high) - low])
+            begin = min(end, high)
+        return np.concatenate(parts)
+
+    def _at(self, positions: np.ndarray) -> np.ndarray:
+        """The samples at positions of the permuted groups."""
+        places = np.searchsorted(self._ends, positions, side="right")
+        groups = self._groups[places]
+        sizes = self._sizes[groups]
+        factors, rows = np.divmod(positions - (self._ends[places] - sizes * self.factors), sizes)
+        return factors * self.utterances + self._first_utterance[groups] + rows
+
+
+def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_steps: int) -> list[tuple[int, int]]:
+    """The slots, as (start, stop), of each micro-batch of a rank.
+
+    Micro-batch `a` of rank `r` is slice number `a * world_size + r` of the global batch, as in
+    `hf_hamspk.data.GlobalBatchSampler`.
+
+    Raises:
+        ValueError: the rank is out of range, or the batch does not divide.
+    """
+    slices = world_size * accumulation_steps
+    if min(world_size, accumulation_steps) < 1 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"expected a rank from 0 to world_size - 1 and at least 1 accumulation step, got rank {rank} of "
+            f"{world_size} and {accumulation_steps} steps"
+        )
+    if batch_size % slices:
+        raise ValueError(
+            f"a global batch of {batch_size} does not divide into {world_size} ranks x {accumulation_steps} "
+            f"accumulation steps; use a multiple of {slices}, for example {max(1, batch_size // slices) * slices}"
+        )
+    size = batch_size // slices
+    starts = [(step * world_size + rank) * size for step in range(accumulation_steps)]
+    return [(start, start + size) for start in starts]
+
+
+def worker_slots(start: int, stop: int, worker: int, workers: int) -> tuple[int, int]:
+    """The share of a loader process in the slots `start` to `stop - 1`: contiguous, sizes that differ by at most 1."""
+    size = stop - start
+    return start + size * worker // workers, start + size * (worker + 1) // workers

@@ -1,0 +1,220 @@
+"""`prepare`: from a source to a folder of shards, going on where an earlier run was ended.
+
+The order and number of the shards are settled before the first is made (`planning`), so a shard depends on the plan
+only, and a killed preparation goes on with the shards that are not there yet. The manifest is written last.
+
+Memory does not grow with the corpus but for its table (some 150 bytes for each utterance, of which the workers map the
+file): a worker holds one row group and one decoded file.
+"""
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .finding import find_utterances
+from .making import ShardRecord, load_record, record_path
+from .manifest import (
+    MANIFEST_NAME,
+    UNREADABLE_NAME,
+    Manifest,
+    format_unreadable,
+    load_manifest,
+)
+from .planning import (
+    PLAN_NAME,
+    PROGRESS_NAME,
+    Plan,
+    PrepareOptions,
+    check_unchanged,
+    describe_sources,
+    load_plan,
+    make_plan,
+    save_plan,
+    survey,
+)
+from .spooling import copy_streams
+from .workers import run_workers
+from .writing import write_atomically
+
+LOCK_NAME = "lock"
+_SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(parquet|tar|index\.json)")
+
+
+def prepare(
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    options: PrepareOptions | None = None,
+    processes: int = 0,
+    progress: bool = True,
+    restart: bool = False,
+) -> Manifest:
+    """Make shards of a corpus.
+
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. Ended at any moment, also by
+    `kill -9`, it goes on when it is called with the same arguments.
+
+    Args:
+        sources: folders, zip or tar archives or their parts, CSV files, folders or repositories of `datasets`.
+        output: folder for the shards; made where it is absent, else it must be empty or from the same call.
+        options: see `PrepareOptions`; None takes the defaults.
+        processes: worker processes; 0 does the work in this one. Scripts that ask for any must keep their own work
+            under `if __name__ == "__main__"`, as for every use of multiprocessing.
+        progress: show progress bars on stderr.
+        restart: first remove what an earlier preparation left in `output`.
+
+    Raises:
+        ValueError: the source or an option cannot be used, or is not that of the preparation that is to go on.
+        OSError: the shards cannot be written, or workers are ended again and again.
+        ImportError: a package for decoding is missing.
+    """
+    options = PrepareOptions() if options is None else options
+    output = Path(output)
+    named = [os.fspath(source) for source in sources]
+    folder = output / PROGRESS_NAME
+    _check_output(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        if restart:
+            _remove_shards(output)
+        try:
+            plan = _plan(named, output, options, progress)
+        except BaseException:
+            if not (folder / PLAN_NAME).exists():
+                _remove_progress(output)
+            raise
+        if isinstance(plan, Manifest):
+            _remove_progress(output)
+            return plan
+        _tidy(folder)
+        todo = [index for index in range(plan.shards) if load_record(folder, index) is None]
+        done = sum(_size(plan, index) for index in range(plan.shards)) - sum(_size(plan, index) for index in todo)
+        with tqdm(
+            total=len(plan.table), initial=done, desc="preparing", unit="utt", smoothing=0.05, disable=not progress
+        ) as bar:
+            run_workers(plan, output, folder, todo, processes, bar)
+        manifest = _finish(plan, output)
+        _remove_progress(output)
+    return manifest
+
+
+def _size(plan: Plan, index: int) -> int:
+    start, stop = plan.bounds(index)
+    return stop - start
+
+
+def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: bool) -> Plan | Manifest:
+    """A new plan, that of the run to go on with, or the manifest of a run that had ended."""
+    folder = output / PROGRESS_NAME
+    listing, streams = find_utterances(sources, options)
+    found = survey(listing, options, [stream.identity for stream in streams])
+    if (output / MANIFEST_NAME).is_file():
+        manifest = load_manifest(output)
+        if found.fingerprint != manifest.fingerprint:
+            raise ValueError(
+                f"{output} holds shards of another source or of other options ({manifest.source}, {manifest.format}, "
+                f"{manifest.codec}, {manifest.utterances} utterances); give another folder, or replace them (--restart)"
+            )
+        return manifest
+    if (folder / PLAN_NAME).is_file():
+        plan = load_plan(folder)
+        check_unchanged(plan, found, options, output)
+        return plan
+    if streams:
+        copy_streams(streams, listing, folder, found.fingerprint, progress)
+    everything = survey(listing, options) if streams else found
+    plan = make_plan(everything, options, describe_sources(sources), found.fingerprint)
+    save_plan(plan, folder)
+    return plan
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder of somebody else's files."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is no folder; give a folder for the shards")
+    ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
+    if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
+        raise ValueError(f"{output} holds other files ({other.name}); give an empty folder or a new one")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One preparation at a time; the system lets go of the lock however the process ends."""
+    try:
+        import fcntl
+    except ImportError:
+        yield  # Windows
+        return
+    with open(folder / LOCK_NAME, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another preparation is writing to {folder.parent}; wait for it or end it") from error
+        yield
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a killed run was in the middle of."""
+    for path in [*folder.glob("*.tmp"), *folder.glob("at-*")]:
+        path.unlink(missing_ok=True)
+
+
+def _finish(plan: Plan, output: Path) -> Manifest:
+    """Gather the records, and write the list of unreadable files and, last, the manifest."""
+    folder = output / PROGRESS_NAME
+    records = [load_record(folder, index) for index in range(plan.shards)]
+    shards, unreadable = [], list(plan.refused)
+    speakers: Counter[str] = Counter()
+    for index, record in enumerate(records):
+        if record is None or not _is_there(output, record):
+            record_path(folder, index).unlink(missing_ok=True)
+            raise OSError(f"shard {index} of {output} was removed while others were made; give the same command again")
+        shards.append(record.shard)
+        unreadable += record.unreadable
+        speakers.update(record.speakers)
+    options = plan.options
+    manifest = Manifest(
+        format=options.format,
+        codec=options.codec,
+        sampling_rate=None if options.codec == "source" else options.sampling_rate,
+        licence=options.licence,
+        source=plan.source,
+        shards=shards,
+        speakers=sorted(speakers),
+        speaker_utterances=[speakers[name] for name in sorted(speakers)],
+        utterances=sum(shard.rows for shard in shards),
+        seconds=sum(shard.seconds for shard in shards),
+        unreadable=len(unreadable),
+        seed=options.seed,
+        fingerprint=plan.fingerprint,
+    )
+    for name, text in ((UNREADABLE_NAME, format_unreadable(unreadable)), (MANIFEST_NAME, manifest.to_json())):
+        write_atomically(output / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return manifest
+
+
+def _is_there(output: Path, record: ShardRecord) -> bool:
+    files = [record.shard.file] if record.shard.index is None else [record.shard.file, record.shard.index]
+    return all((output / file).is_file() for file in files) and (
+        (output / record.shard.file).stat().st_size == record.shard.bytes
+    )
+
+
+def _remove_progress(output: Path) -> None:
+    shutil.rmtree(output / PROGRESS_NAME, ignore_errors=True)
+
+
+def _remove_shards(output: Path) -> None:
+    """Remove what a preparation has written, and nothing else; the manifest first, without which nothing is whole."""
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in output.iterdir():
+        if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:
+            path.unlink()
+    for path in (output / PROGRESS_NAME).iterdir():
+        if path.name != LOCK_NAME:
+            path.unlink()

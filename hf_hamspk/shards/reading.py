@@ -1,0 +1,325 @@
+"""Reading shards, group by group, from wherever fsspec reaches: a folder, `hf://`, `s3://`, `https://`.
+
+A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request for its bytes;
+where it lies is known from the footer of the Parquet file or the index of the tar, of which those of a number of shards
+are kept.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..data.audio import AudioError
+from .fetching import Fetcher, Retry
+from .manifest import MANIFEST_NAME, Manifest, Shard
+
+TAR_GROUP_BYTES = 4 << 20
+"""Audio fetched at once from a tar: a second of a fast line, and about 40 utterances of 8 s in FLAC."""
+
+FOOTER_BYTES = 64 << 10
+"""Fetched from the end of a Parquet file at first; holds the footer of a file of about 200 row groups."""
+
+PARQUET_END = 8
+"""Bytes after the footer: its length and the magic number."""
+
+LAYOUTS_KEPT = 128
+"""Shards whose footer or index is kept in memory. One that is not costs another, small request for each group."""
+
+
+class Group:
+    """The utterances of a group, in memory as they lie in the shard.
+
+    Attributes:
+        speakers: of each utterance.
+        names: what reports call each.
+    """
+
+    def __init__(self, audio: "pa.Array | list[memoryview]", speakers: list[str], names: list[str], size: int):
+        self._audio, self.speakers, self.names, self.nbytes = audio, speakers, names, size
+
+    def __len__(self) -> int:
+        return len(self.speakers)
+
+    def audio(self, row: int) -> memoryview:
+        """The encoded recording, a view of the group's memory."""
+        if isinstance(self._audio, list):
+            return self._audio[row]
+        content = self._audio[row].as_buffer()
+        return memoryview(b"") if content is None else memoryview(content)
+
+
+class ShardReader:
+    """The groups of a folder of shards.
+
+    It can be copied and handed to another process: connections and what was read of the shards stay behind.
+
+    Args:
+        folder: with `manifest.json`; a local path or a URL that fsspec reads.
+        retry: see `Retry`.
+        storage_options: for the fsspec file system, for example `{"token": ...}`.
+
+    Attributes:
+        manifest: see `Manifest`.
+        group_sizes: utterances of each group, in the order of the shards: `(groups,)` int64.
+        group_bytes: about the bytes of each group: `(groups,)` int64.
+
+    Raises:
+        ValueError: there is no manifest, or it cannot be used.
+        AudioError: the manifest cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        retry: Retry = Retry(),  # noqa: B008 - immutable
+        storage_options: Mapping[str, Any] | None = None,
+    ):
+        self.fetcher = Fetcher(folder, retry, storage_options)
+        self.folder = self.fetcher.folder
+        self._forget_process()
+        self.manifest = Manifest.from_json(self.fetcher.fetch(MANIFEST_NAME), f"{self.folder}/{MANIFEST_NAME}")
+        sizes = [group_rows(shard) for shard in self.manifest.shards]
+        self.group_sizes = np.array([rows for shard in sizes for rows in shard], dtype=np.int64)
+        self._shard_of = np.repeat(np.arange(len(sizes)), [len(shard) for shard in sizes])
+        self._first_group = np.cumsum([0, *(len(shard) for shard in sizes)])
+        self.first_utterance = np.cumsum(self.group_sizes) - self.group_sizes
+        rates = np.array([shard.bytes / max(shard.rows, 1) for shard in self.manifest.shards])
+        self.group_bytes = np.ceil(self.group_sizes * rates[self._shard_of]).astype(np.int64)
+
+    def _forget_process(self) -> None:
+        self._layouts: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_layouts", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.fetcher = copy.copy(self.fetcher)
+        self._forget_process()
+
+    def fingerprint(self) -> str:
+        """Hexadecimal; folders with the same shards in the same order have the same."""
+        shards = [[shard.sha256 if shard.sha256 else shard.file, group_rows(shard)] for shard in self.manifest.shards]
+        return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
+
+    def name_of(self, group: int) -> str:
+        """What reports call a group."""
+        shard = int(self._shard_of[group])
+        return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
+
+    def read(self, group: int) -> Group:
+        """Fetch a group.
+
+        Raises:
+            AudioError: it cannot be read, after all attempts; `source` is `name_of(group)`.
+        """
+        number = int(self._shard_of[group])
+        shard, place = self.manifest.shards[number], group - int(self._first_group[number])
+        try:
+            if self.manifest.format == "parquet":
+                found = self._read_row_group(number, shard, place)
+            else:
+                found = self._read_members(number, shard, place)
+        except AudioError as error:
+            raise AudioError(error.reason, self.name_of(group)) from error
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise AudioError(
+                f"is damaged or not that of the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
+                "--verify` on the folder, or copy the shard anew",
+                self.name_of(group),
+            ) from error
+        if len(found) != self.group_sizes[group]:
+            raise AudioError(
+                f"has {len(found)} utterances, the manifest says {self.group_sizes[group]}; copy the shard anew",
+                self.name_of(group),
+            )
+        return found
+
+    # -- Parquet ----------------------------------------------------------------------------------------------------
+
+    def _read_row_group(self, number: int, shard: Shard, place: int) -> Group:
+        footer = self._layout(number, self._fetch_footer)
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+        start, end = _span(metadata.row_group(place))
+        source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
+        # A checksum of the pages is checked where the file has one.
+        file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+        columns = self.manifest.columns
+        speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")
+        wanted = [name for name in (own, speaker, "key") if name in file.schema_arrow.names]
+        table = file.read_row_group(place, columns=wanted, use_threads=False)
+        audio = table.column(own).combine_chunks()
+        if pa.types.is_struct(audio.type):
+            audio = audio.field("bytes")
+        if not (pa.types.is_binary(audio.type) or pa.types.is_large_binary(audio.type)):
+            raise ValueError(f"the column {own!r} holds {audio.type}, expected bytes")
+        speakers = speaker_names(table, speaker)
+        first = int(self.first_utterance[self._first_group[number] + place] - self.first_utterance_of(number))
+        names = (
+            table.column("key").to_pylist()
+            if "key" in table.column_names
+            else [f"{shard.file}, row {first + row}" for row in range(len(table))]
+        )
+        return Group(audio, speakers, names, audio.nbytes)
+
+    def first_utterance_of(self, number: int) -> int:
+        """The first utterance of a shard, counted over all."""
+        return int(sum(shard.rows for shard in self.manifest.shards[:number]))
+
+    def _fetch_footer(self, shard: Shard) -> bytes:
+        """The end of a Parquet file from its footer on."""
+        size = min(FOOTER_BYTES, shard.bytes)
+        tail = self.fetcher.fetch(shard.file, shard.bytes - size, shard.bytes)
+        length = int.from_bytes(tail[-PARQUET_END : -PARQUET_END + 4], "little") + PARQUET_END
+        if tail[-4:] != b"PAR1" or length > shard.bytes:
+            raise ValueError("it does not end as a Parquet file")
+        return tail[-length:] if length <= size else self.fetcher.fetch(shard.file, shard.bytes - length, shard.bytes)
+
+    # -- tar --------------------------------------------------------------------------------------------------------
+
+    def _read_members(self, number: int, shard: Shard, place: int) -> Group:
+        index = self._layout(number, self._fetch_index)
+        sizes = group_rows(shard)
+        first = sum(sizes[:place])
+        rows = range(first, first + sizes[place])
+        spans = [(index["offset"][row], index["offset"][row] + index["size"][row]) for row in rows]
+        start, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        if not 0 <= start <= end <= shard.bytes:
+            raise ValueError(f"its index points outside the {shard.bytes} bytes of the tar")
+        content = memoryview(self.fetcher.fetch(shard.file, start, end))
+        audio = [content[low - start : high - start] for low, high in spans]
+        speakers = [index["speaker"][row] for row in rows]
+        return Group(audio, speakers, [index["key"][row] for row in rows], len(content))
+
+    def _fetch_index(self, shard: Shard) -> dict[str, Any]:
+        if shard.index is None:
+            raise ValueError("the manifest names no index for it")
+        columns = json.loads(self.fetcher.fetch(shard.index))
+        lengths = {len(columns[name]) for name in ("key", "speaker", "offset", "size")}
+        if lengths != {shard.rows}:
+            raise ValueError(f"its index has columns of {sorted(lengths)} entries, expected {shard.rows}")
+        return columns
+
+    def _layout(self, number: int, fetch: Any) -> Any:
+        """Footer or index of a shard, kept for the next groups."""
+        with self._lock:
+            if number in self._layouts:
+                self._layouts.move_to_end(number)
+                return self._layouts[number]
+        layout = fetch(self.manifest.shards[number])
+        with self._lock:
+            self._layouts[number] = layout
+            if len(self._layouts) > LAYOUTS_KEPT:
+                self._layouts.popitem(last=False)
+        return layout
+
+
+def group_rows(shard: Shard) -> list[int]:
+    """Utterances of each group of a shard; of a tar, runs of nearly equal length and about `TAR_GROUP_BYTES`."""
+    if shard.index is None or shard.rows == 0:
+        return list(shard.row_groups)
+    count = min(shard.rows, max(1, round(shard.bytes / TAR_GROUP_BYTES)))
+    return [shard.rows * (place + 1) // count - shard.rows * place // count for place in range(count)]
+
+
+def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
+    """The speaker of each row as text; the numbers of a `ClassLabel` of `datasets` become its names."""
+    values = table.column(column).to_pylist()
+    described = (table.schema.metadata if table.schema.metadata is not None else {}).get(b"huggingface")
+    if values and isinstance(values[0], int) and described is not None:
+        names = json.loads(described)["info"]["features"].get(column, {}).get("names")
+        if names is not None:
+            return [names[value] for value in values]
+    return [str(value) for value in values]
+
+
+def _span(row_group: Any) -> tuple[int, int]:
+    """First and end byte of a row group."""
+    columns = [row_group.column(index) for index in range(row_group.num_columns)]
+    starts = [
+        column.data_page_offset
+        if column.dictionary_page_offset is None
+        else min(column.dictionary_page_offset, column.data_page_offset)
+        for column in columns
+    ]
+    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    return min(starts), max(ends)
+
+
+class _Range:
+    """A file of which only some bytes are there, for Arrow, which asks for no others."""
+
+    closed = False
+
+    def __init__(self, content: bytes, start: int, size: int):
+        self._content, self._start, self._size, self._position = memoryview(content), start, size, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, count: int = -1) -> memoryview:
+        begin = self._position - self._start
+        if begin < 0 or count < 0 or begin + count > len(self._content):
+            raise ValueError(f"bytes {self._position} to {self._position + count} are outside the row group")
+        self._position += count
+        return self._content[begin : begin + count]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ShardReader | None:
+    """The reader of a folder of shards, or None where the source is another kind of corpus.
+
+    A URL is taken for a folder of shards; a local path is one if it holds `manifest.json`, or is that file.
+    """
+    text = os.fspath(source)
+    if os.path.basename(text) == MANIFEST_NAME:
+        text = os.path.dirname(text)
+    if "://" in text or os.path.isfile(os.path.join(text, MANIFEST_NAME)):
+        return ShardReader(text, storage_options=storage_options)
+    return None
+
+
+def choose_shuffle(group_bytes: Sequence[int] | np.ndarray, lanes: int, window: int, budget: int) -> tuple[int, int]:
+    """Lanes and window for an epoch's order whose groups fit in a budget of memory, over all processes together.
+
+    Where the groups are large, the window shrinks first, then the lanes.
+
+    Args:
+        group_bytes: bytes of each group.
+        lanes: wanted.
+        window: wanted.
+        budget: bytes.
+    """
+    largest = max(1, int(np.max(group_bytes, initial=1)))
+    fit = max(1, budget // largest)
+    window = max(1, min(window, fit // lanes))
+    return max(1, min(lanes, fit // window)), window

@@ -1,0 +1,312 @@
+"""Training on shards: the same crops as from files, in an order that never needs more than a few groups in memory.
+
+Guarantees: every rank does the same number of steps; an epoch is the whole corpus less fewer samples than one global
+batch; which samples make up a global batch depends on (seed, epoch) and the shards only, neither on the number of
+ranks, loader processes and accumulation steps nor on where a run was interrupted.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..data.audio import SAMPLING_RATE, AudioError
+from ..data.dataset import SpeakerCrops, collate
+from .crops import decode_crop
+from .order import LANES, WINDOW, EpochOrder, micro_batch_slots, worker_slots
+from .prefetching import READ_AHEAD_BYTES, GroupStore
+from .reading import ShardReader, choose_shuffle
+
+SHUFFLE_BYTES = 256 << 20
+"""Audio that the shuffling of an epoch keeps in memory, over all processes of a run together."""
+
+
+def shuffle_of(reader: ShardReader) -> tuple[int, int]:
+    """Lanes and window with which shards are shuffled, see `EpochOrder`: a function of the manifest."""
+    return choose_shuffle(reader.group_bytes, LANES, WINDOW, SHUFFLE_BYTES)
+
+
+class ShardUtterances:
+    """The utterances of a folder of shards, in the order of the manifest; `SpeakerCrops` reads them.
+
+    Babble is drawn from the group of the utterance, which is in memory with it. An utterance that cannot be read is
+    replaced by the next of its group, a group that cannot be read by the groups that follow it in the epoch.
+
+    Args:
+        reader: of the shards.
+        sampling_rate: samples per second wanted.
+        store: None makes one that keeps a few groups.
+        order: of the epoch that is read; None is the order of the manifest.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        sampling_rate: int = SAMPLING_RATE,
+        store: GroupStore | None = None,
+        order: EpochOrder | None = None,
+    ):
+        self.reader, self.sampling_rate, self.order = reader, sampling_rate, order
+        self._store = store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_store": None}
+
+    @property
+    def store(self) -> GroupStore:
+        """The groups in memory."""
+        if self._store is None:
+            self._store = GroupStore(self.reader)
+        return self._store
+
+    def __len__(self) -> int:
+        return self.reader.manifest.utterances
+
+    @property
+    def speakers(self) -> list[str]:
+        return self.reader.manifest.speakers
+
+    def name(self, utterance: int) -> str:
+        group, row = self._place(utterance)
+        return self.store.get(group).names[row]
+
+    def speaker(self, utterance: int) -> str:
+        group, row = self._place(utterance)
+        return self.store.get(group).speakers[row]
+
+    def candidates(self, utterance: int) -> Iterator[int]:
+        group, row = self._place(utterance)
+        groups = range(len(self.reader.group_sizes)) if self.order is None else self.order.after(group)
+        for candidate in (group, *groups):
+            first, size = int(self.reader.first_utterance[candidate]), int(self.reader.group_sizes[candidate])
+            for step in range(size):
+                yield first + (row + step) % size
+                if self.store.is_broken(candidate):
+                    break
+
+    def others(self, utterance: int) -> range:
+        group, _ = self._place(utterance)
+        first = int(self.reader.first_utterance[group])
+        return range(first, first + int(self.reader.group_sizes[group]))
+
+    def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+        group, row = self._place(utterance)
+        found = self.store.get(group)
+        try:
+            return decode_crop(found.audio(row), samples, generator, self.sampling_rate)
+        except AudioError as error:
+            raise AudioError(error.reason, f"{found.names[row]} ({self.reader.name_of(group)})") from error
+
+    def failed(self) -> list[str]:
+        # The reasons travel with the samples of loader processes.
+        return []
+
+    def fingerprint(self) -> str:
+        # With what the order of an epoch depends on besides the seed.
+        lanes, window = shuffle_of(self.reader)
+        return f"{self.reader.fingerprint()} in {lanes} lanes of {window} groups"
+
+    def _place(self, utterance: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self.reader.first_utterance, utterance, side="right")) - 1
+        return group, utterance - int(self.reader.first_utterance[group])
+
+
+class StreamedCrops(IterableDataset[dict[str, Any]]):
+    """The micro-batches of one rank in one epoch, in shares of the loader processes.
+
+    Each process yields its share of every micro-batch, a dictionary as `collate` makes it (and `failures`, where there
+    are new ones), so the shares of a `DataLoader(..., batch_size=None)` come in turn: `StreamedBatches` joins them.
+
+    Args:
+        crops: over `ShardUtterances`.
+        batch_size: samples of a global batch, over all ranks and accumulation steps.
+        epoch: at least 0.
+        first_batch: global batches of this epoch to skip.
+        rank: from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        accumulation_steps: micro-batches of a global batch on each rank.
+        read_ahead_bytes: fetched ahead of need, per process.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        crops: SpeakerCrops,
+        batch_size: int,
+        epoch: int = 0,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation_steps: int = 1,
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
+    ):
+        if not isinstance(crops.utterances, ShardUtterances):
+            raise ValueError("crops must be of shards: SpeakerCrops(ShardUtterances(reader), ...)")
+        self.crops, self.reader = crops, crops.utterances.reader
+        self.lanes, self.window = shuffle_of(self.reader)
+        self.epoch, self.first_batch = epoch, first_batch
+        self.order = EpochOrder(
+            self.reader.group_sizes,
+            batch_size,
+            crops.seed,
+            epoch,
+            len(crops.speed_factors),
+            self.lanes,
+            self.window,
+        )
+        self.slots = micro_batch_slots(batch_size, rank, world_size, accumulation_steps)
+        self.read_ahead_bytes = read_ahead_bytes
+        if not 0 <= first_batch <= self.order.batches:
+            raise ValueError(
+                f"first_batch must be from 0 to {self.order.batches}, the global batches of an epoch, got "
+                f"{first_batch}; the shards or the batch size may differ from those of the run to be resumed"
+            )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        process = get_worker_info()
+        worker, workers = (0, 1) if process is None else (process.id, process.num_workers)
+        shares = [worker_slots(start, stop, worker, workers) for start, stop in self.slots]
+        lanes = sorted({lane for share in shares for lane in self.order.lanes_of(*share)})
+        with GroupStore(self.reader, self.read_ahead_bytes) as store:
+            crops = copy.copy(self.crops)
+            crops.utterances = ShardUtterances(self.reader, crops.sampling_rate, store, self.order)
+            reported = set(crops.failures)
+            store.plan(self.order, lanes, self.first_batch)
+            for batch in range(self.first_batch, self.order.batches):
+                store.advance(batch)
+                for share in shares:
+                    samples = self.order.samples(batch, *share)
+                    piece = self._collate([crops[self.epoch, int(sample)] for sample in samples])
+                    news = {name: reason for name, reason in crops.failures.items() if name not in reported}
+                    reported |= news.keys()
+                    yield piece | ({"failures": news} if news else {})
+
+    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        if items:
+            return collate(items)
+        return {
+            "input_values": torch.empty(0, self.crops.crop_samples),
+            "labels": torch.empty(0, dtype=torch.int64),
+        }
+
+
+class StreamedBatches:
+    """Micro-batches of one rank, epoch after epoch, from anywhere: what a training loop iterates over.
+
+    Each iteration runs from the present place to the end of the epoch, then stands at the start of the next one.
+    `state_dict` after any micro-batch says how many global batches are done; a new object with the same shards, seed
+    and batch size, and any number of ranks and processes, goes on from there after `load_state_dict`.
+
+    Args:
+        crops: over `ShardUtterances`.
+        batch_size: samples of a global batch, over all ranks and accumulation steps.
+        rank: from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        accumulation_steps: micro-batches of a global batch on each rank.
+        num_workers: loader processes.
+        pin_memory: copy the batches to memory from which a GPU reads faster.
+    """
+
+    def __init__(
+        self,
+        crops: SpeakerCrops,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation_steps: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self.crops, self.batch_size = crops, batch_size
+        self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.epoch, self.batch = 0, 0
+        self._stream()
+
+    def _stream(self) -> StreamedCrops:
+        return StreamedCrops(
+            self.crops,
+            self.batch_size,
+            self.epoch,
+            self.batch,
+            self.rank,
+            self.world_size,
+            self.accumulation_steps,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return len(self.crops) // self.batch_size
+
+    @property
+    def remainder(self) -> int:
+        """Samples that an epoch leaves out: fewer than a global batch, others in each epoch."""
+        return len(self.crops) % self.batch_size
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch on this rank."""
+        return self.batches_per_epoch * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        stream = self._stream()
+        loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self.num_workers,
+            # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
+            generator=torch.Generator(),
+        )
+        shares = max(1, self.num_workers)
+        pieces = iter(loader)
+        for done, group in enumerate(zip(*[pieces] * shares, strict=True), start=1):
+            micro_batch = self._join(group)
+            if done % self.accumulation_steps == 0:
+                self.batch += 1
+            yield micro_batch
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _join(self, pieces: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pieces = list(pieces)
+        for piece in pieces:
+            self.crops.note_failures(piece.pop("failures", {}))
+        joined = (
+            pieces[0]
+            if len(pieces) == 1
+            else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        )
+        return {name: tensor.pin_memory() for name, tensor in joined.items()} if self.pin_memory else joined
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration is, and what a resumed one must share; plain numbers and text."""
+        return {"epoch": self.epoch, "batch": self.batch} | self._identity()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: the state is of other shards, another seed or another batch size.
+        """
+        differences = [
+            f"{name}: {state.get(name)!r} in the state, {value!r} now"
+            for name, value in self._identity().items()
+            if state.get(name) != value
+        ]
+        if differences:
+            raise ValueError(
+                "the state belongs to another order of samples, so it cannot be resumed:\n  " + "\n  ".join(differences)
+            )
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.crops.seed,
+            "batch_size": self.batch_size,
+            "speed_factors": list(self.crops.speed_factors),
+            "shards": self.crops.utterances.fingerprint(),
+        }

@@ -1,0 +1,227 @@
+"""Sources that can be read in order only: compressed or distant tars, and what `datasets` reads."""
+
+import bz2
+import gzip
+import hashlib
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+
+import datasets
+
+from .archives import MAX_MEMBER, ArchiveError, Member, Refused, read_forwards, unsafe_name
+from .listing import SUFFIXES
+from .sources import SPEAKER_FIELDS, group_samples
+
+COMPRESSED = {".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": lzma.open}
+COMPRESSED_SUFFIXES = tuple(COMPRESSED)
+
+
+class Item(NamedTuple):
+    """One file of a stream.
+
+    Attributes:
+        key: of the utterance; None to make it from the name.
+        speaker: None to take it from the name.
+        name: of the file.
+        content: its bytes; None for a file that cannot be used.
+        reason: why it cannot.
+    """
+
+    key: str | None
+    speaker: str | None
+    name: str
+    content: bytes | None
+    reason: str = ""
+
+
+class Stream(Protocol):
+    """A source that is read in order.
+
+    Attributes:
+        name: what errors call it.
+        identity: changes when the source changes.
+    """
+
+    name: str
+    identity: str
+
+    def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
+        """The files after a state (None for the start), each with a function that gives the state after it."""
+        ...
+
+
+class TarStream:
+    """A tar, compressed or at an address that fsspec can open.
+
+    Args:
+        address: path or address.
+    """
+
+    def __init__(self, address: str):
+        self.address = address
+        self.name = address
+        self.identity = address
+        if "://" not in address:
+            stat = os.stat(address)
+            self.name = Path(address).name
+            self.identity = f"{self.name} {stat.st_size} {stat.st_mtime_ns}"
+
+    def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
+        """See `Stream`; the state is the number of files that were read."""
+        done = 0 if state is None else int(state)
+        for count, item in enumerate(self._items(), 1):
+            if count > done:
+                yield item, lambda count=count: count
+
+    def _items(self) -> Iterator[Item]:
+        refused: list[Refused] = []
+        with ExitStack() as stack:
+            file = self._open(stack)
+            failure = None
+            try:
+                for (name, content), speaker in group_samples(file, refused.append, lambda member: _load(file, member)):
+                    yield Item(None, speaker, name, content)
+                    yield from (self._refusal(refused.pop(0)) for _ in range(len(refused)))
+            # Besides what a tar says, what its compression says: zlib.error, EOFError, LZMAError.
+            except (ArchiveError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+                failure = f"{error}; what came before is used"
+            yield from map(self._refusal, refused)
+            if failure is not None:
+                yield Item(None, None, self.name, None, failure)
+
+    def _refusal(self, member: Refused) -> Item:
+        return Item(None, None, f"{self.name}::{member.name}", None, member.reason)
+
+    def _open(self, stack: ExitStack) -> BinaryIO:
+        if "://" in self.address:
+            import fsspec
+
+            file = cast(BinaryIO, stack.enter_context(fsspec.open(self.address, "rb", block_size=2**22)))
+        else:
+            file = stack.enter_context(open(self.address, "rb"))  # noqa: SIM115
+        for suffix, unpack in COMPRESSED.items():
+            if self.address.lower().endswith(suffix):
+                return cast(BinaryIO, stack.enter_context(unpack(file, "rb")))
+        return file
+
+
+def _load(file: BinaryIO, member: Member) -> tuple[str, bytes] | None:
+    """Name and bytes of an audio file; the file is at it, and does not come back."""
+    if not member.name.lower().endswith(SUFFIXES) or PurePosixPath(member.name).name.startswith("."):
+        return None
+    return member.name, read_forwards(file, member)
+
+
+class DataSetStream:
+    """What `datasets` reads: a Hub repository, a folder, or a Parquet file, with audio and speakers as columns.
+
+    Args:
+        path: as for `datasets.load_dataset`; or one Parquet file; or a folder that `save_to_disk` wrote.
+        split: of the data set.
+        audio_column: None for the one column of audio.
+        speaker_column: None for the first customary name, see `SPEAKER_FIELDS`.
+        revision: of a repository.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        audio_column: str | None = None,
+        speaker_column: str | None = None,
+        revision: str | None = None,
+    ):
+        self.path, self.split, self.revision = path, split, revision
+        self.name = path if revision is not None else Path(path).name
+        self.audio_column, self.speaker_column = audio_column, speaker_column
+        if revision is None:
+            files = [Path(path), *sorted(Path(path).rglob("*"))]
+            stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files if file.is_file()]
+            facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+            self.identity = hashlib.sha256(repr(facts).encode()).hexdigest()
+        else:
+            self.identity = f"{path}@{revision}"
+
+    def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
+        """See `Stream`; the state is that of the data set and the number of rows that were read."""
+        data = self._load()
+        audio, speaker = self._columns(data)
+        speaker_type = None if data.features is None else data.features.get(speaker)
+        data = data.cast_column(audio, datasets.Audio(decode=False)) if _is_audio(data, audio) else data
+        number = 0
+        if state is not None:
+            number = state["rows"]
+            data.load_state_dict(state["data"])
+        for row in data:
+            yield (
+                self._item(number, row, audio, _speaker_name(row[speaker], speaker_type)),
+                lambda number=number: {"rows": number + 1, "data": data.state_dict()},
+            )
+            number += 1
+
+    def _load(self) -> datasets.IterableDataset:
+        path = Path(self.path)
+        if path.is_file():
+            return _streaming(datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True))
+        if (path / "state.json").is_file():
+            return datasets.Dataset.load_from_disk(str(path)).to_iterable_dataset()
+        return _streaming(datasets.load_dataset(self.path, split=self.split, streaming=True, revision=self.revision))
+
+    def _columns(self, data: datasets.IterableDataset) -> tuple[str, str]:
+        """The columns with the audio and the speaker."""
+        columns = [] if data.column_names is None else data.column_names
+        audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _is_audio(data, c)]
+        speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
+        if len(audio) != 1 or audio[0] not in columns:
+            raise ValueError(
+                f"{self.name} has the columns {', '.join(columns)}, of which {len(audio)} hold audio; name the right "
+                "one with --audio-column"
+            )
+        if not speaker:
+            raise ValueError(
+                f"{self.name} has the columns {', '.join(columns)}, and none is "
+                f"{self.speaker_column if self.speaker_column else ' or '.join(SPEAKER_FIELDS)}; name the right one "
+                "with --speaker-column"
+            )
+        return audio[0], speaker[0]
+
+    def _item(self, number: int, row: dict[str, Any], column: str, speaker: str | None) -> Item:
+        given = row.get("__key__", row.get("key"))
+        key = f"{self.split}/{number:09d}" if given is None else str(given)
+        audio = row[column]
+        content, path = (audio, "") if isinstance(audio, bytes) else (audio["bytes"], audio["path"])
+        name = f"{key}{PurePosixPath('' if path is None else path).suffix}"
+        reason = f"row {number} names no speaker" if speaker is None else unsafe_name(key)
+        if content is None and path is not None and os.path.isfile(path):
+            size = os.path.getsize(path)
+            content = Path(path).read_bytes() if size <= MAX_MEMBER else bytes(0)
+            reason = f"has {size} bytes, more than the {MAX_MEMBER} of any utterance" if size > MAX_MEMBER else reason
+        if content is None:
+            reason = f"row {number} holds no audio, and the file {path} is not there"
+        if reason is not None:
+            return Item(key, speaker, f"{self.name}::{name}", None, reason)
+        return Item(key, speaker, name, content)
+
+
+def _streaming(data: Any) -> datasets.IterableDataset:
+    """For the type checker: with a split and streaming, `load_dataset` gives one of these."""
+    if not isinstance(data, datasets.IterableDataset):
+        raise ValueError(f"expected one split of a data set, got {type(data).__name__}; name a split")
+    return data
+
+
+def _is_audio(data: datasets.IterableDataset, column: str) -> bool:
+    """Audio, or what a shard without the name of it has: bytes and path."""
+    kind = None if data.features is None else data.features.get(column)
+    return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
+
+
+def _speaker_name(value: Any, kind: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    return str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)

@@ -1,0 +1,216 @@
+"""Reading every shard again: are all files, rows and samples what the manifest says?"""
+
+import hashlib
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ..data.audio import MIN_DURATION, AudioError
+from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
+from .decoding import decode_sound
+from .manifest import MANIFEST_NAME, SCHEMA, TAR_INDEX, UNREADABLE_NAME, Manifest, Shard, load_manifest, read_unreadable
+from .workers import make_pool
+from .writing import hash_file
+
+DURATION_TOLERANCE = 1e-6
+"""Seconds; a duration is samples over rate, written and read as a 64-bit float."""
+
+NAMED_PROBLEMS = 20
+"""Faults of one shard that are named before they are only counted."""
+
+
+@dataclass(frozen=True)
+class ShardFindings:
+    """What one shard holds.
+
+    Attributes:
+        problems: faults, empty where there are none.
+        keys: a hash of each key, `(rows,)` uint64.
+        speakers: utterances of each speaker.
+    """
+
+    problems: list[str]
+    keys: np.ndarray
+    speakers: dict[str, int]
+
+
+def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> list[str]:
+    """Read everything in a folder of shards again: hashes, counts, keys, speakers, and every sample.
+
+    Args:
+        folder: that `prepare` wrote.
+        processes: worker processes; 0 does the work in this one.
+        progress: show a bar on stderr.
+
+    Returns:
+        The faults in words; empty where there are none.
+
+    Raises:
+        ValueError: there is no manifest, or one that contradicts itself.
+    """
+    manifest = load_manifest(folder)
+    problems, keys = [], []
+    speakers: Counter[str] = Counter()
+    with tqdm(total=manifest.utterances, desc="verifying", unit="utt", disable=not progress) as bar:
+        for shard, findings in zip(manifest.shards, _all_findings(folder, manifest, processes), strict=True):
+            hidden = len(findings.problems) - NAMED_PROBLEMS
+            problems += [f"{shard.file}: {problem}" for problem in findings.problems[:NAMED_PROBLEMS]]
+            problems += [f"{shard.file}: and {hidden} more"] if hidden > 0 else []
+            keys.append(findings.keys)
+            speakers.update(findings.speakers)
+            bar.update(shard.rows)
+    total = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
+    if (twice := len(total) - len(np.unique(total))) > 0:
+        problems.append(f"{twice} keys come more than once")
+    said = dict(zip(manifest.speakers, manifest.speaker_utterances, strict=True))
+    if dict(speakers) != said:
+        wrong = sorted(name for name in speakers.keys() | said.keys() if speakers[name] != said.get(name, 0))
+        problems.append(
+            f"{len(wrong)} speakers have another number of utterances than {MANIFEST_NAME} says, first {wrong[0]}"
+        )
+    return problems + _leftover_problems(Path(folder), manifest)
+
+
+def _all_findings(folder: str, manifest: Manifest, processes: int) -> Iterator[ShardFindings]:
+    count = len(manifest.shards)
+    if processes == 0:
+        yield from (verify_shard(folder, manifest, index) for index in range(count))
+        return
+    others = set(multiprocessing.active_children())
+    pool = make_pool(min(processes, count))
+    try:
+        futures = [pool.submit(verify_shard, folder, None, index) for index in range(count)]
+        for future in futures:
+            yield future.result()
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leftover_problems(folder: Path, manifest: Manifest) -> list[str]:
+    problems = []
+    try:
+        listed = len(read_unreadable(folder))
+    except (OSError, KeyError, ValueError) as error:
+        problems.append(f"{UNREADABLE_NAME} cannot be read ({error})")
+    else:
+        if listed != manifest.unreadable:
+            problems.append(f"{UNREADABLE_NAME} lists {listed} files, {MANIFEST_NAME} counts {manifest.unreadable}")
+    known = {shard.file for shard in manifest.shards} | {shard.index for shard in manifest.shards}
+    foreign = sorted(path.name for path in folder.glob("shard-*") if path.name not in known)
+    return problems + [f"{name} is not in {MANIFEST_NAME}" for name in foreign]
+
+
+def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFindings:
+    """Read one shard again.
+
+    Args:
+        folder: of the shards.
+        manifest: None reads it, which is cheaper than sending it to a process.
+        index: of the shard.
+    """
+    manifest = load_manifest(folder) if manifest is None else manifest
+    shard = manifest.shards[index]
+    path = Path(folder) / shard.file
+    problems: list[str] = []
+    speakers: Counter[str] = Counter()
+    keys = []
+    seconds = 0.0
+    if not path.is_file():
+        return ShardFindings(["is not there"], np.zeros(0, np.uint64), {})
+    if (size := path.stat().st_size) != shard.bytes:
+        problems.append(f"has {size} bytes, not {shard.bytes}")
+    if hash_file(path) != shard.sha256:
+        problems.append("its SHA-256 is another")
+    try:
+        rows = (
+            _parquet_rows(path, shard, problems) if manifest.format == "parquet" else _tar_rows(path, shard, problems)
+        )
+        for row in rows:
+            keys.append(hash_key(row["key"]))
+            speakers[row["speaker"]] += 1
+            seconds += row["duration"]
+            problems += _row_problems(row, manifest.sampling_rate)
+    except (ArchiveError, OSError, pa.ArrowException, ValueError, KeyError) as error:
+        problems.append(f"cannot be read to its end ({error})")
+    if len(keys) != shard.rows:
+        problems.append(f"holds {len(keys)} utterances, not {shard.rows}")
+    if abs(seconds - shard.seconds) > DURATION_TOLERANCE * max(1, len(keys)):
+        problems.append(f"holds {seconds:.3f} s, not {shard.seconds:.3f}")
+    return ShardFindings(problems, np.array(keys, np.uint64), dict(speakers))
+
+
+def hash_key(key: str) -> int:
+    """64 bits of a key: among ten million keys, two alike have a chance of three in a million."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def _row_problems(row: dict[str, Any], sampling_rate: int | None) -> Iterator[str]:
+    try:
+        sound = decode_sound(row["content"], row["key"], MIN_DURATION)
+    except (AudioError, ImportError) as error:
+        yield str(error)
+        return
+    if sampling_rate is not None and sound.sampling_rate != sampling_rate:
+        yield f"{row['key']}: has {sound.sampling_rate} samples per second, not {sampling_rate}"
+    if len(sound.waveform) != row["samples"]:
+        yield f"{row['key']}: has {len(sound.waveform)} samples, not {row['samples']}"
+    if abs(sound.duration - row["duration"]) > DURATION_TOLERANCE:
+        yield f"{row['key']}: lasts {sound.duration:.6f} s, not {row['duration']:.6f}"
+
+
+def _parquet_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        if groups != shard.row_groups:
+            problems.append(f"has row groups of {groups[:8]}..., not {shard.row_groups[:8]}...")
+        for number in range(len(groups)):
+            for row in file.read_row_group(number).to_pylist():
+                yield row | {"content": row["audio"]["bytes"]}
+
+
+def _tar_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[str, Any]]:
+    index = _read_index(path, shard, problems)
+    places = dict(zip(index["key"], zip(index["offset"], index["size"], strict=True), strict=True))
+    waiting: dict[str, Member] = {}
+    with open(path, "rb") as file:
+        for member in list_tar(file):
+            if isinstance(member, Refused):
+                problems.append(f"{member.name}: {member.reason}")
+                continue
+            key = member.name.rsplit(".", 1)[0]
+            if not member.name.endswith(".json"):
+                waiting[key] = member
+                continue
+            facts = json.loads(read_forwards(file, member))
+            audio = waiting.pop(key)
+            if places.get(key) != (audio.offset, audio.size):
+                problems.append(f"{key}: the index says {places.get(key)}, it lies at {(audio.offset, audio.size)}")
+            yield facts | {"key": key, "content": read_forwards(file, audio)}
+    problems += [f"{key}: its .json is missing" for key in waiting]
+
+
+def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list]:
+    """The index beside a tar; empty, with a problem, where it cannot be used."""
+    file = path.with_name(str(shard.index))
+    try:
+        content = file.read_bytes()
+        index = json.loads(content)
+        if index["schema"] == SCHEMA and hash_file(file) == shard.index_sha256 and set(TAR_INDEX) <= set(index):
+            return index
+        problems.append(f"{file.name} is not the index that was written with it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"{file.name} cannot be read ({error})")
+    return {name: [] for name in TAR_INDEX}

@@ -1,0 +1,198 @@
+"""Writing one shard, Parquet or tar: under another name first, and under its own when it is whole and on the disk."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .encoding import Encoded
+from .manifest import SCHEMA, TAR_INDEX, Shard, index_name
+
+MAX_GROUP_BYTES = 64 * 2**20
+"""A row group ends here, however few utterances it has: it is held in memory as a whole."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, bring it to the disk, and give it its name.
+
+    Args:
+        path: the file, which is replaced where it exists.
+        write: called with the name to write to.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Bring a file to the disk and give it its name; a crash leaves it whole or absent."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders.
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardWriter(Protocol):
+    """What writes a shard."""
+
+    def add(self, key: str, speaker: str, encoded: Encoded) -> None:
+        """The next utterance."""
+        ...
+
+    def finish(self) -> Shard:
+        """Close the shard and give it its name."""
+        ...
+
+
+def audio_schema(sampling_rate: int | None) -> pa.Schema:
+    """Of a Parquet shard; with what makes `datasets` take the column `audio` for its `Audio`."""
+    features = {
+        "audio": {"_type": "Audio"} if sampling_rate is None else {"sampling_rate": sampling_rate, "_type": "Audio"},
+        "speaker": {"dtype": "string", "_type": "Value"},
+        "key": {"dtype": "string", "_type": "Value"},
+        "duration": {"dtype": "float64", "_type": "Value"},
+        "samples": {"dtype": "int64", "_type": "Value"},
+    }
+    return pa.schema(
+        [
+            ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("speaker", pa.string()),
+            ("key", pa.string()),
+            ("duration", pa.float64()),
+            ("samples", pa.int64()),
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+class ParquetShard:
+    """Writes a Parquet shard.
+
+    Args:
+        path: of the shard.
+        temporary: name to write under.
+        sampling_rate: of the audio, None where files differ.
+        rows_per_group: utterances in a row group.
+    """
+
+    def __init__(self, path: Path, temporary: Path, sampling_rate: int | None, rows_per_group: int):
+        self.path, self.temporary, self.rows_per_group = path, temporary, rows_per_group
+        self.schema = audio_schema(sampling_rate)
+        # Audio is compressed already, and statistics of it would copy whole files into the footer.
+        small = ["speaker", "key", "duration", "samples"]
+        settings: dict[str, Any] = {
+            "compression": {"audio.bytes": "NONE", "audio.path": "NONE"} | dict.fromkeys(small, "SNAPPY"),
+            "use_dictionary": ["speaker"],
+            "write_statistics": small,
+        }
+        self._writer = pq.ParquetWriter(temporary, self.schema, **settings)
+        self._rows: list[dict] = []
+        self._bytes = 0
+        self._groups: list[int] = []
+        self._seconds = 0.0
+
+    def add(self, key: str, speaker: str, encoded: Encoded) -> None:
+        """The next utterance."""
+        audio = {"bytes": encoded.content, "path": f"{key}{encoded.suffix}"}
+        self._rows.append(
+            {"audio": audio, "speaker": speaker, "key": key, "duration": encoded.duration, "samples": encoded.samples}
+        )
+        self._bytes += len(encoded.content)
+        self._seconds += encoded.duration
+        if len(self._rows) >= self.rows_per_group or self._bytes >= MAX_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self.schema), row_group_size=len(self._rows))
+            self._groups.append(len(self._rows))
+            self._rows, self._bytes = [], 0
+
+    def finish(self) -> Shard:
+        """Close the shard and give it its name."""
+        self._flush()
+        self._writer.close()
+        shard = Shard(
+            self.path.name,
+            sum(self._groups),
+            self._groups,
+            self.temporary.stat().st_size,
+            hash_file(self.temporary),
+            self._seconds,
+        )
+        publish(self.temporary, self.path)
+        return shard
+
+
+class TarShard:
+    """Writes a WebDataset tar and its index.
+
+    Args:
+        path: of the shard.
+        temporary: name to write under.
+    """
+
+    def __init__(self, path: Path, temporary: Path):
+        self.path, self.temporary = path, temporary
+        self._file = open(temporary, "wb")  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self._index: dict[str, list] = {name: [] for name in TAR_INDEX}
+
+    def add(self, key: str, speaker: str, encoded: Encoded) -> None:
+        """The next utterance."""
+        self._member(f"{key}{encoded.suffix}", encoded.content)
+        # Data are padded to whole blocks.
+        padded = -(-len(encoded.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        offset = self._file.tell() - padded
+        facts = {"speaker": speaker, "duration": encoded.duration, "samples": encoded.samples}
+        self._member(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+        entry = {"key": key, **facts, "offset": offset, "size": len(encoded.content), "suffix": encoded.suffix}
+        for name, value in entry.items():
+            self._index[name].append(value)
+
+    def _member(self, name: str, content: bytes) -> None:
+        # TarInfo's time, owner and mode are constants: the same utterances give the same bytes.
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        self._tar.addfile(info, io.BytesIO(content))
+        self._tar.members = []  # type: ignore[attr-defined]
+
+    def finish(self) -> Shard:
+        """Close the shard and give it and its index their names, the index first."""
+        self._tar.close()
+        self._file.close()
+        index = self.path.with_name(index_name(self.path.name))
+        text = json.dumps({"schema": SCHEMA, **self._index}, ensure_ascii=False)
+        write_atomically(index, lambda path: path.write_text(text, encoding="utf-8"))
+        shard = Shard(
+            self.path.name,
+            len(self._index["key"]),
+            [],
+            self.temporary.stat().st_size,
+            hash_file(self.temporary),
+            float(sum(self._index["duration"])),
+            index.name,
+            hash_file(index),
+        )
+        publish(self.temporary, self.path)
+        return shard

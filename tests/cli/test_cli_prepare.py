@@ -1,0 +1,53 @@
+"""`hamspk prepare`."""
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from hf_hamspk.shards import load_manifest
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Two speakers in four files, and one that is no audio."""
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        path = tmp_path / f"wav/speaker{number % 2}/{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(path, 0.1 * draw.standard_normal(4000), 16_000)
+    (tmp_path / "wav/speaker0/text.wav").write_text("this is no audio")
+    return tmp_path / "wav"
+
+
+def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
+    words = ("prepare", source, tmp_path / "out", "--processes", 0, "--shards", 2)
+    code, out, err = hamspk(*words)
+    assert code == 1
+    assert f"{tmp_path / 'out'}: 4 utterances of 2 speakers" in out
+    assert "in 2 shards (parquet, flac); 1 files left out" in out
+    assert "left out speaker0/text.wav: cannot be decoded" in err
+    assert hamspk(*words)[:2] == (1, out)
+    code, out, _ = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
+    assert (code, out) == (0, "verified: every file is as the manifest says\n")
+    with open(tmp_path / "out" / load_manifest(tmp_path / "out").shards[1].file, "ab") as file:
+        file.write(b"x")
+    code, out, err = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
+    assert code == 1
+    assert "faults" in out
+    assert "shard-00001-of-00002.parquet: its SHA-256 is another" in err
+
+
+def test_options_reach_the_shards(hamspk, source, tmp_path):
+    (tmp_path / "speakers.txt").write_text("speaker1\nspeaker0\n\n")
+    options = ("--format", "webdataset", "--codec", "opus", "--seed", 3, "--licence", "mine", "--min-duration", 0.2)
+    hamspk("prepare", source, tmp_path / "out", "--processes", 0, *options, "--speakers", tmp_path / "speakers.txt")
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.format, manifest.codec, manifest.seed, manifest.licence) == ("webdataset", "opus", 3, "mine")
+
+
+def test_what_is_refused(refusal, source, tmp_path):
+    assert "give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
+    assert "there is no nowhere: give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")
+    assert "--processes must be at least 0" in refusal("prepare", source, tmp_path / "out", "--processes", -1)
+    assert "There is no file nobody" in refusal("prepare", source, tmp_path / "out", "--speakers", "nobody")
+    assert "not a folder of shards" in refusal("prepare", "--verify", source)
