@@ -10,9 +10,13 @@ import hf_hamspk
 # Command to what it does. Their modules are imported when they are asked for: doctor must run where others cannot.
 COMMANDS = {
     "train": "train a model from a recipe",
+    "prepare": "make shards of a corpus, for training that streams",
     "evaluate": "EER, minDCF and plots of a model on trial lists",
     "embed": "speaker embeddings of audio files",
     "verify": "are these recordings of the same speaker?",
+    "push": "publish a model on the Hub, with its card",
+    "card": "render a model card from what is known of a model",
+    "convert": "bring a checkpoint of another project into the format of this one",
     "doctor": "check the installed packages, and mend torchaudio beside a CPU-only torch",
     "demo": "train and verify on synthetic voices, without any download",
 }

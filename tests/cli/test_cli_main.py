@@ -22,7 +22,8 @@ def test_help_lists_all_commands(hamspk):
     for name, summary in COMMANDS.items():
         assert name in out
         assert summary[:20] in out
-    assert {"train", "evaluate", "embed", "verify", "doctor", "demo"} == set(COMMANDS)
+    names = {"train", "prepare", "evaluate", "embed", "verify", "push", "card", "convert", "doctor", "demo"}
+    assert names == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

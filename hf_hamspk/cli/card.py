@@ -1,0 +1,86 @@
+"""`hamspk card`: render a model card, and keep the facts that it was rendered from."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from ..publishing.about import About
+from ..publishing.card import render_card
+from ..publishing.facts import CardFacts, facts_of_recipe, gather_facts
+from ..publishing.origin import check_origin
+from ..publishing.speed import measure_speed
+from .models import load_model
+from .push import add_about_arguments, read_about
+
+EPILOG = """\
+SOURCE is the folder of a trained model, a recipe that nobody has run (the card then has no numbers), or the FILE.json
+of an earlier card, which is rendered again. With --output FILE.md the facts are written beside it, as FILE.json;
+--about reads what was stated from that file, too.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `hamspk card`."""
+    parser.add_argument("source", metavar="SOURCE", help="model folder, recipe.yaml, or FILE.json of an earlier card")
+    add_about_arguments(parser)
+    parser.add_argument("--repository", metavar="OWNER/NAME", help="the model's name on the Hub, if it is there")
+    parser.add_argument("--measure-speed", action="store_true", help="time the model on this machine")
+    parser.add_argument("--output", metavar="FILE.md", help="write the card here (default: print it)")
+    parser.epilog = EPILOG
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gather or read the facts, render, write."""
+    source = Path(arguments.source)
+    if source.suffix == ".json":
+        return _render_again(source, arguments)
+    facts = _gather(source, arguments)
+    card = render_card(facts)
+    if arguments.output is None:
+        print(card, end="")
+        return 0
+    output = Path(arguments.output)
+    if output.suffix != ".md":
+        raise ValueError(
+            f"--output must end in .md, got {output}; the facts go to a file beside it that ends in .json."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(facts.to_json(), encoding="utf-8")
+    output.write_text(card, encoding="utf-8")
+    print(f"card: {output}, facts: {output.with_suffix('.json')}")
+    return 0
+
+
+def _render_again(source: Path, arguments: argparse.Namespace) -> int:
+    given = {"run": arguments.run_folder, "about": arguments.about, "licence": arguments.licence}
+    for name, value in (given | {"repository": arguments.repository}).items():
+        if value is not None:
+            raise ValueError(
+                f"--{name} is for a model folder or a recipe; {source} holds all facts. Change them there."
+            )
+    if arguments.measure_speed:
+        raise ValueError(f"--measure-speed needs a model folder, got {source}.")
+    if not source.is_file():
+        raise ValueError(f"There is no file {source}.")
+    card = render_card(CardFacts.from_json(source.read_text(encoding="utf-8"), str(source)))
+    output = source.with_suffix(".md") if arguments.output is None else Path(arguments.output)
+    output.write_text(card, encoding="utf-8")
+    print(f"card: {output}")
+    return 0
+
+
+def _gather(source: Path, arguments: argparse.Namespace) -> CardFacts:
+    about: About = read_about(arguments)
+    if source.is_dir():
+        if arguments.measure_speed:
+            about = replace(about, speed=measure_speed(load_model(str(source))))
+        facts = gather_facts(source, arguments.repository, arguments.run_folder, about)
+        check_origin(source, facts)
+        return facts
+    if not source.is_file():
+        raise ValueError(f"There is no model folder, recipe or card facts {source}.")
+    if arguments.run_folder is not None or arguments.repository is not None or arguments.measure_speed:
+        raise ValueError(
+            f"{source} is a recipe, without a model: --run, --repository and --measure-speed do not apply."
+        )
+    return facts_of_recipe(source, about)

@@ -1,0 +1,260 @@
+"""Model cards: huggingface_hub's card classes, a Jinja template, and the facts of a model. Nothing is invented."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+
+from .about import About, TrialList
+from .facts import CardFacts
+from .licences import OTHER, dropped_conditions, hub_licence, weights_licence
+from .tables import (
+    MISSING,
+    cell,
+    describe_scores,
+    evaluated_lists,
+    group_head,
+    group_rows,
+    measured,
+    point_rows,
+    point_rows_of_lists,
+    result_head,
+    result_notes,
+    result_rows,
+)
+
+TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
+EVALUATION_FOLDER = ".eval_results"
+# The Hub has no task for verification; this one lists speaker identification.
+PIPELINE_TAG = "audio-classification"
+TAGS = ("speaker-verification", "speaker-recognition", "speaker-embedding", "ham-softmax", "hyperbolic")
+# Decimals in metadata: EER in per cent, detection costs.
+EER_DECIMALS, COST_DECIMALS = 2, 3
+_SIMILARITIES = {"cosine": "cosine", "hyperbolic": "minus the distance in the Poincaré ball"}
+# Of the released projection, `c` is not a curvature.
+_SETTINGS = {"margin": "margin", "scale": "scale", "curvature": "c"}
+
+
+def render_card(facts: CardFacts) -> str:
+    """The README.md of a model: the same bytes for the same facts.
+
+    Raises:
+        ValueError: two trial lists would be one and the same in the metadata.
+    """
+    card = ModelCard.from_template(
+        card_metadata(facts),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        description=_description(facts),
+        model_rows=_model_rows(facts),
+        data_rows=_data_rows(facts.about),
+        licence_note=_licence_note(facts.about),
+        recipe=""
+        if facts.recipe is None
+        else yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).strip(),
+        **_measurements(facts),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def _measurements(facts: CardFacts) -> dict[str, Any]:
+    lists = evaluated_lists(facts.evaluation)
+    names = {name: _list_title(name, one) for name, one in facts.about.trial_lists.items()}
+    notes = [
+        f"{names[name]}: {one.note}" for name, one in facts.about.trial_lists.items() if one.note and name in lists
+    ]
+    speed = dict(facts.about.speed) if facts.evaluation is None else measured(facts.evaluation, "speed")
+    speed = speed | facts.about.speed
+    return {
+        "result_head": result_head(lists),
+        "result_rows": result_rows(lists, names),
+        "notes": [*result_notes(facts.evaluation), *notes],
+        "group_head": group_head(lists),
+        "group_rows": group_rows(lists),
+        "point_rows": point_rows(facts.verification),
+        "calibrated_on": _calibrated_on(facts.verification),
+        "list_point_rows": point_rows_of_lists(lists),
+        "speed_rows": [[cell(key.replace("_", " ")), cell(value)] for key, value in speed.items()],
+    }
+
+
+def card_metadata(facts: CardFacts) -> ModelCardData:
+    """The YAML header of a card.
+
+    Raises:
+        ValueError: two trial lists would be one and the same in it.
+    """
+    licence = chosen_licence(facts.about)
+    other = licence == OTHER
+    results = evaluation_results(facts)
+    data = [one.dataset for one in facts.about.training_data if one.dataset is not None]
+    return ModelCardData(
+        language=facts.about.languages if facts.about.languages else None,
+        license=licence,
+        license_name="see-license-file" if other else None,
+        license_link=(facts.about.licence_link if facts.about.licence_link is not None else "LICENSE")
+        if other
+        else None,
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAG,
+        tags=list(TAGS),
+        datasets=list(dict.fromkeys(data)) if data else None,
+        base_model=_base_model(facts),
+        metrics=sorted({result.metric_type for result in results}) if results else None,
+        eval_results=results if results else None,
+        model_name=facts.title if results else None,
+    )
+
+
+def evaluation_results(facts: CardFacts) -> list[EvalResult]:
+    """What `model-index` holds: EER in per cent and minDCF of each trial list.
+
+    The Hub groups rows by task, data set, configuration, split and revision, and drops all but the first name of a
+    group; so each trial list is a configuration of its own.
+
+    Raises:
+        ValueError: two lists have one name.
+    """
+    results, seen = [], {}
+    for name, values in evaluated_lists(facts.evaluation).items():
+        one = facts.about.trial_lists.get(name, TrialList(name=name))
+        config = name if one.config is None else one.config
+        data: dict[str, Any] = {
+            "task_type": PIPELINE_TAG,
+            "task_name": "Speaker Verification",
+            "dataset_type": one.name.lower().replace(" ", "-") if one.dataset is None else one.dataset,
+            "dataset_name": one.name,
+            "dataset_config": config,
+        }
+        key = (data["dataset_type"], config)
+        if key in seen:
+            raise ValueError(
+                f"The trial lists {seen[key]!r} and {name!r} are both described as {one.name}, {config}: give each its "
+                "own `config` in trial_lists, or the Hub shows one of them only."
+            )
+        seen[key] = name
+        if values.get("eer") is not None:
+            value = round(100 * values["eer"], EER_DECIMALS)
+            results.append(EvalResult(**data, metric_type="eer", metric_name="EER (%)", metric_value=value))
+        for prior, cost in measured(values, "min_dcf").items():
+            if cost is not None:
+                label, value = f"minDCF (p_target = {prior})", round(cost, COST_DECIMALS)
+                results.append(
+                    EvalResult(
+                        **data, metric_type="min_dcf", metric_config=prior, metric_name=label, metric_value=value
+                    )
+                )
+    return results
+
+
+def evaluation_files(facts: CardFacts) -> dict[str, str]:
+    """The files of `.eval_results`, by path: EER in per cent on the benchmarks of the Hub that `about` names."""
+    files = {}
+    for name, values in evaluated_lists(facts.evaluation).items():
+        one = facts.about.trial_lists.get(name)
+        if one is None or one.dataset is None or values.get("eer") is None:
+            continue
+        scores = describe_scores(values)
+        entry = EvalResultEntry(
+            dataset_id=one.dataset,
+            task_id="default" if one.task is None else one.task,
+            dataset_revision=one.revision,
+            value=round(100 * values["eer"], EER_DECIMALS),
+            notes=f"EER in %, smaller is better; {_list_title(name, one)}, {values.get('trials')} trials; {scores}",
+        )
+        path = f"{EVALUATION_FOLDER}/{''.join(c if c.isalnum() or c in '-_.' else '-' for c in name)}.yaml"
+        files[path] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+    return files
+
+
+def chosen_licence(about: About) -> str | None:
+    """The licence of the weights, as the Hub writes it: the one stated, or that which the training data leave."""
+    return weights_licence(about.data_licences()) if about.licence is None else hub_licence(about.licence)
+
+
+def _list_title(name: str, one: TrialList) -> str:
+    return f"{one.name}{'' if one.config is None else f' {one.config}'} (`{name}`)"
+
+
+def _base_model(facts: CardFacts) -> str | None:
+    if facts.about.base_model is not None or facts.recipe is None:
+        return facts.about.base_model
+    starts = (facts.recipe.get(key) for key in ("backbone", "initial_model"))
+    return next((start for start in starts if isinstance(start, str) and start.count("/") == 1), None)
+
+
+def _description(facts: CardFacts) -> str:
+    config = facts.config
+    head = str(config.get("head", "")).upper()
+    loss = {"HAM": "HAM-Softmax", "": "a softmax"}.get(head, f"the `{config.get('head')}` head")
+    values = {name: config.get(key) for key, name in _SETTINGS.items()}
+    settings = [f"{name} = {value:g}" for name, value in values.items() if isinstance(value, int | float)]
+    trained = f"trained with {loss}" + (f" ({', '.join(settings)})" if settings else "")
+    return f"Speaker embeddings from the waveform: {_encoder(facts)}, {trained}."
+
+
+def _encoder(facts: CardFacts) -> str:
+    config, backbone = facts.config, facts.config.get("backbone_config")
+    start = None if facts.recipe is None else facts.recipe.get("backbone")
+    if start is not None or isinstance(backbone, dict):
+        name = start if start is not None else measured(config, "backbone_config").get("model_type")
+        return f"a `{name}` encoder with {config.get('pooling', 'its')} pooling"
+    channels = config.get("ecapa_channels")
+    return "an ECAPA-TDNN" if channels is None else f"an ECAPA-TDNN of {channels} channels"
+
+
+def _model_rows(facts: CardFacts) -> list[list[str]]:
+    config, rows = facts.config, []
+    for label, key, unit in (("Input", "sampling_rate", " Hz, mono"), ("Embedding", "embedding_size", " numbers")):
+        if key in config:
+            rows.append([label, f"{config[key]}{unit}"])
+    if "similarity" in config:
+        rows.append(["Score", _SIMILARITIES.get(config["similarity"], str(config["similarity"]))])
+    if facts.weights is not None:
+        numbers, size = facts.weights["numbers"], facts.weights["bytes"]
+        rows.append(["Size", f"{numbers} numbers without the training head; {size} bytes of safetensors with it"])
+    licence = chosen_licence(facts.about)
+    rows.append(["Licence of the weights", "not stated" if licence is None else licence])
+    return rows
+
+
+def _data_rows(about: About) -> list[list[str]]:
+    rows = []
+    for data in about.training_data:
+        name = f"[{data.name}]({data.url})" if data.url is not None else data.name
+        if data.note is not None:
+            name += f": {data.note}"
+        numbers = ["not stated" if n is None else f"{n}" for n in (data.speakers, data.utterances, data.hours)]
+        rows.append([cell(name), *numbers, "not stated" if data.licence is None else cell(data.licence)])
+    return rows
+
+
+def _licence_note(about: About) -> str:
+    licence, of_data = chosen_licence(about), about.data_licences()
+    if licence is None:
+        return "Licence of the weights: not stated. Ask before you use them."
+    if about.licence is None:
+        return f"The weights are under `{licence}`, which carries on what the licences of the training data ask."
+    dropped = dropped_conditions(licence, of_data)
+    if dropped:
+        return (
+            f"The weights are under `{licence}`, the choice of those who published them. The training data ask for "
+            f"more: {'; '.join(dropped)}."
+        )
+    return f"The weights are under `{licence}`."
+
+
+def _calibrated_on(verification: dict[str, Any] | None) -> str:
+    if verification is None:
+        return ""
+    parts = [
+        f"{verification[key]} {word}"
+        for key, word in (("trials", "trials"), ("speakers", "speakers"))
+        if verification.get(key)
+    ]
+    normalisation = verification.get("normalisation")
+    if normalisation not in (None, "none"):
+        parts.append(f"{normalisation}-norm")
+    audio = verification.get("audio")
+    return cell(", ".join(parts) + (f"; {audio}" if audio else "")) if parts or audio else MISSING

@@ -1,0 +1,373 @@
+"""What goes to the Hub, file by file: an allow list. Everything else stays, and is listed with the reason."""
+
+import importlib.metadata
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..calibration import CALIBRATION_FILE
+from ..normalisation import COHORT_FILE
+from .about import About
+from .card import chosen_licence, evaluation_files, render_card
+from .facts import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    RECIPE_FILE,
+    WEIGHTS_INDEX,
+    CardFacts,
+    find_file,
+    gather_facts,
+    read_json,
+    weight_files,
+)
+from .leaks import Private, find_leaks, refuse_leaks
+from .licences import dropped_conditions
+from .origin import check_origin
+
+CARD_FILE, LICENCE_FILE, HANDLER_FILE, REQUIREMENTS_FILE = "README.md", "LICENSE", "handler.py", "requirements.txt"
+HANDLER = Path(__file__).with_name(HANDLER_FILE)
+EXTRACTOR_FILE = "preprocessor_config.json"
+PLOTS_FOLDER = "plots"
+# What the handler imports besides torch and transformers, which an endpoint has.
+HANDLER_PACKAGES = ("soundfile",)
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MODEL_TYPE = "hamspk"
+# The opcode of a protocol, 2 to 5.
+_PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_CODE = re.compile(r"[A-Za-z_]\w*\.py")
+# Names that this package may have given to files of a repository, and so may take away again; besides its code.
+_OURS = re.compile(
+    r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|"
+    r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|plots/[^/]+\.png"
+)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file to send.
+
+    Attributes:
+        name: its path in the repository.
+        source: where its content is, or the content.
+    """
+
+    name: str
+    source: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """What would be sent.
+
+    Attributes:
+        files: in the order of their names.
+        left_out: files of the model folder that stay, with the reason.
+        notes: sentences for the person who publishes.
+        facts: of the card.
+    """
+
+    files: list[PlannedFile]
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: CardFacts | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Paths in the repository."""
+        return [file.name for file in self.files]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def plan_upload(
+    model_folder: str | os.PathLike[str],
+    repository: str,
+    run_folder: str | os.PathLike[str] | None = None,
+    about: About | None = None,
+    cohort: bool = True,
+    speaker_names: bool = False,
+) -> UploadPlan:
+    """Choose the files, render the card, and look for what must not leave the machine. Needs no network.
+
+    Args:
+        model_folder: that `save_pretrained` wrote.
+        repository: `owner/name` on the Hub.
+        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` where the model folder does not.
+        about: what people state in the card.
+        cohort: send the cohort: embeddings of speakers.
+        speaker_names: send the names of the training speakers in the configuration; they are numbers otherwise.
+
+    Raises:
+        ValueError: no model of this package; a pickle is among its files; a file cannot be read, or holds a path of a
+            machine or a token (the message names file and line).
+    """
+    folder = Path(model_folder)
+    check_folder(folder, run_folder)
+    facts = gather_facts(folder, repository, run_folder, about, cohort)
+    notes: list[str] = []
+    files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, speaker_names, notes)}
+    files |= {path.name: path for path in weight_files(folder)}
+    files |= {name: folder / name for name in code_files(folder)}
+    optional = [WEIGHTS_INDEX, EXTRACTOR_FILE, CALIBRATION_FILE, *([COHORT_FILE] if cohort else [])]
+    if "model.safetensors" in files:
+        optional.remove(WEIGHTS_INDEX)
+    files |= {name: folder / name for name in optional if (folder / name).is_file()}
+    evaluation = find_file(EVALUATION_FILE, folder, run_folder)
+    if evaluation is not None:
+        files[EVALUATION_FILE] = evaluation
+    if facts.recipe is not None:
+        files[RECIPE_FILE] = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).encode()
+    files |= _plots(folder, run_folder)
+    if HANDLER.is_file():
+        files[HANDLER_FILE] = HANDLER
+        files[REQUIREMENTS_FILE] = "".join(f"{line}\n" for line in _requirements()).encode()
+    files |= {name: text.encode() for name, text in evaluation_files(facts).items()}
+    files[LICENCE_FILE] = folder / LICENCE_FILE if (folder / LICENCE_FILE).is_file() else _licence_text(facts).encode()
+    files[CARD_FILE] = render_card(facts).encode()
+    planned = [PlannedFile(name, source) for name, source in sorted(files.items())]
+    check_contents(planned, Private.of_this_machine([folder] if run_folder is None else [folder, run_folder]))
+    check_origin(folder, facts)
+    notes += _notes(facts, files)
+    return UploadPlan(planned, _left_out(folder, files, cohort), notes, facts)
+
+
+def check_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
+    """Refuse what is no model of this package, or lies beside pickles."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Give the folder of a trained model, such as a run's 'final'.")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{folder} holds no {CONFIG_FILE}. Give the folder of a trained model, such as a run's 'final'."
+        )
+    if run_folder is not None and not Path(run_folder).is_dir():
+        raise ValueError(f"There is no run folder {run_folder}. Give the output_dir of the training run.")
+    found = read_json(folder / CONFIG_FILE).get("model_type")
+    if found != _MODEL_TYPE:
+        raise ValueError(
+            f"{folder} holds a model of type {found!r}; expected {_MODEL_TYPE!r}, a model of this package."
+        )
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and is_pickle(path):
+            raise ValueError(
+                f"{path.relative_to(folder)} is a pickle, which can run code when it is read, and only safetensors are "
+                "published. Remove it, or save the model anew with save_pretrained into an empty folder."
+            )
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle (also within a zip, as torch writes them), by its name or its first bytes."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        return True
+    with open(path, "rb") as file:
+        if file.read(2) in _PICKLE_STARTS:
+            return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".pkl") for name in archive.namelist())
+
+
+def code_files(folder: Path) -> list[str]:
+    """The Python files that the configuration names, and those that they import.
+
+    Raises:
+        ValueError: one is missing, or there is none.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    references = list(_references(config.get("auto_map"))) + list(_references(config.get("custom_pipelines")))
+    names: set[str] = set()
+    for name in sorted({f"{reference.split('--')[-1].rpartition('.')[0]}.py" for reference in references}):
+        if not _CODE.fullmatch(name) or not (folder / name).is_file():
+            raise ValueError(
+                f"{folder / CONFIG_FILE} names the code file {name}, which is not there. Save the model anew with "
+                "save_pretrained of this package."
+            )
+        try:
+            imported = get_relative_import_files(folder / name)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder / name} imports {error.filename}, which is not there. Save the model anew."
+            ) from error
+        names |= {name, *(Path(path).name for path in imported)}
+    if not names:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} names no code (auto_map), so nobody could load the model without this package. "
+            "Save the model anew with save_pretrained of this package."
+        )
+    return sorted(names)
+
+
+def _references(value: Any) -> list[str]:
+    """Every `module.Class` in `auto_map` or `custom_pipelines`."""
+    if isinstance(value, str):
+        return [value] if re.fullmatch(r"(?:[\w/.-]+--)?\w+\.\w+", value) else []
+    if isinstance(value, Mapping):
+        # `pt` and `type` of a pipeline name classes of transformers.
+        return [one for key, part in value.items() if key not in ("pt", "type", "tf") for one in _references(part)]
+    return [one for part in value for one in _references(part)] if isinstance(value, list | tuple) else []
+
+
+def _config(folder: Path, speaker_names: bool, notes: list[str]) -> Path | bytes:
+    """The configuration; the labels of the training head, which are names of people, replaced by numbers."""
+    config = read_json(folder / CONFIG_FILE)
+    labels = config.get("id2label")
+    if speaker_names or not isinstance(labels, Mapping):
+        return folder / CONFIG_FILE
+    numbers = {key: f"LABEL_{key}" for key in labels}
+    if numbers == labels:
+        return folder / CONFIG_FILE
+    config["id2label"] = numbers
+    config["label2id"] = {name: int(key) for key, name in numbers.items()}
+    notes.append(f"the names of {len(labels)} training speakers in {CONFIG_FILE} are replaced by numbers")
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str, Path]:
+    for base in (folder, run_folder):
+        found = [] if base is None else sorted((Path(base) / PLOTS_FOLDER).glob("*.png"))
+        if found:
+            return {f"{PLOTS_FOLDER}/{path.name}": path for path in found}
+    return {}
+
+
+def _requirements() -> list[str]:
+    """What an endpoint installs for the handler, in the versions that this package asks for."""
+    found = {re.split(r"[^\w-]", one, maxsplit=1)[0]: one for one in _required_packages() if ";" not in one}
+    return [found.get(name, name) for name in HANDLER_PACKAGES]
+
+
+def _required_packages() -> list[str]:
+    required = importlib.metadata.requires("hf_hamspk")
+    return [] if required is None else required
+
+
+def _licence_text(facts: CardFacts) -> str:
+    """Which licence holds for what; that of the code in full, which travels with it."""
+    licence = chosen_licence(facts.about)
+    weights = "not stated; ask before you use them" if licence is None else licence
+    link = "" if facts.about.licence_link is None else f" ({facts.about.licence_link})"
+    data = "".join(
+        f"  {one.name}: {'not stated' if one.licence is None else one.licence}\n" for one in facts.about.training_data
+    )
+    # An editable installation may be found twice, the first time without its files.
+    found = (one.read_text("licenses/LICENSE") for one in importlib.metadata.distributions(name="hf_hamspk"))
+    code = next((text for text in found if text is not None), None)
+    text = "https://www.apache.org/licenses/LICENSE-2.0" if code is None else f"the text follows.\n\n{code}"
+    return (
+        f"Weights (*.safetensors): {weights}{link}.\n"
+        + (f"Licences of the training data:\n{data}" if data else "")
+        + f"Code (*.py): Apache License 2.0, {text}"
+    ).rstrip() + "\n"
+
+
+def check_contents(files: list[PlannedFile], private: Private) -> None:
+    """Refuse files that are not what their names say, or that hold a path of a machine or a token.
+
+    Raises:
+        ValueError: names file and line.
+    """
+    leaks = []
+    for file in files:
+        if file.name.endswith(".safetensors"):
+            # Tensors are numbers; what could name something is the header.
+            leaks += find_leaks(file.name, _header(file), private, has_lines=False)
+        elif file.name.endswith(".png"):
+            content = file.read()
+            if not content.startswith(_PNG):
+                raise ValueError(f"{file.name} is not a PNG image. Remove it from the folder of plots.")
+            leaks += find_leaks(file.name, content.decode("latin-1"), private, has_lines=False, strict=False)
+        else:
+            leaks += find_leaks(file.name, _text(file), private)
+    refuse_leaks(leaks)
+
+
+def _header(file: PlannedFile) -> str:
+    if isinstance(file.source, bytes):
+        raise ValueError(f"{file.name} must be a file.")
+    with safe_open(file.source, "np") as tensors:
+        return json.dumps([tensors.metadata(), list(tensors.keys())], ensure_ascii=False)
+
+
+def _text(file: PlannedFile) -> str:
+    try:
+        text = file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not text in UTF-8 ({error}), so it cannot be looked through.") from error
+    if file.name.endswith(".json"):
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{file.name} is not JSON: {error}") from error
+    return text
+
+
+def _left_out(folder: Path, files: Mapping[str, Any], cohort: bool) -> dict[str, str]:
+    reasons = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in files:
+            reasons[name] = (
+                "left out on request" if name == COHORT_FILE and not cohort else "not part of a published model"
+            )
+        elif path.is_file() and name in (CARD_FILE, RECIPE_FILE):
+            reasons[name] = "rendered anew" if name == CARD_FILE else "sent without its folders"
+    return reasons
+
+
+def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if COHORT_FILE in files:
+        notes.append(
+            f"{COHORT_FILE} holds {facts.cohort} embeddings of training speakers, biometric data: leave it out with "
+            "--no-cohort (cohort=False) unless they may be published"
+        )
+    if COHORT_FILE not in files and facts.verification is not None and facts.verification.get("cohort") is not None:
+        notes.append(
+            "the calibration needs the cohort that stays here: without it the model gives scores, no decisions"
+        )
+    licence = chosen_licence(facts.about)
+    if licence is None:
+        notes.append("no licence is stated: give --licence, or the licences of the training data with --about")
+    elif facts.about.licence is not None and dropped_conditions(licence, facts.about.data_licences()):
+        asked = "; ".join(dropped_conditions(licence, facts.about.data_licences()))
+        notes.append(f"the training data ask more than {licence}: {asked}; the card says so")
+    absent = [
+        what
+        for what, value in (
+            ("evaluation", facts.evaluation),
+            ("calibration", facts.verification),
+            ("recipe", facts.recipe),
+        )
+        if value is None
+    ]
+    if absent:
+        notes.append(f"the card says that there is no {', no '.join(absent)}")
+    return notes
+
+
+def ours(name: str) -> bool:
+    """Whether a file of a repository is one that this package may have put there."""
+    code = {path.name for path in Path(__file__).parents[1].glob("*.py")}
+    return name in code or _OURS.fullmatch(name) is not None

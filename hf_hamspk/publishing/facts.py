@@ -1,0 +1,273 @@
+"""What is known of a model, gathered from its files: the JSON from which a card is rendered."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+
+from ..calibration import CALIBRATION_FILE
+from ..configuration_hamspk import HamSpkConfig
+from ..normalisation import COHORT_FILE
+from .about import About
+
+SCHEMA = 1
+CONFIG_FILE, RECIPE_FILE, EVALUATION_FILE = "config.json", "recipe.yaml", "evaluation.json"
+WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# Of a backbone's configuration, what a card keeps.
+_OF_BACKBONE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+# Arguments of a recipe that name something on the Hub, or a folder.
+_STARTS = ("backbone", "initial_model")
+_HEAD = "head."
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that a card says.
+
+    Attributes:
+        name: what the snippets load: a name on the Hub, or the folder where a recipe leaves its model.
+        published: whether `name` is on the Hub.
+        config: of the model, without the names of training speakers.
+        evaluation: `evaluation.json`, if the model was evaluated.
+        verification: `verification.json`, if it was calibrated.
+        recipe: of its training, without folders.
+        weights: `numbers` stored (without the training head) and `bytes`; None where there are no weights.
+        cohort: embeddings in the cohort that goes with the model; None without one.
+        about: what people state.
+    """
+
+    name: str
+    published: bool
+    config: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+    verification: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
+    weights: dict[str, int] | None = None
+    cohort: int | None = None
+    about: About = field(default_factory=About)
+
+    @property
+    def title(self) -> str:
+        """Heading of the card."""
+        if self.about.title is not None:
+            return self.about.title
+        return PurePosixPath(self.name).name if self.published else "Speaker verification with HAM-Softmax"
+
+    def to_json(self) -> str:
+        """The same text for the same facts."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {
+            "about": self.about.to_dict()
+        }
+        return json.dumps({"schema": SCHEMA} | values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "CardFacts":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, of another version, or not what a card needs.
+        """
+        try:
+            values = json.loads(text)
+            schema = values.pop("schema")
+            if schema != SCHEMA:
+                raise ValueError(f"{where} has schema {schema!r}; this version reads {SCHEMA}. Render the card anew.")
+            about = About.from_dict(values.pop("about", {}), f"{where}: about")
+            return cls(**values, about=about)
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{where} does not hold the facts of a card: {error!r}.") from error
+
+
+def gather_facts(
+    model_folder: str | os.PathLike[str],
+    name: str | None = None,
+    run_folder: str | os.PathLike[str] | None = None,
+    about: About | None = None,
+    with_cohort: bool = True,
+) -> CardFacts:
+    """The facts of a trained model.
+
+    Args:
+        model_folder: that `save_pretrained` wrote.
+        name: on the Hub; None for a model that is not there, and the snippets then name the folder of the recipe.
+        run_folder: holds `recipe.yaml` and `evaluation.json` where the model folder does not.
+        about: what people state.
+        with_cohort: whether the cohort goes with it.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    folder = Path(model_folder)
+    recipe_file = find_file(RECIPE_FILE, folder, run_folder)
+    evaluation_file = find_file(EVALUATION_FILE, folder, run_folder)
+    calibration_file = find_file(CALIBRATION_FILE, folder, None)
+    recipe = None if recipe_file is None else read_recipe(recipe_file)
+    cohort_file = folder / COHORT_FILE
+    return CardFacts(
+        name=_recipe_model(recipe) if name is None else name,
+        published=name is not None,
+        config=_card_config(read_json(folder / CONFIG_FILE)),
+        evaluation=None if evaluation_file is None else read_json(evaluation_file),
+        verification=None if calibration_file is None else read_json(calibration_file),
+        recipe=recipe,
+        weights=measure_weights(weight_files(folder)),
+        cohort=_count_rows(cohort_file) if with_cohort and cohort_file.is_file() else None,
+        about=About() if about is None else about,
+    )
+
+
+def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = None) -> CardFacts:
+    """The facts of a recipe that nobody has run: a configuration, and no numbers.
+
+    Raises:
+        ValueError: the recipe cannot be read, or its model is refused.
+    """
+    recipe = read_recipe(Path(recipe_file))
+    given = {key: value for key, value in recipe.items() if key in _config_fields()}
+    try:
+        config = HamSpkConfig(**given).to_dict() if "backbone" not in recipe else given
+    except StrictDataclassError as error:
+        raise ValueError(f"{recipe_file}: {error if error.__cause__ is None else error.__cause__}") from error
+    return CardFacts(
+        name=_recipe_model(recipe),
+        published=False,
+        config=_card_config(config),
+        recipe=recipe,
+        about=About() if about is None else about,
+    )
+
+
+def _recipe_model(recipe: Mapping[str, Any] | None) -> str:
+    """Where a training run leaves its model."""
+    return f"runs/{'hamspk' if recipe is None else recipe.get('output_dir', 'hamspk')}/final"
+
+
+def find_file(name: str, model_folder: Path, run_folder: str | os.PathLike[str] | None) -> Path | None:
+    """A file of the model folder, or else of the run folder."""
+    for folder in (model_folder, run_folder):
+        if folder is not None and (Path(folder) / name).is_file():
+            return Path(folder) / name
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        ValueError: no such file, or not one.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
+    return values
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe without the folders of the machine that ran it.
+
+    Every path is cut to its last part; a name on the Hub (of `backbone` or `initial_model`) and a URL stay.
+
+    Raises:
+        ValueError: no such file, or not a YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines; it holds a {type(values).__name__}.")
+    return {str(key): _without_folders(str(key), value) for key, value in values.items()}
+
+
+def _without_folders(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folders(key, one) for one in value]
+    if not isinstance(value, str) or ("://" in value and not value.startswith("file:")):
+        return value
+    local = value.startswith((".", "/", "~")) or Path(value).expanduser().exists()
+    if key in _STARTS and value.count("/") == 1 and not local:
+        return value
+    return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _config_fields() -> set[str]:
+    """What a configuration of this package has besides those of transformers."""
+    return {one.name for one in dataclasses.fields(HamSpkConfig)} - {
+        one.name for one in dataclasses.fields(PreTrainedConfig)
+    }
+
+
+def _card_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: values[key] for key in sorted(_config_fields() & values.keys()) if values[key] is not None}
+    if isinstance(values.get("id2label"), Mapping):
+        kept["num_labels"] = len(values["id2label"])
+    backbone = values.get("backbone_config")
+    if isinstance(backbone, Mapping):
+        kept["backbone_config"] = {key: backbone[key] for key in _OF_BACKBONE if key in backbone}
+    return kept
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, one or the parts of an index.
+
+    Raises:
+        ValueError: there are none, or one is missing.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        raise ValueError(
+            f"{folder} holds no {WEIGHTS_FILE}. Give the folder that save_pretrained wrote; weights in another format "
+            "are not published."
+        )
+    parts = sorted(set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
+    missing = [name for name in parts if Path(name).name != name or not (folder / name).is_file()]
+    if missing or not parts:
+        raise ValueError(
+            f"{folder / WEIGHTS_INDEX} names {missing if parts else 'no files'}; expected files beside it."
+        )
+    return [folder / name for name in parts]
+
+
+def measure_weights(files: list[Path]) -> dict[str, int]:
+    """How many numbers are stored without the head, and how many bytes all take.
+
+    Raises:
+        ValueError: a file is no safetensors file.
+    """
+    numbers = 0
+    for path in files:
+        try:
+            with safe_open(path, "np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    if not name.startswith(_HEAD):
+                        numbers += _product(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    return {"numbers": numbers, "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        with safe_open(path, "np") as file:
+            return file.get_slice("embeddings").get_shape()[0]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a cohort: {error}") from error
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,134 @@
+"""What must not leave the machine: its paths, and tokens. Looked for in every file before anything is sent."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+# Below a root folder of a machine, anything; not the path of a URL, nor a fraction or a regular expression.
+_ROOTS = (
+    "home|Users|root|tmp|work|workspace|workspaces|mnt|media|var|private|scratch|data|datasets|srv|opt|content|kaggle|"
+    "gpfs|lustre|nfs|Volumes|cluster|export|storage|run|dev/shm"
+)
+_PATHS = (
+    re.compile(rf"(?<![\w.:/~\\*-])(?:/(?:{_ROOTS})/[\w.@-][^\s\"'`,;:)\]}}]*)"),
+    re.compile(r"(?<![\w/~])~[\w.-]*/[\w.][^\s\"'`,;:)\]}]*"),
+    re.compile(r"(?<![A-Za-z0-9])[A-Za-z]:(?:\\{1,2}|/)[A-Za-z][\w.~ -]*(?:\\{1,2}|/)[^\s\"'`,;)\]}]*"),
+    re.compile(r"(?<![\w\\])\\\\(?:\\\\)?[A-Za-z][\w.-]+\\{1,2}[\w$.-]+[^\s\"'`,;)\]}]*"),
+    re.compile(r"\bfile://[^\s\"'`,;)\]}]*"),
+)
+_SECRETS = {
+    "a token of the Hub": re.compile(r"(?<!\w)(?:hf|api_org)_[A-Za-z0-9]{20,}"),
+    "a token of GitHub": re.compile(r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
+    "an access key": re.compile(r"(?<!\w)(?:(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{24,})(?!\w)"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a password in a URL": re.compile(r"\b\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
+}
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
+# Shorter values of a variable would be found everywhere.
+_SHORTEST_TOKEN = 8
+LEAKS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something private in a file.
+
+    Attributes:
+        file: its name in the repository.
+        line: from 1; None in a file that has no lines.
+        what: for the message; of a secret, only its kind.
+    """
+
+    file: str
+    line: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.line is None else f', line {self.line}'}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Private:
+    """What this machine and its user have that nobody else should read.
+
+    Attributes:
+        paths: absolute folders.
+        tokens: values.
+    """
+
+    paths: tuple[str, ...]
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def of_this_machine(cls, folders: Iterable[str | os.PathLike[str]] = ()) -> "Private":
+        """The user's home, the working directory, the folder for temporary files, `folders`, and the user's tokens."""
+        given = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), *map(Path, folders)]
+        paths = {str(form) for path in given for form in (path.absolute(), path.resolve())}
+        tokens = {os.environ.get(name, "") for name in _TOKEN_VARIABLES} | {get_token()}
+        return cls(
+            tuple(sorted((path for path in paths if path != Path(path).anchor), key=len, reverse=True)),
+            tuple(sorted(token for token in tokens if token is not None and len(token) >= _SHORTEST_TOKEN)),
+        )
+
+
+def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, strict: bool = True) -> list[Leak]:
+    """Paths of a machine and secrets in a text.
+
+    Args:
+        name: of the file, for the report.
+        text: its content; bytes that are no text may be decoded as Latin-1.
+        private: what is known of this machine.
+        has_lines: whether line numbers mean anything.
+        strict: also look for whatever looks like the path of some machine; in bytes that are no text, anything does.
+    """
+    leaks = []
+    for number, line in enumerate(text.splitlines() if has_lines else [text], start=1):
+        found = _secret_in(line, private)
+        if found is None:
+            path = _path_in(line, private, strict)
+            found = None if path is None else f"a path of a machine, {path!r}"
+        if found is not None:
+            leaks.append(Leak(name, number if has_lines else None, found))
+    return leaks
+
+
+def _secret_in(line: str, private: Private) -> str | None:
+    if any(token in line for token in private.tokens):
+        return "your token of the Hub"
+    return next((kind for kind, pattern in _SECRETS.items() if pattern.search(line)), None)
+
+
+def _path_in(line: str, private: Private, strict: bool) -> str | None:
+    for path in private.paths:
+        # JSON doubles the backslashes of Windows.
+        for form in {path, path.replace("\\", "\\\\")}:
+            match = re.search(rf"(?<![\w.:/]){re.escape(form)}(?![\w-])[^\s\"'`,;:)\]}}]*", line)
+            if match is not None:
+                return match[0]
+    if strict:
+        for pattern in _PATHS:
+            match = pattern.search(line)
+            if match is not None:
+                return match[0]
+    return None
+
+
+def refuse_leaks(leaks: list[Leak]) -> None:
+    """Raise what was found.
+
+    Raises:
+        ValueError: there is a leak; the message names files and lines.
+    """
+    if not leaks:
+        return
+    shown = "; ".join(map(str, leaks[:LEAKS_SHOWN]))
+    more = f"; and {len(leaks) - LEAKS_SHOWN} more" if len(leaks) > LEAKS_SHOWN else ""
+    raise ValueError(
+        f"Nothing was sent, because it holds what should stay on this machine. {shown}{more}. Take it out of the files "
+        "and give the command again."
+    )

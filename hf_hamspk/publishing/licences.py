@@ -1,0 +1,82 @@
+"""The licence of weights: what the licences of the training data leave to choose."""
+
+import re
+from collections.abc import Sequence
+
+# By the Hub's identifiers. What is asked of those who pass the data on: attribution, share alike, no commerce, no
+# derivatives. Creative Commons licences are read from their names.
+_PERMISSIVE = frozenset(
+    {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "pddl", "unlicense", "cdla-permissive-2.0"}
+)
+_ATTRIBUTION = frozenset({"odc-by"})
+_CREATIVE_COMMONS = re.compile(r"cc-by(?P<nc>-nc)?(?P<sa>-sa)?(?P<nd>-nd)?-\d\.\d")
+DEFAULT = "apache-2.0"
+OTHER = "other"
+_CC_BY, _CC_BY_SA, _CC_BY_NC, _CC_BY_NC_SA = "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"
+
+
+def hub_licence(name: str) -> str:
+    """A licence's name as the Hub writes it: `CC BY-SA 4.0` and `CC-BY-SA-4.0` are `cc-by-sa-4.0`."""
+    return re.sub(r"[\s_]+", "-", name.strip().lower())
+
+
+def conditions(licence: str) -> frozenset[str] | None:
+    """What a licence asks: some of `by`, `sa`, `nc`, `nd`; None for a licence that this package does not know."""
+    name = hub_licence(licence)
+    if name in _PERMISSIVE:
+        return frozenset()
+    if name in _ATTRIBUTION:
+        return frozenset({"by"})
+    match = _CREATIVE_COMMONS.fullmatch(name)
+    if match is None:
+        return None
+    return frozenset({"by"} | {key for key, value in match.groupdict().items() if value is not None})
+
+
+def weights_licence(of_data: Sequence[str]) -> str | None:
+    """The licence for weights that keeps what the licences of the training data ask.
+
+    Whether weights are a work derived of their training data is not settled; this takes the careful side.
+
+    Args:
+        of_data: licences of all training data.
+
+    Returns:
+        Identifier of the Hub: the most permissive one that carries every condition on; `"other"` where a licence is not
+        known, forbids derivatives, or two cannot be carried on together; None without any licence.
+    """
+    if not of_data:
+        return None
+    asked = [conditions(licence) for licence in of_data]
+    if any(one is None or "nd" in one for one in asked):
+        return OTHER
+    known = [one for one in asked if one is not None]
+    every: frozenset[str] = frozenset().union(*known)
+    # Share alike means the same licence: what forbids commerce cannot be added to a licence that does not.
+    if "nc" in every and any("sa" in one and "nc" not in one for one in known):
+        return OTHER
+    if "nc" in every:
+        return _CC_BY_NC_SA if "sa" in every else _CC_BY_NC
+    if "sa" in every:
+        return _CC_BY_SA
+    return _CC_BY if "by" in every else DEFAULT
+
+
+_WORDS = {
+    "by": "attribution",
+    "sa": "the same licence for what is made of it",
+    "nc": "no commercial use",
+    "nd": "no derivatives",
+}
+
+
+def dropped_conditions(licence: str, of_data: Sequence[str]) -> list[str]:
+    """What the training data asks and `licence` does not, in words; empty where a licence is not known."""
+    given = conditions(licence)
+    if given is None:
+        return []
+    asked: set[str] = set()
+    for one in of_data:
+        found = conditions(one)
+        asked |= set() if found is None else found
+    return [words for key, words in _WORDS.items() if key in asked - given]

@@ -1,0 +1,165 @@
+"""Rows of a card's tables, as text, from the evaluation and the calibration. What is absent is left out or said."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "not measured"
+Row = list[str]
+Lists = Mapping[str, Mapping[str, Any]]
+
+
+def cell(value: Any) -> str:
+    """Text for one cell of a Markdown table."""
+    return MISSING if value is None else " ".join(str(value).replace("|", "\\|").split())
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent, two decimals."""
+    return MISSING if value is None else f"{100 * value:.2f}"
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, form: Any = percent) -> str:
+    """A number and, where it is there, its confidence interval."""
+    if value is None or interval is None:
+        return form(value)
+    return f"{form(value)} [{form(interval[0])}, {form(interval[1])}]"
+
+
+def measured(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping within a mapping; empty where it is absent."""
+    found = values.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def evaluated_lists(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The evaluated trial lists by name; none without an evaluation."""
+    return {} if evaluation is None else measured(evaluation, "lists")
+
+
+def priors(lists: Lists) -> list[str]:
+    """The priors of a target at which a detection cost was measured on any list, in order."""
+    found = {prior: None for values in lists.values() for prior in measured(values, "min_dcf")}
+    return sorted(found, key=float)
+
+
+def result_head(lists: Lists) -> Row:
+    """Column names of the table of results."""
+    columns = ["trial list", "scores", "trials", "targets", "speakers", "EER %"]
+    columns += [f"minDCF({prior})" for prior in priors(lists)] + [f"actDCF({prior})" for prior in _actual_priors(lists)]
+    return columns + (["Cllr"] if _any(lists, "cllr") else []) + (["minCllr"] if _any(lists, "min_cllr") else [])
+
+
+def result_rows(lists: Lists, names: Mapping[str, str]) -> list[Row]:
+    """A row for each trial list, and one for the raw scores of a calibrated model; `names` says what a list is."""
+    rows = []
+    for name, values in lists.items():
+        for one in (measured(values, "raw"), values):
+            if one:
+                rows.append([cell(names.get(name, name)), describe_scores(one), *_numbers(one, lists)])
+    return rows
+
+
+def group_head(lists: Lists) -> Row:
+    """Column names of the table of groups."""
+    head = result_head(lists)
+    return [head[0], "group", *head[2:]]
+
+
+def group_rows(lists: Lists) -> list[Row]:
+    """A row for each group of speakers in a list that has them."""
+    return [
+        [cell(name), cell(label), *_numbers(group, lists)]
+        for name, values in lists.items()
+        for label, group in measured(values, "groups").items()
+    ]
+
+
+def _numbers(values: Mapping[str, Any], lists: Lists) -> Row:
+    smallest, actual = measured(values, "min_dcf"), measured(values, "act_dcf")
+    of_smallest, of_actual = measured(values, "min_dcf_interval"), measured(values, "act_dcf_interval")
+    row = [cell(values.get(name)) for name in ("trials", "targets", "speakers")]
+    row.append(with_interval(values.get("eer"), values.get("eer_interval")))
+    row += [with_interval(smallest.get(prior), of_smallest.get(prior), decimal) for prior in priors(lists)]
+    row += [with_interval(actual.get(prior), of_actual.get(prior), decimal) for prior in _actual_priors(lists)]
+    if _any(lists, "cllr"):
+        row.append(with_interval(values.get("cllr"), values.get("cllr_interval"), decimal))
+    return row + ([decimal(values.get("min_cllr"))] if _any(lists, "min_cllr") else [])
+
+
+def _actual_priors(lists: Lists) -> list[str]:
+    return sorted({prior for values in lists.values() for prior in measured(values, "act_dcf")}, key=float)
+
+
+def _any(lists: Lists, key: str) -> bool:
+    return any(values.get(key) is not None for values in lists.values())
+
+
+def describe_scores(values: Mapping[str, Any]) -> str:
+    """What was ranked: `cosine`, or `log-likelihood ratio, AS-norm`."""
+    normalisation, scores = values.get("normalisation"), values.get("scores")
+    kind = "" if normalisation in (None, "none") else f"{str(normalisation).upper()}-norm"
+    return cell(", ".join(part for part in (str(scores) if scores is not None else "", kind) if part)) or "not stated"
+
+
+def point_rows(verification: Mapping[str, Any] | None) -> list[Row]:
+    """The operating points of a calibration: name, prior, costs, threshold on the log-likelihood ratio, errors."""
+    points = [] if verification is None else verification.get("operating_points", [])
+    return [
+        [
+            cell(point.get("name")),
+            cell(point.get("prior")),
+            f"{point.get('cost_miss', 1.0):g} : {point.get('cost_false_alarm', 1.0):g}",
+            decimal(point.get("threshold")),
+            percent(point.get("miss_rate")),
+            percent(point.get("false_alarm_rate")),
+        ]
+        for point in points
+    ]
+
+
+def point_rows_of_lists(lists: Lists) -> list[Row]:
+    """What each operating point did on each trial list."""
+    rows = []
+    for name, values in lists.items():
+        for point, rates in measured(values, "operating_points").items():
+            miss = with_interval(rates.get("miss_rate"), rates.get("miss_interval"))
+            alarm = with_interval(rates.get("false_alarm_rate"), rates.get("false_alarm_interval"))
+            rows.append([cell(name), cell(point), miss, alarm])
+    return rows
+
+
+def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
+    """What must be known to read the tables, a sentence each."""
+    lists = evaluated_lists(evaluation)
+    with_intervals = [values for values in lists.values() if values.get("eer_interval") is not None]
+    notes = []
+    if with_intervals:
+        confidence, replicates = with_intervals[0].get("confidence"), with_intervals[0].get("replicates")
+        share = "confidence" if confidence is None else f"{100 * confidence:g} % confidence"
+        how = "" if replicates is None else f" from {replicates} resamplings of the speakers"
+        notes.append(f"In brackets: {share} intervals{how}.")
+    notes += [note for name, values in lists.items() for note in _list_notes(cell(name), values)]
+    return notes if evaluation is None else notes + _origin_notes(evaluation)
+
+
+def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
+    notes, left_out = [], measured(values, "groups_left_out")
+    if values.get("interval_note") is not None:
+        notes.append(f"{name}: no intervals, as {cell(values['interval_note'])}.")
+    if values.get("skipped"):
+        notes.append(f"{name}: {values['skipped']} trials were left out, as a file could not be used.")
+    if left_out:
+        notes.append(f"{name}: groups without trials of both kinds are left out: {cell(', '.join(left_out))}.")
+    return notes
+
+
+def _origin_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    versions = measured(evaluation, "versions")
+    made = [f"{package} {version}" for package, version in versions.items() if version is not None]
+    made += [f"{key} {evaluation[key]}" for key in ("commit", "protocol") if evaluation.get(key) is not None]
+    return [f"Measured by `hamspk evaluate` ({cell(', '.join(made))})."] if made else []
