@@ -1,7 +1,7 @@
 """Are two recordings of the same speaker? Needs torch, transformers and soundfile, not this package.
 
 Usage:
-    python examples/verify.py MODEL first.wav second.wav
+    python examples/verify.py MODEL enrolment.wav [enrolment2.wav ...] test.wav
 
 MODEL is a folder or a name on the Hub. Its code travels with it: trust_remote_code=True runs it.
 """
@@ -13,14 +13,14 @@ from transformers import AutoModel
 
 
 def main() -> None:
-    if len(sys.argv) != 4:
-        sys.exit("usage: python examples/verify.py MODEL first.wav second.wav")
+    if len(sys.argv) < 4:
+        sys.exit("usage: python examples/verify.py MODEL enrolment.wav [enrolment2.wav ...] test.wav")
     name, *files = sys.argv[1:]
 
-    # 1. The model
+    # 1. The model, with the calibration that lies beside its weights
     model = AutoModel.from_pretrained(name, trust_remote_code=True)
 
-    # 2. Two recordings, mono, at the model's sampling rate
+    # 2. The recordings, mono, at the model's sampling rate
     waveforms = []
     for file in files:
         try:
@@ -31,20 +31,22 @@ def main() -> None:
             sys.exit(f"{file} has {rate} Hz, the model works at {model.config.sampling_rate} Hz: resample it first.")
         waveforms.append(samples.mean(axis=1))
 
-    # 3. Their embeddings; silence, NaN and crumbs of audio are refused
+    # 3. The answer; silence and crumbs of speech get none
+    *enrolment, test = waveforms
     try:
-        first, second = model.embed(waveforms, model.config.sampling_rate)
+        answer = model.verifier().verify(enrolment, test, model.config.sampling_rate)
     except ValueError as error:
         sys.exit(str(error))
-
-    # 4. The score, and the decision if a threshold was measured in training
-    score = model.score(first, second).item()
-    print(f"score {score:.4f} ({model.config.similarity})")
-    if model.config.threshold is None:
-        print("no threshold in the configuration: measure one on trials of your own")
+    if answer.score is not None:
+        print(f"score {answer.score:.4f} ({model.config.similarity})")
+    if answer.log_likelihood_ratio is not None:
+        print(f"log-likelihood ratio {answer.log_likelihood_ratio:.2f}, threshold {answer.threshold:.2f}")
+    if answer.decision is None:
+        print("no decision: the model is not calibrated; `hamspk calibrate` does that with pairs of your own")
     else:
-        same = score >= model.config.threshold
-        print(f"{'same speaker' if same else 'different speakers'} (threshold {model.config.threshold:.4f})")
+        print(answer.decision)
+    for warning in answer.warnings:
+        print(f"warning: {warning}")
 
 
 if __name__ == "__main__":

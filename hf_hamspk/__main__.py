@@ -11,6 +11,7 @@ import hf_hamspk
 COMMANDS = {
     "train": "train a model from a recipe",
     "prepare": "make shards of a corpus, for training that streams",
+    "calibrate": "make decisions out of scores, by pairs of recordings of your own",
     "evaluate": "EER, minDCF and plots of a model on trial lists",
     "embed": "speaker embeddings of audio files",
     "verify": "are these recordings of the same speaker?",

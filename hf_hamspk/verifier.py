@@ -156,7 +156,7 @@ class SpeakerVerifier:
         enrolment: Sequence[np.ndarray] | SpeakerProfile,
         test: np.ndarray,
         sampling_rate: int,
-        operating_point: str | None = None,
+        operating_point: str | OperatingPoint | None = None,
         threshold: float | None = None,
         combine: str = "mean",
     ) -> Verification:
@@ -166,7 +166,7 @@ class SpeakerVerifier:
             enrolment: recordings, each `(L,)` in [-1, 1], or a profile.
             test: `(L,)`.
             sampling_rate: of all of them, in Hz; must be the model's.
-            operating_point: a name of the calibration's; None is its first.
+            operating_point: a name of the calibration's, or one of your own; None is the calibration's first.
             threshold: decide on the score instead; for models that nobody calibrated, or on one's own authority.
             combine: of the enrolment recordings; see the module `enrolment`.
 
@@ -181,7 +181,7 @@ class SpeakerVerifier:
         self,
         pairs: Sequence[tuple[Sequence[np.ndarray] | SpeakerProfile, np.ndarray]],
         sampling_rate: int,
-        operating_point: str | None = None,
+        operating_point: str | OperatingPoint | None = None,
         threshold: float | None = None,
         combine: str = "mean",
     ) -> list[Verification]:
@@ -215,7 +215,7 @@ class SpeakerVerifier:
         # Without a calibration nothing says how unlike the pieces of one voice may be.
         return listen(self.model, groups, sampling_rate, self.check_voices and self.calibration is not None)
 
-    def _decider(self, operating_point: str | None, threshold: float | None) -> "_Decider":
+    def _decider(self, operating_point: str | OperatingPoint | None, threshold: float | None) -> "_Decider":
         if threshold is not None:
             if operating_point is not None:
                 raise ValueError(
@@ -227,11 +227,14 @@ class SpeakerVerifier:
             return _Decider(None, float(threshold))
         if self.calibration is None:
             if operating_point is not None:
+                name = operating_point if isinstance(operating_point, str) else operating_point.name
                 raise ValueError(
-                    f"There is no operating point {operating_point!r}: this model is not calibrated. Calibrate it "
-                    "(`hamspk calibrate`), or give threshold=, on the score."
+                    f"There is no operating point {name!r}: this model is not calibrated. Calibrate it (`hamspk "
+                    "calibrate`), or give threshold=, on the score."
                 )
             return _Decider(None, None)
+        if isinstance(operating_point, OperatingPoint):
+            return _Decider(operating_point, None)
         return _Decider(self.calibration.operating_point(operating_point), None)
 
     def _combine(self, embeddings: Tensor, combine: str, seconds: Sequence[float]) -> Tensor:

@@ -3,14 +3,15 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import COMMANDS
+from hf_hamspk.calibration import Calibration
 from hf_hamspk.configuration_hamspk import HEAD_PARTS
+from hf_hamspk.data.synthetic import make_speech
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,13 +22,14 @@ def blocks(language: str) -> list[str]:
 
 
 def test_verification_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    model = HamSpkForXVector(tiny_config("ecapa", threshold=0.5))
+    model = HamSpkForXVector(tiny_config("ecapa"))
+    model.calibration = Calibration(model.fingerprint(), "cosine", -9.0, {"score": 10.0})
     model.save_pretrained(tmp_path / "hamspk-demo" / "run" / "final")
-    for seed, name in enumerate(("enrolment.wav", "test.wav")):
-        soundfile.write(tmp_path / name, 0.1 * np.random.default_rng(seed).standard_normal(16000 + 4000 * seed), 16000)
+    for speaker, name in enumerate(("enrolment.wav", "test.wav")):
+        soundfile.write(tmp_path / name, make_speech(speaker, 1, 2.5), 16000)
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert re.fullmatch(r"-?\d\.\d+ 0\.5\n", capsys.readouterr().out)
+    assert re.match(r"(same speaker|different speakers) -?\d+\.\d+ balanced \[", capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -118,23 +118,26 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return functional.resample(samples, int(from_rate), int(to_rate)).numpy()
 
 
-def read_sound(source: AudioSource, min_duration: float = MIN_DURATION) -> Sound:
+def read_sound(source: AudioSource, min_duration: float = MIN_DURATION, silence: bool = False) -> Sound:
     """Decode a recording at its own sampling rate, averaged over its channels, and check what it holds.
 
     Args:
         source: a path, the bytes of an audio file, an open binary file, or the audio dictionary of `datasets`
             (`{"bytes": ..., "path": ...}`, either of them None). Formats are libsndfile's: WAV, FLAC, OGG, Opus, MP3.
         min_duration: seconds, at least 0.
+        silence: take a recording without any sound, too.
 
     Raises:
         AudioError: the file is missing, no audio, damaged, cut short, empty, shorter than `min_duration`, holds NaN or
             infinite samples, or no sound.
     """
     handle, name = _open(source)
-    return check_samples(*_decode(handle, name), name, min_duration)
+    return check_samples(*_decode(handle, name), name, min_duration, silence)
 
 
-def check_samples(samples: np.ndarray, rate: int, promised: int, name: str, min_duration: float) -> Sound:
+def check_samples(
+    samples: np.ndarray, rate: int, promised: int, name: str, min_duration: float, silence: bool = False
+) -> Sound:
     """What a decoder gave, averaged over its channels, if it can be a recording of a voice.
 
     Args:
@@ -143,6 +146,7 @@ def check_samples(samples: np.ndarray, rate: int, promised: int, name: str, min_
         promised: samples that the header promises.
         name: of the file, for errors.
         min_duration: seconds, at least 0.
+        silence: take a recording without any sound, too.
 
     Raises:
         AudioError: see `read_sound`, all but the first three.
@@ -165,7 +169,7 @@ def check_samples(samples: np.ndarray, rate: int, promised: int, name: str, min_
             name,
         )
     waveform = samples[:, 0] if channels == 1 else samples.mean(axis=1)
-    if float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
+    if not silence and float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
         averaged = "" if channels == 1 else f" after averaging its {channels} channels"
         raise AudioError(
             f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or leave it out", name

@@ -15,7 +15,7 @@ from .intervals import FEWEST_SPEAKERS
 
 Row = list[str]
 # Of which a column is set flush left.
-_TEXT_COLUMNS = {"trial list", "scores", "group", "operating point", "number", "file", "reason"}
+_TEXT_COLUMNS = {"setting", "trial list", "scores", "group", "operating point", "number", "file", "reason"}
 # Unusable files that are named: on the screen, and in the HTML file; the record has them all.
 FILES_SHOWN, MOST_FILES = 5, 200
 
@@ -66,11 +66,12 @@ def group_table(record: Mapping[str, Any]) -> list[Row]:
 def point_table(record: Mapping[str, Any]) -> list[Row]:
     """Head and a row for each operating point of a calibrated model on each list."""
     head = ["trial list", "operating point", "prior", "costs", "threshold"]
-    rows = [[*head, "misses %", "nominal", "false alarms %", "nominal"]]
+    rows = [[*head, "actDCF", "minDCF", "misses %", "nominal", "false alarms %", "nominal"]]
     for name, values in record["lists"].items():
         for point, rates in (values["operating_points"] or {}).items():
             costs = f"{rates['cost_miss']:g} : {rates['cost_false_alarm']:g}"
             row = [name, point, f"{rates['prior']:g}", costs, f"{rates['threshold']:.3f}"]
+            row += [_decimal(rates["act_dcf"]), _decimal(rates["min_dcf"])]
             row += [_percent(rates["miss_rate"], rates["miss_interval"]), _percent(rates["nominal_miss_rate"])]
             row += [
                 _percent(rates["false_alarm_rate"], rates["false_alarm_interval"]),

@@ -7,8 +7,8 @@ Rates are fractions, intervals `[low, high]`, what was not measured is None. Eac
 - `scores` (what was ranked: "cosine", "hyperbolic" or "log-likelihood ratio"), `normalisation`;
 - `eer`, `eer_interval`, `eer_threshold` (step convention), `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior;
   `min_cllr`;
-- of a calibrated model `act_dcf`, `act_dcf_interval`, `cllr`, `cllr_interval`, and `operating_points`: error rates at
-  the thresholds of the model, with intervals, beside those of its calibration trials (`nominal_...`);
+- of a calibrated model `act_dcf`, `act_dcf_interval`, `cllr`, `cllr_interval`, and `operating_points`: costs and
+  error rates at the thresholds of the model, with intervals, beside those of its calibration trials (`nominal_...`);
 - `confidence`, `replicates`, `interval_note`: how the intervals were made, or why there are none;
 - `raw`: of a calibrated model, the ranking numbers of its scores before normalisation and calibration;
 - `groups`: label to the same numbers on the trials within a group; `groups_left_out`: label to reason;
@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from ..calibration import OperatingPoint
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from .calibration_metrics import actual_detection_cost, convex_hull, error_rates, log_likelihood_ratio_cost
+from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, BootstrapResult, bootstrap
-from .metrics import detection_errors
+from .metrics import DetectionErrors, detection_errors
 from .ratio_scoring import score_ratios
 from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
 from .trials import Trials
@@ -134,7 +134,7 @@ class _Measuring:
                 "act_dcf_interval": {name: _interval(spread, f"act_dcf prior {name}") for name in priors},
                 "cllr": log_likelihood_ratio_cost(scores, labels),
                 "cllr_interval": _interval(spread, "cllr"),
-                "operating_points": {point.name: _at(point, scores, labels, spread) for point in self.points},
+                "operating_points": {point.name: _at(point, scores, errors, labels, spread) for point in self.points},
             }
         else:
             record |= dict.fromkeys(
@@ -273,19 +273,26 @@ def read_record(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _at(
-    point: OperatingPoint, scores: NDArray[np.float64], labels: NDArray, spread: BootstrapResult | None
+    point: OperatingPoint,
+    scores: NDArray[np.float64],
+    errors: DetectionErrors,
+    labels: NDArray,
+    spread: BootstrapResult | None,
 ) -> dict[str, Any]:
-    """Error rates at an operating point of the calibration."""
-    miss_rate, false_alarm_rate = error_rates(scores, labels, point.threshold)
+    """Error rates and cost at an operating point of the calibration, beside the least cost that any threshold has."""
+    costs = point.prior, point.cost_miss, point.cost_false_alarm
+    actual = actual_detection_cost(scores, labels, *costs)
     return {
         "prior": point.prior,
         "cost_miss": point.cost_miss,
         "cost_false_alarm": point.cost_false_alarm,
         "threshold": point.threshold,
-        "miss_rate": miss_rate,
+        "act_dcf": actual.cost,
+        "min_dcf": errors.minimum_detection_cost(*costs).cost,
+        "miss_rate": actual.miss_rate,
         "miss_interval": _interval(spread, f"miss_rate {point.name}"),
         "nominal_miss_rate": point.miss_rate,
-        "false_alarm_rate": false_alarm_rate,
+        "false_alarm_rate": actual.false_alarm_rate,
         "false_alarm_interval": _interval(spread, f"false_alarm_rate {point.name}"),
         "nominal_false_alarm_rate": point.false_alarm_rate,
     }

@@ -10,17 +10,24 @@ from tiny_models import RATE, noises, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import main
+from hf_hamspk.calibration import Calibration
+from hf_hamspk.data.synthetic import make_speech
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    """A model with a threshold."""
-    return save_model(tmp_path_factory.mktemp("model"), threshold=0.5)
+    """A model without a calibration."""
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
-def model_without_threshold(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model-without"))
+def calibrated_folder(tmp_path_factory) -> Path:
+    """The same model with a calibration; its log-likelihood ratio is 100 x score - 90."""
+    folder = save_model(tmp_path_factory.mktemp("calibrated"))
+    model = HamSpkForXVector.from_pretrained(folder)
+    model.calibration = Calibration(model.fingerprint(), "cosine", -90.0, {"score": 100.0}, trials=100, targets=50)
+    model.save_pretrained(folder)
+    return folder
 
 
 def save_model(folder: Path, **fields) -> Path:
@@ -45,6 +52,18 @@ def audio(tmp_path_factory) -> Path:
     broken[100:103] = np.nan
     sf.write(root / "nan.wav", broken, RATE, subtype="FLOAT")
     (root / "text.wav").write_text("this is no audio")
+    return root
+
+
+@pytest.fixture(scope="session")
+def voices(tmp_path_factory) -> Path:
+    """Synthetic speech: a, b and short (0.3 s) of one speaker, c of another; silence and noise."""
+    root = tmp_path_factory.mktemp("voices")
+    for name, speaker, utterance, seconds in (("a", 1, 1, 4.0), ("b", 1, 2, 4.0), ("c", 2, 1, 3.5)):
+        sf.write(root / f"{name}.wav", make_speech(speaker, utterance, seconds), RATE)
+    sf.write(root / "short.wav", make_speech(1, 1, 4.0)[RATE : RATE + 4800], RATE)
+    sf.write(root / "silence.wav", np.zeros(2 * RATE), RATE)
+    sf.write(root / "noise.wav", noises(3.0)[0].numpy(), RATE)
     return root
 
 

@@ -1,6 +1,8 @@
 """`hamspk verify`, `examples/verify.py`, and the loading of models."""
 
 import json
+import math
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -8,80 +10,139 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_config
 
-from hf_hamspk import HamSpkModel
+from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.cli.models import load_model
-from hf_hamspk.cli.verify import enrolment_embedding
 from hf_hamspk.data.audio import read_audio
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verify.py"
 
 
-def test_score_threshold_and_decision(hamspk, model_folder, audio):
-    code, out, _ = hamspk("verify", model_folder, audio / "a.wav", "--test", audio / "b.wav")
-    model = HamSpkModel.from_pretrained(model_folder).eval()
-    a, b = model.embed([read_audio(audio / f"{name}.wav") for name in "ab"], 16000)
+def answer_of(hamspk, model: Path, *words) -> dict:
+    code, out, _ = hamspk("verify", model, *words, "--json")
+    assert code == 0
+    return json.loads(out)
+
+
+def test_ratio_operating_point_and_decision(hamspk, calibrated_folder, voices):
+    code, out, _ = hamspk("verify", calibrated_folder, voices / "a.wav", "--test", voices / "b.wav")
+    model = HamSpkModel.from_pretrained(calibrated_folder).eval()
+    a, b = model.embed([read_audio(voices / f"{name}.wav") for name in "ab"], 16000)
     score = model.score(a, b).item()
     assert code == 0
     assert f"score      {score:.4f} (cosine similarity)" in out
-    assert "threshold  0.5000 (from the model's configuration)" in out
-    assert ("decision   same speaker" if score >= 0.5 else "decision   different speakers") in out
-    assert "2.50 s" in out
-    assert "3.00 s" in out
-    assert "warning" not in out
+    assert f"ratio      {100 * score - 90:.2f} (log-likelihood ratio)" in out
+    assert "threshold  0.0000 (of the ratio: operating point balanced)" in out
+    assert ("decision   same speaker" if 100 * score >= 90 else "decision   different speakers") in out
+    assert re.search(r"speech     \d\.\d\d s  .*a\.wav", out)
 
 
-@pytest.mark.parametrize(("threshold", "decision"), [(-1.1, "same speaker"), (1.1, "different speakers")])
-def test_option_wins_over_configuration(hamspk, model_folder, audio, threshold, decision):
-    words = ("verify", model_folder, audio / "a.wav", "--test", audio / "b.wav", f"--threshold={threshold}", "--json")
-    code, out, _ = hamspk(*words)
-    answer = json.loads(out)
-    assert code == 0
-    assert answer["threshold"] == threshold
-    assert answer["threshold_from"] == "option --threshold"
-    assert answer["decision"] == decision
-    assert answer["seconds"] == {str(audio / "a.wav"): 2.5, str(audio / "b.wav"): 3.0}
-    assert answer["warnings"] == []
+@pytest.mark.parametrize(
+    ("words", "threshold", "point"),
+    [
+        ((), 0.0, "balanced"),
+        (("--operating-point", "strict"), math.log(99), "strict"),
+        (("--prior", "0.2", "--cost-miss", "4"), 0.0, "--prior"),
+        (("--prior", "0.5", "--cost-false-alarm", "1e9"), math.log(1e9), "--prior"),
+        (("--threshold=-1.1",), -1.1, None),
+        (("--threshold=1.1",), 1.1, None),
+    ],
+)
+def test_ways_to_decide(hamspk, calibrated_folder, voices, words, threshold, point):
+    answer = answer_of(hamspk, calibrated_folder, voices / "a.wav", "--test", voices / "b.wav", *words)
+    assert (answer["threshold"], answer["operating_point"]) == (pytest.approx(threshold), point)
+    compared = answer["score"] if point is None else answer["log_likelihood_ratio"]
+    assert answer["decision"] == ("same speaker" if compared >= threshold else "different speakers")
 
 
-def test_without_threshold_no_decision(hamspk, model_without_threshold, audio):
-    words = ("verify", model_without_threshold, audio / "a.wav", "--test", audio / "b.wav")
+def test_without_calibration_no_decision(hamspk, refusal, model_folder, voices):
+    words = ("verify", model_folder, voices / "a.wav", "--test", voices / "b.wav")
     code, out, _ = hamspk(*words)
     assert code == 0
     assert "score" in out
-    assert "No decision: the model has no threshold" in out
-    assert "hamspk evaluate MODEL TRIALS" in out
-    assert json.loads(hamspk(*words, "--json")[1])["decision"] is None
+    assert "No decision: this model is not calibrated. `hamspk calibrate MODEL" in out
+    answer = json.loads(hamspk(*words, "--json")[1])
+    assert (answer["decision"], answer["log_likelihood_ratio"]) == (None, None)
+    assert "no operating point 'strict': this model is not calibrated" in refusal(*words, "--operating-point", "strict")
 
 
-def test_a_recording_is_itself(hamspk, model_folder, audio):
-    words = ("verify", model_folder, audio / "a.wav", audio / "a.wav", "--test", audio / "a.wav", "--json")
-    answer = json.loads(hamspk(*words)[1])
+@pytest.mark.parametrize("model", ["model_folder", "calibrated_folder"])
+@pytest.mark.parametrize("name", ["silence", "noise", "short"])
+def test_not_enough_speech(request, hamspk, voices, model, name):
+    model = request.getfixturevalue(model)
+    for words in (
+        (voices / "a.wav", "--test", voices / f"{name}.wav"),
+        (voices / f"{name}.wav", "--test", voices / "a.wav"),
+    ):
+        answer = answer_of(hamspk, model, *words)
+        assert answer["decision"] == "not enough speech"
+        assert (answer["score"], answer["log_likelihood_ratio"]) == (None, None)
+        assert "1 s are needed for a decision" in answer["warnings"][0]
+    assert "decision   not enough speech" in hamspk("verify", model, *words)[1]
+
+
+def test_a_recording_is_itself(hamspk, calibrated_folder, voices):
+    a = voices / "a.wav"
+    answer = answer_of(hamspk, calibrated_folder, a, voices / "b.wav", "--test", a)
+    assert any("Enrolment recording 1 and the test are the same recording" in w for w in answer["warnings"])
+    assert any("the calibration was measured with 1" in w for w in answer["warnings"])
+    answer = answer_of(hamspk, calibrated_folder, a, "--test", a)
     assert answer["score"] == pytest.approx(1.0, abs=1e-5)
     assert answer["decision"] == "same speaker"
-    assert "several" in answer["warnings"][0]
 
 
-def test_enrolment_is_the_mean_direction():
-    embeddings = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
-    torch.testing.assert_close(enrolment_embedding(embeddings), torch.tensor([1.0, 1.0]) * 4 / 2**0.5)
-    torch.testing.assert_close(enrolment_embedding(embeddings[:1]), embeddings[0])
-
-
-def test_short_telephone_and_stereo_recordings(hamspk, model_folder, audio):
-    words = ("verify", model_folder, audio / "telephone.wav", audio / "stereo.wav", "--test", audio / "one_second.flac")
-    code, out, _ = hamspk(*words)
+def test_profiles_are_kept_and_belong_to_one_model(tmp_path, hamspk, refusal, calibrated_folder, voices):
+    profile = tmp_path / "anna.safetensors"
+    enrolment = (voices / "a.wav", voices / "b.wav")
+    code, out, _ = hamspk("verify", calibrated_folder, *enrolment, "--save-profile", profile)
     assert code == 0
-    assert "5.00 s" in out  # 2.5 s of samples for 16 kHz, played at 8 kHz
-    assert "one_second.flac lasts 1.00 s; below 2 s decisions are unreliable" in out
+    assert re.search(r"profile of \d\.\d s of speech in .*anna\.safetensors", out)
+    of_files = answer_of(hamspk, calibrated_folder, *enrolment, "--test", voices / "c.wav")
+    of_profile = answer_of(hamspk, calibrated_folder, profile, "--test", voices / "c.wav")
+    assert of_profile["score"] == pytest.approx(of_files["score"], abs=1e-6)
+    assert "(profile)" in hamspk("verify", calibrated_folder, profile, "--test", voices / "c.wav")[1]
+
+    def refused(*words) -> str:
+        return refusal("verify", *words)
+
+    other = save_other_model(tmp_path / "other")
+    assert "was made by the model" in refused(other, profile, "--test", voices / "c.wav")
+    assert "not both" in refused(calibrated_folder, profile, voices / "a.wav", "--test", voices / "c.wav")
+    assert "is a profile already" in refused(calibrated_folder, profile, "--save-profile", tmp_path / "b.safetensors")
+    assert "Not enough speech to enrol" in refused(
+        calibrated_folder, voices / "short.wav", "--save-profile", tmp_path / "b.safetensors"
+    )
+
+
+def save_other_model(folder: Path) -> Path:
+    torch.manual_seed(1)
+    HamSpkForXVector(tiny_config()).save_pretrained(folder)
+    return folder
+
+
+def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
+    def refused(*words) -> str:
+        return refusal("verify", calibrated_folder, voices / "a.wav", *words)
+
+    test = ("--test", voices / "a.wav")
+    assert "Give --test" in refused()
+    assert "--threshold must be a finite number, got nan" in refused(*test, "--threshold", "nan")
+    assert "--operating-point and --threshold are different ways" in refused(
+        *test, "--threshold", "0", "--operating-point", "strict"
+    )
+    assert "go with --prior" in refused(*test, "--cost-miss", "2")
+    assert "prior must lie between 0 and 1, got 1.5" in refused(*test, "--prior", "1.5")
+    assert "no operating point 'lax'; this calibration has balanced, strict, screening" in refused(
+        *test, "--operating-point", "lax"
+    )
+    assert "--save-profile must end in .safetensors" in refused("--save-profile", "anna.json")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("nowhere.wav", "nowhere.wav: no such file"),
-        ("short.wav", "short.wav: lasts 0.05 s, at least 0.1 s are needed"),
-        ("silence.wav", "silence.wav: holds no sound"),
         ("nan.wav", "nan.wav: holds 3 NaN or infinite samples of 16000"),
         ("text.wav", "text.wav: cannot be decoded"),
         ("", "is a folder; give one audio file"),
@@ -90,11 +151,6 @@ def test_short_telephone_and_stereo_recordings(hamspk, model_folder, audio):
 def test_bad_recordings_are_refused(refusal, model_folder, audio, name, reason):
     assert reason in refusal("verify", model_folder, audio / "a.wav", "--test", audio / name)
     assert reason in refusal("verify", model_folder, audio / name, "--test", audio / "a.wav")
-
-
-def test_threshold_must_be_finite(refusal, model_folder, audio):
-    words = ("verify", model_folder, audio / "a.wav", "--test", audio / "a.wav", "--threshold", "nan")
-    assert "--threshold must be a finite number, got nan" in refusal(*words)
 
 
 def test_models_that_are_not_there(tmp_path, refusal, audio):
@@ -145,27 +201,30 @@ def test_bad_device(model_folder):
         load_model(str(model_folder), "abacus")
 
 
-def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, model_without_threshold, audio):
-    def run(model: Path, *names: str) -> str:
-        monkeypatch.setattr("sys.argv", ["verify.py", str(model), *(str(audio / name) for name in names)])
+def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, calibrated_folder, audio, voices):
+    def run(model: Path, *files: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["verify.py", str(model), *map(str, files)])
         runpy.run_path(str(EXAMPLE), run_name="__main__")
         return capsys.readouterr().out
 
-    model = load_model(str(model_folder), "cpu")
-    a, b = model.embed([read_audio(audio / f"{name}.wav") for name in "ab"], 16000)
-    out = run(model_folder, "a.wav", "b.wav")
-    assert float(out.split()[1]) == pytest.approx(model.score(a, b).item(), abs=2e-4)
-    assert "threshold 0.5000" in out
-    assert "speaker" in out
-    assert "no threshold" in run(model_without_threshold, "a.wav", "stereo.wav")
+    a, b = (voices / f"{name}.wav" for name in "ab")
+    model = load_model(str(calibrated_folder), "cpu")
+    embedded = model.embed([read_audio(path) for path in (a, b)], 16000)
+    out = run(calibrated_folder, a, b)
+    assert float(out.split()[1]) == pytest.approx(model.score(*embedded).item(), abs=2e-4)
+    assert "log-likelihood ratio" in out
+    assert "speaker" in out.splitlines()[2]
+    assert "no decision: the model is not calibrated" in run(model_folder, a, b)
+    assert "the same recording" in run(calibrated_folder, a, b, b)
+    for name in ("silence", "noise", "short"):
+        out = run(calibrated_folder, a, voices / f"{name}.wav")
+        assert out.startswith("not enough speech\nwarning: The test holds 0.")
     with pytest.raises(SystemExit, match="8000 Hz, the model works at 16000 Hz"):
-        run(model_folder, "a.wav", "telephone.wav")
+        run(model_folder, a, audio / "telephone.wav")
     with pytest.raises(SystemExit, match=r"usage: python examples/verify\.py MODEL"):
-        run(model_folder, "a.wav")
+        run(model_folder, a)
     with pytest.raises(SystemExit, match="cannot be read"):
-        run(model_folder, "a.wav", "nowhere.wav")
-    for name, message in (("nan.wav", "NaN or infinite"), ("silence.wav", "holds no sound"), ("short.wav", "at least")):
-        assert (audio / name).is_file()
-        with pytest.raises(SystemExit, match=message):
-            run(model_folder, "a.wav", name)
+        run(model_folder, a, audio / "nowhere.wav")
+    with pytest.raises(SystemExit, match="NaN or infinite"):
+        run(model_folder, a, audio / "nan.wav")
     assert "hf_hamspk" not in EXAMPLE.read_text(encoding="utf-8")
