@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_hamspk import HamSpkConfig
-from .pooling import batch_norm, keep_valid, masked_mean, reflected_positions
+from .pooling import batch_norm, folded_norm, keep_valid, overwrites, reflected_positions
 
 
 class ConvBlock(nn.Module):
@@ -35,10 +35,20 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding - self.margin, dilation=dilation)
         self.norm = nn.BatchNorm1d(outputs)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Frames `(B, C, T)` to `(B, C', T)`, 0 outside `mask`.
+
+        Args:
+            x: frames.
+            mask: `(B, T)` bool, or None where all are valid.
+            out: `(B, C', T)`, where the result is written if `overwrites` holds; it may be `x`.
+        """
         if self.margin:
             x = mirrored(x, self.margin, mask)
-        return keep_valid(batch_norm(self.norm, F.relu(self.conv(x)), mask), mask)
+        x = F.relu(self.conv(x), inplace=True)
+        if overwrites(self.norm, x):
+            return folded_norm(self.norm, x, mask, x if out is None else out)
+        return keep_valid(batch_norm(self.norm, x, mask), mask)
 
 
 def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
@@ -51,16 +61,18 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Weigh the channels of `(B, C, T)` by a gate computed from their means over the valid frames."""
+    """Weigh the channels of `(B, C, T)` by a gate computed from their means over the valid frames, and add the rest."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
         self.down = nn.Conv1d(channels, bottleneck, 1)
         self.up = nn.Conv1d(bottleneck, channels, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        gate = self.up(F.relu(self.down(masked_mean(x, mask)[..., None])))
-        return x * torch.sigmoid(gate)
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """`residual` plus the gated `x`, both `(B, C, T)` and 0 outside `mask`; written to `out` if that is given."""
+        mean = x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
+        gate = torch.sigmoid(self.up(F.relu(self.down(mean[..., None]))))
+        return torch.addcmul(residual, x, gate, out=out)
 
 
 class SERes2Block(nn.Module):
@@ -77,12 +89,24 @@ class SERes2Block(nn.Module):
         self.expand = ConvBlock(channels, channels)
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        *parts, last = self.reduce(x, mask).chunk(len(self.groups) + 1, dim=1)
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Frames `(B, C, T)` to as many; written to `out` if `overwrites` holds."""
+        frames = self.reduce(x, mask)
+        if overwrites(self.reduce.norm, frames):
+            return self._overwrite(frames, x, mask, out)
+        *parts, last = frames.chunk(len(self.groups) + 1, dim=1)
         outputs: list[Tensor] = []
         for part, group in zip(parts, self.groups, strict=True):
             outputs.append(group(part + outputs[-1] if outputs else part, mask))
-        return x + self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), mask)
+        return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
+
+    def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
+        """What `forward` makes of the reduced frames, each group written where its input was."""
+        before = None
+        for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
+            before = group(part if before is None else part.add_(before), mask, out=part)
+        expanded = self.expand(frames, mask)
+        return self.excitation(expanded, x, mask, out=expanded if out is None else out)
 
 
 class Ecapa(nn.Module):
@@ -107,11 +131,19 @@ class Ecapa(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode features `(B, F, T)`, zero outside `mask` `(B, T)` bool (None: all frames are valid)."""
         x = self.input(x, mask)
+        slots: list[Tensor | None] = [None] * len(self.blocks)
+        together = None
+        if overwrites(self.input.norm, x):
+            # The blocks write side by side into what they would be copied to.
+            together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
+            slots = list(together.chunk(len(slots), dim=1))
         outputs = []
-        for block in self.blocks:
-            outputs.append(block(x, mask))
+        for block, slot in zip(self.blocks, slots, strict=True):
+            outputs.append(block(x, mask, slot))
             x = x + outputs[-1] if self.sums_inputs else outputs[-1]
-        frames = F.relu(self.aggregate(torch.cat(outputs, dim=1)))
+        if together is None or any(output is not slot for output, slot in zip(outputs, slots, strict=True)):
+            together = torch.cat(outputs, dim=1)
+        frames = F.relu(self.aggregate(together), inplace=True)
         if self.aggregate_norm is not None:
             frames = batch_norm(self.aggregate_norm, frames, mask)
         return keep_valid(frames, mask)

@@ -9,7 +9,7 @@ SpeechBrain and WeSpeaker do differently.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,25 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     frames = x.mT
     valid = norm(frames[mask])
     return torch.zeros_like(frames, dtype=valid.dtype).masked_scatter(mask[..., None], valid).mT
+
+
+def overwrites(norm: nn.Module, x: Tensor) -> bool:
+    """Whether `x`, fresh from a layer, is overwritten by what follows, where nothing will read it again.
+
+    In evaluation without gradients on a CPU, where new memory costs more than the arithmetic done on it. What compiles
+    or exports plans its memory itself.
+    """
+    plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
+    return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+    """A batch normalisation in evaluation as one product and sum, zeroed outside `mask`, written to `out`."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
+    shift = cast(Tensor, norm.bias) - mean * scale
+    torch.addcmul(shift[:, None], x, scale[:, None], out=out)
+    return out if mask is None else out.mul_(mask[:, None])
 
 
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -186,14 +205,12 @@ class AttentivePooling(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self._hidden(x, mask)
         if self.norm is not None:
-            hidden = batch_norm(self.norm, F.relu(hidden), mask)
+            hidden = batch_norm(self.norm, F.relu(hidden, inplace=True), mask)
         scores = at_least_float32(self.scores(torch.tanh(hidden)))
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
         # Frames that are not valid have weight 0.
-        weights = scores.softmax(-1)
-        mean = (weights * x).sum(-1)
-        variance = (weights * (x - mean[..., None]).square()).sum(-1)
+        mean, variance = _weighted_moments(scores.softmax(-1), x)
         return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -204,6 +221,18 @@ class AttentivePooling(nn.Module):
         context = torch.cat(mean_and_deviation(at_least_float32(x), mask, self.context_deviation), dim=1)
         of_context = F.linear(context.to(x.dtype), weight[:, channels:, 0], self.hidden.bias)
         return F.conv1d(x, weight[:, :channels]) + of_context[..., None]
+
+
+def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of `x` `(B, C, T)` under weights that sum to 1 over time, each `(B, C)`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        mean = (weights * x).sum(-1)
+        return mean, (weights * (x - mean[..., None]).square()).sum(-1)
+    # The same in one piece of new memory.
+    products = weights * x
+    mean = products.sum(-1)
+    torch.sub(x, mean[..., None], out=products).square_().mul_(weights)
+    return mean, products.sum(-1)
 
 
 class LayerMix(nn.Module):

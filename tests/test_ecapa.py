@@ -26,6 +26,36 @@ def test_encoder_does_not_see_the_padding():
         torch.testing.assert_close(together[i, :, :frames], encoder(x[i : i + 1, :, :frames])[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"ecapa_block_input": "sum"}, {"ecapa_padding": "reflect"}])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_overwriting_changes_nothing(fields, compute):
+    """Without gradients memory is used again; the frames, the pooled statistics and the input stay what they were."""
+    model = settle(HamSpkModel(tiny_config(frontend="kaldi", pooling_hidden_norm=True, **fields)))
+    model.to(getattr(torch, compute))
+    x, mask = features(7, 30, 50)
+    x, before = x.to(model.dtype), x.clone()
+    for own in (None, mask):
+        frames = model.backbone(x, own)
+        pooled = model.pooling(frames, own)
+        with torch.no_grad():
+            overwritten = model.backbone(x, own)
+            kept = overwritten.clone()
+            torch.testing.assert_close(overwritten, frames, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model.pooling(overwritten, own), pooled, rtol=1e-5, atol=1e-5)
+        assert torch.equal(overwritten, kept)
+    assert torch.equal(x, before.to(x.dtype))
+
+
+def test_part_of_the_encoder_in_training_mode():
+    """What overwrites and what does not can be mixed."""
+    encoder = settle(Ecapa(tiny_config()))
+    encoder.blocks[1].reduce.norm.train()
+    x, mask = features(7, 30, 50)
+    expected = encoder(x, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x, mask), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_batch_statistics_are_those_of_the_valid_frames():
     masked, concatenated = nn.BatchNorm1d(4).train(), nn.BatchNorm1d(4).train()
     mask = torch.arange(9) < torch.tensor([9, 3, 1])[:, None]
