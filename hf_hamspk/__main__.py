@@ -15,6 +15,8 @@ COMMANDS = {
     "evaluate": "EER, minDCF and plots of a model on trial lists",
     "embed": "speaker embeddings of audio files",
     "verify": "are these recordings of the same speaker?",
+    "enrol": "speaker profiles of recordings, for `identify` and `verify`",
+    "identify": "who of the enrolled speakers is this, if anybody?",
     "push": "publish a model on the Hub, with its card",
     "card": "render a model card from what is known of a model",
     "convert": "bring a checkpoint of another project into the format of this one",

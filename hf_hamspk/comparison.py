@@ -15,7 +15,9 @@ from transformers.utils.hub import cached_file
 
 from .calibration import CALIBRATION_FILE, Calibration
 from .configuration_hamspk import HamSpkConfig
+from .enrolment import SpeakerProfile
 from .frontend import length_mask
+from .identification import SpeakerIdentifier
 from .inputs import check_waveform, length_batches
 from .normalisation import COHORT_FILE, Cohort
 from .scoring import magnitude, score, score_matrix
@@ -126,6 +128,14 @@ class SpeakerComparison(nn.Module):
             ValueError: they are of other weights, for example of those before further training.
         """
         return SpeakerVerifier(self, self.calibration, self.cohort, check_voices)
+
+    def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
+        """What answers who of the enrolled speakers a recording is of, if any.
+
+        Raises:
+            ValueError: no profile, a profile without a name of its own, or anything of another model.
+        """
+        return SpeakerIdentifier(self, profiles, self.calibration, self.cohort, check_voices)
 
     def load_verification(self, source: str | os.PathLike, **where) -> None:
         """Read the calibration and the cohort beside the weights of this model, if they are there.

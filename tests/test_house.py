@@ -18,7 +18,7 @@ TRUNK = [
     ["ecapa", "frontend", "heads", "calibration"],
     ["enrolment", "scorer"],
     ["recordings"],
-    ["verifier"],
+    ["verifier", "identification"],
     ["comparison"],
     ["modeling_hamspk"],
 ]

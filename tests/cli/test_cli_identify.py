@@ -1,0 +1,63 @@
+"""`hamspk enrol` and `hamspk identify`."""
+
+import json
+import shutil
+
+import pytest
+
+from hf_hamspk.enrolment import SpeakerProfile
+
+
+@pytest.fixture
+def people(tmp_path, voices):
+    """A folder of recordings for each of two speakers."""
+    for name, files in {"anna": ("a", "b"), "carl": ("c",)}.items():
+        (tmp_path / "people" / name).mkdir(parents=True)
+        for file in files:
+            shutil.copy(voices / f"{file}.wav", tmp_path / "people" / name)
+    return tmp_path / "people"
+
+
+def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, people, voices, tmp_path):
+    profiles = tmp_path / "profiles"
+    code, out, _ = hamspk("enrol", calibrated_folder, people / "anna", people / "carl", "--profiles", profiles)
+    assert code == 0, out
+    assert sorted(path.name for path in profiles.iterdir()) == ["anna.safetensors", "carl.safetensors"]
+    profile = SpeakerProfile.load(profiles / "anna.safetensors")
+    assert (profile.name, profile.utterances) == ("anna", 2)
+    words = ("identify", calibrated_folder, "--profiles", profiles, "--threshold=-1", voices / "a.wav")
+    code, out, _ = hamspk(*words)
+    assert code == 0
+    assert f"{voices / 'a.wav'}: identified: anna" in out
+    assert "this very recording" in out
+    code, out, err = hamspk(*words, voices / "silence.wav", voices / "nowhere.wav", "--json")
+    answers = json.loads(out)
+    assert code == 1
+    assert "skipped" in err
+    assert answers[str(voices / "silence.wav")]["decision"] == "not enough speech"
+    assert [c["name"] for c in answers[str(voices / "a.wav")]["candidates"]] == ["anna", "carl"]
+    assert "different ways to decide" in refusal(*words, "--prior", "0.5")
+    code, out, _ = hamspk("identify", calibrated_folder, "--profiles", profiles, voices / "a.wav")
+    assert "one of the 2 enrolled: log-likelihood ratio" in out
+
+    altered = profiles / "carl.safetensors"
+    content = altered.read_bytes()
+    altered.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "was altered" in refusal(*words)
+
+
+def test_names_and_bad_folders(hamspk, refusal, model_folder, people, voices, tmp_path):
+    profiles = tmp_path / "profiles"
+    code, out, err = hamspk("enrol", model_folder, voices / "silence.wav", "--name", "nobody", "--profiles", profiles)
+    assert code == 1
+    assert "not enrolled: nobody: Not enough speech" in err
+    assert "holds no profile" in refusal("identify", model_folder, "--profiles", profiles, voices / "a.wav")
+    assert "There is no folder" in refusal("identify", model_folder, "--profiles", tmp_path / "x", voices / "a.wav")
+    assert "is no folder" in refusal("enrol", model_folder, voices / "a.wav", "--profiles", profiles)
+    assert "holds no folder" in refusal(
+        "enrol", model_folder, voices / "a.wav", "--profiles", profiles, "--name", "../x"
+    )
+    hamspk("enrol", model_folder, voices / "c.wav", "--name", "carl", "--profiles", profiles)
+    code, out, _ = hamspk("identify", model_folder, "--profiles", profiles, voices / "a.wav")
+    assert code == 0
+    assert "no decision: the model is not calibrated" in out
