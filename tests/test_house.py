@@ -32,8 +32,9 @@ ROOMS = {
     "shards": {"data"},
     "training": {"shards", "evaluation", "data"},
     "conversion": set(),
+    "search": set(),
     "publishing": {"evaluation"},
-    "cli": {"shards", "training", "evaluation", "data", "conversion", "publishing"},
+    "cli": {"shards", "training", "evaluation", "data", "conversion", "publishing", "search"},
 }
 # Third-party packages with one home: paths, or folders that end in a slash.
 HOMES = {
@@ -42,6 +43,7 @@ HOMES = {
     "av": ("shards/",),
     "matplotlib": ("evaluation/plots.py",),
     "scipy": ("evaluation/",),
+    "faiss": ("search/",),
     "evaluate": ("evaluation/speaker_verification.py",),
 }
 # `evaluate` copies this file elsewhere, where a relative import leads nowhere.

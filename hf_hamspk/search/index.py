@@ -1,0 +1,276 @@
+"""The nearest of many enrolled speakers.
+
+FAISS (or PyTorch, block by block) finds candidates by float32 inner products; they are scored again in float64 by the
+formula of the model, and put in order. An exact index then proves its answer: a key that is no candidate has at most
+the product of the last candidate, plus what rounding can do. Where that does not rule it out, as with near ties or
+equal embeddings, the query is compared with every key in float64. So the answer is that of brute force with
+`scoring.score` in float64; of equal scores the first row comes first.
+
+Letters: `N` enrolled, `Q` queries, `D` embedding size.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..enrolment import SpeakerProfile
+from ..integrity import load_array, save_array, shorten
+from .engines import Engine, FaissEngine, TorchEngine, import_faiss
+from .products import Comparing, Similarity, rounding_bound
+
+KINDS = ("exact", "cells")
+INDEX_KIND = "speaker index"
+SUFFIX, ENGINE_SUFFIX = ".safetensors", ".faiss"
+# Cells that an approximate index searches.
+PROBES = 32
+# Candidates for k neighbours: enough that rounding can hardly reach beyond the last one.
+CANDIDATES_PER_NEIGHBOUR, MORE_CANDIDATES = 2, 16
+# Numbers held at once: 64 MiB of float64.
+BLOCK_NUMBERS = 1 << 23
+
+
+class SearchResult(NamedTuple):
+    """The nearest enrolled of each query, nearest first.
+
+    Attributes:
+        scores: `(Q, k)` float64, the model's scores.
+        rows: `(Q, k)` int64, rows of the enrolled embeddings; -1, with a score of minus infinity, where an approximate
+            index found fewer.
+    """
+
+    scores: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+
+class SpeakerIndex:
+    """Enrolled embeddings of one model, to be searched.
+
+    Args:
+        model: gives the similarity; it is not kept.
+        embeddings: `(N, D)`, finite.
+        names: of the speakers, N of them; None for rows alone.
+        kind: `"exact"`, or `"cells"`: approximate, only the nearest of many cells are looked at; needs FAISS.
+        cells: of the approximate index; None is about four times the root of N.
+        probes: cells that are looked at; more find more and take longer.
+        use_faiss: for an exact index; None where it is installed. The answer is the same.
+
+    Raises:
+        ValueError: unknown kind, or shapes or values that are no embeddings.
+        ImportError: FAISS is needed and not installed.
+    """
+
+    def __init__(
+        self,
+        model: Comparing,
+        embeddings: Tensor,
+        names: Sequence[str] | None = None,
+        kind: str = "exact",
+        cells: int | None = None,
+        probes: int = PROBES,
+        use_faiss: bool | None = None,
+    ):
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        self._keep(embeddings, names)
+        self.similarity, self.fingerprint, self.kind = Similarity.of(model), model.fingerprint(), kind
+        keys = self._key_vectors()
+        if kind == "cells":
+            self._engine: Engine = FaissEngine.cells(keys, cells, probes)
+        else:
+            self._engine = self._exact_engine(keys, use_faiss)
+
+    @classmethod
+    def of_profiles(cls, model: Comparing, profiles: Sequence[SpeakerProfile], **options: Any) -> "SpeakerIndex":
+        """An index of speaker profiles.
+
+        Args:
+            model: that made them.
+            profiles: at least one.
+            options: of the index.
+
+        Raises:
+            ValueError: no profile, or one of another model.
+        """
+        if not profiles:
+            raise ValueError("Nobody is enrolled: give at least one profile.")
+        fingerprint = model.fingerprint()
+        for profile in profiles:
+            profile.check_model(fingerprint)
+        names = ["" if profile.name is None else profile.name for profile in profiles]
+        return cls(model, torch.stack([profile.embedding for profile in profiles]), names, **options)
+
+    def __len__(self) -> int:
+        """Number of enrolled embeddings."""
+        return len(self._embeddings)
+
+    def search(self, queries: Tensor, k: int = 10) -> SearchResult:
+        """The `k` nearest enrolled of each query, or all of them if there are fewer.
+
+        Args:
+            queries: `(Q, D)`, finite, of the same model.
+            k: at least 1.
+
+        Raises:
+            ValueError: shapes or values that do not fit.
+        """
+        queries = queries.detach().cpu().float()
+        if queries.ndim != 2 or queries.shape[1] != self._embeddings.shape[1] or not bool(queries.isfinite().all()):
+            raise ValueError(
+                f"Expected finite queries of shape (Q, {self._embeddings.shape[1]}), got {tuple(queries.shape)}."
+            )
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        k = min(k, len(self))
+        count = min(len(self), CANDIDATES_PER_NEIGHBOUR * k + MORE_CANDIDATES)
+        size = max(1, BLOCK_NUMBERS // (count * queries.shape[1]))
+        parts = [self._search_block(block, k, count) for block in queries.split(size)]
+        if not parts:
+            return SearchResult(np.empty((0, k)), np.empty((0, k), np.int64))
+        return SearchResult(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def name_of(self, row: int) -> str:
+        """The speaker of a row of the answer.
+
+        Raises:
+            ValueError: the index was made without names, or nothing was found.
+        """
+        if self.names is None or row < 0:
+            raise ValueError(f"There is no name for row {row}: the index has no names, or nothing was found.")
+        return self.names[row]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file: the embeddings, and all else as a description with checksum.
+
+        An approximate index writes its cells beside it, in FAISS's format, whose checksum is in the description.
+
+        Raises:
+            ValueError: the path does not end in `.safetensors`.
+        """
+        target = _index_path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        description = {
+            "kind": INDEX_KIND,
+            "index": self.kind,
+            "similarity": self.similarity._asdict(),
+            "fingerprint": self.fingerprint,
+            "names": self.names,
+            "engine": None,
+        }
+        if isinstance(self._engine, FaissEngine) and self.kind == "cells":
+            self._engine.save(target.with_suffix(ENGINE_SUFFIX))
+            description["engine"] = _file_checksum(target.with_suffix(ENGINE_SUFFIX))
+        save_array(target, "embeddings", self._embeddings.numpy(), description)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Comparing, use_faiss: bool | None = None) -> "SpeakerIndex":
+        """Read an index.
+
+        Args:
+            path: what `save` wrote.
+            model: that it is for.
+            use_faiss: as for a new one.
+
+        Raises:
+            ValueError: no such file, altered, no index, of another model, or of one that compares otherwise.
+            ImportError: FAISS is needed and not installed.
+        """
+        source = _index_path(path)
+        array, description = load_array(source, "embeddings")
+        if description.get("kind") != INDEX_KIND:
+            raise ValueError(f"{source} is no speaker index: it describes {sorted(description)}.")
+        index = cls.__new__(cls)
+        index._keep(torch.from_numpy(np.array(array)), description["names"])
+        index.similarity = Similarity(**description["similarity"])
+        index.fingerprint, index.kind = description["fingerprint"], description["index"]
+        index._check_model(model, source)
+        if index.kind != "cells":
+            index._engine = index._exact_engine(index._key_vectors(), use_faiss)
+            return index
+        cells = source.with_suffix(ENGINE_SUFFIX)
+        if not cells.is_file() or _file_checksum(cells) != description["engine"]:
+            state = "is not there" if not cells.is_file() else "was altered, or is of another index"
+            raise ValueError(f"{cells}, which belongs to {source}, {state}. Copy both files, or make the index anew.")
+        index._engine = FaissEngine.load(cells)
+        return index
+
+    def _check_model(self, model: Comparing, source: Path) -> None:
+        found = model.fingerprint()
+        if self.fingerprint != found:
+            raise ValueError(
+                f"{source} is of another model ({shorten(self.fingerprint)}) than the one at hand ({shorten(found)}): "
+                "embeddings of two models cannot be compared. Load that model, or enrol the speakers anew."
+            )
+        if self.similarity != Similarity.of(model):
+            raise ValueError(
+                f"{source} was made for {self.similarity}, the model now compares by {Similarity.of(model)}. Make the "
+                "index anew."
+            )
+
+    def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
+        if embeddings.ndim != 2 or 0 in embeddings.shape or not bool(embeddings.isfinite().all()):
+            raise ValueError(
+                f"Expected finite embeddings of shape (N, D), N at least 1, got {tuple(embeddings.shape)}."
+            )
+        if names is not None and len(names) != len(embeddings):
+            raise ValueError(f"Expected {len(embeddings)} names, one for each embedding, got {len(names)}.")
+        self._embeddings = embeddings.detach().cpu().float().contiguous()
+        self.names = None if names is None else list(names)
+
+    def _key_vectors(self) -> Tensor:
+        rows = max(1, BLOCK_NUMBERS // self._embeddings.shape[1])
+        blocks = [self.similarity.key_vectors(block) for block in self._embeddings.split(rows)]
+        return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+
+    def _exact_engine(self, keys: Tensor, use_faiss: bool | None) -> Engine:
+        self._longest_key = float(torch.linalg.vector_norm(keys, dim=1).max())
+        if use_faiss is None:
+            use_faiss = import_faiss() is not None
+        return FaissEngine.exact(keys) if use_faiss else TorchEngine(keys)
+
+    def _search_block(self, queries: Tensor, k: int, count: int) -> SearchResult:
+        vectors = self.similarity.query_vectors(queries)
+        products, rows = self._engine.search(vectors, count)
+        # In the order of the rows, so that of equal scores the first row comes first.
+        rows = np.sort(rows, axis=1)
+        chosen = torch.from_numpy(rows)
+        scores = self.similarity.score(self._embeddings[chosen.clamp_min(0)], queries[:, None]).numpy()
+        scores[rows < 0] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        result = SearchResult(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+        if self.kind == "exact" and count < len(self):
+            for row in np.flatnonzero(~self._proven(queries, vectors, result, products)):
+                result.scores[row], result.rows[row] = self._brute_force(queries[row], k)
+        return result
+
+    def _proven(
+        self, queries: Tensor, vectors: Tensor, result: SearchResult, products: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Of each query, whether no key but the candidates can be among the nearest."""
+        last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
+        error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()
+        return (last > torch.from_numpy(products.min(axis=1)).double() + error).numpy()
+
+    def _brute_force(self, query: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        rows = max(1, BLOCK_NUMBERS // len(query))
+        scores = torch.cat([self.similarity.score(block, query) for block in self._embeddings.split(rows)]).numpy()
+        candidates = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+        found = candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+        return scores[found], found
+
+
+def _index_path(path: str | os.PathLike[str]) -> Path:
+    if Path(path).suffix != SUFFIX:
+        raise ValueError(f"An index is a file ending in {SUFFIX}, got {os.fspath(path)!r}.")
+    return Path(path)
+
+
+def _file_checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
