@@ -1,0 +1,276 @@
+"""The answer of a verifier: what it rests on, and what it says of recordings that nobody should decide on."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
+
+from hf_hamspk.calibration import OperatingPoint
+from hf_hamspk.enrolment import SpeakerProfile
+from hf_hamspk.normalisation import Cohort
+from hf_hamspk.speech import measure_speech
+from hf_hamspk.verifier import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, SpeakerVerifier
+
+ANNA, BERT = 1, 2
+
+
+@pytest.fixture(scope="module")
+def voices() -> dict[str, np.ndarray]:
+    return {f"{name}{i}": say(number, i) for name, number in (("anna", ANNA), ("bert", BERT)) for i in range(4)}
+
+
+@pytest.fixture
+def model():
+    return KnownSpeakers()
+
+
+@pytest.fixture
+def verifier(model):
+    return SpeakerVerifier(model, calibration_of(model))
+
+
+def about(answer, text: str) -> list[str]:
+    return [warning for warning in answer.warnings if text in warning]
+
+
+def test_one_speaker_and_two(verifier, model, voices):
+    same = verifier.verify([voices["anna0"]], voices["anna1"], RATE)
+    other = verifier.verify([voices["anna0"]], voices["bert0"], RATE)
+    assert (same.decision, other.decision) == (SAME, DIFFERENT)
+    embeddings = model.embed([voices["anna0"], voices["anna1"]], RATE)
+    assert same.score == pytest.approx(float(model.score(*embeddings)), abs=1e-6)
+    assert same.log_likelihood_ratio == pytest.approx(20 * same.score - 10)
+    assert (same.operating_point, same.threshold, same.normalised_score) == ("balanced", 0.0, None)
+    assert same.enrolment_speech == [measure_speech(voices["anna0"], RATE).speech]
+    assert same.test_speech == measure_speech(voices["anna1"], RATE).speech
+    assert same.to_dict()["decision"] == SAME
+
+
+def test_one_pair_and_many_pairs_are_the_same_and_nothing_is_embedded_twice(verifier, model, voices):
+    pairs = [([voices["anna0"], voices["anna2"]], voices["bert0"]), ([voices["bert0"]], voices["anna0"])]
+    alone = [verifier.verify(*pair, RATE) for pair in pairs]
+    verifier.check_voices, model.embedded = False, 0
+    together = verifier.verify_pairs(pairs, RATE)
+    assert model.embedded == 3
+    for one, other in zip(alone, together, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert one.decision == other.decision
+
+
+@pytest.mark.parametrize(
+    ("asked", "threshold", "name"),
+    [
+        ({}, 0.0, "balanced"),
+        ({"operating_point": "strict"}, math.log(99), "strict"),
+        ({"operating_point": OperatingPoint("door", 0.1, 1.0, 10.0)}, math.log(90), "door"),
+        ({"threshold": 0.3}, 0.3, None),
+    ],
+)
+def test_where_the_decision_is_made(verifier, voices, asked, threshold, name):
+    for test in ("anna1", "bert0"):
+        answer = verifier.verify([voices["anna0"]], voices[test], RATE, **asked)
+        assert (answer.threshold, answer.operating_point) == (pytest.approx(threshold), name)
+        compared = answer.score if name is None else answer.log_likelihood_ratio
+        assert answer.decision == (SAME if compared >= threshold else DIFFERENT)
+
+
+def test_without_a_calibration_nothing_is_decided(model, voices):
+    plain = SpeakerVerifier(model)
+    answer = plain.verify([voices["anna0"]], voices["anna1"], RATE)
+    assert answer.score > 0.9
+    assert (answer.decision, answer.log_likelihood_ratio, answer.threshold) == (None, None, None)
+    assert plain.verify([voices["anna0"]], voices["anna1"], RATE, threshold=0.5).decision == SAME
+    for point in ("strict", OperatingPoint("own", 0.5)):
+        with pytest.raises(ValueError, match="this model is not calibrated"):
+            plain.verify([voices["anna0"]], voices["anna1"], RATE, operating_point=point)
+
+
+# -- recordings that nobody should decide on ----------------------------------------------------------------------
+
+
+def not_speech() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    time = np.arange(3 * RATE) / RATE
+    return {
+        "empty": np.zeros(0),
+        "silence": np.zeros(3 * RATE),
+        "noise": 0.1 * draw.standard_normal(3 * RATE),
+        "tone": 0.3 * np.sin(2 * np.pi * 300 * time),
+        "0.3 s of speech": say(ANNA, 0)[RATE : RATE + 4800],
+    }
+
+
+@pytest.mark.parametrize("name", not_speech())
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_not_enough_speech(model, voices, name, calibrated):
+    verifier = SpeakerVerifier(model, calibration_of(model) if calibrated else None)
+    wave = not_speech()[name].astype(np.float32)
+    for enrolment, test, side in ((wave, voices["anna0"], "enrolment"), (voices["anna0"], wave, "test")):
+        for asked in ({}, {"threshold": -1.0}):
+            answer = verifier.verify([enrolment], test, RATE, **asked)
+            assert answer.decision == NOT_ENOUGH_SPEECH
+            assert (answer.score, answer.log_likelihood_ratio, answer.threshold) == (None, None, None)
+            assert about(answer, f"The {side} holds")
+    with pytest.raises(ValueError, match="Not enough speech to enrol anybody"):
+        verifier.enrol([wave], RATE)
+
+
+def test_the_gate_is_the_calibrations(model, voices):
+    strict = SpeakerVerifier(model, calibration_of(model, minimum_speech=30.0))
+    assert strict.verify([voices["anna0"]], voices["anna1"], RATE).decision == NOT_ENOUGH_SPEECH
+
+
+def test_two_people_who_take_turns(verifier, voices):
+    turns = mark(np.concatenate([voices["anna0"], voices["bert0"]]), ANNA)
+    turns[len(voices["anna0"]) :] += (BERT - ANNA) / 65536
+    answer = verifier.verify([voices["anna1"]], turns, RATE)
+    assert answer.decision in (SAME, DIFFERENT)
+    assert about(answer, "The test seems to hold several voices")
+    assert about(verifier.verify([turns], voices["anna1"], RATE), "The enrolment seems to hold several voices")
+    alone = np.concatenate([voices["anna0"], voices["anna1"]])
+    assert not about(verifier.verify([voices["anna2"]], alone, RATE), "several voices")
+    unchecked = SpeakerVerifier(verifier.model, verifier.calibration, check_voices=False)
+    assert not about(unchecked.verify([voices["anna1"]], turns, RATE), "several voices")
+
+
+def test_two_people_at_once_get_a_decision_and_no_warning(verifier, voices):
+    length = min(len(voices["anna0"]), len(voices["bert0"]))
+    both = mark((voices["anna0"][:length] + voices["bert0"][:length]) / 2, ANNA)
+    answer = verifier.verify([voices["anna1"]], both, RATE)
+    assert answer.decision == SAME
+    assert not about(answer, "several voices")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w.copy(), lambda w: w * np.float32(0.25), lambda w: np.round(w * 2048) / 2048]
+)
+def test_the_same_recording_twice(verifier, voices, change):
+    wave = voices["anna0"]
+    again = change(wave).astype(np.float32)
+    assert about(verifier.verify([wave], again, RATE), "The enrolment and the test are the same recording")
+    answer = verifier.verify([voices["anna1"], wave], again, RATE)
+    assert about(answer, "Enrolment recording 2 and the test are the same recording")
+    assert about(
+        verifier.verify([wave, again], voices["anna1"], RATE), "Enrolment recording 2 is the same recording as"
+    )
+    assert not about(verifier.verify([voices["anna1"]], wave, RATE), "same recording")
+    profile = verifier.enrol([wave], RATE)
+    assert about(verifier.verify(profile, wave, RATE), "A recording of the profile and the test are the same recording")
+
+
+def test_a_clipped_recording(verifier, voices):
+    loud = mark(np.clip(voices["anna0"] * 8, -0.5, 0.5), ANNA)
+    answer = verifier.verify([voices["anna1"]], loud, RATE)
+    assert answer.decision == SAME
+    share = measure_speech(loud, RATE).clipped
+    assert share > 0.01
+    assert about(answer, f"The test is clipped: {share:.1%} of its samples are cut off")
+
+
+def test_short_and_noisy_recordings_get_warnings(verifier, voices):
+    short = voices["anna0"][: 2 * RATE]
+    assert about(verifier.verify([short], voices["anna1"], RATE), "below 3 s errors are more frequent")
+    noise = np.random.default_rng(0).standard_normal(len(voices["anna0"]))
+    noisy = mark(voices["anna0"] + 0.5 * np.std(voices["anna0"]) * noise, ANNA)
+    assert about(verifier.verify([voices["anna1"]], noisy, RATE), "The test is noisy")
+
+
+# -- several recordings, and profiles -------------------------------------------------------------------------------
+
+
+def test_several_recordings_and_their_profile_are_the_same(verifier, voices):
+    enrolment = [voices[f"anna{i}"] for i in range(3)]
+    profile = verifier.enrol(enrolment, RATE, name="Anna")
+    files, kept = (verifier.verify(side, voices["anna3"], RATE) for side in (enrolment, profile))
+    assert files.score == pytest.approx(kept.score, abs=1e-6)
+    assert files.enrolment_speech == pytest.approx(kept.enrolment_speech)
+    assert about(files, "The enrolment has 3 recordings, the calibration was measured with 1")
+    assert (profile.name, profile.utterances, profile.fingerprint) == ("Anna", 3, verifier.fingerprint)
+
+
+@pytest.mark.parametrize("combine", ["mean", "length_weighted", "barycentre"])
+def test_more_recordings_are_nearer_to_the_speaker(voices, combine):
+    verifier = SpeakerVerifier(noisy := KnownSpeakers(noise=1.0), calibration_of(noisy))
+    test = voices["anna3"]
+    one = np.mean([verifier.verify([voices[f"anna{i}"]], test, RATE).score for i in range(3)])
+    assert verifier.verify([voices[f"anna{i}"] for i in range(3)], test, RATE, combine=combine).score > one
+
+
+def test_a_stranger_among_the_enrolment_is_named(verifier, voices):
+    mixed = [voices["anna0"], voices["bert0"], voices["anna1"]]
+    assert verifier.enrol(mixed, RATE).warnings == (
+        "Enrolment recording 2 does not fit the others: the model takes it for another speaker. Listen to it.",
+    )
+    assert "do not fit each other" in verifier.enrol(mixed[:2], RATE).warnings[0]
+    left_out = verifier.enrol([voices["anna0"], np.zeros(RATE, np.float32)], RATE)
+    assert left_out.warnings[0] == "Enrolment recording 2 was left out: it holds 0.0 s of speech."
+    assert left_out.utterances == 1
+
+
+def test_a_profile_comes_back_as_it_was_and_belongs_to_its_model(tmp_path, verifier, voices):
+    profile = verifier.enrol([voices["anna0"], voices["anna1"]], RATE, name="Anna")
+    profile = replace(profile, model_id="owner/name", revision="c" * 40)
+    path = tmp_path / "anna.safetensors"
+    profile.save(path)
+    again = SpeakerProfile.load(path, verifier.fingerprint)
+    assert torch.equal(again.embedding, profile.embedding)
+    for name in (
+        "name",
+        "seconds",
+        "snr_db",
+        "magnitude",
+        "combine",
+        "fingerprint",
+        "model_id",
+        "revision",
+        "recordings",
+    ):
+        assert getattr(again, name) == getattr(profile, name)
+    message = r"The profile of 'Anna' was made by the model owner/name \(aaaaaaaaaaaa\), not by the one at hand"
+    with pytest.raises(ValueError, match=message):
+        SpeakerProfile.load(path, "b" * 64)
+    other = KnownSpeakers("b" * 64)
+    with pytest.raises(ValueError, match=message):
+        SpeakerVerifier(other).verify(again, voices["anna2"], RATE)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="was altered: its tensor 'embedding'"):
+        SpeakerProfile.load(path)
+    Cohort(torch.randn(3, SIZE), "a").save(path)
+    with pytest.raises(ValueError, match="holds the tensors"):
+        SpeakerProfile.load(path)
+
+
+def test_a_verifier_of_normalised_scores(model, voices):
+    cohort = Cohort(torch.randn(40, SIZE), model.fingerprint())
+    calibration = calibration_of(
+        model, weights={"score": 1.0}, offset=-3.0, normalisation="as", top=20, cohort=cohort.checksum
+    )
+    answer = SpeakerVerifier(model, calibration, cohort).verify([voices["anna0"]], voices["anna1"], RATE)
+    assert answer.log_likelihood_ratio == pytest.approx(answer.normalised_score - 3)
+    assert answer.decision == SAME
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_refused(verifier, voices):
+    anna = voices["anna0"]
+    with pytest.raises(ValueError, match=r"works at 16000 Hz, the audio has 8000 Hz\. Resample"):
+        verifier.verify([anna], anna, 8000)
+    with pytest.raises(ValueError, match="An enrolment needs at least one recording"):
+        verifier.verify([], anna, RATE)
+    with pytest.raises(ValueError, match="not both"):
+        verifier.verify([anna], anna, RATE, operating_point="strict", threshold=0.0)
+    with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+        verifier.verify([anna], anna, RATE, threshold=math.nan)
+    with pytest.raises(ValueError, match="no operating point 'lax'"):
+        verifier.verify([anna], anna, RATE, operating_point="lax")
+    with pytest.raises(ValueError, match="combine must be one of"):
+        verifier.verify([anna], anna, RATE, combine="median")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        verifier.verify([anna], np.append(anna, np.float32(np.nan)), RATE)
