@@ -178,7 +178,7 @@ class SpeakerComparison(nn.Module):
         except ValueError as error:
             raise ValueError(
                 f"The weights of {source} come with files that do not fit them. {error} To use the model without "
-                f"decisions, delete {' and '.join(files.values())}."
+                f"decisions, load it with calibrated=False, or delete {' and '.join(files.values())}."
             ) from error
 
     def save_verification(self, folder: str | os.PathLike) -> list[str]:

@@ -95,7 +95,6 @@ class HamSpkConfig(PreTrainedConfig):
 
     Scoring
         similarity: how two embeddings are compared: `"cosine"`, as in the paper, or `"hyperbolic"`.
-        threshold: scores at or above it are decided "same speaker"; None where none was measured.
 
     Origin
         converted_from: whose checkpoint the weights were made of; None where they were trained here.
@@ -157,7 +156,6 @@ class HamSpkConfig(PreTrainedConfig):
     hyperbolic_weight: Number = 0.7
 
     similarity: Literal["cosine", "hyperbolic"] = "cosine"
-    threshold: Number | None = None
 
     converted_from: str | None = None
     source_licence: str | None = None
@@ -282,8 +280,6 @@ class HamSpkConfig(PreTrainedConfig):
             )
         if not 0 < self.clip_radius < math.inf:
             raise ValueError(f"clip_radius must be above 0 and finite, got {self.clip_radius}.")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ValueError(f"threshold must be finite, got {self.threshold}; None where none was measured.")
         if self.learnable_curvature and self.head not in ("h", "ham", "joint"):
             raise ValueError(f"learnable_curvature needs a hyperbolic head ('h', 'ham' or 'joint'), got {self.head!r}.")
         if curvature is not None and self.is_hyperbolic:

@@ -95,8 +95,16 @@ class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
         """There are no token embeddings; quantisation asks."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, calibrated: bool = True, **kwargs
+    ):
         """As in transformers, of safetensors only, and the calibration and the cohort that lie beside the weights.
+
+        Args:
+            pretrained_model_name_or_path: as in transformers.
+            args: as in transformers.
+            calibrated: False leaves calibration and cohort out, for example before further training.
+            kwargs: as in transformers.
 
         Raises:
             ValueError: they were altered or are of another model.
@@ -105,7 +113,7 @@ class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:
+        if pretrained_model_name_or_path is not None and calibrated:
             commit = getattr(model.config, "_commit_hash", None)
             where = kwargs if commit is None else kwargs | {"revision": commit}
             model.load_verification(pretrained_model_name_or_path, **where)

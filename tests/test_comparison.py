@@ -98,8 +98,10 @@ def test_files_of_another_model_are_refused(tmp_path, folder, name):
 )
 def test_altered_files_are_refused_with_what_to_do(folder, change, message):
     change(folder)
-    with pytest.raises(ValueError, match=f"{message}.* To use the model without decisions, delete"):
+    with pytest.raises(ValueError, match=f"{message}.* To use the model without decisions, .* delete"):
         HamSpkModel.from_pretrained(folder)
+    plain = HamSpkModel.from_pretrained(folder, calibrated=False)
+    assert (plain.calibration, plain.cohort) == (None, None)
 
 
 def edit(path, old: str, new: str) -> None:

@@ -32,8 +32,8 @@ def test_open_fields_take_the_published_values_of_the_head(head):
 
 
 def test_given_values_are_kept_even_where_they_are_zero():
-    config = HamSpkConfig(head="softmax", margin=0.0, scale=2, threshold=0.0, mask_frames=0, euclidean_weight=0)
-    assert (config.margin, config.scale, config.threshold, config.mask_frames) == (0.0, 2, 0.0, 0)
+    config = HamSpkConfig(head="softmax", margin=0.0, scale=2, clip_radius=0.5, mask_frames=0, euclidean_weight=0)
+    assert (config.margin, config.scale, config.clip_radius, config.mask_frames) == (0.0, 2, 0.5, 0)
     assert config.euclidean_weight == 0
 
 
@@ -133,7 +133,6 @@ def test_masks_are_not_negative(name):
         ),
         ({"clip_radius": 0.0}, "clip_radius must be above 0 and finite, got 0.0."),
         ({"clip_radius": math.inf}, "clip_radius must be above 0 and finite, got inf."),
-        ({"threshold": math.nan}, "threshold must be finite, got nan; None where none was measured."),
         ({"curvature": 1.0}, "The released distance needs curvature > 1, got 1.0"),
         ({"curvature": math.inf}, "curvature must be finite, got inf."),
         ({"head": "am", "similarity": "hyperbolic", "curvature": 0.5}, "The released distance needs curvature > 1"),
@@ -193,7 +192,7 @@ def test_values_of_another_type_are_refused(name, value):
         ("sample_rate", "sampling_rate"),
         ("num_label", "num_labels"),
         ("lable2id", "label2id"),
-        ("treshold", "threshold"),
+        ("similarty", "similarity"),
         ("backbone_confg", "backbone_config"),
     ],
 )
@@ -223,7 +222,7 @@ def test_a_value_set_later_is_refused_when_saved(tmp_path):
 @pytest.mark.parametrize("backbone", ["ecapa", *BACKBONES])
 def test_a_saved_configuration_is_the_same(backbone, tmp_path):
     fields = {"pooling": "mhfa", "freeze_backbone": True} if backbone != "ecapa" else {"frontend": "kaldi"}
-    config = tiny_config(backbone, head="joint", margin=0.0, threshold=0.25, similarity="hyperbolic", **fields)
+    config = tiny_config(backbone, head="joint", margin=0.0, similarity="hyperbolic", **fields)
     config.save_pretrained(tmp_path)
     for loaded in (HamSpkConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is HamSpkConfig

@@ -103,15 +103,13 @@ def run(arguments: argparse.Namespace) -> int:
     pairs = choose_pairs(test)
     answers = ask_stranger(folder, pairs)
     for kind, answer in zip(pairs, answers, strict=True):
-        print(f"{kind:<19} score {answer['score']:.4f}, threshold {answer['threshold']:.4f}: {answer['decision']}")
+        print(f"{kind:<19} {format_answer(answer)}")
 
     _headline(5, "plots")
-    threshold = answers[0]["threshold"]
-    draw(folder, untrained, trained, threshold, model.config.similarity)
+    draw(folder, untrained, trained, model.config.similarity)
     facts = {
         "untrained": untrained.summary(),
         "trained": trained.summary(),
-        "threshold_of_dev_list": threshold,
         "fresh_process": dict(zip(pairs, answers, strict=True)),
         "training_seconds": training_seconds,
         "seconds": time.monotonic() - began,
@@ -214,15 +212,23 @@ def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def draw(
-    folder: Path, untrained: VerificationResult, trained: VerificationResult, threshold: float, similarity: str
-) -> None:
-    """`det.png` and `scores.png`."""
+def format_answer(answer: dict) -> str:
+    """The answer of `stranger.py` to a pair, in a line."""
+    if answer["score"] is None:
+        return answer["decision"]
+    score = f"score {answer['score']:.4f}"
+    if answer["log_likelihood_ratio"] is None:
+        return f"{score}; no decision, as the model is not calibrated"
+    ratio = f"log-likelihood ratio {answer['log_likelihood_ratio']:.2f}, threshold {answer['threshold']:.2f}"
+    return f"{score}, {ratio}: {answer['decision']}"
+
+
+def draw(folder: Path, untrained: VerificationResult, trained: VerificationResult, similarity: str) -> None:
+    """`det.png` and `scores.png`, with the threshold of the EER."""
     curves = {name: (r.scores, r.labels) for name, r in (("untrained", untrained), ("trained", trained))}
     plot_det(curves, folder / "det.png", "Synthetic voices")
-    plot_score_histogram(
-        trained.scores, trained.labels, folder / "scores.png", threshold, similarity, "Synthetic voices, trained model"
-    )
+    threshold, title = trained.eer_threshold, "Synthetic voices, trained model"
+    plot_score_histogram(trained.scores, trained.labels, folder / "scores.png", threshold, similarity, title)
 
 
 def format_summary(folder: Path, size: Size, facts: dict) -> str:

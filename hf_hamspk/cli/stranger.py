@@ -2,7 +2,7 @@
 
     python -P stranger.py MODEL enrolment.flac test.flac [enrolment.flac test.flac ...]
 
-Prints a JSON list with the score, the threshold and the decision of each pair. `-P` keeps Python from taking the files
+Prints a JSON list with the answer to each pair. `-P` keeps Python from taking the files
 beside this one for the packages of the same names.
 """
 
@@ -10,7 +10,6 @@ import json
 import sys
 
 import soundfile
-import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 REFUSED = "hf_hamspk"
@@ -32,15 +31,11 @@ def main() -> None:
     name, *files = sys.argv[1:]
     model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
     extractor = AutoFeatureExtractor.from_pretrained(name)
+    verifier = model.verifier()
     answers = []
     for pair in zip(files[::2], files[1::2], strict=True):
-        waveforms = [soundfile.read(file, dtype="float32")[0] for file in pair]
-        inputs = extractor(waveforms, sampling_rate=extractor.sampling_rate, padding=True, return_tensors="pt")
-        with torch.inference_mode():
-            enrolment, test = model(**inputs).embeddings
-        score, threshold = model.score(enrolment, test).item(), model.config.threshold
-        decision = "same speaker" if score >= threshold else "different speakers"
-        answers.append({"score": score, "threshold": threshold, "decision": decision})
+        enrolment, test = (soundfile.read(file, dtype="float32")[0] for file in pair)
+        answers.append(verifier.verify([enrolment], test, extractor.sampling_rate).to_dict())
     if REFUSED in sys.modules:
         sys.exit(f"{REFUSED} was imported after all")
     print(json.dumps(answers))

@@ -179,8 +179,8 @@ def training_batches(
 def build_config(recipe: Recipe) -> HamSpkConfig:
     """The configuration that a recipe describes, before the training speakers are known.
 
-    Fine-tuning takes everything from the initial model but what the recipe sets, its threshold, and the scale, margin
-    and curvature if the recipe chooses another head: those are the new head's published ones.
+    Fine-tuning takes everything from the initial model but what the recipe sets, and the scale, margin and
+    curvature if the recipe chooses another head: those are the new head's published ones.
 
     Raises:
         ValueError: a value is out of range or does not fit the others, or there is no such model.
@@ -196,7 +196,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
                 if fields.get("head", values.get("head")) != values.get("head")
                 else set()
             )
-            dropped = {"threshold", "auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
+            dropped = {"auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
             return make_config({k: v for k, v in values.items() if k not in dropped} | fields)
         if start.backbone is not None:
             backbone = AutoConfig.from_pretrained(start.backbone)
@@ -228,7 +228,11 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
     logging.set_verbosity_error()
     try:
         model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            start.initial_model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+            start.initial_model,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            calibrated=False,
         )
     finally:
         logging.set_verbosity(verbosity)

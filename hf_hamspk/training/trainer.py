@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
-from ..evaluation.verification import VerificationResult, embed_files, verify_trials
+from ..evaluation.verification import EmbeddedFiles, VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe
 from .building import (
@@ -46,6 +46,7 @@ from .checkpoints import (
     trim_metrics,
     write_folder,
 )
+from .decisions import calibrate_on, summarise
 from .memory import keep_freed_memory
 from .results import list_names
 from .schedules import learning_rate, margin
@@ -241,8 +242,6 @@ class Trainer:
 
     def _keep_epoch_weights(self, epoch: int) -> None:
         self._require_finite()
-        # A threshold belongs to the weights it was measured with.
-        self.bare_model.config.threshold = None
         if self.accelerator.is_main_process:
             save_epoch_weights(self.bare_model, self.output_dir, epoch, self.args.average_last)
 
@@ -252,26 +251,30 @@ class Trainer:
             return
         self._log({"dev_eer": result.eer} | {f"dev_min_dcf_{p:g}": c for p, c in result.min_dcf.items()})
         self._say(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
-        self.bare_model.config.threshold = result.eer_threshold
         if self.progress.best_eer is None or result.eer < self.progress.best_eer:
             self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
             self._save_model("best")
 
-    def _evaluate(self, trial_list: str) -> VerificationResult | None:
-        """Embed the files of a trial list, shared among the ranks; the result on the main process, None elsewhere."""
-        trials, accelerator = self.trials[trial_list], self.accelerator
-        mine = trials.files[accelerator.process_index :: accelerator.num_processes]
+    def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
+        """Embed the files of a trial list, shared among the ranks."""
+        accelerator = self.accelerator
+        mine = self.trials[trial_list].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(
-            self.bare_model, mine, trial_root(self.data), self.data.protocol, accelerator.is_local_main_process
+            self.bare_model, mine, trial_root(self.data), self.data.protocol, accelerator.is_local_main_process, measure
         )
         if accelerator.num_processes > 1:
             first, *others = gather_object([embedded])
             embedded = first.merge(others)
         self._set_training_mode()
-        if not accelerator.is_main_process:
+        return embedded
+
+    def _evaluate(self, trial_list: str, embedded: EmbeddedFiles | None = None) -> VerificationResult | None:
+        """The result on the main process, None elsewhere, and where there is none."""
+        embedded = self._embed(trial_list) if embedded is None else embedded
+        if not self.accelerator.is_main_process:
             return None
         try:
-            return verify_trials(self.bare_model, trials, embedded)
+            return verify_trials(self.bare_model, self.trials[trial_list], embedded)
         except ValueError as error:
             self._say(f"{trial_list} could not be evaluated: {error}")
             return None
@@ -300,7 +303,7 @@ class Trainer:
     # -- the end of the run -----------------------------------------------------------------------------------------
 
     def _finish(self) -> dict[str, Any]:
-        """Average the last epochs into `final`, evaluate it on the test lists, write `results.json`.
+        """Average the last epochs into `final`, calibrate and evaluate it, write `results.json`.
 
         A last epoch that `max_steps` cut short counts as one.
         """
@@ -311,7 +314,6 @@ class Trainer:
         weights, files = average_epoch_weights(self.output_dir, self.args.average_last)
         self.bare_model.load_state_dict(weights)
         self.bare_model.set_margin(self.final_margin)
-        self.bare_model.config.threshold = None
         self._save_model("final")
         results: dict[str, Any] = {
             "model": "final",
@@ -326,15 +328,10 @@ class Trainer:
             "unreadable_training_files": self.crops.failures,
             "test": {},
         }
+        if self.data.dev_trials is not None:
+            self._calibrate(self.data.dev_trials, results)
         for trial_list, name in list_names(self.data.test_trials).items():
-            result = self._evaluate(trial_list)
-            if result is not None:
-                results["test"][name] = result.summary()
-        dev = None if self.data.dev_trials is None else self._evaluate(self.data.dev_trials)
-        if dev is not None:
-            self.bare_model.config.threshold = dev.eer_threshold
-            results["dev"] = dev.summary()
-            self._save_model("final")
+            self._add_result(results["test"], name, self._evaluate(trial_list))
         if results["unreadable_training_files"]:
             self._say(f"{len(results['unreadable_training_files'])} training files could not be read, see results.json")
         if self.accelerator.is_main_process:
@@ -342,6 +339,26 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
+
+    def _calibrate(self, trial_list: str, results: dict[str, Any]) -> None:
+        """Evaluate `final` on the development trials, and make decisions out of its scores there."""
+        embedded = self._embed(trial_list, measure=True)
+        result = self._evaluate(trial_list, embedded)
+        if result is None:
+            return
+        try:
+            audio = Path(trial_list).name
+            self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
+        except ValueError as error:
+            self._say(f"{trial_list} is no calibration, so 'final' makes no decisions: {error}")
+        self._add_result(results, "dev", result)
+        self._save_model("final")
+
+    def _add_result(self, results: dict[str, Any], name: str, result: VerificationResult | None) -> None:
+        if result is not None:
+            # The calibration is one of whole utterances.
+            applies = self.data.protocol == "whole"
+            results[name] = summarise(result, self.bare_model.calibration if applies else None)
 
     # -- telling ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 
 from hf_hamspk import HamSpkForXVector
+from hf_hamspk.calibration import Calibration
+from hf_hamspk.data.synthetic import make_corpus
 from hf_hamspk.training import Trainer, format_results, read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +56,27 @@ def test_run_leaves_models_results_and_logs(tmp_path, run_words, corpus):
         model = HamSpkForXVector.from_pretrained(folder / name)
         assert model.config.id2label[5] == "s5"
         assert AutoFeatureExtractor.from_pretrained(folder / name).sampling_rate == 16000
-    assert model.config.threshold == results["dev"]["eer_threshold"]
+    assert model.calibration is None  # chords in noise are no speech, and 12 trials are too few
+    assert "operating_points" not in results["dev"]
     assert len(list((folder / "checkpoints").glob("step-*"))) == 2
     assert read_recipe([str(folder / "recipe.yaml")]).training.epochs == 4
+
+
+@pytest.mark.slow
+def test_final_decides_at_operating_points(tmp_path, run_words):
+    """With a development list of speech, as many speakers and pairs as a calibration needs."""
+    root = make_corpus(tmp_path / "corpus", 12, 4, 5, (1.5, 1.8), test_share=0.5)
+    words = {"train_data": root / "train.csv", "audio_root": root, "dev_trials": root / "trials.txt"}
+    results = train(run_words(tmp_path / "run", epochs=2, **words, test_trials=root / "trials.txt"))
+    model = HamSpkForXVector.from_pretrained(tmp_path / "run" / "final")
+    assert model.calibration is not None
+    assert (model.calibration.audio, model.calibration.normalisation) == ("trials.txt", "none")
+    names = [point.name for point in model.calibration.operating_points]
+    for row in (results["dev"], results["test"]["trials"]):
+        assert list(row["operating_points"]) == names
+        assert row["cllr"] > 0
+    assert "actDCF(strict)" in format_results(results)
+    assert HamSpkForXVector.from_pretrained(tmp_path / "run" / "last").calibration is None
 
 
 def test_final_is_the_mean_of_the_last_epochs(tmp_path, run_words):
@@ -248,15 +268,18 @@ def test_a_new_run_in_a_used_folder_forgets_the_old_one(tmp_path, run_words):
 
 
 def test_fine_tuning_takes_nothing_stale(tmp_path, run_words):
-    """No threshold of the old model, the published settings of a new head, and no encoder weights left to chance."""
+    """No calibration of the old model, the published settings of a new head, no encoder weights left to chance."""
     train(run_words(tmp_path / "first", epochs=1, head="softmax"))
     first = tmp_path / "first" / "final"
-    assert HamSpkForXVector.from_pretrained(first).config.threshold is not None
+    old = HamSpkForXVector.from_pretrained(first)
+    old.calibration = Calibration(old.fingerprint(), "cosine", 0.0, {"score": 1.0})
+    old.save_pretrained(first)
     words = run_words(tmp_path / "second", epochs=1, initial_model=first, head="ham")
     dev = words.index("--dev_trials")
     train(words[:dev] + words[dev + 2 :])
-    config = HamSpkForXVector.from_pretrained(tmp_path / "second" / "final").config
-    assert (config.threshold, config.scale, config.curvature, config.margin) == (None, 30.0, 3.0, 0.2)
+    new = HamSpkForXVector.from_pretrained(tmp_path / "second" / "final")
+    assert (new.config.scale, new.config.curvature, new.config.margin) == (30.0, 3.0, 0.2)
+    assert new.calibration is None
     with pytest.raises(ValueError, match=re.escape("do not fit the model that the recipe describes")):
         train(run_words(tmp_path / "third", initial_model=first, ecapa_channels=32))
     with pytest.raises(ValueError, match=re.escape("pooling 'mhfa' weighs the layers of a transformers backbone")):
