@@ -370,6 +370,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
+        return_logits: bool | None = None,
         **kwargs,
     ) -> XVectorOutput | tuple:
         """Embeddings, logits and loss.
@@ -379,10 +380,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
             attention_mask: `(B, L)`, 1 for samples and 0 for padding; None where nothing is padded.
             labels: `(B,)` speakers in [0, num_labels), for the loss.
             return_dict: False for a plain tuple.
+            return_logits: None for logits unless a loss is trained on, which does without a tensor of B x K.
             kwargs: ignored; what a processor may add.
 
         Returns:
             `loss`: scalar, with the margin; `logits` `(B, K)`: scaled, without margin; `embeddings` `(B, D)`.
+            What was not asked for is None, or left out of a plain tuple.
 
         Raises:
             ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
@@ -390,6 +393,6 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         if labels is not None and labels.device.type == "cpu":
             check_labels(labels, cast(int, self.config.num_labels))
         embeddings = self.hamspk(input_values, attention_mask).embeddings
-        logits, loss = self.head(embeddings, labels)
+        logits, loss = self.head(embeddings, labels, return_logits)
         output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)
         return output.to_tuple() if return_dict is False else output

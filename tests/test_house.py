@@ -13,8 +13,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_hamspk"
 
 # The trunk, level by level: a file imports only from lines above its own here (lower in the drawing).
 TRUNK = [
-    ["poincare", "pooling", "inputs", "speech", "integrity"],
+    ["poincare", "pooling", "inputs", "speech", "integrity", "margins", "sharding"],
     ["configuration_hamspk", "scoring", "normalisation"],
+    ["lifting"],
+    ["blocks"],
+    ["fused"],
     ["ecapa", "frontend", "heads", "calibration"],
     ["enrolment", "scorer"],
     ["recordings"],

@@ -143,7 +143,7 @@ def test_one_step_of_every_head_on_every_backbone_lowers_the_loss(backbone, head
     model = HamSpkForXVector(tiny_config(backbone, head=head)).train()
     batch = training_batch()
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
-    before = model(**batch)
+    before = model(**batch, return_logits=True)
     assert before.logits.shape == (6, 5) and before.embeddings.shape == (6, 24)
     before.loss.backward()
     for name, parameter in model.named_parameters():

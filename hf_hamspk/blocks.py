@@ -1,0 +1,318 @@
+"""The two passes of the fused loss over blocks of centres; see the module `fused` for what it is and why.
+
+Letters: `B` batch, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
+
+With the logits `z` of impostors, those of the targets `t` and `S = sum exp z` over the impostors, a loss is
+`log(1 + exp(log S - t))`. Its gradient is `q exp(z) / S` for an impostor and `-q` for the target, where
+`q = S / (S + exp t)` is the probability that the head gives to the impostors together; there is no cancellation.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lifting import (
+    HeadSettings,
+    Radial,
+    curvature_gradient,
+    fixed_shift,
+    lift_centres,
+    lift_embeddings,
+    pull_back,
+    radial_parts,
+    target_similarity,
+)
+from .margins import add_margin
+from .sharding import Shard, largest_over_ranks, sum_over_ranks
+
+# Entries of a block, B x N: the passes over it should stay in the cache of a CPU, and each should fill a GPU.
+CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
+SMALLEST_BLOCK = 64
+ROOT_OF_TWO = 2**0.5
+
+
+class ClassBlocks:
+    """One loss: what it is of, and what its backward pass needs besides the inputs."""
+
+    needs_grad = True
+
+    def __init__(
+        self,
+        settings: HeadSettings,
+        curvature: float | None,
+        chosen: Tensor | None,
+        shard: Shard | None,
+        kept_bytes: int,
+    ):
+        self.settings, self.fixed_curvature, self.chosen, self.shard = settings, curvature, chosen, shard
+        self.kept_bytes = kept_bytes
+        self.shift = fixed_shift(settings, curvature)
+        self.kept: dict[int, Tensor] = {}
+        self.buffer: Tensor | None = None
+        # Where the shift is the largest logit so far: that of each block.
+        self.shifts: dict[int, Tensor] = {}
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, curvature: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        c = self.fixed_curvature if curvature is None else curvature.detach()
+        self.places = self._places(labels, weight)
+        self.target = self._target(x, weight, bias, curvature)
+        self.x_radial = radial_parts(x, x.dtype, c, self.settings)
+        self.radial = radial_parts(self._taking_part(weight), x.dtype, c, self.settings)
+        self.lifted = lift_embeddings(x, self.x_radial, 0.0 if self.shift is None else self.shift, self.settings)
+        batch = x.shape[0]
+        entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
+        self.block = max(SMALLEST_BLOCK, entries // max(batch, 1))
+        keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
+        self.total, self.grad = x.new_zeros(batch), torch.zeros_like(self.lifted)
+        self.distance_sum = None if curvature is None else x.new_zeros(batch)
+        self.running = self.target_logit.detach().clone() if self.shift is None else None
+        for number, span in enumerate(self._spans(weight)):
+            _, lifted = self._lift(weight, bias, span)
+            derivative = self._derivative(number, lifted)
+            if self.needs_grad:
+                self.grad.addmm_(derivative, lifted)
+            if number < keep:
+                self.kept[number] = derivative
+        return self._losses()
+
+    def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
+        """Where each label is among the rows that take part, -1 for a speaker of another rank."""
+        first = 0 if self.shard is None else self.shard.first
+        self.own = (labels >= first) & (labels < first + weight.shape[0])
+        local = (labels - first).clamp(0, weight.shape[0] - 1)
+        self.local = local
+        places = local if self.chosen is None else torch.searchsorted(self.chosen, local)
+        return places.where(self.own, -1)
+
+    def _target(self, x: Tensor, weight: Tensor, bias: Tensor | None, curvature: Tensor | None) -> tuple:
+        """The graph of the similarity to the own centre, with its margin: its inputs, and the similarity `(B,)`."""
+        with torch.enable_grad():
+            rows = weight.detach()[self.local].to(x.dtype)
+            own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
+            inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
+            for tensor in inputs:
+                if tensor is not None:
+                    tensor.requires_grad_(self.needs_grad)
+            c = self.fixed_curvature if curvature is None else inputs[3]
+            similarity = target_similarity(inputs[0], rows, own_bias, c, self.settings)
+            similarity = add_margin(similarity, self.settings.margin_kind, self.settings.margin)
+        known = similarity.detach().where(self.own, 0.0)
+        self.target_logit = self.settings.scale * sum_over_ranks(known, self.shard)
+        return inputs, similarity
+
+    def _taking_part(self, tensor: Tensor, span: slice = slice(None)) -> Tensor:
+        return tensor[span] if self.chosen is None else tensor[self.chosen[span]]
+
+    def _spans(self, weight: Tensor) -> list[slice]:
+        """The blocks, as slices of the rows that take part."""
+        count = weight.shape[0] if self.chosen is None else self.chosen.shape[0]
+        return [slice(start, min(start + self.block, count)) for start in range(0, count, self.block)]
+
+    def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
+        """Rows `(N, D)` of a block, and lifted `(N, A)`; the latter are good until the next call."""
+        dtype = self.lifted.dtype
+        rows = self._taking_part(weight, span).to(dtype)
+        block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
+        if self.buffer is None:
+            self.buffer = self.lifted.new_empty(rows.shape[0], self.lifted.shape[1])
+        lifted = self.buffer[: rows.shape[0]]
+        lift_centres(rows, block_bias, _part(self.radial, span), lifted)
+        return rows, lifted
+
+    def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
+        """Derivatives `(B, N)` of the logits of a block times their exponentials; the sums go on, unless `again`."""
+        product = torch.mm(self.lifted, lifted.mT)
+        places = self.places - number * self.block
+        inside = ((places >= 0) & (places < lifted.shape[0]))[:, None]
+        index = places.clamp(0, lifted.shape[0] - 1)[:, None]
+        if self.settings.kind == "hyperbolic":
+            _mark(product, index, inside, torch.inf)
+            sinh = to_distance(product)
+            distance = product.clone() if self.distance_sum is not None and not again else None
+            logits = product.mul_(-self._distance_scale())
+            masked = None
+        else:
+            sinh, distance, logits = None, None, product
+            masked = self._hinge(logits)
+            _mark(logits, index, inside, -torch.inf)
+        exponentials = self._exponentials(number, logits, again)
+        if not again:
+            self.total += exponentials.sum(1)
+            if distance is not None and self.distance_sum is not None:
+                # A target, at infinity, counts 0.
+                self.distance_sum += (exponentials * distance.clamp_max_(torch.finfo(distance.dtype).max)).sum(1)
+        if sinh is not None:
+            return exponentials.div_(sinh)
+        return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
+
+    def _distance_scale(self) -> float | Tensor:
+        """`s f`: what a distance of the unit ball is multiplied by to be minus a logit."""
+        if self.settings.projection == "released":
+            return self.settings.scale
+        c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
+        return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
+
+    def _hinge(self, logits: Tensor) -> Tensor | None:
+        """Set the logits of easy impostors to 0 where the margin asks for it; returns where that was, `(B, N)`."""
+        if self.settings.margin_kind != "real":
+            return None
+        shift = 0.0 if self.shift is None else self.shift
+        easy = logits < (self.target_logit - shift)[:, None]
+        logits.masked_fill_(easy, -shift)
+        return easy
+
+    def _exponentials(self, number: int, logits: Tensor, again: bool) -> Tensor:
+        if self.running is None:
+            if self.settings.kind == "hyperbolic" and self.shift:
+                logits.sub_(self.shift)
+            return logits.exp_()
+        if not again:
+            largest = torch.maximum(self.running, logits.amax(1))
+            shrink = (self.running - largest).exp()
+            self.total *= shrink
+            self.grad *= shrink[:, None]
+            if self.distance_sum is not None:
+                self.distance_sum *= shrink
+            self.running = self.shifts[number] = largest
+        return logits.sub_(self.shifts[number][:, None]).exp_()
+
+    def _losses(self) -> Tensor:
+        shift: float | Tensor = 0.0 if self.shift is None else self.shift
+        if self.running is not None:
+            shift = largest_over_ranks(self.running.clone(), self.shard)
+            shrink = (self.running - shift).exp()
+            self.total *= shrink
+            self.grad *= shrink[:, None]
+            if self.distance_sum is not None:
+                self.distance_sum *= shrink
+            self.running = shift
+        total = sum_over_ranks(self.total, self.shard)
+        # The logarithm of the odds of an impostor. Without impostors it is minus infinity, and the loss 0.
+        odds = total.log() + shift - self.target_logit
+        self.wrong = odds.sigmoid()
+        self.total = total.clamp_min(torch.finfo(total.dtype).tiny)
+        return torch.logaddexp(odds, torch.zeros_like(odds))
+
+    # -- backward ---------------------------------------------------------------------------------------------------
+
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, curvature: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Gradients of embeddings, centres, bias and curvature from that of the losses `(B,)`."""
+        self.wrong_grad = grad * self.wrong
+        factor = self.wrong_grad / self.total
+        if self.settings.kind == "hyperbolic":
+            factor = factor * (self._distance_scale() * -(ROOT_OF_TWO**-1))
+        grad_x, x_parts = self._embeddings_gradient(factor, x)
+        grad_weight, grad_bias, parts = self._centres_gradient(factor, weight, bias)
+        target_x, target_rows, target_bias, target_c = self._target_gradient()
+        grad_x.add_(target_x)
+        grad_weight.index_add_(0, self.local, target_rows.to(grad_weight.dtype))
+        if grad_bias is not None:
+            grad_bias.index_add_(0, self.local, target_bias.to(grad_bias.dtype))
+        if curvature is None:
+            return grad_x, grad_weight, grad_bias, None
+        grad_c = self._scale_gradient(curvature) + target_c
+        for radial, given in ((self.x_radial, x_parts), (self.radial, parts)):
+            if radial is not None:
+                grad_c = grad_c + curvature_gradient(radial, *given, curvature, self.settings)
+        return grad_x, grad_weight, grad_bias, sum_over_ranks(grad_c, self.shard)
+
+    def _target_gradient(self) -> list[Any]:
+        """What the similarity to the own centre passes on: to embedding, row, bias and curvature."""
+        inputs, similarity = self.target
+        wanted = [tensor for tensor in inputs if tensor is not None]
+        # Another rank's targets were computed with some row of this one.
+        given = -self.settings.scale * self.wrong_grad.where(self.own, 0.0)
+        found = iter(torch.autograd.grad(similarity, wanted, given, retain_graph=True))
+        return [None if tensor is None else next(found) for tensor in inputs]
+
+    def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Gradient `(B, D)` by way of the impostors, and those of lengths and times `(B,)`."""
+        size = x.shape[1]
+        lifted = self.grad * factor[:, None]
+        space = lifted[:, :size] * (-1.0 if self.settings.kind == "hyperbolic" else self.settings.scale)
+        if self.x_radial is None:
+            return space, (space, space)
+        time = lifted[:, size:].sum(1) if self.settings.kind == "hyperbolic" else torch.zeros_like(factor)
+        out = torch.empty_like(x)
+        return out, (pull_back(space, time, x, self.x_radial, out), time)
+
+    def _centres_gradient(
+        self, factor: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """Gradients of centres and bias by way of the impostors, and those of lengths and times `(N,)`."""
+        direct = self.chosen is None and weight.dtype == factor.dtype
+        grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
+        size, spans = weight.shape[1], self._spans(weight)
+        length_grad, time_grad = (
+            factor.new_zeros(spans[-1].stop if self.distance_sum is not None else 0) for _ in "LT"
+        )
+        weighted = self.lifted * factor[:, None]
+        for number, span in enumerate(spans):
+            derivative = self.kept.pop(number, None)
+            if derivative is None:
+                derivative = self._derivative(number, self._lift(weight, bias, span)[1], again=True)
+            given = weighted
+            if self.running is not None:
+                given = weighted * (self.shifts[number] - self.running).exp()[:, None]
+            lifted_grad = torch.mm(derivative.mT, given)
+            rows = self._taking_part(weight, span).to(factor.dtype)
+            out = grad_weight[span] if direct else torch.empty_like(rows)
+            radial = _part(self.radial, span)
+            if radial is None:
+                out.copy_(lifted_grad[:, :size])
+                if grad_bias is not None:
+                    self._put(grad_bias, span, lifted_grad[:, size])
+            else:
+                # Of a cosine the last column is the gradient of a constant, and its time part does not depend on it.
+                time = lifted_grad[:, -1]
+                length = pull_back(lifted_grad[:, :size], time, rows, radial, out)
+                if self.distance_sum is not None:
+                    length_grad[span], time_grad[span] = length, time
+            if not direct:
+                self._put(grad_weight, span, out)
+        return grad_weight, grad_bias, (length_grad, time_grad)
+
+    def _put(self, grad: Tensor, span: slice, values: Tensor) -> None:
+        """Write the gradient of a block of the rows that take part."""
+        if self.chosen is None:
+            grad[span] = values.to(grad.dtype)
+        else:
+            grad[self.chosen[span]] = values.to(grad.dtype)
+
+    def _scale_gradient(self, curvature: Tensor) -> Tensor:
+        """What the factor of the distances adds to the gradient of a learned curvature."""
+        with torch.enable_grad():
+            c = curvature.detach().requires_grad_()
+            factor = c**-0.5
+        distances = self.total.new_zeros(()) if self.distance_sum is None else self.distance_sum / self.total
+        given = -self.settings.scale * (self.wrong_grad * distances).sum()
+        return torch.autograd.grad(factor, c, given)[0]
+
+
+def to_distance(u: Tensor) -> Tensor:
+    """Turn `u = cosh d - 1` into `d`, in place; returns `sinh d / sqrt(2)`. Any shape.
+
+    Below the rounding of `u` its direction is noise: the floor, that of `poincare.arcosh1p`, bounds the derivative.
+    """
+    u.clamp_min_(torch.finfo(u.dtype).eps / 2)
+    # sinh^2 = u (u + 2)
+    sinh = torch.addcmul(u, u, u, value=0.5).sqrt_()
+    u.add_(sinh, alpha=ROOT_OF_TWO).log1p_()
+    return sinh
+
+
+def _mark(block: Tensor, index: Tensor, inside: Tensor, value: float) -> None:
+    """Write `value` at column `index` `(B, 1)` of the rows of `block` `(B, N)` where `inside`."""
+    block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
+
+
+def _part(radial: Radial | None, span: slice) -> Radial | None:
+    return None if radial is None else Radial(*(part[span] for part in radial))

@@ -1,0 +1,172 @@
+"""Every similarity as one matrix product of lifted vectors, with the derivative of the lift.
+
+Letters: `B` batch, `N` centres, `D` embedding size, `A` columns of a lifted vector.
+
+The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its direction, with a time part `T(r)`.
+
+| similarity | lifted embedding `(A,)`  | lifted centre `(A,)` | their product      | logit                |
+|------------|--------------------------|----------------------|--------------------|----------------------|
+| linear     | `s x, s`                 | `w, b`               | the logit          | `s (w x + b)`        |
+| cosine     | `s x/|x|, -shift`        | `w/|w|, 1`           | the logit - shift  | `s cos`              |
+| hyperbolic | `-X, X0 - 1, X0`         | `Y, 1, Y0 - 1`       | `u = cosh d - 1`   | `-s f arcosh(1 + u)` |
+
+`X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
+projection. `L` and `T` are the plain formulas, applied to vectors of one dimension, so they are written once.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .poincare import released_radius
+from .scoring import normalize, project, score
+
+# Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
+SMALLEST_RADIUS = 1e-15
+# Rows whose radial part is computed at once.
+RADIAL_ROWS = 1 << 17
+# A float32 holds exp(-87) to exp(88); sums and factors need room above.
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -80.0, 50.0
+
+
+class HeadSettings(NamedTuple):
+    """What a head computes.
+
+    Attributes:
+        kind: of the similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
+        margin_kind, margin: see `margins.add_margin`.
+        scale: positive.
+        projection, clip_radius: of `"hyperbolic"`; see `scoring.project`.
+    """
+
+    kind: str
+    margin_kind: str
+    margin: float
+    scale: float
+    projection: str = "released"
+    clip_radius: float = 1.0
+
+
+class Radial(NamedTuple):
+    """The radial part of the lift of some vectors, `(N,)` each: `L/r`, `L'`, `T`, `T'` and `r`."""
+
+    scale: Tensor
+    slope: Tensor
+    time: Tensor
+    time_slope: Tensor
+    radius: Tensor
+
+
+def target_similarity(
+    embeddings: Tensor, rows: Tensor, bias: Tensor | None, curvature: float | Tensor | None, settings: HeadSettings
+) -> Tensor:
+    """Similarity `(B,)` of each embedding `(B, D)` to the row `(B, D)` (and bias `(B,)`) of its own centre.
+
+    Of distances it is exact also where the two almost coincide: computed from their difference.
+    """
+    if settings.kind == "linear":
+        product = (embeddings * rows).sum(-1)
+        return product if bias is None else product + bias
+    c = 1.0 if curvature is None else curvature
+    return score(embeddings, rows, settings.kind, settings.projection, c, settings.clip_radius)
+
+
+def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
+    """Length `L` and time part `T`, `(N,)`, of the lift of vectors of norm `radius` `(N,)`."""
+    if settings.kind == "cosine":
+        return normalize(radius[:, None])[:, 0], torch.zeros_like(radius)
+    c = 1.0 if curvature is None else curvature
+    point, _ = project(radius[:, None], settings.projection, c, settings.clip_radius)
+    length = (point.conformal * point.position)[:, 0]
+    return length, length * point.position[:, 0]
+
+
+def radial_parts(
+    vectors: Tensor, dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
+) -> Radial | None:
+    """The radial part of `(N, D)`, some rows at a time; None for a linear similarity, which lifts nothing."""
+    if settings.kind == "linear":
+        return None
+    radius = torch.linalg.vector_norm(vectors, dim=1, dtype=dtype).clamp_min_(SMALLEST_RADIUS)
+    scales, slopes, times, time_slopes = (torch.zeros_like(radius) for _ in range(4))
+    result = Radial(scales, slopes, times, time_slopes, radius)
+    for scale, slope, time, time_slope, some in zip(*(part.split(RADIAL_ROWS) for part in result), strict=True):
+        with torch.enable_grad():
+            r = some.detach().requires_grad_()
+            length, t = radial_lift(r, curvature, settings)
+            # Each entry depends on its own radius alone, so the gradient of the sum holds all derivatives.
+            slope.copy_(torch.autograd.grad(length.sum(), r, retain_graph=True)[0])
+            if t.requires_grad:
+                time_slope.copy_(torch.autograd.grad(t.sum(), r)[0])
+        torch.div(length.detach(), some, out=scale)
+        time.copy_(t.detach())
+    return result
+
+
+def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
+    """`(B, D)` to `(B, A)`, see the table."""
+    if radial is None:
+        return torch.cat([settings.scale * x, x.new_full((x.shape[0], 1), settings.scale)], dim=1)
+    if settings.kind == "cosine":
+        return torch.cat([x * (settings.scale * radial.scale)[:, None], x.new_full((x.shape[0], 1), -shift)], dim=1)
+    time = radial.time[:, None]
+    return torch.cat([x * -radial.scale[:, None], time, 1 + time], dim=1)
+
+
+def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: Tensor) -> None:
+    """`(N, D)` to `(N, A)`, see the table, written into `out`."""
+    size = rows.shape[1]
+    if radial is None:
+        out[:, :size].copy_(rows)
+        out[:, size] = 0.0 if bias is None else bias
+        return
+    torch.mul(rows, radial.scale[:, None], out=out[:, :size])
+    out[:, size] = 1.0
+    if out.shape[1] > size + 1:
+        out[:, size + 1] = radial.time
+
+
+def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, out: Tensor) -> Tensor:
+    """Gradient of vectors `(N, D)` from that of their lift, `grad` `(N, D)` and `time_grad` `(N,)`, into `out`.
+
+    Returns:
+        `(N,)`, the gradient of their lengths `L`.
+    """
+    scale, slope, _, time_slope, radius = radial
+    length_grad = (grad * vectors).sum(1).div_(radius)
+    along = ((slope - scale) * length_grad).addcmul_(time_slope, time_grad).div_(radius)
+    torch.mul(grad, scale[:, None], out=out)
+    out.addcmul_(vectors, along[:, None])
+    return length_grad
+
+
+def curvature_gradient(
+    radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
+) -> Tensor:
+    """What the lift of some vectors adds to the gradient of a learned curvature, a scalar."""
+    with torch.enable_grad():
+        c = curvature.detach().requires_grad_()
+        parts = radial_lift(radial.radius, c, settings)
+        return torch.autograd.grad(parts, c, (length_grad, time_grad))[0]
+
+
+def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
+    """Smallest and largest logit of an impostor; infinite where the similarity has no bound."""
+    if settings.kind == "linear":
+        return -math.inf, math.inf
+    if settings.kind == "cosine":
+        return -settings.scale, settings.scale
+    if settings.projection == "curved":
+        # Each point is within twice the clip radius of the origin, whatever the curvature.
+        return -settings.scale * 4 * settings.clip_radius, 0.0
+    return -settings.scale * 4 * math.atanh(released_radius(1.0 if curvature is None else curvature)), 0.0
+
+
+def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
+    """What to take off every logit so that exponentials stay within float32; None where no number does for all."""
+    low, high = logit_range(settings, curvature)
+    if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
+        return None
+    return high - max(0.0, LOWEST_EXPONENT + high - low)

@@ -1,0 +1,176 @@
+"""The fused loss against the plain one: every head, however the speakers are cut into blocks, and its edges."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_hamspk import HamSpkConfig, blocks
+from hf_hamspk.configuration_hamspk import HEAD_PARTS
+from hf_hamspk.fused import fused_losses
+from hf_hamspk.heads import make_head
+
+SPEAKERS, SIZE, BATCH = 150, 12, 10
+LEARNED = {"head": "ham", "projection": "curved", "learnable_curvature": True}
+# Large scales have no fixed shift.
+VARIANTS = [
+    *({"head": head} for head in HEAD_PARTS),
+    {"head": "am", "scale": 100.0},
+    {"head": "ram", "scale": 100.0},
+    {"head": "ham", "scale": 64.0},
+    {"head": "ham", "projection": "curved"},
+    LEARNED | {"curvature": 1.0},
+    LEARNED | {"curvature": 0.5, "scale": 64.0},
+    LEARNED | {"head": "h", "clip_radius": 0.2},
+]
+# Entries of a block and bytes kept: one block; many, kept, in part, not at all.
+ROUTES = [(1 << 18, 1 << 30), (640, 1 << 30), (640, 10 * 64 * 8), (640, 0)]
+
+
+def make(dtype: torch.dtype = torch.float64, speakers: int = SPEAKERS, **fields):
+    module = make_head(HamSpkConfig(num_labels=speakers, embedding_size=SIZE, **fields)).to(dtype)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "curvature" not in name:
+                parameter.normal_(0, 0.1)
+    embeddings = (0.3 * torch.randn(BATCH, SIZE, dtype=dtype)).requires_grad_()
+    return module, embeddings, torch.randint(0, speakers, (BATCH,))
+
+
+def gradients(loss: torch.Tensor, module, embeddings: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [embeddings, *module.parameters()]))
+
+
+def losses(module, embeddings, labels, **options):
+    similarity = module.similarity
+    inputs = (embeddings, similarity.weight, similarity.bias, similarity.curvature(), labels, module.settings())
+    return fused_losses(*inputs, **options)
+
+
+def assert_alike(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-6) -> None:
+    assert (actual - expected).abs().max() <= relative * expected.abs().max()
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_loss_and_gradients_equal_the_plain_ones(fields, route, monkeypatch):
+    block, kept = route
+    monkeypatch.setattr(blocks, "CPU_BLOCK", block)
+    module, embeddings, labels = make(**fields)
+    plain, fused = module.plain_loss(embeddings, labels), losses(module, embeddings, labels, kept_bytes=kept).mean()
+    assert_alike(fused, plain, 1e-9)
+    for left, right in zip(gradients(fused, module, embeddings), gradients(plain, module, embeddings), strict=True):
+        assert_alike(left, right)
+
+
+@pytest.mark.parametrize("fields", [{"head": "ham"}, {"head": "aam"}, LEARNED | {"curvature": 1.0}], ids=str)
+def test_gradients_agree_with_finite_differences(fields):
+    module, embeddings, labels = make(speakers=5, **fields)
+    torch.autograd.gradcheck(
+        lambda x, *_: losses(module, x, labels), (embeddings, *module.parameters()), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("head", HEAD_PARTS)
+def test_a_second_backward_pass_gives_the_same_gradient(head):
+    module, embeddings, labels = make(head=head)
+    loss = module(embeddings, labels).loss
+    first = torch.autograd.grad(loss, embeddings, retain_graph=True)[0]
+    assert_alike(torch.autograd.grad(3 * loss, embeddings)[0], 3 * first, 1e-12)
+
+
+@pytest.mark.parametrize("head", ["softmax", "am", "ram", "ham"])
+def test_a_single_speaker_has_no_loss(head):
+    module, embeddings, labels = make(speakers=1, head=head)
+    loss = module(embeddings, labels).loss
+    assert loss == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients(loss, module, embeddings))
+
+
+@pytest.mark.parametrize("head", ["am", "ham"])
+def test_reduced_precision_settings_of_torch_do_not_reach_the_loss(head):
+    module, embeddings, labels = make(torch.float32, head=head)
+    expected = module(embeddings, labels).loss
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(module(embeddings, labels).loss, expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_loss_is_exact_where_an_embedding_almost_meets_its_centre():
+    module, _, labels = make(torch.float32, head="ham")
+    embeddings = (module.similarity.weight.detach()[labels] * (1 + 2.0**-10)).requires_grad_()
+    expected, exact = make(head="ham")[0], embeddings.detach().double().requires_grad_()
+    expected.load_state_dict(module.state_dict())
+    actual = gradients(module(embeddings, labels).loss, module, embeddings)
+    for left, right in zip(actual, gradients(expected.plain_loss(exact, labels), expected, exact), strict=True):
+        assert_alike(left.double(), right, 1e-4)
+
+
+class Entries(TorchDispatchMode):
+    """Records the number of entries of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **({} if kwargs is None else kwargs))
+        made = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.numel = max([self.numel, *made])
+        return result
+
+
+@pytest.mark.parametrize("head", ["am", "ham"])
+def test_no_tensor_of_batch_by_speakers_is_made(head, monkeypatch):
+    monkeypatch.setattr(blocks, "CPU_BLOCK", 640)
+    module, embeddings, labels = make(torch.float32, speakers=2000, head=head)
+    embeddings = embeddings.detach().repeat(10, 1).requires_grad_()
+    with Entries() as largest:
+        losses(module, embeddings, labels.repeat(10), kept_bytes=0).sum().backward()
+    # The centres themselves; 100 x 2,000 would be eight times as many.
+    assert largest.numel == 2000 * SIZE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["ham", "joint"])
+def test_compiled_the_loss_is_the_same(head):
+    module, embeddings, labels = make(head=head)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert_alike(compiled(embeddings, labels).loss, module(embeddings, labels).loss, 1e-12)
+
+
+# --- a part of the speakers
+
+
+@pytest.mark.parametrize("head", [*HEAD_PARTS, "joint"])
+def test_class_sampling_trains_on_a_part_of_the_speakers(head):
+    module, embeddings, labels = make(head=head)
+    whole = module(embeddings, labels).loss
+    module.set_class_sampling(0.1)
+    sampled = module(embeddings, labels).loss
+    assert 0 < sampled < whole
+    sampled.backward()
+    for name, parameter in module.named_parameters():
+        if name.endswith("weight"):
+            touched = parameter.grad.abs().sum(1) > 0
+            assert touched[labels].all() and int(touched.sum()) <= 15, name
+    assert torch.equal(module.eval()(embeddings, labels).loss, whole)
+
+
+def test_class_sampling_keeps_the_speakers_of_the_batch_and_is_the_cross_entropy_over_the_drawn():
+    module, embeddings, labels = make(head="ham")
+    chosen = torch.cat([labels.unique(), torch.tensor([SPEAKERS - 1])]).unique()
+    part, _, _ = make(speakers=len(chosen), head="ham")
+    with torch.no_grad():
+        part.similarity.weight.copy_(module.similarity.weight[chosen])
+    actual = losses(module, embeddings, labels, chosen=chosen).mean()
+    expected = part.plain_loss(embeddings, torch.searchsorted(chosen, labels))
+    assert_alike(actual, expected)
+    assert_alike(torch.autograd.grad(actual, embeddings)[0], torch.autograd.grad(expected, embeddings)[0])
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(ValueError, match="class_sampling must be above 0 and at most 1"):
+        make(head="joint")[0].set_class_sampling(share)
