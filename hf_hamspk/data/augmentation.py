@@ -1,4 +1,4 @@
-"""Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, tone and gain.
+"""Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, codec, tone and gain.
 
 One kind or several are drawn per crop. All randomness comes from the generator passed in, so a crop is augmented
 the same way whenever it is drawn again. Folders with real noises and room responses (MUSAN, RIRS_NOISES) take the place
@@ -11,21 +11,32 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
+import torch
 
-from .audio import SAMPLING_RATE, read_audio
-from .corpus import AUDIO_SUFFIXES
-from .crops import random_crop
+from .audio import SAMPLING_RATE, import_torchaudio, resample
+from .crops import random_crop, wrap_pad
+from .noises import NoiseFolder, NoiseSource
 
 SampleOther = Callable[[np.random.Generator], np.ndarray]
 """Draws a waveform `(L,)` of another utterance of the training corpus."""
 
-KINDS = ("noise", "babble", "reverb", "band", "equaliser", "gain")
+KINDS = ("noise", "babble", "reverb", "band", "codec", "equaliser", "gain")
+"""What can be made without any recordings."""
+
+ALL_KINDS = (*KINDS, "music")
+
+NAMES_OF_SOURCES = ("noise_dir", "music_dir", "speech_dir", "rir_dir")
 
 NOISE_SNR_DB = (5.0, 20.0)
-"""From a busy street to a quiet office; the published recipe takes 0 to 15 for MUSAN noises, most of which pause."""
+"""Of generated noise: from a busy street to a quiet office."""
+
+RECORDED_NOISE_SNR_DB = (0.0, 15.0)
+"""Of recorded noise, the published range for MUSAN, most of whose noises pause."""
+
+MUSIC_SNR_DB = (5.0, 15.0)
+"""The published range for MUSAN's music."""
 
 NOISE_SLOPE = (0.0, 2.0)
 """Exponent of the noise's power spectrum 1/f^slope: 0 is white, 1 pink, 2 brown; rooms and traffic lie between."""
@@ -54,6 +65,21 @@ BAND_HIGH_HZ = (3000.0, 7000.0)
 BAND_ORDER = 4
 """Order of both slopes (24 dB per octave), as that of simple codecs."""
 
+TELEPHONE_HZ = (300.0, 3400.0)
+"""Band of a telephone line."""
+
+TELEPHONE_RATE = 8000
+"""Samples per second of G.711."""
+
+COMPANDING_LAWS = ("mu", "a")
+"""Of G.711: the one of North America and Japan, and that of the rest of the world."""
+
+MU_LEVELS = 256
+"""Of 8 bits."""
+
+A_LAW = 87.6
+"""Compression of G.711's A-law."""
+
 EQUALISER_DB = 8.0
 """Largest gain or loss of the equaliser in a band: what separates the microphones of common telephones."""
 
@@ -73,14 +99,17 @@ class Augmentation:
 
     Attributes:
         probability: share of the crops that are augmented, 0 to 1.
-        kinds: some of "noise" (coloured Gaussian noise or a file of `noise_dir`), "babble" (3 to 8 other utterances of
-            the corpus), "reverb" (exponentially decaying noise as a room response, or a file of `rir_dir`), "band"
-            (telephone-like band limits), "equaliser" (the tone of another microphone) and "gain" (level, with
-            clipping).
-        most: largest number of kinds in one crop, at least 1; how many is drawn uniformly.
-        noise_dir: folder with noise recordings, searched with its sub-folders.
-        rir_dir: folder with room impulse responses, searched with its sub-folders.
+        kinds: some of "noise" (coloured Gaussian noise or a file of `noise_dir`), "music" (a file of `music_dir`),
+            "babble" (3 to 8 other utterances of the corpus, or files of `speech_dir`), "reverb" (exponentially decaying
+            noise as a room response, or a file of `rir_dir`), "band" (telephone-like band limits), "codec" (a telephone
+            line: its band, 8 kHz and 8 bits by mu- or A-law), "equaliser" (the tone of another microphone) and "gain"
+            (level, with clipping).
+        noise_dir: folder with noise recordings, searched with its sub-folders, or another `NoiseSource`.
+        rir_dir: likewise with room impulse responses.
         sampling_rate: samples per second of the crops.
+        most: largest number of kinds in one crop, at least 1; how many is drawn uniformly.
+        music_dir: likewise with music.
+        speech_dir: likewise with voices for babble.
 
     Raises:
         ValueError: a value is out of range, or a folder has no audio.
@@ -88,29 +117,34 @@ class Augmentation:
 
     probability: float = 0.6
     kinds: tuple[str, ...] = KINDS
-    noise_dir: str | None = None
-    rir_dir: str | None = None
+    noise_dir: str | NoiseSource | None = None
+    rir_dir: str | NoiseSource | None = None
     sampling_rate: int = SAMPLING_RATE
     most: int = 1
+    music_dir: str | NoiseSource | None = None
+    speech_dir: str | NoiseSource | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability <= 1.0:
             raise ValueError(f"probability must lie between 0 and 1, got {self.probability}")
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        unknown = [kind for kind in self.kinds if kind not in ALL_KINDS]
         if unknown or not self.kinds:
-            raise ValueError(f"kinds must be some of {', '.join(KINDS)}, got {self.kinds}")
+            raise ValueError(f"kinds must be some of {', '.join(ALL_KINDS)}, got {self.kinds}")
         if not 1 <= self.most <= len(self.kinds):
             raise ValueError(f"most must lie between 1 and the number of kinds, {len(self.kinds)}, got {self.most}")
+        if "music" in self.kinds and self.music_dir is None:
+            raise ValueError("music cannot be generated: give music_dir, or leave it out of kinds")
         # Now, so that an empty folder is found before the training and not by a loader process.
-        _ = self._noise_files, self._rir_files
+        _ = self._sources
 
     @cached_property
-    def _noise_files(self) -> tuple[str, ...]:
-        return _audio_files(self.noise_dir, "noise_dir")
-
-    @cached_property
-    def _rir_files(self) -> tuple[str, ...]:
-        return _audio_files(self.rir_dir, "rir_dir")
+    def _sources(self) -> dict[str, NoiseSource]:
+        given = {name: getattr(self, name) for name in NAMES_OF_SOURCES}
+        return {
+            name: NoiseFolder(source, self.sampling_rate, name) if isinstance(source, (str, os.PathLike)) else source
+            for name, source in given.items()
+            if source is not None
+        }
 
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
@@ -127,7 +161,7 @@ class Augmentation:
 
         Raises:
             ValueError: babble is drawn and there is no `sample_other`.
-            AudioError: a file of `noise_dir` or `rir_dir` cannot be read.
+            AudioError: a recording of one of the sources cannot be read.
         """
         if generator.random() >= self.probability:
             return waveform
@@ -141,17 +175,22 @@ class Augmentation:
     ) -> np.ndarray:
         if kind == "noise":
             noise = self._noise(len(waveform), generator)
-            return add_at_snr(waveform, noise, generator.uniform(*NOISE_SNR_DB))
+            range_db = RECORDED_NOISE_SNR_DB if "noise_dir" in self._sources else NOISE_SNR_DB
+            return add_at_snr(waveform, noise, generator.uniform(*range_db))
+        if kind == "music":
+            noise = self._sources["music_dir"].crop(len(waveform), generator)
+            return add_at_snr(waveform, noise, generator.uniform(*MUSIC_SNR_DB))
         if kind == "babble":
-            if sample_other is None:
-                raise ValueError("babble mixes in other utterances: pass sample_other, or leave it out of kinds")
-            noise = babble(len(waveform), generator, sample_other)
+            noise = self._babble(len(waveform), generator, sample_other)
             return add_at_snr(waveform, noise, generator.uniform(*BABBLE_SNR_DB))
         if kind == "reverb":
             return reverberate(waveform, self._room_response(generator))
         if kind == "band":
             low, high = generator.uniform(*BAND_LOW_HZ), generator.uniform(*BAND_HIGH_HZ)
             return limit_band(waveform, low, high, self.sampling_rate)
+        if kind == "codec":
+            law = COMPANDING_LAWS[int(generator.integers(len(COMPANDING_LAWS)))]
+            return telephone(waveform, law, self.sampling_rate)
         if kind == "equaliser":
             gains = generator.uniform(-EQUALISER_DB, EQUALISER_DB, len(EQUALISER_HZ))
             return equalise(waveform, gains, self.sampling_rate)
@@ -159,18 +198,25 @@ class Augmentation:
         return np.clip(waveform * np.float32(gain), -1.0, 1.0)
 
     def _noise(self, samples: int, generator: np.random.Generator) -> np.ndarray:
-        if not self._noise_files:
+        if "noise_dir" not in self._sources:
             return coloured_noise(samples, generator.uniform(*NOISE_SLOPE), generator)
-        return random_crop(self._read_one(self._noise_files, generator), samples, generator)
+        return self._sources["noise_dir"].crop(samples, generator)
+
+    def _babble(self, samples: int, generator: np.random.Generator, sample_other: SampleOther | None) -> np.ndarray:
+        voices = self._sources.get("speech_dir")
+        if voices is not None:
+            return babble(samples, generator, lambda draws: voices.crop(samples, draws))
+        if sample_other is None:
+            raise ValueError(
+                "babble mixes in other utterances: pass sample_other, give speech_dir, or leave it out of kinds"
+            )
+        return babble(samples, generator, sample_other)
 
     def _room_response(self, generator: np.random.Generator) -> np.ndarray:
-        if not self._rir_files:
+        if "rir_dir" not in self._sources:
             rt60, direct = generator.uniform(*REVERB_RT60_S), generator.uniform(*REVERB_DIRECT_DB)
             return room_response(rt60, direct, self.sampling_rate, generator)
-        return self._read_one(self._rir_files, generator)
-
-    def _read_one(self, files: tuple[str, ...], generator: np.random.Generator) -> np.ndarray:
-        return read_audio(files[int(generator.integers(len(files)))], self.sampling_rate, min_duration=0.0)
+        return self._sources["rir_dir"].whole(generator)
 
 
 def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
@@ -276,6 +322,47 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
     return np.fft.irfft(np.fft.rfft(waveform, size) * gain, size)[: len(waveform)].astype(np.float32, copy=False)
 
 
+def telephone(waveform: np.ndarray, law: str, sampling_rate: int) -> np.ndarray:
+    """What a telephone line leaves: 300 to 3,400 Hz, 8,000 samples per second, 8 bits by G.711's companding.
+
+    Args:
+        waveform: `(L,)`; what lies beyond full scale is clipped.
+        law: `"mu"` or `"a"`.
+        sampling_rate: samples per second.
+
+    Returns:
+        `(L,)` float32.
+
+    Raises:
+        ValueError: unknown law.
+        ImportError: torchaudio does not import.
+    """
+    if law not in COMPANDING_LAWS:
+        raise ValueError(f"law must be one of {', '.join(COMPANDING_LAWS)}, got {law!r}")
+    narrow = resample(limit_band(waveform, *TELEPHONE_HZ, sampling_rate), sampling_rate, TELEPHONE_RATE)
+    narrow = np.clip(narrow, -1.0, 1.0)
+    wide = resample(_mu_law(narrow) if law == "mu" else _a_law(narrow), TELEPHONE_RATE, sampling_rate)
+    # The rounding of lengths can leave it a sample short.
+    return wrap_pad(wide, len(waveform))[: len(waveform)]
+
+
+def _mu_law(waveform: np.ndarray) -> np.ndarray:
+    functional = import_torchaudio().functional
+    codes = functional.mu_law_encoding(torch.from_numpy(waveform), MU_LEVELS)
+    return functional.mu_law_decoding(codes, MU_LEVELS).numpy()
+
+
+def _a_law(waveform: np.ndarray) -> np.ndarray:
+    """To 128 levels of magnitude, finest near zero, and back."""
+    scale = 1.0 + math.log(A_LAW)
+    size = np.abs(waveform)
+    # Linear below 1/A, logarithmic above; the two meet at 1 / scale.
+    coded = np.where(size < 1.0 / A_LAW, A_LAW * size, 1.0 + np.log(np.maximum(A_LAW * size, 1.0))) / scale
+    coded = (np.minimum(np.floor(coded * 128.0), 127.0) + 0.5) / 128.0
+    size = np.where(coded < 1.0 / scale, coded * scale, np.exp(coded * scale - 1.0)) / A_LAW
+    return np.copysign(size, waveform).astype(np.float32)
+
+
 def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Raise and lower bands, without phase shift.
 
@@ -307,16 +394,3 @@ def fast_fft_length(samples: int) -> int:
 
 def _power(waveform: np.ndarray) -> float:
     return float(np.dot(waveform, waveform)) / len(waveform)
-
-
-def _audio_files(folder: str | None, argument: str) -> tuple[str, ...]:
-    if folder is None:
-        return ()
-    found = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if _is_audio(name)]
-    if not found:
-        raise ValueError(f"no audio in {argument} {Path(folder)}: expected files ending in {', '.join(AUDIO_SUFFIXES)}")
-    return tuple(sorted(found))
-
-
-def _is_audio(name: str) -> bool:
-    return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")

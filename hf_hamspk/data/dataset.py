@@ -61,6 +61,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         speed_factors: speeds, the first 1.0, all different, whole percents between 0.5 and 2. Speed changes tempo and
             pitch.
         augmentation: applied to the crop, see `hf_hamspk.data.Augmentation`; None leaves it clean.
+        pairs: each item holds the clean crop and an augmented copy of it, as in the released trainer.
         sampling_rate: samples per second of the crops.
         min_duration: seconds below which a file counts as unreadable.
         cache_bytes: budget per process for decoded waveforms, kept as 16-bit integers until it is spent (nothing is
@@ -83,6 +84,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         sampling_rate: int = SAMPLING_RATE,
         min_duration: float = MIN_DURATION,
         cache_bytes: int = 0,
+        pairs: bool = False,
     ):
         self.utterances: Utterances = (
             CorpusUtterances(corpus, sampling_rate, min_duration, cache_bytes)
@@ -94,12 +96,15 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         self.seed = seed
         self.speed_factors = tuple(float(factor) for factor in speed_factors)
         self.augmentation = augmentation
+        self.pairs = pairs
         self.sampling_rate = sampling_rate
         if crop_samples < 1 or seed < 0 or cache_bytes < 0:
             raise ValueError(
                 "crop_samples must be at least 1, seed and cache_bytes at least 0, "
                 f"got {crop_samples}, {seed} and {cache_bytes}"
             )
+        if pairs and augmentation is None:
+            raise ValueError("pairs are of a clean crop and an augmented one: give an augmentation, too")
         self._check_arguments()
         self._reasons: dict[str, str] = {}
 
@@ -131,6 +136,11 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         return len(self.label_of) * len(self.speed_factors)
 
     @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of the `input_values` of an item."""
+        return (2, self.crop_samples) if self.pairs else (self.crop_samples,)
+
+    @property
     def failures(self) -> dict[str, str]:
         """Name (or augmentation file) to reason for all that could not be read so far, in this and worker processes."""
         unexplained = "could not be read in a loader process, whose log has the reason"
@@ -146,7 +156,8 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             index: (epoch, sample), the sample from 0 to `len(self) - 1`.
 
         Returns:
-            `input_values`: `(crop_samples,)` float32; `labels`: int.
+            `input_values`: `(crop_samples,)` float32, of pairs `(2, crop_samples)`, the clean crop first; `labels`:
+            int.
 
         Raises:
             IndexError: the sample is out of range.
@@ -162,7 +173,8 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         utterance, crop = self._cut(wanted, int(np.ceil(self.crop_samples * factor)), generator)
         crop = self._speed_up(crop, factor)
         if self.augmentation is not None:
-            crop = self._augment(self.augmentation, crop, utterance, generator)
+            augmented = self._augment(self.augmentation, crop, utterance, generator)
+            crop = np.stack((crop, augmented)) if self.pairs else augmented
         label = factor_index * len(self.label_of) + self.label_of[self.utterances.speaker(utterance)]
         return {"input_values": crop, "labels": label}
 
@@ -217,7 +229,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack items of `SpeakerCrops`.
 
     Returns:
-        `input_values`: `(B, L)` float32; `labels`: `(B,)` int64.
+        `input_values`: `(B, L)` float32, of pairs `(B, 2, L)`; `labels`: `(B,)` int64.
     """
     return {
         "input_values": torch.from_numpy(np.stack([item["input_values"] for item in items])),

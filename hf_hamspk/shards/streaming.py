@@ -190,7 +190,7 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
         if items:
             return collate(items)
         return {
-            "input_values": torch.empty(0, self.crops.crop_samples),
+            "input_values": torch.empty(0, *self.crops.item_shape),
             "labels": torch.empty(0, dtype=torch.int64),
         }
 

@@ -70,9 +70,13 @@ class DataArguments:
         crop_seconds: length of a training crop; 2.015 s (200 frames) in the paper.
         speed_factors: each but the first, 1.0, makes new speakers, for example 1.0 0.9 1.1.
         augment_probability: share of crops that are augmented.
-        augment_kinds: some of noise, babble, reverb, band, equaliser, gain.
+        augment_kinds: some of noise, music, babble, reverb, band, codec, equaliser, gain.
         augment_most: largest number of kinds in one crop.
-        noise_folder, rir_folder: recordings to use for noise and reverberation instead of synthetic ones.
+        augment_pairs: train on each crop clean and augmented in the same step, the losses added, as in the paper; with
+            augment_probability 1 every copy is augmented.
+        noise_folder, rir_folder: recordings, or shards of them, for noise and reverberation instead of synthetic ones.
+        music_folder: the same for music, which needs it.
+        speech_folder: the same for babble instead of the training set.
         dev_trials: trial list on which the best model is chosen.
         test_trials: trial lists reported at the end.
         trial_root: folder of the paths in the trial lists.
@@ -91,8 +95,11 @@ class DataArguments:
     augment_probability: float = 0.0
     augment_kinds: list[str] = field(default_factory=lambda: ["noise", "babble", "reverb", "band", "equaliser", "gain"])
     augment_most: int = 1
+    augment_pairs: bool = False
     noise_folder: str | None = None
     rir_folder: str | None = None
+    music_folder: str | None = None
+    speech_folder: str | None = None
     dev_trials: str | None = None
     test_trials: list[str] = field(default_factory=list)
     trial_root: str | None = None
@@ -105,6 +112,8 @@ class DataArguments:
             raise ValueError("train_data is missing: a CSV file, or a folder of speaker/.../utterance.flac.")
         _between(self, "crop_seconds", 0.1, 60)
         _between(self, "augment_probability", 0, 1)
+        if self.augment_pairs and self.augment_probability == 0:
+            raise ValueError("augment_pairs is on and augment_probability 0: set it, to 1.0 as in the paper.")
 
 
 @dataclass

@@ -17,8 +17,10 @@ from ..configuration_hamspk import HamSpkConfig
 from ..data.augmentation import Augmentation
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
 from ..data.dataset import GlobalBatchSampler, SpeakerCrops, collate
+from ..data.noises import NoiseSource
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
+from ..shards.noises import NoiseShards
 from ..shards.reading import open_shards
 from ..shards.streaming import ShardUtterances, StreamedBatches
 from .arguments import DataArguments, Recipe, TrainingArguments, make_config
@@ -35,7 +37,14 @@ _FREE_ARGUMENTS = {
     "resume",
     "cpu",
 }
-_SHARED_DATA_ARGUMENTS = ("crop_seconds", "speed_factors", "augment_probability", "augment_kinds", "augment_most")
+_SHARED_DATA_ARGUMENTS = (
+    "crop_seconds",
+    "speed_factors",
+    "augment_probability",
+    "augment_kinds",
+    "augment_most",
+    "augment_pairs",
+)
 # Of a configuration, what says nothing about the architecture.
 _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path")
 
@@ -109,10 +118,12 @@ def build_crops(
         augmentation = Augmentation(
             data.augment_probability,
             tuple(data.augment_kinds),
-            data.noise_folder,
-            data.rir_folder,
+            noise_source(data.noise_folder, rate),
+            noise_source(data.rir_folder, rate),
             rate,
             data.augment_most,
+            noise_source(data.music_folder, rate),
+            noise_source(data.speech_folder, rate),
         )
     crops = SpeakerCrops(
         corpus,
@@ -123,8 +134,15 @@ def build_crops(
         augmentation,
         sampling_rate=rate,
         cache_bytes=data.cache_megabytes * MEGABYTE,
+        pairs=data.augment_pairs,
     )
     return crops, [s if speed == 1.0 else f"{s}@{speed:g}" for speed in data.speed_factors for s in speakers]
+
+
+def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
+    """What an augmentation takes: shards where the folder holds some, else the folder."""
+    reader = None if folder is None else open_shards(folder)
+    return folder if reader is None else NoiseShards(reader, rate)
 
 
 def _open_corpus(data: DataArguments, rate: int, say: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
@@ -174,6 +192,17 @@ def training_batches(
         generator=torch.Generator(),
     )
     return sampler.batches_per_epoch, iter(loader)
+
+
+def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The batches that pass through the model one after the other: of pairs the clean crops, then the augmented ones.
+
+    Each view has batch statistics of its own, and their mean losses add up, as in the released trainer.
+    """
+    inputs = batch["input_values"]
+    if inputs.ndim == 2:
+        return [batch]
+    return [batch | {"input_values": view} for view in inputs.unbind(1)]
 
 
 def build_config(recipe: Recipe) -> HamSpkConfig:

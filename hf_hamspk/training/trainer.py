@@ -32,6 +32,7 @@ from .building import (
     run_identity,
     training_batches,
     trial_root,
+    views,
 )
 from .checkpoints import (
     METRICS_FILE,
@@ -173,12 +174,13 @@ class Trainer:
         return (list(group) for group in zip(*[micro_batches] * steps, strict=True))
 
     def _train_step(self, micro_batches: list[dict[str, torch.Tensor]], position: float) -> torch.Tensor:
-        """One optimiser step; returns this rank's mean loss, a scalar."""
+        """One optimiser step; returns this rank's mean loss, a scalar: of pairs the sum of both views'."""
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(micro_batches, start=1):
+        passes = [view for batch in micro_batches for view in views(batch)]
+        for number, batch in enumerate(passes, start=1):
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            if number < len(micro_batches):
+            if number < len(passes):
                 with self.accelerator.no_sync(self.model):
                     part = self._backward(batch, len(micro_batches))
             else:

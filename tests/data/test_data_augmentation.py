@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
+import torchaudio
 
 from hf_hamspk.data.audio import SAMPLING_RATE, AudioError
 from hf_hamspk.data.augmentation import (
@@ -21,7 +23,9 @@ from hf_hamspk.data.augmentation import (
     limit_band,
     reverberate,
     room_response,
+    telephone,
 )
+from hf_hamspk.data.noises import NoiseFolder
 
 
 def white(samples: int, seed: int = 0, level: float = 0.1) -> np.ndarray:
@@ -172,14 +176,16 @@ def test_files_of_the_user_take_the_place_of_generated_noise_and_rooms(tmp_path)
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=re.escape("probability must lie between 0 and 1, got 1.5")):
         Augmentation(1.5)
-    known = "kinds must be some of noise, babble, reverb, band, equaliser, gain, got ('music',)"
+    known = "kinds must be some of noise, babble, reverb, band, codec, equaliser, gain, music, got ('radio',)"
     with pytest.raises(ValueError, match=re.escape(known)):
+        Augmentation(kinds=("radio",))
+    with pytest.raises(ValueError, match=re.escape("music cannot be generated: give music_dir")):
         Augmentation(kinds=("music",))
     with pytest.raises(ValueError, match=re.escape("kinds must be some of")):
         Augmentation(kinds=())
     with pytest.raises(ValueError, match=re.escape(f"no audio in noise_dir {tmp_path}")):
         Augmentation(noise_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=re.escape("pass sample_other, or leave it out of kinds")):
+    with pytest.raises(ValueError, match=re.escape("pass sample_other, give speech_dir, or leave it out of kinds")):
         Augmentation(1.0, kinds=("babble",))(white(10), np.random.default_rng(0))
 
 
@@ -201,3 +207,55 @@ def test_several_kinds_may_be_applied_to_one_crop():
     assert len(results) == 20
     with pytest.raises(ValueError, match=re.escape("most must lie between 1 and the number of kinds, 2, got 3")):
         Augmentation(kinds=("band", "gain"), most=3)
+
+
+def test_mixing_and_companding_agree_with_torchaudio():
+    """Of the additive noise, the convolution and the mu-law of `torchaudio.functional`."""
+    functional = torchaudio.functional
+    waveform, noise = white(4_000), white(4_000, 1)
+    expected = functional.add_noise(*map(torch.from_numpy, (waveform, noise)), torch.tensor(7.0)).numpy()
+    np.testing.assert_allclose(add_at_snr(waveform, noise, 7.0), expected, atol=1e-6)
+    response = room_response(0.1, 3.0, 16_000, np.random.default_rng(0))
+    expected = functional.fftconvolve(*map(torch.from_numpy, (waveform, response))).numpy()[:4_000]
+    wet = reverberate(waveform, response)
+    np.testing.assert_allclose(wet / np.std(wet), expected / np.std(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("law", ["mu", "a"])
+def test_a_telephone_passes_its_band_only_with_eight_bits(law):
+    seconds = np.arange(16_000) / 16_000
+    for hertz, passes in ((1_000, True), (100, False), (6_000, False)):
+        tone = (0.3 * np.sin(2 * np.pi * hertz * seconds)).astype(np.float32)
+        heard = telephone(tone, law, 16_000)
+        assert heard.shape == tone.shape and heard.dtype == np.float32
+        assert (np.mean(heard**2) / np.mean(tone**2) > 0.9) == passes
+    # The noise of 8-bit companding lies about 38 dB under speech, whatever its level.
+    for level in (0.02, 0.5):
+        tone = (level * np.sin(2 * np.pi * 1_000 * seconds)).astype(np.float32)
+        heard = telephone(tone, law, 16_000)[2_000:-2_000]
+        assert 25 < snr_db(tone[2_000:-2_000], heard) < 45
+    with pytest.raises(ValueError, match="law must be one of mu, a"):
+        telephone(white(10), "b", 16_000)
+
+
+def test_recordings_are_mixed_in_at_the_published_ratios(tmp_path):
+    """Noise 0 to 15 dB, music 5 to 15, voices 13 to 20, wherever in a long file they are taken from."""
+    sf.write(tmp_path / "n.wav", white(40_000, 5), 16_000, subtype="FLOAT")
+    waveform, folder = white(8_000), str(tmp_path)
+    for kind, limits in {"noise": (0, 15), "music": (5, 15), "babble": (13, 20)}.items():
+        augmentation = Augmentation(1.0, (kind,), noise_dir=folder, music_dir=folder, speech_dir=folder)
+        ratios = [snr_db(waveform, augmentation(waveform, np.random.default_rng(seed))) for seed in range(40)]
+        assert limits[0] - 0.01 <= min(ratios) < max(ratios) <= limits[1] + 0.01
+        assert max(ratios) - min(ratios) > 0.5 * (limits[1] - limits[0])
+
+
+def test_a_crop_of_a_file_is_a_piece_of_it(tmp_path):
+    long = white(3_000, 5)
+    sf.write(tmp_path / "n.wav", long, 16_000, subtype="FLOAT")
+    source = NoiseFolder(tmp_path)
+    piece = source.crop(100, np.random.default_rng(3))
+    start = int(np.argmin(np.abs(long - piece[0])))
+    np.testing.assert_array_equal(piece, long[start : start + 100])
+    np.testing.assert_array_equal(source.crop(100, np.random.default_rng(3)), piece)
+    np.testing.assert_array_equal(source.crop(6_000, np.random.default_rng(3)), np.tile(long, 2))
+    np.testing.assert_array_equal(source.whole(np.random.default_rng(0)), long)
