@@ -34,10 +34,11 @@ ROOMS = {
     "evaluation": {"data"},
     "shards": {"data"},
     "training": {"shards", "evaluation", "data"},
+    "embedding": {"shards", "data"},
     "conversion": set(),
     "search": set(),
     "publishing": {"evaluation"},
-    "cli": {"shards", "training", "evaluation", "data", "conversion", "publishing", "search"},
+    "cli": {"shards", "embedding", "training", "evaluation", "data", "conversion", "publishing", "search"},
 }
 # Third-party packages with one home: paths, or folders that end in a slash.
 HOMES = {

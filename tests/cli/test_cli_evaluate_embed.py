@@ -1,13 +1,18 @@
 """`hamspk evaluate` and `hamspk embed`."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
 from safetensors.numpy import load_file
-from tiny_models import RATE, noises
+from tiny_models import RATE, cosine, noises
 
 from hf_hamspk.cli import evaluate
 from hf_hamspk.cli.models import load_model
@@ -142,7 +147,7 @@ def test_words_that_do_not_fit(tmp_path, refusal, model_folder, audio, words, me
     assert message in refusal("evaluate", model_folder, good, "--audio-root", audio, *words)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
 def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
     output = tmp_path / "new" / f"embeddings{suffix}"
     files = [audio / "a.wav", audio / "telephone.wav", audio / "stereo.wav"]
@@ -150,12 +155,86 @@ def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
     assert code == 0
     assert "3 files embedded (8.5 s of audio), 0 skipped: 24 numbers each" in out
     assert "skipped" not in err
-    stored = load_file(output) if suffix == ".safetensors" else dict(np.load(output))
+    assert re.search(r"\d utterances/s, real-time factor 0\.\d+", out)
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+    stored = read_embeddings(output)
     assert set(stored) == {str(file) for file in files}
     expected = load_model(str(model_folder), "cpu").embed([read_audio(file) for file in files], 16000)
     for file, row in zip(files, expected, strict=True):
         assert stored[str(file)].dtype == np.float32
         torch.testing.assert_close(torch.from_numpy(stored[str(file)]), row, rtol=1e-4, atol=1e-5)
+
+
+def read_embeddings(output) -> dict[str, np.ndarray]:
+    if output.suffix == ".parquet":
+        table = pq.read_table(output)
+        return {row["name"]: np.array(row["embedding"], np.float32) for row in table.to_pylist()}
+    return load_file(output) if output.suffix == ".safetensors" else dict(np.load(output))
+
+
+def test_files_of_trial_lists(tmp_path, hamspk, model_folder, audio):
+    first = write(tmp_path, "first.txt", TRIALS)
+    second = write(tmp_path, "second.txt", "1 a.wav silence.wav\n")
+    output = tmp_path / "e.safetensors"
+    words = ("embed", model_folder, "--trials", first, second, "--audio-root", audio, "--output", output)
+    code, out, err = hamspk(*words)
+    assert code == 1
+    assert "4 files embedded (9.8 s of audio), 1 skipped" in out
+    assert "skipped silence.wav: holds no sound" in err
+    assert set(load_file(output)) == {"a.wav", "b.wav", "c.wav", "d.wav"}
+
+
+def test_precision_is_said_and_changes_little(tmp_path, hamspk, model_folder, audio):
+    outputs = [tmp_path / f"{precision}.parquet" for precision in ("float32", "bfloat16")]
+    for output in outputs:
+        code, _, _ = hamspk(
+            "embed", model_folder, audio / "a.wav", audio / "b.wav", "--output", output, "--precision", output.stem
+        )
+        assert code == 0
+        about = pq.read_schema(output).metadata
+        assert about[b"precision"] == output.stem.encode()
+        assert about[b"fingerprint"].decode() == load_model(str(model_folder), "cpu").fingerprint()
+    exact, rounded = (np.stack(list(read_embeddings(output).values())) for output in outputs)
+    assert (cosine(torch.from_numpy(exact), torch.from_numpy(rounded)) > 0.999).all()
+
+
+KILLED = """
+import os, signal, sys
+from hf_hamspk.__main__ import main
+from hf_hamspk.embedding import extracting, parts
+parts.PART_UTTERANCES = 2
+kill = int(sys.argv.pop(1))
+write = parts.EmbeddingParts.write
+def write_and_die(self, part, *rest):
+    write(self, part, *rest)
+    if part >= kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+parts.EmbeddingParts.write = write_and_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_by_several_processes(tmp_path, model_folder, audio):
+    """kill -9 in the middle; two processes of torchrun go on; each file is there once."""
+    script = write(tmp_path, "killed.py", KILLED)
+    output = tmp_path / "e.npz"
+    words = [str(word) for word in ("embed", model_folder, audio, "--output", output)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, script, "1", *words], capture_output=True, env=environment)
+    assert killed.returncode == -signal.SIGKILL and not output.exists()
+    done = sorted(file.name for file in (tmp_path / "e.parts").glob("part-*.parquet"))
+    assert done == ["part-000000.parquet", "part-000001.parquet"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    resumed = subprocess.run([*run, script, "99", *words], capture_output=True, text=True, env=environment)
+    assert "7 files embedded" in resumed.stdout and "4 skipped" in resumed.stdout, resumed.stderr
+    assert not (tmp_path / "e.parts").exists()
+    names = [str(audio / f"{name}") for name in ("a.wav", "b.wav", "c.wav", "d.wav", "one_second.flac")]
+    stored = np.load(output)
+    assert len(stored.files) == len(set(stored.files)) == 7 and set(names) < set(stored.files)
+    expected = load_model(str(model_folder), "cpu").embed([read_audio(name) for name in names], RATE)
+    for name, row in zip(names, expected, strict=True):
+        np.testing.assert_allclose(stored[name], row.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_folder, audio):
@@ -190,4 +269,8 @@ def test_nothing_to_embed(tmp_path, hamspk, refusal, model_folder, audio):
     assert "0 files embedded (0.0 s of audio), 1 skipped: nothing was written" in out
     assert not (tmp_path / "e.npz").exists()
     message = refusal("embed", model_folder, audio / "a.wav", "--output", "embeddings.csv")
-    assert "--output must end in .npz or .safetensors, got embeddings.csv" in message
+    assert "--output must end in .parquet or .safetensors or .npz, got embeddings.csv" in message
+    message = refusal("embed", model_folder, "--output", "embeddings.npz")
+    assert "Give audio files, folders or shards to embed, or else trial lists" in message
+    message = refusal("embed", model_folder, audio, "--output", "embeddings.npz", "--workers", 0)
+    assert "--workers must be at least 1" in message

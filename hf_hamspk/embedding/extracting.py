@@ -1,0 +1,195 @@
+"""From a source to parts: decoded in threads ahead of the model, sorted by length, one forward pass per batch."""
+
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from ..comparison import BATCH_SECONDS
+from ..modeling_hamspk import HamSpkPreTrainedModel
+from .parts import EmbeddingParts
+from .sources import Recording, Source
+
+CHUNK_SECONDS = 600.0
+"""Audio sorted by length at once. Three such chunks of 38 MB are in memory: embedded, waiting, being read."""
+
+
+@dataclass
+class Speed:
+    """What a run did, of what it found not yet done.
+
+    Attributes:
+        utterances: embedded or skipped.
+        audio_seconds: embedded.
+        wall_seconds: that it took, reading included.
+    """
+
+    utterances: int = 0
+    audio_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    @property
+    def utterances_per_second(self) -> float:
+        return self.utterances / max(self.wall_seconds, 1e-9)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing for a second of audio; 0 where there was no audio."""
+        return self.wall_seconds / self.audio_seconds if self.audio_seconds else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.utterances_per_second:.1f} utterances/s, real-time factor {self.real_time_factor:.4f}"
+
+
+@dataclass
+class _Chunk:
+    part: int
+    recordings: list[Recording]
+    completes_part: bool
+
+
+def extract(
+    model: HamSpkPreTrainedModel,
+    source: Source,
+    parts: EmbeddingParts,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch_seconds: float = BATCH_SECONDS,
+    workers: int = 2,
+    progress: bool = True,
+) -> Speed:
+    """Embed what the parts lack, every `world_size`-th part beginning with that of `rank`.
+
+    Args:
+        model: on the device of this process.
+        source: of utterances at the model's sampling rate.
+        parts: where the embeddings go.
+        rank: of this process.
+        world_size: number of processes that share the work.
+        batch_seconds: padded audio of one forward pass.
+        workers: threads that read and decode.
+        progress: show a bar, with utterances per second and the real-time factor.
+    """
+    own = range(rank, len(parts.pieces), world_size)
+    todo = [part for part in own if not parts.is_done(part)]
+    total, left = (sum(parts.utterances(part) for part in some) for some in (own, todo))
+    rate = model.config.sampling_rate
+    speed, start = Speed(), time.perf_counter()
+    rows: list[tuple[Recording, float, np.ndarray]] = []
+    bar = tqdm(total=total, initial=total - left, desc="embedding", unit="utt", disable=not progress, leave=False)
+    with bar, _Ahead(_chunks(source, parts, todo, rate, workers)) as chunks:
+        for chunk in chunks:
+            rows += _embed(model, chunk.recordings, batch_seconds)
+            speed.utterances += len(chunk.recordings)
+            speed.audio_seconds += sum(seconds for _, seconds, _ in rows[-len(chunk.recordings) :])
+            speed.wall_seconds = time.perf_counter() - start
+            bar.set_postfix_str(f"real-time factor {speed.real_time_factor:.4f}", refresh=False)
+            bar.update(len(chunk.recordings))
+            if chunk.completes_part:
+                parts.write(chunk.part, *(list(column) for column in zip(*rows, strict=True)))
+                rows = []
+    return speed
+
+
+def _embed(
+    model: HamSpkPreTrainedModel, recordings: list[Recording], batch_seconds: float
+) -> list[tuple[Recording, float, np.ndarray]]:
+    """Utterance without waveform, its seconds (0 where it cannot be used), and embedding (then empty)."""
+    rate = model.config.sampling_rate
+    waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
+    embeddings = iter(model.embed(waveforms, rate, batch_seconds).cpu().numpy())
+    rows = []
+    for recording in recordings:
+        seconds, embedding = 0.0, np.empty(0, np.float32)
+        if recording.waveform is not None:
+            seconds, embedding = len(recording.waveform) / rate, next(embeddings)
+            recording = replace(recording, waveform=None)
+            if not np.isfinite(embedding).all():
+                reason = "its embedding is not finite; embed it in float32, and see whether the weights are damaged"
+                recording, seconds, embedding = replace(recording, reason=reason), 0.0, embedding[:0]
+        rows.append((recording, seconds, embedding))
+    return rows
+
+
+def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, workers: int) -> Iterator[_Chunk]:
+    """The parts in chunks of about `CHUNK_SECONDS`."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="decoding") as pool:
+        order = ((part, piece) for part in todo for piece in parts.pieces[part])
+        held: list[Recording] = []
+        seconds = 0.0
+        for (part, piece), found in _in_order(pool, source, order, 2 * workers):
+            held += found
+            seconds += sum(len(r.waveform) / rate for r in found if r.waveform is not None)
+            ends = piece == parts.pieces[part][-1]
+            if ends or seconds > CHUNK_SECONDS:
+                yield _Chunk(part, held, ends)
+                held, seconds = [], 0.0
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
+) -> Iterator[tuple[tuple[int, int], list[Recording]]]:
+    """Read pieces in threads, so many ahead, and give them in order."""
+    left = iter(order)
+    reading: deque[tuple[tuple[int, int], Future[list[Recording]]]] = deque()
+    try:
+        while True:
+            for place in itertools.islice(left, ahead - len(reading)):
+                reading.append((place, pool.submit(source.read, place[1])))
+            if not reading:
+                return
+            place, found = reading.popleft()
+            yield place, found.result()
+    finally:
+        for _, future in reading:
+            future.cancel()
+
+
+class _Ahead:
+    """Runs an iterator in a thread, one item ahead. A context manager: leaving it ends the thread."""
+
+    def __init__(self, items: Iterator[_Chunk]):
+        self._items = items
+        self._queue: queue.Queue[_Chunk | BaseException | None] = queue.Queue(1)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
+
+    def __enter__(self) -> Iterator[_Chunk]:
+        self._thread.start()
+        return iter(self._get, None)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            # The thread may be waiting for a place.
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._thread.join(0.05)
+
+    def _get(self) -> _Chunk | None:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _run(self) -> None:
+        last: BaseException | None = None
+        try:
+            for item in self._items:
+                self._queue.put(item)
+                if self._stop.is_set():
+                    return
+        # Raised where the items are used.
+        except BaseException as error:
+            last = error
+        finally:
+            self._items.close()  # pyright: ignore[reportAttributeAccessIssue]
+        self._queue.put(last)

@@ -1,0 +1,147 @@
+"""What is done so far: parts of a fixed run of utterances, each in a file that is whole or absent.
+
+The parts do not depend on the number of processes, so that a run can be resumed by more or fewer of them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .sources import Recording
+
+PART_UTTERANCES = 128
+"""Utterances of a part, at least: what is done again after a kill, at most, by each process."""
+
+RUN_FILE = "run.json"
+
+
+class EmbeddingParts:
+    """A folder of parts.
+
+    Args:
+        folder: made where it is absent.
+        sizes: utterances of each piece of the source.
+        dimension: D.
+        run: what the embeddings depend on, by name; JSON.
+
+    Attributes:
+        pieces: the pieces of each part.
+
+    Raises:
+        ValueError: the folder holds parts of another run.
+    """
+
+    def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
+        self.folder, self.sizes, self.dimension = folder, sizes, dimension
+        self.pieces = list(_cut(sizes))
+        self.schema = pa.schema(
+            [
+                ("name", pa.string()),
+                ("speaker", pa.string()),
+                ("seconds", pa.float64()),
+                ("embedding", pa.list_(pa.float32(), dimension)),
+                ("reason", pa.string()),
+            ]
+        )
+        self._begin(run | {"dimension": dimension, "part_utterances": PART_UTTERANCES})
+
+    def _begin(self, run: dict[str, str | int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / RUN_FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            # All processes of a run write the same.
+            _replace(path, json.dumps(run, indent=2).encode())
+            return
+        except ValueError:
+            found = {}
+        if found != run:
+            different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
+            raise ValueError(
+                f"{self.folder} holds what an interrupted run has embedded, and that run differs in "
+                f"{', '.join(different)}. Give the same command as then to complete it, or delete the folder."
+            )
+
+    def path(self, part: int) -> Path:
+        """File of a part."""
+        return self.folder / f"part-{part:06d}.parquet"
+
+    def is_done(self, part: int) -> bool:
+        """Whether a part is there, whole."""
+        return self.path(part).exists()
+
+    def utterances(self, part: int) -> int:
+        """Utterances of a part."""
+        return sum(self.sizes[piece] for piece in self.pieces[part])
+
+    def write(
+        self, part: int, recordings: Sequence[Recording], seconds: Sequence[float], embeddings: Sequence[np.ndarray]
+    ) -> None:
+        """Keep a part; in place at once.
+
+        Args:
+            part: its number.
+            recordings: `N` utterances, the waveforms let go of.
+            seconds: of each.
+            embeddings: `(D,)` float32 of each; empty where there is none.
+        """
+        table = pa.table(
+            {
+                "name": [recording.name for recording in recordings],
+                "speaker": [recording.speaker for recording in recordings],
+                "seconds": list(seconds),
+                "embedding": [row if len(row) else None for row in embeddings],
+                "reason": [recording.reason for recording in recordings],
+            },
+            schema=self.schema,
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        _replace(self.path(part), sink.getvalue())
+
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """The parts in order; some columns, or all."""
+        for part in range(len(self.pieces)):
+            yield pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
+
+    def failures(self) -> dict[str, str]:
+        """Name to reason of the utterances without embedding."""
+        return {
+            name: reason
+            for table in self.tables("name", "reason")
+            for name, reason in zip(table["name"].to_pylist(), table["reason"].to_pylist(), strict=True)
+            if reason is not None
+        }
+
+    def remove(self) -> None:
+        """Delete the folder, once its content is elsewhere."""
+        shutil.rmtree(self.folder)
+
+
+def _cut(sizes: Sequence[int]) -> Iterator[range]:
+    """Runs of pieces that hold `PART_UTTERANCES` or more; the last may hold fewer."""
+    first = held = 0
+    for piece, size in enumerate(sizes):
+        held += size
+        if held >= PART_UTTERANCES:
+            yield range(first, piece + 1)
+            first, held = piece + 1, 0
+    if first < len(sizes):
+        yield range(first, len(sizes))
+
+
+def _replace(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a file that is whole or absent, also after a kill or a power cut."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)

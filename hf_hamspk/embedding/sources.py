@@ -1,0 +1,111 @@
+"""Where utterances come from, piece by piece: an audio file, or a group of a shard."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..data.audio import AudioError, read_audio
+from ..shards.decoding import AAC_SUFFIXES, decode_audio
+from ..shards.reading import ShardReader
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An utterance that was decoded, or could not be.
+
+    Attributes:
+        name: what the output calls it.
+        waveform: `(L,)` float32 in [-1, 1]; None where it cannot be used.
+        reason: why not.
+        speaker: where the source knows it.
+    """
+
+    name: str
+    waveform: np.ndarray | None = None
+    reason: str | None = None
+    speaker: str | None = None
+
+
+class Source(Protocol):
+    """Utterances in pieces, in a fixed order. Pieces are read in several threads at once."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Utterances of each piece."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hexadecimal; sources of the same utterances in the same order have the same."""
+        ...
+
+    def read(self, piece: int) -> list[Recording]:
+        """The utterances of a piece, as many as `sizes` says, those that cannot be used with the reason."""
+        ...
+
+
+class AudioFiles:
+    """Audio files, each a piece.
+
+    Args:
+        names: what the output calls them; paths, relative to `root` or absolute.
+        sampling_rate: wanted, in Hz.
+        root: folder of the names.
+    """
+
+    def __init__(self, names: Sequence[str], sampling_rate: int, root: str | os.PathLike[str] = "."):
+        self.names, self.sampling_rate, self.root = list(names), sampling_rate, Path(root)
+        self.sizes = [1] * len(self.names)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(self.root).encode())
+        for name in self.names:
+            digest.update(b"\0" + os.fsencode(name))
+        return digest.hexdigest()
+
+    def read(self, piece: int) -> list[Recording]:
+        name = self.names[piece]
+        path = self.root / name
+        try:
+            if path.suffix.lower() in AAC_SUFFIXES and path.is_file():
+                return [Recording(name, decode_audio(path.read_bytes(), name, self.sampling_rate))]
+            return [Recording(name, read_audio(path, self.sampling_rate))]
+        except AudioError as error:
+            return [Recording(name, reason=error.reason)]
+        except OSError as error:
+            return [Recording(name, reason=f"cannot be read ({error.strerror}); see to its permissions and its disk")]
+
+
+class ShardedCorpus:
+    """Shards that `hamspk prepare` wrote; each of their groups is a piece.
+
+    Args:
+        reader: of the shards.
+        sampling_rate: wanted, in Hz.
+    """
+
+    def __init__(self, reader: ShardReader, sampling_rate: int):
+        self.reader, self.sampling_rate = reader, sampling_rate
+        self.sizes = reader.group_sizes.tolist()
+
+    def fingerprint(self) -> str:
+        return self.reader.fingerprint()
+
+    def read(self, piece: int) -> list[Recording]:
+        try:
+            group = self.reader.read(piece)
+        except AudioError as error:
+            place = self.reader.name_of(piece)
+            return [Recording(f"{place}, row {row}", reason=error.reason) for row in range(self.sizes[piece])]
+        found = []
+        for row, (name, speaker) in enumerate(zip(group.names, group.speakers, strict=True)):
+            try:
+                waveform = decode_audio(bytes(group.audio(row)), name, self.sampling_rate)
+                found.append(Recording(name, waveform, speaker=speaker))
+            except AudioError as error:
+                found.append(Recording(name, reason=error.reason, speaker=speaker))
+        return found
