@@ -1,0 +1,111 @@
+"""All benchmarks of this folder, one after the other: a table of ratios, JSON, plots.
+
+    python tests/benchmarks/run_all.py [--size quick|full] [--wespeaker CHECKOUT] [--output FOLDER] [--only NAME ...]
+    python tests/benchmarks/run_all.py --render benchmarks/results.json
+
+The second command prints the table of an earlier run, as Markdown, and measures nothing. Ratios are how many times as
+long the rival takes as this package, in the same run. A benchmark that fails is reported, and the others go on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SIZES = ("quick", "full")
+# Words that make a benchmark quick and those that make it full; WeSpeaker's checkout where it is taken; JSON, plots.
+WORDS: dict[str, tuple[list[str], list[str]]] = {
+    "head": ([], []),
+    "encoder": (
+        ["--rounds", "3"],
+        ["--compile", "--profile", "--memory", "8", "16", "32", "64"],
+    ),
+    "embedding": (
+        ["--channels", "512", "--utterances", "30", "--rounds", "3"],
+        ["--utterances", "2000", "--lengths", "1", "2", "4", "8", "16", "32", "60"],
+    ),
+    "metrics": (["--rounds", "3"], ["--large"]),
+    "prepare": ([], []),
+    "streaming": (["--utterances", "200", "--rounds", "1"], []),
+}
+LONGEST_SECONDS = {"quick": 600, "full": 7200}
+
+
+def options_of(name: str) -> str:
+    """What a benchmark says of its options."""
+    return subprocess.run(
+        [sys.executable, HERE / f"benchmark_{name}.py", "--help"], capture_output=True, text=True
+    ).stdout
+
+
+def run(name: str, arguments, folder: Path) -> dict:
+    """One benchmark in a process of its own: its JSON, its output, how long it took."""
+    quick, full = WORDS[name]
+    options = options_of(name)
+    words = list(quick if arguments.size == "quick" else full)
+    given = {"--json": folder / f"{name}.json", "--plots": folder, "--wespeaker": arguments.wespeaker}
+    given |= {"--threads": arguments.threads, "--clock": arguments.clock}
+    for option, value in given.items():
+        if value is not None and option in options:
+            words += [option, str(value)]
+    start = time.perf_counter()
+    try:
+        command = [sys.executable, str(HERE / f"benchmark_{name}.py"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS[arguments.size])
+        output, problem = done.stdout, "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    except subprocess.TimeoutExpired:
+        output, problem = "", f"took more than {LONGEST_SECONDS[arguments.size]} s"
+    path = folder / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        "words": [word for word in words if not Path(word).is_absolute()],
+        "minutes": (time.perf_counter() - start) / 60,
+        "problem": problem,
+        "output": output,
+        "result": found,
+    }
+
+
+def table(results: dict) -> str:
+    """Markdown: every ratio of every benchmark, and what came of those that give none."""
+    lines = ["| benchmark | what | rival | time of the rival / ours |", "|---|---|---|---|"]
+    for name, entry in results["benchmarks"].items():
+        rows = entry["result"].get("rows", [])
+        for row in rows:
+            bound = f" (wanted: {row['bound']:g})" if "bound" in row else ""
+            lines.append(f"| {name} | {row['what']} | {row['rival']} | {row['ratio']:.2f}{bound} |")
+        if entry["problem"]:
+            lines.append(f"| {name} | failed: {entry['problem']} | | |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="quick")
+    parser.add_argument("--wespeaker", type=Path, help="checkout of WeSpeaker; without it, it is left out")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="of torch, where a benchmark takes it")
+    parser.add_argument("--clock", help="wall or processor, where a benchmark takes it")
+    parser.add_argument("--only", nargs="+", choices=WORDS, default=list(WORDS))
+    parser.add_argument("--render", type=Path, metavar="RESULTS", help="print the table of an earlier run")
+    arguments = parser.parse_args()
+    if arguments.render is not None:
+        print(table(json.loads(arguments.render.read_text(encoding="utf-8"))))
+        return 0
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results: dict = {"size": arguments.size, "benchmarks": {}}
+    for name in arguments.only:
+        print(f"benchmark_{name} ...", file=sys.stderr, flush=True)
+        entry = run(name, arguments, arguments.output.resolve())
+        results["benchmarks"][name] = entry
+        print(f"## {name} ({entry['minutes']:.1f} min)\n{entry['output']}{entry['problem']}", flush=True)
+        (arguments.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(table(results))
+    return int(any(entry["problem"] for entry in results["benchmarks"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
