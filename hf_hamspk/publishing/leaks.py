@@ -86,33 +86,35 @@ def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, s
         has_lines: whether line numbers mean anything.
         strict: also look for whatever looks like the path of some machine; in bytes that are no text, anything does.
     """
-    leaks = []
-    for number, line in enumerate(text.splitlines() if has_lines else [text], start=1):
-        found = _secret_in(line, private)
-        if found is None:
-            path = _path_in(line, private, strict)
-            found = None if path is None else f"a path of a machine, {path!r}"
-        if found is not None:
-            leaks.append(Leak(name, number if has_lines else None, found))
-    return leaks
+    # No pattern reaches over the end of a line, and most files hold nothing: one look at the whole is enough.
+    if _leak_in(text, private, strict) is None:
+        return []
+    found = [_leak_in(line, private, strict) for line in (text.splitlines() if has_lines else [text])]
+    return [Leak(name, n if has_lines else None, what) for n, what in enumerate(found, start=1) if what is not None]
 
 
-def _secret_in(line: str, private: Private) -> str | None:
-    if any(token in line for token in private.tokens):
+def _leak_in(text: str, private: Private, strict: bool) -> str | None:
+    secret = _secret_in(text, private)
+    path = _path_in(text, private, strict) if secret is None else None
+    return secret if path is None else f"a path of a machine, {path!r}"
+
+
+def _secret_in(text: str, private: Private) -> str | None:
+    if any(token in text for token in private.tokens):
         return "your token of the Hub"
-    return next((kind for kind, pattern in _SECRETS.items() if pattern.search(line)), None)
+    return next((kind for kind, pattern in _SECRETS.items() if pattern.search(text)), None)
 
 
-def _path_in(line: str, private: Private, strict: bool) -> str | None:
+def _path_in(text: str, private: Private, strict: bool) -> str | None:
     for path in private.paths:
         # JSON doubles the backslashes of Windows.
         for form in {path, path.replace("\\", "\\\\")}:
-            match = re.search(rf"(?<![\w.:/]){re.escape(form)}(?![\w-])[^\s\"'`,;:)\]}}]*", line)
+            match = re.search(rf"(?<![\w.:/]){re.escape(form)}(?![\w-])[^\s\"'`,;:)\]}}]*", text)
             if match is not None:
                 return match[0]
     if strict:
         for pattern in _PATHS:
-            match = pattern.search(line)
+            match = pattern.search(text)
             if match is not None:
                 return match[0]
     return None

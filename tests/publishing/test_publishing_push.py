@@ -201,10 +201,10 @@ def test_a_folder_in_the_place_of_the_name(tmp_path, monkeypatch):
 
 def test_the_models_own_push_still_works(hub, monkeypatch, trained):
     """transformers' push_to_hub: weights, code, calibration and cohort."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     model = HamSpkModel.from_pretrained(trained[0])
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", hub.token)
+    # transformers keeps the client that it made first, with the endpoint of then.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=hub.url, token=hub.token))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     model.push_to_hub(NAME, token=hub.token, private=True)
     names = set(hub.files(NAME))
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_hamspk.py"} <= names

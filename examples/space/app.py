@@ -1,0 +1,129 @@
+"""Same person or not, in a browser: two recordings, the verdict with its meaning, the score on the model's histogram.
+
+Usage:
+    python app.py MODEL
+
+MODEL is a folder or a name on the Hub; on a Space give it as the variable MODEL (and MODEL_REVISION, a commit). Code
+of the model travels with it: trust_remote_code=True runs that.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Before gradio is imported: nothing about the visitors is reported anywhere.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from verdict import (
+    compare,
+    describe_point,
+    draw_histogram,
+    error_html,
+    histogram_sentence,
+    histograms_of,
+    load_model,
+    points_of,
+    read_evaluation,
+    verdict_html,
+)
+
+CSS = """
+.verdict h2 {margin: 0 0 .4em 0; padding: .35em .7em; border-radius: 8px; color: white}
+.verdict h2.same {background: #00694f} .verdict h2.different {background: #a33c00} .verdict h2.none {background: #555}
+.verdict .warnings {margin: .6em 0 .6em 1.2em; list-style: disc} .verdict td {padding: .1em 1.2em .1em 0}
+"""
+PRIVACY = (
+    "A voice is biometric data: compare only voices of people who agreed to it. Replayed and synthetic voices are not "
+    "detected. Recordings are deleted from this machine within an hour."
+)
+# The names of the model's warnings in brackets.
+RECORDINGS = {"first": "First recording (the enrolment)", "second": "Second recording (the test)"}
+# Seconds between clearings of the cache, and the age of what is cleared.
+CLEARING = (600, 3000)
+LARGEST_FILE = "50mb"
+
+
+def chosen_model(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str | None]:
+    """Name and revision of the model, from the command line or the environment."""
+    name = arguments[0] if arguments else environment.get("MODEL", "")
+    if len(arguments) > 1 or not name:
+        raise ValueError("Give one model: python app.py MODEL, or the variable MODEL. A folder, or a name on the Hub.")
+    return name, environment.get("MODEL_REVISION")
+
+
+def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Blocks:
+    """The page for a model."""
+    lists, why_none = histograms_of(evaluation, model.fingerprint())
+    points, names = points_of(model), list(lists)
+
+    def picture(trial_list: str | None, answer: Any) -> tuple[Any, str]:
+        if trial_list not in lists:
+            return None, why_none
+        figure = draw_histogram(trial_list, lists[trial_list], answer)
+        return figure, "" if answer is None else histogram_sentence(trial_list, lists[trial_list], answer)
+
+    def answer(first: str | None, second: str | None, point: str | None, trial_list: str | None) -> tuple:
+        if not first or not second:
+            return error_html("Record or upload two recordings first."), *picture(trial_list, None)
+        try:
+            found = compare(model, first, second, point)
+        except ValueError as error:
+            return error_html(str(error)), *picture(trial_list, None)
+        return verdict_html(model, found), *picture(trial_list, found)
+
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=CLEARING) as page:
+        gr.Markdown(f"# Same person or not?\n\nTwo recordings of a few seconds of speech each, compared by `{title}`.")
+        with gr.Row():
+            recordings = [
+                gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, elem_id=name)
+                for label, name in (
+                    ("First recording (the enrolment)", "first"),
+                    ("Second recording (the test)", "second"),
+                )
+            ]
+        with gr.Row():
+            point = gr.Dropdown(
+                points,
+                value=points[0] if points else None,
+                label="Operating point",
+                visible=bool(points),
+                elem_id="point",
+            )
+            trial_list = gr.Dropdown(
+                names,
+                value=names[0] if names else None,
+                label="Histogram of",
+                visible=len(names) > 1,
+                elem_id="trial-list",
+            )
+        explanation = gr.Markdown(describe_point(model, points[0] if points else None), elem_id="explanation")
+        button = gr.Button("Compare", variant="primary", elem_id="compare")
+        verdict = gr.HTML(elem_id="verdict")
+        start = picture(names[0] if names else None, None)
+        plot = gr.Plot(start[0], label="Scores", visible=bool(names), elem_id="histogram")
+        note = gr.Markdown(start[1], elem_id="histogram-note")
+        gr.Markdown(PRIVACY)
+        inputs, outputs = [*recordings, point, trial_list], [verdict, plot, note]
+        button.click(answer, inputs, outputs, api_name="compare")
+        point.change(lambda name: describe_point(model, name), point, explanation, api_name=False)
+    return page
+
+
+def main() -> None:
+    """Load the model and serve the page."""
+    try:
+        name, revision = chosen_model(sys.argv[1:], os.environ)
+        page = build(
+            load_model(name, revision), read_evaluation(name, revision), os.path.basename(os.path.abspath(name))
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    # Fonts of the visitor's machine: none are fetched from elsewhere.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    page.launch(theme=theme, css=CSS, max_file_size=LARGEST_FILE, show_error=False)
+
+
+if __name__ == "__main__":
+    main()

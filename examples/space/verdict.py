@@ -1,0 +1,253 @@
+"""What the Space does with two recordings, without its page: read, compare, say what it means, place the score.
+
+Needs torch, transformers, huggingface_hub, numpy, scipy, soundfile and matplotlib, not the package that made the model.
+"""
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from matplotlib.figure import Figure
+from scipy.signal import resample_poly
+from transformers import AutoModel
+
+EVALUATION_FILE = "evaluation.json"
+RATIO = "log-likelihood ratio"
+# Longer recordings take memory and say no more about the voice.
+MOST_SECONDS = 300.0
+SAME, DIFFERENT = "same speaker", "different speakers"
+_HEADLINES = {SAME: "Same speaker", DIFFERENT: "Different speakers", "not enough speech": "Not enough speech"}
+_CLASSES = {SAME: "same", DIFFERENT: "different"}
+# No two recordings make anybody more certain than that.
+_MOST_TIMES = 1e6
+_TARGETS, _IMPOSTORS = "#0072B2", "#D55E00"
+
+
+def load_model(name: str, revision: str | None = None) -> Any:
+    """The model of a folder, or of a name on the Hub, with the code that travels with it."""
+    model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True)
+    if not hasattr(model, "verifier"):
+        raise ValueError(f"{name} is no speaker verification model: it has no verifier().")
+    return model.eval()
+
+
+def read_evaluation(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """`evaluation.json` beside the weights; None where there is none."""
+    if os.path.isdir(name):
+        path = Path(name) / EVALUATION_FILE
+        if not path.is_file():
+            return None
+    else:
+        try:
+            path = Path(hf_hub_download(name, EVALUATION_FILE, revision=revision))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else None
+
+
+def read_recording(path: str, sampling_rate: int, most_seconds: float = MOST_SECONDS) -> np.ndarray:
+    """Decode a recording, average its channels, resample it.
+
+    Returns:
+        `(L,)` float32 at `sampling_rate`, in Hz.
+
+    Raises:
+        ValueError: it cannot be read, is empty, or is longer than `most_seconds`; the message is for the user.
+    """
+    try:
+        found = soundfile.info(path)
+        if found.frames > most_seconds * found.samplerate:
+            raise ValueError(
+                f"A recording has {found.duration:.0f} s; at most {most_seconds:.0f} s are taken. Cut it: half a "
+                "minute of speech is plenty."
+            )
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError("A recording cannot be read. Expected WAV, FLAC, OGG, Opus or MP3.") from error
+    if not len(samples):
+        raise ValueError("A recording is empty.")
+    mono = samples.mean(axis=1)
+    if rate != sampling_rate:
+        divisor = math.gcd(rate, sampling_rate)
+        mono = resample_poly(mono, sampling_rate // divisor, rate // divisor)
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def compare(model: Any, first: str, second: str, operating_point: str | None = None) -> Any:
+    """The model's own answer for two files: a model that nobody calibrated gives a score and no decision.
+
+    Raises:
+        ValueError: from `read_recording`, or of the model, for example for NaN samples.
+    """
+    rate = model.config.sampling_rate
+    one, other = (read_recording(path, rate) for path in (first, second))
+    return model.verifier().verify([one], other, rate, operating_point=operating_point)
+
+
+def points_of(model: Any) -> list[str]:
+    """Names of the operating points, the default first; none for a model that nobody calibrated."""
+    return [] if model.calibration is None else [point.name for point in model.calibration.operating_points]
+
+
+def describe_point(model: Any, name: str | None) -> str:
+    """What an operating point assumes, in words."""
+    if model.calibration is None:
+        return "This model is not calibrated: it gives scores, no decisions."
+    point = model.calibration.operating_point(name)
+    return (
+        f"“{point.name}”: before listening, {100 * point.prior:g} % of the pairs are taken to be of one speaker; "
+        f"taking one speaker for two costs {point.cost_miss:g}, two for one costs {point.cost_false_alarm:g}. So "
+        f"the {RATIO} must reach {point.threshold:.2f}."
+    )
+
+
+def meaning_of(model: Any, answer: Any) -> list[str]:
+    """Sentences: what the numbers of an answer mean."""
+    if answer.score is None:
+        return ["No score is given: too little speech was found to compare voices."]
+    sentences = []
+    ratio = answer.log_likelihood_ratio
+    if ratio is None:
+        sentences.append(
+            f"The score is {answer.score:.3f} ({model.config.similarity}; larger is more alike). The model is not "
+            f"calibrated, so it has no {RATIO}."
+        )
+    else:
+        times = min(math.exp(min(abs(ratio), 50.0)), _MOST_TIMES)
+        more = "more than " if times == _MOST_TIMES else ""
+        than = ("one speaker", "two") if ratio >= 0 else ("two speakers", "one")
+        sentences.append(
+            f"The {RATIO} is {ratio:.2f}: recordings like these are {more}{_number(times)} times likelier if they are "
+            f"of {than[0]} than if of {than[1]}."
+        )
+    if answer.decision is None:
+        sentences.append("Nothing is decided: that takes a threshold, measured on recordings like these.")
+    else:
+        side = "reaches" if answer.decision == SAME else "stays below"
+        sentences.append(f"That {side} {answer.threshold:.2f}, the threshold at “{answer.operating_point}”.")
+    return sentences
+
+
+def verdict_html(model: Any, answer: Any) -> str:
+    """The answer for the page."""
+    headline = "A score, no decision" if answer.decision is None else _HEADLINES[answer.decision]
+    parts = [f'<h2 class="{_CLASSES.get(answer.decision, "none")}">{headline}</h2>']
+    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in meaning_of(model, answer)]
+    if answer.warnings:
+        items = "".join(f"<li>{html.escape(warning)}</li>" for warning in answer.warnings)
+        parts.append(f'<ul class="warnings">{items}</ul>')
+    rows = [("speech in the first recording", f"{sum(answer.enrolment_speech):.1f} s")]
+    rows.append(("speech in the second recording", f"{answer.test_speech:.1f} s"))
+    if answer.score is not None:
+        rows.append((f"score ({model.config.similarity})", f"{answer.score:.4f}"))
+    if answer.normalised_score is not None:
+        rows.append(("normalised score", f"{answer.normalised_score:.4f}"))
+    table = "".join(f"<tr><td>{html.escape(name)}</td><td>{value}</td></tr>" for name, value in rows)
+    return f'<div class="verdict">{"".join(parts)}<table>{table}</table></div>'
+
+
+def error_html(message: str) -> str:
+    """What went wrong, for the page."""
+    return f'<div class="verdict"><h2 class="none">No answer</h2><p>{html.escape(message)}</p></div>'
+
+
+def histograms_of(evaluation: Mapping[str, Any] | None, fingerprint: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """The trial lists of an evaluation that hold a histogram of scores.
+
+    Args:
+        evaluation: `evaluation.json`.
+        fingerprint: of the model at hand.
+
+    Returns:
+        List name to its record, and why there are none (empty where there are).
+    """
+    if evaluation is None:
+        return {}, f"The model comes without {EVALUATION_FILE}, so there is no histogram to place the score on."
+    of = evaluation.get("model")
+    if isinstance(of, Mapping) and of.get("fingerprint") not in (None, fingerprint):
+        return {}, f"{EVALUATION_FILE} was measured with other weights than these: the score is not placed on it."
+    lists = evaluation.get("lists")
+    found = {
+        name: record
+        for name, record in (lists.items() if isinstance(lists, Mapping) else ())
+        if isinstance(record, Mapping) and isinstance(record.get("histogram"), Mapping)
+    }
+    return found, "" if found else f"{EVALUATION_FILE} holds no histogram of scores."
+
+
+def place_on(record: Mapping[str, Any], answer: Any) -> tuple[float | None, float | None]:
+    """The value of an answer that belongs on the histogram of a list, and the threshold there; None for what is not."""
+    if record.get("scores") == RATIO:
+        return answer.log_likelihood_ratio, answer.threshold
+    return answer.score, None
+
+
+def shares(histogram: Mapping[str, Any], value: float) -> tuple[float, float]:
+    """Which share of the targets scored lower than a value, and of the impostors at least as high.
+
+    Within a bin the trials are taken to be spread evenly.
+    """
+    edges = np.asarray(histogram["edges"], dtype=np.float64)
+    below = []
+    for kind in ("targets", "impostors"):
+        counts = np.asarray(histogram[kind], dtype=np.float64)
+        total = np.concatenate([[0.0], np.cumsum(counts)])
+        below.append(float(np.interp(value, edges, total) / total[-1]) if total[-1] > 0 else math.nan)
+    return below[0], 1.0 - below[1]
+
+
+def histogram_sentence(name: str, record: Mapping[str, Any], answer: Any) -> str:
+    """Where the answer lies among the trials of a list, in words."""
+    value, _ = place_on(record, answer)
+    if value is None:
+        return "There is no score to place." if answer.score is None else f"{name} was measured with other scores."
+    lower, higher = shares(record["histogram"], value)
+    return (
+        f"On {name}, {_percent(lower)} of the pairs of one speaker scored lower than this, and {_percent(higher)} of "
+        "the pairs of two speakers higher. That list is not your recordings: microphones and languages shift both."
+    )
+
+
+def draw_histogram(name: str, record: Mapping[str, Any], answer: Any = None) -> Figure:
+    """The scores of a trial list, each kind as a density, with the answer and its threshold as lines."""
+    histogram = record["histogram"]
+    edges = np.asarray(histogram["edges"], dtype=np.float64)
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for label, kind, colour in (("one speaker", "targets", _TARGETS), ("two speakers", "impostors", _IMPOSTORS)):
+        counts = np.asarray(histogram[kind], dtype=np.float64)
+        area = float((counts * np.diff(edges)).sum())
+        density = counts / area if area > 0 else counts
+        axes.stairs(density, edges, fill=True, alpha=0.3, color=colour)
+        axes.stairs(density, edges, linewidth=1.4, color=colour, label=f"{label} ({counts.sum():.0f} pairs)")
+    value, threshold = (None, None) if answer is None else place_on(record, answer)
+    if threshold is not None:
+        axes.axvline(threshold, color="#555555", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
+    if value is not None:
+        axes.axvline(value, color="black", linewidth=2.2, label=f"yours {value:.2f}")
+    axes.set_xlabel(str(record.get("scores", "score")))
+    axes.set_ylabel("density")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Outside: there is no telling where the histogram leaves room.
+    figure.legend(loc="outside right upper", frameon=False, title=name)
+    return figure
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _number(value: float) -> str:
+    """A factor of likelihoods to two figures: more would be pretence."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.1f}"

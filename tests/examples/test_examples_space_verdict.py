@@ -1,0 +1,184 @@
+"""The functions of the Space: what is read, what is said, where the score is placed."""
+
+import ast
+import re
+import tomllib
+
+import numpy as np
+import pytest
+import soundfile
+from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
+from tiny_models import RATE
+
+from hf_hamspk import HamSpkModel
+from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.verifier import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, Verification
+
+HISTOGRAM = {"edges": [0.0, 1.0, 2.0, 4.0], "targets": [0, 2, 8], "impostors": [6, 4, 0]}
+
+
+@pytest.fixture(scope="module")
+def model(verdict, model_folder):
+    return verdict.load_model(str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> list[str]:
+    """Speech of two synthetic speakers, silence."""
+    folder = tmp_path_factory.mktemp("recordings")
+    waves = [make_speech(0, 0, 3.0, RATE), make_speech(1, 1, 3.0, RATE), np.zeros(RATE, dtype=np.float32)]
+    for i, wave in enumerate(waves):
+        soundfile.write(folder / f"{i}.wav", wave, RATE, subtype="FLOAT")
+    return [str(folder / f"{i}.wav") for i in range(len(waves))]
+
+
+def answer(**given) -> Verification:
+    values = dict(score=0.5, normalised_score=None, log_likelihood_ratio=3.0, decision=SAME, operating_point="strict")
+    values |= dict(threshold=1.0, enrolment_speech=[2.0], test_speech=3.0, warnings=[])
+    return Verification(**(values | given))
+
+
+def test_the_answer_is_that_of_the_model(verdict, model, recordings):
+    waves = [soundfile.read(path, dtype="float32")[0] for path in recordings]
+    for first, second in ((0, 1), (0, 0), (0, 2)):
+        found = verdict.compare(model, recordings[first], recordings[second])
+        expected = model.verifier().verify([waves[first]], waves[second], RATE)
+        assert found.to_dict() == expected.to_dict()
+    strict = verdict.compare(model, *recordings[:2], "strict")
+    assert strict.operating_point == "strict" and strict.threshold == pytest.approx(4.595, abs=1e-3)
+
+
+def test_a_model_that_nobody_calibrated_decides_nothing(verdict, recordings, model_folder):
+    plain = HamSpkModel.from_pretrained(model_folder)
+    plain.calibration = None
+    assert verdict.points_of(plain) == []
+    found = verdict.compare(plain, *recordings[:2])
+    page = verdict.verdict_html(plain, found)
+    assert found.decision is None and "A score, no decision" in page and "Nothing is decided" in page
+    assert "no decisions" in verdict.describe_point(plain, None)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2), (48000, 1), (16000, 3)])
+def test_other_rates_and_channels_are_brought_to_the_models(verdict, tmp_path, rate, channels):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(tmp_path / "tone.wav", np.stack([tone] * channels, 1), rate, subtype="FLOAT")
+    wave = verdict.read_recording(str(tmp_path / "tone.wav"), RATE)
+    assert wave.shape == (RATE,) and wave.dtype == np.float32
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    assert np.abs(wave - expected)[500:-500].max() < 2e-3
+
+
+def test_what_cannot_be_read_is_said(verdict, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no sound at all")
+    with pytest.raises(ValueError, match=r"cannot be read\. Expected WAV"):
+        verdict.read_recording(str(tmp_path / "broken.wav"), RATE)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(ValueError, match="is empty"):
+        verdict.read_recording(str(tmp_path / "empty.wav"), RATE)
+    soundfile.write(tmp_path / "long.wav", np.zeros(9 * RATE), RATE)
+    with pytest.raises(ValueError, match=r"has 9 s; at most 5 s are taken"):
+        verdict.read_recording(str(tmp_path / "long.wav"), RATE, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {},
+            ["ratio is 3.00", "20 times likelier if they are of one speaker than if of two", "reaches 1.00", "strict"],
+        ),
+        (
+            {"log_likelihood_ratio": -0.5, "decision": DIFFERENT},
+            ["-0.50", "1.6 times likelier if they are of two speakers than if of one", "stays below 1.00"],
+        ),
+        ({"log_likelihood_ratio": 99.0}, ["more than 1,000,000 times"]),
+        ({"log_likelihood_ratio": None, "decision": None, "threshold": None}, ["0.500 (cosine", "Nothing is decided"]),
+        ({"score": None, "decision": NOT_ENOUGH_SPEECH}, ["No score is given"]),
+    ],
+)
+def test_the_meaning_is_said(verdict, model, given, said):
+    text = " ".join(verdict.meaning_of(model, answer(**given)))
+    for words in said:
+        assert words in text
+
+
+def test_the_page_holds_verdict_warnings_and_seconds(verdict, model):
+    text = verdict.verdict_html(model, answer(warnings=["<b>The test</b> is noisy."], normalised_score=1.25))
+    assert '<h2 class="same">Same speaker</h2>' in text
+    assert "&lt;b&gt;The test&lt;/b&gt; is noisy." in text and "<b>" not in text
+    assert "2.0 s" in text and "3.0 s" in text and "0.5000" in text and "1.2500" in text
+    refused = verdict.verdict_html(model, answer(score=None, decision=NOT_ENOUGH_SPEECH, warnings=["Speak longer."]))
+    assert '<h2 class="none">Not enough speech</h2>' in refused and "Speak longer." in refused
+    assert "<script" not in verdict.error_html("<script>")
+
+
+def test_an_operating_point_is_explained(verdict, model):
+    assert verdict.points_of(model) == ["balanced", "strict", "screening"]
+    assert ", 1 % of the pairs" in verdict.describe_point(model, "strict")
+    assert "costs 10, two for one costs 1. So the log-likelihood ratio must reach -2.30" in (
+        verdict.describe_point(model, "screening")
+    )
+
+
+def test_where_there_is_no_histogram_the_reason_is_said(verdict, model, model_folder, tmp_path):
+    fingerprint = model.fingerprint()
+    assert verdict.read_evaluation(str(tmp_path)) is None
+    evaluation = verdict.read_evaluation(str(model_folder))
+    assert list(verdict.histograms_of(evaluation, fingerprint)[0]) == ["test-a", "test-b"]
+    for given, said in (
+        (None, "comes without evaluation.json"),
+        (evaluation, "measured with other weights"),
+        ({"lists": {"test": {"eer": 0.1}}}, "holds no histogram"),
+        ({}, "holds no histogram"),
+    ):
+        found, why = verdict.histograms_of(given, "another" if given is evaluation else fingerprint)
+        assert found == {} and said in why
+
+
+def test_the_score_is_placed_on_a_histogram_of_its_kind(verdict):
+    ratios, scores = {"scores": "log-likelihood ratio", "histogram": HISTOGRAM}, {"scores": "cosine"}
+    assert verdict.place_on(ratios, answer()) == (3.0, 1.0)
+    assert verdict.place_on(scores, answer()) == (0.5, None)
+    assert verdict.place_on(ratios, answer(log_likelihood_ratio=None, threshold=None)) == (None, None)
+    assert "60.0 % of the pairs of one speaker scored lower" in verdict.histogram_sentence("t", ratios, answer())
+    assert "There is no score" in verdict.histogram_sentence("t", ratios, answer(score=None, log_likelihood_ratio=None))
+    lines = verdict.draw_histogram("t", ratios, answer()).axes[0].lines
+    assert [line.get_xdata()[0] for line in lines] == [1.0, 3.0]
+    assert len(verdict.draw_histogram("t", ratios).axes[0].lines) == 0
+
+
+def test_shares_are_counts(verdict):
+    draw = np.random.default_rng(5)
+    targets, impostors = draw.normal(2, 1, 500), draw.normal(-2, 1, 700)
+    edges = np.linspace(-7, 7, 57)
+    counts = {
+        kind: np.histogram(of, edges)[0].tolist() for kind, of in (("targets", targets), ("impostors", impostors))
+    }
+    for value in (*edges[1:-1:5], -99.0, 99.0):
+        lower, higher = verdict.shares({"edges": edges.tolist()} | counts, value)
+        assert lower == pytest.approx((targets < value).mean()) and higher == pytest.approx((impostors >= value).mean())
+
+
+def test_the_space_needs_nothing_of_this_package(space):
+    for path in space.glob("*.py"):
+        names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not any(str(name).startswith("hf_hamspk") for name in names)
+        assert "import hf_hamspk" not in path.read_text()
+
+
+def test_the_front_matter_is_that_of_a_space(space):
+    data = SpaceCard.load(space / "README.md").data
+    assert data.sdk == "gradio" and (space / data.app_file).is_file() and data.license == "apache-2.0"
+    assert len(data.short_description) <= 60 and re.fullmatch(r"\d+\.\d+\.\d+", data.sdk_version)
+    wanted = {one.name: one for one in map(Requirement, (space / "requirements.txt").read_text().splitlines())}
+    assert wanted["gradio"].specifier.contains(data.sdk_version)
+
+
+def test_the_space_asks_for_the_versions_of_the_package(space):
+    project = tomllib.loads((space.parents[1] / "pyproject.toml").read_text())["project"]
+    ours = [*project["dependencies"], *project["optional-dependencies"]["space"]]
+    known = {one.name: one.specifier for one in map(Requirement, ours)}
+    for line in (space / "requirements.txt").read_text().splitlines():
+        one = Requirement(line)
+        assert known[one.name] == one.specifier, one.name
