@@ -135,6 +135,16 @@ class SpeakerIndex:
             return SearchResult(np.empty((0, k)), np.empty((0, k), np.int64))
         return SearchResult(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
+    def set_probes(self, probes: int) -> None:
+        """Look at another number of cells from now on.
+
+        Raises:
+            ValueError: the index is exact, or the number is below 1.
+        """
+        if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
+            raise ValueError(f"An approximate index looks at 1 cell or more; this one is {self.kind!r}, got {probes}.")
+        self._engine.set_probes(probes)
+
     def name_of(self, row: int) -> str:
         """The speaker of a row of the answer.
 

@@ -1,0 +1,150 @@
+"""Search among many enrolled speakers against brute force, in one run.
+
+    python tests/benchmarks/benchmark_search.py [--enrolled 1000000] [--similarity cosine released curved]
+
+The rival is what one writes without an index: the model's `score_matrix` in float32, block by block, and `topk`. What
+is right is decided by the same in float64: an index agrees if its scores differ by at most 1e-9, and its rows are the
+same wherever brute force itself has no other score that near. Embeddings are synthetic: normal, with standard
+deviations that fall as 1 / (1 + i / 16) over the dimensions, and norms that vary; a query is an enrolled embedding with
+noise, at a cosine of about 0.6. Recall is the share of the true ten nearest that is found; "speaker" is how often the
+speaker of the query is the first found, which brute force does not always manage either.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_hamspk import HamSpkConfig
+from hf_hamspk.comparison import SpeakerComparison
+from hf_hamspk.search import SearchResult, SpeakerIndex
+from hf_hamspk.search.engines import import_faiss
+
+SIZE, NEAREST, TIE = 192, 10, 1e-9
+ROWS = 8192
+SIMILARITIES = {
+    "cosine": {"similarity": "cosine"},
+    "released": {"similarity": "hyperbolic", "projection": "released", "curvature": 3.0},
+    "curved": {"similarity": "hyperbolic", "projection": "curved", "curvature": 1.0},
+}
+
+
+class Comparing(SpeakerComparison):
+    """What compares embeddings, without a model that makes them."""
+
+    def __init__(self, similarity: str):
+        super().__init__()
+        self.config = HamSpkConfig(**SIMILARITIES[similarity])
+
+    def fingerprint(self) -> str:
+        """There are no weights."""
+        return "0" * 64
+
+
+def make_speakers(count: int, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Enrolled embeddings `(N, D)`, queries `(Q, D)` and the row of the speaker of each `(Q,)`."""
+    generator = torch.Generator().manual_seed(0)
+    spread = 1 / (1 + torch.arange(SIZE) / 16)
+    enrolled = torch.randn(count, SIZE, generator=generator) * spread
+    enrolled *= torch.rand(count, 1, generator=generator).add_(0.5) / spread.norm()
+    rows = torch.randint(count, (queries,), generator=generator)
+    noise = torch.randn(queries, SIZE, generator=generator) * spread * (1.3 / spread.norm())
+    return enrolled, enrolled[rows] + noise * enrolled[rows].norm(dim=1, keepdim=True), rows
+
+
+def brute_force(model: Comparing, enrolled: Tensor, queries: Tensor, count: int, bar: bool = False) -> SearchResult:
+    """All scores, in the precision of the queries, and the largest of them."""
+    best, rows = torch.empty(len(queries), 0, dtype=queries.dtype), torch.empty(len(queries), 0, dtype=torch.int64)
+    for start in tqdm(range(0, len(enrolled), ROWS), desc="brute force in float64", disable=not bar, leave=False):
+        block = enrolled[start : start + ROWS].to(queries.dtype)
+        found, at = model.score_matrix(queries, block).topk(min(count, len(block)), dim=1)
+        best, chosen = torch.cat([best, found], 1).topk(count, dim=1)
+        rows = torch.cat([rows, at + start], 1).gather(1, chosen)
+    return SearchResult(best.double().numpy(), rows.numpy())
+
+
+def disagreements(found: SearchResult, truth: SearchResult) -> tuple[float, int, int]:
+    """The largest difference of scores; rows that differ where no score is tied; rows that are tied."""
+    best = torch.from_numpy(truth.scores)
+    far = (best[:, :-1] - best[:, 1:]) > TIE
+    alone = far.clone()
+    alone[:, 1:] &= far[:, :-1]
+    other = torch.from_numpy(found.rows != truth.rows[:, :NEAREST])
+    return abs(found.scores - truth.scores[:, :NEAREST]).max(), int((other & alone).sum()), int((~alone).sum())
+
+
+def clock(search: Callable[[], SearchResult], rounds: int) -> tuple[SearchResult, float]:
+    """What was found, and the median of the seconds."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        found = search()
+        seconds.append(time.perf_counter() - start)
+    return found, statistics.median(seconds)
+
+
+def measure(similarity: str, count: int, queries: int, rounds: int, probes: list[int]) -> None:
+    """Print the table of one similarity."""
+    model = Comparing(similarity)
+    enrolled, tests, speakers = make_speakers(count, queries)
+    truth = brute_force(model, enrolled, tests.double(), NEAREST + 1, bar=True)
+    first = float((torch.from_numpy(truth.rows[:, 0]) == speakers).float().mean())
+    print(f"\n{similarity}: {count:,} enrolled, {queries:,} queries, ten nearest, median of {rounds} rounds")
+    print(f"{'':28}{'build':>9}{'search':>9}{'ratio':>8}{'recall':>9}{'speaker':>9}")
+    found, base = clock(lambda: brute_force(model, enrolled, tests, NEAREST), rounds)
+
+    def show(name: str, found: SearchResult, seconds: float, build: float) -> None:
+        pairs = zip(found.rows.tolist(), truth.rows[:, :NEAREST].tolist(), strict=True)
+        recall = sum(len(set(a) & set(b)) for a, b in pairs) / truth.rows[:, :NEAREST].size
+        right = float((torch.from_numpy(found.rows[:, 0]) == speakers).float().mean())
+        print(
+            f"{name:28}{build:>7.1f} s{seconds:>7.2f} s{base / seconds:>7.1f}x{recall:>9.4f}{right:>9.3f}", flush=True
+        )
+
+    print(f"{'brute force, float64':28}{'':>9}{'':>9}{'':>8}{1.0:>9.4f}{first:>9.3f}")
+    show("brute force, float32", found, base, 0.0)
+    engines = [False] if import_faiss() is None else [True, False]
+    for use_faiss in engines:
+        start = time.perf_counter()
+        index = SpeakerIndex(model, enrolled, use_faiss=use_faiss)
+        build = time.perf_counter() - start
+        found, seconds = clock(lambda index=index: index.search(tests, NEAREST), rounds)
+        show(f"exact, {'FAISS' if use_faiss else 'PyTorch'}", found, seconds, build)
+        difference, wrong, tied = disagreements(found, truth)
+        print(
+            f"    scores differ by at most {difference:.1e}; {wrong} rows differ, {tied} of {found.rows.size} are tied"
+        )
+        del index
+    if import_faiss() is None:
+        print("FAISS is not installed: no approximate index")
+        return
+    start = time.perf_counter()
+    index = SpeakerIndex(model, enrolled, kind="cells", probes=max(probes))
+    build = time.perf_counter() - start
+    for number in probes:
+        index.set_probes(number)
+        found, seconds = clock(lambda: index.search(tests, NEAREST), rounds)
+        show(f"cells, {number} probes", found, seconds, build)
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--enrolled", type=int, default=1_000_000, help="(default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--similarity", nargs="+", choices=SIMILARITIES, default=list(SIMILARITIES))
+    parser.add_argument("--probes", type=int, nargs="+", default=[8, 32, 128], help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads")
+    for similarity in arguments.similarity:
+        measure(similarity, arguments.enrolled, arguments.queries, arguments.rounds, arguments.probes)
+
+
+if __name__ == "__main__":
+    main()
