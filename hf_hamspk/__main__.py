@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "make shards of a corpus, for training that streams",
     "calibrate": "make decisions out of scores, by pairs of recordings of your own",
     "evaluate": "EER, minDCF and plots of a model on trial lists",
+    "sweep": "error rates against duration, noise, reverberation, codec and bandwidth",
     "embed": "speaker embeddings of audio files",
     "verify": "are these recordings of the same speaker?",
     "enrol": "speaker profiles of recordings, for `identify` and `verify`",

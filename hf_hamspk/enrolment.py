@@ -39,7 +39,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     embeddings, shares = at_least_float32(embeddings), _shares(embeddings, weights)
     direction = (shares[:, None] * normalize(embeddings)).sum(0)
-    if float(direction.norm()) < SMALLEST_NORM:
+    if float(direction.detach().norm()) < SMALLEST_NORM:
         raise ValueError(
             "The directions of these embeddings cancel, so they have no mean. Are they of several speakers?"
         )

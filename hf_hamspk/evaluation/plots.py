@@ -202,6 +202,44 @@ def plot_detection_costs(
     return _finish(figure, axes, title, target)
 
 
+def plot_sweep(
+    rates: Sequence[tuple[str, float, tuple[float, float] | None]],
+    path: str | PathLike[str],
+    title: str | None = None,
+) -> Path:
+    """Draw the equal error rate under several conditions, with its confidence limits.
+
+    Args:
+        rates: of each condition its name, the rate and its limits, all fractions; in the order to draw them, evenly
+            spaced, as most strengths are felt by their ratio.
+        path: where to write the PNG; parent folders are made.
+        title: line above the plot, none by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: if there is nothing to draw, or the path does not end in `.png`.
+    """
+    if not rates:
+        raise ValueError("rates is empty: pass at least one condition.")
+    target = _png_path(path)
+    figure = _figure(max(4.8, 1.0 + 0.8 * len(rates)), 4.2)
+    axes = figure.add_subplot()
+    places, heights = range(len(rates)), [100 * rate for _, rate, _ in rates]
+    axes.plot(places, heights, color=_COLOURS[0], linewidth=0.8, linestyle=":")
+    for place, height, (_, _, limits) in zip(places, heights, rates, strict=True):
+        if limits is not None:
+            axes.vlines(place, 100 * limits[0], 100 * limits[1], color=_COLOURS[0], linewidth=1.6)
+        axes.plot(place, height, color=_COLOURS[0], marker="o", markersize=6.5)
+        axes.annotate(f"{height:.1f}", (place, height), (7, 4), textcoords="offset points", fontsize=8)
+    axes.set_xticks(list(places), [name for name, _, _ in rates], rotation=30, ha="right")
+    axes.set_xlim(-0.5, len(rates) - 0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("Equal error rate (%)")
+    return _finish(figure, axes, title, target)
+
+
 def _draw_det_curve(
     axes: Axes, name: str, errors: DetectionErrors, limits: tuple[float, float], colour: str, style: str
 ) -> None:

@@ -1,7 +1,7 @@
 """Verification of a model on a trial list: embed each file once, score every trial, compute the error rates."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def embed_files(
     protocol: str = "whole",
     progress: bool = True,
     measure: bool = False,
+    change: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> EmbeddedFiles:
     """Embed audio files, in chunks of bounded memory.
 
@@ -126,6 +127,7 @@ def embed_files(
         protocol: `"whole"` (the utterance) or `"paper"` (the utterance and five 3 s segments).
         progress: show a bar.
         measure: measure the speech in each file, too (`measure_speech`).
+        change: takes the name and the waveform `(L,)` to what is embedded in its place; None for the file as it is.
 
     Raises:
         ValueError: unknown protocol.
@@ -142,6 +144,8 @@ def embed_files(
         except AudioError as error:
             result.failures[name] = error.reason
             continue
+        if change is not None:
+            chunk[name] = change(name, chunk[name])
         if measure:
             result.measures[name] = measure_speech(chunk[name], rate)
         pending += len(chunk[name]) / rate

@@ -1,0 +1,159 @@
+"""Recording conditions of a stated strength, to sweep over: duration, noise, reverberation, codec, bandwidth.
+
+Each condition changes a clean recording in one way, and is the same whenever it is asked for: what is random (where the
+piece is cut, the noise, the room) comes from a generator seeded by the name of the file, so that a file sounds alike in
+all trials and the steps of a sweep differ in strength alone.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+
+from .audio import resample
+from .augmentation import add_at_snr, coloured_noise, limit_band, reverberate, room_response
+from .crops import random_crop
+
+Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+"""Changes a waveform `(L,)` of a sampling rate."""
+
+# Power falls as 1/f: between the hiss of electronics and the rumble of traffic.
+NOISE_SLOPE = 1.0
+# Energy of the direct sound over that of the reverberation, dB: some metres away.
+DIRECT_DB = 0.0
+# From a small sound booth's to the lower edge of speech; the upper cut-off is what is swept.
+LOWEST_HZ = 50.0
+DURATIONS_S = (1.0, 2.0, 3.0, 5.0)
+SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)
+RT60S_S = (0.2, 0.4, 0.7, 1.0)
+CUT_OFFS_HZ = (5000.0, 3400.0, 2500.0, 1500.0)
+TELEPHONE_RATE, TELEPHONE_BAND_HZ = 8000, (300.0, 3400.0)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A recording condition.
+
+    Attributes:
+        label: what it is, with its unit.
+        change: makes it of a clean recording; None for the recordings as they are.
+        value: its strength, for the axis of a plot; None where conditions have no order.
+    """
+
+    label: str
+    change: Change | None
+    value: float | None = None
+
+    def apply(self, waveform: np.ndarray, sampling_rate: int, name: str) -> np.ndarray:
+        """Change a recording.
+
+        Args:
+            waveform: `(L,)` float32.
+            sampling_rate: samples per second.
+            name: of the file: the same name, the same result.
+
+        Returns:
+            `(M,)` float32, M = L but for durations.
+        """
+        if self.change is None:
+            return waveform
+        generator = np.random.default_rng(zlib.crc32(name.encode()))
+        return self.change(waveform, sampling_rate, generator).astype(np.float32, copy=False)
+
+
+def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[Condition]:
+    """The steps of a sweep, the recordings as they are first.
+
+    Args:
+        kind: of `SWEEPS`: `"duration"` (a piece of so many seconds; shorter recordings stay whole), `"snr"` (noise with
+            the power spectrum 1/f at so many dB below the recording), `"reverberation"` (a synthetic room with this
+            RT60 in seconds, direct and reverberated sound of equal energy), `"bandwidth"` (a low-pass at so many Hz) or
+            `"codec"` (G.711 mu-law over a telephone band, A-law, Opus, Vorbis and MP3, at the encoders' settings).
+        values: strengths; None for the usual ones. `"codec"` has none.
+
+    Raises:
+        ValueError: unknown kind, or a value that is not positive (an SNR may be negative).
+    """
+    if kind not in SWEEPS:
+        raise ValueError(f"Conditions to sweep over are {', '.join(SWEEPS)}, got {kind!r}.")
+    clean = Condition("as it is", None)
+    if kind == "codec":
+        if values is not None:
+            raise ValueError("Codecs have no strength to choose; leave the values out.")
+        return [clean, *(Condition(label, change) for label, change in _CODECS.items())]
+    usual, unit, make = _STRENGTHS[kind]
+    steps = usual if values is None else values
+    for value in steps:
+        if not np.isfinite(value) or (kind != "snr" and value <= 0):
+            raise ValueError(f"A {kind} of {value:g} {unit} cannot be made; give finite numbers above 0.")
+    return [clean, *(Condition(f"{value:g} {unit}", make(value), float(value)) for value in steps)]
+
+
+def _cut(seconds: float) -> Change:
+    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+        samples = round(seconds * rate)
+        return random_crop(waveform, samples, generator) if len(waveform) > samples else waveform
+
+    return change
+
+
+def _add_noise(snr_db: float) -> Change:
+    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+        return add_at_snr(waveform, coloured_noise(len(waveform), NOISE_SLOPE, generator), snr_db)
+
+    return change
+
+
+def _reverberate(rt60: float) -> Change:
+    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+        return reverberate(waveform, room_response(rt60, DIRECT_DB, rate, generator))
+
+    return change
+
+
+def _low_pass(cut_off: float) -> Change:
+    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+        return limit_band(waveform, LOWEST_HZ, cut_off, rate)
+
+    return change
+
+
+def _through_file(waveform: np.ndarray, rate: int, container: str, subtype: str) -> np.ndarray:
+    """Encode and decode with libsndfile, back to the length it had."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), rate, format=container, subtype=subtype)
+    buffer.seek(0)
+    decoded, found = soundfile.read(buffer, dtype="float32")
+    decoded = resample(decoded, found, rate) if found != rate else decoded
+    # Some encoders pad the end.
+    return np.pad(decoded[: len(waveform)], (0, max(0, len(waveform) - len(decoded))))
+
+
+def _codec(container: str, subtype: str, telephone: bool = False) -> Change:
+    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+        if not telephone:
+            return _through_file(waveform, rate, container, subtype)
+        narrow = resample(limit_band(waveform, *TELEPHONE_BAND_HZ, rate), rate, TELEPHONE_RATE)
+        wide = resample(_through_file(narrow, TELEPHONE_RATE, container, subtype), TELEPHONE_RATE, rate)
+        return np.pad(wide[: len(waveform)], (0, max(0, len(waveform) - len(wide))))
+
+    return change
+
+
+_STRENGTHS: dict[str, tuple[tuple[float, ...], str, Callable[[float], Change]]] = {
+    "duration": (DURATIONS_S, "s", _cut),
+    "snr": (SNRS_DB, "dB", _add_noise),
+    "reverberation": (RT60S_S, "s", _reverberate),
+    "bandwidth": (CUT_OFFS_HZ, "Hz", _low_pass),
+}
+_CODECS: dict[str, Change] = {
+    "telephone, mu-law": _codec("WAV", "ULAW", telephone=True),
+    "telephone, A-law": _codec("WAV", "ALAW", telephone=True),
+    "Opus": _codec("OGG", "OPUS"),
+    "Vorbis": _codec("OGG", "VORBIS"),
+    "MP3": _codec("MP3", "MPEG_LAYER_III"),
+}
+SWEEPS = (*_STRENGTHS, "codec")

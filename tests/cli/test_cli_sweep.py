@@ -1,0 +1,69 @@
+"""`hamspk sweep` on synthetic speakers."""
+
+import json
+
+import pytest
+import soundfile
+from tiny_models import RATE
+
+from hf_hamspk.cli.models import load_model
+from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.evaluation.trials import read_trials
+from hf_hamspk.evaluation.verification import embed_files, verify_trials
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Two recordings of each of four speakers, all pairs of the first with the second ones, and a table."""
+    root = tmp_path_factory.mktemp("sweep")
+    rows, pairs = ["path,speaker_id,session"], []
+    for speaker in range(4):
+        for take in range(2):
+            name = f"s{speaker}/{take}.wav"
+            (root / f"s{speaker}").mkdir(exist_ok=True)
+            soundfile.write(root / name, make_speech(speaker, take, 1.2, RATE), RATE)
+            rows.append(f"{name},s{speaker},{'ab'[take if speaker else 0]}")
+        pairs += [f"{int(speaker == other)} s{speaker}/0.wav s{other}/1.wav" for other in range(4)]
+    (root / "trials.txt").write_text("\n".join(pairs) + "\n")
+    (root / "table.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.slow
+def test_sweep(hamspk, model_folder, corpus, tmp_path):
+    words = ("sweep", model_folder, corpus / "trials.txt", "--audio-root", corpus, "--output", tmp_path / "out")
+    words = (*words, "--metadata", corpus / "table.csv", "--group-by", "session", "--over", "duration", "codec")
+    code, out, _ = hamspk(*words)
+    assert code == 0, out
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert record["list"] == "trials"
+    duration, codec, session = (record["sweeps"][kind] for kind in ("duration", "codec", "session"))
+    assert [point["condition"] for point in duration] == ["as it is", "1 s", "2 s", "3 s", "5 s"]
+    assert duration[0] == codec[0]
+    # Recordings of 1.2 s cannot be longer.
+    assert all(point["eer"] == duration[0]["eer"] for point in duration[2:])
+    trials = read_trials(corpus / "trials.txt")
+    model = load_model(str(model_folder), "cpu")
+    assert duration[0]["eer"] == verify_trials(model, trials, embed_files(model, trials.files, corpus)).eer
+    assert "too few to resample" in duration[0]["note"]
+    counts = {point["condition"]: (point["trials"], point["targets"]) for point in session}
+    assert counts["same session"] == (4, 1)
+    assert counts["different session"] == (12, 3)
+    for kind in record["sweeps"]:
+        assert (tmp_path / "out" / f"sweep-{kind}.png").read_bytes().startswith(b"\x89PNG")
+        assert kind in out
+    again = tmp_path / "again"
+    hamspk(*(again if word == tmp_path / "out" else word for word in words))
+    assert (again / "sweep.json").read_bytes() == (tmp_path / "out" / "sweep.json").read_bytes()
+
+
+def test_bad_words(refusal, model_folder, corpus):
+    words = ("sweep", model_folder, corpus / "trials.txt", "--audio-root", corpus)
+    assert "--values belong to one condition" in refusal(*words, "--values", "1")
+    assert "give it with --metadata" in refusal(*words, "--group-by", "session")
+    assert "Nothing to sweep" in refusal(*words, "--over")
+    assert "--replicates must be" in refusal(*words, "--replicates", "5")
+    assert "no column 'language'" in refusal(
+        *words, "--over", "--metadata", corpus / "table.csv", "--group-by", "language"
+    )
+    assert "cannot be made" in refusal(*words, "--over", "duration", "--values", "-1")
