@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from .audio import resample
-from .augmentation import add_at_snr, coloured_noise, limit_band, reverberate, room_response
+from .augmentation import add_at_snr, coloured_noise, limit_band, reverberate, room_response, telephone
 from .crops import random_crop
 
 Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
@@ -30,7 +30,6 @@ DURATIONS_S = (1.0, 2.0, 3.0, 5.0)
 SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)
 RT60S_S = (0.2, 0.4, 0.7, 1.0)
 CUT_OFFS_HZ = (5000.0, 3400.0, 2500.0, 1500.0)
-TELEPHONE_RATE, TELEPHONE_BAND_HZ = 8000, (300.0, 3400.0)
 
 
 @dataclass(frozen=True)
@@ -132,15 +131,12 @@ def _through_file(waveform: np.ndarray, rate: int, container: str, subtype: str)
     return np.pad(decoded[: len(waveform)], (0, max(0, len(waveform) - len(decoded))))
 
 
-def _codec(container: str, subtype: str, telephone: bool = False) -> Change:
-    def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-        if not telephone:
-            return _through_file(waveform, rate, container, subtype)
-        narrow = resample(limit_band(waveform, *TELEPHONE_BAND_HZ, rate), rate, TELEPHONE_RATE)
-        wide = resample(_through_file(narrow, TELEPHONE_RATE, container, subtype), TELEPHONE_RATE, rate)
-        return np.pad(wide[: len(waveform)], (0, max(0, len(waveform) - len(wide))))
+def _codec(container: str, subtype: str) -> Change:
+    return lambda waveform, rate, _: _through_file(waveform, rate, container, subtype)
 
-    return change
+
+def _telephone(law: str) -> Change:
+    return lambda waveform, rate, _: telephone(waveform, law, rate)
 
 
 _STRENGTHS: dict[str, tuple[tuple[float, ...], str, Callable[[float], Change]]] = {
@@ -150,8 +146,8 @@ _STRENGTHS: dict[str, tuple[tuple[float, ...], str, Callable[[float], Change]]] 
     "bandwidth": (CUT_OFFS_HZ, "Hz", _low_pass),
 }
 _CODECS: dict[str, Change] = {
-    "telephone, mu-law": _codec("WAV", "ULAW", telephone=True),
-    "telephone, A-law": _codec("WAV", "ALAW", telephone=True),
+    "telephone, mu-law": _telephone("mu"),
+    "telephone, A-law": _telephone("a"),
     "Opus": _codec("OGG", "OPUS"),
     "Vorbis": _codec("OGG", "VORBIS"),
     "MP3": _codec("MP3", "MPEG_LAYER_III"),
