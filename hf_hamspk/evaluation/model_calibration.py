@@ -1,12 +1,14 @@
 """Calibrating a model on trials: which normalisation and quality measures help, and what is kept beside its weights.
 
 What helps is decided by the Cllr of speakers that were not fitted on (see the module `calibrating`). The plainer choice
-stays unless another one lowers it by `GAIN`: every step that depends on a cohort or on quality measures is one more
-that other recordings can upset.
+stays unless another one lowers it by `GAIN`, and would with other speakers, too: every step that depends on a cohort or
+on quality measures is one more that other recordings can upset.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..calibration import DEFAULT_OPERATING_POINTS, Calibration, OperatingPoint
 from ..modeling_hamspk import HamSpkPreTrainedModel
@@ -14,11 +16,14 @@ from ..normalisation import Cohort, check_normalisation
 from ..speech import MINIMUM_SPEECH
 from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibration, fit
 from .scored_trials import QUALITY_GROUPS, ScoredTrials, Setting
+from .sufficiency import speaker_counts
 
 # Sizes of the nearest part of the cohort that are tried for AS-norm, those below the cohort's.
 TOPS = (20, 50, 100, 200, 400)
 # Share of the held-out Cllr that a step must save: less is within what a few other speakers would change.
 GAIN = 0.02
+# A step must save something in this share of the draws of other speakers, and so many draws show it.
+SURE, DRAWS = 0.95, 400
 AUTO = "auto"
 
 
@@ -85,7 +90,7 @@ def calibrate(
     _check_names(normalisation, quality)
     search = _Search(scored, cohort, tuple(operating_points), prior)
     tried = [search.attempt(Setting(kind, size)) for kind, size in _normalisations(cohort, normalisation, top)]
-    chosen = _choose(tried, plain=normalisation == AUTO)
+    chosen = _choose(tried, scored.features(Setting(), None), plain=normalisation == AUTO)
     if AUTO in quality:
         chosen = search.add_quality(chosen, tried)
     elif quality:
@@ -133,14 +138,28 @@ def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) 
     return [*plain, *(("as", each) for each in tops)]
 
 
-def _choose(candidates: Sequence[Candidate], plain: bool) -> Candidate:
-    """The best; where the first is the plain one, another has to save `GAIN`."""
+def _choose(candidates: Sequence[Candidate], trials: CalibrationTrials, plain: bool) -> Candidate:
+    """The best; where the first is the plain one, another has to help."""
     best = min(candidates, key=lambda candidate: candidate.fitted.cost)
-    return candidates[0] if plain and not _saves(best, candidates[0]) else best
+    return candidates[0] if plain and not _helps(best, candidates[0], trials) else best
 
 
-def _saves(candidate: Candidate, plainer: Candidate) -> bool:
-    return candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost
+def _helps(candidate: Candidate, plainer: Candidate, trials: CalibrationTrials) -> bool:
+    """Whether a candidate saves `GAIN`, and something in nearly all draws of the speakers with replacement."""
+    if not candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost:
+        return False
+    sign = np.where(trials.labels == 1, -1.0, 1.0)
+    saved = np.logaddexp(0, sign * plainer.fitted.held_out_ratios) - np.logaddexp(
+        0, sign * candidate.fitted.held_out_ratios
+    )
+    draw, helped, drawn = np.random.default_rng(0), 0, 0
+    for _ in range(DRAWS):
+        counts = speaker_counts(trials.speakers, draw)
+        kinds = [counts * (trials.labels == kind) for kind in (0, 1)]
+        if all(kind.any() for kind in kinds):
+            drawn += 1
+            helped += sum(float(np.average(saved, weights=kind)) for kind in kinds) > 0
+    return helped >= SURE * drawn
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,7 @@ class _Search:
         return Candidate(setting, fit(trials, setting.features, self.operating_points, self.prior))
 
     def add_quality(self, chosen: Candidate, tried: list[Candidate]) -> Candidate:
-        """Add the group that helps most, as long as one saves `GAIN` and there are pairs enough for it."""
+        """Add the group that helps most, as long as one helps and there are pairs enough for it."""
         targets = int(self.scored.trials.labels.sum())
         rarer = min(targets, len(self.scored.trials) - targets)
         while True:
@@ -170,7 +189,7 @@ class _Search:
             candidates = [self.attempt(s) for s in settings if rarer >= PAIRS_PER_PARAMETER * (1 + len(s.features))]
             tried.extend(candidates)
             best = min(candidates, key=lambda candidate: candidate.fitted.cost, default=chosen)
-            if not _saves(best, chosen):
+            if best is chosen or not _helps(best, chosen, self.scored.features(Setting(), None)):
                 return chosen
             chosen = best
 

@@ -1,0 +1,102 @@
+"""Choosing what helps: a step is taken if it saves enough, and would with other speakers, too."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import settle, tiny_config
+
+from hf_hamspk import HamSpkModel
+from hf_hamspk.evaluation.calibrating import fit
+from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
+from hf_hamspk.evaluation.model_calibration import Candidate, _helps, calibrate, known_speakers
+from hf_hamspk.evaluation.scored_trials import ScoredTrials, Setting, join_trials
+from hf_hamspk.evaluation.trials import Trials
+from hf_hamspk.evaluation.verification import EmbeddedFiles
+from hf_hamspk.normalisation import Cohort
+from hf_hamspk.speech import SpeechMeasures
+
+SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return settle(HamSpkModel(tiny_config()))
+
+
+def scored(model, spread) -> ScoredTrials:
+    """Embeddings around the direction of each speaker, as far off as `spread(speaker, seconds of speech)` says."""
+    draw = np.random.default_rng(0)
+    embedded = EmbeddedFiles()
+    for speaker in range(SPEAKERS):
+        middle = draw.normal(size=SIZE)
+        for utterance in range(UTTERANCES):
+            name, speech = f"s{speaker:02}/{utterance}.wav", draw.uniform(1.5, 20)
+            noise = spread(speaker, speech) * draw.normal(size=SIZE)
+            embedded.embeddings[name] = torch.from_numpy(middle + noise).float()[None]
+            embedded.measures[name] = SpeechMeasures(20, speech, 20, 0, -20)
+    names = list(embedded.embeddings)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a[:3] == b[:3] or draw.random() < 0.2]
+    trials = Trials(np.array([a[:3] == b[:3] for a, b in pairs], int), *zip(*pairs, strict=True))
+    return ScoredTrials(model, trials, embedded, embedded.measures)
+
+
+def test_what_does_not_help_is_left_out(model):
+    cohort = Cohort(torch.randn(60, SIZE), model.fingerprint())
+    found = calibrate(scored(model, lambda speaker, speech: 1.0), cohort, quality=("auto",))
+    assert found.chosen is found.candidates[0]
+    assert str(found.chosen.setting) == "score"
+    assert (found.calibration.normalisation, set(found.calibration.weights)) == ("none", {"score"})
+    assert found.cohort is None
+    assert {str(candidate.setting) for candidate in found.candidates} > {"AS-norm (20)", "score + speech"}
+
+
+def test_a_quality_measure_that_says_how_far_to_trust_a_score_is_taken(model):
+    """Embeddings of short recordings are moved towards one direction that all speakers share."""
+    draw = np.random.default_rng(1)
+    trials = scored(model, lambda speaker, speech: 0.8)
+    shared = 6 * torch.from_numpy(draw.normal(size=SIZE)).float()
+    measures = {}
+    embedded = EmbeddedFiles()
+    for name, row in zip(trials.trials.files, trials._embeddings, strict=True):
+        speech = float(draw.choice([1.5, 12.0]))
+        measures[name] = SpeechMeasures(20, speech, 20, 0, -20)
+        moved = row + shared / speech
+        embedded.embeddings[name] = (moved / moved.norm())[None]  # of one magnitude
+    found = calibrate(ScoredTrials(model, trials.trials, embedded, measures), quality=("auto",))
+    assert "speech" in found.chosen.setting.quality
+    assert "log_speech_min" in found.calibration.weights
+
+
+def test_a_gain_of_a_few_speakers_is_no_gain(model):
+    trials = scored(model, lambda speaker, speech: 1.0).features(Setting(), None)
+    plain = Candidate(Setting(), fit(trials))
+    sign = np.where(trials.labels == 1, 1, -1)
+
+    def changed(rows, by: float) -> Candidate:
+        ratios = plain.fitted.held_out_ratios + np.where(rows, by, 0) * sign
+        cost = log_likelihood_ratio_cost(ratios, trials.labels)
+        return Candidate(Setting(), replace(plain.fitted, held_out_ratios=ratios, cost=cost))
+
+    everybody = np.ones(len(trials), bool)
+    assert _helps(changed(everybody, 0.5), plain, trials)
+    assert not _helps(changed(everybody, 0.001), plain, trials)  # below GAIN
+    assert not _helps(changed(everybody, -0.5), plain, trials)
+    few = (trials.speakers == 0).any(axis=1) & (trials.labels == 1)
+    lucky = changed(few, 50.0)
+    lucky = changed(few, 50.0) if lucky.fitted.cost < 0.98 * plain.fitted.cost else changed(few, 500.0)
+    assert not _helps(lucky, plain, trials)
+
+
+def test_training_speakers_are_known_by_the_end_of_their_names(model):
+    model.config.id2label = {0: "anna", 1: "bert@0.9", 2: "carl"}
+    assert known_speakers(model, ["corpus/anna", "bert", "dora"]) == ["bert", "corpus/anna"]
+
+
+def test_lists_are_joined_and_contradictions_refused():
+    first = Trials(np.array([1, 0]), ("a", "a"), ("b", "c"))
+    assert len(join_trials([first, Trials(np.array([0]), ("a",), ("c",))])) == 2
+    with pytest.raises(ValueError, match="The pair a c is labelled 0 in one place and 1 in another"):
+        join_trials([first, Trials(np.array([1]), ("a",), ("c",))])
