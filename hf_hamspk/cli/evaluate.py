@@ -8,6 +8,7 @@ from typing import Any
 from ..calibration import OperatingPoint
 from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
 from ..evaluation.plots import plot_det, plot_detection_costs, plot_score_histogram
+from ..evaluation.protocols import OFFICIAL_LISTS, check_official, official_title, read_protocol
 from ..evaluation.report import format_report, write_html
 from ..evaluation.results import (
     EvaluationSettings,
@@ -18,18 +19,20 @@ from ..evaluation.results import (
     write_record,
 )
 from ..evaluation.speakers import read_metadata
-from ..evaluation.trials import Trials, check_trial_files, read_trials
+from ..evaluation.trials import Trials, check_trial_files
 from ..evaluation.verification import PRIORS, PROTOCOLS, embed_files
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .models import add_model_arguments, load_model
 
 EPILOG = """\
 A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,
-relative to --audio-root. Who speaks is read off the names (a folder or the first part of the file name that agrees in
-all pairs of one speaker and differs in all others), or off the column speaker_id of --metadata. A calibrated model is
-judged by its log-likelihood ratios, and its raw scores are shown beside them; --uncalibrated leaves the calibration
-out. --output takes a folder: evaluation.json, report.html (one file with everything) and plots/ are written there;
-given the model's own folder, the model card takes its numbers from it.
+relative to --audio-root. Lists of CN-Celeb and SITW ('model test label') are recognised; --enrolment gives the files
+of their models ('model file file ...'; enroll.map of CN-Celeb, enroll-core.lst of SITW). Who speaks is read off the
+names (a folder or the first part of the file name that agrees in all pairs of one speaker and differs in all others),
+or off the column speaker_id of --metadata. A calibrated model is judged by its log-likelihood ratios, and its raw
+scores are shown beside them; --uncalibrated leaves the calibration out. --output takes a folder: evaluation.json,
+report.html (one file with everything) and plots/ are written there; given the model's own folder, the model card
+takes its numbers from it.
 """
 RECORD_FILE, REPORT_FILE, PLOTS_FOLDER = "evaluation.json", "report.html", "plots"
 
@@ -38,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hamspk evaluate`."""
     add_model_arguments(parser)
     parser.add_argument("trials", nargs="+", metavar="TRIALS", help="trial lists")
+    parser.add_argument("--enrolment", metavar="FILE", help="files of each enrolment model, for lists that name models")
+    parser.add_argument(
+        "--official",
+        nargs="+",
+        choices=tuple(OFFICIAL_LISTS),
+        default=[],
+        metavar="LIST",
+        help=f"refuse the trial lists, in this order, unless they have the size of: {', '.join(OFFICIAL_LISTS)}",
+    )
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="folder of the files in the lists")
     parser.add_argument(
         "--protocol",
@@ -75,7 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Embed each file once over all lists, then score every list."""
     _check(arguments)
-    lists = read_lists(arguments.trials, arguments.audio_root)
+    lists = read_lists(arguments.trials, arguments.audio_root, arguments.enrolment, arguments.official)
+    for name, trials in lists.items():
+        title = official_title(trials)
+        if title is not None:
+            print(f"{name} has the size of {title}: {len(trials):,} trials")
     settings = EvaluationSettings(
         protocol=arguments.protocol,
         priors=tuple(dict.fromkeys(arguments.prior)),
@@ -97,20 +113,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_lists(paths: list[str], audio_root: str) -> dict[str, Trials]:
+def read_lists(
+    paths: list[str], audio_root: str, enrolment: str | None = None, official: list[str] | None = None
+) -> dict[str, Trials]:
     """Trial lists by a short name, their files all there.
 
     Raises:
-        ValueError: the folder, a list or a file of a list is missing, or a list is malformed.
+        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or is not the official one.
     """
     if not Path(audio_root).is_dir():
         raise ValueError(f"There is no folder {audio_root} (--audio-root).")
     stems = [Path(path).stem for path in paths]
+    expected = [] if official is None else official
+    if expected and len(expected) != len(paths):
+        raise ValueError(
+            f"--official must name one list for each of the {len(paths)} trial lists, got {len(expected)}."
+        )
     lists = {}
-    for path, stem in zip(paths, stems, strict=True):
+    for number, (path, stem) in enumerate(zip(paths, stems, strict=True)):
         if not Path(path).is_file():
             raise ValueError(f"There is no trial list {path}.")
-        trials = read_trials(path)
+        trials = read_protocol(path, enrolment)
+        if expected:
+            check_official(trials, expected[number], path)
         check_trial_files(trials, audio_root)
         lists[stem if stems.count(stem) == 1 else path] = trials
     return lists

@@ -59,5 +59,6 @@ def score_ratios(
     measures = [embedded.measures[name] for name in files]
     speech, snr = (np.array([getattr(each, name) for each in measures]) for name in ("speech", "snr_db"))
     size = model.magnitude(table[:, 0]).double().numpy()
-    enrolment, test = (Quality(speech[side], snr[side], size[side], np.ones(len(side))) for side in sides)
+    utterances = np.array([len(trials.models.get(name, (name,))) for name in files])
+    enrolment, test = (Quality(speech[side], snr[side], size[side], utterances[side]) for side in sides)
     return calibration.log_likelihood_ratio(scores, quality_features(enrolment, test))

@@ -35,7 +35,7 @@ from .metrics import DetectionErrors, detection_errors
 from .ratio_scoring import score_ratios
 from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
 from .trials import Trials
-from .verification import PRIORS, EmbeddedFiles, score_trials, usable_trials
+from .verification import PRIORS, EmbeddedFiles, enrol_models, score_trials, usable_trials
 
 SCHEMA = 1
 RATIO = "log-likelihood ratio"
@@ -186,6 +186,7 @@ def evaluate_list(
     if calibration is not None:
         embedded = embedded.refuse_short(calibration.minimum_speech)
     usable = usable_trials(trials, embedded.failures)
+    embedded = enrol_models(usable, embedded)
     raw = score_trials(model, usable, embedded, _cohort_mean(model) if settings.subtract_mean else None)
     ratios = None
     if calibration is not None:

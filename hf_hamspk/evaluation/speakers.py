@@ -64,6 +64,7 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
     """
     if not len(trials):
         raise ValueError("There is no trial, and so no speaker.")
+    trials = trials.single()
     row = {name: i for i, name in enumerate(trials.files)}
     sides = np.array([[row[name] for name in names] for names in (trials.enrolment, trials.test)])
     is_target = trials.labels == 1
@@ -173,6 +174,7 @@ def group_trials(
         ValueError: no row has such a column.
     """
     groups: dict[str, NDArray[np.bool_]] = {}
+    trials = trials.single()
     for column in columns:
         if not any(column in row for row in metadata.values()):
             known = sorted({name for row in metadata.values() for name in row})

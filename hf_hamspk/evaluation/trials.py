@@ -5,8 +5,8 @@ relative to the folder of the corpus, without white space. Format: the verificat
 https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -32,14 +32,16 @@ class Trials:
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial; kept as a read-only int8 copy.
         enrolment: `N` names of enrolment files.
         test: `N` names of test files.
+        models: enrolment name to the files that it is enrolled from, for the names that are no files themselves.
 
     Raises:
-        ValueError: if the three lengths differ, or a label is neither 0 nor 1.
+        ValueError: if the three lengths differ, a label is neither 0 nor 1, or a model has no files or is a test file.
     """
 
     labels: NDArray[np.int8]
     enrolment: tuple[str, ...]
     test: tuple[str, ...]
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = np.asarray(self.labels)
@@ -50,6 +52,11 @@ class Trials:
             )
         if not np.isin(given, (0, 1)).all():
             raise ValueError("labels must be 0 (impostor) or 1 (target), got other values.")
+        used = {name: tuple(self.models[name]) for name in dict.fromkeys(self.enrolment) if name in self.models}
+        for name in used:
+            if not used[name] or name in self._test_names:
+                raise ValueError(f"The model {name!r} must have at least one file, and its name must be no test file.")
+        object.__setattr__(self, "models", used)
         labels = given.astype(np.int8)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
@@ -62,11 +69,25 @@ class Trials:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """The distinct names of enrolment and test files, sorted."""
-        return tuple(sorted({*self.enrolment, *self.test}))
+        """The distinct names of enrolment and test files, sorted; of models their files."""
+        of_models = {name for files in self.models.values() for name in files}
+        return tuple(sorted((set(self.enrolment) - self.models.keys()) | of_models | self._test_names))
+
+    @cached_property
+    def _test_names(self) -> frozenset[str]:
+        return frozenset(self.test)
+
+    def single(self) -> "Trials":
+        """The same trials with the first file of each model in its place, for what a file's name or row tells."""
+        if not self.models:
+            return self
+        first = {name: files[0] for name, files in self.models.items()}
+        return Trials(self.labels, tuple(first.get(name, name) for name in self.enrolment), self.test)
 
     def without(self, bad_files: Collection[str]) -> "Trials":
         """Drop every trial that names one of the given files; order is kept.
+
+        A model is enrolled from its other files; its trials are dropped where none is left.
 
         The number of dropped trials is `len(trials) - len(trials.without(bad_files))`: report it beside the result.
 
@@ -82,12 +103,15 @@ class Trials:
         if isinstance(bad_files, str):
             raise ValueError(f"bad_files must be a collection of names, got one string. Pass [{bad_files!r}] instead.")
         bad = frozenset(bad_files)
+        models = {name: tuple(f for f in files if f not in bad) for name, files in self.models.items()}
+        bad |= {name for name, files in models.items() if not files}
         pairs = zip(self.enrolment, self.test, strict=True)
         kept = [row for row, (enrolment, test) in enumerate(pairs) if enrolment not in bad and test not in bad]
         return Trials(
             labels=self.labels[kept],
             enrolment=tuple(self.enrolment[row] for row in kept),
             test=tuple(self.test[row] for row in kept),
+            models=models,
         )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..data.audio import AudioError, read_audio
 from ..data.crops import even_segments
+from ..enrolment import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from ..speech import SpeechMeasures, measure_speech
 from .matrix_scoring import score_pairs
@@ -190,6 +191,32 @@ def score_trials(
     return score_pairs(model, table, enrolment, test, mean)
 
 
+def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
+    """Add the models of the trials, each from its utterances: the mean direction of their embeddings.
+
+    The speech of a model is that of its utterances together, its other measures are their means.
+
+    Args:
+        trials: the files of its models are all in `embedded`.
+        embedded: from `embed_files`; it is not changed.
+
+    Raises:
+        ValueError: the directions of a model's embeddings cancel.
+    """
+    if not trials.models:
+        return embedded
+    embeddings, measures = dict(embedded.embeddings), dict(embedded.measures)
+    for name, files in trials.models.items():
+        rows = torch.stack([embedded.embeddings[file] for file in files])
+        embeddings[name] = torch.stack([mean_direction(of_slot) for of_slot in rows.unbind(1)])
+        found = [embedded.measures[file] for file in files if file in embedded.measures]
+        if len(found) == len(files):
+            duration, speech = (sum(getattr(each, key) for each in found) for key in ("duration", "speech"))
+            means = {key: float(np.mean([getattr(e, key) for e in found])) for key in ("snr_db", "clipped", "level_db")}
+            measures[name] = SpeechMeasures(duration=duration, speech=speech, **means)
+    return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures)
+
+
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """All embeddings, `(U, S, D)` in the order of `embedded`, and of each trial the rows of its two sides, `(N,)`."""
     row = {name: i for i, name in enumerate(embedded.embeddings)}
@@ -228,7 +255,7 @@ def verify_trials(
         ValueError: no target or no impostor trial is left, or all scores are equal.
     """
     usable = usable_trials(trials, embedded.failures)
-    scores = score_trials(model, usable, embedded)
+    scores = score_trials(model, usable, enrol_models(usable, embedded))
     errors = detection_errors(scores, usable.labels)
     equal = errors.equal_error_rate()
     return VerificationResult(
