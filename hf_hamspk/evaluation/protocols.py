@@ -82,9 +82,7 @@ def read_protocol(path: str | PathLike[str], enrolment: str | PathLike[str] | No
     absent = sorted(set(trials.enrolment) - files.keys())
     if absent:
         shown = ", ".join(absent[:_NAMES_SHOWN])
-        raise ValueError(
-            f"{len(absent)} models of {path} are not in {enrolment}: {shown}. Is it the table of this list?"
-        )
+        raise ValueError(f"{len(absent)} models of {path} are not in {enrolment}: {shown}. Is it the right table?")
     single = {name: of_model[0] for name, of_model in files.items() if len(of_model) == 1}
     several = {name: of_model for name, of_model in files.items() if len(of_model) > 1}
     names = tuple(single.get(name, name) for name in trials.enrolment)
@@ -101,7 +99,8 @@ def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
     models: dict[str, dict[str, None]] = {}
     for number, fields in _lines(path):
         if len(fields) < 2:
-            raise ValueError(f"{path}, line {number}: expected 'model file [file ...]', found {' '.join(fields)!r}.")
+            found = " ".join(fields)
+            raise ValueError(f"{path}, line {number}: expected 'model file [file ...]', found {found!r}.")
         if len(fields) == 4 and _is_number(fields[2]) and _is_number(fields[3]):
             raise ValueError(
                 f"{path}, line {number}: it enrols from a segment, {fields[2]} to {fields[3]} s of {fields[1]}. Cut the "
