@@ -103,8 +103,8 @@ def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{path}, line {number}: expected 'model file [file ...]', found {found!r}.")
         if len(fields) == 4 and _is_number(fields[2]) and _is_number(fields[3]):
             raise ValueError(
-                f"{path}, line {number}: it enrols from a segment, {fields[2]} to {fields[3]} s of {fields[1]}. Cut the "
-                "segments out into files of their own, and name those."
+                f"{path}, line {number}: it enrols from a segment, {fields[2]} to {fields[3]} s of {fields[1]}. Cut "
+                "the segments out into files of their own, and name those."
             )
         models.setdefault(fields[0], {}).update(dict.fromkeys(fields[1:]))
     if not models:
