@@ -1,6 +1,6 @@
 """Training samples per second of one core, and memory, of streamed shards and of two other ways to read the same audio.
 
-    python tests/benchmarks/benchmark_streaming.py [--speech FOLDER] [--utterances 1000] [--rounds 3]
+    python tests/benchmarks/benchmark_streaming.py [--speech FOLDER] [--wespeaker CHECKOUT] [--utterances 1000]
 
 Utterances of 8 s, crops of 3 s, batches of 128, augmentation on (`Augmentation(0.6)` without babble, for which the
 other two have no utterances at hand). Every reader runs an epoch in a process of its own on one core, the rounds
@@ -8,9 +8,10 @@ interleaved; figures are medians of the CPU time from the first sample to the la
 
 - `ours`: `StreamedBatches`.
 - `datasets`: `load_dataset(..., streaming=True).shuffle(buffer_size=1000)`, decoding off; soundfile, PyAV for m4a.
-- `tar`: the pipeline of WeSpeaker's shards, written anew after its description: each tar read in sequence, every
-  recording decoded whole, cut to 8 s at most, a buffer of 2,500 decoded waveforms shuffled, then the crop. It decodes
-  with soundfile here, which is faster than what it uses.
+- `wespeaker`: the reader of WeSpeaker's shards, its own `wespeaker.dataset.dataset.Dataset` with its defaults (a
+  buffer of 2,500 decoded waveforms) from the tars that its tool makes, without speed perturbation and features. Its
+  `torchaudio.load` needs torchcodec; here soundfile and PyAV take its place. It needs a checkout, lmdb and kaldiio.
+- `tar`, where there is no checkout: the same pipeline written anew after its description.
 
 Without `--speech` the audio is synthetic. `--memory` compares the peak on corpora of about 0.6 and 2.4 GB.
 """
@@ -27,6 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ AUGMENTATION = Augmentation(0.6, ("noise", "reverb", "band", "equaliser", "gain"
 SUFFIXES = {"flac": ".flac", "opus": ".opus", "m4a": ".m4a"}
 FORMATS = {"flac parquet": ("flac", "parquet"), "opus parquet": ("opus", "parquet"), "flac tar": ("flac", "webdataset")}
 FORMATS |= {"m4a tar": ("m4a", "webdataset")}
+RIVAL_TARS = {f"{codec} tar": codec for codec in SUFFIXES}
 SIZES = {"1x": 6, "4x": 24}
 
 
@@ -126,9 +129,25 @@ def write_corpora(root: Path, speech: Path | None, count: int) -> None:
     for name, (codec, container) in FORMATS.items():
         write_corpus(root / name.replace(" ", "-"), contents[codec], codec, container)
     write_corpus(root / "opus-tar", contents["opus"], "opus", "webdataset")
+    for name, codec in RIVAL_TARS.items():
+        write_rival_tars(root / f"wespeaker-{name.replace(' ', '-')}", contents[codec], codec)
     for name, times in SIZES.items():
         repeat_corpus(root / "flac-parquet", root / f"flac-parquet-{name}", times)
         repeat_corpus(root / "flac-tar", root / f"flac-tar-{name}", times)
+        repeat_rival_tars(root / "wespeaker-flac-tar", root / f"wespeaker-flac-tar-{name}", times)
+
+
+def write_rival_tars(folder: Path, contents: list[bytes], codec: str) -> None:
+    """Tars as WeSpeaker's `make_shard_list.py` writes them: `KEY.spk`, then the audio."""
+    folder.mkdir()
+    for number in range(SHARDS):
+        with tarfile.open(folder / f"shards_{number:09d}.tar", "w") as tar:
+            for utterance in range(number, len(contents), SHARDS):
+                members = {".spk": f"s{utterance % SPEAKERS:03d}".encode(), SUFFIXES[codec]: contents[utterance]}
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{utterance:06d}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
 
 
 def repeat_corpus(source: Path, target: Path, times: int) -> None:
@@ -144,6 +163,13 @@ def repeat_corpus(source: Path, target: Path, times: int) -> None:
             index = None if shard.index is None else f"{copy}-{shard.index}"
             shards.append(type(shard)(**vars(shard) | {"file": f"{copy}-{shard.file}", "index": index}))
     write_manifest(target, shards, manifest.codec, manifest.format)
+
+
+def repeat_rival_tars(source: Path, target: Path, times: int) -> None:
+    target.mkdir()
+    for copy in range(times):
+        for path in source.glob("*.tar"):
+            os.link(path, target / f"{copy}-{path.name}")
 
 
 # -- the readers ------------------------------------------------------------------------------------------------------
@@ -211,6 +237,30 @@ def tar_pipeline(folder: Path) -> Iterator[torch.Tensor]:
     yield from batched(crop_of(waveform, draws) for waveform, _ in shuffled(samples()))
 
 
+def wespeaker(folder: Path) -> Iterator[torch.Tensor]:
+    import torchaudio
+
+    # Its __init__ imports what its command line needs.
+    package = types.ModuleType("wespeaker")
+    package.__path__ = [str(Path(os.environ["WESPEAKER"]) / "wespeaker")]
+    sys.modules["wespeaker"] = package
+    from wespeaker.dataset.dataset import Dataset  # pyright: ignore[reportMissingImports]
+
+    torchaudio.load = lambda file: (torch.from_numpy(decode(file.read()))[None], RATE)
+    tars = folder.with_name(f"wespeaker-{folder.name}")
+    with tempfile.NamedTemporaryFile("w", suffix=".list") as lines:
+        lines.write("\n".join(map(str, sorted(tars.glob("*.tar")))))
+        lines.flush()
+        # 297 frame shifts and a frame are 3 s.
+        settings = {"frontend": "wave", "wave_args": {"frame_shift": 10, "frame_length": 30}, "num_frms": 298}
+        settings |= {"shuffle": True, "shuffle_args": {"shuffle_size": 2500}, "speed_perturb": False, "aug_prob": 0.0}
+        labels = {f"s{number:03d}": number for number in range(SPEAKERS)}
+        samples = Dataset("shard", lines.name, settings, labels, repeat_dataset=False)
+    samples.set_epoch(0)
+    draws = np.random.default_rng(0)
+    yield from batched(AUGMENTATION(sample["wav"][0].numpy(), draws) for sample in samples)
+
+
 def decode(content: bytes) -> np.ndarray:
     """Whole, mono. The checks of `read_audio` are left out: the others have none."""
     if content[4:8] == b"ftyp":
@@ -235,7 +285,7 @@ def batched(crops: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(np.stack(kept))
 
 
-READERS = {"ours": ours, "datasets": plain_datasets, "tar": tar_pipeline}
+READERS = {"ours": ours, "datasets": plain_datasets, "tar": tar_pipeline, "wespeaker": wespeaker}
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -265,7 +315,8 @@ def run(reader: str, folder: Path, core: int) -> dict[str, float]:
 
 def compare(root: Path, rounds: int, core: int) -> None:
     cases = [("ours", name) for name in FORMATS] + [("datasets", name) for name in FORMATS]
-    cases += [("tar", name) for name in ("flac tar", "opus tar", "m4a tar")]
+    rival = "wespeaker" if "WESPEAKER" in os.environ else "tar"
+    cases += [(rival, name) for name in RIVAL_TARS]
     found: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
@@ -287,7 +338,7 @@ def compare_memory(root: Path, core: int) -> None:
     for reader, corpus in (
         ("ours", "flac-parquet"),
         ("ours", "flac-tar"),
-        ("tar", "flac-tar"),
+        ("wespeaker" if "WESPEAKER" in os.environ else "tar", "flac-tar"),
         ("datasets", "flac-parquet"),
     ):
         peaks = {name: run(reader, root / f"{corpus}-{name}", core)["peak"] / 1e6 for name in SIZES}
@@ -297,6 +348,7 @@ def compare_memory(root: Path, core: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, help="folder of recordings to cut the utterances from")
+    parser.add_argument("--wespeaker", type=Path, help="checkout of WeSpeaker")
     parser.add_argument("--utterances", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=0)
@@ -307,6 +359,8 @@ def main() -> None:
     if arguments.reader is not None:
         measure(arguments.reader, arguments.folder)
         return
+    if arguments.wespeaker is not None:
+        os.environ["WESPEAKER"] = str(arguments.wespeaker.resolve())
     with tempfile.TemporaryDirectory() as root:
         write_corpora(Path(root), arguments.speech, arguments.utterances)
         if arguments.memory:
