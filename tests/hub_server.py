@@ -26,6 +26,8 @@ USER = "tester"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".onnx", ".npz", ".npy", ".tar", ".zip", ".parquet")
 LFS_SIZE = 10 << 20
 CHUNK = 1 << 16
+# Of a repository, in paths; that of a data set begins with "datasets/".
+NAME = r"(?P<name>(?:datasets/)?[^/]+/[^/]+)"
 
 
 @dataclass(frozen=True)
@@ -164,18 +166,18 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create"),
-        ("GET", r"/api/models/(?P<name>[^/]+/[^/]+)", "info"),
-        ("GET", r"/api/models/(?P<name>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)", "info"),
-        ("GET", r"/api/models/(?P<name>[^/]+/[^/]+)/refs", "refs"),
-        ("GET", r"/api/models/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
-        ("POST", r"/api/models/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", r"/api/models/(?P<name>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
-        ("POST", r"/api/models/(?P<name>[^/]+/[^/]+)/(?P<kind>tag|branch)/(?P<revision>[^/]+)", "point"),
-        ("POST", r"/(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+        ("GET", rf"/api/(?:models/|(?=datasets/)){NAME}", "info"),
+        ("GET", rf"/api/(?:models/|(?=datasets/)){NAME}/revision/(?P<revision>[^/]+)", "info"),
+        ("GET", rf"/api/(?:models/|(?=datasets/)){NAME}/refs", "refs"),
+        ("GET", rf"/api/(?:models/|(?=datasets/)){NAME}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
+        ("POST", rf"/api/(?:models/|(?=datasets/)){NAME}/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", rf"/api/(?:models/|(?=datasets/)){NAME}/commit/(?P<revision>[^/]+)", "commit"),
+        ("POST", rf"/api/(?:models/|(?=datasets/)){NAME}/(?P<kind>tag|branch)/(?P<revision>[^/]+)", "point"),
+        ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/objects/(?P<oid>[0-9a-f]{64})", "store"),
         ("POST", r"/objects/verify", "verify"),
         ("GET", r"/objects/(?P<oid>[0-9a-f]{64})", "object"),
-        ("GET", r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", rf"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     # -- one request ------------------------------------------------------------------------------------------------
@@ -299,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = wanted.get("organization")
         if owner not in (None, USER):
             raise _Refused(403, None, f"You don't have the rights to create a model under the namespace {owner!r}")
-        name = f"{USER}/{wanted['name']}"
+        name = f"{'datasets/' if wanted.get('type') == 'dataset' else ''}{USER}/{wanted['name']}"
         if name in self.hub.repositories:
             return 409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
@@ -312,6 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._at(name, revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         facts = {"private": self.hub.repositories[name].private, "siblings": siblings, "tags": []}
+        name = name.removeprefix("datasets/")
         return 200, {"id": name, "modelId": name, "sha": commit.oid} | facts
 
     def on_refs(self, name: str) -> tuple:

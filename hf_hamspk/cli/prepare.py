@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.audio import MIN_DURATION
+from ..shards.indexing import index_shards
 from ..shards.listing import LAYOUTS
 from ..shards.manifest import CODECS, FORMATS, UNREADABLE_NAME, Manifest, read_unreadable
 from ..shards.planning import PrepareOptions
@@ -20,6 +21,9 @@ speaker), a zip or tar or the parts of one as downloaded (vox2_dev_aac_partaa fi
 
 Ended at any moment, the same command goes on. Files that cannot be used are left out and listed with the reason in
 unreadable.csv, and the exit code is 1. `hamspk prepare --verify OUTPUT` reads finished shards again.
+
+Shards that others made, Parquet files with audio or WebDataset tars, can be trained on as they are: `hamspk prepare
+--index hf://datasets/USER/NAME OUTPUT` writes an index of them and copies no audio.
 """
 FILES_SHOWN = 5
 MEBIBYTE = 2**20
@@ -78,6 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="", metavar="TEXT", help="of the source; written into the manifest")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the order (default: %(default)s)")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
+    parser.add_argument(
+        "--index",
+        action="store_true",
+        help="only write an index of Parquet files or WebDataset tars (paths or addresses), and stream them from there",
+    )
     parser.add_argument("--restart", action="store_true", help="first remove the shards that OUTPUT holds")
     parser.add_argument("--verify", action="store_true", help="read everything again at the end")
     parser.epilog = EPILOG
@@ -89,13 +98,20 @@ def run(arguments: argparse.Namespace) -> int:
     if processes < 0:
         raise ValueError(f"--processes must be at least 0 (0: no worker processes), got {processes}.")
     code = 0
-    if arguments.sources:
+    if arguments.sources and arguments.index:
+        if arguments.verify or arguments.restart:
+            raise ValueError("--index copies no audio, so it goes with neither --verify nor --restart.")
+        columns = (arguments.audio_column, arguments.speaker_column)
+        manifest = index_shards(arguments.sources, arguments.output, *columns, licence=arguments.licence)
+        print(summary(manifest, arguments.output))
+        code = 1 if _report_unreadable(arguments.output) else 0
+    elif arguments.sources:
         manifest = prepare(
             arguments.sources, arguments.output, _options(arguments), processes, restart=arguments.restart
         )
         print(summary(manifest, arguments.output))
         code = 1 if _report_unreadable(arguments.output) else 0
-    elif not arguments.verify:
+    elif arguments.index or not arguments.verify:
         raise ValueError("give SOURCE and OUTPUT; OUTPUT alone is for --verify.")
     if arguments.verify:
         problems = verify_shards(arguments.output, processes)
@@ -150,10 +166,12 @@ def read_speakers(path: str) -> tuple[str, ...]:
 
 def summary(manifest: Manifest, output: str) -> str:
     """What was made, in one line."""
+    # An index does not know it.
+    duration = f"{manifest.seconds / 3600:.2f} h, " if manifest.seconds > 0 else ""
     size = sum(shard.bytes for shard in manifest.shards)
     return (
-        f"{output}: {manifest.utterances} utterances of {len(manifest.speakers)} speakers, "
-        f"{manifest.seconds / 3600:.2f} h, {size / MEBIBYTE:.0f} MiB in {len(manifest.shards)} shards "
+        f"{output}: {manifest.utterances} utterances of {len(manifest.speakers)} speakers, {duration}"
+        f"{size / MEBIBYTE:.0f} MiB in {len(manifest.shards)} shards "
         f"({manifest.format}, {manifest.codec}); {manifest.unreadable} files left out"
     )
 

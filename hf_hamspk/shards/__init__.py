@@ -1,8 +1,9 @@
 """Corpora at their real size: prepared once as shards, then streamed."""
 
+from .indexing import index_shards
 from .manifest import Manifest, Shard, load_manifest
 from .planning import PrepareOptions
 from .preparing import prepare
 from .verifying import verify_shards
 
-__all__ = ["Manifest", "PrepareOptions", "Shard", "load_manifest", "prepare", "verify_shards"]
+__all__ = ["Manifest", "PrepareOptions", "Shard", "index_shards", "load_manifest", "prepare", "verify_shards"]

@@ -11,6 +11,10 @@ from .sources import archive_sets, list_archive, list_folder, list_table
 from .streams import COMPRESSED_SUFFIXES, DataSetStream, Stream, TarStream
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+"""What describes the files of an audio folder of `datasets`."""
+
+SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 HUB_PREFIX = "hf://datasets/"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -72,10 +76,18 @@ def _sort_directory(
         streams.append(DataSetStream(str(root), options.split, options.audio_column, options.speaker_column))
         return
     endings = (*ARCHIVE_SUFFIXES, *COMPRESSED_SUFFIXES)
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if options.split in folders and SPLIT_NAMES.issuperset(folders):
+        # An audio folder of `datasets`: the speakers of another split must not come in.
+        _sort_directory(root / options.split, options, listing, archives, streams)
+        return
+    for name in METADATA_NAMES:
+        if name in names and _names_files(root / name):
+            _list_csv(root / name, options, listing)
+            return
     packed = [
         entry for entry in entries if entry.is_file() and (is_part(entry) or entry.name.lower().endswith(endings))
     ]
-    folders = [entry.name for entry in entries if entry.is_dir()]
     if packed and folders:
         raise ValueError(
             f"{root} holds archives ({packed[0].name}) and folders ({folders[0]}), perhaps the same audio twice: name "
@@ -87,9 +99,16 @@ def _sort_directory(
         list_folder(listing, root)
 
 
+def _names_files(metadata: Path) -> bool:
+    """Whether it is the table of an audio folder; other corpora have files of that name too."""
+    with open(metadata, encoding="utf-8-sig", errors="replace") as file:
+        return "file_name" in file.readline()
+
+
 def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
     root = path.parent if options.audio_root is None else Path(options.audio_root)
-    audio = "path" if options.audio_column is None else options.audio_column
+    usual = "file_name" if path.name in METADATA_NAMES else "path"
+    audio = usual if options.audio_column is None else options.audio_column
     speaker = "speaker_id" if options.speaker_column is None else options.speaker_column
     list_table(listing, path, root, audio, speaker)
 

@@ -16,9 +16,11 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from .archives import ArchiveError, Member, Refused
+from .finding import HUB_PREFIX
 from .listing import SUFFIXES
 from .manifest import (
     MANIFEST_NAME,
@@ -44,6 +46,7 @@ def index_shards(
     audio_column: str | None = None,
     speaker_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    licence: str = "",
     progress: bool = True,
 ) -> Manifest:
     """Write a folder with a manifest (and, of tars, indices) of shards that stay where they are.
@@ -52,11 +55,13 @@ def index_shards(
     through once, which fetches all of a remote one.
 
     Args:
-        sources: Parquet files or tars, all of one kind: paths, URLs that fsspec reads, with `*`; or folders.
+        sources: Parquet files or tars, all of one kind: paths, URLs that fsspec reads, with `*`; or folders. A
+            repository `hf://datasets/user/name` is taken at its present commit.
         output: folder that receives the index; it is then the `train_data` of a recipe.
         audio_column: of Parquet; None takes the column with bytes of audio.
         speaker_column: of Parquet; None takes the first customary name.
         storage_options: for the fsspec file system.
+        licence: of the shards; written into the manifest.
         progress: show a bar.
 
     Raises:
@@ -92,7 +97,7 @@ def index_shards(
         format=container,
         codec="source",
         sampling_rate=None,
-        licence="",
+        licence=licence,
         source=f"shards of others: {', '.join(sources)}",
         shards=shards,
         speakers=names,
@@ -113,7 +118,7 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
     """File system and path of each shard."""
     files = []
     for source in sources:
-        filesystem, path = fsspec.core.url_to_fs(source, **options)
+        filesystem, path = fsspec.core.url_to_fs(_at_commit(source, options), **options)
         if "*" in path:
             found = sorted(filesystem.glob(path))
         elif path.endswith((".parquet", ".tar")):
@@ -128,6 +133,16 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
             f"{' and '.join(sorted(kinds)) if kinds else 'none'}; narrow the sources down, for example with *.parquet"
         )
     return files
+
+
+def _at_commit(source: str, options: dict[str, Any]) -> str:
+    """Of a Hub repository the address at its present commit, so that offsets hold when it goes on; else the source."""
+    user, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
+    name, slash, inner = rest.partition("/")
+    if not source.startswith(HUB_PREFIX) or "@" in name:
+        return source
+    hub = HfApi(endpoint=options.get("endpoint"), token=options.get("token"))
+    return f"{HUB_PREFIX}{user}/{name}@{hub.dataset_info(f'{user}/{name}').sha}{slash}{inner}"
 
 
 def _address(filesystem: Any, path: str) -> str:

@@ -299,13 +299,25 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
     """The reader of a folder of shards, or None where the source is another kind of corpus.
 
     A URL is taken for a folder of shards; a local path is one if it holds `manifest.json`, or is that file.
+
+    Raises:
+        ValueError: there is no manifest at the URL, or it cannot be used.
+        AudioError: the manifest cannot be fetched.
     """
     text = os.fspath(source)
     if os.path.basename(text) == MANIFEST_NAME:
         text = os.path.dirname(text)
-    if "://" in text or os.path.isfile(os.path.join(text, MANIFEST_NAME)):
+    if "://" not in text and not os.path.isfile(os.path.join(text, MANIFEST_NAME)):
+        return None
+    try:
         return ShardReader(text, storage_options=storage_options)
-    return None
+    except AudioError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"there is no {text}/{MANIFEST_NAME}: shards that others made (Parquet, WebDataset) are trained on after "
+            f"`hamspk prepare --index {text} OUTPUT`, with OUTPUT as the training data"
+        ) from error
 
 
 def choose_shuffle(group_bytes: Sequence[int] | np.ndarray, lanes: int, window: int, budget: int) -> tuple[int, int]:

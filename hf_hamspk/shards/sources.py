@@ -1,13 +1,14 @@
 """Finding the utterances of a source: folders, archives and their parts, CSV files."""
 
 import csv
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .archives import MAX_HEADER, ArchiveError, Member, Refused, list_tar, list_zip, read_forwards
 from .listing import Listing
@@ -179,11 +180,11 @@ def read_speaker(content: bytes, suffix: str) -> str | None:
 
 
 def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:
-    """The files that a CSV file names; one that is not there is refused.
+    """The files that a CSV or JSONL file names; one that is not there is refused.
 
     Args:
         listing: what was found.
-        source: the CSV file, in UTF-8 with a header.
+        source: a CSV file in UTF-8 with a header, or (`.jsonl`) an object in each line.
         root: folder that its paths are relative to.
         audio_column: column with the paths.
         speaker_column: column with the speakers.
@@ -194,8 +195,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
     container = listing.add_container("folder", [root])
     with open(source, encoding="utf-8-sig", newline="") as file:
         try:
-            reader = csv.DictReader(file)
-            columns = [] if reader.fieldnames is None else reader.fieldnames
+            reader, columns = _open_table(file)
             for name, option in ((audio_column, "--audio-column"), (speaker_column, "--speaker-column")):
                 if name not in columns:
                     raise ValueError(
@@ -204,14 +204,25 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
                     )
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
                 for rows in _blocks(reader):
-                    names = [row[audio_column] for row in rows]
+                    names = [row.get(audio_column) for row in rows]
                     for row, stat in zip(rows, pool.map(lambda name: _stat(root, name), names), strict=True):
-                        _add_row(listing, container, row[audio_column], row[speaker_column], stat)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{source} is not a CSV file in UTF-8 ({error}); save it as one") from error
+                        speaker = row.get(speaker_column)
+                        _add_row(listing, container, row.get(audio_column), speaker, stat)
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
+            raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); save it as one") from error
 
 
-def _blocks(reader: csv.DictReader) -> Iterator[list[dict[str, str]]]:
+def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:
+    """The rows of a table, and its columns."""
+    if not file.name.endswith(".jsonl"):
+        reader = csv.DictReader(file)
+        return reader, [] if reader.fieldnames is None else list(reader.fieldnames)
+    rows = (json.loads(line) for line in file if line.strip())
+    first = next(rows, {})
+    return itertools.chain([first] if first else [], rows), list(first.keys())
+
+
+def _blocks(reader: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     block = []
     for row in reader:
         block.append(row)
@@ -221,22 +232,22 @@ def _blocks(reader: csv.DictReader) -> Iterator[list[dict[str, str]]]:
     yield block
 
 
-def _stat(root: Path, name: str | None) -> os.stat_result | None:
+def _stat(root: Path, name: Any) -> os.stat_result | None:
     try:
         return os.stat(root / name) if name else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 
-def _add_row(listing: Listing, container: int, name: str, speaker: str, stat: os.stat_result | None) -> None:
-    if not name or not speaker:
-        listing.refuse(container, str(name), f"its line in the CSV file is not complete (the speaker is {speaker!r})")
+def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os.stat_result | None) -> None:
+    if not isinstance(name, str) or not name or speaker in (None, ""):
+        listing.refuse(container, str(name), f"its line in the table is not complete (the speaker is {speaker!r})")
     elif stat is None:
         listing.refuse(container, name, "no such file; check the path and the folder that it is relative to")
     else:
         name = name.replace(os.sep, "/")
         key = None if not os.path.isabs(name) and ".." not in name.split("/") else _inner_key(name)
-        listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns), speaker, key)
+        listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns), str(speaker), key)
 
 
 def _inner_key(name: str) -> str:

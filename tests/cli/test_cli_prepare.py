@@ -37,6 +37,18 @@ def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
     assert "shard-00001-of-00002.parquet: its SHA-256 is another" in err
 
 
+def test_an_index_of_shards_of_others(hamspk, source, tmp_path):
+    hamspk("prepare", source, tmp_path / "shards", "--processes", 0, "--shards", 2)
+    words = ("prepare", "--index", tmp_path / "shards" / "*.parquet", tmp_path / "index", "--licence", "CC0")
+    code, out, _ = hamspk(*words)
+    assert code == 0
+    assert f"{tmp_path / 'index'}: 4 utterances of 2 speakers, 0 MiB in 2 shards (parquet, source)" in out
+    assert load_manifest(tmp_path / "index").licence == "CC0"
+    assert not list((tmp_path / "index").glob("*.parquet"))
+    code, _, err = hamspk(*words, "--verify")
+    assert code != 0 and "--index copies no audio" in err
+
+
 def test_options_reach_the_shards(hamspk, source, tmp_path):
     (tmp_path / "speakers.txt").write_text("speaker1\nspeaker0\n\n")
     options = ("--format", "webdataset", "--codec", "opus", "--seed", 3, "--licence", "mine", "--min-duration", 0.2)

@@ -560,3 +560,31 @@ def test_shards_of_resampled_audio(tmp_path, out):
     for row in rows(out).values():
         assert row["samples"] == 8000
         assert sf.info(io.BytesIO(row["audio"]["bytes"])).samplerate == 16_000
+
+
+@pytest.mark.parametrize("metadata", [None, "csv", "jsonl"])
+def test_an_audio_folder_of_datasets(tmp_path, out, metadata):
+    made = {f"spk{number % 2}/u{number}": noise(number) for number in range(6)}
+    lines = [{"file_name": f"{key}.wav", "speaker_id": number % 3} for number, key in enumerate(made)]
+    for key, samples in made.items():
+        write(tmp_path / "a", f"train/{key}.wav", as_file(samples))
+    write(tmp_path / "a", "test/spk7/u.wav", as_file(noise(99)))
+    if metadata == "csv":
+        text = "\n".join(["file_name,speaker_id", *(f"{line['file_name']},{line['speaker_id']}" for line in lines)])
+        (tmp_path / "a/train/metadata.csv").write_text(text)
+    elif metadata == "jsonl":
+        (tmp_path / "a/train/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    manifest = make(tmp_path / "a", out, shards=2)
+    assert manifest.speakers == (["spk0", "spk1"] if metadata is None else ["0", "1", "2"])
+    same(waveforms(out), made)
+
+
+def test_a_table_of_json_that_is_none(tmp_path, out):
+    for text, message in (
+        ('["file_name"]', "is not a CSV or JSONL file"),
+        ('{"file_name": ', "is not a CSV or JSONL file"),
+        ('{"file_name": "a.wav"}', "no column 'speaker_id'"),
+    ):
+        write(tmp_path, "a/metadata.jsonl", text.encode())
+        with pytest.raises(ValueError, match=message):
+            make(tmp_path / "a", out)

@@ -80,7 +80,8 @@ def run(root: Path, output: Path) -> None:
     prepare([str(root)], output, PrepareOptions(shards=SHARDS), progress=False)
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def wait_for(condition, seconds: float = 600.0) -> None:
+    """Until it is so; the limit ends a hanging test and is far above what a busy machine takes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -122,7 +123,7 @@ def test_the_command_killed_leaves_no_process_behind_and_goes_on(corpus, tmp_pat
         time.sleep(np.random.default_rng().uniform(0.0, 3.0 if FULL else 0.1))
         parent.kill()
         parent.wait()
-        wait_for(lambda parent=parent: not session(parent.pid), 30)
+        wait_for(lambda parent=parent: not session(parent.pid))
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     times.append(time.monotonic() - start)
