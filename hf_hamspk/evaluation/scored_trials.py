@@ -20,6 +20,7 @@ from ..normalisation import Cohort, CohortStatistics, apply_statistics
 from ..speech import MINIMUM_SPEECH, SpeechMeasures, measure_speech
 from .calibrating import CalibrationTrials
 from .cohorts import statistics_of_files
+from .matrix_scoring import score_pairs
 from .speakers import TrialSpeakers, find_speakers
 from .trials import Trials
 from .verification import EmbeddedFiles
@@ -143,8 +144,7 @@ class ScoredTrials:
         self._rows = [torch.tensor([row[name] for name in side]) for side in (self.trials.enrolment, self.trials.test)]
         self._embeddings = torch.stack([embedded.embeddings[name][0] for name in files])
         self._quality = None if measures is None else self._measured([measures[name] for name in files])
-        enrolment, test = (self._embeddings[rows] for rows in self._rows)
-        self.scores = model.score(enrolment, test).double().numpy()
+        self.scores = score_pairs(model, self._embeddings[:, None], *(rows.numpy() for rows in self._rows))
 
     def _measured(self, measures: Sequence[SpeechMeasures]) -> list[Quality]:
         """Quality of the enrolment and of the test side, with arrays `(N,)`."""
