@@ -114,8 +114,7 @@ def test_other_yaml_is_refused(text, message, tmp_path):
 
 
 # --- which source
-
-
+@pytest.mark.slow
 def test_a_source_is_told_by_its_files(weights, tmp_path):
     for source in weights:
         path = write(source, tmp_path / source, weights[source])

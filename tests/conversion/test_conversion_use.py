@@ -74,6 +74,7 @@ def test_converted_models_load_where_nothing_of_this_is_installed(tmp_path):
         torch.testing.assert_close(results[folder], embeddings, rtol=1e-5, atol=1e-6, msg=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["speechbrain", "wespeaker", "official", "wavlm"])
 def test_a_ham_head_is_trained_on_a_converted_model(source, tmp_path):
     """As `hamspk train --initial_model ... --head ham` builds it."""

@@ -62,6 +62,7 @@ def test_a_download_into_a_fresh_cache_is_the_same(hub, api, plan, tmp_path):
         assert (tmp_path / "cache" / folder / name).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_a_change_is_a_second_commit_and_the_first_stays(hub, api, model_folder, trained):
     first = push_to_hub(model_folder, NAME, api=api, run_folder=trained[1])
     before = hub.files(NAME)
@@ -199,6 +200,7 @@ def test_a_folder_in_the_place_of_the_name(tmp_path, monkeypatch):
         check_repository("runs/final")
 
 
+@pytest.mark.slow
 def test_the_models_own_push_still_works(hub, monkeypatch, trained):
     """transformers' push_to_hub: weights, code, calibration and cohort."""
     model = HamSpkModel.from_pretrained(trained[0])
