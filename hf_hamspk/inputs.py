@@ -14,6 +14,8 @@ from transformers import Wav2Vec2FeatureExtractor
 SHORTEST_SECONDS = 0.1
 # Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio.
 SILENCE_SPAN = 2e-5
+# Share of a batch that may be padding: it is computed like sound, and costs more than a further batch.
+MOST_PADDING = 0.1
 
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
@@ -105,11 +107,15 @@ def check_labels(labels: Tensor, speakers: int) -> None:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions of `lengths`, sorted by length and cut into runs whose padded size is within `budget` samples."""
+    """Positions of `lengths`, sorted by length and cut into runs of little padding, within `budget` samples with it."""
     batches: list[list[int]] = []
+    held = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+        padded = (len(batches[-1]) + 1) * lengths[i] if batches else 0
+        if batches and padded <= budget and padded - held - lengths[i] <= MOST_PADDING * padded:
             batches[-1].append(i)
+            held += lengths[i]
         else:
             batches.append([i])
+            held = lengths[i]
     return batches

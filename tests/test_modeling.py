@@ -123,6 +123,8 @@ def test_length_batches():
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert batches == [[1, 5, 4], [2], [0], [3]]
     assert length_batches([], 40) == []
+    # Room alone does not join what would be padded by more than a tenth.
+    assert length_batches([10, 20, 21, 22], 1000) == [[0], [1, 2, 3]]
 
 
 # --- training

@@ -71,11 +71,11 @@ def people(tmp_path, audio):
     return tmp_path
 
 
-def test_intervals_groups_and_another_model(people, hamspk, model_folder, model_without_threshold):
+def test_intervals_groups_and_another_model(people, hamspk, model_folder):
     words = ("evaluate", model_folder, people / "all.txt", "--audio-root", people, "--replicates", 100)
     code, out, _ = hamspk(
         *(*words, "--metadata", people / "table.csv", "--group-by", "gender", "--output", people / "out"),
-        *("--compare", model_without_threshold),
+        *("--compare", model_folder),
     )
     assert code == 0
     record = read_record(people / "out" / "evaluation.json")
