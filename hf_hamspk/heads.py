@@ -218,6 +218,10 @@ class SpeakerHead(nn.Module):
             parameter.data = parameter.data[shard.first : shard.first + shard.count].clone()
         self.shard = shard
 
+    def undivide(self) -> None:
+        """Take the centres to be all of them again, after their owner has put all rows back."""
+        self.shard = None
+
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that have a row for each speaker, by name."""
         return {name: p for name, p in self.named_parameters() if name in ("similarity.weight", "similarity.bias")}
@@ -312,6 +316,11 @@ class JointHead(nn.Module):
         """As `SpeakerHead.divide`, both parts."""
         self.euclidean.divide(rank, ranks)
         self.hyperbolic.divide(rank, ranks)
+
+    def undivide(self) -> None:
+        """As `SpeakerHead.undivide`, both parts."""
+        self.euclidean.undivide()
+        self.hyperbolic.undivide()
 
     @property
     def shard(self) -> Shard | None:

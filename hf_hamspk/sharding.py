@@ -16,12 +16,14 @@ class Shard(NamedTuple):
     Attributes:
         first: number of the first one.
         count: how many.
+        speakers: rows of all ranks.
         ranks: of the default process group.
         rank: this one.
     """
 
     first: int
     count: int
+    speakers: int
     ranks: int
     rank: int
 
@@ -35,7 +37,7 @@ def shard_rows(speakers: int, rank: int, ranks: int) -> Shard:
     if not 0 <= rank < ranks <= speakers:
         raise ValueError(f"{speakers} speakers cannot be divided among {ranks} ranks for rank {rank}.")
     first = rank * speakers // ranks
-    return Shard(first, (rank + 1) * speakers // ranks - first, ranks, rank)
+    return Shard(first, (rank + 1) * speakers // ranks - first, speakers, ranks, rank)
 
 
 def sum_over_ranks(tensor: Tensor, shard: Shard | None) -> Tensor:

@@ -1,26 +1,47 @@
-"""Time of a training head, forward and backward, against AM-Softmax of this package and the released HAM formula.
+"""Time, memory and precision of the training heads, forward and backward, against AM-Softmax and other forms.
 
-    python tests/benchmarks/benchmark_head.py [--batch 256] [--speakers 5994] [--rounds 5]
+    python tests/benchmarks/benchmark_head.py [--output head-benchmark] [--parts time memory precision growth]
 
-Interleaved rounds in one process; the ratio is that of the medians. The released formula (differences of all pairs, a
-tensor of batch x speakers x dimension) is run at an eighth of the batch, and its time multiplied by eight, because it
-does not fit into memory otherwise.
+Interleaved rounds in one process; each ratio is that of the medians against eager AM-Softmax (normalise, one matrix
+product, cross-entropy) in the same run. Yardsticks: the same compiled (`--compile`), AM in the blocked form of this
+package, the plain form of HAM, the released formula (a tensor of batch x speakers x dimension; run at an eighth of the
+batch and its time multiplied by eight), and with `--wespeaker CHECKOUT` that project's AM head. Peak memory is that of
+a fresh process, beyond what it holds before the step. Writes `results.json` and plots into the output folder.
 """
 
 import argparse
+import importlib.util
+import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import matplotlib
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.heads import SpeakerHead
+from hf_hamspk.poincare import arcosh1p
+from hf_hamspk.scoring import project, score
 
-DIMENSION = 192
-SHARE = 8
+DIMENSION, SHARE, SCALE, MARGIN = 192, 8, 30.0, 0.2
+MEGABYTE = 1 << 20
+TIMED = (1211, 5994, 17982, 100_000)
+GROWTH = (1000, 10_000, 100_000, 1_000_000)
+BATCHES = (64, 128, 256, 512)
+
+
+def eager_am(embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+    """AM-Softmax as everybody writes it."""
+    cosine = F.normalize(embeddings) @ F.normalize(centres).mT
+    target = cosine.gather(1, labels[:, None]) - MARGIN
+    return F.cross_entropy(SCALE * cosine.scatter(1, labels[:, None], target), labels)
 
 
 def released_formula(embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
@@ -33,41 +54,271 @@ def released_formula(embeddings: Tensor, centres: Tensor, labels: Tensor) -> Ten
     x, w = clip(embeddings)[:, None], clip(centres)[None]
     squares = (x - w).square().sum(-1)
     distances = torch.acosh(1 + 2 * squares / ((1 - x.square().sum(-1)) * (1 - w.square().sum(-1))).clamp_min(1e-5))
-    return F.cross_entropy(-30 * (distances + 0.2 * F.one_hot(labels, len(centres))), labels)
+    return F.cross_entropy(-SCALE * (distances + MARGIN * F.one_hot(labels, len(centres))), labels)
 
 
-def timed(work: Callable[[], Tensor]) -> float:
-    """Seconds of one forward and backward pass."""
-    start = time.perf_counter()
-    work().backward()
-    return time.perf_counter() - start
+def make_head(name: str, speakers: int) -> SpeakerHead:
+    """A head whose centres are as large as in the middle of training."""
+    head = SpeakerHead(HamSpkConfig(head=name, num_labels=speakers, embedding_size=DIMENSION))
+    with torch.no_grad():
+        head.similarity.weight.normal_(0, 0.1)
+    return head
+
+
+def wespeaker_am(checkout: str, speakers: int) -> nn.Module:
+    """WeSpeaker's `AddMarginProduct`, from a checkout."""
+    path = Path(checkout) / "wespeaker/models/projections.py"
+    spec = importlib.util.spec_from_file_location("wespeaker_projections", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"There is no {path}; expected a checkout of WeSpeaker.")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, checkout)
+    spec.loader.exec_module(module)
+    return module.AddMarginProduct(DIMENSION, speakers, scale=SCALE, margin=MARGIN)
+
+
+def works(speakers: int, batch: int, arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], Tensor], int]]:
+    """What is timed by name: the loss, and what its time is multiplied by."""
+    x, y = torch.randn(batch, DIMENSION, requires_grad=True), torch.randint(speakers, (batch,))
+    am, ham, part = (make_head(name, speakers) for name in ("am", "ham", "ham"))
+    part.set_class_sampling(0.1)
+    centres = am.similarity.weight
+    found: dict[str, tuple[Callable[[], Tensor], int]] = {
+        "AM eager": (lambda: eager_am(x, centres, y), 1),
+        "AM blocked": (lambda: am(x, y).loss, 1),
+        "HAM": (lambda: ham(x, y).loss, 1),
+        "HAM plain": (lambda: ham.plain_loss(x, y), 1),
+        "HAM, 10 % of the speakers": (lambda: part(x, y).loss, 1),
+    }
+    if arguments.compile:
+        compiled = torch.compile(eager_am)
+        found["AM compiled"] = (lambda: compiled(x, centres, y), 1)
+    if arguments.wespeaker is not None:
+        theirs = wespeaker_am(arguments.wespeaker, speakers)
+        found["AM of WeSpeaker"] = (lambda: F.cross_entropy(theirs(x, y), y), 1)
+    if speakers <= TIMED[1]:
+        few = batch // SHARE
+        found["released formula"] = (
+            lambda: released_formula(x[:few], ham.similarity.weight, y[:few]),
+            SHARE,
+        )
+    return found
+
+
+def timed(named: dict[str, tuple[Callable[[], Tensor], int]], rounds: int) -> dict[str, float]:
+    """Median seconds of one forward and backward pass of each, in interleaved rounds after one to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in named}
+    for number in range(rounds + 1):
+        for name, (work, times) in named.items():
+            # The slow one is steady.
+            if name == "released formula" and number > 2:
+                continue
+            start = time.perf_counter()
+            loss = work()
+            loss.backward()
+            seconds[name].append((time.perf_counter() - start) * times)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def time_part(arguments: argparse.Namespace) -> dict:
+    results = {}
+    for speakers in arguments.speakers:
+        medians = timed(works(speakers, arguments.batch, arguments), arguments.rounds)
+        base = medians["AM eager"]
+        print(f"\nbatch {arguments.batch}, {speakers} speakers, {torch.get_num_threads()} threads, float32")
+        for name, median in medians.items():
+            print(f"  {name:<28}{1000 * median:>10.1f} ms{median / base:>10.2f} x AM eager")
+        results[speakers] = {name: {"seconds": m, "ratio": m / base} for name, m in medians.items()}
+    return results
+
+
+# --- memory, of a fresh process
+
+
+def resident() -> int:
+    """Bytes that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def measure_step(name: str, speakers: int, batch: int) -> None:
+    """Print the peak of one training step beyond what was held before, less the gradient of the centres, as JSON."""
+    small = make_head("am" if name == "AM eager" else "ham", 100)
+    head = make_head("am" if name == "AM eager" else "ham", speakers)
+    centres = head.similarity.weight
+
+    def loss(module: SpeakerHead, x: Tensor, y: Tensor) -> Tensor:
+        if name == "AM eager":
+            return eager_am(x, module.similarity.weight, y)
+        return module.plain_loss(x, y) if name == "HAM plain" else module(x, y).loss
+
+    # Libraries that load and threads that start are not the step's.
+    loss(small, torch.randn(4, DIMENSION, requires_grad=True), torch.arange(4)).backward()
+    x, y = torch.randn(batch, DIMENSION, requires_grad=True), torch.randint(speakers, (batch,))
+    before, start = resident(), time.perf_counter()
+    value = loss(head, x, y)
+    value.backward()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gradient = centres.numel() * centres.element_size()
+    torch.optim.SGD([centres], 0.1).step()
+    finite = bool(torch.isfinite(centres).all())
+    facts = {"beyond_mb": (peak - before - gradient) / MEGABYTE, "gradient_mb": gradient / MEGABYTE}
+    print(json.dumps(facts | {"seconds": seconds, "loss": value.item(), "step_is_finite": finite}))
+
+
+def step_of(name: str, speakers: int, batch: int) -> dict:
+    command = [sys.executable, __file__, "--step", name, str(speakers), str(batch)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def memory_part(arguments: argparse.Namespace) -> dict:
+    results: dict = {"speakers": {}, "batch": {}}
+    print(f"\npeak memory of a step beyond the centres and their gradient, batch {arguments.batch}, MB")
+    for name, most in (("HAM", 1_000_000), ("AM eager", 100_000), ("HAM plain", 100_000)):
+        for speakers in (17_982, 100_000, 1_000_000):
+            if speakers <= most:
+                facts = step_of(name, speakers, arguments.batch)
+                results["speakers"].setdefault(name, {})[speakers] = facts
+                print(f"  {name:<12}{speakers:>10} speakers{facts['beyond_mb']:>10.0f}{facts['seconds']:>8.1f} s")
+    for name in ("HAM", "AM eager"):
+        for batch in BATCHES:
+            results["batch"].setdefault(name, {})[batch] = step_of(name, 17_982, batch)["beyond_mb"]
+    torch.manual_seed(0)
+    head, x, y = make_head("ham", 17_982), torch.randn(arguments.batch, DIMENSION), torch.arange(arguments.batch)
+    blocked, whole = head(x, y).loss.item(), head.plain_loss(x, y).item()
+    results["blocked_loss"], results["unblocked_loss"] = blocked, whole
+    print(f"  17982 speakers: loss {blocked:.7f} in blocks, {whole:.7f} without; difference {abs(blocked - whole):.1e}")
+    return results
+
+
+# --- precision
+
+
+def rounded(v: Tensor, kind: str) -> Tensor:
+    """Operands of a matrix product as the hardware takes them."""
+    if kind == "bf16":
+        return v.bfloat16().to(v.dtype)
+    if kind == "tf32":
+        return ((v.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return v
+
+
+def rounded_loss(x: Tensor, w: Tensor, y: Tensor, kind: str) -> Tensor:
+    """HAM with the operands of its product rounded and the target exact."""
+    (px, _), (pw, _) = project(x, "released", 3.0, 1.0), project(w, "released", 3.0, 1.0)
+    lx, lw = px.conformal * px.position, pw.conformal * pw.position
+    # X0 = conformal - 1.
+    tx, tw = px.conformal - 1, (pw.conformal - 1).mT
+    product = (lx + (rounded(lx, kind) - lx).detach()) @ (lw + (rounded(lw, kind) - lw).detach()).mT
+    distances = arcosh1p((tx * tw - product - 1).clamp_min(0))
+    own = -score(x, w[y], "hyperbolic", "released", 3.0, 1.0)
+    return F.cross_entropy(-SCALE * distances.scatter(1, y[:, None], own[:, None] + MARGIN), y)
+
+
+def precision_part(arguments: argparse.Namespace) -> dict:
+    results: dict = {}
+    print(
+        "\nrelative error against float64, batch 64, 2,000 speakers: loss, gradient of the embeddings, of the centres"
+    )
+    for case in ("start of training", "middle of training", "on the own centre", "confusable speakers"):
+        for name, errors in precision_of(case).items():
+            print(f"  {case:<22}{name:<26}" + "".join(f"{error:>12.1e}" for error in errors))
+            results.setdefault(case, {})[name] = errors
+    return results
+
+
+def precision_of(case: str) -> dict[str, list[float]]:
+    """Relative errors of loss and both gradients, by form."""
+    torch.manual_seed(0)
+    head, y = make_head("ham", 2000), torch.randint(2000, (64,))
+    weight = head.similarity.weight
+    with torch.no_grad():
+        if case == "start of training":
+            weight.mul_(1e-2)
+        if case == "confusable speakers":
+            weight.copy_(weight[0] + 1e-3 * torch.randn(2000, DIMENSION))
+    apart = {"start of training": 1.0, "middle of training": 0.1}.get(case, 1e-4)
+    x = weight.detach()[y] + apart * torch.randn(64, DIMENSION)
+    exact = make_head("ham", 2000).double()
+    exact.similarity.weight.data.copy_(weight.detach())
+
+    def run(loss: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        value = loss(x)
+        return [value.detach().double(), *(g.double() for g in torch.autograd.grad(value, (x, weight)))]
+
+    true = run(lambda x: exact.plain_loss(x, y), x.double(), exact.similarity.weight)
+    forms = {
+        "float32 (this package)": run(lambda x: head(x, y).loss, x, weight),
+        "TF32 product": run(lambda x: rounded_loss(x, weight, y, "tf32"), x, weight),
+        "bf16 product": run(lambda x: rounded_loss(x, weight, y, "bf16"), x, weight),
+    }
+    return {
+        name: [float((a - b).norm() / b.norm()) for a, b in zip(values, true, strict=True)]
+        for name, values in forms.items()
+    }
+
+
+# --- growth
+
+
+def growth_part(arguments: argparse.Namespace) -> dict:
+    results: dict = {}
+    for speakers in GROWTH:
+        named = works(speakers, arguments.batch, argparse.Namespace(compile=False, wespeaker=None))
+        wanted = ("AM eager", "HAM", "HAM, 10 % of the speakers")
+        medians = timed({name: named[name] for name in wanted}, 2 if speakers > 100_000 else 5)
+        print(f"\n{speakers} speakers: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in medians.items()))
+        for name, seconds in medians.items():
+            results.setdefault(name, {})[speakers] = seconds
+    return results
+
+
+def draw(results: dict, folder: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plots = [("growth", results.get("growth"), "speakers", "seconds of a head's step", "head-time.png")]
+    batches = results.get("memory", {}).get("batch")
+    plots.append(("batch", batches, "batch", "MB beyond centres and gradient, 17,982 speakers", "head-memory.png"))
+    for _, curves, x_label, y_label, name in plots:
+        if curves is None:
+            continue
+        figure, axes = plt.subplots(figsize=(6, 4))
+        for label, values in curves.items():
+            axes.plot(list(values), list(values.values()), marker="o", label=label)
+        axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(folder / name, dpi=120)
+        plt.close(figure)
+
+
+PARTS = {"time": time_part, "memory": memory_part, "precision": precision_part, "growth": growth_part}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--speakers", type=int, default=5994)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--speakers", type=int, nargs="+", default=list(TIMED))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--compile", action="store_true", help="time the compiled AM-Softmax, too (needs a compiler)")
+    parser.add_argument("--wespeaker", help="checkout of WeSpeaker")
+    parser.add_argument("--output", type=Path, default=Path("head-benchmark"))
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    embeddings = torch.randn(arguments.batch, DIMENSION, requires_grad=True)
-    labels = torch.randint(arguments.speakers, (arguments.batch,))
-    heads = {
-        name: SpeakerHead(HamSpkConfig(head=name, num_labels=arguments.speakers)) for name in ("am", "aam", "h", "ham")
-    }
-    works: dict[str, Callable[[], Tensor]] = {
-        name: lambda head=head: head(embeddings, labels).loss for name, head in heads.items()
-    }
-    few = arguments.batch // SHARE
-    centres = heads["ham"].similarity.weight
-    works["released"] = lambda: released_formula(embeddings[:few], centres, labels[:few])
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for name in list(works) * (arguments.rounds + 1):
-        times[name].append(timed(works[name]) * (SHARE if name == "released" else 1))
-    base = statistics.median(times["am"][1:])
-    print(f"batch {arguments.batch}, {arguments.speakers} speakers, {torch.get_num_threads()} threads, float32")
-    for name, seconds in times.items():
-        median = statistics.median(seconds[1:])
-        print(f"{name:<10}{1000 * median:>10.1f} ms{median / base:>10.2f} x am")
+    if arguments.step is not None:
+        measure_step(arguments.step[0], int(arguments.step[1]), int(arguments.step[2]))
+        return
+    results: dict = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    for part in arguments.parts:
+        results[part] = PARTS[part](arguments)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
+    draw(results, arguments.output)
+    print(f"\n{arguments.output}/results.json")
 
 
 if __name__ == "__main__":
