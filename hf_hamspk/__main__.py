@@ -20,6 +20,7 @@ COMMANDS = {
     "identify": "who of the enrolled speakers is this, if anybody?",
     "push": "publish a model on the Hub, with its card",
     "card": "render a model card from what is known of a model",
+    "export": "write a model as an ONNX file, checked against torch",
     "convert": "bring a checkpoint of another project into the format of this one",
     "doctor": "check the installed packages, and mend torchaudio beside a CPU-only torch",
     "demo": "train and verify on synthetic voices, without any download",

@@ -72,7 +72,8 @@ def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: in
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
     """Refuse a batch that is not `(B, L)` with a mask of the same shape and enough samples in every row.
 
-    What the mask holds is checked on the CPU only: elsewhere the device would have to be waited for.
+    What the mask holds is checked on the CPU only, elsewhere the device would have to be waited for; and not where
+    the model is compiled or exported, as a graph cannot refuse.
     """
     if input_values.ndim != 2:
         raise ValueError(
@@ -88,7 +89,7 @@ def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_le
             f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}; the "
             "mask marks samples, one for one."
         )
-    if attention_mask.device.type == "cpu" and attention_mask.shape[0]:
+    if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
         mask = attention_mask.long()
         if bool((mask[:, 1:] > mask[:, :-1]).any()):
             raise ValueError("attention_mask has 0 before 1: utterances must be padded on the right.")

@@ -21,6 +21,7 @@ from .ecapa import Ecapa
 from .frontend import FilterBank, length_mask, make_frontend
 from .heads import CosineSimilarity, HyperbolicSimilarity, LinearSimilarity, make_head
 from .inputs import check_batch, check_labels, make_feature_extractor
+from .pipeline_hamspk import announce_pipeline
 from .pooling import (
     AttentivePooling,
     Deviation,
@@ -120,7 +121,8 @@ class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """As in transformers, and the files of the feature extractor, the calibration and the cohort."""
+        """As in transformers, and the files of the feature extractor, the calibration, the cohort and the pipeline."""
+        announce_pipeline(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             folder = os.fspath(save_directory)

@@ -29,15 +29,19 @@ def test_verification_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         soundfile.write(tmp_path / name, make_speech(speaker, 1, 2.5), 16000)
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert re.search(
+        r"'decision': '(same speaker|different speakers)', 'operating_point': 'balanced'", capsys.readouterr().out
+    )
+    exec(compile(blocks("python")[1], "README.md", "exec"), {})
     assert re.match(r"(same speaker|different speakers) -?\d+\.\d+ balanced \[", capsys.readouterr().out)
 
 
 @pytest.mark.slow
 def test_metrics_of_the_readme_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    exec(compile(blocks("python")[1], "README.md", "exec"), {})
+    exec(compile(blocks("python")[2], "README.md", "exec"), {})
     assert "'eer': 0.0" in capsys.readouterr().out
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
 
 
 def test_commands_of_the_readme_exist():

@@ -1,0 +1,139 @@
+"""What runs on Inference Endpoints: their toolkit looks for this file at the root of a repository.
+
+    {"inputs": {"enrolment": BASE64 or [BASE64, ...], "test": BASE64}, "parameters": {"operating_point": "strict"}}
+
+gives the score, the log-likelihood ratio, the decision and the warnings. A single recording, as `{"inputs": BASE64}` or
+as a body of type `audio/*`, gives its embedding. Recordings are files of WAV, FLAC, OGG, Opus or MP3.
+
+The toolkit answers an exception with status 400 and its message. Messages say what is wrong with the request; of a
+mistake of ours they give a number, under which the log of the endpoint has the rest.
+"""
+
+import base64
+import binascii
+import logging
+import threading
+import uuid
+from typing import Any
+
+from transformers import pipeline
+
+LONGEST_SECONDS = 120.0
+# Of all recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
+LARGEST_BYTES = 24 << 20
+MOST_ENROLMENTS = 10
+# Requests that are decoded and computed at once, each with up to a few hundred MB, and how long another waits for them.
+AT_ONCE, PATIENCE_SECONDS = 2, 60.0
+PARAMETERS = ("operating_point", "threshold", "combine")
+
+logger = logging.getLogger(__name__)
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered; the message is for whoever sent it."""
+
+
+class EndpointHandler:
+    """Answers requests, from several threads.
+
+    Args:
+        path: the folder of the model.
+    """
+
+    def __init__(self, path: str = ""):
+        limits = {"seconds": LONGEST_SECONDS, "size": LARGEST_BYTES, "remote": False}
+        # Its name is not among the overloads of transformers.
+        make: Any = pipeline
+        self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
+        # The first request should not have to wait for this.
+        _ = self.pipeline.verifier
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request.
+
+        Args:
+            data: the body: `inputs`, and maybe `parameters`.
+
+        Raises:
+            RequestError: it cannot be answered, or only later.
+            RuntimeError: a mistake of ours, by its number.
+        """
+        try:
+            inputs, parameters = _inputs(data), _parameters(data)
+            if not self._slots.acquire(timeout=PATIENCE_SECONDS):
+                raise RequestError("Too many requests at once; try again later.")
+            try:
+                return self._answer(inputs, parameters)
+            finally:
+                self._slots.release()
+        except (RequestError, self.pipeline.input_error) as error:
+            message = str(error)
+        except Exception:
+            number = uuid.uuid4().hex[:8]
+            logger.exception("request %s failed", number)
+            raise RuntimeError(f"The request failed by a mistake on this side, number {number}.") from None
+        raise RequestError(message)
+
+    def _answer(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+        room = [LARGEST_BYTES]
+        if not isinstance(inputs, dict):
+            answer = self.pipeline(_bytes(inputs, room), return_embeddings=True, **parameters)
+            return answer | {"embedding": answer["embedding"].tolist()}
+        if inputs.keys() != {"enrolment", "test"}:
+            raise RequestError(
+                f"inputs is an object with the keys {sorted(map(str, inputs))[:5]}; expected 'enrolment' and 'test'."
+            )
+        several = inputs["enrolment"] if isinstance(inputs["enrolment"], list) else [inputs["enrolment"]]
+        if not 0 < len(several) <= MOST_ENROLMENTS:
+            raise RequestError(f"inputs has {len(several)} enrolment recordings; expected 1 to {MOST_ENROLMENTS}.")
+        pair = ([_bytes(one, room) for one in several], _bytes(inputs["test"], room))
+        return self.pipeline(pair, **parameters)
+
+
+def _inputs(data: Any) -> Any:
+    if not isinstance(data, dict) or "inputs" not in data:
+        raise RequestError("Expected an object with 'inputs', or a body of type audio/*.")
+    return data["inputs"]
+
+
+def _parameters(data: dict[str, Any]) -> dict[str, Any]:
+    given = data.get("parameters")
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not given.keys() <= set(PARAMETERS):
+        raise RequestError(f"parameters must be an object with some of {', '.join(PARAMETERS)}.")
+    parameters = dict(given)
+    if isinstance(parameters.get("threshold"), str):
+        # From a query, all but whole numbers come as text.
+        try:
+            parameters["threshold"] = float(parameters["threshold"])
+        except ValueError:
+            raise RequestError("threshold must be a number.") from None
+    for name in ("operating_point", "combine"):
+        if not isinstance(parameters.get(name, ""), str | None):
+            raise RequestError(f"{name} must be a text.")
+    return parameters
+
+
+def _bytes(recording: Any, room: list[int]) -> bytes:
+    """The bytes of an audio file, of base64 if need be; `room` is what the request may still hold."""
+    if isinstance(recording, str):
+        text = recording.partition(",")[2] if recording.startswith("data:") else recording
+        if len(text) > room[0] * 4 // 3 + 4:
+            raise RequestError(_TOO_LARGE)
+        try:
+            recording = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("A recording is no base64; expected the base64 of an audio file.") from None
+    if not isinstance(recording, bytes | bytearray):
+        raise RequestError(
+            f"A recording is of type {type(recording).__name__}; expected the base64 of an audio file as text."
+        )
+    room[0] -= len(recording)
+    if room[0] < 0:
+        raise RequestError(_TOO_LARGE)
+    return bytes(recording)
+
+
+_TOO_LARGE = f"The recordings of a request may have {LARGEST_BYTES >> 20} MiB; send compressed or shorter ones."

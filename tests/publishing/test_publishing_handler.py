@@ -1,0 +1,263 @@
+"""The handler of an endpoint, called as the toolkit calls it: what it answers, what it refuses, what it never tells."""
+
+import base64
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from card_recordings import voices
+from strange_recordings import damaged_files, file_bytes, odd_bytes, silent_bomb
+from tiny_models import RATE
+
+from hf_hamspk import HamSpkModel
+from hf_hamspk.publishing.contents import HANDLER, plan_upload
+
+# As the toolkit serves: the body is read whole, an exception is an answer with status 400 and its message.
+SERVER = """
+import importlib.util, json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_hamspk":
+            raise ModuleNotFoundError("hf_hamspk is not installed here", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+
+torch.set_num_threads(1)
+folder = sys.argv[1]
+sys.path.insert(0, folder)
+spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+
+class Serve(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        try:
+            is_audio = self.headers["Content-Type"].startswith("audio/")
+            data = {"inputs": body} if is_audio else json.loads(body)
+            if "inputs" not in data:
+                raise ValueError("Body needs to provide a inputs key")
+            status, answer = 200, json.dumps(handler(data))
+        except Exception as error:
+            status, answer = 400, json.dumps({"error": str(error)})
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *args):
+        pass
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 100
+
+server = Server(("127.0.0.1", 0), Serve)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def text_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.fixture(scope="module")
+def pushed(trained, tmp_path_factory) -> Path:
+    """The folder as it is on the Hub."""
+    folder = tmp_path_factory.mktemp("pushed")
+    for file in plan_upload(trained[0], "tester/tiny").files:
+        (folder / file.name).parent.mkdir(exist_ok=True)
+        (folder / file.name).write_bytes(file.read())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def handler(pushed):
+    spec = importlib.util.spec_from_file_location("handler", pushed / HANDLER.name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(str(pushed))
+
+
+def test_it_is_published_with_what_it_needs(pushed):
+    assert (pushed / "handler.py").read_bytes() == HANDLER.read_bytes()
+    assert re.match(r"soundfile\b", (pushed / "requirements.txt").read_text())
+
+
+def test_a_pair_and_a_recording(handler, pushed):
+    enrolment, test = voices()
+    model = HamSpkModel.from_pretrained(pushed)
+    first, second = (file_bytes(wave, RATE, "WAV", "FLOAT") for wave in (enrolment, test))
+    answer = handler({"inputs": {"enrolment": text_of(first), "test": text_of(second)}})
+    expected = model.verifier().verify([enrolment], test, RATE).to_dict()
+    assert json.loads(json.dumps(answer)) == expected
+    parameters = {"operating_point": "strict"}
+    answer = handler({"inputs": {"enrolment": [text_of(first)], "test": text_of(second)}, "parameters": parameters})
+    assert answer["operating_point"] == "strict"
+    answer = handler(
+        {"inputs": {"enrolment": text_of(first), "test": text_of(second)}, "parameters": {"threshold": "0.5"}}
+    )
+    assert answer["threshold"] == 0.5
+    for body in (first, text_of(first), "data:audio/wav;base64," + text_of(first)):
+        embedding = json.loads(json.dumps(handler({"inputs": body})))["embedding"]
+        np.testing.assert_allclose(embedding, model.embed([enrolment], RATE)[0].numpy(), rtol=1e-5, atol=1e-7)
+
+
+SPEECH = text_of(file_bytes(voices()[0]))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "an object with 'inputs'"),
+        ([1], "an object with 'inputs'"),
+        ({"inputs": None}, "type NoneType"),
+        ({"inputs": 5}, "type int"),
+        ({"inputs": "/etc/passwd"}, "cannot be decoded|no base64"),
+        ({"inputs": "http://127.0.0.1/a.wav"}, "no base64"),
+        ({"inputs": {"enrolment": SPEECH}}, "expected 'enrolment' and 'test'"),
+        ({"inputs": {"enrolment": SPEECH, "test": SPEECH, "more": 1}}, "expected 'enrolment' and 'test'"),
+        ({"inputs": {"enrolment": [], "test": SPEECH}}, "0 enrolment recordings"),
+        ({"inputs": {"enrolment": [SPEECH] * 11, "test": SPEECH}}, "11 enrolment recordings"),
+        ({"inputs": {"enrolment": {"path": "/etc/passwd"}, "test": SPEECH}}, "type dict"),
+        ({"inputs": {"enrolment": SPEECH, "test": "A" * (40 << 20)}}, "24 MiB"),
+        ({"inputs": bytes(25 << 20)}, "24 MiB"),
+        ({"inputs": silent_bomb(121, 16_000)}, "lasts 121 s, at most 120 s"),
+        ({"inputs": SPEECH, "parameters": 5}, "parameters must be an object"),
+        ({"inputs": SPEECH, "parameters": {"onnx_file": "a"}}, "parameters must be an object"),
+        ({"inputs": SPEECH, "parameters": {"threshold": "high"}}, "threshold must be a number"),
+        ({"inputs": SPEECH, "parameters": {"operating_point": ["strict"]}}, "operating_point must be a text"),
+        ({"inputs": SPEECH, "parameters": {"operating_point": "bold"}}, "There is no operating point 'bold'"),
+    ],
+)
+def test_requests_that_cannot_be_answered(handler, data, message):
+    with pytest.raises(ValueError, match=message) as error:
+        handler(data)
+    assert type(error.value).__name__ == "RequestError"
+    assert error.value.__cause__ is None and error.value.__context__ is None
+
+
+def test_a_mistake_of_ours_is_told_by_number_only(handler, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise OSError("/root/secret/model.safetensors: no such file")
+
+    monkeypatch.setattr(handler, "pipeline", type("P", (), {"input_error": ValueError, "__call__": fail})())
+    with pytest.raises(RuntimeError, match=r"^The request failed by a mistake on this side, number \w{8}\.$") as error:
+        handler({"inputs": SPEECH})
+    assert error.value.__cause__ is None
+    assert "secret" in caplog.text and str(error.value).split()[-1].strip(".") in caplog.text
+
+
+def post(url: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def peak_memory(process: subprocess.Popen) -> int:
+    """The most that a process has held so far, in MiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) >> 10
+
+
+@pytest.fixture(scope="module")
+def endpoint(pushed, tmp_path_factory):
+    """A process that serves the pushed folder and cannot see this package: its address, and itself."""
+    home = tmp_path_factory.mktemp("endpoint")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    with open(home / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(pushed)],
+            env=environment,
+            cwd=home,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            port = process.stdout.readline().strip()
+            assert port, (home / "log.txt").read_text()
+            yield f"http://127.0.0.1:{port}/", process
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def requests() -> list[tuple[str, bytes, str]]:
+    """Two hundred requests with strange recordings: raw bodies, and one side of a pair."""
+    files = [*odd_bytes(), *damaged_files(200)][:200]
+    found = []
+    for number, (name, content) in enumerate(files):
+        if number % 3 == 0:
+            found.append((name, content, "audio/flac"))
+            continue
+        sides = (
+            {"enrolment": text_of(content), "test": SPEECH}
+            if number % 3 == 1
+            else {"enrolment": [SPEECH], "test": text_of(content)}
+        )
+        found.append((name, json.dumps({"inputs": sides}).encode(), "application/json"))
+    return found
+
+
+def assert_clear(name: str, status: int, answer: dict) -> None:
+    """An answer with a score, an embedding or a reason, or an error that says what and tells nothing else."""
+    if status == 200:
+        assert answer.get("score") is not None or "embedding" in answer or answer["warnings"], name
+        return
+    assert status == 400 and answer.keys() == {"error"} and len(answer["error"]) > 20, (name, answer)
+    assert not re.search(r"/\w+/|\.py\b|Traceback|line \d|0x[0-9a-f]{6}|mistake on this side", answer["error"]), (
+        name,
+        answer,
+    )
+
+
+@pytest.mark.slow
+def test_two_hundred_strange_requests_over_http(endpoint):
+    url, process = endpoint
+    outcomes = []
+    for name, body, kind in requests():
+        status, answer = post(url, body, kind)
+        assert_clear(name, status, answer)
+        outcomes.append(status)
+    assert len(outcomes) == 200 and set(outcomes) == {200, 400}
+    assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_fifty_requests_at_once_in_bounded_memory(endpoint):
+    url, process = endpoint
+    pair = json.dumps({"inputs": {"enrolment": SPEECH, "test": SPEECH}}).encode()
+    # 70 MB of samples each once decoded, from a few kB.
+    bomb = silent_bomb(90)
+    assert len(bomb) < 1 << 20
+    post(url, pair)
+    post(url, bomb, "audio/flac")
+    before = peak_memory(process)
+    with ThreadPoolExecutor(50) as pool:
+        bodies = [(pair, "application/json") if i % 2 else (bomb, "audio/flac") for i in range(50)]
+        answers = list(pool.map(lambda body: post(url, *body), bodies))
+    for (status, answer), (_, kind) in zip(answers, bodies, strict=True):
+        if kind == "audio/flac":
+            assert status == 400 and "no sound" in answer["error"]
+        else:
+            assert status == 200 and answer["decision"] == "same speaker"
+    # All at once they would take 25 times 70 MB and more.
+    assert peak_memory(process) - before < 600

@@ -1,0 +1,253 @@
+"""The pipeline: what it takes, what it answers, and what it refuses."""
+
+import contextlib
+import io
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from strange_recordings import Decoder, damaged_files, file_bytes, odd_bytes, odd_values
+from tiny_models import RATE, settle, tiny_config
+from transformers import pipeline
+
+import hf_hamspk
+from hf_hamspk import HamSpkForXVector, HamSpkModel, SpeakerVerificationPipeline
+from hf_hamspk.calibration import Calibration
+from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.sounds import Limits, read_sound
+
+PACKAGE = Path(hf_hamspk.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A calibrated model."""
+    torch.manual_seed(0)
+    model = settle(HamSpkForXVector(tiny_config()))
+    model.calibration = Calibration(model.fingerprint(), "cosine", -2.0, {"score": 8.0}, trials=99, targets=9)
+    path = tmp_path_factory.mktemp("pipeline") / "final"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def verify(folder) -> SpeakerVerificationPipeline:
+    return pipeline("speaker-verification", model=str(folder), trust_remote_code=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def voices() -> list[np.ndarray]:
+    return [make_speech(speaker, utterance, 3.2, RATE) for speaker, utterance in ((0, 0), (0, 1), (1, 0))]
+
+
+def test_it_answers_as_the_verifier(verify, folder, voices):
+    expected = HamSpkModel.from_pretrained(folder).verifier().verify(voices[:1], voices[1], RATE)
+    assert verify((voices[0], voices[1])) == expected.to_dict()
+    assert expected.log_likelihood_ratio is not None and expected.operating_point == "balanced"
+    several = HamSpkModel.from_pretrained(folder).verifier().verify(voices[:2], voices[2], RATE, "strict")
+    assert verify({"enrolment": voices[:2], "test": voices[2]}, operating_point="strict") == several.to_dict()
+
+
+def test_little_speech_is_said(verify, voices):
+    answer = verify((voices[0], voices[1][: int(2.4 * RATE)]))
+    assert any("The test holds 2." in warning and "s of speech" in warning for warning in answer["warnings"])
+    assert verify((voices[0], voices[1][:4800]))["decision"] == "not enough speech"
+
+
+@pytest.fixture
+def server(voices):
+    """Serves one recording."""
+
+    class Serve(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path == "/a.wav"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(file_bytes(voices[0], RATE, "WAV", "FLOAT") if found else b"")
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Serve) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_every_way_to_hand_a_recording_over(verify, voices, tmp_path, server):
+    soundfile.write(tmp_path / "a.wav", voices[0], RATE, subtype="FLOAT")
+    content = (tmp_path / "a.wav").read_bytes()
+    ways = {
+        "array": voices[0],
+        "tensor": torch.from_numpy(voices[0]),
+        "channels": np.stack([voices[0], voices[0]]),
+        "path": str(tmp_path / "a.wav"),
+        "Path": tmp_path / "a.wav",
+        "URL": f"{server}/a.wav",
+        "bytes": content,
+        "file": io.BytesIO(content),
+        "dict": {"array": voices[0], "sampling_rate": RATE},
+        "raw": {"raw": voices[0].tolist(), "sampling_rate": RATE},
+        "datasets, decoded": {"path": "b.wav", "array": voices[0].astype(np.float64), "sampling_rate": RATE},
+        "datasets, bytes": {"bytes": content, "path": "b.wav"},
+        "datasets, path": {"bytes": None, "path": str(tmp_path / "a.wav")},
+        "torchcodec": Decoder(torch.from_numpy(voices[0])[None], RATE),
+    }
+    expected = verify((voices[0], voices[2]))
+    for (name, _), answer in zip(ways.items(), verify([(way, voices[2]) for way in ways.values()]), strict=True):
+        assert answer == expected, name
+    with pytest.raises(ValueError, match="the server answered 404"):
+        verify((f"{server}/b.wav", voices[0]))
+
+
+def test_datasets_and_streams(verify, voices):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"bytes": file_bytes(voice, RATE, "WAV", "FLOAT"), "path": None} for voice in voices]
+    table = datasets.Dataset.from_dict({"enrolment": rows, "test": rows[::-1]})
+    for side in ("enrolment", "test"):
+        table = table.cast_column(side, datasets.Audio(decode=False))
+    expected = [verify((a, b)) for a, b in zip(voices, voices[::-1], strict=True)]
+    for batch_size in (1, 2):
+        for found, one in zip(verify(table, batch_size=batch_size), expected, strict=True):
+            assert found["score"] == pytest.approx(one["score"], abs=1e-5)
+            assert found["decision"] == one["decision"] and found["warnings"] == one["warnings"]
+    embeddings = list(verify(table["test"], return_embeddings=True, batch_size=3))
+    direct = HamSpkModel.embed(verify.model, voices[::-1], RATE).numpy()
+    for one, row in zip(embeddings, direct, strict=True):
+        np.testing.assert_allclose(one["embedding"], row, rtol=1e-4, atol=1e-6)
+
+
+def test_a_generator_is_read_as_it_is_asked_for(verify, voices):
+    read = []
+
+    def pairs():
+        for number in range(6):
+            read.append(number)
+            yield voices[0], voices[1]
+
+    answers = verify(pairs(), batch_size=2)
+    next(answers)
+    assert len(read) <= 4
+    assert len(list(answers)) == 5
+
+
+def test_a_list_is_batched_and_keeps_its_order(verify, voices):
+    pairs = [(voices[i % 3], voices[(i + 1) % 3]) for i in range(5)]
+    one_by_one = [verify(pair) for pair in pairs]
+    for batch_size in (1, 2, 5):
+        for found, expected in zip(verify(pairs, batch_size=batch_size), one_by_one, strict=True):
+            assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
+    assert verify([]) == []
+
+
+def test_other_rates_are_resampled(verify, voices):
+    telephone = file_bytes(make_speech(0, 0, 3.2, 8000), 8000)
+    answer = verify((telephone, voices[1]))
+    assert "recorded at 8000 Hz" in answer["warnings"][0] and answer["score"] is not None
+    studio = np.repeat(voices[0], 3)
+    twice = verify([({"array": studio, "sampling_rate": 48000}, voices[1]), (voices[0], voices[1])])
+    assert twice[0]["score"] == pytest.approx(twice[1]["score"], abs=0.1)
+    assert verify((studio, np.repeat(voices[1], 3)), sampling_rate=48000)["score"] == pytest.approx(
+        verify((voices[0], voices[1]))["score"], abs=0.1
+    )
+
+
+def test_without_soundfile_arrays_still_work(voices, monkeypatch):
+    monkeypatch.setattr("hf_hamspk.sounds.soundfile", None)
+    assert len(read_sound(voices[0], RATE, "It", Limits()).waveform) == len(voices[0])
+    with pytest.raises(ImportError, match="pip install soundfile"):
+        read_sound(b"abc", RATE, "It", Limits())
+
+
+def test_the_threshold_of_an_uncalibrated_model(voices):
+    model = settle(HamSpkModel(tiny_config(threshold=0.99)))
+    verify = pipeline("speaker-verification", model=model, device="cpu")
+    answer = verify((voices[0], voices[2]))
+    assert answer["threshold"] == 0.99 and answer["decision"] is not None and answer["operating_point"] is None
+    assert verify((voices[0], voices[2]), threshold=-1.0)["decision"] == "same speaker"
+    with pytest.raises(ValueError, match="not calibrated"):
+        verify((voices[0], voices[2]), operating_point="strict")
+
+
+def test_a_profile_is_an_enrolment(voices):
+    model = settle(HamSpkModel(tiny_config()))
+    verify = pipeline("speaker-verification", model=model, device="cpu")
+    profile = verify.verifier.enrol(voices[:1], RATE)
+    assert verify((profile, voices[2]))["score"] == pytest.approx(verify((voices[0], voices[2]))["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"operating_point": "bold"}, "balanced"),
+        ({"threshold": float("nan")}, "finite"),
+        ({"threshold": 0.5, "operating_point": "strict"}, "instead of"),
+        ({"combine": "sum"}, "mean"),
+        ({"errors": "ignore"}, "raise, return"),
+        ({"limits": {"minutes": 2}}, "seconds, size, remote"),
+    ],
+)
+def test_arguments_that_cannot_be(verify, voices, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        verify((voices[0], voices[1]), **arguments)
+
+
+def test_a_bad_pair_is_named_or_returned(verify, voices):
+    pairs = [(voices[0], voices[1]), (voices[0], b"x"), (voices[1], voices[2])]
+    with pytest.raises(ValueError, match=r"^Input 1: The test cannot be decoded"):
+        verify(pairs)
+    first, second, third = verify(pairs, errors="return", batch_size=3)
+    assert second.keys() == {"error"} and second["error"].startswith("Input 1: ")
+    assert first["score"] is not None and third["score"] is not None
+
+
+def strange() -> list:
+    """Two hundred of them."""
+    cases = [*odd_bytes(), *odd_values(Path.cwd())]
+    return [*cases, *damaged_files(200 - len(cases))]
+
+
+def answer_or_reason(verify, source, voice, **arguments) -> str:
+    """What comes of a strange recording; anything but an answer with reasons or an error of our own fails."""
+    inputs = source if arguments else ((source, voice) if len(str(type(source))) % 2 else (voice, source))
+    try:
+        answer = verify(inputs, **arguments)
+        # A set, for example, is a stream.
+        answer = answer if isinstance(answer, dict) else next(answer)
+    except verify.input_error as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        assert PACKAGE in Path(last).parents or "transformers_modules" in last, last
+        assert len(str(error)) > 20 and "Traceback" not in str(error) and "site-packages" not in str(error)
+        return "error"
+    if arguments:
+        assert np.isfinite(answer["embedding"]).all()
+        return "embedding"
+    if answer["score"] is None:
+        assert answer["decision"] == "not enough speech" and answer["warnings"]
+        return "not enough speech"
+    assert np.isfinite([answer["score"], answer["log_likelihood_ratio"]]).all()
+    return "warning" if answer["warnings"] else "answer"
+
+
+@pytest.mark.slow
+def test_two_hundred_strange_recordings(folder, voices):
+    verify = pipeline("speaker-verification", model=HamSpkModel.from_pretrained(folder), device="cpu")
+    cases = strange()
+    assert len(cases) == 200 and len({name for name, _ in cases}) == 200
+    outcomes = {}
+    with contextlib.redirect_stderr(io.StringIO()):
+        for name, source in cases:
+            try:
+                outcomes[name] = answer_or_reason(verify, source, voices[0])
+                outcomes[f"{name}, alone"] = answer_or_reason(verify, source, voices[0], return_embeddings=True)
+            except Exception as error:
+                raise AssertionError(name) from error
+    found = set(outcomes.values())
+    assert found >= {"error", "embedding", "not enough speech", "warning"}
+    assert outcomes["silence"] == outcomes["0.3 s"] == "not enough speech"
+    assert outcomes["int16"] in ("warning", "answer") and outcomes["8000 Hz"] == "warning"
