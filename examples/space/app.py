@@ -107,7 +107,7 @@ def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Bl
         gr.Markdown(PRIVACY)
         inputs, outputs = [*recordings, point, trial_list], [verdict, plot, note]
         button.click(answer, inputs, outputs, api_name="compare")
-        point.change(lambda name: describe_point(model, name), point, explanation, api_name=False)
+        point.change(lambda name: describe_point(model, name), point, explanation, api_visibility="private")
     return page
 
 
@@ -121,7 +121,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     # Fonts of the visitor's machine: none are fetched from elsewhere.
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
+        font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )
     page.launch(theme=theme, css=CSS, max_file_size=LARGEST_FILE, show_error=False)
 
 

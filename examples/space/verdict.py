@@ -140,7 +140,7 @@ def meaning_of(model: Any, answer: Any) -> list[str]:
 def verdict_html(model: Any, answer: Any) -> str:
     """The answer for the page."""
     headline = "A score, no decision" if answer.decision is None else _HEADLINES[answer.decision]
-    parts = [f'<h2 class="{_CLASSES.get(answer.decision, "none")}">{headline}</h2>']
+    parts = [f'<h2 class="{_CLASSES.get(str(answer.decision), "none")}">{headline}</h2>']
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in meaning_of(model, answer)]
     if answer.warnings:
         items = "".join(f"<li>{html.escape(warning)}</li>" for warning in answer.warnings)
@@ -176,8 +176,8 @@ def histograms_of(evaluation: Mapping[str, Any] | None, fingerprint: str) -> tup
     if isinstance(of, Mapping) and of.get("fingerprint") not in (None, fingerprint):
         return {}, f"{EVALUATION_FILE} was measured with other weights than these: the score is not placed on it."
     lists = evaluation.get("lists")
-    found = {
-        name: record
+    found: dict[str, dict[str, Any]] = {
+        str(name): dict(record)
         for name, record in (lists.items() if isinstance(lists, Mapping) else ())
         if isinstance(record, Mapping) and isinstance(record.get("histogram"), Mapping)
     }

@@ -144,7 +144,8 @@ class ScoredTrials:
         self._rows = [torch.tensor([row[name] for name in side]) for side in (self.trials.enrolment, self.trials.test)]
         self._embeddings = torch.stack([embedded.embeddings[name][0] for name in files])
         self._quality = None if measures is None else self._measured([measures[name] for name in files])
-        self.scores = score_pairs(model, self._embeddings[:, None], *(rows.numpy() for rows in self._rows))
+        enrolment, test = (rows.numpy() for rows in self._rows)
+        self.scores = score_pairs(model, self._embeddings[:, None], enrolment, test)
 
     def _measured(self, measures: Sequence[SpeechMeasures]) -> list[Quality]:
         """Quality of the enrolment and of the test side, with arrays `(N,)`."""

@@ -41,6 +41,8 @@ PLOTS_FOLDER = "plots"
 HANDLER_PACKAGES = ("soundfile",)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _PNG = b"\x89PNG\r\n\x1a\n"
+# A line break or tab inside a JSON string: what follows it begins a word, as in the text that the string stands for.
+_ESCAPED_SPACE = re.compile(r"(?<!\\)\\[nrt]")
 _MODEL_TYPE = "hamspk"
 # The opcode of a protocol, 2 to 5.
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
@@ -320,6 +322,7 @@ def _text(file: PlannedFile) -> str:
             json.loads(text)
         except ValueError as error:
             raise ValueError(f"{file.name} is not JSON: {error}") from error
+        return _ESCAPED_SPACE.sub(" ", text)
     return text
 
 

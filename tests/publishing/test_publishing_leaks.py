@@ -1,9 +1,11 @@
 """Paths of machines and secrets are found, with file and line; what only looks like one is not."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hf_hamspk.publishing.contents import PlannedFile, check_contents
 from hf_hamspk.publishing.leaks import Leak, Private, find_leaks, refuse_leaks
 
 PRIVATE = Private(("/root/ann/project", "/srv7"), ("secret-of-ann",))
@@ -99,3 +101,10 @@ def test_the_message_names_files_and_lines():
     with pytest.raises(ValueError, match=r"Nothing was sent.*config.json, line 1: a path.*and 3 more.*Take it out"):
         refuse_leaks(leaks)
     refuse_leaks([])
+
+
+@pytest.mark.parametrize("path", ["/home/ann/a", "C:\\new\\a"])
+def test_a_path_after_a_line_break_in_json_is_found(path):
+    planned = PlannedFile("a.json", json.dumps({"note": f"one\n{path}"}).encode())
+    with pytest.raises(ValueError, match=r"a\.json"):
+        check_contents([planned], PRIVATE)
