@@ -133,6 +133,10 @@ class TrainingArguments:
         weight_decay: on every parameter, as in the paper.
         margin_start_epoch, margin_end_epoch: see `schedules.margin`; both 0 for a constant margin.
         max_grad_norm: clip the gradient to this norm (0: do not clip).
+        class_sampling: share of the speakers that take part in a step, those of the batch among them, the others drawn
+            at random (Partial-FC; for very many speakers). Weight decay and the optimiser's momenta act on all.
+        shard_centres: each process holds only its part of the speaker centres (for very many speakers). All of them
+            come together where a model or a checkpoint is saved, which are as always.
         mixed_precision: autocast of the encoder; geometry and loss stay in float32.
         freeze_batch_norm: keep the running statistics, and normalise with them.
         sync_batch_norm: batch statistics over all processes (GPUs only).
@@ -162,6 +166,8 @@ class TrainingArguments:
     margin_start_epoch: float = 0.0
     margin_end_epoch: float = 0.0
     max_grad_norm: float = 0.0
+    class_sampling: float = 1.0
+    shard_centres: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False
@@ -183,6 +189,12 @@ class TrainingArguments:
         for name in ("learning_rate", "final_learning_rate", "lr_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}.")
+        if not 0 < self.class_sampling <= 1:
+            raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
+        if self.shard_centres and self.mixed_precision == "fp16":
+            raise ValueError(
+                "shard_centres needs mixed_precision 'bf16' or 'no': each rank would scale fp16 by itself."
+            )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
                 f"margin_start_epoch ({self.margin_start_epoch}) and margin_end_epoch ({self.margin_end_epoch}) must "

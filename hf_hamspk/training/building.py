@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, PreTrainedConfig
@@ -35,6 +36,7 @@ _FREE_ARGUMENTS = {
     "log_steps",
     "save_steps",
     "resume",
+    "shard_centres",
     "cpu",
 }
 _SHARED_DATA_ARGUMENTS = (
@@ -59,6 +61,19 @@ def check_run(args: TrainingArguments, processes: int) -> None:
         )
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise ValueError(f"output_dir {args.output_dir} is a file; choose a folder.")
+
+
+def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerator:
+    """What runs the model on the devices and processes there are."""
+    # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
+    unused = config.backbone_config is not None
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.cpu,
+        log_with="tensorboard",
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
 
 
 def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:

@@ -7,18 +7,18 @@ the weights it would have had.
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..configuration_hamspk import HamSpkConfig
 from ..evaluation.verification import EmbeddedFiles, VerificationResult, embed_files, verify_trials
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe
@@ -28,6 +28,7 @@ from .building import (
     build_model,
     build_optimizer,
     check_run,
+    make_accelerator,
     read_trial_lists,
     run_identity,
     training_batches,
@@ -48,6 +49,7 @@ from .checkpoints import (
     write_folder,
 )
 from .decisions import calibrate_on, summarise
+from .divided import clip_gradient, divide_centres, whole_centres
 from .memory import keep_freed_memory
 from .results import list_names
 from .schedules import learning_rate, margin
@@ -71,7 +73,7 @@ class Trainer:
         self.recipe, self.data, self.args = recipe, recipe.data, recipe.training
         self.output_dir = Path(self.args.output_dir)
         config = build_config(recipe)
-        self.accelerator = self._make_accelerator(config) if accelerator is None else accelerator
+        self.accelerator = make_accelerator(self.args, config) if accelerator is None else accelerator
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         check_run(self.args, self.accelerator.num_processes)
@@ -85,23 +87,13 @@ class Trainer:
         self.identity = run_identity(recipe, model.config, self.crops)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.head.set_class_sampling(self.args.class_sampling)
+        if self.args.shard_centres and self.accelerator.num_processes > 1:
+            divide_centres(model, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(self.args, model))
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
         self.progress = Progress(config=self.identity)
-
-    # -- building ---------------------------------------------------------------------------------------------------
-
-    def _make_accelerator(self, config: HamSpkConfig) -> Accelerator:
-        # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
-        unused = config.backbone_config is not None
-        return Accelerator(
-            mixed_precision=self.args.mixed_precision,
-            cpu=self.args.cpu,
-            log_with="tensorboard",
-            project_dir=str(self.output_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-        )
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -111,14 +103,17 @@ class Trainer:
         Returns:
             The content of `results.json`: one entry for each test list, and the facts of the run.
         """
-        self._start()
+        with self._whole_centres():
+            self._start()
         while self.progress.epoch < self.args.epochs and not self._enough_steps():
             self._train_epoch()
             if self._epoch_done():
-                self._end_epoch()
+                with self._whole_centres():
+                    self._end_epoch()
             else:
                 self._save_checkpoint()
-        return self._finish()
+        with self._whole_centres():
+            return self._finish()
 
     def _start(self) -> None:
         found = checkpoints(self.output_dir) if self.args.resume else []
@@ -187,7 +182,7 @@ class Trainer:
                 part = self._backward(batch, len(micro_batches))
             loss += part
         if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            clip_gradient(self.model, self.bare_model.head, self.args.max_grad_norm, self.accelerator)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss
@@ -224,6 +219,9 @@ class Trainer:
     def bare_model(self) -> HamSpkForXVector:
         """The model without what Accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.model)
+
+    def _whole_centres(self) -> AbstractContextManager[None]:
+        return whole_centres(self.bare_model.head, self.optimizer)
 
     def _enough_steps(self) -> bool:
         return 0 < self.args.max_steps <= self.progress.step
@@ -296,7 +294,8 @@ class Trainer:
         accelerator = self.accelerator
         unfinished = self.output_dir / "checkpoints" / ".unfinished"
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(unfinished))
+        with self._whole_centres():
+            accelerator.save_state(str(unfinished))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             finish_checkpoint(unfinished, self.output_dir, self.progress, self.args.keep_checkpoints)

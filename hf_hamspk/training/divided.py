@@ -1,0 +1,85 @@
+"""Training with the centres divided among the ranks: told to data parallelism, made whole to be saved, clipped."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..heads import JointHead, SpeakerHead
+from ..modeling_hamspk import HamSpkForXVector
+from ..sharding import Shard, shard_rows
+
+# As in `torch.nn.utils.clip_grad_norm_`: a gradient of 0 stays 0.
+SMALLEST_NORM = 1e-6
+
+
+def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
+    """Leave each process its part of the centres, which `DistributedDataParallel` is then to leave alone."""
+    model.head.divide(accelerator.process_index, accelerator.num_processes)
+    names = [f"head.{name}" for name in model.head.centre_parameters()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+@contextmanager
+def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer) -> Iterator[None]:
+    """Let every process hold all centres, and what the optimiser knows of them, for as long as the context lasts.
+
+    Saving and loading then work as of an undivided head, and a run can be resumed with other processes. All ranks must
+    enter. Nothing is done where the head is not divided, or whole already.
+    """
+    shard = head.shard
+    if shard is None:
+        yield
+        return
+    for parameter in head.centre_parameters().values():
+        part, parameter.grad = parameter.shape, None
+        parameter.data = gather_rows(parameter.data, shard)
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == part:
+                optimizer.state[parameter][name] = gather_rows(value, shard)
+    head.undivide()
+    try:
+        yield
+    finally:
+        rows = slice(shard.first, shard.first + shard.count)
+        for parameter in head.centre_parameters().values():
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    optimizer.state[parameter][name] = value[rows].clone()
+        head.divide(shard.rank, shard.ranks)
+
+
+def gather_rows(part: Tensor, shard: Shard) -> Tensor:
+    """The rows of all ranks, in order; shards may differ in size."""
+    counts = [count_of(rank, shard) for rank in range(shard.ranks)]
+    padded = part.new_zeros(max(counts), *part.shape[1:])
+    padded[: len(part)] = part
+    gathered = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(gathered, padded)
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+
+
+def count_of(rank: int, shard: Shard) -> int:
+    """How many rows `rank` holds."""
+    return shard_rows(shard.speakers, rank, shard.ranks).count
+
+
+def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: float, accelerator: Accelerator) -> None:
+    """Scale all gradients so that their norm, over the centres of every rank, is at most `largest`."""
+    if head.shard is None:
+        accelerator.clip_grad_norm_(model.parameters(), largest)
+        return
+    divided = {id(parameter) for parameter in head.centre_parameters().values()}
+    own, shared = [], []
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            (own if id(parameter) in divided else shared).append(parameter.grad)
+    total = torch.nn.utils.get_total_norm(own).square()
+    distributed.all_reduce(total)
+    factor = largest / ((total + torch.nn.utils.get_total_norm(shared).square()).sqrt() + SMALLEST_NORM)
+    for gradient in (*own, *shared):
+        gradient.mul_(factor.clamp_max(1.0))
