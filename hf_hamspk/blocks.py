@@ -19,6 +19,7 @@ from .lifting import (
     fixed_shift,
     lift_centres,
     lift_embeddings,
+    pair_similarity,
     pull_back,
     radial_parts,
     target_similarity,
@@ -27,7 +28,7 @@ from .margins import add_margin
 from .sharding import Shard, largest_over_ranks, sum_over_ranks
 
 # Entries of a block, B x N: the passes over it should stay in the cache of a CPU, and each should fill a GPU.
-CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
+CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 24
 SMALLEST_BLOCK = 64
 ROOT_OF_TWO = 2**0.5
 
@@ -50,6 +51,7 @@ class ClassBlocks:
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
         self.buffer: Tensor | None = None
+        self.target_grads: list[Tensor] | None = None
         # Where the shift is the largest logit so far: that of each block.
         self.shifts: dict[int, Tensor] = {}
 
@@ -60,11 +62,14 @@ class ClassBlocks:
     ) -> Tensor:
         c = self.fixed_curvature if curvature is None else curvature.detach()
         self.places = self._places(labels, weight)
-        self.target = self._target(x, weight, bias, curvature)
-        self.x_radial = radial_parts(x, x.dtype, c, self.settings)
-        self.radial = radial_parts(self._taking_part(weight), x.dtype, c, self.settings)
+        own_rows, batch = weight.detach()[self.local].to(x.dtype), x.shape[0]
+        vectors = (x, own_rows, self._taking_part(weight))
+        self.x_radial, own_radial, self.radial = radial_parts(vectors, x.dtype, c, self.settings)
+        if self.settings.kind == "hyperbolic" and curvature is None:
+            self._fixed_target(x, own_rows, own_radial)
+        else:
+            self._target(x, own_rows, bias, curvature)
         self.lifted = lift_embeddings(x, self.x_radial, 0.0 if self.shift is None else self.shift, self.settings)
-        batch = x.shape[0]
         entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
         self.block = max(SMALLEST_BLOCK, entries // max(batch, 1))
         keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
@@ -89,10 +94,19 @@ class ClassBlocks:
         places = local if self.chosen is None else torch.searchsorted(self.chosen, local)
         return places.where(self.own, -1)
 
-    def _target(self, x: Tensor, weight: Tensor, bias: Tensor | None, curvature: Tensor | None) -> tuple:
-        """The graph of the similarity to the own centre, with its margin: its inputs, and the similarity `(B,)`."""
+    def _fixed_target(self, x: Tensor, rows: Tensor, own_radial: Radial | None) -> None:
+        """The target of distances whose curvature is not learned, and its gradients, without a graph of the lift."""
+        if self.x_radial is None or own_radial is None:
+            raise ValueError("A hyperbolic similarity has a radial part.")
+        factor = float(self._distance_scale()) / self.settings.scale
+        similarity, self.target_grads = pair_similarity(
+            x.detach(), rows, self.x_radial, own_radial, factor, self.settings, self.needs_grad
+        )
+        self._share_target(similarity)
+
+    def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
+        """Keep the graph of the similarity to the own centre, with its margin: its inputs, and the similarity."""
         with torch.enable_grad():
-            rows = weight.detach()[self.local].to(x.dtype)
             own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
             inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
             for tensor in inputs:
@@ -101,9 +115,12 @@ class ClassBlocks:
             c = self.fixed_curvature if curvature is None else inputs[3]
             similarity = target_similarity(inputs[0], rows, own_bias, c, self.settings)
             similarity = add_margin(similarity, self.settings.margin_kind, self.settings.margin)
+        self.target = inputs, similarity
+        self._share_target(similarity)
+
+    def _share_target(self, similarity: Tensor) -> None:
         known = similarity.detach().where(self.own, 0.0)
         self.target_logit = self.settings.scale * sum_over_ranks(known, self.shard)
-        return inputs, similarity
 
     def _taking_part(self, tensor: Tensor, span: slice = slice(None)) -> Tensor:
         return tensor[span] if self.chosen is None else tensor[self.chosen[span]]
@@ -225,10 +242,12 @@ class ClassBlocks:
 
     def _target_gradient(self) -> list[Any]:
         """What the similarity to the own centre passes on: to embedding, row, bias and curvature."""
-        inputs, similarity = self.target
-        wanted = [tensor for tensor in inputs if tensor is not None]
         # Another rank's targets were computed with some row of this one.
         given = -self.settings.scale * self.wrong_grad.where(self.own, 0.0)
+        if self.target_grads is not None:
+            return [*(grad * given[:, None] for grad in self.target_grads), None, None]
+        inputs, similarity = self.target
+        wanted = [tensor for tensor in inputs if tensor is not None]
         found = iter(torch.autograd.grad(similarity, wanted, given, retain_graph=True))
         return [None if tensor is None else next(found) for tensor in inputs]
 

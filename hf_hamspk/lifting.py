@@ -11,7 +11,8 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | hyperbolic | `-X, X0 - 1, X0`         | `Y, 1, Y0 - 1`       | `u = cosh d - 1`   | `-s f arcosh(1 + u)` |
 
 `X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
-projection. `L` and `T` are the plain formulas, applied to vectors of one dimension, so they are written once.
+projection. The radial parts come from the plain formulas, applied to vectors of one dimension, so these are written
+once.
 """
 
 import math
@@ -20,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .poincare import released_radius
+from .margins import add_margin
+from .poincare import BallPoints, distance, released_radius
 from .scoring import normalize, project, score
 
 # Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
@@ -69,8 +71,13 @@ def target_similarity(
     if settings.kind == "linear":
         product = (embeddings * rows).sum(-1)
         return product if bias is None else product + bias
+    if settings.kind == "cosine":
+        return score(embeddings, rows, settings.kind, settings.projection, 1.0, settings.clip_radius)
     c = 1.0 if curvature is None else curvature
-    return score(embeddings, rows, settings.kind, settings.projection, c, settings.clip_radius)
+    # Both at once: on a small batch the time is that of the calls.
+    both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
+    x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
+    return -distance(x, y) * factor
 
 
 def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
@@ -84,25 +91,39 @@ def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: Head
 
 
 def radial_parts(
-    vectors: Tensor, dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
-) -> Radial | None:
-    """The radial part of `(N, D)`, some rows at a time; None for a linear similarity, which lifts nothing."""
+    vectors: tuple[Tensor, ...], dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
+) -> list[Radial] | list[None]:
+    """The radial parts of each `(N, D)`, some rows at a time; None for a linear similarity, which lifts nothing."""
     if settings.kind == "linear":
-        return None
-    radius = torch.linalg.vector_norm(vectors, dim=1, dtype=dtype).clamp_min_(SMALLEST_RADIUS)
+        return [None for _ in vectors]
+    norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
+    # Together: on few speakers the time is that of the calls.
+    radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     scales, slopes, times, time_slopes = (torch.zeros_like(radius) for _ in range(4))
     result = Radial(scales, slopes, times, time_slopes, radius)
     for scale, slope, time, time_slope, some in zip(*(part.split(RADIAL_ROWS) for part in result), strict=True):
         with torch.enable_grad():
             r = some.detach().requires_grad_()
-            length, t = radial_lift(r, curvature, settings)
+            if settings.kind == "cosine":
+                position, conformal = normalize(r[:, None])[:, 0], None
+            else:
+                c = 1.0 if curvature is None else curvature
+                point, _ = project(r[:, None], settings.projection, c, settings.clip_radius)
+                position, conformal = point.position[:, 0], point.conformal.detach()[:, 0]
             # Each entry depends on its own radius alone, so the gradient of the sum holds all derivatives.
-            slope.copy_(torch.autograd.grad(length.sum(), r, retain_graph=True)[0])
-            if t.requires_grad:
-                time_slope.copy_(torch.autograd.grad(t.sum(), r)[0])
-        torch.div(length.detach(), some, out=scale)
-        time.copy_(t.detach())
-    return result
+            slope.copy_(torch.autograd.grad(position.sum(), r)[0])
+        position = position.detach()
+        if conformal is None:
+            torch.div(position, some, out=scale)
+            continue
+        # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
+        length = conformal * position
+        torch.div(length, some, out=scale)
+        torch.mul(length, position, out=time)
+        torch.mul(length * conformal, slope, out=time_slope)
+        slope.mul_(conformal.addcmul_(length, length))
+    counts = [len(v) for v in vectors]
+    return [Radial(*parts) for parts in zip(*(part.split(counts) for part in result), strict=True)]
 
 
 def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
@@ -140,6 +161,43 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
     torch.mul(grad, scale[:, None], out=out)
     out.addcmul_(vectors, along[:, None])
     return length_grad
+
+
+def ball_parts(lift: Radial) -> Radial:
+    """The radial part of the map into the ball, from that of the lift: `p/r`, `p'`, `lambda`, `lambda'` and `r`."""
+    # T = lambda p^2 = lambda - 2, L = lambda p, and L' = (lambda + L^2) p'.
+    conformal = lift.time + 2
+    slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
+    return Radial(lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius)
+
+
+def pair_similarity(
+    x: Tensor, rows: Tensor, x_lift: Radial, rows_lift: Radial, factor: float, settings: HeadSettings, needs_grad: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Hyperbolic `target_similarity` with its margin, from radial parts that are known, and its two gradients `(B, D)`.
+
+    Args:
+        x, rows: `(B, D)`.
+        x_lift, rows_lift: of the lift of each.
+        factor: of the distances of the unit ball.
+        settings: the head's.
+        needs_grad: else there are no gradients.
+    """
+    balls = [ball_parts(x_lift), ball_parts(rows_lift)]
+    inputs = [v * ball.scale[:, None] for v, ball in zip((x, rows), balls, strict=True)]
+    inputs += [ball.time[:, None].detach() for ball in balls]
+    for tensor in inputs:
+        tensor.requires_grad_(needs_grad)
+    with torch.enable_grad():
+        apart = distance(BallPoints(inputs[0], inputs[2]), BallPoints(inputs[1], inputs[3]))
+        similarity = add_margin(apart * -factor, settings.margin_kind, settings.margin)
+    if not needs_grad:
+        return similarity, []
+    found = torch.autograd.grad(similarity, inputs, torch.ones_like(similarity))
+    grads = [torch.empty_like(v) for v in (x, rows)]
+    for number, vectors in enumerate((x, rows)):
+        pull_back(found[number], found[2 + number][:, 0], vectors, balls[number], grads[number])
+    return similarity.detach(), grads
 
 
 def curvature_gradient(

@@ -1,12 +1,12 @@
 """Time, memory and precision of the training heads, forward and backward, against AM-Softmax and other forms.
 
-    python tests/benchmarks/benchmark_head.py [--output head-benchmark] [--parts time memory precision growth]
+    python tests/benchmarks/benchmark_head.py [--parts time memory precision growth] [--json FILE] [--plots FOLDER]
 
 Interleaved rounds in one process; each ratio is that of the medians against eager AM-Softmax (normalise, one matrix
 product, cross-entropy) in the same run. Yardsticks: the same compiled (`--compile`), AM in the blocked form of this
 package, the plain form of HAM, the released formula (a tensor of batch x speakers x dimension; run at an eighth of the
 batch and its time multiplied by eight), and with `--wespeaker CHECKOUT` that project's AM head. Peak memory is that of
-a fresh process, beyond what it holds before the step. Writes `results.json` and plots into the output folder.
+a fresh process, beyond what it holds before the step.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
+import rivals
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +34,13 @@ DIMENSION, SHARE, SCALE, MARGIN = 192, 8, 30.0, 0.2
 MEGABYTE = 1 << 20
 TIMED = (1211, 5994, 17982, 100_000)
 GROWTH = (1000, 10_000, 100_000, 1_000_000)
+# What is wanted of the time of a rival divided by HAM's, by speakers.
+BOUNDS = {
+    ("AM eager", 1211): 1 / 1.1,
+    ("AM eager", 17982): 1 / 0.8,
+    ("AM eager", 100_000): 1 / 0.6,
+    ("released formula", 5994): 100.0,
+}
 BATCHES = (64, 128, 256, 512)
 
 
@@ -105,25 +112,26 @@ def works(speakers: int, batch: int, arguments: argparse.Namespace) -> dict[str,
     return found
 
 
-def timed(named: dict[str, tuple[Callable[[], Tensor], int]], rounds: int) -> dict[str, float]:
+def timed(named: dict[str, tuple[Callable[[], Tensor], int]], rounds: int, clock: str) -> dict[str, float]:
     """Median seconds of one forward and backward pass of each, in interleaved rounds after one to warm up."""
+    now = rivals.CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in named}
     for number in range(rounds + 1):
         for name, (work, times) in named.items():
             # The slow one is steady.
             if name == "released formula" and number > 2:
                 continue
-            start = time.perf_counter()
+            start = now()
             loss = work()
             loss.backward()
-            seconds[name].append((time.perf_counter() - start) * times)
+            seconds[name].append((now() - start) * times)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def time_part(arguments: argparse.Namespace) -> dict:
     results = {}
     for speakers in arguments.speakers:
-        medians = timed(works(speakers, arguments.batch, arguments), arguments.rounds)
+        medians = timed(works(speakers, arguments.batch, arguments), arguments.rounds, arguments.clock)
         base = medians["AM eager"]
         print(f"\nbatch {arguments.batch}, {speakers} speakers, {torch.get_num_threads()} threads, float32")
         for name, median in medians.items():
@@ -268,7 +276,7 @@ def growth_part(arguments: argparse.Namespace) -> dict:
     for speakers in GROWTH:
         named = works(speakers, arguments.batch, argparse.Namespace(compile=False, wespeaker=None))
         wanted = ("AM eager", "HAM", "HAM, 10 % of the speakers")
-        medians = timed({name: named[name] for name in wanted}, 2 if speakers > 100_000 else 5)
+        medians = timed({name: named[name] for name in wanted}, 2 if speakers > 100_000 else 5, arguments.clock)
         print(f"\n{speakers} speakers: " + ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in medians.items()))
         for name, seconds in medians.items():
             results.setdefault(name, {})[speakers] = seconds
@@ -276,23 +284,23 @@ def growth_part(arguments: argparse.Namespace) -> dict:
 
 
 def draw(results: dict, folder: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    if "growth" in results:
+        rivals.plot(folder / "head-time.png", "A head's step", "speakers", "seconds", results["growth"])
+    if "memory" in results:
+        title = "MB beyond centres and gradient, 17,982 speakers"
+        rivals.plot(folder / "head-memory.png", title, "batch", "MB", results["memory"]["batch"])
 
-    plots = [("growth", results.get("growth"), "speakers", "seconds of a head's step", "head-time.png")]
-    batches = results.get("memory", {}).get("batch")
-    plots.append(("batch", batches, "batch", "MB beyond centres and gradient, 17,982 speakers", "head-memory.png"))
-    for _, curves, x_label, y_label, name in plots:
-        if curves is None:
-            continue
-        figure, axes = plt.subplots(figsize=(6, 4))
-        for label, values in curves.items():
-            axes.plot(list(values), list(values.values()), marker="o", label=label)
-        axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
-        axes.legend()
-        figure.tight_layout()
-        figure.savefig(folder / name, dpi=120)
-        plt.close(figure)
+
+def rows_of(results: dict) -> list[dict]:
+    """How many times as long as HAM the others take, for `run_all.py`."""
+    rows = []
+    for speakers, found in results.get("time", {}).items():
+        for name in ("AM eager", "AM compiled", "AM of WeSpeaker", "HAM plain", "released formula"):
+            if name in found:
+                ratio = found[name]["seconds"] / found["HAM"]["seconds"]
+                row = {"what": f"HAM, {speakers} speakers", "rival": name, "ratio": ratio}
+                rows.append(row | ({"bound": BOUNDS[name, speakers]} if (name, speakers) in BOUNDS else {}))
+    return rows
 
 
 PARTS = {"time": time_part, "memory": memory_part, "precision": precision_part, "growth": growth_part}
@@ -306,19 +314,21 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--compile", action="store_true", help="time the compiled AM-Softmax, too (needs a compiler)")
     parser.add_argument("--wespeaker", help="checkout of WeSpeaker")
-    parser.add_argument("--output", type=Path, default=Path("head-benchmark"))
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--plots", type=Path, help="draw growth and memory into this folder")
+    rivals.add_conditions(parser)
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step is not None:
         measure_step(arguments.step[0], int(arguments.step[1]), int(arguments.step[2]))
         return
-    results: dict = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    for part in arguments.parts:
-        results[part] = PARTS[part](arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
-    draw(results, arguments.output)
-    print(f"\n{arguments.output}/results.json")
+    rivals.use_conditions(arguments)
+    print(rivals.conditions_in_words(arguments))
+    results = {part: PARTS[part](arguments) for part in arguments.parts}
+    content = {"conditions": rivals.conditions(arguments), "rows": rows_of(results), **results}
+    rivals.write_json(arguments.json, "head", content)
+    if arguments.plots is not None:
+        draw(results, arguments.plots)
 
 
 if __name__ == "__main__":
