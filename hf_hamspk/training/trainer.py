@@ -85,11 +85,11 @@ class Trainer:
         model = build_model(recipe, config, speakers)
         self.final_margin = model.head.margin
         self.identity = run_identity(recipe, model.config, self.crops)
-        if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.head.set_class_sampling(self.args.class_sampling)
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
+        if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(self.args, model))
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
