@@ -34,7 +34,7 @@ from .lifting import HeadSettings
 from .sharding import Shard
 
 # Derivatives of logits that are kept between the passes, in all.
-KEPT_BYTES = 96 << 20
+KEPT_BYTES = 80 << 20
 
 
 def fused_losses(
