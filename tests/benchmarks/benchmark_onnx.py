@@ -33,7 +33,8 @@ def main() -> None:
         exported = export_onnx(model, Path(folder) / "model.onnx")
         print(f"ECAPA-TDNN, C = {arguments.channels}; exported and checked in {time.perf_counter() - began:.0f} s")
         weights = (Path(folder) / "model.safetensors").stat().st_size
-        print(f"size: {exported.size / 1e6:.1f} MB ONNX, {weights / 1e6:.1f} MB safetensors, {exported.size / weights:.2f} x")
+        sizes = f"{exported.size / 1e6:.1f} MB ONNX, {weights / 1e6:.1f} MB safetensors"
+        print(f"size: {sizes}, {exported.size / weights:.2f} x")
         session = OnnxEncoder(exported.path, arguments.threads)
         print("seconds  batch  difference  torch ms  ONNX ms  torch / ONNX")
         for one in exported.agreements:
@@ -47,7 +48,8 @@ def main() -> None:
                     times[name].append(time.perf_counter() - began)
             slow, fast = (1e3 * statistics.median(times[name][1:]) for name in ("torch", "onnx"))
             print(
-                f"{one.seconds:7g}  {one.batch:5d}  {one.difference:10.1e}  {slow:8.0f}  {fast:7.0f}  {slow / fast:12.2f}"
+                f"{one.seconds:7g}  {one.batch:5d}  {one.difference:10.1e}  "
+                f"{slow:8.0f}  {fast:7.0f}  {slow / fast:12.2f}"
             )
 
 
