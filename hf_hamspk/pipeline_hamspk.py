@@ -104,8 +104,7 @@ class SpeakerVerificationPipeline(Pipeline):
                 generator, a data set). With `return_embeddings=True`, recordings take the place of pairs.
             kwargs:
                 operating_point: name of an operating point of the calibration; by default its first.
-                threshold: decide on the score instead. A model without a calibration has that of its configuration, if
-                    that has one.
+                threshold: decide on the score instead. Without a calibration and without it nothing is decided.
                 combine: `"mean"`, `"length_weighted"` or `"barycentre"`, of several enrolment recordings.
                 return_embeddings: embed recordings instead.
                 sampling_rate: of arrays that come without one, in Hz; by default the model's.
@@ -186,8 +185,6 @@ class SpeakerVerificationPipeline(Pipeline):
         combine: str = "mean",
     ) -> list[dict[str, Any]]:
         pairs = [one for one in input_tensors if isinstance(one, _Pair) and one.enrolment is not None]
-        if threshold is None and self.model.calibration is None and self.model.config.threshold is not None:
-            threshold = float(self.model.config.threshold)
         rate = self.model.config.sampling_rate
         waveforms = [(pair.enrolment, pair.test) for pair in pairs]
         decided = iter(self.verifier.verify_pairs(waveforms, rate, operating_point, threshold, combine))

@@ -26,6 +26,8 @@ from ..shards.reading import open_shards
 from ..shards.streaming import ShardUtterances, StreamedBatches
 from .arguments import DataArguments, Recipe, TrainingArguments, make_config
 
+logger = logging.get_logger(__name__)
+
 MEGABYTE = 1 << 20
 # Arguments that may differ between a run and its resumption.
 _FREE_ARGUMENTS = {
@@ -67,13 +69,26 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
     """What runs the model on the devices and processes there are."""
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
     unused = config.backbone_config is not None
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=args.cpu,
         log_with="tensorboard",
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
+    if accelerator.device.type == "cpu" and args.mixed_precision == "bf16" and not has_fast_bfloat16():
+        logger.warning(
+            "This CPU has no instructions for bfloat16: with mixed_precision bf16 a step takes many times as long as "
+            "without. Give --mixed_precision no."
+        )
+    return accelerator
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether PyTorch multiplies matrices of bfloat16 on this CPU with instructions made for it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:

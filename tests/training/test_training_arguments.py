@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_models import tiny_config
 
-from hf_hamspk.training import read_recipe
+from hf_hamspk.training import TrainingArguments, read_recipe
+from hf_hamspk.training.building import make_accelerator
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 
@@ -80,3 +82,14 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 def test_missing_recipe_is_named():
     with pytest.raises(ValueError, match=re.escape("There is no recipe nowhere.yaml.")):
         read_recipe(["nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "warns"), [("bf16", False, True), ("bf16", True, False), ("no", False, False)]
+)
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch, tmp_path, precision, fast, warns):
+    said = []
+    monkeypatch.setattr("hf_hamspk.training.building.has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr("hf_hamspk.training.building.logger.warning", said.append)
+    make_accelerator(TrainingArguments(output_dir=str(tmp_path), mixed_precision=precision, cpu=True), tiny_config())
+    assert bool(said) is warns
