@@ -268,6 +268,7 @@ sys.stderr.write(json.dumps({"before": before, "after": state(), "rooms": rooms}
 """
 
 
+@pytest.mark.slow
 def test_importing_is_silent_and_changes_nothing():
     result = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
     assert result.stdout == ""

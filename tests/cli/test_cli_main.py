@@ -70,6 +70,7 @@ def test_interruption_is_no_traceback(hamspk, monkeypatch):
     assert (code, err) == (130, "hamspk: interrupted\n")
 
 
+@pytest.mark.slow
 def test_importing_registers_with_the_auto_classes():
     out = python(
         """

@@ -98,6 +98,7 @@ def test_demo_lists_share_no_speaker(tmp_path):
     assert not speakers[0] & speakers[1]
 
 
+@pytest.mark.slow
 def test_stranger_cannot_import_the_package(tmp_path):
     code = (
         "import runpy, sys; stranger = runpy.run_path(sys.argv[1]); "
@@ -109,6 +110,7 @@ def test_stranger_cannot_import_the_package(tmp_path):
     assert "No module named 'hf_hamspk': a stranger has not installed it" in done.stderr
 
 
+@pytest.mark.slow
 def test_failure_of_the_fresh_process_is_told(tmp_path):
     with pytest.raises(ValueError, match="could not be used in a fresh process"):
         demo.ask_stranger(tmp_path, {"same speaker": ("a.wav", "b.wav")})

@@ -142,6 +142,7 @@ def test_few_missing_files_are_all_named(tmp_path, trials):
         check_trial_files(trials, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_long_list_is_read_in_seconds(tmp_path):
     names = [f"id{10000 + number % 1200}/video{number % 97}/{number % 60000:05d}.wav" for number in range(600_000)]
     lines = (f"{number % 2} {name} {names[-number]}" for number, name in enumerate(names))

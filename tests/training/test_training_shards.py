@@ -68,6 +68,7 @@ def test_losses_are_those_of_the_files_in_the_same_order(tmp_path, run_words, sh
     assert_same_weights(tmp_path / "shards" / "final", tmp_path / "files" / "final")
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_is_resumed_exactly(tmp_path, run_words, shards):
     """Other loader processes after the stop, which is in the middle of an epoch; masking and augmentation are on."""
     changes = {"save_steps": 2, "mask_frames": 9, "epochs": 2, "augment_probability": 0.5}

@@ -89,6 +89,7 @@ def test_final_is_the_mean_of_the_last_epochs(tmp_path, run_words):
             torch.testing.assert_close(tensor, (epochs[0][name] + epochs[1][name]) / 2)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_with_the_same_weights(tmp_path, run_words):
     """Masking, augmentation and speed are on, so random states must be right; the stop is in the middle of an epoch."""
     changes = {"save_steps": 2, "augment_probability": 0.5, "speed_factors": "1.0 0.9", "mask_frames": 9}
@@ -246,6 +247,7 @@ def test_trial_of_a_missing_file_is_refused_before_training(tmp_path, run_words)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_cut_epoch_counts_as_one(tmp_path, run_words):
     """The steps up to `max_steps` are in `final`, and a longer run continues from exactly there."""
     results = train(run_words(tmp_path / "cut", max_steps=6))
@@ -258,6 +260,7 @@ def test_a_cut_epoch_counts_as_one(tmp_path, run_words):
     assert_same_weights(tmp_path / "whole" / "final", tmp_path / "cut" / "final")
 
 
+@pytest.mark.slow
 def test_a_new_run_in_a_used_folder_forgets_the_old_one(tmp_path, run_words):
     train(run_words(tmp_path / "used", epochs=4))
     results = train(run_words(tmp_path / "used", epochs=2, seed=9, resume="false"))
