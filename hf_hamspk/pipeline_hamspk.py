@@ -95,7 +95,7 @@ class SpeakerVerificationPipeline(Pipeline):
             verifier = self._verifier = self.embedder.verifier(self._check_voices)
         return verifier
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(self, inputs: Any, *more: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Verify pairs, or embed recordings.
 
         Args:
@@ -120,6 +120,8 @@ class SpeakerVerificationPipeline(Pipeline):
         Raises:
             InputError: an input that cannot be used; in a list or stream the message begins with its position.
         """
+        if more:
+            raise InputError("Expected one input; give a pair as a tuple: verify((enrolment, test)).")
         if isinstance(inputs, list | tuple) and not inputs:
             # transformers looks at the first.
             return [] if isinstance(inputs, list) else _sides(inputs)
@@ -134,7 +136,11 @@ class SpeakerVerificationPipeline(Pipeline):
         sampling_rate: int | None = None,
         errors: str | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
+        if unknown:
+            known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
+            raise InputError(f"This pipeline has no argument {', '.join(unknown)}; it takes {known}.")
         if threshold is not None and (operating_point is not None or not is_number(threshold)):
             raise InputError(
                 f"threshold must be a finite number, and stands instead of an operating point; got {threshold!r} and "

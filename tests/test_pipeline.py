@@ -251,3 +251,11 @@ def test_two_hundred_strange_recordings(folder, voices):
     assert found >= {"error", "embedding", "not enough speech", "warning"}
     assert outcomes["silence"] == outcomes["0.3 s"] == "not enough speech"
     assert outcomes["int16"] in ("warning", "answer") and outcomes["8000 Hz"] == "warning"
+
+
+def test_a_word_too_many_is_named(voices):
+    verify = pipeline("speaker-verification", model=settle(HamSpkModel(tiny_config())), device="cpu")
+    with pytest.raises(ValueError, match=r"no argument treshold; it takes operating_point, threshold"):
+        verify((voices[0], voices[1]), treshold=0.3)
+    with pytest.raises(ValueError, match=r"give a pair as a tuple"):
+        verify(voices[0], voices[1])
