@@ -13,7 +13,7 @@ TOKEN = "hf_" + "Ab3" * 11
 PATHS = [
     "/home/ann/speech",
     "/tmp/x/model",
-    "/work/ann/a.csv",
+    "/workspace/ann/a.csv",
     "/Users/ann/a",
     "/mnt/disk/a",
     "/root/ann/project/run",
