@@ -12,8 +12,10 @@ from test_training_trainer import losses, train
 from hf_hamspk import HamSpkForXVector
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
-# What processes would draw each for themselves is off.
+# What processes would draw each for themselves is off. Small steps of SGD: Adam makes a whole step of a gradient that
+# is all rounding, and which way it goes differs between processors.
 SAME = {"freeze_batch_norm": "true", "mask_frames": 0, "mask_mel_bins": 0, "batch_size": 12, "max_grad_norm": 0.5}
+SAME |= {"optimizer": "sgd", "learning_rate": 1e-2}
 
 
 def launch(processes: int, words: list[str]) -> None:
@@ -36,7 +38,10 @@ def test_divided_centres_train_as_whole_ones_and_resume_with_other_processes(tmp
         one, two = (HamSpkForXVector.from_pretrained(tmp_path / run / name) for run in ("whole", "divided"))
         assert two.head.similarity.weight.shape == (6, 16)
         for key, tensor in one.state_dict().items():
-            torch.testing.assert_close(two.state_dict()[key], tensor, rtol=1e-3, atol=1e-4, msg=f"{name}: {key}")
+            told = f"{name}: {key}: "
+            torch.testing.assert_close(
+                two.state_dict()[key], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, told=told: told + text
+            )
 
 
 def test_class_sampling_trains(tmp_path, run_words):
