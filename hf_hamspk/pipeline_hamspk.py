@@ -107,7 +107,7 @@ class SpeakerVerificationPipeline(Pipeline):
                 threshold: decide on the score instead. Without a calibration and without it nothing is decided.
                 combine: `"mean"`, `"length_weighted"` or `"barycentre"`, of several enrolment recordings.
                 return_embeddings: embed recordings instead.
-                sampling_rate: of arrays that come without one, in Hz; by default the model's.
+                sampling_rate: of arrays that come without one, in Hz; by default the model's, with a warning.
                 errors: `"raise"`, or `"return"` `{"error": message}` in place of an answer.
                 limits: of each recording; `sounds.Limits`, or a dictionary with some of its fields.
                 batch_size, num_workers: of lists and streams, as in transformers.
@@ -257,6 +257,8 @@ class _Reader:
 
     def recording(self, source: Any) -> _Pair:
         """A recording whose embedding is wanted."""
+        if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
+            raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
         sound = read_sound(source, self.rate, "The recording", self.limits, self.source_rate)
         try:
             check_waveform(sound.waveform, 0, self.rate)
@@ -293,8 +295,8 @@ def _sides(source: Any) -> tuple[Any, Any]:
         return source[0], source[1]
     what = f"{type(source).__name__} of {len(source)}" if isinstance(source, list | tuple) else type(source).__name__
     raise InputError(
-        f"Expected a pair (enrolment, test), or a dictionary with {ENROLMENT!r} and {TEST!r}; got {what}. Several "
-        "pairs are given as a list of pairs; for the embedding of a recording, give return_embeddings=True."
+        f"Expected a pair as a tuple (enrolment, test), or a dictionary with {ENROLMENT!r} and {TEST!r}; got {what}. A "
+        "list is of several pairs; for the embedding of a recording, give return_embeddings=True."
     )
 
 

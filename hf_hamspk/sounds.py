@@ -39,6 +39,10 @@ FULL_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
 DECODED_SHARE = 0.9
 FETCH_SECONDS = 20.0
 DECODED_AT_ONCE = 1 << 18
+# Channels this much weaker than the loudest (in power, 40 dB) hold crosstalk or nothing.
+SILENT_CHANNEL = 1e-4
+# Power of the mean of channels over their mean power: 1 for equal ones, 1/2 for two unrelated, 0 for opposite ones.
+ALIKE_CHANNELS = 0.75
 
 
 class InputError(ValueError):
@@ -83,7 +87,7 @@ def read_sound(source: Any, rate: int, label: str, limits: Limits, source_rate: 
         rate: wanted, in Hz.
         label: what messages call it, for example "The test".
         limits: how much is read.
-        source_rate: of arrays that come without one, in Hz; None: as wanted.
+        source_rate: of arrays that come without one, in Hz; None: as wanted, with a warning.
 
     Raises:
         InputError: it is no recording, or one that cannot be used.
@@ -93,7 +97,9 @@ def read_sound(source: Any, rate: int, label: str, limits: Limits, source_rate: 
     if not isinstance(samples, np.ndarray | torch.Tensor):
         raise InputError(f"{label} holds {type(samples).__name__}; expected an array of samples.")
     _check_rate(found, label)
-    waveform = _as_waveform(samples, found, label, limits)
+    waveform = _as_waveform(samples, found, label, limits, warnings)
+    if source_rate is None and _lacks_rate(source):
+        warnings.append(f"{label} came without a sampling rate and was taken to have {rate} Hz; give sampling_rate.")
     if found < rate:
         warnings.append(
             f"{label} was recorded at {found} Hz, the model hears {rate} Hz: what lies above {found / 2000:g} kHz is "
@@ -125,6 +131,12 @@ def _samples(source: Any, array_rate: int, label: str, limits: Limits) -> tuple[
         f"{label} is of type {type(source).__name__}; expected a path, a URL, bytes, an array, or a dictionary with "
         '"array" and "sampling_rate", or with "bytes" or "path".'
     )
+
+
+def _lacks_rate(source: Any) -> bool:
+    if isinstance(source, Mapping):
+        return "sampling_rate" not in source and any(source.get(key) is not None for key in ("array", "raw"))
+    return isinstance(source, np.ndarray | torch.Tensor)
 
 
 def _of_mapping(source: Mapping, array_rate: int, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
@@ -257,7 +269,9 @@ def _check_rate(rate: Any, label: str) -> None:
         )
 
 
-def _as_waveform(samples: np.ndarray | torch.Tensor, rate: int, label: str, limits: Limits) -> np.ndarray:
+def _as_waveform(
+    samples: np.ndarray | torch.Tensor, rate: int, label: str, limits: Limits, warnings: list[str]
+) -> np.ndarray:
     """`(L,)` float32 in [-1, 1], finite; channels, in front or behind, are averaged."""
     shape = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
@@ -265,7 +279,24 @@ def _as_waveform(samples: np.ndarray | torch.Tensor, rate: int, label: str, limi
     if max(shape) > limits.seconds * rate:
         raise _too_long(label, max(shape) / rate, limits)
     values = _full_scale(_to_numpy(samples, label), label)
-    return values if values.ndim == 1 else values.mean(0 if shape[0] <= shape[1] else 1)
+    if values.ndim == 1 or not values.size:
+        return values.reshape(-1)
+    channels = values if shape[0] <= shape[1] else values.T
+    if _differ(channels):
+        warnings.append(
+            f"{label} has channels that differ, which were averaged: are they of different people or microphones? Give "
+            "the one that matters."
+        )
+    return channels.mean(0)
+
+
+def _differ(channels: np.ndarray) -> bool:
+    """Whether those of `(C, L)` that hold sound are of different things, or cancel each other."""
+    power = np.square(channels, dtype=np.float64).mean(1)
+    heard = power > SILENT_CHANNEL * power.max()
+    if np.count_nonzero(heard) < 2:
+        return False
+    return np.square(channels[heard].mean(0), dtype=np.float64).mean() < ALIKE_CHANNELS * power[heard].mean()
 
 
 def _to_numpy(samples: np.ndarray | torch.Tensor, label: str) -> np.ndarray:

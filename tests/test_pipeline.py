@@ -47,10 +47,11 @@ def voices() -> list[np.ndarray]:
 
 def test_it_answers_as_the_verifier(verify, folder, voices):
     expected = HamSpkModel.from_pretrained(folder).verifier().verify(voices[:1], voices[1], RATE)
-    assert verify((voices[0], voices[1])) == expected.to_dict()
+    assert verify((voices[0], voices[1]), sampling_rate=RATE) == expected.to_dict()
     assert expected.log_likelihood_ratio is not None and expected.operating_point == "balanced"
     several = HamSpkModel.from_pretrained(folder).verifier().verify(voices[:2], voices[2], RATE, "strict")
-    assert verify({"enrolment": voices[:2], "test": voices[2]}, operating_point="strict") == several.to_dict()
+    pair = {"enrolment": voices[:2], "test": voices[2]}
+    assert verify(pair, operating_point="strict", sampling_rate=RATE) == several.to_dict()
 
 
 def test_little_speech_is_said(verify, voices):
@@ -98,8 +99,9 @@ def test_every_way_to_hand_a_recording_over(verify, voices, tmp_path, server):
         "datasets, path": {"bytes": None, "path": str(tmp_path / "a.wav")},
         "torchcodec": Decoder(torch.from_numpy(voices[0])[None], RATE),
     }
-    expected = verify((voices[0], voices[2]))
-    for (name, _), answer in zip(ways.items(), verify([(way, voices[2]) for way in ways.values()]), strict=True):
+    expected = verify((voices[0], voices[2]), sampling_rate=RATE)
+    answers = verify([(way, voices[2]) for way in ways.values()], sampling_rate=RATE)
+    for (name, _), answer in zip(ways.items(), answers, strict=True):
         assert answer == expected, name
     with pytest.raises(ValueError, match="the server answered 404"):
         verify((f"{server}/b.wav", voices[0]))
@@ -111,7 +113,7 @@ def test_datasets_and_streams(verify, voices):
     table = datasets.Dataset.from_dict({"enrolment": rows, "test": rows[::-1]})
     for side in ("enrolment", "test"):
         table = table.cast_column(side, datasets.Audio(decode=False))
-    expected = [verify((a, b)) for a, b in zip(voices, voices[::-1], strict=True)]
+    expected = [verify((a, b), sampling_rate=RATE) for a, b in zip(voices, voices[::-1], strict=True)]
     for batch_size in (1, 2):
         for found, one in zip(verify(table, batch_size=batch_size), expected, strict=True):
             assert found["score"] == pytest.approx(one["score"], abs=1e-5)
@@ -155,6 +157,33 @@ def test_other_rates_are_resampled(verify, voices):
     assert verify((studio, np.repeat(voices[1], 3)), sampling_rate=48000)["score"] == pytest.approx(
         verify((voices[0], voices[1]))["score"], abs=0.1
     )
+
+
+def test_an_array_without_a_rate_is_taken_at_the_models_and_said(voices):
+    for source in (voices[0], {"array": voices[0]}):
+        (warning,) = read_sound(source, RATE, "It", Limits()).warnings
+        assert "came without a sampling rate and was taken to have 16000 Hz" in warning
+        assert read_sound(source, RATE, "It", Limits(), RATE).warnings == []
+    assert read_sound({"array": voices[0], "sampling_rate": RATE}, RATE, "It", Limits()).warnings == []
+
+
+def test_channels_that_differ_are_said(voices):
+    def warnings(*channels) -> list[str]:
+        samples = np.stack([channel[: 2 * RATE] for channel in channels])
+        return read_sound({"array": samples, "sampling_rate": RATE}, RATE, "It", Limits()).warnings
+
+    one, other = voices[0], voices[2]
+    assert warnings(one, one) == warnings(one, 0.7 * one) == warnings(one, 0 * one) == warnings(0 * one, 0 * one) == []
+    for channels in ((one, other), (one, -one), (one, other, one[::-1])):
+        (warning,) = warnings(*channels)
+        assert "It has channels that differ, which were averaged" in warning
+
+
+def test_a_list_is_no_pair_and_a_pair_is_no_recording(verify, voices):
+    with pytest.raises(ValueError, match=r"Expected a pair as a tuple .* A list is of several pairs"):
+        verify(["a.wav", "b.wav"])
+    with pytest.raises(ValueError, match="several are given as a list"):
+        verify((voices[0], voices[1]), return_embeddings=True)
 
 
 def test_without_soundfile_arrays_still_work(voices, monkeypatch):

@@ -32,7 +32,18 @@ _TARGETS, _IMPOSTORS = "#0072B2", "#D55E00"
 
 
 def load_model(name: str, revision: str | None = None) -> Any:
-    """The model of a folder, or of a name on the Hub, with the code that travels with it."""
+    """The model of a folder, or of a name on the Hub, with the code that travels with it.
+
+    Raises:
+        ValueError: it is a folder without a model, or a model of another kind.
+        OSError: there is neither a folder nor a model on the Hub of that name.
+    """
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError(
+            f"The folder {name} holds no config.json; give the folder of a model, such as a run's 'final'."
+        )
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name.startswith(".")):
+        raise ValueError(f"There is no folder {name}; give the folder of a model, or its name on the Hub.")
     model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True)
     if not hasattr(model, "verifier"):
         raise ValueError(f"{name} is no speaker verification model: it has no verifier().")

@@ -21,6 +21,7 @@ from ..evaluation.trials import check_trial_files, read_trials
 from ..evaluation.verification import embed_files
 from ..modeling_hamspk import HamSpkModel
 from ..normalisation import NORMALISATIONS, Cohort
+from ..publishing.code import renew_code
 from ..speech import MINIMUM_SPEECH
 from .models import add_model_arguments, load_model
 
@@ -121,6 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = _output_folder(arguments.model, arguments.output)
     for name in model.save_verification(folder):
         print(f"written: {folder / name}")
+    renewed = renew_code(folder)
+    if renewed:
+        print(f"renewed: {len(renewed)} files of code in {folder}, which were of another version of this package")
     return 0
 
 

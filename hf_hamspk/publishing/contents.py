@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 from safetensors import safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..calibration import CALIBRATION_FILE
 from ..normalisation import COHORT_FILE
 from .about import About
 from .card import chosen_licence, evaluation_files, render_card
+from .code import TravellingCode, dump_config, travelling_code
 from .facts import (
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -46,7 +46,6 @@ _ESCAPED_SPACE = re.compile(r"(?<!\\)\\[nrt]")
 _MODEL_TYPE = "hamspk"
 # The opcode of a protocol, 2 to 5.
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_CODE = re.compile(r"[A-Za-z_]\w*\.py")
 # Names that this package may have given to files of a repository, and so may take away again; besides its code.
 _OURS = re.compile(
     r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|"
@@ -122,16 +121,22 @@ def plan_upload(
         speaker_names: send the names of the training speakers in the configuration; they are numbers otherwise.
 
     Raises:
-        ValueError: no model of this package; a pickle is among its files; a file cannot be read, or holds a path of a
-            machine or a token (the message names file and line).
+        ValueError: no model of this package, or one that the installed version does not load; a pickle is among its
+            files; a file cannot be read, or holds a path of a machine or a token (the message names file and line).
     """
     folder = Path(model_folder)
     check_folder(folder, run_folder)
     facts = gather_facts(folder, repository, run_folder, about, cohort)
     notes: list[str] = []
-    files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, speaker_names, notes)}
+    code = travelling_code(folder)
+    if code.changed:
+        notes.append(
+            f"{', '.join(code.changed)} as the installed package has it: the folder's {len(code.changed)} are of "
+            "another version, or were changed"
+        )
+    files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, code, speaker_names, notes)}
     files |= {path.name: path for path in weight_files(folder)}
-    files |= {name: folder / name for name in code_files(folder)}
+    files |= code.files
     optional = [WEIGHTS_INDEX, EXTRACTOR_FILE, CALIBRATION_FILE, *([COHORT_FILE] if cohort else [])]
     if "model.safetensors" in files:
         optional.remove(WEIGHTS_INDEX)
@@ -191,59 +196,15 @@ def is_pickle(path: Path) -> bool:
         return any(name.endswith(".pkl") for name in archive.namelist())
 
 
-def code_files(folder: Path) -> list[str]:
-    """The Python files that the configuration names, and those that they import.
-
-    Raises:
-        ValueError: one is missing, or there is none.
-    """
-    config = read_json(folder / CONFIG_FILE)
-    references = list(_references(config.get("auto_map"))) + list(_references(config.get("custom_pipelines")))
-    names: set[str] = set()
-    for name in sorted({f"{reference.split('--')[-1].rpartition('.')[0]}.py" for reference in references}):
-        if not _CODE.fullmatch(name) or not (folder / name).is_file():
-            raise ValueError(
-                f"{folder / CONFIG_FILE} names the code file {name}, which is not there. Save the model anew with "
-                "save_pretrained of this package."
-            )
-        try:
-            imported = get_relative_import_files(folder / name)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder / name} imports {error.filename}, which is not there. Save the model anew."
-            ) from error
-        names |= {name, *(Path(path).name for path in imported)}
-    if not names:
-        raise ValueError(
-            f"{folder / CONFIG_FILE} names no code (auto_map), so nobody could load the model without this package. "
-            "Save the model anew with save_pretrained of this package."
-        )
-    return sorted(names)
-
-
-def _references(value: Any) -> list[str]:
-    """Every `module.Class` in `auto_map` or `custom_pipelines`."""
-    if isinstance(value, str):
-        return [value] if re.fullmatch(r"(?:[\w/.-]+--)?\w+\.\w+", value) else []
-    if isinstance(value, Mapping):
-        # `pt` and `type` of a pipeline name classes of transformers.
-        return [one for key, part in value.items() if key not in ("pt", "type", "tf") for one in _references(part)]
-    return [one for part in value for one in _references(part)] if isinstance(value, list | tuple) else []
-
-
-def _config(folder: Path, speaker_names: bool, notes: list[str]) -> Path | bytes:
+def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
     """The configuration; the labels of the training head, which are names of people, replaced by numbers."""
-    config = read_json(folder / CONFIG_FILE)
-    labels = config.get("id2label")
-    if speaker_names or not isinstance(labels, Mapping):
-        return folder / CONFIG_FILE
-    numbers = {key: f"LABEL_{key}" for key in labels}
-    if numbers == labels:
-        return folder / CONFIG_FILE
-    config["id2label"] = numbers
-    config["label2id"] = {name: int(key) for key, name in numbers.items()}
-    notes.append(f"the names of {len(labels)} training speakers in {CONFIG_FILE} are replaced by numbers")
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    labels = code.config.get("id2label")
+    numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else labels
+    if speaker_names or numbers == labels:
+        return dump_config(code.config) if CONFIG_FILE in code.changed else folder / CONFIG_FILE
+    notes.append(f"the names of {len(numbers)} training speakers in {CONFIG_FILE} are replaced by numbers")
+    relabelled = {"id2label": numbers, "label2id": {name: int(key) for key, name in numbers.items()}}
+    return dump_config(code.config | relabelled)
 
 
 def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str, Path]:

@@ -12,6 +12,7 @@ import yaml
 
 import hf_hamspk
 from hf_hamspk.publishing.about import About, TrainingData
+from hf_hamspk.publishing.code import renew_code
 from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, ours, plan_upload
 
 NAME = "tester/tiny"
@@ -86,8 +87,8 @@ def test_names_of_speakers_become_numbers_unless_wanted(trained):
     [
         ("config.json", "/home/ann/speech/a.wav"),
         ("evaluation.json", "/home/ann/speech/a.wav"),
-        ("scoring.py", "/home/ann/speech/a.wav"),
-        ("scoring.py", "hf_" + "x" * 34),
+        ("LICENSE", "/home/ann/speech/a.wav"),
+        ("LICENSE", "hf_" + "x" * 34),
         ("preprocessor_config.json", "hf_" + "x" * 34),
     ],
 )
@@ -99,8 +100,8 @@ def test_a_leak_is_refused_with_file_and_line(model_folder, trained, where, what
         path.write_text(json.dumps({"aaa": what} | json.loads(path.read_text()), indent=2))
         line = 2
     else:
-        path.write_text(path.read_text() + f"\n# {what}\n")
-        line = len(path.read_text().splitlines())
+        path.write_text(f"Apache-2.0\n\n# {what}\n")
+        line = 3
     kind = "a path of a machine, '/home/ann" if what.startswith("/") else "a token of the Hub"
     with pytest.raises(ValueError, match=rf"Nothing was sent.*{where}, line {line}: {kind}") as error:
         plan_upload(model_folder, NAME)
@@ -109,8 +110,8 @@ def test_a_leak_is_refused_with_file_and_line(model_folder, trained, where, what
 
 def test_the_token_of_the_environment_is_found(model_folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
-    (model_folder / "inputs.py").write_text("TOKEN = 'an-unusual-token'")
-    with pytest.raises(ValueError, match=r"inputs\.py, line 1: your token of the Hub"):
+    (model_folder / "LICENSE").write_text("TOKEN = 'an-unusual-token'")
+    with pytest.raises(ValueError, match=r"LICENSE, line 1: your token of the Hub"):
         plan_upload(model_folder, NAME)
 
 
@@ -192,13 +193,14 @@ def test_a_cohort_left_out_is_said(model_folder):
         (lambda f: (f / "config.json").unlink(), r"holds no config\.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"holds no model\.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"abc" * 9), r"is not a safetensors file"),
-        (lambda f: (f / "heads.py").unlink(), r"heads\.py"),
-        (lambda f: (f / "modeling_hamspk.py").unlink(), r"names the code file modeling_hamspk\.py"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "wavlm"}'),
             r"a model of type 'wavlm'; expected 'hamspk'",
         ),
-        (lambda f: (f / "config.json").write_text('{"model_type": "hamspk"}'), r"names no code \(auto_map\)"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "hamspk"}'),
+            r"the model does not load with the latter",
+        ),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
         (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must hold a JSON object"),
         (lambda f: (f / "recipe.yaml").write_text("a: ["), r"recipe\.yaml cannot be read"),
@@ -210,6 +212,35 @@ def test_a_damaged_folder_is_refused(model_folder, break_it, message):
     break_it(model_folder)
     with pytest.raises(ValueError, match=message):
         plan_upload(model_folder, NAME)
+
+
+def test_the_code_of_an_older_version_is_renewed(model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    del config["custom_pipelines"]
+    # As a model fetched from the Hub and saved again by an older transformers.
+    config["auto_map"] = {key: f"ann/older--{value}" for key, value in config["auto_map"].items()}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    (model_folder / "pipeline_hamspk.py").unlink()
+    (model_folder / "heads.py").write_text("# of another version")
+    plan = plan_upload(model_folder, NAME)
+    package = Path(hf_hamspk.__file__).parent
+    for name in ("pipeline_hamspk.py", "heads.py", "modeling_hamspk.py"):
+        assert content(plan, name) == (package / name).read_text()
+    sent = json.loads(content(plan, "config.json"))
+    assert sent["custom_pipelines"]["speaker-verification"]["impl"].startswith("pipeline_hamspk.")
+    assert sent["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
+    assert [
+        note for note in plan.notes if note.startswith("heads.py, pipeline_hamspk.py, config.json as the installed")
+    ]
+    assert (model_folder / "heads.py").read_text() == "# of another version"
+
+    assert renew_code(model_folder) == ["heads.py", "pipeline_hamspk.py", "config.json"]
+    assert renew_code(model_folder) == []
+    assert not [note for note in plan_upload(model_folder, NAME).notes if "as the installed" in note]
+
+
+def test_current_code_is_not_spoken_of(trained):
+    assert not [note for note in plan_upload(trained[0], NAME).notes if "as the installed" in note]
 
 
 def test_no_folder_no_run(tmp_path, trained):

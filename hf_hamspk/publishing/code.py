@@ -1,0 +1,104 @@
+"""The code that travels with a model: that of this package as it is now, whatever version saved the model."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
+
+from ..configuration_hamspk import HamSpkConfig
+from ..modeling_hamspk import HamSpkModel
+from ..pipeline_hamspk import announce_pipeline
+from .facts import CONFIG_FILE, read_json
+
+PACKAGE = Path(__file__).parents[1]
+# Of the configuration: where transformers finds the code.
+_NAMING = ("auto_map", "custom_pipelines")
+
+
+@dataclass(frozen=True)
+class TravellingCode:
+    """What loads a model elsewhere.
+
+    Attributes:
+        config: of the model, naming the code.
+        files: each code file by its name, as it is in this package.
+        changed: names of the files that the model folder lacks or holds otherwise, `config.json` among them.
+    """
+
+    config: dict[str, Any]
+    files: dict[str, Path]
+    changed: list[str]
+
+
+def travelling_code(folder: Path) -> TravellingCode:
+    """The code for a model folder.
+
+    Raises:
+        ValueError: the code differs from that in the folder, and the model does not load with it.
+    """
+    saved = read_json(folder / CONFIG_FILE)
+    fresh = HamSpkConfig()
+    announce_pipeline(fresh)
+    naming = json.loads(json.dumps({key: getattr(fresh, key) for key in _NAMING}))
+    modules = {reference.partition(".")[0] for reference in fresh.auto_map.values()} if fresh.auto_map else set()
+    modules |= {part["impl"].partition(".")[0] for part in naming["custom_pipelines"].values()}
+    files: dict[str, Path] = {}
+    for module in sorted(modules):
+        path = PACKAGE / f"{module}.py"
+        files |= {Path(one).name: Path(one) for one in (path, *get_relative_import_files(path))}
+    changed = [name for name, path in sorted(files.items()) if not _same(folder / name, path)]
+    if any(saved.get(key) != value for key, value in naming.items()):
+        changed.append(CONFIG_FILE)
+    if changed:
+        _check_loads(folder)
+    return TravellingCode(copy.deepcopy(saved) | naming, files, changed)
+
+
+def renew_code(folder: Path) -> list[str]:
+    """Have a model folder hold the code of this package.
+
+    Returns:
+        The names of the files that were written.
+
+    Raises:
+        ValueError: the model does not load with this code; then nothing is written.
+    """
+    code = travelling_code(folder)
+    for name in code.changed:
+        content = dump_config(code.config) if name == CONFIG_FILE else code.files[name].read_bytes()
+        (folder / name).write_bytes(content)
+    return code.changed
+
+
+def dump_config(config: Mapping[str, Any]) -> bytes:
+    """A configuration as transformers writes it."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _check_loads(folder: Path) -> None:
+    """Refuse a model that this code does not load."""
+    remedy = (
+        f"The code in {folder} is not that of the installed package, and the model does not load with the latter: "
+        "install the version of the package that saved it, or another one that reads it."
+    )
+    verbosity = logging.get_verbosity()
+    # transformers reports the head, which is left out on purpose.
+    logging.set_verbosity_error()
+    try:
+        _, info = HamSpkModel.from_pretrained(folder, calibrated=False, output_loading_info=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{remedy} ({error})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise ValueError(f"{remedy} ({len(absent)} tensors are missing: {', '.join(absent[:3])})")
