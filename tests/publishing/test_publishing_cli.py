@@ -121,7 +121,9 @@ def test_the_python_of_a_card_runs(hamspk, trained, tmp_path, monkeypatch, capsy
     assert blocks and all(NAME in block for block in blocks)
     for block in blocks:
         exec(compile(block.replace(NAME, str(trained[0])), "card", "exec"), {})
-    assert re.match(r"-?\d\.\d+ -?\d+\.\d+ (same speaker|different speakers) \[", capsys.readouterr().out)
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.match(r"-?\d\.\d+ -?\d+\.\d+ (same speaker|different speakers) \[", first)
+    assert first == second
 
 
 class Marker:
