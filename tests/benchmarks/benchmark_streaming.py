@@ -318,9 +318,11 @@ def compare(root: Path, rounds: int, core: int) -> None:
     rival = "wespeaker" if "WESPEAKER" in os.environ else "tar"
     cases += [(rival, name) for name in RIVAL_TARS]
     found: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
-    for _ in range(rounds):
+    for number in range(rounds):
         for case in cases:
-            found[case].append(run(case[0], root / case[1].replace(" ", "-"), core))
+            row = run(case[0], root / case[1].replace(" ", "-"), core)
+            found[case].append(row)
+            print(f"round {number + 1}: {case[0]} {case[1]} {row['samples'] / row['cpu']:.0f} samples/s", flush=True)
     print(f"{'reader':10} {'shards':14} {'samples/s':>10} {'wall':>7} {'peak MB':>8}")
     speed = {}
     for (reader, name), rows in found.items():
@@ -342,7 +344,8 @@ def compare_memory(root: Path, core: int) -> None:
         ("datasets", "flac-parquet"),
     ):
         peaks = {name: run(reader, root / f"{corpus}-{name}", core)["peak"] / 1e6 for name in SIZES}
-        print(f"{reader:10} {corpus:14} " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items()))
+        sizes = ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+        print(f"{reader:10} {corpus:14} {sizes}", flush=True)
 
 
 def main() -> None:
