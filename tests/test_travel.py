@@ -145,7 +145,7 @@ def visit(source: str | Path, home: Path, work: Path) -> tuple[dict[str, torch.T
     return load_file(work / "results.safetensors"), json.loads((work / "report.json").read_text()), done.stderr
 
 
-@pytest.fixture(scope="module", params=["ecapa", pytest.param("wavlm", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("ecapa", "wavlm")])
 def journey(request, tmp_path_factory):
     """A model, and what came of it on the other side, from the Hub's cache."""
     torch.manual_seed(3)

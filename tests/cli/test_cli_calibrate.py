@@ -91,6 +91,7 @@ def test_training_speakers_are_named_and_cohort_speakers_left_out(tmp_path, hams
     assert len(HamSpkModel.from_pretrained(tmp_path).cohort.embeddings) == 6
 
 
+@pytest.mark.slow
 def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     def refused(*more, pairs="trials.txt") -> str:
         return refusal("calibrate", model, tmp_path / pairs, "--audio-root", corpus, *more)

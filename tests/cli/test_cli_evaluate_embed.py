@@ -71,6 +71,7 @@ def people(tmp_path, audio):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_intervals_groups_and_another_model(people, hamspk, model_folder):
     words = ("evaluate", model_folder, people / "all.txt", "--audio-root", people, "--replicates", 100)
     code, out, _ = hamspk(

@@ -73,6 +73,7 @@ def equal_error_rate(embeddings: np.ndarray, speakers: np.ndarray) -> float:
     return float((miss + alarm)[np.argmin(np.abs(miss - alarm))] / 2)
 
 
+@pytest.mark.slow
 def test_speakers_differ_but_mean_spectra_do_not_tell_them_apart():
     speakers = np.repeat(np.arange(20), 8)
     spectra = [log_spectrum(make_speech(100 + speaker, index)) for index, speaker in enumerate(speakers)]

@@ -202,6 +202,7 @@ def test_swapped_labels_and_bad_trials_are_refused():
         CalibrationTrials(trials.labels, {SCORE: trials.features[SCORE][1:]}, trials.speakers)
 
 
+@pytest.mark.slow
 def test_the_uncertainty_is_that_of_repeated_recordings():
     """The half-width agrees with the spread over independent draws of speakers."""
     threshold = DEFAULT_OPERATING_POINTS[0].threshold

@@ -97,6 +97,7 @@ def test_minimum_detection_cost_equals_a_float_sweep_bit_for_bit():
         assert (result.cost, result.threshold) == (best[0] / min(prior, 1.0 - prior), best[1])
 
 
+@pytest.mark.slow
 def test_scikit_learn_gives_the_same_curve_and_rate():
     roc_curve = pytest.importorskip("sklearn.metrics").roc_curve
     rng = np.random.default_rng(5)
@@ -135,6 +136,7 @@ def test_order_of_the_trials_does_not_matter():
         assert minimum_detection_cost(scores[order], labels[order]) == minimum_detection_cost(scores, labels)
 
 
+@pytest.mark.slow
 def test_swapping_the_classes_and_negating_the_scores_changes_nothing():
     rng = np.random.default_rng(8)
     for _ in range(CASES):

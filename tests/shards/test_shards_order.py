@@ -42,7 +42,7 @@ def dealt(
     return ranks
 
 
-@pytest.mark.parametrize("shards", SHARD_COUNTS)
+@pytest.mark.parametrize("shards", [pytest.param(n, marks=pytest.mark.slow if n > 8 else ()) for n in SHARD_COUNTS])
 def test_an_epoch_is_the_corpus_less_a_remainder_below_one_global_batch(shards):
     """Ranks 1 to 8 x workers 0 to 4, stopped anywhere and resumed with other numbers: all give the same batches."""
     sizes = group_sizes(shards)

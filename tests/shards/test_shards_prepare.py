@@ -318,8 +318,9 @@ def end_after(monkeypatch, writes: int) -> None:
     monkeypatch.setattr(os, "replace", replace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("container", ["parquet", pytest.param("webdataset", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("container", ["parquet", "webdataset"])
 def test_ended_at_any_publication_it_goes_on_to_the_same_bytes(tree, tmp_path, container, packed):
     root = tree[0]
     write(root, "id00000/v/text.wav", b"this is no audio")

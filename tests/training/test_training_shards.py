@@ -47,7 +47,8 @@ def from_shards(run_words, shards, output_dir, **changes):
     return run_words(output_dir, train_data=shards, **changes)
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 3])
 def test_losses_are_those_of_the_files_in_the_same_order(tmp_path, run_words, shards, monkeypatch, accumulation):
     changes = CHANGES | {"gradient_accumulation_steps": accumulation, "epochs": 2}
     train(from_shards(run_words, shards, tmp_path / "shards", **changes))
@@ -106,6 +107,7 @@ def test_processes_and_resumption_by_another_number_of_them(tmp_path, run_words,
         assert json.loads(path.read_text())["unreadable_training_files"] == {}
 
 
+@pytest.mark.slow
 def test_other_shards_are_another_run(tmp_path, run_words, shards, capsys):
     train(from_shards(run_words, shards, tmp_path / "run", epochs=1))
     assert f"24 utterances of 6 speakers, 0.01 h, in 3 shards at {shards}" in capsys.readouterr().out

@@ -79,6 +79,7 @@ def test_final_decides_at_operating_points(tmp_path, run_words):
     assert HamSpkForXVector.from_pretrained(tmp_path / "run" / "last").calibration is None
 
 
+@pytest.mark.slow
 def test_final_is_the_mean_of_the_last_epochs(tmp_path, run_words):
     results = train(run_words(tmp_path, epochs=3, average_last=2))
     assert results["averaged"] == ["epoch-0002.safetensors", "epoch-0003.safetensors"]
@@ -144,6 +145,7 @@ def test_two_processes_follow_one(tmp_path, run_words):
     assert results[0]["eer"] == results[1]["eer"]
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_losses(tmp_path, run_words):
     changes = {"freeze_batch_norm": "true", "mask_frames": 0, "mask_mel_bins": 0, "epochs": 1}
     train(run_words(tmp_path / "whole", **changes))
@@ -151,6 +153,7 @@ def test_accumulation_gives_the_same_losses(tmp_path, run_words):
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "parts"), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -170,6 +173,7 @@ def test_other_settings_train(tmp_path, run_words, changes):
         assert HamSpkForXVector.from_pretrained(tmp_path / "final").config.margin == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_pretrained_backbone_and_fine_tuning(tmp_path, run_words):
     WavLMModel(
         WavLMConfig(
@@ -219,6 +223,7 @@ def test_bad_files_are_skipped_and_reported(tmp_path, run_words, corpus, capsys)
     assert results["dev"]["skipped_trials"] == 8
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_architecture_is_refused(tmp_path, run_words):
     train(run_words(tmp_path, epochs=1))
     with pytest.raises(ValueError, match=re.escape("ecapa_channels: 16 in the checkpoint, 32 now")):
@@ -270,6 +275,7 @@ def test_a_new_run_in_a_used_folder_forgets_the_old_one(tmp_path, run_words):
     assert len(losses(tmp_path / "used")) == 8
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_nothing_stale(tmp_path, run_words):
     """No calibration of the old model, the published settings of a new head, no encoder weights left to chance."""
     train(run_words(tmp_path / "first", epochs=1, head="softmax"))
@@ -311,6 +317,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, run_words, corpus):
     assert read_recipe([str(tmp_path / "run" / "recipe.yaml")]).data.train_data == str(corpus / "train.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.bin", "model.safetensors", "progress.json"])
 def test_damaged_checkpoints_are_named(tmp_path, run_words, name):
     train(run_words(tmp_path, epochs=2, max_steps=6))
@@ -330,6 +337,7 @@ def test_a_diverged_run_saves_nothing(tmp_path, run_words):
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_test_lists_of_one_name_are_told_apart(tmp_path, run_words, corpus):
     (tmp_path / "other").mkdir()
     shutil.copy(corpus / "dev.txt", tmp_path / "other" / "dev.txt")
