@@ -51,7 +51,7 @@ class ClassBlocks:
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
         self.buffer: Tensor | None = None
-        self.target_grads: list[Tensor] | None = None
+        self.target_grads: tuple[Tensor, ...] | None = None
         # Where the shift is the largest logit so far: that of each block.
         self.shifts: dict[int, Tensor] = {}
 
@@ -63,10 +63,11 @@ class ClassBlocks:
         c = self.fixed_curvature if curvature is None else curvature.detach()
         self.places = self._places(labels, weight)
         own_rows, batch = weight.detach()[self.local].to(x.dtype), x.shape[0]
-        vectors = (x, own_rows, self._taking_part(weight))
-        self.x_radial, own_radial, self.radial = radial_parts(vectors, x.dtype, c, self.settings)
-        if self.settings.kind == "hyperbolic" and curvature is None:
-            self._fixed_target(x, own_rows, own_radial)
+        pairs = torch.cat([x.detach(), own_rows])
+        pair_radial, self.radial = radial_parts((pairs, self._taking_part(weight)), x.dtype, c, self.settings)
+        self.x_radial = _part(pair_radial, slice(batch))
+        if self.settings.kind == "hyperbolic" and curvature is None and pair_radial is not None:
+            self._fixed_target(pairs, pair_radial)
         else:
             self._target(x, own_rows, bias, curvature)
         self.lifted = lift_embeddings(x, self.x_radial, 0.0 if self.shift is None else self.shift, self.settings)
@@ -94,14 +95,10 @@ class ClassBlocks:
         places = local if self.chosen is None else torch.searchsorted(self.chosen, local)
         return places.where(self.own, -1)
 
-    def _fixed_target(self, x: Tensor, rows: Tensor, own_radial: Radial | None) -> None:
-        """The target of distances whose curvature is not learned, and its gradients, without a graph of the lift."""
-        if self.x_radial is None or own_radial is None:
-            raise ValueError("A hyperbolic similarity has a radial part.")
+    def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
+        """The target of distances whose curvature is not learned, and its gradients, without a graph."""
         factor = float(self._distance_scale()) / self.settings.scale
-        similarity, self.target_grads = pair_similarity(
-            x.detach(), rows, self.x_radial, own_radial, factor, self.settings, self.needs_grad
-        )
+        similarity, self.target_grads = pair_similarity(pairs, radial, factor, self.settings, self.needs_grad)
         self._share_target(similarity)
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:

@@ -76,17 +76,15 @@ def fused_losses(
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Autocast off, and matrix products in float32 whatever the settings of torch, which come back afterwards."""
-    # The type stubs do not know of the second.
-    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
-    before = [backend.fp32_precision for backend in backends]
+    # The type stubs do not know of mkldnn's.
+    backend: Any = getattr(torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda, "matmul")  # noqa: B009
+    before = backend.fp32_precision
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        backend.fp32_precision = before
 
 
 class _FusedLosses(torch.autograd.Function):

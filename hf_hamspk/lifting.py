@@ -11,8 +11,7 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | hyperbolic | `-X, X0 - 1, X0`         | `Y, 1, Y0 - 1`       | `u = cosh d - 1`   | `-s f arcosh(1 + u)` |
 
 `X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
-projection. The radial parts come from the plain formulas, applied to vectors of one dimension, so these are written
-once.
+projection. The radial parts come from the plain formulas, applied to vectors of one dimension.
 """
 
 import math
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .margins import add_margin
-from .poincare import BallPoints, distance, released_radius
-from .scoring import normalize, project, score
+from .poincare import BallPoints, distance, distance_and_slopes, released_radius
+from .scoring import SMALLEST_NORM, normalize, project, projection_slope, score
 
 # Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
 SMALLEST_RADIUS = 1e-15
@@ -102,26 +101,20 @@ def radial_parts(
     scales, slopes, times, time_slopes = (torch.zeros_like(radius) for _ in range(4))
     result = Radial(scales, slopes, times, time_slopes, radius)
     for scale, slope, time, time_slope, some in zip(*(part.split(RADIAL_ROWS) for part in result), strict=True):
-        with torch.enable_grad():
-            r = some.detach().requires_grad_()
-            if settings.kind == "cosine":
-                position, conformal = normalize(r[:, None])[:, 0], None
-            else:
-                c = 1.0 if curvature is None else curvature
-                point, _ = project(r[:, None], settings.projection, c, settings.clip_radius)
-                position, conformal = point.position[:, 0], point.conformal.detach()[:, 0]
-            # Each entry depends on its own radius alone, so the gradient of the sum holds all derivatives.
-            slope.copy_(torch.autograd.grad(position.sum(), r)[0])
-        position = position.detach()
-        if conformal is None:
-            torch.div(position, some, out=scale)
+        if settings.kind == "cosine":
+            torch.div(normalize(some[:, None])[:, 0], some, out=scale)
+            # Below that norm a vector is only made longer, above it keeps its length.
+            torch.mul(scale, some < SMALLEST_NORM, out=slope)
             continue
+        place = (settings.projection, 1.0 if curvature is None else curvature, settings.clip_radius)
+        position, conformal = (part[:, 0] for part in project(some[:, None], *place)[0])
+        ball_slope = projection_slope(some, conformal, *place)
         # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
         length = conformal * position
         torch.div(length, some, out=scale)
         torch.mul(length, position, out=time)
-        torch.mul(length * conformal, slope, out=time_slope)
-        slope.mul_(conformal.addcmul_(length, length))
+        torch.mul(length * conformal, ball_slope, out=time_slope)
+        torch.mul(torch.addcmul(conformal, length, length), ball_slope, out=slope)
     counts = [len(v) for v in vectors]
     return [Radial(*parts) for parts in zip(*(part.split(counts) for part in result), strict=True)]
 
@@ -172,32 +165,33 @@ def ball_parts(lift: Radial) -> Radial:
 
 
 def pair_similarity(
-    x: Tensor, rows: Tensor, x_lift: Radial, rows_lift: Radial, factor: float, settings: HeadSettings, needs_grad: bool
-) -> tuple[Tensor, list[Tensor]]:
+    pairs: Tensor, lift: Radial, factor: float, settings: HeadSettings, needs_grad: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Hyperbolic `target_similarity` with its margin, from radial parts that are known, and its two gradients `(B, D)`.
 
     Args:
-        x, rows: `(B, D)`.
-        x_lift, rows_lift: of the lift of each.
+        pairs: `(2 B, D)`: the embeddings, and after them the rows of their own centres.
+        lift: of them.
         factor: of the distances of the unit ball.
-        settings: the head's.
+        settings: the head's; the margin is a number that is subtracted.
         needs_grad: else there are no gradients.
+
+    Raises:
+        ValueError: the margin is an angle, which a distance has not.
     """
-    balls = [ball_parts(x_lift), ball_parts(rows_lift)]
-    inputs = [v * ball.scale[:, None] for v, ball in zip((x, rows), balls, strict=True)]
-    inputs += [ball.time[:, None].detach() for ball in balls]
-    for tensor in inputs:
-        tensor.requires_grad_(needs_grad)
-    with torch.enable_grad():
-        apart = distance(BallPoints(inputs[0], inputs[2]), BallPoints(inputs[1], inputs[3]))
-        similarity = add_margin(apart * -factor, settings.margin_kind, settings.margin)
+    if settings.margin_kind == "angular":
+        raise ValueError("An angular margin is for cosines; a hyperbolic head takes an additive one.")
+    ball = ball_parts(lift)
+    positions, conformal = (pairs * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
+    x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
+    apart, by_position, *by_conformal = distance_and_slopes(x, y)
+    similarity = add_margin(apart * -factor, settings.margin_kind, settings.margin)
     if not needs_grad:
-        return similarity, []
-    found = torch.autograd.grad(similarity, inputs, torch.ones_like(similarity))
-    grads = [torch.empty_like(v) for v in (x, rows)]
-    for number, vectors in enumerate((x, rows)):
-        pull_back(found[number], found[2 + number][:, 0], vectors, balls[number], grads[number])
-    return similarity.detach(), grads
+        return similarity, ()
+    by_position = torch.cat([by_position, -by_position]).mul_(-factor)
+    out = torch.empty_like(pairs)
+    pull_back(by_position, torch.cat(by_conformal).mul_(-factor), pairs, ball, out)
+    return similarity, out.chunk(2)
 
 
 def curvature_gradient(

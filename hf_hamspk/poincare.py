@@ -106,8 +106,12 @@ class _Arcosh1p(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
-        # Below the rounding of u itself the direction is noise; the floor bounds it by 1/sqrt(eps), 3e3 in float32.
-        return grad_outputs[0] * (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
+        return grad_outputs[0] * _arcosh1p_slope(u)
+
+
+def _arcosh1p_slope(u: Tensor) -> Tensor:
+    # Below the rounding of u itself the direction is noise; the floor bounds it by 1/sqrt(eps), 3e3 in float32.
+    return (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
 
 
 def arcosh1p(u: Tensor) -> Tensor:
@@ -120,8 +124,28 @@ def distance(x: BallPoints, y: BallPoints) -> Tensor:
 
     Where two points coincide the distance is 0 and so is its gradient (a subgradient).
     """
-    squared = (x.position - y.position).square().sum(-1)
-    return arcosh1p(0.5 * x.conformal.squeeze(-1) * y.conformal.squeeze(-1) * squared)
+    return arcosh1p(_cosh_less_1(x.position - y.position, x.conformal.squeeze(-1), y.conformal.squeeze(-1)))
+
+
+def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`distance` `(...)` and what backpropagation would make of it, without a graph.
+
+    Returns:
+        The distance, and its derivatives by the position of `x` `(..., D)`, of which that by the position of `y` is the
+        opposite, and by the conformal factors of `x` and `y`, `(...)` each.
+    """
+    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
+    apart = x.position - y.position
+    u = _cosh_less_1(apart, x_conformal, y_conformal)
+    slope = _arcosh1p_slope(u)
+    by_position = apart * (slope * x_conformal * y_conformal).unsqueeze(-1)
+    by_logarithm = slope * u
+    return arcosh1p(u), by_position, by_logarithm / x_conformal, by_logarithm / y_conformal
+
+
+def _cosh_less_1(apart: Tensor, x_conformal: Tensor, y_conformal: Tensor) -> Tensor:
+    """`(...)`, of the difference of two positions `(..., D)` and their conformal factors `(...)`."""
+    return 0.5 * x_conformal * y_conformal * apart.square().sum(-1)
 
 
 def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:

@@ -6,7 +6,7 @@ Letters: `B` enrolment embeddings, `K` test embeddings, `D` embedding size.
 import torch
 from torch import Tensor
 
-from .poincare import BallPoints, distance, pairwise_distance, project_curved, project_released
+from .poincare import BallPoints, distance, pairwise_distance, project_curved, project_released, released_radius
 from .pooling import at_least_float32
 
 # Below this norm an embedding has no direction: its cosine fades to 0, and the gradient stays below the inverse, 1e6.
@@ -35,6 +35,22 @@ def project(
     if projection == "released":
         return project_released(embeddings, float(curvature)), 1.0
     return project_curved(embeddings, curvature, clip_radius), curvature**-0.5
+
+
+def projection_slope(
+    radius: Tensor, conformal: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
+) -> Tensor:
+    """Derivative of the norm of `project`'s point by the norm of the feature, of any shape.
+
+    Args:
+        radius: norm of the feature.
+        conformal: of the point.
+        projection, curvature, clip_radius: as in `project`.
+    """
+    if projection == "released":
+        return (radius <= released_radius(float(curvature))).to(radius.dtype)
+    # The point has the norm tanh(sqrt(c) r), and 1 - tanh^2 = 2 / conformal.
+    return (2 * curvature**0.5) / conformal * (radius <= clip_radius)
 
 
 def score(

@@ -10,6 +10,7 @@ from hf_hamspk.poincare import (
     arcosh1p,
     clip_norm,
     distance,
+    distance_and_slopes,
     pairwise_distance,
     project_curved,
     project_released,
@@ -244,3 +245,20 @@ def test_clip(dtype):
     # Inside the identity; outside only the part across the radius is left.
     torch.testing.assert_close(gradient[[0, 2, 3]], torch.ones(3, 2, dtype=dtype))
     torch.testing.assert_close((gradient[1] * v[1].detach()).sum(), torch.zeros((), dtype=dtype), rtol=0, atol=1e-6)
+
+
+@every_dtype
+@every_case
+def test_slopes_of_the_distance_are_those_of_backpropagation(variant, c, dtype):
+    parts = [part.requires_grad_() for v in (1, 2) for part in project(features(50, dtype, seed=v), variant, c)]
+    # The last two coincide, and almost.
+    with torch.no_grad():
+        for mine, other in zip(parts[:2], parts[2:], strict=True):
+            other[-2:] = mine[-2:]
+        parts[2][-2] += 1e-6
+    x, y = BallPoints(*parts[:2]), BallPoints(*parts[2:])
+    found, by_position, by_x, by_y = distance_and_slopes(x, y)
+    expected = torch.autograd.grad(distance(x, y).sum(), parts)
+    torch.testing.assert_close(found, distance(x, y), rtol=0, atol=0)
+    for mine, theirs in zip((by_position, by_x, -by_position, by_y), (*expected[:2], *expected[2:]), strict=True):
+        torch.testing.assert_close(mine, theirs.reshape(mine.shape), rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_hamspk.poincare import released_radius
-from hf_hamspk.scoring import normalize, score, score_matrix
+from hf_hamspk.scoring import normalize, project, projection_slope, score, score_matrix
 
 WAYS = [
     ("cosine", "released", 3.0, 1.0),
@@ -89,3 +89,11 @@ def test_half_precision_is_scored_in_float32(way):
 def test_normalize():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-6, 0.0]])
     torch.testing.assert_close(normalize(x), torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("place", [way[1:] for way in WAYS[1:]], ids=str)
+def test_the_slope_of_the_projection_is_that_of_backpropagation(place):
+    radius = torch.tensor([1e-12, 1e-3, 0.3, 0.9, 1.5, 40.0], dtype=torch.float64, requires_grad=True)
+    point, _ = project(radius[:, None], *place)
+    (expected,) = torch.autograd.grad(point.position.sum(), radius)
+    torch.testing.assert_close(projection_slope(radius, point.conformal[:, 0], *place), expected)
