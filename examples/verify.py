@@ -6,6 +6,7 @@ Usage:
 MODEL is a folder or a name on the Hub. Its code travels with it: trust_remote_code=True runs it.
 """
 
+import os
 import sys
 
 import soundfile
@@ -18,11 +19,16 @@ def main() -> None:
     name, *files = sys.argv[1:]
 
     # 1. The model, with the calibration that lies beside its weights
-    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    try:
+        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    except OSError as error:
+        sys.exit(f"There is no model {name}, neither a folder here nor on the Hub: {str(error).splitlines()[0]}")
 
     # 2. The recordings, mono, at the model's sampling rate
     waveforms = []
     for file in files:
+        if not os.path.isfile(file):
+            sys.exit(f"There is no file {file}.")
         try:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:

@@ -172,6 +172,12 @@ class SpeakerComparison(nn.Module):
             if CALIBRATION_FILE in files:
                 calibration = Calibration.load(files[CALIBRATION_FILE])
                 calibration.check_model(fingerprint, self.config.similarity)
+                if calibration.normalisation != "none" and COHORT_FILE not in files:
+                    logger.warning(
+                        f"{source} holds a calibration of scores that are normalised with a cohort, and no "
+                        f"{COHORT_FILE}: the model gives scores, no decisions. Calibrate it anew for those."
+                    )
+                    return
                 self.calibration = calibration
             if COHORT_FILE in files:
                 self.cohort = Cohort.load(files[COHORT_FILE], fingerprint)

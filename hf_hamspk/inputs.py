@@ -35,7 +35,18 @@ def check_samples(waveform: np.ndarray | Tensor | Sequence[float], position: int
     Raises:
         ValueError: not one-dimensional, integers, NaN or infinite samples; the message names `position`.
     """
-    tensor = torch.as_tensor(waveform)
+    try:
+        tensor = torch.as_tensor(waveform)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Waveform {position} is {type(waveform).__name__}; expected an array of samples, shape (samples,). Files "
+            "are read by the pipeline 'speaker-verification', or by soundfile.read."
+        ) from error
+    if tensor.ndim == 0:
+        raise ValueError(
+            f"Waveform {position} is one number; expected an array of samples. One recording among several is given in "
+            "a list: [waveform]."
+        )
     if tensor.ndim != 1:
         raise ValueError(
             f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "

@@ -102,4 +102,10 @@ def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite int or float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number that no float holds.
+        return False

@@ -68,6 +68,8 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
         super().__init__()
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"The threads of ONNX Runtime must be a whole number from 1, got {threads!r}.")
         try:
             import onnxruntime
         except ImportError as error:

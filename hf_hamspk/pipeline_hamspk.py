@@ -81,6 +81,10 @@ class SpeakerVerificationPipeline(Pipeline):
         model: Any = self.model
         self.embedder: SpeakerComparison = model
         if onnx_file is not None:
+            if not isinstance(onnx_file, str | os.PathLike):
+                raise InputError(
+                    f"onnx_file is {type(onnx_file).__name__}; expected a path, or a name beside the weights."
+                )
             self.embedder = OnnxSpeakerModel(model, _find(onnx_file, model.config), onnx_threads)
 
     @property
@@ -157,7 +161,7 @@ class SpeakerVerificationPipeline(Pipeline):
             raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}.")
         if errors is not None and errors not in ERRORS:
             raise InputError(f"errors must be one of {', '.join(ERRORS)}, got {errors!r}.")
-        if isinstance(limits, Mapping):
+        if limits is not None and not isinstance(limits, Limits):
             limits = _limits(limits)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
@@ -312,7 +316,9 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _limits(fields: Mapping[str, Any]) -> Limits:
+def _limits(fields: Any) -> Limits:
+    if not isinstance(fields, Mapping):
+        raise InputError(f"limits is {type(fields).__name__}; expected a dictionary with seconds, size, remote.")
     try:
         return Limits(**fields)
     except TypeError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .integrity import is_number
 from .resampling import resample
 
 try:
@@ -62,6 +63,14 @@ class Limits:
     seconds: float = 600.0
     size: int = 256 << 20
     remote: bool = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.seconds) or self.seconds <= 0:
+            raise InputError(f"limits: seconds must be a positive number, got {_short(repr(self.seconds))}.")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise InputError(f"limits: size must be a number of bytes, at least 1, got {_short(repr(self.size))}.")
+        if not isinstance(self.remote, bool):
+            raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
 
 
 @dataclass(frozen=True)

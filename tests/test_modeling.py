@@ -428,6 +428,8 @@ def test_wrong_masks_are_refused():
 @pytest.mark.parametrize(
     ("waveform", "message"),
     [
+        ("a.wav", "Waveform 1 is str; expected an array of samples"),
+        (torch.tensor(0.5), "Waveform 1 is one number; expected an array of samples. One recording among several is"),
         (torch.zeros(2, 16000), "Waveform 1 has shape (2, 16000); expected one channel, shape (samples,)."),
         (torch.zeros(1599), "Waveform 1 has 1599 samples (0.100 s); a speaker needs at least 1600 (0.1 s)"),
         (torch.full((16000,), torch.nan), "Waveform 1 holds NaN or infinite samples; decode or repair it first."),

@@ -218,7 +218,12 @@ def test_a_profile_is_an_enrolment(voices):
         ({"threshold": 0.5, "operating_point": "strict"}, "instead of"),
         ({"combine": "sum"}, "mean"),
         ({"errors": "ignore"}, "raise, return"),
+        ({"threshold": 10**400}, "finite"),
         ({"limits": {"minutes": 2}}, "seconds, size, remote"),
+        ({"limits": [1]}, "expected a dictionary"),
+        ({"limits": {"seconds": "x"}}, "seconds must be a positive number"),
+        ({"limits": {"size": 1.5}}, "size must be a number of bytes"),
+        ({"limits": {"remote": 0}}, "remote must be True or False"),
     ],
 )
 def test_arguments_that_cannot_be(verify, voices, arguments, message):

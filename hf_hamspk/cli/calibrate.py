@@ -96,12 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
     if NONE in quality or (AUTO in quality and len(quality) > 1):
         raise ValueError(f"--quality {NONE} and {AUTO} stand alone, got {' '.join(arguments.quality)}.")
     _check_output(arguments.model, arguments.output)
+    for path in arguments.pairs:
+        if not Path(path).is_file():
+            raise ValueError(f"There is no list of pairs {path}.")
     trials = join_trials([read_trials(path) for path in arguments.pairs])
     check_trial_files(trials, arguments.audio_root)
     table = None if arguments.metadata is None else speaker_table(read_metadata(arguments.metadata))
+    files = _cohort_files(arguments)
     model = load_model(arguments.model, arguments.device)
     embedded = embed_files(model, trials.files, arguments.audio_root, measure=True)
-    cohort = _cohort(model, arguments)
+    cohort = None if files is None else _cohort(model, files, arguments.cohort)
     model.cpu()
     scored = ScoredTrials(model, trials, embedded, embedded.measures, arguments.minimum_speech, table)
     used = None if cohort is None else _without_speakers(cohort, scored.speakers.names)
@@ -143,15 +147,22 @@ def parse_point(text: str) -> OperatingPoint:
         ) from None
 
 
-def _cohort(model: HamSpkModel, arguments: argparse.Namespace) -> EmbeddedCohort | None:
-    """The cohort that was named, embedded."""
+def _cohort_files(arguments: argparse.Namespace) -> dict[str, list[str]] | None:
+    """The recordings of each speaker of the cohort that was named."""
     if arguments.cohort is None:
         if arguments.cohort_root is not None:
             raise ValueError("--cohort-root is the folder of the paths in --cohort; give that, too.")
         return None
-    corpus = load_corpus(arguments.cohort, arguments.cohort_root)
-    files = choose_utterances(corpus["path"], corpus["speaker"])
-    source = f"{Path(arguments.cohort).name}: {len(files)} speakers, up to {UTTERANCES} utterances each"
+    try:
+        corpus = load_corpus(arguments.cohort, arguments.cohort_root)
+    except ValueError as error:
+        raise ValueError(f"--cohort (whose paths are below --cohort-root): {error}") from error
+    return choose_utterances(corpus["path"], corpus["speaker"])
+
+
+def _cohort(model: HamSpkModel, files: dict[str, list[str]], name: str) -> EmbeddedCohort:
+    """The cohort, embedded."""
+    source = f"{Path(name).name}: {len(files)} speakers, up to {UTTERANCES} utterances each"
     embedded = embed_cohort(model, files, source)
     for file, reason in list(embedded.failures.items())[:_NAMES_SHOWN]:
         print(f"cohort: left out {file}: {reason}", file=sys.stderr)

@@ -8,6 +8,7 @@ from ..publishing.about import About
 from ..publishing.card import render_card
 from ..publishing.facts import CardFacts, facts_of_recipe, gather_facts
 from ..publishing.origin import check_origin
+from ..publishing.push import check_repository
 from ..publishing.speed import measure_speed
 from .models import load_model
 from .push import add_about_arguments, read_about
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     source = Path(arguments.source)
     if source.suffix == ".json":
         return _render_again(source, arguments)
+    if arguments.repository is not None:
+        check_repository(arguments.repository)
     facts = _gather(source, arguments)
     card = render_card(facts)
     if arguments.output is None:

@@ -36,15 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, arguments.device)
     verifier, folder = model.verifier(), Path(arguments.profiles)
     folder.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    for name, files in speakers.items():
-        failures += not _enrol(verifier, name, files, folder, arguments.combine)
-    print(f"{len(speakers) - failures} speakers enrolled in {folder}, {failures} not or not from all recordings")
-    return 1 if failures else 0
+    used = {name: _enrol(verifier, name, files, folder, arguments.combine) for name, files in speakers.items()}
+    enrolled = sum(count > 0 for count in used.values())
+    partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
+    print(f"{enrolled} speakers enrolled in {folder} ({partly} not from all recordings), {len(used) - enrolled} not")
+    return 1 if partly or enrolled < len(used) else 0
 
 
-def _enrol(verifier: SpeakerVerifier, name: str, files: list[str], folder: Path, combine: str) -> bool:
-    """Enrol a speaker; whether all recordings could be read and there was enough speech."""
+def _enrol(verifier: SpeakerVerifier, name: str, files: list[str], folder: Path, combine: str) -> int:
+    """Enrol a speaker; from how many recordings: 0 where there was not enough speech."""
     rate, waveforms = verifier.model.config.sampling_rate, []
     for file in files:
         try:
@@ -55,12 +55,12 @@ def _enrol(verifier: SpeakerVerifier, name: str, files: list[str], folder: Path,
         profile = verifier.enrol(waveforms, rate, combine, name)
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
-        return False
+        return 0
     profile.save(folder / f"{name}{PROFILE_SUFFIX}")
     print(f"{name}: {profile.utterances} recordings, {sum(profile.seconds):.1f} s of speech")
     for warning in profile.warnings:
         print(f"  warning: {warning}")
-    return len(waveforms) == len(files)
+    return len(waveforms)
 
 
 def _speakers(arguments: argparse.Namespace) -> dict[str, list[str]]:

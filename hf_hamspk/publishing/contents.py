@@ -131,13 +131,14 @@ def plan_upload(
     code = travelling_code(folder)
     if code.changed:
         notes.append(
-            f"{', '.join(code.changed)} as the installed package has it: the folder's {len(code.changed)} are of "
-            "another version, or were changed"
+            f"the code is that of the installed package; in the folder it is another version's, changed or missing: "
+            f"{', '.join(code.changed)}"
         )
     files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, code, speaker_names, notes)}
     files |= {path.name: path for path in weight_files(folder)}
     files |= code.files
-    optional = [WEIGHTS_INDEX, EXTRACTOR_FILE, CALIBRATION_FILE, *([COHORT_FILE] if cohort else [])]
+    optional = [WEIGHTS_INDEX, EXTRACTOR_FILE, *([] if facts.verification is None else [CALIBRATION_FILE])]
+    optional += [COHORT_FILE] if cohort else []
     if "model.safetensors" in files:
         optional.remove(WEIGHTS_INDEX)
     files |= {name: folder / name for name in optional if (folder / name).is_file()}
@@ -157,6 +158,13 @@ def plan_upload(
     check_contents(planned, Private.of_this_machine([folder] if run_folder is None else [folder, run_folder]))
     check_origin(folder, facts)
     notes += _notes(facts, files)
+    if facts.verification is None and (folder / CALIBRATION_FILE).is_file():
+        notes.append(
+            f"{CALIBRATION_FILE} stays, as it needs the cohort that stays: the published model gives scores, no "
+            "decisions. For decisions without a cohort: `hamspk calibrate --normalisation none`"
+        )
+    if facts.recipe is None and run_folder is None and (folder.parent / RECIPE_FILE).is_file():
+        notes.append(f"{folder.parent} holds a {RECIPE_FILE}: give it with --run for recipe, evaluation and plots")
     return UploadPlan(planned, _left_out(folder, files, cohort), notes, facts)
 
 
@@ -306,10 +314,6 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"{COHORT_FILE} holds {facts.cohort} embeddings of training speakers, biometric data: leave it out with "
             "--no-cohort (cohort=False) unless they may be published"
-        )
-    if COHORT_FILE not in files and facts.verification is not None and facts.verification.get("cohort") is not None:
-        notes.append(
-            "the calibration needs the cohort that stays here: without it the model gives scores, no decisions"
         )
     licence = chosen_licence(facts.about)
     if licence is None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from ..calibration import CALIBRATION_FILE
 from ..configuration_hamspk import HamSpkConfig
+from ..integrity import is_number
 from ..normalisation import COHORT_FILE
 from .about import About
 
@@ -110,13 +111,17 @@ def gather_facts(
     evaluation_file = find_file(EVALUATION_FILE, folder, run_folder)
     calibration_file = find_file(CALIBRATION_FILE, folder, None)
     recipe = None if recipe_file is None else read_recipe(recipe_file)
+    evaluation = None if evaluation_file is None else read_evaluation(evaluation_file)
+    verification = None if calibration_file is None else read_json(calibration_file)
+    if not with_cohort and verification is not None and needs_cohort(verification):
+        verification = None
     cohort_file = folder / COHORT_FILE
     return CardFacts(
         name=_recipe_model(recipe) if name is None else name,
         published=name is not None,
         config=_card_config(read_json(folder / CONFIG_FILE)),
-        evaluation=None if evaluation_file is None else read_json(evaluation_file),
-        verification=None if calibration_file is None else read_json(calibration_file),
+        evaluation=evaluation,
+        verification=verification,
         recipe=recipe,
         weights=measure_weights(weight_files(folder)),
         cohort=_count_rows(cohort_file) if with_cohort and cohort_file.is_file() else None,
@@ -171,6 +176,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
     return values
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `hamspk evaluate` wrote.
+
+    Raises:
+        ValueError: no such file, or something else.
+    """
+    values = read_json(path)
+    lists = values.get("lists")
+    if not isinstance(values.get("model"), dict) or not isinstance(lists, dict):
+        raise ValueError(f"{path} is no evaluation: it has no 'model' and 'lists'. `hamspk evaluate` writes one.")
+    for name, values_of_list in lists.items():
+        if not isinstance(values_of_list, dict) or not is_number(values_of_list.get("eer")):
+            raise ValueError(
+                f"{path} is no evaluation: the list {name!r} has no number 'eer'. Evaluate the model anew."
+            )
+    return values
+
+
+def needs_cohort(verification: Mapping[str, Any]) -> bool:
+    """Whether a calibration is of scores that are normalised with a cohort."""
+    return verification.get("normalisation", "none") != "none"
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

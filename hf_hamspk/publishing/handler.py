@@ -25,6 +25,7 @@ MOST_ENROLMENTS = 10
 # Requests that are decoded and computed at once, each with up to a few hundred MB, and how long another waits for them.
 AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
+_URL_SAFE = str.maketrans("-_", "+/")
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +120,14 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
 def _bytes(recording: Any, room: list[int]) -> bytes:
     """The bytes of an audio file, of base64 if need be; `room` is what the request may still hold."""
     if isinstance(recording, str):
-        text = recording.partition(",")[2] if recording.startswith("data:") else recording
-        if len(text) > room[0] * 4 // 3 + 4:
+        _, comma, text = recording.partition(",") if recording.startswith("data:") else ("", ",", recording)
+        if not comma:
+            raise RequestError("A recording is a data URL without a comma; expected data:audio/...;base64,...")
+        # Line breaks, as the tool `base64` makes them, are a seventieth of the text at most.
+        if len(text) > room[0] * 4 // 3 * 76 // 75 + 4:
             raise RequestError(_TOO_LARGE)
         try:
-            recording = base64.b64decode(text, validate=True)
+            recording = base64.b64decode("".join(text.split()).translate(_URL_SAFE), validate=True)
         except (binascii.Error, ValueError):
             raise RequestError("A recording is no base64; expected the base64 of an audio file.") from None
     if not isinstance(recording, bytes | bytearray):

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import LocalTokenNotFoundError
+from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError, validate_repo_id
 
 from .about import About
 from .contents import PICKLE_SUFFIXES, UploadPlan, ours, plan_upload
@@ -68,6 +68,10 @@ def check_repository(name: str) -> None:
     """
     if not _REPOSITORY.fullmatch(name):
         raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name, such as alice/my-speaker-model.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name. {error}") from error
     if Path(name).exists():
         raise ValueError(f"{name} is a folder here; expected owner/name on the Hub. The model folder comes first.")
 

@@ -22,6 +22,7 @@ def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, pe
     profiles = tmp_path / "profiles"
     code, out, _ = hamspk("enrol", calibrated_folder, people / "anna", people / "carl", "--profiles", profiles)
     assert code == 0, out
+    assert "2 speakers enrolled in" in out and "(0 not from all recordings), 0 not" in out
     assert sorted(path.name for path in profiles.iterdir()) == ["anna.safetensors", "carl.safetensors"]
     profile = SpeakerProfile.load(profiles / "anna.safetensors")
     assert (profile.name, profile.utterances) == ("anna", 2)

@@ -11,6 +11,8 @@ import torch
 import yaml
 
 import hf_hamspk
+from hf_hamspk import HamSpkModel
+from hf_hamspk.calibration import Calibration
 from hf_hamspk.publishing.about import About, TrainingData
 from hf_hamspk.publishing.code import renew_code
 from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, ours, plan_upload
@@ -187,6 +189,30 @@ def test_a_cohort_left_out_is_said(model_folder):
     assert "cohort.safetensors" not in content(plan, "README.md")
 
 
+def test_a_calibration_stays_with_the_cohort_that_it_needs(model_folder):
+    model = HamSpkModel.from_pretrained(model_folder)
+    fingerprint, checksum = model.fingerprint(), model.cohort.checksum
+    model.calibration = Calibration(
+        fingerprint,
+        "cosine",
+        -2.0,
+        {"score": 1.0},
+        normalisation="as",
+        top=5,
+        cohort=checksum,
+        trials=100,
+        targets=50,
+        speakers=10,
+        audio="a",
+    )
+    model.save_verification(model_folder)
+    assert {"verification.json", "cohort.safetensors"} < set(plan_upload(model_folder, NAME).names)
+    plan = plan_upload(model_folder, NAME, cohort=False)
+    assert not {"verification.json", "cohort.safetensors"} & set(plan.names)
+    assert any("the published model gives scores, no decisions" in note for note in plan.notes)
+    assert plan.facts.verification is None
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -203,6 +229,14 @@ def test_a_cohort_left_out_is_said(model_folder):
         ),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
         (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must hold a JSON object"),
+        (
+            lambda f: (f / "evaluation.json").write_text('{"lists": 5, "model": 3}'),
+            r"evaluation\.json is no evaluation",
+        ),
+        (
+            lambda f: (f / "evaluation.json").write_text('{"lists": {"a": {"eer": "x"}}, "model": {}}'),
+            r"the list 'a' has no number 'eer'",
+        ),
         (lambda f: (f / "recipe.yaml").write_text("a: ["), r"recipe\.yaml cannot be read"),
     ],
 )
@@ -229,18 +263,16 @@ def test_the_code_of_an_older_version_is_renewed(model_folder):
     sent = json.loads(content(plan, "config.json"))
     assert sent["custom_pipelines"]["speaker-verification"]["impl"].startswith("pipeline_hamspk.")
     assert sent["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
-    assert [
-        note for note in plan.notes if note.startswith("heads.py, pipeline_hamspk.py, config.json as the installed")
-    ]
+    assert [note for note in plan.notes if note.endswith("missing: heads.py, pipeline_hamspk.py, config.json")]
     assert (model_folder / "heads.py").read_text() == "# of another version"
 
     assert renew_code(model_folder) == ["heads.py", "pipeline_hamspk.py", "config.json"]
     assert renew_code(model_folder) == []
-    assert not [note for note in plan_upload(model_folder, NAME).notes if "as the installed" in note]
+    assert not [note for note in plan_upload(model_folder, NAME).notes if "that of the installed package" in note]
 
 
 def test_current_code_is_not_spoken_of(trained):
-    assert not [note for note in plan_upload(trained[0], NAME).notes if "as the installed" in note]
+    assert not [note for note in plan_upload(trained[0], NAME).notes if "that of the installed package" in note]
 
 
 def test_no_folder_no_run(tmp_path, trained):

@@ -103,6 +103,9 @@ def test_a_pair_and_a_recording(handler, pushed):
     answer = handler({"inputs": {"enrolment": text_of(first), "test": text_of(second)}})
     expected = model.verifier().verify([enrolment], test, RATE).to_dict()
     assert json.loads(json.dumps(answer)) == expected
+    # As `base64 FILE` and as a URL have it.
+    lines = base64.encodebytes(first).decode()
+    assert handler({"inputs": {"enrolment": lines, "test": base64.urlsafe_b64encode(second).decode()}}) == answer
     parameters = {"operating_point": "strict"}
     answer = handler({"inputs": {"enrolment": [text_of(first)], "test": text_of(second)}, "parameters": parameters})
     assert answer["operating_point"] == "strict"

@@ -187,7 +187,9 @@ def test_no_server_no_traceback(plan):
         send(plan, NAME, api=HfApi(endpoint="http://127.0.0.1:9", token="hf_" + "t" * 34))
 
 
-@pytest.mark.parametrize("name", ["tiny", "a/b/c", "a b/c", "../tiny", "/tiny", ""])
+@pytest.mark.parametrize(
+    "name", ["tiny", "a/b/c", "a b/c", "../tiny", "/tiny", "", "a..b/c", "a/b.git", "a/b--c", f"a/{'x' * 99}"]
+)
 def test_a_name_that_is_none(name):
     with pytest.raises(ValueError, match="expected owner/name"):
         check_repository(name)
