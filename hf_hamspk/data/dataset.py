@@ -135,6 +135,11 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         """Classes that a head needs: speakers times speed factors."""
         return len(self.label_of) * len(self.speed_factors)
 
+    def labels(self) -> np.ndarray:
+        """The class of each sample, `(len(self),)` int64."""
+        one = np.array([self.label_of[self.utterances.speaker(i)] for i in range(len(self.utterances))])
+        return np.concatenate([number * len(self.label_of) + one for number in range(len(self.speed_factors))])
+
     @property
     def item_shape(self) -> tuple[int, ...]:
         """Shape of the `input_values` of an item."""

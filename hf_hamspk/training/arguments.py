@@ -126,6 +126,9 @@ class TrainingArguments:
         epochs: passes over the training set.
         max_steps: stop after this many optimiser steps (0: no limit); an epoch cut short counts as one in `final`.
         batch_size: utterances per optimiser step, over all processes and accumulation steps.
+        utterances_per_speaker: of a batch, which then is of `batch_size` divided by this many different speakers, all
+            of whom come equally often however many utterances they have; 0: utterances in random order. For corpora in
+            files, not in shards.
         gradient_accumulation_steps: forward passes per optimiser step.
         optimizer: `"adam"` (weight decay as L2 penalty: the paper's), `"adamw"` or `"sgd"` (Nesterov).
         learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: see `schedules.learning_rate`.
@@ -154,6 +157,7 @@ class TrainingArguments:
     epochs: int = 100
     max_steps: int = 0
     batch_size: int = 256
+    utterances_per_speaker: int = 0
     gradient_accumulation_steps: int = 1
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
@@ -184,11 +188,24 @@ class TrainingArguments:
             _between(self, name, 1, None)
         for name in ("average_last", "log_steps"):
             _between(self, name, 1, None)
-        for name in ("seed", "max_steps", "warmup_epochs", "weight_decay", "max_grad_norm", "save_steps"):
+        for name in (
+            "utterances_per_speaker",
+            "seed",
+            "max_steps",
+            "warmup_epochs",
+            "weight_decay",
+            "max_grad_norm",
+            "save_steps",
+        ):
             _between(self, name, 0, None)
         for name in ("learning_rate", "final_learning_rate", "lr_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}.")
+        if self.utterances_per_speaker and self.batch_size % self.utterances_per_speaker:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of utterances_per_speaker "
+                f"({self.utterances_per_speaker})."
+            )
         if not 0 < self.class_sampling <= 1:
             raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -19,6 +20,7 @@ from ..data.augmentation import Augmentation
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
 from ..data.dataset import GlobalBatchSampler, SpeakerCrops, collate
 from ..data.noises import NoiseSource
+from ..data.sampling import SpeakerBatchSampler
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
 from ..shards.noises import NoiseShards
@@ -208,10 +210,16 @@ def training_batches(
     rank, ranks = accelerator.process_index, accelerator.num_processes
     steps, pin_memory = args.gradient_accumulation_steps, accelerator.device.type == "cuda"
     if isinstance(crops.utterances, ShardUtterances):
+        if args.utterances_per_speaker:
+            raise ValueError(
+                "utterances_per_speaker is for corpora in files: shards are read one by one, and the utterances "
+                "of a speaker lie in many. Leave it out, or give a CSV file or a folder as train_data."
+            )
         batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
         batches.epoch, batches.batch = epoch, first_batch
         return batches.batches_per_epoch, iter(batches)
-    sampler = GlobalBatchSampler(len(crops), args.batch_size, rank, ranks, steps, args.seed, epoch, first_batch)
+    order = None if not args.utterances_per_speaker else speaker_order(crops.labels(), args, epoch)
+    sampler = GlobalBatchSampler(len(crops), args.batch_size, rank, ranks, steps, args.seed, epoch, first_batch, order)
     loader = DataLoader(
         crops,
         batch_sampler=sampler,
@@ -222,6 +230,18 @@ def training_batches(
         generator=torch.Generator(),
     )
     return sampler.batches_per_epoch, iter(loader)
+
+
+def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np.ndarray:
+    """The samples of the global batches of an epoch, one after the other, each of so many speakers.
+
+    Raises:
+        ValueError: there are fewer speakers than one batch needs.
+    """
+    each = args.utterances_per_speaker
+    batches = len(labels) // args.batch_size
+    sampler = SpeakerBatchSampler(labels, args.batch_size // each, each, args.seed, epoch, batches=batches)
+    return np.array([sample for batch in sampler for _, sample in batch])
 
 
 def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -69,6 +69,11 @@ def test_losses_are_those_of_the_files_in_the_same_order(tmp_path, run_words, sh
     assert_same_weights(tmp_path / "shards" / "final", tmp_path / "files" / "final")
 
 
+def test_balanced_speakers_are_for_files(run_words, shards, tmp_path):
+    with pytest.raises(ValueError, match="utterances_per_speaker is for corpora in files"):
+        train(from_shards(run_words, shards, tmp_path, utterances_per_speaker=2))
+
+
 @pytest.mark.slow
 def test_a_run_on_shards_is_resumed_exactly(tmp_path, run_words, shards):
     """Other loader processes after the stop, which is in the middle of an epoch; masking and augmentation are on."""
