@@ -87,7 +87,7 @@ def _middle_of_aac(
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
     """The samples from `start` on of decoded frames, averaged over channels; None where they are not all there."""
-    blocks: list[np.ndarray] = []
+    kept: list[Any] = []
     first = 0
     for frame in frames:
         # HE-AAC announces half of its rate, and its frames are twice as long.
@@ -96,14 +96,22 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
         place = round(frame.pts * ticks)
         if place + frame.samples <= start:
             continue
-        if not blocks:
+        if not kept:
             first = place
-        blocks.append(frame.to_ndarray().mean(axis=0))
+        elif len(frame.planes) != len(kept[0].planes):
+            return None
+        kept.append(frame)
         if place + frame.samples >= start + samples:
             break
-    if not blocks or first > start:
+    if not kept or first > start:
         return None
-    crop = np.concatenate(blocks)[start - first :][:samples]
+    # Planes are as long as the decoder likes, and its frames lend their memory.
+    channels = [
+        np.concatenate([np.frombuffer(frame.planes[number], np.float32, frame.samples) for frame in kept])
+        for number in range(len(kept[0].planes))
+    ]
+    whole = channels[0] if len(channels) == 1 else np.stack(channels).mean(axis=0)
+    crop = whole[start - first :][:samples]
     return crop if len(crop) == samples and np.isfinite(crop).all() else None
 
 
