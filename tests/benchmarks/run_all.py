@@ -30,6 +30,9 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "metrics": (["--rounds", "3"], ["--large"]),
     "prepare": ([], []),
     "streaming": (["--utterances", "200", "--rounds", "1"], []),
+    "scoring": (["--trials", "58000", "--pairs", "10000000"], []),
+    "search": (["--enrolled", "100000", "--similarity", "cosine", "--rounds", "1"], ["--rival-queries", "200"]),
+    "onnx": ([], []),
 }
 LONGEST_SECONDS = {"quick": 600, "full": 7200}
 
