@@ -10,6 +10,7 @@ import http.client
 import io
 import math
 import os
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ FULL_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
 DECODED_SHARE = 0.9
 FETCH_SECONDS = 20.0
 DECODED_AT_ONCE = 1 << 18
+# Of a WAV file, before its samples; and from what size on "data" only says that the writer did not know.
+MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
 # Channels this much weaker than the loudest (in power, 40 dB) hold crosstalk or nothing.
 SILENT_CHANNEL = 1e-4
 # Power of the mean of channels over their mean power: 1 for equal ones, 1/2 for two unrelated, 0 for opposite ones.
@@ -235,9 +238,10 @@ def _decode(file: Any, size: int, label: str, limits: Limits) -> tuple[np.ndarra
         raise InputError(f"{label} is a file of more than {limits.size >> 20} MiB; cut out the part that matters.")
     if size == 0:
         raise InputError(f"{label} is an empty file.")
+    in_header = wav_frames(file)
     try:
         with soundfile.SoundFile(file) as sound:
-            rate, promised, channels = sound.samplerate, sound.frames, sound.channels
+            rate, promised, channels = sound.samplerate, max(sound.frames, in_header), sound.channels
             if channels > MOST_CHANNELS:
                 raise InputError(f"{label} has {channels} channels, at most {MOST_CHANNELS} are read. Is it damaged?")
             _check_rate(rate, label)
@@ -262,6 +266,37 @@ def _decode(file: Any, size: int, label: str, limits: Limits) -> tuple[np.ndarra
             f"{label} is cut short: {promised / rate:.1f} s are promised, {decoded / rate:.1f} s are there."
         )
     return np.concatenate(blocks), rate, warnings
+
+
+def wav_frames(file: Any) -> int:
+    """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
+
+    Args:
+        file: binary, seekable, at its start; it is left there.
+
+    Returns:
+        0 for another file, and for one that was written to a pipe and does not say.
+    """
+    start = file.tell()
+    try:
+        riff, _, wave = struct.unpack("<4sI4s", file.read(12))
+        frame = 0
+        if (riff, wave) != (b"RIFF", b"WAVE"):
+            return 0
+        for _ in range(MOST_CHUNKS):
+            name, size = struct.unpack("<4sI", file.read(8))
+            if name == b"data":
+                return 0 if size >= UNKNOWN_SIZE or frame == 0 else size // frame
+            body = file.read(min(size, 16)) if name == b"fmt " else b""
+            if body:
+                frame = struct.unpack("<H", body[12:14])[0]
+            file.seek(size + size % 2 - len(body), io.SEEK_CUR)
+        return 0
+    except struct.error:
+        # It ends within its header.
+        return 0
+    finally:
+        file.seek(start)
 
 
 def _too_long(label: str, seconds: float, limits: Limits) -> InputError:

@@ -17,6 +17,8 @@ import numpy as np
 import soundfile as sf
 import torch
 
+from ..sounds import wav_frames
+
 SAMPLING_RATE = 16_000
 """Samples per second that the speaker models of the field take."""
 
@@ -240,12 +242,24 @@ def _open(source: AudioSource) -> tuple[Any, str]:
 
 def _decode(handle: Any, name: str) -> tuple[np.ndarray, int, int]:
     """`(frames, channels)` float32, samples per second, and the frames that the header promises."""
+    promised = _wav_frames(handle)
     try:
         with sf.SoundFile(handle) as file:
-            return file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
+            return file.read(dtype="float32", always_2d=True), file.samplerate, max(promised, file.frames)
     # soundfile raises TypeError for headerless ".raw" files.
     except (sf.SoundFileError, OSError, TypeError) as error:
         raise _not_audio(name, error) from error
+
+
+def _wav_frames(handle: Any) -> int:
+    """See `wav_frames`; 0 for what cannot be gone back in."""
+    if isinstance(handle, str):
+        try:
+            with open(handle, "rb") as file:
+                return wav_frames(file)
+        except OSError:
+            return 0
+    return wav_frames(handle) if hasattr(handle, "seekable") and handle.seekable() else 0
 
 
 def _not_audio(name: str, error: Exception) -> AudioError:

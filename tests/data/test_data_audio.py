@@ -10,6 +10,7 @@ import pytest
 import soundfile as sf
 
 from hf_hamspk.data.audio import AudioError, header_duration, import_torchaudio, read_audio, read_sound, resample
+from hf_hamspk.sounds import wav_frames
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0, level: float = 0.5) -> np.ndarray:
@@ -92,6 +93,10 @@ def damaged(folder, kind):
         sf.write(folder / "whole.mp3", np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000)
         content = (folder / "whole.mp3").read_bytes()
         path.write_bytes(content[: len(content) // 2])
+    elif kind == "cut_wav":
+        path = folder / "cut.wav"
+        sf.write(path, np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000)
+        path.write_bytes(path.read_bytes()[:40_000])
     elif kind != "missing":
         samples = {
             "empty": tone(0.0),
@@ -113,6 +118,7 @@ def damaged(folder, kind):
         ("headerless", "it is damaged or not WAV, FLAC, OGG, Opus or MP3: convert it"),
         ("cut", "cannot be decoded"),
         ("cut_mp3", "is cut short: its header promises 32000 samples"),
+        ("cut_wav", "is cut short: its header promises 32000 samples, 19978 could be decoded"),
         ("empty", "is empty (0 samples)"),
         ("short", "lasts 0.05 s, at least 0.1 s are needed"),
         ("nan", "holds 4 NaN or infinite samples of 8000"),
@@ -191,3 +197,25 @@ def test_importing_the_module_does_not_import_torchaudio(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [BrokenImport(OSError("broken")), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "hf_hamspk.data.audio")
     importlib.import_module("hf_hamspk.data.audio")
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_file_whose_writer_did_not_know_its_length_is_read(tmp_path, size):
+    path = tmp_path / "pipe.wav"
+    sf.write(path, tone(0.5), 16_000, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = size.to_bytes(4, "little")
+    assert wav_frames(io.BytesIO(content)) == 0
+    assert wav_frames(io.BytesIO(path.read_bytes())) == len(tone(0.5))
+    path.write_bytes(content)
+    if size:
+        assert len(read_audio(path)) == len(tone(0.5))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"RIFF", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\1\0", b"fLaC" * 9]
+)
+def test_what_is_no_whole_wav_header_promises_nothing(content):
+    file = io.BytesIO(content)
+    assert wav_frames(file) == 0 and file.tell() == 0
