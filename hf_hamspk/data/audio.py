@@ -243,6 +243,8 @@ def _open(source: AudioSource) -> tuple[Any, str]:
 def _decode(handle: Any, name: str) -> tuple[np.ndarray, int, int]:
     """`(frames, channels)` float32, samples per second, and the frames that the header promises."""
     promised = _wav_frames(handle)
+    if _is_empty(handle):
+        raise AudioError("is an empty file (0 bytes); copy it anew or leave it out", name)
     try:
         with sf.SoundFile(handle) as file:
             return file.read(dtype="float32", always_2d=True), file.samplerate, max(promised, file.frames)
@@ -260,6 +262,12 @@ def _wav_frames(handle: Any) -> int:
         except OSError:
             return 0
     return wav_frames(handle) if hasattr(handle, "seekable") and handle.seekable() else 0
+
+
+def _is_empty(handle: Any) -> bool:
+    if isinstance(handle, str):
+        return os.path.isfile(handle) and os.path.getsize(handle) == 0
+    return isinstance(handle, io.BytesIO) and handle.getbuffer().nbytes == 0
 
 
 def _not_audio(name: str, error: Exception) -> AudioError:

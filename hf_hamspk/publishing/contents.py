@@ -207,8 +207,8 @@ def is_pickle(path: Path) -> bool:
 def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
     """The configuration; the labels of the training head, which are names of people, replaced by numbers."""
     labels = code.config.get("id2label")
-    numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else labels
-    if speaker_names or numbers == labels:
+    numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else None
+    if speaker_names or numbers is None or numbers == labels:
         return dump_config(code.config) if CONFIG_FILE in code.changed else folder / CONFIG_FILE
     notes.append(f"the names of {len(numbers)} training speakers in {CONFIG_FILE} are replaced by numbers")
     relabelled = {"id2label": numbers, "label2id": {name: int(key) for key, name in numbers.items()}}

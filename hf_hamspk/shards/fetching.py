@@ -45,6 +45,10 @@ class Retry:
         return longest * (1.0 - self.jitter * generator.random())
 
 
+class RangesError(ValueError):
+    """A server sends whole files where parts were asked for: nothing can be streamed from it."""
+
+
 class Fetcher:
     """The files of a folder.
 
@@ -83,6 +87,7 @@ class Fetcher:
 
         Raises:
             AudioError: it could not be had, after all attempts.
+            RangesError: the server sends whole files.
         """
         attempt = 0
         while True:
@@ -90,6 +95,8 @@ class Fetcher:
             try:
                 return self._fetch_once(file, start, end)
             # Every file system has its own errors for a lost connection or a busy server.
+            except RangesError:
+                raise
             except Exception as error:
                 if _hopeless(error):
                     raise AudioError(
@@ -107,7 +114,13 @@ class Fetcher:
             said = f"{len(content)} bytes came where {end - start} were asked for"
             if isinstance(filesystem, LocalFileSystem):
                 raise ValueError(f"{said}: the file is shorter than the manifest says")
-            raise OSError(f"{said}: the connection broke off, or the server ignores ranges")
+            if len(content) > end - start:
+                raise RangesError(
+                    f"{self.folder} cannot be streamed from: its server ignores requests for a part of a file "
+                    f"({said}), as `python -m http.server` does. Serve it by one that honours ranges (nginx, "
+                    "Apache, Caddy, S3, the Hub), or copy the folder here."
+                )
+            raise OSError(f"{said}: the connection broke off")
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:

@@ -182,12 +182,12 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
 
 def _check_survey(found: Survey, source: str) -> None:
     table = found.table
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:NAMED_IN_ERRORS])
     if not len(table):
         others = ", ".join(
             f"{count} {suffix if suffix else 'without an ending'}"
             for suffix, count in found.listing.ignored.most_common(NAMED_IN_ERRORS)
         )
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:NAMED_IN_ERRORS])
         raise ValueError(
             f"no utterance in {source}: {len(found.refused)} files were refused{f' ({reasons})' if reasons else ''}, "
             f"other files: {others if others else 'none'}; audio ends in {', '.join(SUFFIXES)}"
@@ -197,6 +197,7 @@ def _check_survey(found: Survey, source: str) -> None:
         raise ValueError(
             f"{source} has the one speaker {speakers[0]!r} in {len(table)} utterances, at least 2 are needed; if that "
             "is no speaker, say which folder of a path is (--speaker-level), or give a CSV file"
+            + (f". {len(found.refused)} files were refused ({reasons})" if found.refused else "")
         )
 
 

@@ -27,6 +27,7 @@ from .manifest import (
     load_manifest,
 )
 from .planning import (
+    NAMED_IN_ERRORS,
     PLAN_NAME,
     PROGRESS_NAME,
     Plan,
@@ -178,6 +179,12 @@ def _finish(plan: Plan, output: Path) -> Manifest:
         unreadable += record.unreadable
         speakers.update(record.speakers)
     options = plan.options
+    if not speakers:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:NAMED_IN_ERRORS])
+        raise ValueError(
+            f"every one of the {len(unreadable)} files was left out, so there are no shards ({reasons}). Mend the "
+            "source or the options, and give the command again with --restart"
+        )
     manifest = Manifest(
         format=options.format,
         codec=options.codec,

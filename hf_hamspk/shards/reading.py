@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.audio import AudioError
-from .fetching import Fetcher, Retry
+from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
 TAR_GROUP_BYTES = 4 << 20
@@ -132,6 +132,8 @@ class ShardReader:
                 found = self._read_members(number, shard, place)
         except AudioError as error:
             raise AudioError(error.reason, self.name_of(group)) from error
+        except RangesError:
+            raise
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise AudioError(
                 f"is damaged or not that of the manifest ({type(error).__name__}: {error}); run `hamspk prepare "

@@ -104,7 +104,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
         raise ValueError(
             f"{checkpoint} is a checkpoint of another model or run, so it cannot be resumed:\n  "
             + "\n  ".join(differences)
-            + "\nChoose another output_dir, or pass --resume false, which removes what the old run left in this one."
+            + ".\nChoose another output_dir, or pass --resume false, which removes what the old run left in this one."
         )
     return progress
 

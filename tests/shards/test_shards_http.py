@@ -13,7 +13,7 @@ from small_shards import make_shards
 
 from hf_hamspk.data.audio import AudioError
 from hf_hamspk.data.dataset import SpeakerCrops
-from hf_hamspk.shards.fetching import Retry
+from hf_hamspk.shards.fetching import RangesError, Retry
 from hf_hamspk.shards.reading import ShardReader
 from hf_hamspk.shards.streaming import ShardUtterances, StreamedBatches
 
@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
         self.draws, self.lock = random.Random(0), threading.Lock()
         self.failed: Counter = Counter()
         self.faulted = 0
+        self.ranges = True
         self.dead: set[str] = set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -64,10 +65,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         content = file.read_bytes()
-        if span is not None:
+        if span is not None and self.server.ranges:
             start, end = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", span).groups())
             content = content[start : end + 1]
-        self.send_response(200 if span is None else 206)
+        self.send_response(206 if span is not None and self.server.ranges else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
@@ -134,6 +135,15 @@ def test_a_shard_that_stays_broken_is_reported_and_replaced(tmp_path, serve):
     (failure,) = streamed.crops.failures.items()
     assert failure[0] == "shard-00001-of-00004.parquet, group 0"
     assert re.match(r"cannot be fetched, 4 attempts \(ClientResponseError: 503", failure[1])
+
+
+@pytest.mark.parametrize("container", ["parquet", "webdataset"])
+def test_a_server_that_ignores_ranges_is_named_at_once(tmp_path, serve, container):
+    make_shards(tmp_path, [[3], [3], [3]], container)
+    server = serve(faults=0.0)
+    server.ranges = False
+    with pytest.raises(RangesError, match=r"cannot be streamed from: its server ignores requests for a part of a file"):
+        list(batches_of(server.url, retry=Retry()))
 
 
 def test_a_folder_that_is_not_there(tmp_path, serve):

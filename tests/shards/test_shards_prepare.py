@@ -253,6 +253,12 @@ def test_the_level_of_the_speaker_can_be_given(tmp_path, out):
     assert read_unreadable(out) == [("corpus/stray.wav", "its path names no speaker: it lacks a folder at level 2")]
 
 
+def test_where_every_file_is_left_out_there_are_no_shards(tree, out):
+    with pytest.raises(ValueError, match=r"every one of the \d+ files was left out.*lasts .*--restart"):
+        make(tree[0], out, min_duration=100.0)
+    assert not (out / "manifest.json").exists()
+
+
 def test_only_the_wanted_speakers(tree, out):
     manifest = make(tree[0], out, speakers=("id00001", "id00003", "id09999"))
     assert manifest.speakers == ["id00001", "id00003"]
@@ -285,7 +291,7 @@ def test_bad_files_are_listed_and_the_others_used(tree, out):
     reasons = dict(read_unreadable(out))
     assert manifest.unreadable == len(reasons) == 10
     for name, reason in (
-        ("id00000/v/empty.wav", "cannot be decoded"),
+        ("id00000/v/empty.wav", "is an empty file"),
         ("id00000/v/text.wav", "cannot be decoded"),
         ("id00001/v/short.wav", "lasts 0.05 s"),
         ("id00001/v/silent.flac", "no sound"),
