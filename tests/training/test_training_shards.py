@@ -54,12 +54,13 @@ def test_losses_are_those_of_the_files_in_the_same_order(tmp_path, run_words, sh
     train(from_shards(run_words, shards, tmp_path / "shards", **changes))
 
     @functools.wraps(GlobalBatchSampler)
-    def in_order_of_shards(samples, size, rank, ranks, steps, seed, epoch, start):
+    def in_order_of_shards(samples, size, rank, ranks, steps, seed, epoch, start, order):
+        assert order is None
         crops = building.SpeakerCrops(
             ShardUtterances(ShardReader(shards)), {f"s{i}": i for i in range(6)}, 8_000, seed, (1.0, 0.9)
         )
-        order = StreamedCrops(crops, size, epoch).order
-        indices = np.concatenate([order.samples(batch) for batch in range(order.batches)])
+        streamed = StreamedCrops(crops, size, epoch).order
+        indices = np.concatenate([streamed.samples(batch) for batch in range(streamed.batches)])
         return GlobalBatchSampler(samples, size, rank, ranks, steps, seed, epoch, start, indices)
 
     monkeypatch.setattr(building, "GlobalBatchSampler", in_order_of_shards)
