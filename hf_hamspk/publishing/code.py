@@ -1,6 +1,5 @@
 """The code that travels with a model: that of this package as it is now, whatever version saved the model."""
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def travelling_code(folder: Path) -> TravellingCode:
         changed.append(CONFIG_FILE)
     if changed:
         _check_loads(folder)
-    return TravellingCode(copy.deepcopy(saved) | naming, files, changed)
+    return TravellingCode(saved | naming, files, changed)
 
 
 def renew_code(folder: Path) -> list[str]:

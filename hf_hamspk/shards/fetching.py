@@ -94,9 +94,9 @@ class Fetcher:
             attempt += 1
             try:
                 return self._fetch_once(file, start, end)
-            # Every file system has its own errors for a lost connection or a busy server.
             except RangesError:
                 raise
+            # Every file system has its own errors for a lost connection or a busy server.
             except Exception as error:
                 if _hopeless(error):
                     raise AudioError(
