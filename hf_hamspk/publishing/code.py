@@ -74,6 +74,16 @@ def renew_code(folder: Path) -> list[str]:
     return code.changed
 
 
+def load_quietly(folder: Path, **arguments: Any) -> Any:
+    """`HamSpkModel.from_pretrained` without the report of transformers on the head, which is left out on purpose."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return HamSpkModel.from_pretrained(folder, **arguments)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def dump_config(config: Mapping[str, Any]) -> bytes:
     """A configuration as transformers writes it."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
@@ -89,16 +99,10 @@ def _check_loads(folder: Path) -> None:
         f"The code in {folder} is not that of the installed package, and the model does not load with the latter: "
         "install the version of the package that saved it, or another one that reads it."
     )
-    verbosity = logging.get_verbosity()
-    # transformers reports the head, which is left out on purpose.
-    logging.set_verbosity_error()
     try:
-        # The stubs do not know of the second result.
-        loaded: Any = HamSpkModel.from_pretrained(folder, calibrated=False, output_loading_info=True)
+        loaded = load_quietly(folder, calibrated=False, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{remedy} ({error})") from error
-    finally:
-        logging.set_verbosity(verbosity)
     absent = sorted(loaded[1]["missing_keys"])
     if absent:
         raise ValueError(f"{remedy} ({len(absent)} tensors are missing: {', '.join(absent[:3])})")

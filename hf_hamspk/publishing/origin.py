@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from transformers.utils import logging
-
-from ..modeling_hamspk import HamSpkModel
+from .code import load_quietly
 from .facts import EVALUATION_FILE, CardFacts
 from .tables import measured
 
@@ -18,15 +16,10 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
     evaluated = None if facts.evaluation is None else measured(facts.evaluation, "model").get("fingerprint")
     if evaluated is None and facts.verification is None and facts.cohort is None:
         return
-    # transformers reports the head, which is left out on purpose.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        fingerprint = HamSpkModel.from_pretrained(folder).fingerprint()
+        fingerprint = load_quietly(folder).fingerprint()
     except OSError as error:
         raise ValueError(f"The model in {folder} cannot be loaded: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     if evaluated not in (None, fingerprint):
         raise ValueError(
             f"{EVALUATION_FILE} was measured with other weights than those in {folder}: its numbers do not belong in "
