@@ -154,8 +154,9 @@ class ShardReader:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         start, end = _span(metadata.row_group(place))
         source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
-        # A checksum of the pages is checked where the file has one.
-        file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+        # A checksum of the pages is checked where the file has one. Nothing is read ahead: that is work of Arrow's own
+        # threads, of which a forked loader process has none, and may wait for them for ever.
+        file = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
         columns = self.manifest.columns
         speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")
         wanted = [name for name in (own, speaker, "key") if name in file.schema_arrow.names]

@@ -5,8 +5,11 @@ import json
 import pickle
 import random
 import re
+import threading
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_shards import RATE, encoded, make_shards, recording
 
@@ -50,6 +53,43 @@ def test_a_reader_travels_to_another_process(tmp_path, container):
     copy = pickle.loads(pickle.dumps(reader))
     assert copy.read(2).names == reader.read(2).names
     assert copy.fingerprint() == reader.fingerprint()
+
+
+@pytest.fixture
+def no_arrow_threads():
+    """Arrow's threads for reading, all of them busy until the test ends."""
+    sink, freed, before = io.BytesIO(), threading.Event(), pa.io_thread_count()
+    pq.write_table(pa.table({"number": [1]}), sink)
+
+    class Stuck(io.BytesIO):
+        def read(self, size=-1):
+            if threading.current_thread() is not busy and opened.is_set():
+                freed.wait()
+            return super().read(size)
+
+    def read():
+        file = pq.ParquetFile(pa.PythonFile(Stuck(sink.getvalue()), mode="r"), pre_buffer=True)
+        opened.set()
+        file.read_row_group(0)
+
+    opened, busy = threading.Event(), threading.Thread(target=read)
+    pa.set_io_thread_count(1)
+    busy.start()
+    opened.wait()
+    yield
+    freed.set()
+    busy.join()
+    pa.set_io_thread_count(before)
+
+
+def test_reading_needs_no_thread_of_arrow(tmp_path, container, no_arrow_threads):
+    """A forked process has none."""
+    make_shards(tmp_path, GROUPS, container)
+    found = []
+    reading_thread = threading.Thread(target=lambda: found.append(ShardReader(tmp_path).read(0)), daemon=True)
+    reading_thread.start()
+    reading_thread.join(timeout=20)
+    assert len(found) == 1
 
 
 def test_only_the_bytes_of_the_group_are_fetched(tmp_path, container, monkeypatch):
