@@ -320,8 +320,8 @@ def test_no_tensor_of_batch_by_speakers_by_size_is_made(head):
     embeddings.requires_grad_()
     with LargestTensor() as largest:
         module(embeddings, labels).loss.backward()
-    # A lifted vector has two columns more.
-    assert 64 * 500 <= largest.numel <= 500 * 194
+    # A lifted vector has two columns more, and its row in memory 16.
+    assert 64 * 500 <= largest.numel <= 500 * (192 + 16)
 
 
 @pytest.mark.parametrize("head", HEADS)
