@@ -6,8 +6,8 @@ With the logits `z` of impostors, those of the targets `t` and `S = sum exp z` o
 `log(1 + exp(log S - t))`. Its gradient is `q exp(z) / S` for an impostor and `-q` for the target, where
 `q = S / (S + exp t)` is the probability that the head gives to the impostors together; there is no cancellation.
 
-Logits are counted in bits here, `z / log 2`, because powers of 2 are faster than exponentials. Rows of matrices begin on
-a line of the cache (`new_rows`), where products are faster, too.
+Logits are counted in bits here, `z / log 2`, because powers of 2 are faster than exponentials. Rows of matrices begin
+on a line of the cache (`new_rows`), where products are faster, too.
 """
 
 from typing import Any
@@ -18,14 +18,16 @@ from torch import Tensor
 from .lifting import (
     BITS,
     HeadSettings,
+    PairDistance,
     Radial,
     curvature_gradient,
     fixed_shift,
     lift_centres,
     lift_embeddings,
     new_rows,
-    pair_similarity,
+    pair_distance,
     pull_back,
+    pull_back_pairs,
     radial_parts,
     target_similarity,
 )
@@ -56,7 +58,7 @@ class ClassBlocks:
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
         self.buffer: Tensor | None = None
-        self.target_grads: tuple[Tensor, ...] | None = None
+        self.pairs: PairDistance | None = None
         # Where the shift is the largest logit so far: that of each block, in bits.
         self.shifts: dict[int, Tensor] = {}
 
@@ -67,8 +69,8 @@ class ClassBlocks:
     ) -> Tensor:
         c = self.fixed_curvature if curvature is None else curvature.detach()
         self.places = self._places(labels, weight)
-        own_rows, batch = weight.detach()[self.local].to(x.dtype), x.shape[0]
-        pairs = torch.cat([x.detach(), own_rows])
+        own_rows, batch = weight.detach().index_select(0, self.local).to(x.dtype), x.shape[0]
+        pairs = torch.cat([x, own_rows])
         pair_radial, self.radial = radial_parts((pairs, self._taking_part(weight)), x.dtype, c, self.settings)
         self.x_radial = _part(pair_radial, slice(batch))
         if self.settings.kind == "hyperbolic" and curvature is None and pair_radial is not None:
@@ -93,18 +95,23 @@ class ClassBlocks:
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
         """Where each label is among the rows that take part, -1 for a speaker of another rank."""
-        first = 0 if self.shard is None else self.shard.first
-        self.own = (labels >= first) & (labels < first + weight.shape[0])
-        local = (labels - first).clamp(0, weight.shape[0] - 1)
-        self.local = local
-        places = local if self.chosen is None else torch.searchsorted(self.chosen, local)
-        return places.where(self.own, -1)
+        self.own, self.local = None, labels
+        if self.shard is not None:
+            local = labels - self.shard.first
+            self.own = (local >= 0) & (local < weight.shape[0])
+            self.local = local.clamp(0, weight.shape[0] - 1)
+        places = self.local if self.chosen is None else torch.searchsorted(self.chosen, self.local)
+        return self._of_own(places, -1)
+
+    def _of_own(self, values: Tensor, other: float) -> Tensor:
+        """`values` `(B,)`, and `other` for speakers of other ranks."""
+        return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
-        """The target of distances whose curvature is not learned, and its gradients, without a graph."""
-        factor = float(self._distance_scale()) / self.settings.scale
-        similarity, self.target_grads = pair_similarity(pairs, radial, factor, self.settings, self.needs_grad)
-        self._share_target(similarity)
+        """The target of distances whose curvature is not learned, without a graph."""
+        self.pairs = pair_distance(pairs, radial)
+        similarity = self.pairs.distance * (-self._distance_scale() / self.settings.scale)
+        self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
         """Keep the graph of the similarity to the own centre, with its margin: its inputs, and the similarity."""
@@ -121,7 +128,7 @@ class ClassBlocks:
         self._share_target(similarity)
 
     def _share_target(self, similarity: Tensor) -> None:
-        known = similarity.detach().where(self.own, 0.0)
+        known = self._of_own(similarity.detach(), 0.0)
         self.target_logit = self.settings.scale * sum_over_ranks(known, self.shard)
 
     def _taking_part(self, tensor: Tensor, span: slice = slice(None)) -> Tensor:
@@ -129,8 +136,8 @@ class ClassBlocks:
 
     def _spans(self, weight: Tensor) -> list[slice]:
         """The blocks, as slices of the rows that take part."""
-        count = weight.shape[0] if self.chosen is None else self.chosen.shape[0]
-        return [slice(start, min(start + self.block, count)) for start in range(0, count, self.block)]
+        self.count = weight.shape[0] if self.chosen is None else self.chosen.shape[0]
+        return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
     def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
         """Rows `(N, D)` of a block, and lifted `(N, A)`; the latter are good until the next call."""
@@ -146,11 +153,8 @@ class ClassBlocks:
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
         """Derivatives `(B, N)` of the logits of a block times their exponentials; the sums go on, unless `again`."""
         product = torch.mm(self.lifted, lifted.mT)
-        places = self.places - number * self.block
-        inside = ((places >= 0) & (places < lifted.shape[0]))[:, None]
-        index = places.clamp(0, lifted.shape[0] - 1)[:, None]
         if self.settings.kind == "hyperbolic":
-            _mark(product, index, inside, torch.inf)
+            self._mark(product, number, torch.inf)
             sinh = to_distance(product)
             distance = product.clone() if self.distance_sum is not None and not again else None
             logits = product.mul_(-BITS * self._distance_scale())
@@ -158,7 +162,7 @@ class ClassBlocks:
         else:
             sinh, distance, logits = None, None, product
             masked = self._hinge(logits)
-            _mark(logits, index, inside, -torch.inf)
+            self._mark(logits, number, -torch.inf)
         exponentials = self._exponentials(number, logits, again)
         if not again:
             self.total += exponentials.sum(1)
@@ -168,6 +172,17 @@ class ClassBlocks:
         if sinh is not None:
             return exponentials.div_(sinh)
         return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
+
+    def _mark(self, block: Tensor, number: int, value: float) -> None:
+        """Write `value` for the targets in block `number`, `(B, N)`."""
+        columns = block.shape[1]
+        if self.own is None and number == 0 and columns == self.count:
+            block.scatter_(1, self.places[:, None], value)
+            return
+        places = self.places - number * self.block
+        inside = ((places >= 0) & (places < columns))[:, None]
+        index = places.clamp(0, columns - 1)[:, None]
+        block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
         """`s f`: what a distance of the unit ball is multiplied by to be minus a logit."""
@@ -245,10 +260,11 @@ class ClassBlocks:
     def _target_gradient(self) -> list[Any]:
         """What the similarity to the own centre passes on: to embedding, row, bias and curvature."""
         # Another rank's targets were computed with some row of this one.
-        given = -self.settings.scale * self.wrong_grad.where(self.own, 0.0)
-        if self.target_grads is not None:
-            return [*(grad * given[:, None] for grad in self.target_grads), None, None]
+        given = self._of_own(self.wrong_grad, 0.0)
+        if self.pairs is not None:
+            return [*pull_back_pairs(given * self._distance_scale(), self.pairs), None, None]
         inputs, similarity = self.target
+        given = -self.settings.scale * given
         wanted = [tensor for tensor in inputs if tensor is not None]
         found = iter(torch.autograd.grad(similarity, wanted, given, retain_graph=True))
         return [None if tensor is None else next(found) for tensor in inputs]
@@ -256,11 +272,11 @@ class ClassBlocks:
     def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Gradient `(B, D)` by way of the impostors, and those of lengths and times `(B,)`."""
         size = x.shape[1]
-        lifted = self.grad * factor[:, None]
-        space = lifted[:, :size] * (-1.0 if self.settings.kind == "hyperbolic" else self.settings.scale)
+        sign_or_scale = -1.0 if self.settings.kind == "hyperbolic" else self.settings.scale
+        space = self.grad[:, :size] * (factor * sign_or_scale)[:, None]
         if self.x_radial is None:
             return space, (space, space)
-        time = lifted[:, size:].sum(1) if self.settings.kind == "hyperbolic" else torch.zeros_like(factor)
+        time = self.grad[:, size:].sum(1).mul_(factor if self.settings.kind == "hyperbolic" else 0.0)
         out = torch.empty_like(x)
         return out, (pull_back(space, time, x, self.x_radial, out), time)
 
@@ -272,15 +288,13 @@ class ClassBlocks:
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         size, spans = weight.shape[1], self._spans(weight)
-        length_grad, time_grad = (
-            factor.new_zeros(spans[-1].stop if self.distance_sum is not None else 0) for _ in "LT"
-        )
+        length_grad, time_grad = (factor if self.distance_sum is None else factor.new_zeros(self.count) for _ in "LT")
         if self.settings.kind != "hyperbolic":
             # The lifted embeddings make logits in bits.
             factor = factor / BITS
         batch, columns = self.lifted.shape
         weighted = torch.mul(self.lifted, factor[:, None], out=new_rows(batch, columns, factor))
-        buffer = new_rows(min(self.block, spans[-1].stop), columns, factor)
+        buffer = new_rows(min(self.block, self.count), columns, factor)
         for number, span in enumerate(spans):
             derivative = self.kept.pop(number, None)
             if derivative is None:
@@ -336,10 +350,7 @@ def to_distance(u: Tensor) -> Tensor:
     return sinh
 
 
-def _mark(block: Tensor, index: Tensor, inside: Tensor, value: float) -> None:
-    """Write `value` at column `index` `(B, 1)` of the rows of `block` `(B, N)` where `inside`."""
-    block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
-
-
 def _part(radial: Radial | None, span: slice) -> Radial | None:
-    return None if radial is None else Radial(*(part[span] for part in radial))
+    if radial is None or span == slice(0, len(radial.radius)):
+        return radial
+    return Radial(*(part[span] for part in radial))

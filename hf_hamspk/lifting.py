@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .margins import add_margin
-from .poincare import BallPoints, distance, distance_and_slopes, released_radius
+from .poincare import BallPoints, DistanceSlopes, distance, distance_and_slopes, released_radius
 from .scoring import SMALLEST_NORM, normalize, project, projection_slope, score
 
 # Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
@@ -102,25 +101,24 @@ def radial_parts(
     norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
     # Together: on few speakers the time is that of the calls.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
-    scales, slopes, times, time_slopes = (torch.zeros_like(radius) for _ in range(4))
-    result = Radial(scales, slopes, times, time_slopes, radius)
-    for scale, slope, time, time_slope, some in zip(*(part.split(RADIAL_ROWS) for part in result), strict=True):
-        if settings.kind == "cosine":
-            torch.div(normalize(some[:, None])[:, 0], some, out=scale)
-            # Below that norm a vector is only made longer, above it keeps its length.
-            torch.mul(scale, some < SMALLEST_NORM, out=slope)
-            continue
-        place = (settings.projection, 1.0 if curvature is None else curvature, settings.clip_radius)
-        position, conformal = (part[:, 0] for part in project(some[:, None], *place)[0])
-        ball_slope = projection_slope(some, conformal, *place)
-        # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
-        length = conformal * position
-        torch.div(length, some, out=scale)
-        torch.mul(length, position, out=time)
-        torch.mul(length * conformal, ball_slope, out=time_slope)
-        torch.mul(torch.addcmul(conformal, length, length), ball_slope, out=slope)
+    pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
+    result = pieces[0] if len(pieces) == 1 else Radial(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
     counts = [len(v) for v in vectors]
     return [Radial(*parts) for parts in zip(*(part.split(counts) for part in result), strict=True)]
+
+
+def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Radial:
+    if settings.kind == "cosine":
+        scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
+        # Below that norm a vector is only made longer, above it keeps its length.
+        return Radial(scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius)
+    place = (settings.projection, 1.0 if curvature is None else curvature, settings.clip_radius)
+    position, conformal = (part[:, 0] for part in project(radius[:, None], *place)[0])
+    ball_slope = projection_slope(radius, conformal, *place)
+    # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
+    length = conformal * position
+    slope = torch.addcmul(conformal, length, length).mul_(ball_slope)
+    return Radial(length / radius, slope, length * position, ball_slope.mul_(conformal).mul_(length), radius)
 
 
 def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
@@ -163,6 +161,8 @@ def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: 
 def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, out: Tensor) -> Tensor:
     """Gradient of vectors `(N, D)` from that of their lift, `grad` `(N, D)` and `time_grad` `(N,)`, into `out`.
 
+    `out` may be `grad`.
+
     Returns:
         `(N,)`, the gradient of their lengths `L`.
     """
@@ -182,34 +182,39 @@ def ball_parts(lift: Radial) -> Radial:
     return Radial(lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius)
 
 
-def pair_similarity(
-    pairs: Tensor, lift: Radial, factor: float, settings: HeadSettings, needs_grad: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Hyperbolic `target_similarity` with its margin, from radial parts that are known, and its two gradients `(B, D)`.
+class PairDistance(NamedTuple):
+    """Distances of embeddings to their own centres, and what backpropagation needs of them.
 
-    Args:
-        pairs: `(2 B, D)`: the embeddings, and after them the rows of their own centres.
-        lift: of them.
-        factor: of the distances of the unit ball.
-        settings: the head's; the margin is a number that is subtracted.
-        needs_grad: else there are no gradients.
-
-    Raises:
-        ValueError: the margin is an angle, which a distance has not.
+    Attributes:
+        distance: `(B,)`, of the unit ball.
+        slopes: see `DistanceSlopes`.
+        vectors: `(2 B, D)`, the embeddings, and after them the centres.
+        ball: the map of `vectors` into the ball, as `ball_parts` gives it.
     """
-    if settings.margin_kind == "angular":
-        raise ValueError("An angular margin is for cosines; a hyperbolic head takes an additive one.")
+
+    distance: Tensor
+    slopes: DistanceSlopes
+    vectors: Tensor
+    ball: Radial
+
+
+def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
+    """What `target_similarity` does for distances, of `vectors` `(2 B, D)` whose lift is known, and without a graph."""
     ball = ball_parts(lift)
-    positions, conformal = (pairs * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
+    positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
     x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
-    apart, by_position, *by_conformal = distance_and_slopes(x, y)
-    similarity = add_margin(apart * -factor, settings.margin_kind, settings.margin)
-    if not needs_grad:
-        return similarity, ()
-    by_position = torch.cat([by_position, -by_position]).mul_(-factor)
-    out = torch.empty_like(pairs)
-    pull_back(by_position, torch.cat(by_conformal).mul_(-factor), pairs, ball, out)
-    return similarity, out.chunk(2)
+    return PairDistance(*distance_and_slopes(x, y), vectors, ball)
+
+
+def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
+    """Gradients of embeddings and centres, `(B, D)` each, from that of their distances, `(B,)`."""
+    slopes, batch = pairs.slopes, given.shape[0]
+    grad = torch.empty_like(pairs.vectors)
+    torch.mul(slopes.apart, (given * slopes.by_position)[:, None], out=grad[:batch])
+    torch.neg(grad[:batch], out=grad[batch:])
+    by_conformal = torch.cat([given * slopes.by_x_conformal, given * slopes.by_y_conformal])
+    pull_back(grad, by_conformal, pairs.vectors, pairs.ball, grad)
+    return grad.chunk(2)
 
 
 def curvature_gradient(

@@ -63,9 +63,7 @@ def released_radius(c: float) -> float:
 
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
     """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
-    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    outside = norm > radius
-    return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
+    return v * (radius / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(radius))
 
 
 def project_released(v: Tensor, c: float) -> BallPoints:
@@ -99,14 +97,17 @@ class _Arcosh1p(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u: Tensor) -> Tensor:
-        sinh = (u * (u + 2)).sqrt()
         ctx.save_for_backward(u)
-        return torch.log1p(u + sinh)
+        return _arcosh1p_value(u)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
         return grad_outputs[0] * _arcosh1p_slope(u)
+
+
+def _arcosh1p_value(u: Tensor) -> Tensor:
+    return torch.log1p(u + (u * (u + 2)).sqrt())
 
 
 def _arcosh1p_slope(u: Tensor) -> Tensor:
@@ -124,28 +125,39 @@ def distance(x: BallPoints, y: BallPoints) -> Tensor:
 
     Where two points coincide the distance is 0 and so is its gradient (a subgradient).
     """
-    return arcosh1p(_cosh_less_1(x.position - y.position, x.conformal.squeeze(-1), y.conformal.squeeze(-1)))
-
-
-def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`distance` `(...)` and what backpropagation would make of it, without a graph.
-
-    Returns:
-        The distance, and its derivatives by the position of `x` `(..., D)`, of which that by the position of `y` is the
-        opposite, and by the conformal factors of `x` and `y`, `(...)` each.
-    """
-    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
     apart = x.position - y.position
-    u = _cosh_less_1(apart, x_conformal, y_conformal)
+    return arcosh1p(_cosh_less_1(apart, x.conformal.squeeze(-1) * y.conformal.squeeze(-1)))
+
+
+class DistanceSlopes(NamedTuple):
+    """What backpropagation needs of some distances.
+
+    Attributes:
+        apart: difference of the positions of `x` and `y`, `(..., D)`.
+        by_position: times `apart`, the derivative by the position of `x`; that by `y`'s is the opposite. `(...)`.
+        by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
+    """
+
+    apart: Tensor
+    by_position: Tensor
+    by_x_conformal: Tensor
+    by_y_conformal: Tensor
+
+
+def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
+    """`distance` `(...)`, and its derivatives without a graph."""
+    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
+    apart, conformal = x.position - y.position, x_conformal * y_conformal
+    u = _cosh_less_1(apart, conformal)
     slope = _arcosh1p_slope(u)
-    by_position = apart * (slope * x_conformal * y_conformal).unsqueeze(-1)
     by_logarithm = slope * u
-    return arcosh1p(u), by_position, by_logarithm / x_conformal, by_logarithm / y_conformal
+    slopes = DistanceSlopes(apart, slope * conformal, by_logarithm / x_conformal, by_logarithm / y_conformal)
+    return _arcosh1p_value(u), slopes
 
 
-def _cosh_less_1(apart: Tensor, x_conformal: Tensor, y_conformal: Tensor) -> Tensor:
-    """`(...)`, of the difference of two positions `(..., D)` and their conformal factors `(...)`."""
-    return 0.5 * x_conformal * y_conformal * apart.square().sum(-1)
+def _cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
+    """`(...)`, of the difference of two positions `(..., D)` and the product of their conformal factors `(...)`."""
+    return 0.5 * conformal * apart.square().sum(-1)
 
 
 def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:

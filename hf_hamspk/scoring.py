@@ -48,9 +48,9 @@ def projection_slope(
         projection, curvature, clip_radius: as in `project`.
     """
     if projection == "released":
-        return (radius <= released_radius(float(curvature))).to(radius.dtype)
+        return (radius < released_radius(float(curvature))).to(radius.dtype)
     # The point has the norm tanh(sqrt(c) r), and 1 - tanh^2 = 2 / conformal.
-    return (2 * curvature**0.5) / conformal * (radius <= clip_radius)
+    return (2 * curvature**0.5) / conformal * (radius < clip_radius)
 
 
 def score(

@@ -257,8 +257,13 @@ def test_slopes_of_the_distance_are_those_of_backpropagation(variant, c, dtype):
             other[-2:] = mine[-2:]
         parts[2][-2] += 1e-6
     x, y = BallPoints(*parts[:2]), BallPoints(*parts[2:])
-    found, by_position, by_x, by_y = distance_and_slopes(x, y)
+    found, slopes = distance_and_slopes(x, y)
+    by_position = slopes.apart * slopes.by_position[:, None]
     expected = torch.autograd.grad(distance(x, y).sum(), parts)
     torch.testing.assert_close(found, distance(x, y), rtol=0, atol=0)
-    for mine, theirs in zip((by_position, by_x, -by_position, by_y), (*expected[:2], *expected[2:]), strict=True):
+    for mine, theirs in zip(
+        (by_position, slopes.by_x_conformal, -by_position, slopes.by_y_conformal),
+        (*expected[:2], *expected[2:]),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, theirs.reshape(mine.shape), rtol=1e-5, atol=1e-6)
