@@ -57,7 +57,8 @@ class ClassBlocks:
         self.kept_bytes = kept_bytes
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
-        self.buffer: Tensor | None = None
+        # Memory that each block uses again.
+        self.scratch: dict[str, Tensor] = {}
         self.pairs: PairDistance | None = None
         # Where the shift is the largest logit so far: that of each block, in bits.
         self.shifts: dict[int, Tensor] = {}
@@ -80,7 +81,7 @@ class ClassBlocks:
         self.lifted = lift_embeddings(x, self.x_radial, 0.0 if self.shift is None else self.shift, self.settings)
         entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
         self.block = max(SMALLEST_BLOCK, entries // max(batch, 1))
-        keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
+        self.keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
         self.total, self.grad = x.new_zeros(batch), new_rows(batch, self.lifted.shape[1], x).zero_()
         self.distance_sum = None if curvature is None else x.new_zeros(batch)
         self.running = self.target_logit * BITS if self.shift is None else None
@@ -89,7 +90,7 @@ class ClassBlocks:
             derivative = self._derivative(number, lifted)
             if self.needs_grad:
                 self.grad.addmm_(derivative, lifted)
-            if number < keep:
+            if number < self.keep:
                 self.kept[number] = derivative
         return self._losses()
 
@@ -140,22 +141,35 @@ class ClassBlocks:
         return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
     def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
-        """Rows `(N, D)` of a block, and lifted `(N, A)`; the latter are good until the next call."""
+        """Rows `(N, D)` of a block, and lifted `(N, A)`; the latter are good until others are written there."""
         dtype = self.lifted.dtype
         rows = self._taking_part(weight, span).to(dtype)
         block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
-        if self.buffer is None:
-            self.buffer = new_rows(rows.shape[0], self.lifted.shape[1], rows)
-        lifted = self.buffer[: rows.shape[0]]
+        lifted = self._lifted_scratch(rows.shape[0])
         lift_centres(rows, block_bias, _part(self.radial, span), lifted)
         return rows, lifted
 
+    def _lifted_scratch(self, count: int) -> Tensor:
+        """`(count, A)`, for the lifted centres of a block or their gradient."""
+        if "lifted" not in self.scratch:
+            self.scratch["lifted"] = new_rows(min(self.block, self.count), self.lifted.shape[1], self.lifted)
+        return self.scratch["lifted"][:count]
+
+    def _block_scratch(self, name: str, columns: int) -> Tensor:
+        """`(B, columns)`."""
+        batch = self.lifted.shape[0]
+        if name not in self.scratch:
+            self.scratch[name] = self.lifted.new_empty(batch * min(self.block, self.count))
+        return self.scratch[name][: batch * columns].view(batch, columns)
+
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
         """Derivatives `(B, N)` of the logits of a block times their exponentials; the sums go on, unless `again`."""
-        product = torch.mm(self.lifted, lifted.mT)
+        columns = lifted.shape[0]
+        is_kept = number < self.keep and not again
+        product = torch.mm(self.lifted, lifted.mT, out=None if is_kept else self._block_scratch("product", columns))
         if self.settings.kind == "hyperbolic":
             self._mark(product, number, torch.inf)
-            sinh = to_distance(product)
+            sinh = to_distance(product, self._block_scratch("sinh", columns))
             distance = product.clone() if self.distance_sum is not None and not again else None
             logits = product.mul_(-BITS * self._distance_scale())
             masked = None
@@ -294,7 +308,6 @@ class ClassBlocks:
             factor = factor / BITS
         batch, columns = self.lifted.shape
         weighted = torch.mul(self.lifted, factor[:, None], out=new_rows(batch, columns, factor))
-        buffer = new_rows(min(self.block, self.count), columns, factor)
         for number, span in enumerate(spans):
             derivative = self.kept.pop(number, None)
             if derivative is None:
@@ -302,7 +315,7 @@ class ClassBlocks:
             given = weighted
             if self.running is not None:
                 given = weighted * (self.shifts[number] - self.running).exp2_()[:, None]
-            lifted_grad = torch.mm(derivative.mT, given, out=buffer[: derivative.shape[1]])
+            lifted_grad = torch.mm(derivative.mT, given, out=self._lifted_scratch(derivative.shape[1]))
             rows = self._taking_part(weight, span).to(factor.dtype)
             out = grad_weight[span] if direct else torch.empty_like(rows)
             radial = _part(self.radial, span)
@@ -337,14 +350,14 @@ class ClassBlocks:
         return torch.autograd.grad(factor, c, given)[0]
 
 
-def to_distance(u: Tensor) -> Tensor:
-    """Turn `u = cosh d - 1` into `d`, in place; returns `sinh d / sqrt(2)`. Any shape.
+def to_distance(u: Tensor, out: Tensor) -> Tensor:
+    """Turn `u = cosh d - 1` into `d`, in place; returns `sinh d / sqrt(2)`, written into `out`. Any shape.
 
     Below the rounding of `u` its direction is noise: the floor, that of `poincare.arcosh1p`, bounds the derivative.
     """
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)
-    sinh = torch.addcmul(u, u, u, value=0.5).sqrt_()
+    sinh = torch.addcmul(u, u, u, value=0.5, out=out).sqrt_()
     # Faster than log1p. It rounds the distance by an ulp of 1, a logit by no more than others are.
     u.add_(sinh, alpha=ROOT_OF_TWO).add_(1).log_()
     return sinh
