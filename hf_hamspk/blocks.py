@@ -73,7 +73,7 @@ class ClassBlocks:
         own_rows, batch = weight.detach().index_select(0, self.local).to(x.dtype), x.shape[0]
         pairs = torch.cat([x, own_rows])
         pair_radial, self.radial = radial_parts((pairs, self._taking_part(weight)), x.dtype, c, self.settings)
-        self.x_radial = _part(pair_radial, slice(batch))
+        self.x_radial = _part(pair_radial, slice(0, batch))
         if self.settings.kind == "hyperbolic" and curvature is None and pair_radial is not None:
             self._fixed_target(pairs, pair_radial)
         else:
@@ -364,6 +364,4 @@ def to_distance(u: Tensor, out: Tensor) -> Tensor:
 
 
 def _part(radial: Radial | None, span: slice) -> Radial | None:
-    if radial is None or span == slice(0, len(radial.radius)):
-        return radial
-    return Radial(*(part[span] for part in radial))
+    return None if radial is None else radial[span]

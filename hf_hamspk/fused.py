@@ -22,7 +22,7 @@ References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres); 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,7 +81,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
     before = backend.fp32_precision
     try:
         backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        # On few speakers entering it would be felt.
+        autocast = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
             yield
     finally:
         backend.fp32_precision = before

@@ -53,14 +53,19 @@ class HeadSettings(NamedTuple):
     clip_radius: float = 1.0
 
 
-class Radial(NamedTuple):
-    """The radial part of the lift of some vectors, `(N,)` each: `L/r`, `L'`, `T`, `T'` and `r`."""
+class Radial:
+    """The radial part of the lift of some vectors, `(N,)` each: `L/r`, `L'`, `T`, `T'` and `r`.
 
-    scale: Tensor
-    slope: Tensor
-    time: Tensor
-    time_slope: Tensor
-    radius: Tensor
+    Args:
+        parts: these five, `(5, N)`; one tensor, because a slice of it then costs one call.
+    """
+
+    def __init__(self, parts: Tensor):
+        self.parts = parts
+        self.scale, self.slope, self.time, self.time_slope, self.radius = parts.unbind()
+
+    def __getitem__(self, span: slice) -> "Radial":
+        return self if span == slice(0, self.parts.shape[1]) else Radial(self.parts[:, span])
 
 
 def target_similarity(
@@ -102,23 +107,24 @@ def radial_parts(
     # Together: on few speakers the time is that of the calls.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
-    result = pieces[0] if len(pieces) == 1 else Radial(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
-    counts = [len(v) for v in vectors]
-    return [Radial(*parts) for parts in zip(*(part.split(counts) for part in result), strict=True)]
+    parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    return [Radial(some) for some in parts.split([len(v) for v in vectors], dim=1)]
 
 
-def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Radial:
+def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Tensor:
+    """The parts of a `Radial`, `(5, N)`."""
     if settings.kind == "cosine":
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
         # Below that norm a vector is only made longer, above it keeps its length.
-        return Radial(scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius)
+        return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
     place = (settings.projection, 1.0 if curvature is None else curvature, settings.clip_radius)
     position, conformal = (part[:, 0] for part in project(radius[:, None], *place)[0])
     ball_slope = projection_slope(radius, conformal, *place)
     # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
     length = conformal * position
     slope = torch.addcmul(conformal, length, length).mul_(ball_slope)
-    return Radial(length / radius, slope, length * position, ball_slope.mul_(conformal).mul_(length), radius)
+    time_slope = ball_slope.mul_(conformal).mul_(length)
+    return torch.stack([length / radius, slope, length * position, time_slope, radius])
 
 
 def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
@@ -166,10 +172,9 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
     Returns:
         `(N,)`, the gradient of their lengths `L`.
     """
-    scale, slope, _, time_slope, radius = radial
-    length_grad = (grad * vectors).sum(1).div_(radius)
-    along = ((slope - scale) * length_grad).addcmul_(time_slope, time_grad).div_(radius)
-    torch.mul(grad, scale[:, None], out=out)
+    length_grad = (grad * vectors).sum(1).div_(radial.radius)
+    along = (radial.slope - radial.scale).mul_(length_grad).addcmul_(radial.time_slope, time_grad).div_(radial.radius)
+    torch.mul(grad, radial.scale[:, None], out=out)
     out.addcmul_(vectors, along[:, None])
     return length_grad
 
@@ -179,7 +184,7 @@ def ball_parts(lift: Radial) -> Radial:
     # T = lambda p^2 = lambda - 2, L = lambda p, and L' = (lambda + L^2) p'.
     conformal = lift.time + 2
     slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
-    return Radial(lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius)
+    return Radial(torch.stack([lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius]))
 
 
 class PairDistance(NamedTuple):
