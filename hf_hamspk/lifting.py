@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .poincare import BallPoints, DistanceSlopes, distance, distance_and_slopes, released_radius
-from .scoring import SMALLEST_NORM, normalize, project, projection_slope, score
+from .scoring import SMALLEST_NORM, normalize, project, project_norm, score
 
 # Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
 SMALLEST_RADIUS = 1e-15
@@ -92,9 +92,8 @@ def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: Head
     if settings.kind == "cosine":
         return normalize(radius[:, None])[:, 0], torch.zeros_like(radius)
     c = 1.0 if curvature is None else curvature
-    point, _ = project(radius[:, None], settings.projection, c, settings.clip_radius)
-    length = (point.conformal * point.position)[:, 0]
-    return length, length * point.position[:, 0]
+    position, conformal, _ = project_norm(radius, settings.projection, c, settings.clip_radius)
+    return conformal * position, conformal * position.square()
 
 
 def radial_parts(
@@ -117,9 +116,8 @@ def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: Hea
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
         # Below that norm a vector is only made longer, above it keeps its length.
         return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
-    place = (settings.projection, 1.0 if curvature is None else curvature, settings.clip_radius)
-    position, conformal = (part[:, 0] for part in project(radius[:, None], *place)[0])
-    ball_slope = projection_slope(radius, conformal, *place)
+    c = 1.0 if curvature is None else curvature
+    position, conformal, ball_slope = project_norm(radius, settings.projection, c, settings.clip_radius)
     # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
     length = conformal * position
     slope = torch.addcmul(conformal, length, length).mul_(ball_slope)

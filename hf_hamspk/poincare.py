@@ -69,7 +69,12 @@ def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
 def project_released(v: Tensor, c: float) -> BallPoints:
     """Clip `v` `(..., D)` to the released radius of `c`: a hard Euclidean clip, no exponential map."""
     position = clip_norm(v, released_radius(c))
-    return BallPoints(position, 2 / (1 - position.square().sum(-1, keepdim=True)))
+    return BallPoints(position, conformal_factor(position.square().sum(-1, keepdim=True)))
+
+
+def conformal_factor(square: Tensor) -> Tensor:
+    """`2 / (1 - square)`, of the squared norm of a point, any shape."""
+    return 2 / (1 - square)
 
 
 def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> BallPoints:
@@ -85,11 +90,16 @@ def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> Ba
         The points scaled by `sqrt(c)`, that is, in the unit ball.
     """
     v = clip_norm(v, clip_radius)
-    root_c = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
     # The smallest normal number keeps v/|v| finite at the origin; clamped, it passes no gradient there.
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
-    argument = root_c * norm
-    return BallPoints(v * (torch.tanh(argument) / norm), 2 * torch.cosh(argument).square())
+    position, conformal = curved_norm(norm, c)
+    return BallPoints(v * (position / norm), conformal)
+
+
+def curved_norm(norm: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Norm and conformal factor, any shape, of the points that `project_curved` makes of features of norm `norm`."""
+    argument = (c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)) * norm
+    return torch.tanh(argument), 2 * torch.cosh(argument).square()
 
 
 class _Arcosh1p(torch.autograd.Function):

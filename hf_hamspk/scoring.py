@@ -6,7 +6,16 @@ Letters: `B` enrolment embeddings, `K` test embeddings, `D` embedding size.
 import torch
 from torch import Tensor
 
-from .poincare import BallPoints, distance, pairwise_distance, project_curved, project_released, released_radius
+from .poincare import (
+    BallPoints,
+    conformal_factor,
+    curved_norm,
+    distance,
+    pairwise_distance,
+    project_curved,
+    project_released,
+    released_radius,
+)
 from .pooling import at_least_float32
 
 # Below this norm an embedding has no direction: its cosine fades to 0, and the gradient stays below the inverse, 1e6.
@@ -37,20 +46,25 @@ def project(
     return project_curved(embeddings, curvature, clip_radius), curvature**-0.5
 
 
-def projection_slope(
-    radius: Tensor, conformal: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
-) -> Tensor:
-    """Derivative of the norm of `project`'s point by the norm of the feature, of any shape.
+def project_norm(
+    radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `project` does to the norms of features, of any shape.
 
     Args:
-        radius: norm of the feature.
-        conformal: of the point.
+        radius: norms.
         projection, curvature, clip_radius: as in `project`.
+
+    Returns:
+        The norms of the points, their conformal factors, and the derivative of the norm by that of the feature.
     """
     if projection == "released":
-        return (radius < released_radius(float(curvature))).to(radius.dtype)
-    # The point has the norm tanh(sqrt(c) r), and 1 - tanh^2 = 2 / conformal.
-    return (2 * curvature**0.5) / conformal * (radius < clip_radius)
+        largest = released_radius(float(curvature))
+        position = radius.clamp_max(largest)
+        return position, conformal_factor(position.square()), (radius < largest).to(radius.dtype)
+    position, conformal = curved_norm(radius.clamp_max(clip_radius), curvature)
+    # 1 - tanh^2 = 2 / conformal.
+    return position, conformal, (2 * curvature**0.5) / conformal * (radius < clip_radius)
 
 
 def score(

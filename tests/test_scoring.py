@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_hamspk.poincare import released_radius
-from hf_hamspk.scoring import normalize, project, projection_slope, score, score_matrix
+from hf_hamspk.scoring import normalize, project, project_norm, score, score_matrix
 
 WAYS = [
     ("cosine", "released", 3.0, 1.0),
@@ -92,8 +92,11 @@ def test_normalize():
 
 
 @pytest.mark.parametrize("place", [way[1:] for way in WAYS[1:]], ids=str)
-def test_the_slope_of_the_projection_is_that_of_backpropagation(place):
+def test_the_norms_of_the_projection_and_its_slope(place):
     radius = torch.tensor([1e-12, 1e-3, 0.3, 0.9, 1.5, 40.0], dtype=torch.float64, requires_grad=True)
     point, _ = project(radius[:, None], *place)
     (expected,) = torch.autograd.grad(point.position.sum(), radius)
-    torch.testing.assert_close(projection_slope(radius, point.conformal[:, 0], *place), expected)
+    position, conformal, slope = project_norm(radius, *place)
+    torch.testing.assert_close(position, point.position[:, 0])
+    torch.testing.assert_close(conformal, point.conformal[:, 0])
+    torch.testing.assert_close(slope, expected)
