@@ -11,7 +11,6 @@ machine that others use, `--threads 1 --clock processor` counts processor time i
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,10 +83,12 @@ def peak_megabytes(name: str, batch: int) -> float:
 
 
 def child(arguments) -> None:
+    # Libraries that load and threads that start are not the step's.
+    steps(arguments, 2)[arguments.child]()
     step = steps(arguments, arguments.child_batch)[arguments.child]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = rivals.forget_peak()
     step()
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MEGABYTE))
+    print(json.dumps((rivals.memory_of("VmHWM") - before) / MEGABYTE))
 
 
 def main() -> None:

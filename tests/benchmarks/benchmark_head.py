@@ -10,7 +10,6 @@ a fresh process, beyond what it holds before the step.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import statistics
@@ -143,20 +142,6 @@ def time_part(arguments: argparse.Namespace) -> dict:
 # --- memory, of a fresh process
 
 
-def forget_peak() -> int:
-    """Give freed memory back, start the peak anew, and return what this process holds now, in bytes (Linux)."""
-    ctypes.CDLL(None).malloc_trim(0)
-    # See proc(5): 5 resets the peak resident set size.
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_of("VmRSS")
-
-
-def memory_of(name: str) -> int:
-    """`VmRSS` or `VmHWM` of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
-
-
 def measure_step(name: str, speakers: int, batch: int) -> None:
     """Print the peak of one training step beyond what was held before, less the gradient of the centres, as JSON."""
     small = make_head("am" if name == "AM eager" else "ham", 100)
@@ -171,11 +156,11 @@ def measure_step(name: str, speakers: int, batch: int) -> None:
     # Libraries that load and threads that start are not the step's.
     loss(small, torch.randn(4, DIMENSION, requires_grad=True), torch.arange(4)).backward()
     x, y = torch.randn(batch, DIMENSION, requires_grad=True), torch.randint(speakers, (batch,))
-    before, start = forget_peak(), time.perf_counter()
+    before, start = rivals.forget_peak(), time.perf_counter()
     value = loss(head, x, y)
     value.backward()
     seconds = time.perf_counter() - start
-    peak = memory_of("VmHWM")
+    peak = rivals.memory_of("VmHWM")
     gradient = centres.numel() * centres.element_size()
     torch.optim.SGD([centres], 0.1).step()
     finite = bool(torch.isfinite(centres).all())

@@ -1,5 +1,6 @@
 """The encoders that benchmarks measure against, and how a contest is run: in turns, in one process, one allocator."""
 
+import ctypes
 import importlib
 import json
 import os
@@ -141,6 +142,20 @@ def write_json(path: Path | None, benchmark: str, content: dict) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"benchmark": benchmark, **content}, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_peak() -> int:
+    """Give freed memory back, start the peak anew, and return what this process holds now, in bytes (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)
+    # See proc(5): 5 resets the peak resident set size.
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_of("VmRSS")
+
+
+def memory_of(name: str) -> int:
+    """`VmRSS` or `VmHWM` of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def plot(path: Path, title: str, x_label: str, y_label: str, curves: dict[str, dict[float, float]]) -> None:
