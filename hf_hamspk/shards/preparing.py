@@ -7,6 +7,7 @@ Memory does not grow with the corpus but for its table (some 150 bytes for each 
 file): a worker holds one row group and one decoded file.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -95,13 +96,28 @@ def prepare(
         _tidy(folder)
         todo = [index for index in range(plan.shards) if load_record(folder, index) is None]
         done = sum(_size(plan, index) for index in range(plan.shards)) - sum(_size(plan, index) for index in todo)
-        with tqdm(
-            total=len(plan.table), initial=done, desc="preparing", unit="utt", smoothing=0.05, disable=not progress
-        ) as bar:
+        with (
+            tqdm(
+                total=len(plan.table), initial=done, desc="preparing", unit="utt", smoothing=0.05, disable=not progress
+            ) as bar,
+            _advice_where_full(output),
+        ):
             run_workers(plan, output, folder, todo, processes, bar)
         manifest = _finish(plan, output)
         _remove_progress(output)
     return manifest
+
+
+@contextmanager
+def _advice_where_full(output: Path) -> Iterator[None]:
+    """Say what to do where there is no room for the shards."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = "shards that are whole stay, so make room and give the same command again, or begin anew with Opus"
+        raise OSError(error.errno, f"{os.strerror(error.errno)} ({advice})", str(output)) from error
 
 
 def _size(plan: Plan, index: int) -> int:

@@ -1,5 +1,6 @@
 """`prepare`: sources to shards, whole or absent, the same whatever came between."""
 
+import errno
 import io
 import json
 import os
@@ -375,6 +376,22 @@ def test_a_shard_that_is_there_is_not_made_again(tree, out, monkeypatch):
     before = first.stat().st_mtime_ns, first.stat().st_ino
     make(root, out, shards=3)
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == before
+    same(waveforms(out), made)
+
+
+def test_a_full_disk_says_what_to_do(tree, out, monkeypatch):
+    root, made = tree
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr(making.ShardWriter, "finish", full)
+        context.setattr(making.ParquetShard, "finish", full)
+        with pytest.raises(OSError, match="shards that are whole stay, so make room") as caught:
+            make(root, out, shards=3)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(out)
+    make(root, out, shards=3)
     same(waveforms(out), made)
 
 
