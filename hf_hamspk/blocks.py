@@ -6,8 +6,8 @@ With the logits `z` of impostors, those of the targets `t` and `S = sum exp z` o
 `log(1 + exp(log S - t))`. Its gradient is `q exp(z) / S` for an impostor and `-q` for the target, where
 `q = S / (S + exp t)` is the probability that the head gives to the impostors together; there is no cancellation.
 
-Logits are counted in bits here, `z / log 2`, because powers of 2 are faster than exponentials. Rows of matrices begin
-on a line of the cache (`new_rows`), where products are faster, too.
+Logits of blocks are counted in bits, `z / log 2`, because powers of 2 are faster than exponentials. Rows of lifted
+vectors and of their gradients begin on a line of the cache (`new_rows`), where products are faster, too.
 """
 
 from typing import Any
@@ -55,13 +55,14 @@ class ClassBlocks:
     ):
         self.settings, self.fixed_curvature, self.chosen, self.shard = settings, curvature, chosen, shard
         self.kept_bytes = kept_bytes
+        # What is taken off every logit; None where it is the largest of its row so far, then `running`, in bits.
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
         # Memory that each block uses again.
         self.scratch: dict[str, Tensor] = {}
         self.pairs: PairDistance | None = None
-        # Where the shift is the largest logit so far: that of each block, in bits.
-        self.shifts: dict[int, Tensor] = {}
+        # `running` as it was at each block.
+        self.running_at: dict[int, Tensor] = {}
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ class ClassBlocks:
                 self.grad.addmm_(derivative, lifted)
             if number < self.keep:
                 self.kept[number] = derivative
+        self.scratch.clear()
         return self._losses()
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
@@ -109,7 +111,13 @@ class ClassBlocks:
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
-        """The target of distances whose curvature is not learned, without a graph."""
+        """The target of distances whose curvature is not learned, without a graph.
+
+        Raises:
+            ValueError: the margin is an angle, which a distance has not.
+        """
+        if self.settings.margin_kind == "angular":
+            raise ValueError("An angular margin is for cosines; a hyperbolic head takes an additive one.")
         self.pairs = pair_distance(pairs, radial)
         similarity = self.pairs.distance * (-self._distance_scale() / self.settings.scale)
         self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
@@ -221,23 +229,23 @@ class ClassBlocks:
             return logits.exp2_()
         if not again:
             largest = torch.maximum(self.running, logits.amax(1))
-            shrink = (self.running - largest).exp2_()
-            self.total *= shrink
-            self.grad *= shrink[:, None]
-            if self.distance_sum is not None:
-                self.distance_sum *= shrink
-            self.running = self.shifts[number] = largest
-        return logits.sub_(self.shifts[number][:, None]).exp2_()
+            self._shrink(self.running, largest)
+            self.running = self.running_at[number] = largest
+        return logits.sub_(self.running_at[number][:, None]).exp2_()
+
+    def _shrink(self, shift: Tensor, larger: Tensor) -> None:
+        """Bring the sums from one shift, in bits, to a larger one."""
+        factor = (shift - larger).exp2_()
+        self.total *= factor
+        self.grad *= factor[:, None]
+        if self.distance_sum is not None:
+            self.distance_sum *= factor
 
     def _losses(self) -> Tensor:
         shift: float | Tensor = 0.0 if self.shift is None else self.shift
         if self.running is not None:
             largest = largest_over_ranks(self.running.clone(), self.shard)
-            shrink = (self.running - largest).exp2_()
-            self.total *= shrink
-            self.grad *= shrink[:, None]
-            if self.distance_sum is not None:
-                self.distance_sum *= shrink
+            self._shrink(self.running, largest)
             self.running, shift = largest, largest / BITS
         total = sum_over_ranks(self.total, self.shard)
         # The logarithm of the odds of an impostor. Without impostors it is minus infinity, and the loss 0.
@@ -258,6 +266,7 @@ class ClassBlocks:
             factor = factor * (self._distance_scale() * -(ROOT_OF_TWO**-1))
         grad_x, x_parts = self._embeddings_gradient(factor, x)
         grad_weight, grad_bias, parts = self._centres_gradient(factor, weight, bias)
+        self.scratch.clear()
         target_x, target_rows, target_bias, target_c = self._target_gradient()
         grad_x.add_(target_x)
         grad_weight.index_add_(0, self.local, target_rows.to(grad_weight.dtype))
@@ -267,8 +276,8 @@ class ClassBlocks:
             return grad_x, grad_weight, grad_bias, None
         grad_c = self._scale_gradient(curvature) + target_c
         for radial, given in ((self.x_radial, x_parts), (self.radial, parts)):
-            if radial is not None:
-                grad_c = grad_c + curvature_gradient(radial, *given, curvature, self.settings)
+            if radial is not None and given is not None:
+                grad_c = grad_c + curvature_gradient(radial, given[0], given[1], curvature, self.settings)
         return grad_x, grad_weight, grad_bias, sum_over_ranks(grad_c, self.shard)
 
     def _target_gradient(self) -> list[Any]:
@@ -286,8 +295,9 @@ class ClassBlocks:
     def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Gradient `(B, D)` by way of the impostors, and those of lengths and times `(B,)`."""
         size = x.shape[1]
-        sign_or_scale = -1.0 if self.settings.kind == "hyperbolic" else self.settings.scale
-        space = self.grad[:, :size] * (factor * sign_or_scale)[:, None]
+        # The space part of a lifted embedding is minus `X`, or the scaled direction.
+        space_scale = -1.0 if self.settings.kind == "hyperbolic" else self.settings.scale
+        space = self.grad[:, :size] * (factor * space_scale)[:, None]
         if self.x_radial is None:
             return space, (space, space)
         time = self.grad[:, size:].sum(1).mul_(factor if self.settings.kind == "hyperbolic" else 0.0)
@@ -296,13 +306,14 @@ class ClassBlocks:
 
     def _centres_gradient(
         self, factor: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """Gradients of centres and bias by way of the impostors, and those of lengths and times `(N,)`."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of centres and bias by way of the impostors, and, where a curvature is learned, those of lengths
+        and times `(2, N)`."""
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         size, spans = weight.shape[1], self._spans(weight)
-        length_grad, time_grad = (factor if self.distance_sum is None else factor.new_zeros(self.count) for _ in "LT")
+        parts = None if self.distance_sum is None else factor.new_zeros(2, self.count)
         if self.settings.kind != "hyperbolic":
             # The lifted embeddings make logits in bits.
             factor = factor / BITS
@@ -314,7 +325,7 @@ class ClassBlocks:
                 derivative = self._derivative(number, self._lift(weight, bias, span)[1], again=True)
             given = weighted
             if self.running is not None:
-                given = weighted * (self.shifts[number] - self.running).exp2_()[:, None]
+                given = weighted * (self.running_at[number] - self.running).exp2_()[:, None]
             lifted_grad = torch.mm(derivative.mT, given, out=self._lifted_scratch(derivative.shape[1]))
             rows = self._taking_part(weight, span).to(factor.dtype)
             out = grad_weight[span] if direct else torch.empty_like(rows)
@@ -327,11 +338,11 @@ class ClassBlocks:
                 # Of a cosine the last column is the gradient of a constant, and its time part does not depend on it.
                 time = lifted_grad[:, -1]
                 length = pull_back(lifted_grad[:, :size], time, rows, radial, out)
-                if self.distance_sum is not None:
-                    length_grad[span], time_grad[span] = length, time
+                if parts is not None:
+                    parts[0, span], parts[1, span] = length, time
             if not direct:
                 self._put(grad_weight, span, out)
-        return grad_weight, grad_bias, (length_grad, time_grad)
+        return grad_weight, grad_bias, parts
 
     def _put(self, grad: Tensor, span: slice, values: Tensor) -> None:
         """Write the gradient of a block of the rows that take part."""
@@ -358,7 +369,7 @@ def to_distance(u: Tensor, out: Tensor) -> Tensor:
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)
     sinh = torch.addcmul(u, u, u, value=0.5, out=out).sqrt_()
-    # Faster than log1p. It rounds the distance by an ulp of 1, a logit by no more than others are.
+    # Faster than log1p. Its error is that of rounding near 1, which distances of order 1 have anyway.
     u.add_(sinh, alpha=ROOT_OF_TWO).add_(1).log_()
     return sinh
 

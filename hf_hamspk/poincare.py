@@ -63,7 +63,10 @@ def released_radius(c: float) -> float:
 
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
     """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
-    return v * (radius / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(radius))
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    # Not clamp_min, whose gradient where the two are equal is another in other versions of torch.
+    outside = norm > radius
+    return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
 
 
 def project_released(v: Tensor, c: float) -> BallPoints:
@@ -144,7 +147,8 @@ class DistanceSlopes(NamedTuple):
 
     Attributes:
         apart: difference of the positions of `x` and `y`, `(..., D)`.
-        by_position: times `apart`, the derivative by the position of `x`; that by `y`'s is the opposite. `(...)`.
+        by_position: multiplied by `apart`, it is the derivative by the position of `x`, and minus that by the position
+            of `y`; `(...)`.
         by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
     """
 

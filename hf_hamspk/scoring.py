@@ -61,10 +61,10 @@ def project_norm(
     if projection == "released":
         largest = released_radius(float(curvature))
         position = radius.clamp_max(largest)
-        return position, conformal_factor(position.square()), (radius < largest).to(radius.dtype)
+        return position, conformal_factor(position.square()), (radius <= largest).to(radius.dtype)
     position, conformal = curved_norm(radius.clamp_max(clip_radius), curvature)
     # 1 - tanh^2 = 2 / conformal.
-    return position, conformal, (2 * curvature**0.5) / conformal * (radius < clip_radius)
+    return position, conformal, (2 * curvature**0.5) / conformal * (radius <= clip_radius)
 
 
 def score(

@@ -9,6 +9,7 @@ from hf_hamspk import HamSpkConfig, blocks
 from hf_hamspk.configuration_hamspk import HEAD_PARTS
 from hf_hamspk.fused import fused_losses
 from hf_hamspk.heads import make_head
+from hf_hamspk.poincare import released_radius
 
 SPEAKERS, SIZE, BATCH = 150, 12, 10
 LEARNED = {"head": "ham", "projection": "curved", "learnable_curvature": True}
@@ -59,6 +60,20 @@ def test_loss_and_gradients_equal_the_plain_ones(fields, route, monkeypatch):
     module, embeddings, labels = make(**fields)
     plain, fused = module.plain_loss(embeddings, labels), losses(module, embeddings, labels, kept_bytes=kept).mean()
     assert_alike(fused, plain, 1e-9)
+    for left, right in zip(gradients(fused, module, embeddings), gradients(plain, module, embeddings), strict=True):
+        assert_alike(left, right)
+
+
+@pytest.mark.parametrize("fields", [{"head": "ham"}, {"head": "ham", "projection": "curved"}, LEARNED], ids=str)
+def test_on_the_rim_of_the_clip_the_gradients_are_the_plain_ones(fields):
+    module, embeddings, labels = make(**fields)
+    head = module.similarity
+    rim = head.clip_radius if head.projection == "curved" else released_radius(head.curvature())
+    with torch.no_grad():
+        # One coordinate, so that the norm is the radius to the last digit.
+        for place, row in enumerate((embeddings[0], head.weight[labels[1]], head.weight[labels[1] - 1])):
+            row.zero_()[place] = rim
+    plain, fused = module.plain_loss(embeddings, labels), losses(module, embeddings, labels).mean()
     for left, right in zip(gradients(fused, module, embeddings), gradients(plain, module, embeddings), strict=True):
         assert_alike(left, right)
 

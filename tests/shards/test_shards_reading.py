@@ -58,24 +58,23 @@ def test_a_reader_travels_to_another_process(tmp_path, container):
 @pytest.fixture
 def no_arrow_threads():
     """Arrow's threads for reading, all of them busy until the test ends."""
-    sink, freed, before = io.BytesIO(), threading.Event(), pa.io_thread_count()
+    sink, freed, stuck, before = io.BytesIO(), threading.Event(), threading.Event(), pa.io_thread_count()
     pq.write_table(pa.table({"number": [1]}), sink)
 
     class Stuck(io.BytesIO):
         def read(self, size=-1):
-            if threading.current_thread() is not busy and opened.is_set():
+            if threading.current_thread() is not busy:
+                stuck.set()
                 freed.wait()
             return super().read(size)
 
     def read():
-        file = pq.ParquetFile(pa.PythonFile(Stuck(sink.getvalue()), mode="r"), pre_buffer=True)
-        opened.set()
-        file.read_row_group(0)
+        pq.ParquetFile(pa.PythonFile(Stuck(sink.getvalue()), mode="r"), pre_buffer=True).read_row_group(0)
 
-    opened, busy = threading.Event(), threading.Thread(target=read)
+    busy = threading.Thread(target=read)
     pa.set_io_thread_count(1)
     busy.start()
-    opened.wait()
+    assert stuck.wait(timeout=20)
     yield
     freed.set()
     busy.join()
