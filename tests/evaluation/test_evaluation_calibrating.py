@@ -66,6 +66,7 @@ def test_agrees_with_a_general_optimiser(prior):
     assert cost(np.append(offset + features.mean(0) @ weights, weights * features.std(0))) <= best.fun + 1e-12
 
 
+@pytest.mark.slow
 def test_agrees_with_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
     trials = gaussian_trials()

@@ -51,7 +51,7 @@ def drawn():
 @every_similarity
 @pytest.mark.parametrize("segments", [0, 5])
 @pytest.mark.parametrize("cost", [0, 10**9], ids=["gathered", "products"])
-@pytest.mark.parametrize("block", [1, 700, 1 << 24])
+@pytest.mark.parametrize("block", [700, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 1 << 24))])
 def test_scores_are_those_of_single_trials(drawn, monkeypatch, similarity, segments, cost, block):
     monkeypatch.setattr(matrix_scoring, "GATHERING_COST", cost)
     monkeypatch.setattr(matrix_scoring, "BLOCK_NUMBERS", block)

@@ -87,7 +87,7 @@ def test_shards_give_the_crops_of_the_files_in_the_same_order(tmp_path, containe
     assert crops.failures == files.failures == {}
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4))])
 def test_loader_processes_change_nothing(shards, workers):
     crops = crops_of(shards[0], speed_factors=(1.0, 1.1), augmentation=Augmentation(0.5, ("gain", "babble")))
     alone = StreamedBatches(crops, 6, rank=1, world_size=2)
@@ -97,7 +97,7 @@ def test_loader_processes_change_nothing(shards, workers):
     assert all(batch["input_values"].shape == (3, CROP) for batch in many)
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3, 5, 6, 7])
+@pytest.mark.parametrize("stop", [0, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 6, 7))])
 def test_interrupted_and_resumed_by_other_ranks_and_workers(shards, stop):
     """Every sample of the epoch once, less the remainder; a sample is known by its crop."""
     whole = list(StreamedBatches(crops_of(shards[0]), 4))

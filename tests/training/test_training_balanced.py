@@ -21,6 +21,7 @@ def test_each_batch_is_of_different_speakers_who_come_equally_often():
     assert not np.array_equal(order.ravel(), speaker_order(labels, args, 4))
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_exactly(tmp_path, run_words):
     balanced = {"utterances_per_speaker": 2, "epochs": 2, "speed_factors": "1.0 0.9"}
     train(run_words(tmp_path / "whole", **balanced))
