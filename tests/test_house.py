@@ -1,10 +1,12 @@
 """CONTRIBUTING's rules, held as data and checked on the source text."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,14 +66,36 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TRUNK_NAMES = [name for name in NAMES if "/" not in name and not name.startswith("__")]
-every_file = pytest.mark.parametrize("name", NAMES)
-every_trunk_file = pytest.mark.parametrize("name", TRUNK_NAMES)
+
+
+def for_each(names: list[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
+    """One test over many files that names those which break its rule; a test for each would take twice the time."""
+
+    def over_all(rule: Callable[[str], None]) -> Callable[[], None]:
+        def test() -> None:
+            broken = []
+            for name in names:
+                try:
+                    rule(name)
+                except AssertionError as error:
+                    broken.append(f"{name}: {error}")
+            assert not broken, "\n\n".join(broken)
+
+        test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+        return test
+
+    return over_all
+
+
+every_file = for_each(NAMES)
+every_trunk_file = for_each(TRUNK_NAMES)
 
 
 def source(name: str) -> str:
     return (PACKAGE / name).read_text(encoding="utf-8")
 
 
+@functools.cache
 def tree(name: str) -> ast.Module:
     return ast.parse(source(name))
 
@@ -173,7 +197,7 @@ def test_nobody_imports_a_whole_folder(name):
             assert all(alias.name != "*" for alias in node.names), f"{name}:{node.lineno}: import *"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if room_of(name) is not None])
+@for_each([name for name in NAMES if room_of(name) is not None])
 def test_a_room_imports_only_the_rooms_it_may(name):
     own = room_of(name)
     for imported, node in imports(name):
