@@ -169,6 +169,9 @@ def plot(path: Path, title: str, x_label: str, y_label: str, curves: dict[str, d
     for name, points in curves.items():
         axes.plot(list(points), list(points.values()), marker="o", label=name)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    measured = sorted({x for points in curves.values() for x in points})
+    axes.set_xticks(measured, [f"{x:,.10g}" for x in measured])
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
