@@ -82,12 +82,13 @@ class ClassBlocks:
         self.lifted = lift_embeddings(x, self.x_radial, 0.0 if self.shift is None else self.shift, self.settings)
         entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
         self.block = max(SMALLEST_BLOCK, entries // max(batch, 1))
+        self.count = len(weight) if self.chosen is None else len(self.chosen)
         self.keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
         self.total, self.grad = x.new_zeros(batch), new_rows(batch, self.lifted.shape[1], x).zero_()
         self.distance_sum = None if curvature is None else x.new_zeros(batch)
         self.running = self.target_logit * BITS if self.shift is None else None
-        for number, span in enumerate(self._spans(weight)):
-            _, lifted = self._lift(weight, bias, span)
+        for number, span in enumerate(self._spans()):
+            lifted = self._lift(weight, bias, span)
             derivative = self._derivative(number, lifted)
             if self.needs_grad:
                 self.grad.addmm_(derivative, lifted)
@@ -143,19 +144,18 @@ class ClassBlocks:
     def _taking_part(self, tensor: Tensor, span: slice = slice(None)) -> Tensor:
         return tensor[span] if self.chosen is None else tensor[self.chosen[span]]
 
-    def _spans(self, weight: Tensor) -> list[slice]:
+    def _spans(self) -> list[slice]:
         """The blocks, as slices of the rows that take part."""
-        self.count = weight.shape[0] if self.chosen is None else self.chosen.shape[0]
         return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
-    def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
-        """Rows `(N, D)` of a block, and lifted `(N, A)`; the latter are good until others are written there."""
+    def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> Tensor:
+        """Lifted centres `(N, A)` of a block, good until others are written there."""
         dtype = self.lifted.dtype
         rows = self._taking_part(weight, span).to(dtype)
         block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
         lifted = self._lifted_scratch(rows.shape[0])
         lift_centres(rows, block_bias, _part(self.radial, span), lifted)
-        return rows, lifted
+        return lifted
 
     def _lifted_scratch(self, count: int) -> Tensor:
         """`(count, A)`, for the lifted centres of a block or their gradient."""
@@ -296,11 +296,12 @@ class ClassBlocks:
         """Gradient `(B, D)` by way of the impostors, and those of lengths and times `(B,)`."""
         size = x.shape[1]
         # The space part of a lifted embedding is minus `X`, or the scaled direction.
-        space_scale = -1.0 if self.settings.kind == "hyperbolic" else self.settings.scale
+        hyperbolic = self.settings.kind == "hyperbolic"
+        space_scale = -1.0 if hyperbolic else self.settings.scale
         space = self.grad[:, :size] * (factor * space_scale)[:, None]
         if self.x_radial is None:
             return space, (space, space)
-        time = self.grad[:, size:].sum(1).mul_(factor if self.settings.kind == "hyperbolic" else 0.0)
+        time = self.grad[:, size:].sum(1).mul_(factor) if hyperbolic else torch.zeros_like(factor)
         out = torch.empty_like(x)
         return out, (pull_back(space, time, x, self.x_radial, out), time)
 
@@ -312,17 +313,17 @@ class ClassBlocks:
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        size, spans = weight.shape[1], self._spans(weight)
+        size = weight.shape[1]
         parts = None if self.distance_sum is None else factor.new_zeros(2, self.count)
         if self.settings.kind != "hyperbolic":
             # The lifted embeddings make logits in bits.
             factor = factor / BITS
         batch, columns = self.lifted.shape
         weighted = torch.mul(self.lifted, factor[:, None], out=new_rows(batch, columns, factor))
-        for number, span in enumerate(spans):
+        for number, span in enumerate(self._spans()):
             derivative = self.kept.pop(number, None)
             if derivative is None:
-                derivative = self._derivative(number, self._lift(weight, bias, span)[1], again=True)
+                derivative = self._derivative(number, self._lift(weight, bias, span), again=True)
             given = weighted
             if self.running is not None:
                 given = weighted * (self.running_at[number] - self.running).exp2_()[:, None]

@@ -64,7 +64,7 @@ def released_radius(c: float) -> float:
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
     """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    # Not clamp_min, whose gradient where the two are equal is another in other versions of torch.
+    # Written out, so that the slope on the radius itself is that from within, however torch treats ties in clamp_min.
     outside = norm > radius
     return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
 

@@ -320,7 +320,7 @@ def test_no_tensor_of_batch_by_speakers_by_size_is_made(head):
     embeddings.requires_grad_()
     with LargestTensor() as largest:
         module(embeddings, labels).loss.backward()
-    # A lifted vector has two columns more, and its row in memory 16.
+    # A lifted vector has two columns more, and a row of them in memory is filled up to a multiple of 16.
     assert 64 * 500 <= largest.numel <= 500 * (192 + 16)
 
 

@@ -213,17 +213,19 @@ def rounded_loss(x: Tensor, w: Tensor, y: Tensor, kind: str) -> Tensor:
     tx, tw = px.conformal - 1, (pw.conformal - 1).mT
     product = (lx + (rounded(lx, kind) - lx).detach()) @ (lw + (rounded(lw, kind) - lw).detach()).mT
     distances = arcosh1p((tx * tw - product - 1).clamp_min(0))
-    own = SCALE * (score(x, w[y], "hyperbolic", "released", 3.0, 1.0) - MARGIN)
-    odds = (-SCALE * distances).scatter(1, y[:, None], -torch.inf).logsumexp(1) - own
-    return F.logsigmoid(-odds).neg().mean()
+    return loss_of_odds(-distances, score(x, w[y], "hyperbolic", "released", 3.0, 1.0), y)
 
 
 def exact_loss(head: SpeakerHead, x: Tensor, y: Tensor) -> Tensor:
-    """HAM from the odds of the impostors: `cross_entropy` rounds a loss far below 1 to 0, and half of its gradient."""
-    logits = SCALE * head.similarity(x, y)
-    own = logits.gather(1, y[:, None])[:, 0] - SCALE * MARGIN
-    odds = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - own
-    return F.logsigmoid(-odds).neg().mean()
+    """HAM of similarities that are computed in the precision of the head."""
+    similarity = head.similarity(x, y)
+    return loss_of_odds(similarity, similarity.gather(1, y[:, None])[:, 0], y)
+
+
+def loss_of_odds(similarity: Tensor, own: Tensor, y: Tensor) -> Tensor:
+    """From the odds of the impostors: `cross_entropy` rounds a loss far below 1 to 0, and half of its gradient."""
+    impostors = (SCALE * similarity).scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return F.softplus(impostors - SCALE * (own - MARGIN), threshold=1e3).mean()
 
 
 def precision_part(arguments: argparse.Namespace) -> dict:

@@ -386,7 +386,6 @@ def test_a_full_disk_says_what_to_do(tree, out, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as context:
-        context.setattr(making.ShardWriter, "finish", full)
         context.setattr(making.ParquetShard, "finish", full)
         with pytest.raises(OSError, match="shards that are whole stay, so make room") as caught:
             make(root, out, shards=3)
