@@ -17,9 +17,8 @@ Letters: `B` batch, `K` speakers, `D` embedding size.
 The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of
 it runs in float32 (or float64) with autocast off, and no tensor of B x K x D is made.
 
-Each similarity here is the plain form, which gives logits and is what the loss is tested against. The loss itself is
-computed by the module `fused`, which needs no tensor of B x K either, for all of the speakers, a random part of them
-(`set_class_sampling`), or the part that each of several processes holds (`divide`).
+The loss here is the plain form, over the B x K similarities. A trainer may set `SpeakerHead.engine`, which computes the
+same loss otherwise: that of `hf_hamspk.losses` goes over blocks of speakers and needs no tensor of B x K.
 
 References: Fang and He 2026, arXiv 2601.19709, and the released code, whose numbers the heads agree with (RAM included:
 the released form sets the logit of an easy impostor to 0). Wang et al. 2018 (AM), Deng et al. 2019 (AAM), Li et al.
@@ -27,7 +26,7 @@ the released form sets the logit of an easy impostor to 0). Wang et al. 2018 (AM
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +34,15 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
-from .fused import fused_losses
-from .lifting import HeadSettings
 from .margins import apply_margin
 from .poincare import MAX_TANGENT_RADIUS, distance, pairwise_distance
 from .pooling import at_least_float32
 from .scoring import normalize, project
-from .sharding import Shard, choose_rows, gather_embeddings, gather_labels, shard_rows
 
 # Standard deviation of the centres of the released code: they start almost at the origin.
 CENTRE_STD = 1e-3
 # A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
 SMALLEST_CURVATURE = 1e-2
-# Under torch.compile the plain form is used for up to this many logits, B x K; more would not fit.
-COMPILED_LOGITS = 1 << 26
 
 
 class HeadOutput(NamedTuple):
@@ -62,6 +56,20 @@ class HeadOutput(NamedTuple):
 
     logits: Tensor | None
     loss: Tensor | None
+
+
+class LossEngine(Protocol):
+    """Computes the loss of a head in training.
+
+    Attributes:
+        gives_logits: whether this process holds all centres, so that there are logits.
+    """
+
+    gives_logits: bool
+
+    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy with margin, a scalar, of embeddings `(B, D)` and labels `(B,)`."""
+        ...
 
 
 def make_centres(config: HamSpkConfig) -> nn.Parameter:
@@ -172,7 +180,7 @@ class SpeakerHead(nn.Module):
     """One head of the table above, chosen by `config.head`.
 
     The margin is a plain attribute, to be moved by a schedule with `set_margin`; it is saved in the configuration and
-    not in the weights. So are `class_sampling` and `shard`, which are of a training run and saved nowhere.
+    not in the weights. `engine` belongs to a training run and is saved nowhere.
 
     Args:
         config: `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for hyperbolic heads `projection`,
@@ -186,8 +194,7 @@ class SpeakerHead(nn.Module):
         self.similarity = SIMILARITIES[similarity](config)
         self.scale = cast(float, config.scale)
         self.projection, self.clip_radius = config.projection, float(config.clip_radius)
-        self.class_sampling = 1.0
-        self.shard: Shard | None = None
+        self.engine: LossEngine | None = None
         self.set_margin(cast(float, config.margin))
 
     def set_margin(self, margin: float) -> None:
@@ -195,32 +202,6 @@ class SpeakerHead(nn.Module):
         if not 0 <= margin < LARGEST_MARGIN:
             raise ValueError(f"A margin is at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
         self.margin = float(margin)
-
-    def set_class_sampling(self, share: float) -> None:
-        """Train each step on the speakers of the batch and others drawn at random, `share` (in (0, 1]) of all in sum.
-
-        The loss is then the cross-entropy over these (An et al. 2022). All take part in evaluation mode.
-        """
-        if not 0 < share <= 1:
-            raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {share}.")
-        self.class_sampling = float(share)
-
-    def divide(self, rank: int, ranks: int) -> None:
-        """Keep only this rank's part of the centres, for training with `torch.distributed` on `ranks` processes.
-
-        The loss is then the mean over the batches of all ranks, which must be of one size, and equal on every rank.
-        Logits are not to be had.
-        """
-        if self.shard is not None:
-            raise ValueError("The centres of this head are divided already.")
-        shard = shard_rows(self.similarity.weight.shape[0], rank, ranks)
-        for parameter in self.centre_parameters().values():
-            parameter.data = parameter.data[shard.first : shard.first + shard.count].clone()
-        self.shard = shard
-
-    def undivide(self) -> None:
-        """Take the centres to be all of them again, after their owner has put all rows back."""
-        self.shard = None
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that have a row for each speaker, by name."""
@@ -238,47 +219,21 @@ class SpeakerHead(nn.Module):
         """
         if return_logits is None:
             return_logits = labels is None or not self.training
-        if return_logits and self.shard is not None:
+        if return_logits and self.engine is not None and not self.engine.gives_logits:
             raise ValueError("No rank holds all centres, so there are no logits: ask the saved model for them.")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
-            return HeadOutput(logits, None if labels is None else self._loss(embeddings, labels))
+            if labels is None:
+                return HeadOutput(logits, None)
+            if self.engine is None:
+                return HeadOutput(logits, self.plain_loss(embeddings, labels))
+            return HeadOutput(logits, self.engine(self, embeddings, labels))
 
     def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss as its definition reads, over the B x K similarities: what the fused form is held to."""
+        """The loss as its definition reads, over the B x K similarities."""
         similarity = self.similarity(embeddings, labels)
         return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
-
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        whole = self.shard is None and not self._is_sampling()
-        if torch.compiler.is_compiling() and whole and labels.shape[0] * len(self.similarity.weight) <= COMPILED_LOGITS:
-            # The compiler fuses the plain form.
-            return self.plain_loss(embeddings, labels)
-        if self.shard is not None:
-            embeddings, labels = gather_embeddings(embeddings, self.shard), gather_labels(labels, self.shard)
-        similarity, chosen = self.similarity, None
-        if self._is_sampling():
-            first = 0 if self.shard is None else self.shard.first
-            chosen = choose_rows(labels - first, len(similarity.weight), self.class_sampling)
-        return fused_losses(
-            embeddings,
-            similarity.weight,
-            similarity.bias,
-            similarity.curvature(),
-            labels,
-            self.settings(),
-            chosen,
-            self.shard,
-        ).mean()
-
-    def settings(self) -> HeadSettings:
-        """What the fused loss needs to know besides the parameters."""
-        kind = self.similarity.kind
-        return HeadSettings(kind, self.margin_kind, self.margin, self.scale, self.projection, self.clip_radius)
-
-    def _is_sampling(self) -> bool:
-        return self.training and self.class_sampling < 1
 
 
 class JointHead(nn.Module):
@@ -306,26 +261,6 @@ class JointHead(nn.Module):
         """Use `margin` (in [0, 3)) in both parts from now on."""
         self.euclidean.set_margin(margin)
         self.hyperbolic.set_margin(margin)
-
-    def set_class_sampling(self, share: float) -> None:
-        """As `SpeakerHead.set_class_sampling`; each part draws its own speakers."""
-        self.euclidean.set_class_sampling(share)
-        self.hyperbolic.set_class_sampling(share)
-
-    def divide(self, rank: int, ranks: int) -> None:
-        """As `SpeakerHead.divide`, both parts."""
-        self.euclidean.divide(rank, ranks)
-        self.hyperbolic.divide(rank, ranks)
-
-    def undivide(self) -> None:
-        """As `SpeakerHead.undivide`, both parts."""
-        self.euclidean.undivide()
-        self.hyperbolic.undivide()
-
-    @property
-    def shard(self) -> Shard | None:
-        """As of `SpeakerHead`; the same for both parts."""
-        return self.hyperbolic.shard
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """As `SpeakerHead.centre_parameters`, of both parts."""

@@ -11,19 +11,29 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_hamspk import HamSpkConfig
+from hf_hamspk import HamSpkConfig, heads
 from hf_hamspk.configuration_hamspk import HEAD_PARTS
-from hf_hamspk.heads import SMALLEST_CURVATURE, apply_margin, make_head
+from hf_hamspk.heads import SMALLEST_CURVATURE, apply_margin
+from hf_hamspk.losses import use_blocks
 from hf_hamspk.poincare import MAX_TANGENT_RADIUS
 
 HEADS = [*HEAD_PARTS, "joint"]
 HYPERBOLIC = ["h", "ham", "joint"]
+# Whose loss: the plain one, which travels, or the one over blocks of speakers, which a trainer puts onto the head.
+ENGINES = {"plain": lambda head: head, "blocks": use_blocks}
 GOLDEN = ["softmax", "softmax_x30", "am", "aam", "ram", "h", "ham", "ham_c2", "ham_c10"]
+
+
+@pytest.fixture(autouse=True, params=ENGINES)
+def make_head(request, monkeypatch):
+    """Every test runs with both losses."""
+    plain = heads.make_head
+    monkeypatch.setattr(heads, "make_head", lambda config: ENGINES[request.param](plain(config)))
 
 
 def build(head: str, speakers: int = 7, size: int = 16, **fields):
     """A head with centres of the size that training gives them, not the released start at the origin."""
-    module = make_head(HamSpkConfig(head=head, num_labels=speakers, embedding_size=size, **fields))
+    module = heads.make_head(HamSpkConfig(head=head, num_labels=speakers, embedding_size=size, **fields))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -51,7 +61,7 @@ def golden_head(tensors: dict, metadata: dict, name: str, dtype: torch.dtype):
     config = HamSpkConfig(
         head=kind, scale=about["s"], margin=about.get("m", 0.0), num_labels=40, embedding_size=192, **fields
     )
-    head = make_head(config).to(dtype)
+    head = heads.make_head(config).to(dtype)
     centres = tensors["centres.hyperbolic" if "c" in about else "centres.euclidean"]
     with torch.no_grad():
         head.similarity.weight.copy_(centres)
@@ -382,5 +392,5 @@ def test_learned_curvature_stays_bounded_and_can_come_back(clip_radius, value):
 
 @pytest.mark.parametrize("head", HYPERBOLIC)
 def test_centres_start_almost_at_the_origin(head):
-    module = make_head(HamSpkConfig(head=head, num_labels=200))
+    module = heads.make_head(HamSpkConfig(head=head, num_labels=200))
     assert weights(module)[-1].std().item() == pytest.approx(1e-3, rel=0.05)

@@ -10,8 +10,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..heads import JointHead, SpeakerHead
+from ..losses.engine import divide_head, shard_of, undivide_head
+from ..losses.sharding import Shard, shard_rows
 from ..modeling_hamspk import HamSpkForXVector
-from ..sharding import Shard, shard_rows
 
 # As in `torch.nn.utils.clip_grad_norm_`: a gradient of 0 stays 0.
 SMALLEST_NORM = 1e-6
@@ -19,7 +20,7 @@ SMALLEST_NORM = 1e-6
 
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
     """Leave each process its part of the centres, which `DistributedDataParallel` is then to leave alone."""
-    model.head.divide(accelerator.process_index, accelerator.num_processes)
+    divide_head(model.head, accelerator.process_index, accelerator.num_processes)
     names = [f"head.{name}" for name in model.head.centre_parameters()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
@@ -31,7 +32,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
     Saving and loading then work as of an undivided head, and a run can be resumed with other processes. All ranks must
     enter. Nothing is done where the head is not divided, or whole already.
     """
-    shard = head.shard
+    shard = shard_of(head)
     if shard is None:
         yield
         return
@@ -41,7 +42,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.shape == part:
                 optimizer.state[parameter][name] = gather_rows(value, shard)
-    head.undivide()
+    undivide_head(head)
     try:
         yield
     finally:
@@ -50,7 +51,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     optimizer.state[parameter][name] = value[rows].clone()
-        head.divide(shard.rank, shard.ranks)
+        divide_head(head, shard.rank, shard.ranks)
 
 
 def gather_rows(part: Tensor, shard: Shard) -> Tensor:
@@ -70,7 +71,7 @@ def count_of(rank: int, shard: Shard) -> int:
 
 def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: float, accelerator: Accelerator) -> None:
     """Scale all gradients so that their norm, over the centres of every rank, is at most `largest`."""
-    if head.shard is None:
+    if shard_of(head) is None:
         accelerator.clip_grad_norm_(model.parameters(), largest)
         return
     divided = {id(parameter) for parameter in head.centre_parameters().values()}

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..evaluation.verification import EmbeddedFiles, VerificationResult, embed_files, verify_trials
+from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe
 from .building import (
@@ -85,7 +86,7 @@ class Trainer:
         model = build_model(recipe, config, speakers)
         self.final_margin = model.head.margin
         self.identity = run_identity(recipe, model.config, self.crops)
-        model.head.set_class_sampling(self.args.class_sampling)
+        set_class_sampling(use_blocks(model.head), self.args.class_sampling)
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.heads import SpeakerHead
+from hf_hamspk.losses import set_class_sampling, use_blocks
 from hf_hamspk.poincare import arcosh1p
 from hf_hamspk.scoring import project, score
 
@@ -68,6 +69,7 @@ def make_head(name: str, speakers: int) -> SpeakerHead:
     head = SpeakerHead(HamSpkConfig(head=name, num_labels=speakers, embedding_size=DIMENSION))
     with torch.no_grad():
         head.similarity.weight.normal_(0, 0.1)
+    use_blocks(head)
     return head
 
 
@@ -87,7 +89,7 @@ def works(speakers: int, batch: int, arguments: argparse.Namespace) -> dict[str,
     """What is timed by name: the loss, and what its time is multiplied by."""
     x, y = torch.randn(batch, DIMENSION, requires_grad=True), torch.randint(speakers, (batch,))
     am, ham, part = (make_head(name, speakers) for name in ("am", "ham", "ham"))
-    part.set_class_sampling(0.1)
+    set_class_sampling(part, 0.1)
     centres = am.similarity.weight
     found: dict[str, tuple[Callable[[], Tensor], int]] = {
         "AM eager": (lambda: eager_am(x, centres, y), 1),

@@ -8,7 +8,8 @@ from torch import distributed, multiprocessing
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.heads import make_head
-from hf_hamspk.sharding import choose_rows, shard_rows
+from hf_hamspk.losses.engine import divide_head
+from hf_hamspk.losses.sharding import choose_rows, shard_rows
 
 SPEAKERS, SIZE, BATCH = 31, 12, 5
 LEARNED = {"head": "ham", "projection": "curved", "learnable_curvature": True, "curvature": 1.0}
@@ -34,7 +35,7 @@ def compare(rank: int, ranks: int, fields: dict) -> None:
     loss.backward()
     divided = copy.deepcopy(whole)
     divided.zero_grad()
-    divided.divide(rank, ranks)
+    divide_head(divided, rank, ranks)
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
     own = every.detach()[mine].clone().requires_grad_()
     actual = divided(own, labels[mine]).loss

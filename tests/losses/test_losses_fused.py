@@ -5,10 +5,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_hamspk import HamSpkConfig, blocks
+from hf_hamspk import HamSpkConfig
 from hf_hamspk.configuration_hamspk import HEAD_PARTS
-from hf_hamspk.fused import fused_losses
 from hf_hamspk.heads import make_head
+from hf_hamspk.losses import blocks
+from hf_hamspk.losses.engine import head_settings, set_class_sampling, use_blocks
+from hf_hamspk.losses.fused import fused_losses
 from hf_hamspk.poincare import released_radius
 
 SPEAKERS, SIZE, BATCH = 150, 12, 10
@@ -29,7 +31,7 @@ ROUTES = [(1 << 18, 1 << 30), (640, 1 << 30), (640, 10 * 64 * 8), (640, 0)]
 
 
 def make(dtype: torch.dtype = torch.float64, speakers: int = SPEAKERS, **fields):
-    module = make_head(HamSpkConfig(num_labels=speakers, embedding_size=SIZE, **fields)).to(dtype)
+    module = use_blocks(make_head(HamSpkConfig(num_labels=speakers, embedding_size=SIZE, **fields))).to(dtype)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "curvature" not in name:
@@ -44,7 +46,7 @@ def gradients(loss: torch.Tensor, module, embeddings: torch.Tensor) -> list[torc
 
 def losses(module, embeddings, labels, **options):
     similarity = module.similarity
-    inputs = (embeddings, similarity.weight, similarity.bias, similarity.curvature(), labels, module.settings())
+    inputs = (embeddings, similarity.weight, similarity.bias, similarity.curvature(), labels, head_settings(module))
     return fused_losses(*inputs, **options)
 
 
@@ -162,7 +164,7 @@ def test_compiled_the_loss_is_the_same(head):
 def test_class_sampling_trains_on_a_part_of_the_speakers(head):
     module, embeddings, labels = make(head=head)
     whole = module(embeddings, labels).loss
-    module.set_class_sampling(0.1)
+    set_class_sampling(module, 0.1)
     sampled = module(embeddings, labels).loss
     assert 0 < sampled < whole
     sampled.backward()
@@ -188,4 +190,4 @@ def test_class_sampling_keeps_the_speakers_of_the_batch_and_is_the_cross_entropy
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ValueError, match="class_sampling must be above 0 and at most 1"):
-        make(head="joint")[0].set_class_sampling(share)
+        set_class_sampling(make(head="joint")[0], share)

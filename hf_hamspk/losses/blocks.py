@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..margins import add_margin
 from .lifting import (
     BITS,
     HeadSettings,
@@ -31,7 +32,6 @@ from .lifting import (
     radial_parts,
     target_similarity,
 )
-from .margins import add_margin
 from .sharding import Shard, largest_over_ranks, sum_over_ranks
 
 # Entries of a block, B x N: the passes over it should stay in the cache of a CPU, and each should fill a GPU.

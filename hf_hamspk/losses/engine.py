@@ -1,0 +1,129 @@
+"""Puts the blockwise loss onto the head of a model, with class sampling and centres divided among processes.
+
+Letters: `B` batch, `K` speakers, `D` embedding size.
+
+References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres).
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..heads import JointHead, SpeakerHead
+from .fused import fused_losses
+from .lifting import HeadSettings
+from .sharding import Shard, choose_rows, gather_embeddings, gather_labels, shard_rows
+
+# Under torch.compile the plain form is used for up to this many logits, B x K; more would not fit.
+COMPILED_LOGITS = 1 << 26
+
+
+class BlockwiseEngine:
+    """The loss of one head over blocks of speakers; memory does not grow with B x K.
+
+    `use_blocks(head)` makes one for each part of a head:
+
+        head = use_blocks(HamSpkForXVector(config).head)
+        head(embeddings, labels).loss.backward()
+
+    Attributes:
+        class_sampling: share of the speakers that take part in a step of training.
+        shard: which centres this process holds; None for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.class_sampling = 1.0
+        self.shard: Shard | None = None
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether this process holds all centres."""
+        return self.shard is None
+
+    def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, a scalar; with divided centres the mean over the batches of all ranks."""
+        similarity, shard = head.similarity, self.shard
+        is_sampling = head.training and self.class_sampling < 1
+        whole = shard is None and not is_sampling
+        if torch.compiler.is_compiling() and whole and labels.shape[0] * len(similarity.weight) <= COMPILED_LOGITS:
+            # The compiler fuses the plain form.
+            return head.plain_loss(embeddings, labels)
+        if shard is not None:
+            embeddings, labels = gather_embeddings(embeddings, shard), gather_labels(labels, shard)
+        chosen = None
+        if is_sampling:
+            first = 0 if shard is None else shard.first
+            chosen = choose_rows(labels - first, len(similarity.weight), self.class_sampling)
+        return fused_losses(
+            embeddings,
+            similarity.weight,
+            similarity.bias,
+            similarity.curvature(),
+            labels,
+            head_settings(head),
+            chosen,
+            shard,
+        ).mean()
+
+
+def head_settings(head: SpeakerHead) -> HeadSettings:
+    """What the blockwise loss needs to know of a head besides its parameters."""
+    kind = head.similarity.kind
+    return HeadSettings(kind, head.margin_kind, head.margin, head.scale, head.projection, head.clip_radius)
+
+
+def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
+    """The heads that a head is made of: itself, or the two of `joint`."""
+    return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
+
+
+def use_blocks(head: SpeakerHead | JointHead) -> SpeakerHead | JointHead:
+    """Have a head compute its loss over blocks of speakers from now on; returns the head."""
+    for part in head_parts(head):
+        if not isinstance(part.engine, BlockwiseEngine):
+            part.engine = BlockwiseEngine()
+    return head
+
+
+def _engines(head: SpeakerHead | JointHead) -> list[BlockwiseEngine]:
+    return [cast(BlockwiseEngine, part.engine) for part in head_parts(use_blocks(head))]
+
+
+def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
+    """Train each step on the speakers of the batch and others drawn at random, `share` (in (0, 1]) of all in sum.
+
+    The loss is then the cross-entropy over these (An et al. 2022); each part of `joint` draws its own speakers. All
+    speakers take part in evaluation mode.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {share}.")
+    for engine in _engines(head):
+        engine.class_sampling = float(share)
+
+
+def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
+    """Keep only this rank's part of the centres, for training with `torch.distributed` on `ranks` processes.
+
+    The loss is then the mean over the batches of all ranks, which must be of one size, and equal on every rank. Logits
+    cannot be computed.
+    """
+    if shard_of(head) is not None:
+        raise ValueError("The centres of this head are divided already.")
+    for part, engine in zip(head_parts(head), _engines(head), strict=True):
+        shard = shard_rows(part.similarity.weight.shape[0], rank, ranks)
+        for parameter in part.centre_parameters().values():
+            parameter.data = parameter.data[shard.first : shard.first + shard.count].clone()
+        engine.shard = shard
+
+
+def undivide_head(head: SpeakerHead | JointHead) -> None:
+    """Take the centres to be all of them again, after the caller has put all rows back."""
+    for engine in _engines(head):
+        engine.shard = None
+
+
+def shard_of(head: SpeakerHead | JointHead) -> Shard | None:
+    """Which centres of a head this process holds; None for all of them."""
+    engine = head_parts(head)[-1].engine
+    return engine.shard if isinstance(engine, BlockwiseEngine) else None
