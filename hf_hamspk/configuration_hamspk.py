@@ -8,8 +8,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .poincare import MAX_TANGENT_RADIUS, released_radius
-from .pooling import SMALLEST_VARIANCE
+from .geometry_hamspk import MAX_TANGENT_RADIUS, SMALLEST_VARIANCE, released_radius
 
 # Similarity and margin of each head; "joint" is made of a Euclidean head and "ham".
 HEAD_PARTS = {

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.scoring import magnitude, score, score_matrix
+from hf_hamspk.geometry_hamspk import magnitude, score, score_matrix
 
 RATE, SIZE = 16000, 16
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_hamspk.calibration import (
+from hf_hamspk.calibration_hamspk import (
     DEFAULT_OPERATING_POINTS,
     QUALITY_FEATURES,
     Calibration,
     OperatingPoint,
     Quality,
     combine_qualities,
+    dict_checksum,
     quality_features,
 )
-from hf_hamspk.integrity import dict_checksum
 
 FINGERPRINT = "a" * 64
 

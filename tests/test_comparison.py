@@ -9,8 +9,7 @@ from speakers import RATE, say
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
-from hf_hamspk.calibration import CALIBRATION_FILE, Calibration
-from hf_hamspk.normalisation import COHORT_FILE, Cohort
+from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort
 
 
 def make(seed: int = 0, **fields) -> HamSpkForXVector:

@@ -6,8 +6,7 @@ from tiny_models import noises, padded, settle, tiny_config
 from torch import nn
 
 from hf_hamspk import HamSpkModel
-from hf_hamspk.ecapa import Ecapa
-from hf_hamspk.pooling import batch_norm
+from hf_hamspk.networks_hamspk import Ecapa, batch_norm
 
 
 def features(*frames: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_hamspk.enrolment import (
+from hf_hamspk.geometry_hamspk import distance, project, score
+from hf_hamspk.verification_hamspk import (
     COMBINATIONS,
     SpeakerProfile,
     barycentre,
@@ -15,8 +16,6 @@ from hf_hamspk.enrolment import (
     leave_one_out_scores,
     mean_direction,
 )
-from hf_hamspk.poincare import distance
-from hf_hamspk.scoring import project, score
 
 BALLS = {
     "released": ("released", 3.0, 1.0),

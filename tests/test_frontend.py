@@ -6,7 +6,8 @@ import torchaudio
 from tiny_models import RATE, noises, padded, tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
-from hf_hamspk.frontend import FilterBank, length_mask, make_frontend, mask_bands
+from hf_hamspk.geometry_hamspk import length_mask
+from hf_hamspk.networks_hamspk import FilterBank, make_frontend, mask_bands
 
 FRONTENDS = ["fbank", "kaldi", "waveform"]
 FILTER_BANKS = ["fbank", "kaldi"]

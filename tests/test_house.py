@@ -15,21 +15,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_hamspk"
 
 # The trunk, level by level: a file imports only from lines above its own here (lower in the drawing).
 TRUNK = [
-    ["poincare", "pooling", "inputs", "speech", "integrity", "margins", "resampling"],
-    ["configuration_hamspk", "scoring", "normalisation", "sounds"],
-    ["ecapa", "frontend", "heads", "calibration"],
-    ["enrolment", "scorer"],
-    ["recordings"],
-    ["verifier", "identification"],
-    ["comparison"],
-    ["onnx_model"],
+    ["geometry_hamspk", "audio_hamspk"],
+    ["configuration_hamspk", "calibration_hamspk"],
+    ["networks_hamspk", "verification_hamspk"],
     ["pipeline_hamspk"],
     ["modeling_hamspk"],
 ]
 LEVEL = {name: level for level, names in enumerate(TRUNK) for name in names}
 TRUNK_PACKAGES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
 # What a trunk file may use where it is installed. The Hub's loader asks nobody for what is imported within `try`.
-OPTIONAL_PACKAGES = {"soundfile": {"sounds"}, "onnxruntime": {"onnx_model"}}
+OPTIONAL_PACKAGES = {"soundfile": {"audio_hamspk"}, "onnxruntime": {"pipeline_hamspk"}}
 
 # Which rooms a room may import besides the trunk.
 ROOMS = {
@@ -59,7 +54,7 @@ HOMES = {
 }
 # `evaluate` copies this file elsewhere, where a relative import leads nowhere.
 BY_FULL_NAME = {"evaluation/speaker_verification.py"}
-LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+LONGEST_FILE, LONGEST_FUNCTION = 1300, 60
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]

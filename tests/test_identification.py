@@ -8,16 +8,16 @@ import torch
 from tiny_models import RATE, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
-from hf_hamspk.calibration import Calibration, OperatingPoint
+from hf_hamspk.calibration_hamspk import Calibration, OperatingPoint
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.enrolment import SpeakerProfile
-from hf_hamspk.identification import (
+from hf_hamspk.verification_hamspk import (
     AMBIGUOUS,
     IDENTIFIED,
     LEAST_MARGIN,
     NOT_ENOUGH_SPEECH,
     UNKNOWN,
     SpeakerIdentifier,
+    SpeakerProfile,
 )
 
 EVEN = OperatingPoint("even", 0.5)

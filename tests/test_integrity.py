@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hf_hamspk.integrity import (
+from hf_hamspk.audio_hamspk import is_number
+from hf_hamspk.calibration_hamspk import (
     CHECKSUM,
     array_checksum,
     check_dict,
     dict_checksum,
-    is_number,
     load_array,
     save_array,
     shorten,

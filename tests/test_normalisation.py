@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from hf_hamspk.integrity import load_array, save_array
-from hf_hamspk.normalisation import (
+from hf_hamspk.calibration_hamspk import (
     NORMALISATIONS,
     Cohort,
     apply_statistics,
     check_normalisation,
     cohort_statistics,
+    load_array,
     normalise_scores,
+    save_array,
 )
 
 TRIALS, COHORT = 40, 60

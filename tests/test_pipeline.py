@@ -17,9 +17,9 @@ from transformers import pipeline
 
 import hf_hamspk
 from hf_hamspk import HamSpkForXVector, HamSpkModel, SpeakerVerificationPipeline
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.audio_hamspk import Limits, read_sound
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.sounds import Limits, read_sound
 
 PACKAGE = Path(hf_hamspk.__file__).parent
 
@@ -187,7 +187,7 @@ def test_a_list_is_no_pair_and_a_pair_is_no_recording(verify, voices):
 
 
 def test_without_soundfile_arrays_still_work(voices, monkeypatch):
-    monkeypatch.setattr("hf_hamspk.sounds.soundfile", None)
+    monkeypatch.setattr("hf_hamspk.audio_hamspk.soundfile", None)
     assert len(read_sound(voices[0], RATE, "It", Limits()).waveform) == len(voices[0])
     with pytest.raises(ImportError, match="pip install soundfile"):
         read_sound(b"abc", RATE, "It", Limits())

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from hf_hamspk.poincare import (
+from hf_hamspk.geometry_hamspk import (
     BallPoints,
     arcosh1p,
     clip_norm,

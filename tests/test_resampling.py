@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchaudio.functional
 
-from hf_hamspk.resampling import resample
+from hf_hamspk.audio_hamspk import resample
 
 
 @pytest.mark.parametrize("rates", [(8000, 16000), (44100, 16000), (48000, 16000), (22050, 16000), (16000, 8000)])

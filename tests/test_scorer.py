@@ -5,9 +5,7 @@ import pytest
 import torch
 from speakers import SIZE, KnownSpeakers, calibration_of
 
-from hf_hamspk.calibration import Quality, quality_features
-from hf_hamspk.normalisation import Cohort, normalise_scores
-from hf_hamspk.scorer import Scorer
+from hf_hamspk.calibration_hamspk import Cohort, Quality, Scorer, normalise_scores, quality_features
 
 PAIRS = 7
 
@@ -32,7 +30,7 @@ def test_scores_are_those_of_the_parts(monkeypatch, sides, similarity, kind, top
     used = None if kind == "none" else cohort.checksum
     calibration = calibration_of(model, weights=weights, normalisation=kind, top=top, cohort=used)
     # Blocks of three rows give what one block gives.
-    monkeypatch.setattr("hf_hamspk.scorer.BLOCK_SCORES", 3 * len(cohort.embeddings))
+    monkeypatch.setattr("hf_hamspk.calibration_hamspk.BLOCK_SCORES", 3 * len(cohort.embeddings))
     scores = Scorer(model, calibration, cohort).scores(*sides)
     raw = model.score(*sides[:2]).double()
     against = [model.score_matrix(side, cohort.embeddings).double() for side in sides[:2]]

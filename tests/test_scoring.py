@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_hamspk.poincare import released_radius
-from hf_hamspk.scoring import normalize, project, project_norm, score, score_matrix
+from hf_hamspk.geometry_hamspk import normalize, project, project_norm, released_radius, score, score_matrix
 
 WAYS = [
     ("cosine", "released", 3.0, 1.0),

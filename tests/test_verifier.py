@@ -8,11 +8,9 @@ import pytest
 import torch
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
-from hf_hamspk.calibration import OperatingPoint
-from hf_hamspk.enrolment import SpeakerProfile
-from hf_hamspk.normalisation import Cohort
-from hf_hamspk.speech import measure_speech
-from hf_hamspk.verifier import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, SpeakerVerifier
+from hf_hamspk.audio_hamspk import measure_speech
+from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint
+from hf_hamspk.verification_hamspk import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, SpeakerProfile, SpeakerVerifier
 
 ANNA, BERT = 1, 2
 

@@ -9,7 +9,7 @@ from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import COMMANDS
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.configuration_hamspk import HEAD_PARTS
 from hf_hamspk.data.synthetic import make_speech
 

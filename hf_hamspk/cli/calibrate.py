@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..calibration import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, OperatingPoint
+from ..audio_hamspk import MINIMUM_SPEECH
+from ..calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS, Cohort, OperatingPoint
 from ..data.corpus import load_corpus
 from ..evaluation.calibration_table import candidate_table, point_table
 from ..evaluation.cohorts import UTTERANCES, EmbeddedCohort, choose_utterances, embed_cohort
@@ -20,9 +21,7 @@ from ..evaluation.sufficiency import assess_size
 from ..evaluation.trials import check_trial_files, read_trials
 from ..evaluation.verification import embed_files
 from ..modeling_hamspk import HamSpkModel
-from ..normalisation import NORMALISATIONS, Cohort
 from ..publishing.code import renew_code
-from ..speech import MINIMUM_SPEECH
 from .models import add_model_arguments, load_model
 
 NONE = "none"

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..comparison import BATCH_SECONDS
 from ..data.corpus import AUDIO_SUFFIXES
 from ..embedding import FORMATS, AudioFiles, EmbeddingParts, ShardedCorpus, Speed, extract, write_embeddings
 from ..evaluation.trials import read_trials
 from ..modeling_hamspk import HamSpkModel
 from ..shards.decoding import AAC_SUFFIXES
 from ..shards.reading import open_shards
+from ..verification_hamspk import BATCH_SECONDS
 from .models import add_model_arguments, load_model
 
 PRECISIONS = ("float32", "bfloat16")

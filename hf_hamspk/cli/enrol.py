@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from ..data.audio import AudioError
-from ..enrolment import COMBINATIONS
-from ..verifier import SpeakerVerifier
+from ..verification_hamspk import COMBINATIONS, SpeakerVerifier
 from .embed import find_audio
 from .models import add_model_arguments, load_model
 from .verify import PROFILE_SUFFIX, read_any

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
 from ..evaluation.plots import plot_det, plot_detection_costs, plot_score_histogram
 from ..evaluation.protocols import OFFICIAL_LISTS, check_official, official_title, read_protocol

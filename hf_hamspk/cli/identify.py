@@ -6,10 +6,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from ..data.audio import AudioError
-from ..enrolment import SpeakerProfile
-from ..identification import CANDIDATES, Identification
+from ..verification_hamspk import CANDIDATES, Identification, SpeakerProfile
 from .models import add_model_arguments, load_model
 from .verify import PROFILE_SUFFIX, read_any
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from ..data.audio import read_sound, resample
-from ..enrolment import COMBINATIONS, SpeakerProfile
 from ..modeling_hamspk import HamSpkModel
-from ..verifier import Verification
+from ..verification_hamspk import COMBINATIONS, SpeakerProfile, Verification
 from .models import add_model_arguments, load_model
 
 PROFILE_SUFFIX = ".safetensors"

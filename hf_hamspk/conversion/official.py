@@ -22,7 +22,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..configuration_hamspk import HamSpkConfig
-from ..frontend import FilterBank
+from ..networks_hamspk import FilterBank
 from .building import Converted, Rules, build_model, make_config, renamed, shown
 from .checkpoints import read_tensors
 

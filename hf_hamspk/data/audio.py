@@ -17,7 +17,7 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from ..sounds import wav_frames
+from ..audio_hamspk import wav_frames
 
 SAMPLING_RATE = 16_000
 """Samples per second that the speaker models of the field take."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from ..comparison import BATCH_SECONDS
 from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..verification_hamspk import BATCH_SECONDS
 from .parts import EmbeddingParts
 from .sources import Recording, Source
 

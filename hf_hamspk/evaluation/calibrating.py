@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from ..calibration import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
+from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibration_metrics import error_rates, log_likelihood_ratio_cost
 
 # Divided by the trials of the rarer class. It keeps the weights of separable data finite and fades as pairs are added.

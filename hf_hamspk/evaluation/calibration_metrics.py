@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from .metrics import EqualErrorRate, check_operating_condition, check_trials, detection_cost, detection_errors
 
 # Cllr averages the two classes and counts in bits: an answer of 0 to every trial costs 1.

@@ -1,6 +1,6 @@
 """A calibration for people: what was tried, and the operating points."""
 
-from ..calibration import Calibration
+from ..calibration_hamspk import Calibration
 from .calibration_metrics import actual_detection_cost
 from .metrics import detection_errors
 from .model_calibration import ModelCalibration

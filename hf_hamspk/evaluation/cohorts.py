@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..enrolment import mean_direction
+from ..calibration_hamspk import SMALLEST_COHORT, Cohort, CohortStatistics, cohort_statistics
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..normalisation import SMALLEST_COHORT, Cohort, CohortStatistics, cohort_statistics
+from ..verification_hamspk import mean_direction
 from .verification import EmbeddedFiles, embed_files
 
 # A mean over more moves little, and embedding them takes long.

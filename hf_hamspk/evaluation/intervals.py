@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from .calibration_metrics import BITS
 from .metrics import check_trials, detection_cost, detection_errors
 from .speakers import TrialSpeakers

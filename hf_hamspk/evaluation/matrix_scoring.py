@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..configuration_hamspk import HamSpkConfig
-from ..scoring import normalize
+from ..geometry_hamspk import normalize
 
 # Numbers held at once beside the embeddings and the result: 64 MiB of float32 for cosine, twice that for distances.
 BLOCK_NUMBERS = 1 << 24

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration import DEFAULT_OPERATING_POINTS, Calibration, OperatingPoint
+from ..audio_hamspk import MINIMUM_SPEECH
+from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..normalisation import Cohort, check_normalisation
-from ..speech import MINIMUM_SPEECH
 from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibration, fit
 from .scored_trials import QUALITY_GROUPS, ScoredTrials, Setting
 from .sufficiency import speaker_counts

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from .calibration_metrics import convex_hull
 from .metrics import DetectionErrors, detection_cost, detection_errors
 

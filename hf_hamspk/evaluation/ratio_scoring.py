@@ -7,10 +7,16 @@ together with the quality of the recordings. Statistics against the cohort are m
 import numpy as np
 import torch
 
-from ..calibration import Calibration, Quality, quality_features
+from ..calibration_hamspk import (
+    Calibration,
+    Cohort,
+    CohortStatistics,
+    Quality,
+    Scorer,
+    apply_statistics,
+    quality_features,
+)
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..normalisation import Cohort, CohortStatistics, apply_statistics
-from ..scorer import Scorer
 from .cohorts import statistics_of_files
 from .trials import Trials
 from .verification import EmbeddedFiles, trial_rows

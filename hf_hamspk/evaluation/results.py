@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration import OperatingPoint
+from ..calibration_hamspk import OperatingPoint
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, BootstrapResult, bootstrap

@@ -13,11 +13,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..calibration import SCORE, Calibration, Quality, quality_features
+from ..audio_hamspk import MINIMUM_SPEECH, SpeechMeasures, measure_speech
+from ..calibration_hamspk import (
+    SCORE,
+    Calibration,
+    Cohort,
+    CohortStatistics,
+    Quality,
+    apply_statistics,
+    quality_features,
+)
 from ..data.audio import AudioError, read_audio
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..normalisation import Cohort, CohortStatistics, apply_statistics
-from ..speech import MINIMUM_SPEECH, SpeechMeasures, measure_speech
 from .calibrating import CalibrationTrials
 from .cohorts import statistics_of_files
 from .matrix_scoring import score_pairs

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..calibration import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
+from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibrating import AffineMap, CalibrationTrials, fit_map
 
 REPLICATES = 200

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..audio_hamspk import SpeechMeasures, measure_speech
 from ..data.audio import AudioError, read_audio
 from ..data.crops import even_segments
-from ..enrolment import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..speech import SpeechMeasures, measure_speech
+from ..verification_hamspk import mean_direction
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..frontend import length_mask
+from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
-from ..onnx_model import INPUTS, OUTPUT, OnnxDescription, OnnxEncoder
+from ..pipeline_hamspk import INPUTS, OUTPUT, OnnxDescription, OnnxEncoder
 
 # Largest difference of an embedding, as a share of its largest value; float32 rounding stays far below.
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..margins import add_margin
+from ..modeling_hamspk import add_margin
 from .lifting import (
     BITS,
     HeadSettings,

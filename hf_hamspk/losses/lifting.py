@@ -20,8 +20,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..poincare import BallPoints, DistanceSlopes, distance, distance_and_slopes, released_radius
-from ..scoring import SMALLEST_NORM, normalize, project, project_norm, score
+from ..geometry_hamspk import (
+    SMALLEST_NORM,
+    BallPoints,
+    DistanceSlopes,
+    distance,
+    distance_and_slopes,
+    normalize,
+    project,
+    project_norm,
+    released_radius,
+    score,
+)
 
 # Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
 SMALLEST_RADIUS = 1e-15

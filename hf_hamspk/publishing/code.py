@@ -18,6 +18,16 @@ PACKAGE = Path(__file__).parents[1]
 # Of the configuration: where transformers finds the code.
 _NAMING = ("auto_map", "custom_pipelines")
 
+# The code files of version 0.1.0 that have other names today; `push` removes them from a repository.
+EARLIER_CODE = frozenset(
+    f"{name}.py"
+    for name in (
+        *("blocks", "calibration", "comparison", "ecapa", "enrolment", "frontend", "fused", "heads", "identification"),
+        *("inputs", "integrity", "lifting", "margins", "normalisation", "onnx_model", "poincare", "pooling"),
+        *("recordings", "resampling", "scorer", "scoring", "sharding", "sounds", "speech", "verifier"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class TravellingCode:

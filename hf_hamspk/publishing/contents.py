@@ -13,11 +13,10 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from ..calibration import CALIBRATION_FILE
-from ..normalisation import COHORT_FILE
+from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
 from .about import About
 from .card import chosen_licence, evaluation_files, render_card
-from .code import TravellingCode, dump_config, travelling_code
+from .code import EARLIER_CODE, TravellingCode, dump_config, travelling_code
 from .facts import (
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -338,4 +337,4 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
 def ours(name: str) -> bool:
     """Whether a file of a repository is one that this package may have put there."""
     code = {path.name for path in Path(__file__).parents[1].glob("*.py")}
-    return name in code or _OURS.fullmatch(name) is not None
+    return name in code or name in EARLIER_CODE or _OURS.fullmatch(name) is not None

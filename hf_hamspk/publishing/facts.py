@@ -13,10 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from ..calibration import CALIBRATION_FILE
+from ..audio_hamspk import is_number
+from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
 from ..configuration_hamspk import HamSpkConfig
-from ..integrity import is_number
-from ..normalisation import COHORT_FILE
 from .about import About
 
 SCHEMA = 1

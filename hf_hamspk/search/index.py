@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..enrolment import SpeakerProfile
-from ..integrity import load_array, save_array, shorten
+from ..calibration_hamspk import load_array, save_array, shorten
+from ..verification_hamspk import SpeakerProfile
 from .engines import Engine, FaissEngine, TorchEngine, import_faiss
 from .products import Comparing, Similarity, rounding_bound
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_hamspk import HamSpkConfig
-from ..scoring import normalize, project, score
+from ..geometry_hamspk import normalize, project, score
 
 # Half a unit in the last place of float32.
 ROUNDING = 2.0**-24

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..calibration import SCORE, Calibration
+from ..calibration_hamspk import SCORE, Calibration
 from ..evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
 from ..evaluation.model_calibration import calibrate
 from ..evaluation.scored_trials import ScoredTrials

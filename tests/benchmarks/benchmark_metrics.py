@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hf_hamspk.calibration import OperatingPoint
+from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import convex_hull, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.intervals import bootstrap
 from hf_hamspk.evaluation.metrics import detection_errors

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.comparison import SpeakerComparison
 from hf_hamspk.evaluation.matrix_scoring import score_all_pairs, score_pairs
+from hf_hamspk.verification_hamspk import SpeakerComparison
 
 FILES, SIZE = 5000, 192
 SIMILARITIES = {

@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.comparison import SpeakerComparison
-from hf_hamspk.scoring import project
+from hf_hamspk.geometry_hamspk import project
 from hf_hamspk.search import SearchResult, SpeakerIndex
 from hf_hamspk.search.engines import import_faiss
+from hf_hamspk.verification_hamspk import SpeakerComparison
 
 SIZE, NEAREST, TIE = 192, 10, 1e-9
 ROWS = 8192

@@ -10,7 +10,7 @@ from tiny_models import RATE, noises, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import main
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
 
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_corpus
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hf_hamspk.enrolment import SpeakerProfile
+from hf_hamspk.verification_hamspk import SpeakerProfile
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from hf_hamspk.audio_hamspk import wav_frames
 from hf_hamspk.data.audio import AudioError, header_duration, import_torchaudio, read_audio, read_sound, resample
-from hf_hamspk.sounds import wav_frames
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0, level: float = 0.5) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_hamspk.calibration import DEFAULT_OPERATING_POINTS, SCORE
+from hf_hamspk.calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE
 from hf_hamspk.evaluation.calibrating import (
     CalibrationTrials,
     cross_validate,

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from hf_hamspk.calibration import OperatingPoint
+from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import (
     actual_detection_cost,
     bayes_threshold,

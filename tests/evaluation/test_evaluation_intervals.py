@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from hf_hamspk.calibration import DEFAULT_OPERATING_POINTS, OperatingPoint
+from hf_hamspk.calibration_hamspk import DEFAULT_OPERATING_POINTS, OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.intervals import _System, bootstrap, paired_test
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost

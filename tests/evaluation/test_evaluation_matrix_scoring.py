@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.comparison import SpeakerComparison
 from hf_hamspk.evaluation import matrix_scoring
 from hf_hamspk.evaluation.matrix_scoring import score_all_pairs, score_pairs
+from hf_hamspk.verification_hamspk import SpeakerComparison
 
 SIMILARITIES = {
     "cosine": {"similarity": "cosine"},

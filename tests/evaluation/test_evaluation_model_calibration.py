@@ -8,14 +8,14 @@ import torch
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
+from hf_hamspk.audio_hamspk import SpeechMeasures
+from hf_hamspk.calibration_hamspk import Cohort
 from hf_hamspk.evaluation.calibrating import fit
 from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
 from hf_hamspk.evaluation.model_calibration import Candidate, _helps, calibrate, known_speakers
 from hf_hamspk.evaluation.scored_trials import ScoredTrials, Setting, join_trials
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
-from hf_hamspk.normalisation import Cohort
-from hf_hamspk.speech import SpeechMeasures
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
 

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from hf_hamspk.calibration import OperatingPoint
+from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.evaluation import plots
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost
 from hf_hamspk.evaluation.metrics import detection_errors, equal_error_rate, minimum_detection_cost

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_hamspk.enrolment import mean_direction
+from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.evaluation.protocols import (
     OFFICIAL_LISTS,
     check_official,
@@ -17,7 +17,7 @@ from hf_hamspk.evaluation.protocols import (
 from hf_hamspk.evaluation.speakers import find_speakers
 from hf_hamspk.evaluation.trials import Trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, enrol_models
-from hf_hamspk.speech import SpeechMeasures
+from hf_hamspk.verification_hamspk import mean_direction
 
 LISTS = {
     "voxceleb": "1 a.wav b.wav\n0 a.wav c.wav\n",

@@ -11,7 +11,8 @@ import torch
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
-from hf_hamspk.calibration import Calibration, OperatingPoint, Quality
+from hf_hamspk.audio_hamspk import SpeechMeasures
+from hf_hamspk.calibration_hamspk import Calibration, Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, error_rates, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.ratio_scoring import score_ratios
@@ -25,9 +26,6 @@ from hf_hamspk.evaluation.results import (
 )
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, score_trials
-from hf_hamspk.normalisation import Cohort
-from hf_hamspk.scorer import Scorer
-from hf_hamspk.speech import SpeechMeasures
 
 SPEAKERS, UTTERANCES, SIZE = 12, 3, 24
 QUICK = EvaluationSettings(replicates=100, progress=False)

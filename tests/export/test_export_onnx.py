@@ -10,10 +10,10 @@ from transformers import pipeline
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.export.onnx_graph import TOLERANCE, check_agreement, export_onnx
-from hf_hamspk.onnx_model import OnnxEncoder, OnnxSpeakerModel
+from hf_hamspk.pipeline_hamspk import OnnxEncoder, OnnxSpeakerModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

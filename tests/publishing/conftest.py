@@ -14,8 +14,7 @@ from huggingface_hub import HfApi
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
-from hf_hamspk.calibration import Calibration
-from hf_hamspk.normalisation import Cohort
+from hf_hamspk.calibration_hamspk import Calibration, Cohort
 
 SPEAKERS = ("Ann Example", "Ben Example", "Cleo Example", "Dan Example", "Eve Example")
 NUMBERS = {

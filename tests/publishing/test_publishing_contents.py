@@ -12,7 +12,7 @@ import yaml
 
 import hf_hamspk
 from hf_hamspk import HamSpkModel
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.publishing.about import About, TrainingData
 from hf_hamspk.publishing.code import renew_code
 from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, ours, plan_upload
@@ -255,18 +255,20 @@ def test_the_code_of_an_older_version_is_renewed(model_folder):
     config["auto_map"] = {key: f"ann/older--{value}" for key, value in config["auto_map"].items()}
     (model_folder / "config.json").write_text(json.dumps(config))
     (model_folder / "pipeline_hamspk.py").unlink()
-    (model_folder / "heads.py").write_text("# of another version")
+    (model_folder / "geometry_hamspk.py").write_text("# of another version")
     plan = plan_upload(model_folder, NAME)
     package = Path(hf_hamspk.__file__).parent
-    for name in ("pipeline_hamspk.py", "heads.py", "modeling_hamspk.py"):
+    for name in ("pipeline_hamspk.py", "geometry_hamspk.py", "modeling_hamspk.py"):
         assert content(plan, name) == (package / name).read_text()
     sent = json.loads(content(plan, "config.json"))
     assert sent["custom_pipelines"]["speaker-verification"]["impl"].startswith("pipeline_hamspk.")
     assert sent["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
-    assert [note for note in plan.notes if note.endswith("missing: heads.py, pipeline_hamspk.py, config.json")]
-    assert (model_folder / "heads.py").read_text() == "# of another version"
+    assert [
+        note for note in plan.notes if note.endswith("missing: geometry_hamspk.py, pipeline_hamspk.py, config.json")
+    ]
+    assert (model_folder / "geometry_hamspk.py").read_text() == "# of another version"
 
-    assert renew_code(model_folder) == ["heads.py", "pipeline_hamspk.py", "config.json"]
+    assert renew_code(model_folder) == ["geometry_hamspk.py", "pipeline_hamspk.py", "config.json"]
     assert renew_code(model_folder) == []
     assert not [note for note in plan_upload(model_folder, NAME).notes if "that of the installed package" in note]
 

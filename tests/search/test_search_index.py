@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.comparison import SpeakerComparison
-from hf_hamspk.enrolment import SpeakerProfile
 from hf_hamspk.search import SpeakerIndex
 from hf_hamspk.search import index as module
 from hf_hamspk.search.engines import TorchEngine, import_faiss
 from hf_hamspk.search.products import Similarity, rounding_bound
+from hf_hamspk.verification_hamspk import SpeakerComparison, SpeakerProfile
 
 SIMILARITIES = {
     "cosine": {"similarity": "cosine"},

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 
 from hf_hamspk import HamSpkForXVector
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_corpus
 from hf_hamspk.training import Trainer, format_results, read_recipe
 

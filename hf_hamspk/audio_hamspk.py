@@ -1,0 +1,774 @@
+"""What comes in from outside, checked before it is used.
+
+Letters: `B` batch, `L` samples.
+
+From one sampling rate to another, with NumPy alone.
+
+Windowed-sinc interpolation with the filter that `torchaudio.functional.resample` has by default, so that a model gives
+the same numbers where torchaudio is absent, or a build that cannot be imported. Each output sample reads its own few
+input samples: the memory does not grow when the two rates have no common divisor.
+
+Letters: `L` samples, `N` samples after resampling, `K` taps of the filter.
+
+Recordings as people hand them over (paths, URLs, bytes, arrays, dictionaries, decoders) as waveforms.
+
+Whatever cannot be a recording is refused with an `InputError` that says what was expected, what came, and what to do.
+Nothing is read or decoded beyond the limits, whatever a header promises.
+
+Letters: `L` samples.
+
+How much speech a recording holds, and how clean it is.
+
+Speech is told from other sound by what voices do and machines do not: the level of several bands rises far above the
+quietest moments of the recording (silence, hum, tones and steady noise do not move), and in the raised frames there is
+the periodicity of a voice (clicks, knocks and hiss have none). Voiced frames carry the sounds around them: consonants
+and pauses shorter than a word's. What it cannot tell from speech: singing, babble, and other periodic, moving sound.
+What it cannot hear: whispering, and speech below the noise.
+
+Letters: `L` samples, `T` frames, `F` frequency bins, `B` bands.
+"""
+
+import http.client
+import io
+import math
+import os
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
+
+try:
+    import soundfile
+except (ImportError, OSError):
+    # Arrays need no decoder.
+    soundfile = None
+
+# An utterance below this holds no speaker: ten frames.
+SHORTEST_SECONDS = 0.1
+# Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio.
+SILENCE_SPAN = 2e-5
+# Share of a batch that may be padding: it is computed like sound, and costs more than a further batch.
+MOST_PADDING = 0.1
+# Zero crossings of the sinc on each side, and the cut-off as a share of half the lower rate.
+LOWPASS_WIDTH, ROLLOFF = 6, 0.99
+# Values of the largest intermediate array: 16 MiB of float32.
+BLOCK_VALUES = 1 << 22
+# Below this speech loses what tells voices apart; above, it is a mistake.
+LOWEST_RATE, HIGHEST_RATE = 8000, 384_000
+# More channels than a microphone array has.
+MOST_CHANNELS = 32
+# A float recording may go a little beyond full scale; 16-bit samples as floats go far beyond it.
+LOUDEST = 16.0
+# Full scale of integer samples.
+FULL_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
+# Share of the samples that a header promises below which a file counts as cut short.
+DECODED_SHARE = 0.9
+FETCH_SECONDS = 20.0
+DECODED_AT_ONCE = 1 << 18
+# Of a WAV file, before its samples; and from what size on "data" only says that the writer did not know.
+MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
+# Channels this much weaker than the loudest (in power, 40 dB) hold crosstalk or nothing.
+SILENT_CHANNEL = 1e-4
+# Power of the mean of channels over their mean power: 1 for equal ones, 1/2 for two unrelated, 0 for opposite ones.
+ALIKE_CHANNELS = 0.75
+_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
+# Seconds of speech below which no decision is made; see tests/test_speech.py and the module `verifier`.
+MINIMUM_SPEECH = 1.0
+# Range of a signal-to-noise ratio, in dB: below, speech is not found; above, 16-bit audio has no room.
+LOWEST_SNR_DB, HIGHEST_SNR_DB = -10.0, 60.0
+# Level reported for digital silence; below the smallest step of 16-bit audio.
+LOWEST_LEVEL_DB = -120.0
+# Five milliseconds more than three periods of a voice of 67 Hz; the steps are the field's.
+FRAME_SECONDS, HOP_SECONDS = 0.05, 0.01
+# Zero-padded to this, the autocorrelation of a frame does not wrap up to a lag of 30 ms; bins are 12.5 Hz apart.
+SPECTRUM_SECONDS = 0.08
+# The floor of the bands is taken anew in each stretch of at most this length, so that it follows the room.
+BLOCK_SECONDS = 20.0
+# Bands of equal width, up to the top of telephone speech, which every sampling rate from 8 kHz holds.
+LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
+# The quietest frames of continuous speech are its pauses and closures: about a tenth of it.
+FLOOR_QUANTILE = 0.1
+# The mean of steady noise lies this far above that quantile, in bands of 200 Hz and frames of 50 ms.
+FLOOR_BIAS_DB = 2.5
+# Steady noise rises less over its floor in so many bands at once (its standard deviation in each is 2 dB), vowels far
+# more. Bands this far below the loudest of a frame do not count: there a pure tone leaks through the window.
+RISE_DB, RISEN_BANDS, RANGE_DB = 8.0, 4, 30.0
+# 16-bit audio has a noise of -98 dBFS of its own: nothing below counts as a rise.
+QUANTISATION_DB = -98.0
+# Pitch of voices, and the frequencies that show it even over a telephone.
+LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 420.0
+VOICE_LOWEST_HZ, VOICE_HIGHEST_HZ = 100.0, 1600.0
+# The spectrum is flattened by its mean over this width, wider than the distance of any harmonics.
+ENVELOPE_HZ = 500.0
+# Power up to this many times that of the quietest frames is taken for noise or hum, which have periods of their own.
+STEADY_FACTOR = 3.0
+# Keeps quotients of powers finite; far below the square of any sample.
+SMALLEST_POWER = 1e-30
+# Peak of the autocorrelation, relative to lag 0, from which a frame is voiced.
+VOICED_PEAK = 0.4
+# A syllable has at least so many voiced frames in a row; two clicks within one frame make fewer.
+SHORTEST_VOICED = 5
+# Voiced frames carry all frames this near to them (half a consonant), and risen ones farther away (a cluster).
+CARRIED_SECONDS, REACH_SECONDS = 0.05, 0.25
+# Pauses up to this are part of fluent speech: the closure of a plosive, a breath between words.
+LONGEST_PAUSE = 0.3
+# Runs of this many equal samples at the extreme of a recording do not happen unless it was cut off there.
+CLIPPED_RUN = 3
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number that no float holds.
+        return False
+
+
+def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+    """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=sampling_rate,
+        padding_value=0.0,
+        do_normalize=False,
+        return_attention_mask=True,
+    )
+
+
+def check_samples(waveform: np.ndarray | Tensor | Sequence[float], position: int) -> Tensor:
+    """One recording as a tensor `(L,)` of float32 (or wider, if it came so), of any length, silent or not.
+
+    Raises:
+        ValueError: not one-dimensional, integers, NaN or infinite samples; the message names `position`.
+    """
+    try:
+        tensor = torch.as_tensor(waveform)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Waveform {position} is {type(waveform).__name__}; expected an array of samples, shape (samples,). Files "
+            "are read by the pipeline 'speaker-verification', or by soundfile.read."
+        ) from error
+    if tensor.ndim == 0:
+        raise ValueError(
+            f"Waveform {position} is one number; expected an array of samples. One recording among several is given in "
+            "a list: [waveform]."
+        )
+    if tensor.ndim != 1:
+        raise ValueError(
+            f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "
+            "or select the channels first."
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"Waveform {position} holds {tensor.dtype} samples; expected floating point in [-1, 1]. Divide 16-bit "
+            "audio by 32768."
+        )
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: int, sampling_rate: int) -> Tensor:
+    """One utterance as a tensor `(L,)` of float32 (or wider, if it came so), long and loud enough to embed.
+
+    Raises:
+        ValueError: as `check_samples`, and shorter than 0.1 s, or silence.
+    """
+    tensor = check_samples(waveform, position)
+    shortest = round(SHORTEST_SECONDS * sampling_rate)
+    if tensor.shape[0] < shortest:
+        raise ValueError(
+            f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / sampling_rate:.3f} "
+            f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
+        )
+    if float(tensor.max() - tensor.min()) < SILENCE_SPAN:
+        raise ValueError(f"Waveform {position} holds no sound: all its samples are alike. Check the recording.")
+    return tensor
+
+
+def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
+    """Refuse a batch that is not `(B, L)` with a mask of the same shape and enough samples in every row.
+
+    What the mask holds is checked on the CPU only, elsewhere the device would have to be waited for; and not where
+    the model is compiled or exported, as a graph cannot refuse.
+    """
+    if input_values.ndim != 2:
+        raise ValueError(
+            f"input_values has shape {tuple(input_values.shape)}; expected (batch, samples) of mono audio."
+        )
+    too_short = f"one analysis window needs {smallest_length}, and a speaker at least {SHORTEST_SECONDS} s."
+    if input_values.shape[1] < smallest_length:
+        raise ValueError(f"input_values holds {input_values.shape[1]} samples; {too_short}")
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}; the "
+            "mask marks samples, one for one."
+        )
+    if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
+        mask = attention_mask.long()
+        if bool((mask[:, 1:] > mask[:, :-1]).any()):
+            raise ValueError("attention_mask has 0 before 1: utterances must be padded on the right.")
+        shortest = int(mask.sum(-1).min())
+        if shortest < smallest_length:
+            raise ValueError(f"attention_mask leaves an utterance {shortest} samples; {too_short}")
+
+
+def check_labels(labels: Tensor, speakers: int) -> None:
+    """Refuse labels `(B,)` outside [0, speakers)."""
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < speakers:
+        raise ValueError(
+            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has {speakers} "
+            "speakers (num_labels): rebuild the head with num_labels of the new training set."
+        )
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions of `lengths`, sorted by length and cut into runs of little padding, within `budget` samples with it."""
+    batches: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        padded = (len(batches[-1]) + 1) * lengths[i] if batches else 0
+        if batches and padded <= budget and padded - held - lengths[i] <= MOST_PADDING * padded:
+            batches[-1].append(i)
+            held += lengths[i]
+        else:
+            batches.append([i])
+            held = lengths[i]
+    return batches
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resample `(L,)` to `(ceil(L * to_rate / from_rate),)` float32; the waveform itself where the rates are equal.
+
+    Args:
+        waveform: floating point.
+        from_rate: of the waveform, in Hz, positive.
+        to_rate: wanted, in Hz, positive.
+    """
+    if from_rate == to_rate:
+        return waveform
+    divisor = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // divisor, to_rate // divisor
+    scale = min(1.0, to_rate / from_rate) * ROLLOFF
+    reach = math.ceil(LOWPASS_WIDTH / scale)
+    padded = np.pad(waveform.astype(np.float32, copy=False), (reach, reach + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    block = max(1, BLOCK_VALUES // windows.shape[1])
+    table = _taps(np.arange(phases) / phases, reach, scale) if phases <= block else None
+    result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
+    for begin in range(0, len(result), block):
+        # Output sample n is at the time n * step / phases, counted in input samples.
+        n = np.arange(begin, min(len(result), begin + block))
+        first, phase = np.divmod(n * step, phases)
+        taps = _taps(phase / phases, reach, scale) if table is None else table[phase]
+        result[n] = np.einsum("nk,nk->n", windows[first], taps)
+    return result
+
+
+def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
+    """`(N, K)` float32 for output samples that lie `fraction` `(N,)` of a sample behind an input sample."""
+    time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
+    time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
+    window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
+    return (scale * np.sinc(time) * window).astype(np.float32)
+
+
+class InputError(ValueError):
+    """What was handed over cannot be used. The message is for whoever did, and names no file that they did not name."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is read of one recording.
+
+    Attributes:
+        seconds: of audio; a longer recording is refused.
+        size: of a file, in bytes.
+        remote: fetch URLs and open paths; False leaves bytes, arrays and decoders.
+    """
+
+    seconds: float = 600.0
+    size: int = 256 << 20
+    remote: bool = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.seconds) or self.seconds <= 0:
+            raise InputError(f"limits: seconds must be a positive number, got {_short(repr(self.seconds))}.")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise InputError(f"limits: size must be a number of bytes, at least 1, got {_short(repr(self.size))}.")
+        if not isinstance(self.remote, bool):
+            raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording, decoded.
+
+    Attributes:
+        waveform: `(L,)` float32 at the rate that was asked for, one channel, finite.
+        warnings: sentences.
+    """
+
+    waveform: np.ndarray
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_sound(source: Any, rate: int, label: str, limits: Limits, source_rate: int | None = None) -> Sound:
+    """Decode a recording, average its channels, resample it.
+
+    Args:
+        source: a path, a URL, the bytes of an audio file, an open binary file, an array or tensor `(L,)` (or with
+            channels), a decoder of torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}`, or `{"bytes",
+            "path"}` as `datasets` has it. Samples are floating point in [-1, 1], or of 16 or 32 bits.
+        rate: wanted, in Hz.
+        label: what messages call it, for example "The test".
+        limits: how much is read.
+        source_rate: of arrays that come without one, in Hz; None: as wanted, with a warning.
+
+    Raises:
+        InputError: it is no recording, or one that cannot be used.
+        ImportError: a file is to be decoded, and soundfile is missing.
+    """
+    samples, found, warnings = _samples(source, rate if source_rate is None else source_rate, label, limits)
+    if not isinstance(samples, np.ndarray | torch.Tensor):
+        raise InputError(f"{label} holds {type(samples).__name__}; expected an array of samples.")
+    _check_rate(found, label)
+    waveform = _as_waveform(samples, found, label, limits, warnings)
+    if source_rate is None and _lacks_rate(source):
+        warnings.append(f"{label} came without a sampling rate and was taken to have {rate} Hz; give sampling_rate.")
+    if found < rate:
+        warnings.append(
+            f"{label} was recorded at {found} Hz, the model hears {rate} Hz: what lies above {found / 2000:g} kHz is "
+            "missing."
+        )
+    return Sound(resample(waveform, found, rate), warnings)
+
+
+def _samples(source: Any, array_rate: int, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
+    """Samples (an array of one or two axes), their rate, and warnings."""
+    if isinstance(source, Mapping):
+        return _of_mapping(source, array_rate, label, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), len(source), label, limits)
+    if isinstance(source, str | os.PathLike):
+        return _of_name(os.fspath(source), label, limits)
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return source, array_rate, []
+    if hasattr(source, "get_all_samples"):
+        return _of_decoder(source, label, limits)
+    if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        try:
+            content = source.read(limits.size + 1)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{label} is a file that cannot be read ({error}). Is it open?") from error
+        if isinstance(content, bytes):
+            return _decode(io.BytesIO(content), len(content), label, limits)
+    raise InputError(
+        f"{label} is of type {type(source).__name__}; expected a path, a URL, bytes, an array, or a dictionary with "
+        '"array" and "sampling_rate", or with "bytes" or "path".'
+    )
+
+
+def _lacks_rate(source: Any) -> bool:
+    if isinstance(source, Mapping):
+        return "sampling_rate" not in source and any(source.get(key) is not None for key in ("array", "raw"))
+    return isinstance(source, np.ndarray | torch.Tensor)
+
+
+def _of_mapping(source: Mapping, array_rate: int, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
+    for key in ("array", "raw"):
+        if source.get(key) is not None:
+            samples = source[key]
+            if isinstance(samples, list | tuple):
+                if len(samples) > limits.seconds * HIGHEST_RATE:
+                    raise _too_long(label, len(samples) / HIGHEST_RATE, limits)
+                samples = _as_array(samples, label)
+            return samples, source.get("sampling_rate", array_rate), []
+    for key in ("bytes", "path"):
+        if source.get(key) is not None:
+            if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
+                return _samples(source[key], array_rate, label, limits)
+            raise InputError(f"{label} holds {type(source[key]).__name__} under {key!r}; expected {_KINDS[key]}.")
+    keys = ", ".join(repr(key) for key in list(source)[:5])
+    raise InputError(
+        f'{label} is a dictionary with {keys if keys else "nothing in it"}; expected "array" (or "raw") and '
+        '"sampling_rate", or "bytes" or "path".'
+    )
+
+
+def _as_array(samples: Any, label: str) -> np.ndarray:
+    try:
+        return np.asarray(samples, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{label} holds a list that is no list of numbers; expected samples in [-1, 1].") from error
+
+
+def _of_name(name: str | bytes, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
+    if not isinstance(name, str) or not limits.remote:
+        raise InputError(f"{label} is a name; expected the recording itself, as bytes or as an array.")
+    if name.startswith(("http://", "https://")):
+        content = _fetch(name, label, limits)
+        return _decode(io.BytesIO(content), len(content), label, limits)
+    if not os.path.isfile(name):
+        what = "a folder" if os.path.isdir(name) else "no file"
+        raise InputError(f"{label}: {_short(name)} is {what}; expected an audio file, or a URL with http(s)://.")
+    try:
+        with open(name, "rb") as file:
+            return _decode(file, os.path.getsize(name), label, limits)
+    except OSError as error:
+        raise InputError(f"{label}: {_short(name)} cannot be read ({type(error).__name__}).") from error
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 120 else f"{name[:120]}...")
+
+
+def _fetch(url: str, label: str, limits: Limits) -> bytes:
+    try:
+        # Some servers refuse Python's own name.
+        request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
+        with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
+            return response.read(limits.size + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error)
+        raise InputError(f"{label}: {_short(url)} cannot be fetched ({reason}).") from error
+
+
+def _of_decoder(decoder: Any, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
+    """A decoder of torchcodec, which `datasets` hands over."""
+    try:
+        seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
+        if seconds is not None and seconds > limits.seconds:
+            raise _too_long(label, float(seconds), limits)
+        decoded = decoder.get_all_samples()
+        return decoded.data, decoded.sample_rate, []
+    except InputError:
+        raise
+    except Exception as error:
+        # What a decoder raises is anybody's guess.
+        raise InputError(f"{label} cannot be decoded ({type(error).__name__}); is it damaged?") from error
+
+
+def _decode(file: Any, size: int, label: str, limits: Limits) -> tuple[np.ndarray, int, list[str]]:
+    """Decode a file, as far as the limits go: `(L, channels)` float32, the rate, warnings."""
+    if soundfile is None:
+        raise ImportError(
+            "Audio files are decoded by soundfile, which is not installed (`pip install soundfile`). Arrays need none."
+        )
+    if size > limits.size:
+        raise InputError(f"{label} is a file of more than {limits.size >> 20} MiB; cut out the part that matters.")
+    if size == 0:
+        raise InputError(f"{label} is an empty file.")
+    in_header = wav_frames(file)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate, promised, channels = sound.samplerate, max(sound.frames, in_header), sound.channels
+            if channels > MOST_CHANNELS:
+                raise InputError(f"{label} has {channels} channels, at most {MOST_CHANNELS} are read. Is it damaged?")
+            _check_rate(rate, label)
+            most = math.floor(limits.seconds * rate)
+            if promised > most:
+                raise _too_long(label, promised / rate, limits)
+            blocks, decoded = [], 0
+            while decoded <= most:
+                blocks.append(sound.read(DECODED_AT_ONCE, dtype="float32", always_2d=True))
+                decoded += len(blocks[-1])
+                if len(blocks[-1]) < DECODED_AT_ONCE:
+                    break
+    # soundfile raises TypeError for headerless ".raw" files.
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise InputError(
+            f"{label} cannot be decoded: it is damaged, or not WAV, FLAC, OGG, Opus or MP3. Convert it, for example "
+            "with `ffmpeg -i INPUT OUTPUT.flac`."
+        ) from error
+    warnings = []
+    if decoded < DECODED_SHARE * promised:
+        warnings.append(
+            f"{label} is cut short: {promised / rate:.1f} s are promised, {decoded / rate:.1f} s are there."
+        )
+    return np.concatenate(blocks), rate, warnings
+
+
+def wav_frames(file: Any) -> int:
+    """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
+
+    Args:
+        file: binary, seekable, at its start; it is left there.
+
+    Returns:
+        0 for another file, and for one that was written to a pipe and does not say.
+    """
+    start = file.tell()
+    try:
+        riff, _, wave = struct.unpack("<4sI4s", file.read(12))
+        frame = 0
+        if (riff, wave) != (b"RIFF", b"WAVE"):
+            return 0
+        for _ in range(MOST_CHUNKS):
+            name, size = struct.unpack("<4sI", file.read(8))
+            if name == b"data":
+                return 0 if size >= UNKNOWN_SIZE or frame == 0 else size // frame
+            body = file.read(min(size, 16)) if name == b"fmt " else b""
+            if body:
+                frame = struct.unpack("<H", body[12:14])[0]
+            file.seek(size + size % 2 - len(body), io.SEEK_CUR)
+        return 0
+    except struct.error:
+        # It ends within its header.
+        return 0
+    finally:
+        file.seek(start)
+
+
+def _too_long(label: str, seconds: float, limits: Limits) -> InputError:
+    return InputError(
+        f"{label} lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part. A minute is plenty."
+    )
+
+
+def _check_rate(rate: Any, label: str) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InputError(
+            f"{label} has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
+            f"{HIGHEST_RATE}."
+        )
+
+
+def _as_waveform(
+    samples: np.ndarray | torch.Tensor, rate: int, label: str, limits: Limits, warnings: list[str]
+) -> np.ndarray:
+    """`(L,)` float32 in [-1, 1], finite; channels, in front or behind, are averaged."""
+    shape = tuple(samples.shape)
+    if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
+        raise InputError(f"{label} has shape {shape}; expected (samples,), or channels and samples.")
+    if max(shape) > limits.seconds * rate:
+        raise _too_long(label, max(shape) / rate, limits)
+    values = _full_scale(_to_numpy(samples, label), label)
+    if values.ndim == 1 or not values.size:
+        return values.reshape(-1)
+    channels = values if shape[0] <= shape[1] else values.T
+    if _differ(channels):
+        warnings.append(
+            f"{label} has channels that differ, which were averaged: are they of different people or microphones? Give "
+            "the one that matters."
+        )
+    return channels.mean(0)
+
+
+def _differ(channels: np.ndarray) -> bool:
+    """Whether those of `(C, L)` that hold sound are of different things, or cancel each other."""
+    power = np.square(channels, dtype=np.float64).mean(1)
+    heard = power > SILENT_CHANNEL * power.max()
+    if np.count_nonzero(heard) < 2:
+        return False
+    return np.square(channels[heard].mean(0), dtype=np.float64).mean() < ALIKE_CHANNELS * power[heard].mean()
+
+
+def _to_numpy(samples: np.ndarray | torch.Tensor, label: str) -> np.ndarray:
+    if isinstance(samples, np.ndarray):
+        return samples
+    try:
+        samples = samples.detach().cpu()
+        return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{label} is a tensor of {samples.dtype} that is no plain array of samples.") from error
+
+
+def _full_scale(samples: np.ndarray, label: str) -> np.ndarray:
+    """Float32 in [-1, 1], finite."""
+    if samples.dtype.name in FULL_SCALE:
+        return samples.astype(np.float32) / np.float32(FULL_SCALE[samples.dtype.name])
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise InputError(
+            f"{label} holds {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits."
+        )
+    bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
+    if bad:
+        raise InputError(f"{label} holds {bad} NaN or infinite samples of {samples.size}; decode or repair it first.")
+    loudest = float(np.abs(samples).max()) if samples.size else 0.0
+    if loudest > LOUDEST:
+        raise InputError(
+            f"{label} holds samples up to {loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio by "
+            "32768."
+        )
+    return samples.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SpeechMeasures:
+    """What was measured of a recording.
+
+    Attributes:
+        duration: seconds.
+        speech: seconds of speech, pauses of up to 0.3 s included; in [0, duration].
+        snr_db: power of the speech over that of the noise under it, in dB, in [-10, 60]; -10 where there is no speech.
+        clipped: share of the samples that are cut off at the extreme, in [0, 1].
+        level_db: root mean square, in dB below full scale; at least -120.
+    """
+
+    duration: float
+    speech: float
+    snr_db: float
+    clipped: float
+    level_db: float
+
+
+class _Block(NamedTuple):
+    """Of one stretch: frames that are speech, the power of each, and the power of the noise."""
+
+    speech: np.ndarray
+    power: np.ndarray
+    noise: float
+
+
+def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
+    """Measure a recording.
+
+    Args:
+        waveform: `(L,)` floating point in [-1, 1], of any length.
+        sampling_rate: in Hz, at least 8000.
+
+    Raises:
+        ValueError: not one-dimensional, integers, NaN or infinite samples, or a sampling rate below 8 kHz.
+    """
+    samples = _checked(waveform, sampling_rate)
+    duration = len(samples) / sampling_rate
+    frame = round(FRAME_SECONDS * sampling_rate)
+    level = _decibels(float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0)
+    if len(samples) < 2 * frame:
+        return SpeechMeasures(duration, 0.0, LOWEST_SNR_DB, _clipped_share(samples), level)
+    count = -(-len(samples) // round(BLOCK_SECONDS * sampling_rate))
+    blocks = [_measure_block(part, sampling_rate) for part in np.array_split(samples, count)]
+    frames = sum(int(block.speech.sum()) for block in blocks)
+    total = sum(len(block.speech) for block in blocks)
+    signal = sum(float(block.power[block.speech].sum()) for block in blocks)
+    noise = sum(block.noise * int(block.speech.sum()) for block in blocks)
+    # The noise is in the frames of the speech, too.
+    snr = _decibels(max(signal - noise, 0.0)) - _decibels(noise) if frames else LOWEST_SNR_DB
+    snr = min(max(snr, LOWEST_SNR_DB), HIGHEST_SNR_DB)
+    return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level)
+
+
+def _checked(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    samples = np.asarray(waveform)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"A recording must be one channel of floating point in [-1, 1], shape (samples,); got {samples.dtype} of "
+            f"shape {samples.shape}. Average the channels, and divide 16-bit audio by 32768."
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError("The recording holds NaN or infinite samples; decode or repair it first.")
+    if sampling_rate < 2 * HIGHEST_HZ:
+        raise ValueError(f"Speech is measured at 8000 Hz or more, got {sampling_rate} Hz.")
+    return samples.astype(np.float32, copy=False)
+
+
+def _power(decibels: float) -> float:
+    return 10 ** (decibels / 10)
+
+
+def _decibels(power: float) -> float:
+    return max(10 * float(np.log10(max(power, SMALLEST_POWER))), LOWEST_LEVEL_DB)
+
+
+def _clipped_share(samples: np.ndarray) -> float:
+    """Share of the samples in runs of equal values at the largest or the smallest value."""
+    if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
+        return 0.0
+    total = 0
+    for extreme in (samples.max(), samples.min()):
+        at = np.concatenate([[False], samples == extreme, [False]])
+        edges = np.flatnonzero(at[1:] != at[:-1])
+        runs = edges[1::2] - edges[::2]
+        total += int(runs[runs >= CLIPPED_RUN].sum())
+    return total / len(samples)
+
+
+def _measure_block(samples: np.ndarray, sampling_rate: int) -> _Block:
+    frame, hop = round(FRAME_SECONDS * sampling_rate), round(HOP_SECONDS * sampling_rate)
+    size = round(SPECTRUM_SECONDS * sampling_rate)
+    window = np.hanning(frame).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, frame)[::hop] * window
+    bins = int(HIGHEST_HZ * SPECTRUM_SECONDS) + 1
+    # Scaled so that the sum over all bins of both signs is the mean square of the frame.
+    spectrum = np.fft.rfft(frames, size)[:, :bins]
+    power = (spectrum.real**2 + spectrum.imag**2) / np.float32(size * float(np.square(window).sum()))
+    bands = _band_power(power)
+    floor = np.quantile(bands, FLOOR_QUANTILE, axis=0)
+    quiet = _power(QUANTISATION_DB) * BAND_HZ / (sampling_rate / 2)
+    least = np.maximum(np.maximum(floor, quiet) * _power(RISE_DB), bands.max(1, keepdims=True) * _power(-RANGE_DB))
+    risen = (bands > least).sum(1) >= RISEN_BANDS
+    voiced = _long_runs(risen & (_periodicity(power) > VOICED_PEAK), SHORTEST_VOICED)
+    near = _dilate(voiced, round(CARRIED_SECONDS / HOP_SECONDS))
+    carried = risen & _dilate(voiced, round(REACH_SECONDS / HOP_SECONDS))
+    speech = _close_gaps(near | carried, round(LONGEST_PAUSE / HOP_SECONDS))
+    return _Block(speech, bands.sum(1, dtype=np.float64), float(floor.sum(dtype=np.float64)) * _power(FLOOR_BIAS_DB))
+
+
+def _band_power(power: np.ndarray) -> np.ndarray:
+    """Sum `(T, F)` over bands of equal width: `(T, B)`."""
+    edges = np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS
+    return np.add.reduceat(power, np.rint(edges).astype(int)[:-1], axis=1)
+
+
+def _periodicity(power: np.ndarray) -> np.ndarray:
+    """Largest autocorrelation of each frame at the lags of voices, of its flattened spectrum: `(T,)`, about [0, 1]."""
+    low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
+    width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
+    padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")
+    sums = np.cumsum(padded, axis=1, dtype=np.float64)
+    envelope = (sums[:, width:] - sums[:, :-width]) / width
+    steady = np.quantile(envelope, FLOOR_QUANTILE, axis=0)
+    gain = np.clip(1 - STEADY_FACTOR * steady / (envelope + SMALLEST_POWER), 0, 1)
+    flat = power[:, :high] * (gain / (envelope + SMALLEST_POWER))
+    flat[:, :low] = 0
+    size = 2 * high
+    correlation = np.fft.irfft(flat, size)
+    rate = size / SPECTRUM_SECONDS
+    lags = slice(int(rate / HIGHEST_PITCH_HZ), int(rate / LOWEST_PITCH_HZ) + 1)
+    return correlation[:, lags].max(1) / np.maximum(correlation[:, 0], SMALLEST_POWER)
+
+
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and end of each run of True."""
+    at = np.concatenate([[False], mask, [False]])
+    edges = np.flatnonzero(at[1:] != at[:-1])
+    return edges[::2], edges[1::2]
+
+
+def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
+    """Only the runs of True that are at least so long."""
+    result = np.zeros_like(mask)
+    for begin, end in zip(*_runs(mask), strict=True):
+        result[begin:end] = end - begin >= shortest
+    return result
+
+
+def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
+    """Fill runs of False between runs of True that are at most so long."""
+    result = mask.copy()
+    begins, ends = _runs(mask)
+    for end, begin in zip(ends[:-1], begins[1:], strict=True):
+        if begin - end <= longest:
+            result[end:begin] = True
+    return result
+
+
+def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
+    """True within so many frames of a True."""
+    result = np.zeros_like(mask)
+    for begin, end in zip(*_runs(mask), strict=True):
+        result[max(0, begin - reach) : end + reach] = True
+    return result

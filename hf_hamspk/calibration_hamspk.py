@@ -1,0 +1,780 @@
+"""Files that hold what a decision rests on, written so that a change by hand is noticed.
+
+A checksum guards against mistakes (an edited number, a damaged file), not against somebody who computes it anew.
+
+Score normalisation: how unusual a score is among the scores of other speakers, the cohort.
+
+Letters: `N` trials, `M` embeddings, `C` cohort embeddings, `D` embedding size.
+
+With the mean and the standard deviation of the scores of the enrolment (e) and of the test (t) against the cohort:
+
+- `"z"`: `(s - mean_e) / std_e` (Li and Porter 1988; Reynolds 1997)
+- `"t"`: `(s - mean_t) / std_t` (Auckenthaler et al. 2000)
+- `"s"`: half the sum of both (Kenny 2010)
+- `"as"`: the same, each side with the `top` cohort scores nearest to it, its largest (AS-norm1 of Matejka et al. 2017,
+  equation 5; AS-norm2 would take the statistics of one side over the cohort members nearest to the other)
+
+Standard deviations are those of the scores at hand (divided by their number, not by one less).
+
+From a score to a decision that can be defended: a log-likelihood ratio, a prior and costs.
+
+A calibrated model maps its score, and measures of the quality of the recordings, to a natural log-likelihood ratio
+(LLR): how many times likelier the two recordings are if they are of one speaker than if they are of two. The map is
+affine, fitted by logistic regression on trials (Brummer and du Preez 2006; with quality measures: Thienpondt et al.
+2021). The decision then takes nothing but the prior of a target and the costs of the two errors: "same speaker" at an
+LLR of at least `log(cost_false_alarm (1 - prior) / (cost_miss prior))`, the Bayes threshold.
+
+Scores of pairs of embeddings with one model: raw, normalised, and as log-likelihood ratios.
+
+Letters: `P` pairs, `C` cohort embeddings, `D` embedding size, `N` utterances, `L` samples.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from .audio_hamspk import LOWEST_SNR_DB, MINIMUM_SPEECH, is_number
+from .geometry_hamspk import at_least_float32
+
+CHECKSUM = "checksum"
+# Hexadecimal digits of a fingerprint that messages show.
+SHOWN_DIGITS = 12
+NORMALISATIONS = ("none", "z", "t", "s", "as")
+# A standard deviation needs two scores.
+SMALLEST_COHORT = 2
+# Below this spread of the scores a cohort is all alike, to the rounding of float32 cosines.
+SMALLEST_DEVIATION = 1e-6
+COHORT_FILE = "cohort.safetensors"
+CALIBRATION_FILE = "verification.json"
+SCHEMA = 1
+SIMILARITIES = ("cosine", "hyperbolic")
+# Floor of speech under the logarithm: what is below is refused for lack of speech anyway.
+SHORTEST_SPEECH = 0.1
+# Quality measures, in the order of `quality_features`. All but the last are symmetric in enrolment and test.
+QUALITY_FEATURES = (
+    "log_speech_min",
+    "log_speech_max",
+    "snr_min",
+    "snr_max",
+    "magnitude_min",
+    "magnitude_max",
+    "log_enrolment_utterances",
+)
+SCORE = "score"
+_Value = float | np.ndarray
+# Cohort scores held at once: 64 MiB of float32.
+BLOCK_SCORES = 1 << 24
+
+
+def shorten(fingerprint: str) -> str:
+    """The first digits of a fingerprint, for messages."""
+    return fingerprint[:SHOWN_DIGITS]
+
+
+def dict_checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 over canonical JSON (sorted keys, no blanks) of everything but the checksum itself.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON does not have.
+    """
+    rest = {key: value for key, value in values.items() if key != CHECKSUM}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def array_checksum(array: np.ndarray) -> str:
+    """SHA-256 over shape, type and values of an array."""
+    array = np.ascontiguousarray(array)
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Refuse a dictionary whose checksum is absent or is that of other values.
+
+    Raises:
+        ValueError: the reason, and what to do.
+    """
+    if values.get(CHECKSUM) != dict_checksum(values):
+        state = "has no checksum" if CHECKSUM not in values else "was altered: its checksum is that of other values"
+        raise ValueError(
+            f"{os.fspath(path)} {state}. What a decision rests on is not edited by hand: fetch or measure it anew, or "
+            "delete the file to go without it."
+        )
+
+
+def save_array(path: str | os.PathLike, name: str, array: np.ndarray, description: Mapping[str, Any]) -> None:
+    """Write one float32 array and its description (what JSON can hold) as a safetensors file with a checksum."""
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    described = dict(description) | {"array": array_checksum(array)}
+    described[CHECKSUM] = dict_checksum(described)
+    # safetensors takes text only, and mmaps what it reads: the file is replaced, never written over.
+    temporary = f"{os.fspath(path)}.part"
+    save_file({name: array}, temporary, {"description": json.dumps(described, sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read what `save_array` wrote.
+
+    Returns:
+        The float32 array, finite, and its description.
+
+    Raises:
+        ValueError: not such a file, or altered.
+    """
+    text = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no file {text}.")
+    try:
+        with safe_open(path, "np") as file:
+            metadata, names = file.metadata(), list(file.keys())
+            array = file.get_tensor(name) if name in names else None
+        described = json.loads((metadata or {})["description"])
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(
+            f"{text} cannot be read ({type(error).__name__}: {error}); expected a file that this package wrote, with "
+            f"the tensor {name!r}."
+        ) from error
+    if array is None or not isinstance(described, dict):
+        raise ValueError(f"{text} holds the tensors {names}; expected {name!r} with a description.")
+    check_dict(described, path)
+    if described.pop("array") != array_checksum(array):
+        raise ValueError(f"{text} was altered: its tensor {name!r} is not the one that was saved. Make it anew.")
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError(f"{text} holds {array.dtype} values that are not all finite float32. Make it anew.")
+    del described[CHECKSUM]
+    return array, described
+
+
+class CohortStatistics(NamedTuple):
+    """Of the scores of M embeddings against the cohort.
+
+    Attributes:
+        mean: `(M,)`.
+        deviation: `(M,)` standard deviation, above 0.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def check_normalisation(kind: str, top: int | None) -> None:
+    """Refuse an unknown kind, and a `top` that does not go with it.
+
+    Raises:
+        ValueError: names what is known.
+    """
+    if kind not in NORMALISATIONS:
+        raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {kind!r}.")
+    if kind == "as" and (isinstance(top, bool) or not isinstance(top, int) or top < SMALLEST_COHORT):
+        raise ValueError(f"normalisation 'as' needs top, an integer of at least {SMALLEST_COHORT}, got {top!r}.")
+    if kind != "as" and top is not None:
+        raise ValueError(f"top is for normalisation 'as'; {kind!r} takes the whole cohort. Leave top out.")
+
+
+def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistics:
+    """Mean and standard deviation of each row.
+
+    Args:
+        scores: `(M, C)` of embeddings against the cohort.
+        top: only the largest this many of each row; None for all. More than C is C.
+
+    Raises:
+        ValueError: not two-dimensional, fewer than two cohort scores, not finite, or all alike.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
+    if scores.shape[1] < SMALLEST_COHORT:
+        raise ValueError(
+            f"The cohort holds {scores.shape[1]} embeddings; a standard deviation needs at least {SMALLEST_COHORT}, "
+            "and a useful normalisation some hundred speakers."
+        )
+    if top is not None and top < SMALLEST_COHORT:
+        raise ValueError(f"top must be at least {SMALLEST_COHORT}, got {top}.")
+    scores = at_least_float32(scores)
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("Cohort scores hold NaN or infinite values; check the embeddings of the cohort.")
+    if top is not None and top < scores.shape[1]:
+        scores = scores.topk(top, dim=1).values
+    deviation, mean = torch.std_mean(scores, dim=1, correction=0)
+    if bool((deviation < SMALLEST_DEVIATION).any()):
+        row = int((deviation < SMALLEST_DEVIATION).nonzero()[0])
+        raise ValueError(
+            f"All cohort scores of embedding {row} are alike, so nothing can be normalised by them. Is the cohort one "
+            "recording many times?"
+        )
+    return CohortStatistics(mean, deviation)
+
+
+def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortStatistics, kind: str) -> Tensor:
+    """Normalise `(N,)` scores by the statistics of both sides of each trial, each `(N,)`.
+
+    `"s"` and `"as"` are the same sum; they differ in the statistics (`cohort_statistics` with `top`).
+    """
+    if kind not in NORMALISATIONS:
+        check_normalisation(kind, None)
+    if kind == "none":
+        return scores
+    z = (scores - enrolment.mean) / enrolment.deviation
+    if kind == "z":
+        return z
+    t = (scores - test.mean) / test.deviation
+    return t if kind == "t" else (z + t) / 2
+
+
+def normalise_scores(
+    scores: Tensor, enrolment_cohort: Tensor, test_cohort: Tensor, kind: str, top: int | None = None
+) -> Tensor:
+    """Normalise the scores of N trials.
+
+    Args:
+        scores: `(N,)`.
+        enrolment_cohort: `(N, C)` scores of each trial's enrolment against the cohort.
+        test_cohort: `(N, C')` scores of each trial's test against the cohort.
+        kind: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`; see the module.
+        top: of `"as"`, the number of cohort scores on each side; more than there are is all.
+
+    Returns:
+        `(N,)`. With many trials over few files, take `cohort_statistics` of the files and `apply_statistics`.
+
+    Raises:
+        ValueError: unknown kind, `top` missing or not fitting, shapes that do not fit, a cohort of fewer than two.
+    """
+    check_normalisation(kind, top)
+    if kind == "none":
+        return scores
+    for cohort in (enrolment_cohort, test_cohort):
+        if cohort.ndim != 2 or cohort.shape[0] != scores.shape[0]:
+            raise ValueError(
+                f"Cohort scores have shape {tuple(cohort.shape)}; expected ({scores.shape[0]}, cohort): one row per "
+                "trial."
+            )
+    return apply_statistics(scores, cohort_statistics(enrolment_cohort, top), cohort_statistics(test_cohort, top), kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Embeddings of speakers that are nobody's enrolment, to normalise scores with.
+
+    Attributes:
+        embeddings: `(C, D)` float32 on the CPU, C at least 2: usually the mean of each training speaker.
+        fingerprint: of the model that made them.
+        audio: what they were made of, in words.
+
+    Raises:
+        ValueError: not two-dimensional, fewer than two, or not finite.
+    """
+
+    embeddings: Tensor = field(repr=False)
+    fingerprint: str
+    audio: str = ""
+
+    def __post_init__(self) -> None:
+        embeddings = self.embeddings
+        if embeddings.ndim != 2 or embeddings.shape[0] < SMALLEST_COHORT:
+            raise ValueError(
+                f"A cohort needs embeddings of shape (C, D) with C at least {SMALLEST_COHORT}, got "
+                f"{tuple(embeddings.shape)}."
+            )
+        if not bool(torch.isfinite(embeddings).all()):
+            raise ValueError("The embeddings of a cohort must be finite; leave out those that are not.")
+        object.__setattr__(self, "embeddings", embeddings.detach().to("cpu", torch.float32).contiguous())
+
+    @property
+    def checksum(self) -> str:
+        """Of the embeddings; a calibration remembers the cohort it was measured with by it."""
+        return array_checksum(self.embeddings.numpy())
+
+    def check_model(self, fingerprint: str, path: str | os.PathLike = "This cohort") -> None:
+        """Refuse to be used with another model than the one that made it.
+
+        Args:
+            fingerprint: of the model at hand.
+            path: what the message calls the cohort.
+
+        Raises:
+            ValueError: names both.
+        """
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"{os.fspath(path)} is of another model ({shorten(self.fingerprint)}) than the one at hand "
+                f"({shorten(fingerprint)}): embeddings of two models cannot be compared. Embed the cohort with this "
+                "model, or load the model that it belongs to."
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a safetensors file: the tensor `embeddings` and a description with checksum."""
+        description = {"fingerprint": self.fingerprint, "audio": self.audio}
+        save_array(path, "embeddings", self.embeddings.numpy(), description)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "Cohort":
+        """Read a cohort.
+
+        Args:
+            path: what `save` wrote.
+            fingerprint: of the model it is for; None to take it as it is.
+
+        Raises:
+            ValueError: no such file, altered, or of another model.
+        """
+        embeddings, description = load_array(path, "embeddings")
+        if description.keys() != {"fingerprint", "audio"}:
+            raise ValueError(f"{os.fspath(path)} is no cohort: it describes {sorted(description)}.")
+        cohort = cls(torch.from_numpy(np.array(embeddings)), str(description["fingerprint"]), str(description["audio"]))
+        if fingerprint is not None:
+            cohort.check_model(fingerprint, path)
+        return cohort
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is known of one side of a trial, or, with arrays `(N,)`, of one side of N trials.
+
+    Attributes:
+        speech: seconds of speech, summed over the utterances.
+        snr_db: signal-to-noise ratio in dB, mean over the utterances.
+        magnitude: of the embedding (`scoring.magnitude`: its norm, or its hyperbolic radius), mean over the utterances.
+        utterances: how many there are.
+    """
+
+    speech: Any
+    snr_db: Any
+    magnitude: Any
+    utterances: Any = 1
+
+
+def combine_qualities(qualities: Sequence[Quality]) -> Quality:
+    """The quality of an enrolment of several utterances: speech and utterances add up, the others are averaged."""
+    if not qualities:
+        raise ValueError("No utterance, no quality: give at least one.")
+    return Quality(
+        speech=sum(q.speech for q in qualities),
+        snr_db=sum(q.snr_db for q in qualities) / len(qualities),
+        magnitude=sum(q.magnitude for q in qualities) / len(qualities),
+        utterances=sum(q.utterances for q in qualities),
+    )
+
+
+def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]:
+    """The quality measures of trials, by name: the one place that defines them.
+
+    Returns:
+        `QUALITY_FEATURES`, each `(N,)` or a scalar array, float64:
+        `log_speech_min`, `log_speech_max`: log of the smaller and the larger number of seconds of speech of the two
+        sides; `snr_min`, `snr_max`: dB; `magnitude_min`, `magnitude_max`; `log_enrolment_utterances`.
+    """
+
+    def both(name: str) -> tuple[np.ndarray, np.ndarray]:
+        left, right = (np.asarray(getattr(side, name), dtype=np.float64) for side in (enrolment, test))
+        return np.minimum(left, right), np.maximum(left, right)
+
+    speech, snr, magnitude = both("speech"), both("snr_db"), both("magnitude")
+    return {
+        "log_speech_min": np.log(np.maximum(speech[0], SHORTEST_SPEECH)),
+        "log_speech_max": np.log(np.maximum(speech[1], SHORTEST_SPEECH)),
+        "snr_min": np.maximum(snr[0], LOWEST_SNR_DB),
+        "snr_max": np.maximum(snr[1], LOWEST_SNR_DB),
+        "magnitude_min": magnitude[0],
+        "magnitude_max": magnitude[1],
+        "log_enrolment_utterances": np.log(np.asarray(enrolment.utterances, dtype=np.float64)),
+    }
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where a decision is made, and what it was measured to cost in errors.
+
+    Attributes:
+        name: for example "balanced".
+        prior: probability of a target before listening, in (0, 1).
+        cost_miss: of refusing the same speaker, above 0.
+        cost_false_alarm: of accepting another speaker, above 0.
+        miss_rate: share of the target trials that were refused when this was measured; None where nobody has.
+        false_alarm_rate: share of the impostor trials that were accepted, likewise.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    name: str
+    prior: float
+    cost_miss: float = 1.0
+    cost_false_alarm: float = 1.0
+    miss_rate: float | None = None
+    false_alarm_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"An operating point needs a name, got {self.name!r}.")
+        if not is_number(self.prior) or not 0 < self.prior < 1:
+            raise ValueError(f"{self.name}: prior must lie between 0 and 1, got {self.prior!r}.")
+        for name in ("cost_miss", "cost_false_alarm"):
+            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{self.name}: {name} must be above 0 and finite, got {getattr(self, name)!r}.")
+        for name in ("miss_rate", "false_alarm_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not (is_number(rate) and 0 <= rate <= 1):
+                raise ValueError(f"{self.name}: {name} must lie in [0, 1] or be None, got {rate!r}.")
+
+    @property
+    def threshold(self) -> float:
+        """The Bayes threshold on the log-likelihood ratio (natural logarithm)."""
+        return math.log(self.cost_false_alarm * (1 - self.prior) / (self.cost_miss * self.prior))
+
+
+# Even odds; accepting an impostor is what must not happen; missing a target is what must not happen.
+DEFAULT_OPERATING_POINTS = (
+    OperatingPoint("balanced", prior=0.5),
+    OperatingPoint("strict", prior=0.01),
+    OperatingPoint("screening", prior=0.5, cost_miss=10.0),
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores of one model become log-likelihood ratios: `offset + sum of weight x feature`.
+
+    Attributes:
+        fingerprint: of the model whose scores they are.
+        similarity: `"cosine"` or `"hyperbolic"`, what the score was.
+        offset: of the LLR.
+        weights: by feature: "score" (above 0) and any of `QUALITY_FEATURES`.
+        operating_points: the first is the default.
+        normalisation: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`: whether "score" is a normalised one.
+        top: of `"as"`: cohort scores on each side.
+        cohort: `Cohort.checksum` of the cohort it was measured with; None without normalisation.
+        trials, targets, speakers: how many it was measured on.
+        enrolment_utterances: per trial, when it was measured.
+        audio: what it was measured on, in words.
+        minimum_speech: seconds of speech below which there is no decision.
+
+    Raises:
+        ValueError: a number is not finite or out of range, a feature is unknown, two points have one name.
+    """
+
+    fingerprint: str
+    similarity: str
+    offset: float
+    weights: dict[str, float]
+    operating_points: tuple[OperatingPoint, ...] = DEFAULT_OPERATING_POINTS
+    normalisation: str = "none"
+    top: int | None = None
+    cohort: str | None = None
+    trials: int = 0
+    targets: int = 0
+    speakers: int = 0
+    enrolment_utterances: int = 1
+    audio: str = ""
+    minimum_speech: float = MINIMUM_SPEECH
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fingerprint, str) or not self.fingerprint:
+            raise ValueError(f"A calibration needs the fingerprint of its model, got {self.fingerprint!r}.")
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}.")
+        check_normalisation(self.normalisation, self.top)
+        if (self.normalisation == "none") != (self.cohort is None):
+            raise ValueError(
+                f"normalisation is {self.normalisation!r} and cohort {self.cohort!r}: a normalised score is measured "
+                "with a cohort (give Cohort.checksum), a raw one without."
+            )
+        unknown = sorted(set(self.weights) - {SCORE, *QUALITY_FEATURES})
+        if unknown:
+            raise ValueError(f"Unknown features {unknown}; known are {', '.join((SCORE, *QUALITY_FEATURES))}.")
+        for name, value in {"offset": self.offset, **self.weights}.items():
+            if not is_number(value):
+                raise ValueError(f"The weight of {name!r} must be a finite number, got {value!r}.")
+        if not self.weights.get(SCORE, 0.0) > 0:
+            raise ValueError(
+                f"The weight of 'score' must be above 0, got {self.weights.get(SCORE)!r}: a larger score is more "
+                "evidence for the same speaker. Were the labels swapped?"
+            )
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        for name, smallest in {"trials": 0, "targets": 0, "speakers": 0, "enrolment_utterances": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
+        if not is_number(self.minimum_speech) or self.minimum_speech < 0:
+            raise ValueError(f"minimum_speech must be a number of seconds, at least 0, got {self.minimum_speech!r}.")
+        names = [point.name for point in self.operating_points]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"operating_points need distinct names, and at least one, got {names}.")
+
+    @property
+    def needs_quality(self) -> bool:
+        """Whether any quality measure enters the LLR."""
+        return len(self.weights) > 1
+
+    def operating_point(self, name: str | None = None) -> OperatingPoint:
+        """The operating point of a name; None is the first.
+
+        Raises:
+            ValueError: names those there are.
+        """
+        if name is None:
+            return self.operating_points[0]
+        for point in self.operating_points:
+            if point.name == name:
+                return point
+        raise ValueError(
+            f"There is no operating point {name!r}; this calibration has "
+            f"{', '.join(point.name for point in self.operating_points)}."
+        )
+
+    @overload
+    def log_likelihood_ratio(self, score: float, quality: Mapping[str, _Value] | None = None) -> float: ...
+
+    @overload
+    def log_likelihood_ratio(self, score: np.ndarray, quality: Mapping[str, _Value] | None = None) -> np.ndarray: ...
+
+    def log_likelihood_ratio(self, score: _Value, quality: Mapping[str, _Value] | None = None) -> _Value:
+        """The natural log-likelihood ratio.
+
+        Args:
+            score: a number or `(N,)`; normalised where `normalisation` says so.
+            quality: from `quality_features`; may be left out where no weight asks for it.
+
+        Returns:
+            As `score`: a float, or `(N,)` float64.
+
+        Raises:
+            ValueError: a quality measure that a weight asks for is missing.
+        """
+        given = {} if quality is None else quality
+        total = self.offset + self.weights[SCORE] * np.asarray(score, dtype=np.float64)
+        for name, weight in self.weights.items():
+            if name == SCORE:
+                continue
+            if name not in given:
+                raise ValueError(f"This calibration weighs {name!r}, which was not given; take it of quality_features.")
+            total = total + weight * np.asarray(given[name], dtype=np.float64)
+        return total if isinstance(score, np.ndarray) else float(total)
+
+    def check_model(self, fingerprint: str, similarity: str) -> None:
+        """Refuse to be used with a model other than the one it was measured on.
+
+        Raises:
+            ValueError: which differs, and what to do.
+        """
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"This calibration is of another model ({shorten(self.fingerprint)}) than the one at hand "
+                f"({shorten(fingerprint)}): its weights differ, and so do its scores. Calibrate this model, or load "
+                "the calibration that belongs to it."
+            )
+        if self.similarity != similarity:
+            raise ValueError(
+                f"This calibration is of {self.similarity} scores, but the model compares by {similarity!r}. Set "
+                f"config.similarity to {self.similarity!r}, or calibrate anew."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds, with schema and checksum; the operating points with their thresholds, for readers."""
+        values: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
+        values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
+        values[CHECKSUM] = dict_checksum(values)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], path: str | os.PathLike = "The calibration") -> "Calibration":
+        """Read what `to_dict` gave.
+
+        Args:
+            values: with their checksum.
+            path: what messages call it.
+
+        Raises:
+            ValueError: altered, of another schema, unknown or missing keys, or values out of range.
+        """
+        if values.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{os.fspath(path)} has schema {values.get('schema')!r}; this version reads {SCHEMA}. Install the "
+                "version of hf_hamspk that wrote it, or calibrate anew."
+            )
+        check_dict(values, path)
+        given = {key: value for key, value in values.items() if key not in ("schema", CHECKSUM)}
+        expected = {field.name for field in fields(cls)}
+        if given.keys() != expected:
+            raise ValueError(
+                f"{os.fspath(path)} has unknown keys {sorted(given.keys() - expected)} and lacks "
+                f"{sorted(expected - given.keys())}; expected what Calibration.save wrote."
+            )
+        points = given.pop("operating_points")
+        try:
+            made = tuple(OperatingPoint(**{k: v for k, v in point.items() if k != "threshold"}) for point in points)
+            return cls(**given, operating_points=made)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{os.fspath(path)} does not hold a calibration: {error}.") from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Calibration":
+        """Read a file that `save` wrote; whether it fits a model is for `check_model`.
+
+        Raises:
+            ValueError: no such file, no JSON, altered, or of another version.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = json.load(file)
+        except FileNotFoundError:
+            raise ValueError(f"There is no file {os.fspath(path)}.") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} cannot be read as JSON ({error}). Fetch or measure it anew."
+            ) from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{os.fspath(path)} holds no calibration, but a JSON {type(values).__name__}.")
+        return cls.from_dict(values, path)
+
+
+class SpeakerModel(Protocol):
+    """What a verifier needs of a model; every model of this package has it."""
+
+    config: Any
+    device: torch.device
+
+    def embed(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> Tensor:
+        """`(N, D)`."""
+        ...
+
+    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """`(..., D)` and `(..., D)` to `(...)`."""
+        ...
+
+    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
+        """`(P, D)` and `(C, D)` to `(P, C)`."""
+        ...
+
+    def magnitude(self, embeddings: Tensor) -> Tensor:
+        """`(..., D)` to `(...)`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        ...
+
+
+class Scores(NamedTuple):
+    """Of P pairs, each `(P,)` float64.
+
+    Attributes:
+        raw: similarity of the embeddings.
+        normalised: with the cohort; None where the calibration asks for none.
+        log_likelihood_ratio: natural logarithm; None where the model is not calibrated.
+    """
+
+    raw: np.ndarray
+    normalised: np.ndarray | None
+    log_likelihood_ratio: np.ndarray | None
+
+
+class Scorer:
+    """A model with its calibration and cohort, checked to belong together. The weights must not change meanwhile.
+
+    Args:
+        model: compares embeddings.
+        calibration: None for raw scores alone.
+        cohort: for the score normalisation that the calibration was measured with.
+
+    Raises:
+        ValueError: the calibration or the cohort is of another model, or the calibration was measured with a cohort
+            that is missing or is not this one.
+    """
+
+    def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
+        self.model = model
+        self.calibration = calibration
+        self.fingerprint = model.fingerprint()
+        self._cohort: Tensor | None = None
+        if cohort is not None:
+            cohort.check_model(self.fingerprint)
+        if calibration is None:
+            return
+        calibration.check_model(self.fingerprint, model.config.similarity)
+        if calibration.normalisation == "none":
+            return
+        if cohort is None:
+            raise ValueError(
+                f"This calibration is of scores normalised by {calibration.normalisation!r} with a cohort, and no "
+                "cohort was given; its log-likelihood ratios would be wrong. Load the cohort that lies beside it "
+                "(cohort.safetensors), or calibrate without normalisation."
+            )
+        if cohort.checksum != calibration.cohort:
+            raise ValueError(
+                "The cohort is not the one that the calibration was measured with. Load the cohort that lies beside "
+                "the calibration, or calibrate with this one."
+            )
+        self._cohort = cohort.embeddings.to(model.device)
+
+    def scores(
+        self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
+    ) -> Scores:
+        """Score each row of `enrolment` `(P, D)` against the same row of `test` `(P, D)`.
+
+        Args:
+            enrolment: embeddings.
+            test: embeddings.
+            enrolment_quality: of each row; enters the log-likelihood ratio where the calibration weighs it.
+            test_quality: likewise.
+        """
+        raw = self.model.score(enrolment, test)
+        scores = _numbers(raw)
+        if self.calibration is None:
+            return Scores(scores, None, None)
+        normalised = None
+        if self._cohort is not None:
+            kind = self.calibration.normalisation
+            normalised = _numbers(apply_statistics(raw, self._statistics(enrolment), self._statistics(test), kind))
+        features = quality_features(_stack(enrolment_quality), _stack(test_quality))
+        ratios = self.calibration.log_likelihood_ratio(scores if normalised is None else normalised, features)
+        return Scores(scores, normalised, ratios)
+
+    def ratios(
+        self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
+    ) -> np.ndarray:
+        """The log-likelihood ratios of `scores`, `(P,)`.
+
+        Raises:
+            ValueError: the model is not calibrated.
+        """
+        ratios = self.scores(enrolment, test, enrolment_quality, test_quality).log_likelihood_ratio
+        if ratios is None:
+            raise ValueError("Without a calibration there is no log-likelihood ratio.")
+        return ratios
+
+    def _statistics(self, embeddings: Tensor) -> CohortStatistics:
+        cohort, calibration = self._cohort, self.calibration
+        if cohort is None or calibration is None:
+            raise ValueError("There is no cohort to normalise with.")
+        blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
+        parts = [cohort_statistics(self.model.score_matrix(block, cohort), calibration.top) for block in blocks]
+        return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
+
+
+def _numbers(scores: Tensor) -> np.ndarray:
+    return scores.detach().double().cpu().numpy()
+
+
+def _stack(qualities: Sequence[Quality]) -> Quality:
+    """N qualities as one of arrays `(N,)`."""
+    columns = zip(*((q.speech, q.snr_db, q.magnitude, q.utterances) for q in qualities), strict=True)
+    return Quality(*(np.array(column, dtype=np.float64) for column in columns))

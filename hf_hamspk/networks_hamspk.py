@@ -1,0 +1,680 @@
+"""From waveforms to features, batched, on the model's device, blind to padding.
+
+Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `N` points of the Fourier transform.
+
+Every front-end takes waveforms `(B, L)` in [-1, 1] padded on the right and the number of valid samples of each, and
+gives features whose valid frames do not depend on the padding. The constants live in float32 buffers that are not
+saved: they are computed again whenever the model is built, loaded or cast.
+
+References: `"fbank"` agrees with the encoder that the released code uses (torchaudio's MelSpectrogram after a
+pre-emphasis); `"kaldi"` with Kaldi's compute-fbank-feats without dither; `"speechbrain"` with SpeechBrain's Fbank and
+normalisation of each sentence.
+
+From frames to one vector, over the valid frames only.
+
+Letters: `B` batch, `C` channels, `T` frames, `H` attention heads, `N` layers of a transformers backbone.
+
+References: Desplanques et al. 2020 (attentive statistics with global context, as in ECAPA-TDNN); Peng et al. 2022,
+arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors). With the defaults of the
+configuration the attentive pooling agrees with the encoder that the released code uses; its options are what
+SpeechBrain and WeSpeaker do differently.
+
+ECAPA-TDNN, the frame encoder of the paper, with masks all the way.
+
+Letters: `B` batch, `F` mel bins, `C` channels, `T` frames.
+
+Every layer is convolution, ReLU, batch normalisation, in this order. Frames outside the mask are zeroed after each, so
+that a padded batch gives what each utterance gives alone, and batch statistics in training see valid frames only.
+
+References: Desplanques et al. 2020, arXiv 2005.07143; with the defaults of the configuration it agrees with the encoder
+that the released code of arXiv 2601.19709 uses (C = 1024 there), with its options with SpeechBrain's and WeSpeaker's.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .configuration_hamspk import HamSpkConfig
+from .geometry_hamspk import SMALLEST_VARIANCE, at_least_float32, length_mask
+
+PRE_EMPHASIS = 0.97
+WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
+LOWEST_HZ = 20.0
+# The released encoder stops below the anti-aliasing filter of 16 kHz recordings; Kaldi goes to half the sampling rate.
+RELEASED_HIGHEST_FRACTION = 7600 / 16000
+# Added before the logarithm by the released encoder; a silent frame is log(1e-6) = -13.8.
+RELEASED_LOG_OFFSET = 1e-6
+# Kaldi counts samples as 16-bit integers and floors the energy at the float32 epsilon.
+KALDI_SAMPLE_SCALE = 32768.0
+# SpeechBrain counts in decibels, floors the energy, and cuts what is further below the loudest entry of the utterance.
+SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
+SPEECHBRAIN_DECIBELS = 80.0
+# As in transformers' Wav2Vec2FeatureExtractor.
+VARIANCE_OFFSET = 1e-7
+
+
+class Features(NamedTuple):
+    """Features and which of their frames are valid.
+
+    Attributes:
+        values: `(B, F, T)`, or `(B, L)` of the waveform front-end; 0 where not valid.
+        lengths: `(B,)` valid frames (or samples), or None where all are.
+    """
+
+    values: Tensor
+    lengths: Tensor | None
+
+
+def released_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
+    """Triangles on the scale `2595 log10(1 + f / 700)`, linear in Hz, `(points // 2 + 1, bins)`."""
+    edges = _edges(LOWEST_HZ, RELEASED_HIGHEST_FRACTION * sampling_rate, bins)
+    return _triangles(_frequencies(points, sampling_rate), edges[:-2], edges[1:-1], edges[2:])
+
+
+def speechbrain_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
+    """Triangles on the scale of `released_mel_bank`, from 0 Hz, each as wide above its centre as below it."""
+    edges = _edges(0.0, sampling_rate / 2, bins)
+    left, centre = edges[:-2], edges[1:-1]
+    return _triangles(_frequencies(points, sampling_rate), left, centre, 2 * centre - left)
+
+
+def kaldi_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
+    """Triangles linear on the mel scale `1127 ln(1 + f / 700)`, `(points // 2 + 1, bins)`."""
+
+    def mel(hertz: np.ndarray) -> np.ndarray:
+        return 1127 * np.log1p(hertz / 700)
+
+    low, high = mel(np.array([LOWEST_HZ, sampling_rate / 2]))
+    edges = np.linspace(low, high, bins + 2)
+    return _triangles(mel(_frequencies(points, sampling_rate)), edges[:-2], edges[1:-1], edges[2:])
+
+
+def _frequencies(points: int, sampling_rate: int) -> np.ndarray:
+    """Hz of the points of the spectrum, `(points // 2 + 1,)`."""
+    return np.linspace(0, sampling_rate / 2, points // 2 + 1)
+
+
+def _edges(lowest: float, highest: float, bins: int) -> np.ndarray:
+    """Hz where filters begin, peak and end, equally far apart on the scale `2595 log10(1 + f / 700)`, `(bins + 2,)`."""
+    low, high = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
+    return 700 * (10 ** (np.linspace(low, high, bins + 2) / 2595) - 1)
+
+
+def _triangles(at: np.ndarray, left: np.ndarray, centre: np.ndarray, right: np.ndarray) -> np.ndarray:
+    rising = (at[:, None] - left) / (centre - left)
+    falling = (right - at[:, None]) / (right - centre)
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+class FilterBank(nn.Module):
+    """Log mel filter bank with the mean of each utterance removed: `(B, L)` to `(B, F, T)`.
+
+    Args:
+        config: `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`, `num_mel_bins`, `mask_mel_bins`,
+            `mask_frames`.
+    """
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.kind = config.frontend
+        self.sampling_rate = config.sampling_rate
+        self.bins = config.num_mel_bins
+        self.mask_mel_bins = config.mask_mel_bins
+        self.mask_frames = config.mask_frames
+        self.window_length = round(WINDOW_SECONDS * config.sampling_rate)
+        self.hop = round(HOP_SECONDS * config.sampling_rate)
+        is_speechbrain = self.kind == "speechbrain"
+        self.points = self.window_length if is_speechbrain else 1 << (self.window_length - 1).bit_length()
+        window, bank = self.constants()
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("bank", bank, persistent=False)
+
+    @property
+    def smallest_length(self) -> int:
+        """Samples that the shortest utterance must have: one window."""
+        return self.window_length
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Hamming window `(window_length,)` and mel bank `(N // 2 + 1, F)`, float32, made with NumPy.
+
+        NumPy, because a model is built on the meta device before its weights are loaded.
+        """
+        n = np.arange(self.window_length)
+        period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
+        window = 0.54 - 0.46 * np.cos(2 * np.pi * n / period)
+        banks = {"fbank": released_mel_bank, "kaldi": kaldi_mel_bank, "speechbrain": speechbrain_mel_bank}
+        bank = banks[str(self.kind)](self.bins, self.points, self.sampling_rate)
+        return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
+
+    def restore_constants(self) -> None:
+        """Fill the buffers again, after a load through the meta device or a cast."""
+        window, bank = self.constants()
+        init.copy_(self.window, window.to(self.window))
+        init.copy_(self.bank, bank.to(self.bank))
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.window.dtype not in (torch.float32, torch.float64):
+            # A cast of the model to half precision must not reach the filter bank.
+            self.window, self.bank = (constant.to(self.window.device) for constant in self.constants())
+        return self
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
+        """Features of right-padded `waveforms` `(B, L)`; `lengths` `(B,)` in samples, None where all are valid."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
+            power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
+            frame_lengths = None if lengths is None else self.frame_lengths(lengths)
+            values = self._logarithm((power @ self.bank).mT, frame_lengths)
+            values = remove_mean(values, frame_lengths)
+        if self.training:
+            values = mask_bands(values, frame_lengths, self.mask_mel_bins, self.mask_frames)
+        return Features(values, frame_lengths)
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames of utterances of `lengths` samples: those of Kaldi lie inside, the others are centred."""
+        inside = lengths - self.window_length if self.kind == "kaldi" else lengths
+        return 1 + torch.div(inside, self.hop, rounding_mode="floor")
+
+    def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        """What the window is laid on: `(B, T, window_length)`."""
+        if self.kind == "kaldi":
+            return self._kaldi_frames(waveforms)
+        # torch.stft would centre the window in N points; only the window's own samples are needed.
+        margin = self.points // 2 - (self.points - self.window_length) // 2
+        if self.kind == "speechbrain":
+            extended = self._between_zeros(waveforms, margin, lengths)
+        else:
+            extended = self._emphasised_and_reflected(waveforms, margin, lengths)
+        return extended.unfold(1, self.window_length, self.hop)
+
+    @staticmethod
+    def _between_zeros(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
+        if lengths is not None:
+            waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
+        return nn.functional.pad(waveforms, (margin, margin))
+
+    @staticmethod
+    def _emphasised_and_reflected(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
+        """The released encoder's, reflected at both ends of each utterance."""
+        previous = torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
+        emphasised = waveforms - PRE_EMPHASIS * previous
+        at = reflected_positions(waveforms.shape[1], margin, lengths, waveforms.device)
+        return emphasised.gather(1, at.expand(waveforms.shape[0], -1))
+
+    def _kaldi_frames(self, waveforms: Tensor) -> Tensor:
+        """Frames inside the waveform, mean removed, pre-emphasised one by one."""
+        frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
+        frames = frames - frames.mean(-1, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        return frames - PRE_EMPHASIS * previous
+
+    def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
+        """Of `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
+        if self.kind == "kaldi":
+            return energies.clamp_min(torch.finfo(torch.float32).eps).log()
+        if self.kind == "fbank":
+            return (energies + RELEASED_LOG_OFFSET).log()
+        decibels = 10 * energies.clamp_min(SPEECHBRAIN_SMALLEST_ENERGY).log10()
+        valid = decibels
+        if lengths is not None:
+            # SpeechBrain takes the loudest entry of the padding, too.
+            valid = decibels.masked_fill(~length_mask(lengths, decibels.shape[-1])[:, None], -math.inf)
+        return torch.maximum(decibels, valid.amax((1, 2), keepdim=True) - SPEECHBRAIN_DECIBELS)
+
+
+class Waveform(nn.Module):
+    """The samples themselves, brought to zero mean and unit variance where the configuration says so."""
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.normalize = config.normalize_waveform
+        self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
+        """`(B, L)` to `(B, L)`, 0 where not valid."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            waveforms = at_least_float32(waveforms)
+            if self.normalize:
+                waveforms = remove_mean(waveforms[:, None], lengths)[:, 0]
+                count = waveforms.shape[1] if lengths is None else lengths[:, None]
+                variance = waveforms.square().sum(1, keepdim=True) / count
+                waveforms = waveforms / (variance + VARIANCE_OFFSET).sqrt()
+            elif lengths is not None:
+                waveforms = waveforms * length_mask(lengths, waveforms.shape[1])
+        return Features(waveforms, lengths)
+
+
+def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Subtract from `(B, F, T)` the mean over the valid frames; frames that are not valid become 0."""
+    if lengths is None:
+        return values - values.mean(-1, keepdim=True)
+    mask = length_mask(lengths, values.shape[-1])[:, None]
+    mean = (values * mask).sum(-1, keepdim=True) / lengths[:, None, None]
+    return (values - mean) * mask
+
+
+def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
+    """Set one random band of up to `bins` bins and one stretch of up to `frames` frames of each utterance to 0.
+
+    After the mean removal 0 is the mean. The frames are drawn among the valid ones.
+    """
+    size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
+    height = torch.full_like(size, values.shape[1])
+    in_band = _random_stretch(height, bins, values.shape[1])[:, :, None]
+    in_stretch = _random_stretch(size, frames, values.shape[2])[:, None, :]
+    return values.masked_fill(in_band | in_stretch, 0.0)
+
+
+def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
+    """`(B, size)` bool: a stretch of 0 to `longest` places, uniform inside each length."""
+    # At most half of an utterance, however short.
+    widest = (lengths // 2).clamp_max(longest)
+    width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
+    start = (torch.rand_like(width, dtype=torch.float32) * (lengths - width + 1).clamp_min(1)).long()[:, None]
+    at = torch.arange(size, device=lengths.device)
+    return (at >= start) & (at < start + width[:, None])
+
+
+def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
+    """The front-end that `config.frontend` names."""
+    return Waveform(config) if config.frontend == "waveform" else FilterBank(config)
+
+
+class Deviation(NamedTuple):
+    """How a standard deviation is made of squared differences.
+
+    Attributes:
+        smallest_variance: floor before the root; above 0, where the root has no slope.
+        unbiased: divide by the number of frames less 1, not by the number of frames.
+        offset: added to the variance before the floor.
+    """
+
+    smallest_variance: float = SMALLEST_VARIANCE
+    unbiased: bool = True
+    offset: float = 0.0
+
+    def of_variance(self, variance: Tensor) -> Tensor:
+        """The root of a variance, or of the floor where that is larger."""
+        return (variance + self.offset).clamp_min(self.smallest_variance).sqrt()
+
+
+def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a batch normalisation to `x` `(B, C, T)`, taking its statistics from the valid frames only.
+
+    Args:
+        norm: `nn.BatchNorm1d` or what it was converted to (SyncBatchNorm).
+        x: frames.
+        mask: `(B, T)` bool, True where valid, or None where all are.
+    """
+    if mask is None or not norm.training:
+        return norm(x)
+    frames = x.mT
+    valid = norm(frames[mask])
+    return torch.zeros_like(frames, dtype=valid.dtype).masked_scatter(mask[..., None], valid).mT
+
+
+def overwrites(norm: nn.Module, x: Tensor) -> bool:
+    """Whether `x`, fresh from a layer, is overwritten by what follows, where nothing will read it again.
+
+    In evaluation without gradients on a CPU, where new memory costs more than the arithmetic done on it. What compiles
+    or exports plans its memory itself.
+    """
+    plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
+    return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+    """A batch normalisation in evaluation as one product and sum, zeroed outside `mask`, written to `out`."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
+    shift = cast(Tensor, norm.bias) - mean * scale
+    torch.addcmul(shift[:, None], x, scale[:, None], out=out)
+    return out if mask is None else out.mul_(mask[:, None])
+
+
+def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero the frames of `x` `(B, C, T)` outside `mask` `(B, T)`, so that a convolution sees what it pads with."""
+    return x if mask is None else x * mask[:, None].to(x.dtype)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of `x` `(B, C, T)` over the valid frames, `(B, C)`."""
+    if mask is None:
+        return x.mean(-1)
+    return keep_valid(x, mask).sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
+
+
+def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: torch.device) -> Tensor:
+    """Where to read utterances of `size` places that are mirrored at both ends, `margin` places beyond them.
+
+    Args:
+        size: of the padded batch.
+        margin: places before the first and after the last.
+        lengths: `(B,)` valid places of each utterance, at whose own end it is mirrored; None: all are valid.
+        device: of the result.
+
+    Returns:
+        `(B, size + 2 * margin)` indices, B = 1 without `lengths`. The end itself is not repeated; an utterance too
+        short for its mirror image repeats its first or last place.
+    """
+    at = torch.arange(-margin, size + margin, device=device).abs()
+    last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
+    return torch.minimum(torch.where(at > last, 2 * last - at, at).clamp_min(0), last)
+
+
+def mean_and_deviation(x: Tensor, mask: Tensor | None, deviation: Deviation) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of `x` `(B, C, T)` over the valid frames, each `(B, C)`."""
+    mean = masked_mean(x, mask)
+    squares = keep_valid((x - mean[..., None]).square(), mask).sum(-1)
+    count = torch.full_like(mean[:, :1], x.shape[-1]) if mask is None else mask.sum(-1, keepdim=True)
+    # A single frame has no deviation; dividing by 1 gives it 0.
+    freedom = (count - int(deviation.unbiased)).clamp_min(1)
+    return mean, deviation.of_variance(squares / freedom)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and standard deviation: `(B, C, T)` to `(B, 2C)`.
+
+    Args:
+        channels: C.
+        deviation: how the standard deviation is made.
+    """
+
+    def __init__(self, channels: int, deviation: Deviation):
+        super().__init__()
+        self.output_size = 2 * channels
+        self.deviation = deviation
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
+
+
+class XVectorPooling(nn.Module):
+    """Time-delay layers, then mean and standard deviation: `(B, C, T)` to `(B, 2 * channels[-1])`.
+
+    The layers see no padding: they shorten the frames, and an utterance shorter than what they see at once (15 frames
+    as transformers' models have them, 0.3 s) is followed by zeros. Agrees with the `*ForXVector` models of transformers
+    on utterances that are not padded. Of a padded one they take too many frames into the statistics, as their count
+    leaves out the dilation.
+
+    Args:
+        inputs: C.
+        channels: of the projection and the first layer, and of each layer after it.
+        kernel_sizes: of each layer, in frames.
+        dilations: of each layer, in frames.
+        deviation: how the standard deviation is made.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        kernel_sizes: Sequence[int],
+        dilations: Sequence[int],
+        deviation: Deviation,
+    ):
+        super().__init__()
+        self.output_size = 2 * channels[-1]
+        self.deviation = deviation
+        self.span = sum(dilation * (size - 1) for size, dilation in zip(kernel_sizes, dilations, strict=True))
+        self.project = nn.Conv1d(inputs, channels[0], 1)
+        shapes = zip([channels[0], *channels], channels, kernel_sizes, dilations, strict=False)
+        self.layers = nn.ModuleList(nn.Conv1d(c, d, size, dilation=dilation) for c, d, size, dilation in shapes)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        missing = max(0, self.span + 1 - x.shape[-1])
+        x = F.pad(keep_valid(self.project(x), mask), (0, missing))
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        if mask is not None:
+            # A frame is valid if all that it saw is; the first one always counts.
+            first = torch.arange(x.shape[-1], device=x.device) == 0
+            mask = F.pad(mask, (0, missing))[:, self.span :] | first
+        return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
+
+
+class AttentivePooling(nn.Module):
+    """Attentive statistics with global context: `(B, C, T)` to `(B, 2C)`.
+
+    Each channel has its own attention over the frames, computed from the frame and, with context, from the mean and
+    deviation of the utterance.
+
+    Args:
+        channels: C.
+        hidden: channels of the attention's hidden layer.
+        context: whether the attention sees the mean and deviation of the utterance.
+        hidden_norm: ReLU and batch normalisation before the attention's tanh.
+        context_deviation: how the deviation in the context is made; the floor holds for the pooled one, too.
+    """
+
+    def __init__(self, channels: int, hidden: int, context: bool, hidden_norm: bool, context_deviation: Deviation):
+        super().__init__()
+        self.output_size = 2 * channels
+        self.context = context
+        self.context_deviation = context_deviation
+        self.deviation = Deviation(context_deviation.smallest_variance)
+        self.hidden = nn.Conv1d(3 * channels if context else channels, hidden, 1)
+        self.norm = nn.BatchNorm1d(hidden) if hidden_norm else None
+        self.scores = nn.Conv1d(hidden, channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self._hidden(x, mask)
+        if self.norm is not None:
+            hidden = batch_norm(self.norm, F.relu(hidden, inplace=True), mask)
+        scores = at_least_float32(self.scores(torch.tanh(hidden)))
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+        # Frames that are not valid have weight 0.
+        mean, variance = _weighted_moments(scores.softmax(-1), x)
+        return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
+
+    def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The 1x1 convolution of frame and context together, without repeating the context for every frame."""
+        weight, channels = self.hidden.weight, x.shape[1]
+        if not self.context:
+            return self.hidden(x)
+        context = torch.cat(mean_and_deviation(at_least_float32(x), mask, self.context_deviation), dim=1)
+        of_context = F.linear(context.to(x.dtype), weight[:, channels:, 0], self.hidden.bias)
+        return F.conv1d(x, weight[:, :channels]) + of_context[..., None]
+
+
+def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of `x` `(B, C, T)` under weights that sum to 1 over time, each `(B, C)`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        mean = (weights * x).sum(-1)
+        return mean, (weights * (x - mean[..., None]).square()).sum(-1)
+    # The same in one piece of new memory.
+    products = weights * x
+    mean = products.sum(-1)
+    torch.sub(x, mean[..., None], out=products).square_().mul_(weights)
+    return mean, products.sum(-1)
+
+
+class LayerMix(nn.Module):
+    """Learned convex sum of the layers of a backbone: `(N, B, T, C)` to `(B, T, C)`."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    def restart(self) -> None:
+        """Weigh all layers alike."""
+        init.zeros_(self.weight)
+
+    def forward(self, layers: tuple[Tensor, ...]) -> Tensor:
+        weights = at_least_float32(self.weight).softmax(0).to(layers[0].dtype)
+        mixed = weights[0] * layers[0]
+        for weight, layer in zip(weights[1:], layers[1:], strict=True):
+            mixed = mixed + weight * layer
+        return mixed
+
+
+class FactorisedAttentivePooling(nn.Module):
+    """Multi-head factorised attention over all layers of a backbone: N times `(B, T, C)` to `(B, H * compressed)`.
+
+    Keys and values have their own layer weights and their own compression; each head is one attention over time.
+
+    Args:
+        layers: N.
+        channels: C.
+        compressed: size of the compressed keys and values.
+        heads: H.
+    """
+
+    def __init__(self, layers: int, channels: int, compressed: int, heads: int):
+        super().__init__()
+        self.output_size = heads * compressed
+        self.key_mix = LayerMix(layers)
+        self.value_mix = LayerMix(layers)
+        self.key_compression = nn.Linear(channels, compressed)
+        self.value_compression = nn.Linear(channels, compressed)
+        self.attention = nn.Linear(compressed, heads)
+
+    def forward(self, layers: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
+        scores = at_least_float32(self.attention(self.key_compression(self.key_mix(layers))))
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)
+        values = at_least_float32(self.value_compression(self.value_mix(layers)))
+        return (scores.softmax(1).mT @ values).flatten(1)
+
+
+class ConvBlock(nn.Module):
+    """Convolution that keeps the number of frames, ReLU, batch normalisation: `(B, C, T)` to `(B, C', T)`.
+
+    Args:
+        inputs: C.
+        outputs: C'.
+        kernel_size: odd, in frames.
+        dilation: in frames.
+        reflect: mirror the frames at both ends of each utterance, where otherwise zeros are.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
+        super().__init__()
+        padding = dilation * (kernel_size - 1) // 2
+        self.margin = padding if reflect else 0
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding - self.margin, dilation=dilation)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Frames `(B, C, T)` to `(B, C', T)`, 0 outside `mask`.
+
+        Args:
+            x: frames.
+            mask: `(B, T)` bool, or None where all are valid.
+            out: `(B, C', T)`, where the result is written if `overwrites` holds; it may be `x`.
+        """
+        if self.margin:
+            x = mirrored(x, self.margin, mask)
+        x = F.relu(self.conv(x), inplace=True)
+        if overwrites(self.norm, x):
+            return folded_norm(self.norm, x, mask, x if out is None else out)
+        return keep_valid(batch_norm(self.norm, x, mask), mask)
+
+
+def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
+    """Mirror `(B, C, T)` at both ends of each utterance: `(B, C, T + 2 * margin)`."""
+    lengths = None if mask is None else mask.sum(-1)
+    at = reflected_positions(x.shape[-1], margin, lengths, x.device)
+    if mask is None:
+        return x.index_select(-1, at[0])
+    return x.gather(-1, at[:, None].expand(-1, x.shape[1], -1))
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh the channels of `(B, C, T)` by a gate computed from their means over the valid frames, and add the rest."""
+
+    def __init__(self, channels: int, bottleneck: int):
+        super().__init__()
+        self.down = nn.Conv1d(channels, bottleneck, 1)
+        self.up = nn.Conv1d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """`residual` plus the gated `x`, both `(B, C, T)` and 0 outside `mask`; written to `out` if that is given."""
+        mean = x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
+        gate = torch.sigmoid(self.up(F.relu(self.down(mean[..., None]))))
+        return torch.addcmul(residual, x, gate, out=out)
+
+
+class SERes2Block(nn.Module):
+    """Residual block of hierarchical convolutions over channel groups, with squeeze-and-excitation: shape kept."""
+
+    def __init__(self, config: HamSpkConfig, dilation: int):
+        super().__init__()
+        channels, groups = config.ecapa_channels, config.ecapa_groups
+        width = channels // groups
+        reflect = config.ecapa_padding == "reflect"
+        self.reduce = ConvBlock(channels, channels)
+        # The last group passes unchanged.
+        self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect) for _ in range(groups - 1))
+        self.expand = ConvBlock(channels, channels)
+        self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Frames `(B, C, T)` to as many; written to `out` if `overwrites` holds."""
+        frames = self.reduce(x, mask)
+        if overwrites(self.reduce.norm, frames):
+            return self._overwrite(frames, x, mask, out)
+        *parts, last = frames.chunk(len(self.groups) + 1, dim=1)
+        outputs: list[Tensor] = []
+        for part, group in zip(parts, self.groups, strict=True):
+            outputs.append(group(part + outputs[-1] if outputs else part, mask))
+        return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
+
+    def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
+        """What `forward` makes of the reduced frames, each group written where its input was."""
+        before = None
+        for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
+            before = group(part if before is None else part.add_(before), mask, out=part)
+        expanded = self.expand(frames, mask)
+        return self.excitation(expanded, x, mask, out=expanded if out is None else out)
+
+
+class Ecapa(nn.Module):
+    """Frame encoder: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
+
+    The outputs of all blocks are aggregated.
+
+    Args:
+        config: `num_mel_bins` and the fields that begin with `ecapa_`.
+    """
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        channels = config.ecapa_channels
+        self.sums_inputs = config.ecapa_block_input == "sum"
+        self.input = ConvBlock(config.num_mel_bins, channels, 5, reflect=config.ecapa_padding == "reflect")
+        self.blocks = nn.ModuleList(SERes2Block(config, dilation) for dilation in config.ecapa_dilations)
+        self.aggregate = nn.Conv1d(len(self.blocks) * channels, config.ecapa_output_channels, 1)
+        normalize = config.ecapa_normalize_aggregate
+        self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode features `(B, F, T)`, zero outside `mask` `(B, T)` bool (None: all frames are valid)."""
+        x = self.input(x, mask)
+        slots: list[Tensor | None] = [None] * len(self.blocks)
+        together = None
+        if overwrites(self.input.norm, x):
+            # The blocks write side by side into what they would be copied to.
+            together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
+            slots = list(together.chunk(len(slots), dim=1))
+        outputs = []
+        for block, slot in zip(self.blocks, slots, strict=True):
+            outputs.append(block(x, mask, slot))
+            x = x + outputs[-1] if self.sums_inputs else outputs[-1]
+        if together is None or any(output is not slot for output, slot in zip(outputs, slots, strict=True)):
+            together = torch.cat(outputs, dim=1)
+        frames = F.relu(self.aggregate(together), inplace=True)
+        if self.aggregate_norm is not None:
+            frames = batch_norm(self.aggregate_norm, frames, mask)
+        return keep_valid(frames, mask)
