@@ -1,0 +1,250 @@
+"""Every similarity as one matrix product of lifted vectors, with the derivative of the lift.
+
+Letters: `B` batch, `N` centres, `D` embedding size, `A` columns of a lifted vector.
+
+The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its direction, with a time part `T(r)`.
+
+| similarity | lifted embedding `(A,)`   | lifted centre `(A,)` | their product             | logit                |
+|------------|---------------------------|----------------------|---------------------------|----------------------|
+| linear     | `s x, s` in bits          | `w, b`               | the logit in bits         | `s (w x + b)`        |
+| cosine     | `s x/|x|, -shift` in bits | `w/|w|, 1`           | the logit - shift in bits | `s cos`              |
+| hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
+
+`X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
+projection. The radial parts come from `scoring.project_norm`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .poincare import BallPoints, DistanceSlopes, distance, distance_and_slopes, released_radius
+from .scoring import SMALLEST_NORM, normalize, project, project_norm, score
+
+# Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
+SMALLEST_RADIUS = 1e-15
+# Rows whose radial part is computed at once.
+RADIAL_ROWS = 1 << 17
+# A float32 holds exp(-87) to exp(88); sums and factors need room above.
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -80.0, 50.0
+# A logit in bits is a number of doublings.
+BITS = 1 / math.log(2)
+# Bytes of a line of the cache.
+CACHE_LINE = 64
+
+
+class HeadSettings(NamedTuple):
+    """What a head computes.
+
+    Attributes:
+        kind: of the similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
+        margin_kind, margin: see `margins.add_margin`.
+        scale: positive.
+        projection, clip_radius: of `"hyperbolic"`; see `scoring.project`.
+    """
+
+    kind: str
+    margin_kind: str
+    margin: float
+    scale: float
+    projection: str = "released"
+    clip_radius: float = 1.0
+
+
+class Radial:
+    """The radial part of the lift of some vectors, `(N,)` each: `L/r`, `L'`, `T`, `T'` and `r`.
+
+    Args:
+        parts: these five, `(5, N)`; one tensor, because a slice of it then costs one call.
+    """
+
+    def __init__(self, parts: Tensor):
+        self.parts = parts
+        self.scale, self.slope, self.time, self.time_slope, self.radius = parts.unbind()
+
+    def __getitem__(self, span: slice) -> "Radial":
+        return self if span == slice(0, self.parts.shape[1]) else Radial(self.parts[:, span])
+
+
+def target_similarity(
+    embeddings: Tensor, rows: Tensor, bias: Tensor | None, curvature: float | Tensor | None, settings: HeadSettings
+) -> Tensor:
+    """Similarity `(B,)` of each embedding `(B, D)` to the row `(B, D)` (and bias `(B,)`) of its own centre.
+
+    Of distances it is exact also where the two almost coincide: computed from their difference.
+    """
+    if settings.kind == "linear":
+        product = (embeddings * rows).sum(-1)
+        return product if bias is None else product + bias
+    if settings.kind == "cosine":
+        return score(embeddings, rows, settings.kind, settings.projection, 1.0, settings.clip_radius)
+    c = 1.0 if curvature is None else curvature
+    # Both at once: on a small batch the time is that of the calls.
+    both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
+    x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
+    return -distance(x, y) * factor
+
+
+def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
+    """Length `L` and time part `T`, `(N,)`, of the lift of vectors of norm `radius` `(N,)`."""
+    if settings.kind == "cosine":
+        return normalize(radius[:, None])[:, 0], torch.zeros_like(radius)
+    c = 1.0 if curvature is None else curvature
+    position, conformal, _ = project_norm(radius, settings.projection, c, settings.clip_radius)
+    return conformal * position, conformal * position.square()
+
+
+def radial_parts(
+    vectors: tuple[Tensor, ...], dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
+) -> list[Radial] | list[None]:
+    """The radial parts of each `(N, D)`, some rows at a time; None for a linear similarity, which lifts nothing."""
+    if settings.kind == "linear":
+        return [None for _ in vectors]
+    norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
+    # Together: on few speakers the time is that of the calls.
+    radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
+    pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
+    parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    return [Radial(some) for some in parts.split([len(v) for v in vectors], dim=1)]
+
+
+def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Tensor:
+    """The parts of a `Radial`, `(5, N)`."""
+    if settings.kind == "cosine":
+        scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
+        # Below that norm a vector is only made longer, above it keeps its length.
+        return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
+    c = 1.0 if curvature is None else curvature
+    position, conformal, ball_slope = project_norm(radius, settings.projection, c, settings.clip_radius)
+    # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
+    length = conformal * position
+    slope = torch.addcmul(conformal, length, length).mul_(ball_slope)
+    time_slope = ball_slope.mul_(conformal).mul_(length)
+    return torch.stack([length / radius, slope, length * position, time_slope, radius])
+
+
+def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
+    """`(B, D)` to `(B, A)`, see the table."""
+    batch, size = x.shape
+    out = new_rows(batch, size + (2 if settings.kind == "hyperbolic" else 1), x)
+    space, scale = out[:, :size], settings.scale * BITS
+    if radial is None:
+        torch.mul(x, scale, out=space)
+        out[:, size] = scale
+    elif settings.kind == "cosine":
+        torch.mul(x, (scale * radial.scale)[:, None], out=space)
+        out[:, size] = -shift * BITS
+    else:
+        torch.mul(x, -radial.scale[:, None], out=space)
+        out[:, size] = radial.time
+        torch.add(radial.time, 1, out=out[:, size + 1])
+    return out
+
+
+def new_rows(count: int, columns: int, like: Tensor) -> Tensor:
+    """An empty matrix `(count, columns)`, the rows of which begin on a line of the cache: products are faster then."""
+    line = CACHE_LINE // like.element_size()
+    return like.new_empty(count, -(-columns // line) * line)[:, :columns]
+
+
+def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: Tensor) -> None:
+    """`(N, D)` to `(N, A)`, see the table, written into `out`."""
+    size = rows.shape[1]
+    if radial is None:
+        out[:, :size].copy_(rows)
+        out[:, size] = 0.0 if bias is None else bias
+        return
+    torch.mul(rows, radial.scale[:, None], out=out[:, :size])
+    out[:, size] = 1.0
+    if out.shape[1] > size + 1:
+        out[:, size + 1] = radial.time
+
+
+def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, out: Tensor) -> Tensor:
+    """Gradient of vectors `(N, D)` from that of their lift, `grad` `(N, D)` and `time_grad` `(N,)`, into `out`.
+
+    `out` may be `grad`.
+
+    Returns:
+        `(N,)`, the gradient of their lengths `L`.
+    """
+    length_grad = (grad * vectors).sum(1).div_(radial.radius)
+    along = (radial.slope - radial.scale).mul_(length_grad).addcmul_(radial.time_slope, time_grad).div_(radial.radius)
+    torch.mul(grad, radial.scale[:, None], out=out)
+    out.addcmul_(vectors, along[:, None])
+    return length_grad
+
+
+def ball_parts(lift: Radial) -> Radial:
+    """The radial part of the map into the ball, from that of the lift: `p/r`, `p'`, `lambda`, `lambda'` and `r`."""
+    # T = lambda p^2 = lambda - 2, L = lambda p, and L' = (lambda + L^2) p'.
+    conformal = lift.time + 2
+    slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
+    return Radial(torch.stack([lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius]))
+
+
+class PairDistance(NamedTuple):
+    """Distances of embeddings to their own centres, and what backpropagation needs of them.
+
+    Attributes:
+        distance: `(B,)`, of the unit ball.
+        slopes: see `DistanceSlopes`.
+        vectors: `(2 B, D)`, the embeddings, and after them the centres.
+        ball: the map of `vectors` into the ball, as `ball_parts` gives it.
+    """
+
+    distance: Tensor
+    slopes: DistanceSlopes
+    vectors: Tensor
+    ball: Radial
+
+
+def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
+    """What `target_similarity` does for distances, of `vectors` `(2 B, D)` whose lift is known, and without a graph."""
+    ball = ball_parts(lift)
+    positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
+    x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
+    return PairDistance(*distance_and_slopes(x, y), vectors, ball)
+
+
+def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
+    """Gradients of embeddings and centres, `(B, D)` each, from that of their distances, `(B,)`."""
+    slopes, batch = pairs.slopes, given.shape[0]
+    grad = torch.empty_like(pairs.vectors)
+    torch.mul(slopes.apart, (given * slopes.by_position)[:, None], out=grad[:batch])
+    torch.neg(grad[:batch], out=grad[batch:])
+    by_conformal = torch.cat([given * slopes.by_x_conformal, given * slopes.by_y_conformal])
+    pull_back(grad, by_conformal, pairs.vectors, pairs.ball, grad)
+    return grad.chunk(2)
+
+
+def curvature_gradient(
+    radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
+) -> Tensor:
+    """What the lift of some vectors adds to the gradient of a learned curvature, a scalar."""
+    with torch.enable_grad():
+        c = curvature.detach().requires_grad_()
+        parts = radial_lift(radial.radius, c, settings)
+        return torch.autograd.grad(parts, c, (length_grad, time_grad))[0]
+
+
+def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
+    """Smallest and largest logit of an impostor; infinite where the similarity has no bound."""
+    if settings.kind == "linear":
+        return -math.inf, math.inf
+    if settings.kind == "cosine":
+        return -settings.scale, settings.scale
+    if settings.projection == "curved":
+        # Each point is within twice the clip radius of the origin, whatever the curvature.
+        return -settings.scale * 4 * settings.clip_radius, 0.0
+    return -settings.scale * 4 * math.atanh(released_radius(1.0 if curvature is None else curvature)), 0.0
+
+
+def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
+    """What to take off every logit so that exponentials stay within float32; None where no number does for all."""
+    low, high = logit_range(settings, curvature)
+    if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
+        return None
+    return high - max(0.0, LOWEST_EXPONENT + high - low)

@@ -1,0 +1,351 @@
+"""The pipeline of transformers for speaker verification.
+
+    verify = pipeline("speaker-verification", model="owner/name", trust_remote_code=True)
+    answer = verify(("enrolment.wav", "test.wav"))
+
+Letters: `D` embedding size.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import Pipeline, PreTrainedConfig
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils.hub import cached_file
+
+from .comparison import SpeakerComparison
+from .enrolment import COMBINATIONS
+from .inputs import check_waveform
+from .integrity import is_number
+from .onnx_model import OnnxSpeakerModel
+from .sounds import InputError, Limits, read_sound
+from .speech import measure_speech
+from .verifier import SpeakerVerifier
+
+TASK = "speaker-verification"
+ENROLMENT, TEST = "enrolment", "test"
+ERRORS = ("raise", "return")
+# Utterances of one speaker beyond which nothing is gained.
+MOST_ENROLMENTS = 100
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A pair as waveforms; `enrolment` is None where only an embedding is wanted."""
+
+    enrolment: Any
+    test: np.ndarray
+    warnings: list[str]
+
+
+class SpeakerVerificationPipeline(Pipeline):
+    """Are these recordings of the same speaker? With `return_embeddings=True`: the embeddings of recordings.
+
+    A recording is a path, a URL, the bytes of an audio file, an array or tensor of samples in [-1, 1], a decoder of
+    torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}` or `{"bytes", "path"}`, as `datasets` has them.
+    Channels are averaged, other sampling rates are resampled.
+
+    Args:
+        check_voices: look for several voices in long recordings of a calibrated model; about doubles the time.
+        onnx_file: compute the embeddings with ONNX Runtime, from this file of `hamspk export`: a path, or a name
+            beside the weights.
+        onnx_threads: of ONNX Runtime; None: all cores.
+        kwargs: of transformers' pipelines, and defaults for the arguments of a call.
+    """
+
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_processor = False
+    # What the caller can mend; everything else is our mistake.
+    input_error = InputError
+
+    def __init__(
+        self,
+        *args: Any,
+        check_voices: bool = True,
+        onnx_file: str | os.PathLike | None = None,
+        onnx_threads: int | None = None,
+        **kwargs: Any,
+    ):
+        self._verifier: SpeakerVerifier | None = None
+        self._check_voices = check_voices
+        super().__init__(*args, **kwargs)
+        # transformers declares any model of its own.
+        model: Any = self.model
+        self.embedder: SpeakerComparison = model
+        if onnx_file is not None:
+            if not isinstance(onnx_file, str | os.PathLike):
+                raise InputError(
+                    f"onnx_file is {type(onnx_file).__name__}; expected a path, or a name beside the weights."
+                )
+            self.embedder = OnnxSpeakerModel(model, _find(onnx_file, model.config), onnx_threads)
+
+    @property
+    def verifier(self) -> SpeakerVerifier:
+        """Made at the first use; the weights must not change afterwards.
+
+        Raises:
+            ValueError: the calibration is of other weights.
+        """
+        verifier = self._verifier
+        if verifier is None:
+            verifier = self._verifier = self.embedder.verifier(self._check_voices)
+        return verifier
+
+    def __call__(self, inputs: Any, *more: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Verify pairs, or embed recordings.
+
+        Args:
+            inputs: a pair `(enrolment, test)` or `{"enrolment": ..., "test": ...}`, where the enrolment is a recording,
+                a list of recordings of one speaker, or a speaker's profile; a list of pairs; or a stream of pairs (a
+                generator, a data set). With `return_embeddings=True`, recordings take the place of pairs.
+            kwargs:
+                operating_point: name of an operating point of the calibration; by default its first.
+                threshold: decide on the score instead. Without a calibration and without it nothing is decided.
+                combine: `"mean"`, `"length_weighted"` or `"barycentre"`, of several enrolment recordings.
+                return_embeddings: embed recordings instead.
+                sampling_rate: of arrays that come without one, in Hz; by default the model's, with a warning.
+                errors: `"raise"`, or `"return"` `{"error": message}` in place of an answer.
+                limits: of each recording; `sounds.Limits`, or a dictionary with some of its fields.
+                batch_size, num_workers: of lists and streams, as in transformers.
+
+        Returns:
+            For a pair the dictionary of `verifier.Verification`: score, log-likelihood ratio, decision, operating
+            point, threshold, seconds of speech, warnings. For a recording `embedding` (`(D,)` float32), `speech`
+            (seconds) and `warnings`. For a list a list, for a stream an iterator, which reads as it is read.
+
+        Raises:
+            InputError: an input that cannot be used; in a list or stream the message begins with its position.
+        """
+        if more:
+            raise InputError("Expected one input; give a pair as a tuple: verify((enrolment, test)).")
+        if isinstance(inputs, list | tuple) and not inputs:
+            # transformers looks at the first.
+            return [] if isinstance(inputs, list) else _sides(inputs)
+        return super().__call__((one for one in inputs) if _is_stream(inputs) else inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        operating_point: str | None = None,
+        threshold: float | None = None,
+        combine: str | None = None,
+        return_embeddings: bool | None = None,
+        sampling_rate: int | None = None,
+        errors: str | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> tuple[dict, dict, dict]:
+        if unknown:
+            known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
+            raise InputError(f"This pipeline has no argument {', '.join(unknown)}; it takes {known}.")
+        if threshold is not None and (operating_point is not None or not is_number(threshold)):
+            raise InputError(
+                f"threshold must be a finite number, and stands instead of an operating point; got {threshold!r} and "
+                f"operating_point={operating_point!r}."
+            )
+        calibration = getattr(self.model, "calibration", None)
+        known = [] if calibration is None else [point.name for point in calibration.operating_points]
+        if operating_point is not None and operating_point not in known:
+            raise InputError(
+                f"There is no operating point {operating_point!r}. This model "
+                f"{'has ' + ', '.join(known) if known else 'is not calibrated and has none'}."
+            )
+        if combine is not None and combine not in COMBINATIONS:
+            raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}.")
+        if errors is not None and errors not in ERRORS:
+            raise InputError(f"errors must be one of {', '.join(ERRORS)}, got {errors!r}.")
+        if limits is not None and not isinstance(limits, Limits):
+            limits = _limits(limits)
+        reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
+        deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
+        return _given(reading | {"limits": limits}), _given(deciding), {}
+
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_: Any,
+        return_embeddings: bool = False,
+        sampling_rate: int | None = None,
+        errors: str = "raise",
+        limits: Limits | None = None,
+        position: int | None = None,
+    ) -> "_Pair | InputError":
+        """Read a pair or a recording."""
+        reader = _Reader(self.model.config.sampling_rate, Limits() if limits is None else limits, sampling_rate)
+        try:
+            return reader.recording(input_) if return_embeddings else reader.pair(input_)
+        except InputError as error:
+            where = "" if position is None else f"Input {position}: "
+            error = InputError(f"{where}{error}")
+            if errors == "raise":
+                raise error from None
+            return error
+
+    def _forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_tensors: "list[_Pair | InputError]",
+        operating_point: str | None = None,
+        threshold: float | None = None,
+        combine: str = "mean",
+    ) -> list[dict[str, Any]]:
+        pairs = [one for one in input_tensors if isinstance(one, _Pair) and one.enrolment is not None]
+        rate = self.model.config.sampling_rate
+        waveforms = [(pair.enrolment, pair.test) for pair in pairs]
+        decided = iter(self.verifier.verify_pairs(waveforms, rate, operating_point, threshold, combine))
+        alone = [one for one in input_tensors if isinstance(one, _Pair) and one.enrolment is None]
+        embedded = iter(self.embedder.embed([one.test for one in alone], rate).cpu().float().numpy())
+        answers = []
+        for one in input_tensors:
+            if isinstance(one, InputError):
+                answers.append({"error": str(one)})
+            elif one.enrolment is None:
+                speech = measure_speech(one.test, rate).speech
+                answers.append({"embedding": next(embedded), "speech": speech, "warnings": one.warnings})
+            else:
+                answer = next(decided)
+                answers.append(replace(answer, warnings=[*one.warnings, *answer.warnings]).to_dict())
+        return answers
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore
+        """Nothing: the answers are complete."""
+        return model_outputs
+
+    def run_single(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
+    ) -> dict[str, Any]:
+        answers: Any = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
+        return answers[0]
+
+    def get_iterator(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[dict[str, Any]]:
+        """As in transformers, but a batch is a list: recordings of any lengths, batched by length by the model."""
+        numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
+        dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
+            numbered, self._preprocess_numbered, preprocess_params
+        )
+        workers = num_workers if isinstance(numbered, list) else min(num_workers, 1)
+        for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list):
+            answers: Any = self.forward(batch, **forward_params)
+            yield from answers
+
+    def _preprocess_numbered(self, numbered: tuple[int, Any], **parameters: Any) -> "_Pair | InputError":
+        return self.preprocess(numbered[1], position=numbered[0], **parameters)
+
+
+def announce_pipeline(config: PreTrainedConfig) -> None:
+    """Have the configuration name the pipeline, where transformers looks for it."""
+    pipeline = f"{__name__.rpartition('.')[2]}.{SpeakerVerificationPipeline.__name__}"
+    config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "audio"}}
+
+
+class _Reader:
+    """Reads pairs and recordings at one rate, within limits."""
+
+    def __init__(self, rate: int, limits: Limits, source_rate: int | None):
+        self.rate = rate
+        self.limits = limits
+        self.source_rate = source_rate
+
+    def recording(self, source: Any) -> _Pair:
+        """A recording whose embedding is wanted."""
+        if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
+            raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
+        sound = read_sound(source, self.rate, "The recording", self.limits, self.source_rate)
+        try:
+            check_waveform(sound.waveform, 0, self.rate)
+        except ValueError as error:
+            raise InputError(str(error).replace("Waveform 0", "The recording")) from error
+        return _Pair(None, sound.waveform, sound.warnings)
+
+    def pair(self, source: Any) -> _Pair:
+        """The two sides of a pair; a profile stays as it is."""
+        enrolment, test = _sides(source)
+        warnings: list[str] = []
+        if hasattr(enrolment, "check_model"):
+            enrolled: Any = enrolment
+        else:
+            several = enrolment if isinstance(enrolment, list | tuple) else [enrolment]
+            if not 0 < len(several) <= MOST_ENROLMENTS:
+                raise InputError(
+                    f"The enrolment is a list of {len(several)} recordings; expected 1 to {MOST_ENROLMENTS}."
+                )
+            enrolled = []
+            for number, one in enumerate(several, 1):
+                label = "The enrolment" if len(several) == 1 else f"Enrolment recording {number}"
+                sound = read_sound(one, self.rate, label, self.limits, self.source_rate)
+                enrolled.append(sound.waveform)
+                warnings += sound.warnings
+        sound = read_sound(test, self.rate, "The test", self.limits, self.source_rate)
+        return _Pair(enrolled, sound.waveform, warnings + sound.warnings)
+
+
+def _sides(source: Any) -> tuple[Any, Any]:
+    if isinstance(source, Mapping) and ENROLMENT in source and TEST in source:
+        return source[ENROLMENT], source[TEST]
+    if isinstance(source, list | tuple) and len(source) == 2:
+        return source[0], source[1]
+    what = f"{type(source).__name__} of {len(source)}" if isinstance(source, list | tuple) else type(source).__name__
+    raise InputError(
+        f"Expected a pair as a tuple (enrolment, test), or a dictionary with {ENROLMENT!r} and {TEST!r}; got {what}. A "
+        "list is of several pairs; for the embedding of a recording, give return_embeddings=True."
+    )
+
+
+def _is_stream(inputs: Any) -> bool:
+    """Whether something is neither a pair nor a recording nor a list, but gives one after the other."""
+    ones = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, torch.Tensor, list, tuple, Mapping)
+    if isinstance(inputs, ones) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples"):
+        return False
+    return hasattr(inputs, "__iter__") or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _limits(fields: Any) -> Limits:
+    if not isinstance(fields, Mapping):
+        raise InputError(f"limits is {type(fields).__name__}; expected a dictionary with seconds, size, remote.")
+    try:
+        return Limits(**fields)
+    except TypeError as error:
+        raise InputError(
+            f"limits has the keys {', '.join(map(str, fields))}; expected seconds, size, remote."
+        ) from error
+
+
+def _find(file: str | os.PathLike, config: Any) -> str | os.PathLike:
+    """A file as it is, or beside the weights in their folder or repository.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    if os.path.isfile(file):
+        return file
+    found = None
+    if config.name_or_path:
+        found = cached_file(
+            config.name_or_path,
+            os.fspath(file),
+            revision=getattr(config, "_commit_hash", None),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if found is None:
+        raise ValueError(
+            f"There is no file {os.fspath(file)}, here or beside the weights. Make it: `hamspk export MODEL OUT.onnx`."
+        )
+    return found

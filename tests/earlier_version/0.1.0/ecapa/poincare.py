@@ -1,0 +1,250 @@
+"""The Poincaré ball, as pure functions.
+
+Letters: `B` batch, `K` second batch (speakers), `D` dimension.
+
+One convention. Every point is held as a position `p` of the **unit** ball (`|p| < 1`) together with its conformal
+factor `lambda = 2 / (1 - |p|^2)`. Two losses are built on it, and the number `c > 0` means something different in each:
+
+- **released**: the formula of the authors' released code, which made the published results. A vector is clipped to the
+  norm `(1 - 1e-5) / sqrt(c)` and the distance is the one of the unit ball, of curvature -1. `c` does not enter the
+  distance: it only sets the largest radius. A larger `c` means a smaller region, a *flatter* geometry and a smaller
+  range of distances (at most 2.63 for c = 3 and 1.92 for c = 5). (Their floor of 1e-5 on `(1-|x|^2)(1-|y|^2)` is left
+  out: it acts only for c < 1.004.)
+- **curved**: sectional curvature `-c`. A feature `v` is clipped to `|v| <= clip_radius` and mapped by the exponential
+  map at the origin, so that its distance from the origin is `2 |v|`; distances are those of the unit ball divided by
+  `sqrt(c)`. A larger `c` means a *more* curved geometry; as `c -> 0` the distance tends to `2 |v - w|`.
+
+With the lift `X = lambda p`, `X0 - 1 = lambda |p|^2`, the identity `cosh d - 1 = (X0-1) + (Y0-1) + (X0-1)(Y0-1) - X.Y`
+turns all B x K distances into one matrix product; for a single pair `cosh d - 1 = lambda_x lambda_y |x - y|^2 / 2` has
+no cancellation, so it is exact near coincidence.
+
+References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
+(feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The released code clips to this fraction of 1/sqrt(c), and floors the product (1-|x|^2)(1-|y|^2) at the same number.
+RELEASED_MARGIN = 1e-5
+# In float32 the conformal factor of a point at hyperbolic radius 2*5 is 11,014: the largest that leaves three digits.
+MAX_TANGENT_RADIUS = 5.0
+
+
+class BallPoints(NamedTuple):
+    """Points of the unit ball.
+
+    Attributes:
+        position: `(..., D)`, norm below 1.
+        conformal: `(..., 1)`, `2 / (1 - |position|^2)`, at least 2.
+    """
+
+    position: Tensor
+    conformal: Tensor
+
+
+def released_radius(c: float) -> float:
+    """Largest norm of the released variant, `(1 - 1e-5) / sqrt(c)`.
+
+    Raises:
+        ValueError: `c <= 1`, where the clip leaves the unit ball or meets the floor of the denominator.
+    """
+    if not c > 1:
+        raise ValueError(
+            f"The released distance needs curvature > 1, got {c}: vectors are clipped to (1 - 1e-5) / sqrt(c), which "
+            "for c <= 1 reaches the rim of the unit ball or leaves it, and the formula stops being a distance. The "
+            "published settings are 3 (HAM) and 5 (H). For a true curvature of any c > 0 choose projection='curved'."
+        )
+    return (1 - RELEASED_MARGIN) / math.sqrt(c)
+
+
+def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
+    """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    # Written out, so that the slope on the radius itself is that from within, however torch treats ties in clamp_min.
+    outside = norm > radius
+    return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
+
+
+def project_released(v: Tensor, c: float) -> BallPoints:
+    """Clip `v` `(..., D)` to the released radius of `c`: a hard Euclidean clip, no exponential map."""
+    position = clip_norm(v, released_radius(c))
+    return BallPoints(position, conformal_factor(position.square().sum(-1, keepdim=True)))
+
+
+def conformal_factor(square: Tensor) -> Tensor:
+    """`2 / (1 - square)`, of the squared norm of a point, any shape."""
+    return 2 / (1 - square)
+
+
+def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> BallPoints:
+    """Exponential map at the origin of the ball of curvature `-c`, after clipping the feature to `clip_radius`.
+
+    Args:
+        v: features `(..., D)`, any norm.
+        c: positive; a tensor with a gradient where the curvature is learned.
+        clip_radius: largest feature norm; the largest distance from the origin is twice that. The product
+            `sqrt(c) * clip_radius` may be at most 5, beyond which float32 cannot hold the points.
+
+    Returns:
+        The points scaled by `sqrt(c)`, that is, in the unit ball.
+    """
+    v = clip_norm(v, clip_radius)
+    # The smallest normal number keeps v/|v| finite at the origin; clamped, it passes no gradient there.
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    position, conformal = curved_norm(norm, c)
+    return BallPoints(v * (position / norm), conformal)
+
+
+def curved_norm(norm: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Norm and conformal factor, any shape, of the points that `project_curved` makes of features of norm `norm`."""
+    argument = (c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)) * norm
+    return torch.tanh(argument), 2 * torch.cosh(argument).square()
+
+
+class _Arcosh1p(torch.autograd.Function):
+    """`arcosh(1 + u)` for `u >= 0`, whose derivative is held finite at `u = 0`, where two points coincide."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return _arcosh1p_value(u)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return grad_outputs[0] * _arcosh1p_slope(u)
+
+
+def _arcosh1p_value(u: Tensor) -> Tensor:
+    return torch.log1p(u + (u * (u + 2)).sqrt())
+
+
+def _arcosh1p_slope(u: Tensor) -> Tensor:
+    # Below the rounding of u itself the direction is noise; the floor bounds it by 1/sqrt(eps), 3e3 in float32.
+    return (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
+
+
+def arcosh1p(u: Tensor) -> Tensor:
+    """`arcosh(1 + u)`, `u >= 0` of any shape, exact for small `u`, with a finite gradient everywhere."""
+    return _Arcosh1p.apply(u)  # pyright: ignore[reportReturnType]
+
+
+def distance(x: BallPoints, y: BallPoints) -> Tensor:
+    """Distance in the unit ball, pair by pair: `(..., D)` and `(..., D)` to `(...)`, range `[0, inf)`.
+
+    Where two points coincide the distance is 0 and so is its gradient (a subgradient).
+    """
+    apart = x.position - y.position
+    return arcosh1p(_cosh_less_1(apart, x.conformal.squeeze(-1) * y.conformal.squeeze(-1)))
+
+
+class DistanceSlopes(NamedTuple):
+    """What backpropagation needs of some distances.
+
+    Attributes:
+        apart: difference of the positions of `x` and `y`, `(..., D)`.
+        by_position: multiplied by `apart`, it is the derivative by the position of `x`, and minus that by the position
+            of `y`; `(...)`.
+        by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
+    """
+
+    apart: Tensor
+    by_position: Tensor
+    by_x_conformal: Tensor
+    by_y_conformal: Tensor
+
+
+def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
+    """`distance` `(...)`, and its derivatives without a graph."""
+    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
+    apart, conformal = x.position - y.position, x_conformal * y_conformal
+    u = _cosh_less_1(apart, conformal)
+    slope = _arcosh1p_slope(u)
+    by_logarithm = slope * u
+    slopes = DistanceSlopes(apart, slope * conformal, by_logarithm / x_conformal, by_logarithm / y_conformal)
+    return _arcosh1p_value(u), slopes
+
+
+def _cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
+    """`(...)`, of the difference of two positions `(..., D)` and the product of their conformal factors `(...)`."""
+    return 0.5 * conformal * apart.square().sum(-1)
+
+
+def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
+    """All distances in the unit ball: `(B, D)` and `(K, D)` to `(B, K)`, range `[0, inf)`, by one matrix product.
+
+    The absolute error of `cosh d` is that of the product, so in float32 distances below about 1e-3 are not resolved;
+    use `distance` for the pairs whose closeness matters.
+    """
+    x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
+    y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
+    product = (x.conformal * x.position) @ (y.conformal * y.position).mT
+    return arcosh1p((x_time + y_time + x_time * y_time - product).clamp_min(0))
+
+
+def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
+    """Features `(..., D)` that `project_released` or `project_curved` takes to `point`, which is within their reach."""
+    if projection == "released":
+        return point.position
+    root_c = math.sqrt(curvature)
+    # As in `project_curved`: the smallest normal number keeps the direction finite at the origin.
+    norm = torch.linalg.vector_norm(point.position, dim=-1, keepdim=True).clamp_min(
+        torch.finfo(point.position.dtype).tiny
+    )
+    return point.position * (torch.atanh(norm) / (root_c * norm))
+
+
+def einstein_midpoint(points: BallPoints, weights: Tensor) -> BallPoints:
+    """Weighted Einstein midpoint: `(N, D)` with weights `(N,)` at least 0 to `(D,)`, in closed form.
+
+    In the Klein model it is the mean weighted by the Lorentz factors (Ungar 2008); on the hyperboloid that is the sum
+    of the lifted points, scaled back to the hyperboloid (the Lorentzian centroid of Law et al. 2019).
+    """
+    time = (weights[:, None] * (points.conformal - 1)).sum(0)
+    space = (weights[:, None] * points.conformal * points.position).sum(0)
+    length = (time.square() - space.square().sum()).sqrt()
+    return _from_hyperboloid(time / length, space / length)
+
+
+def karcher_mean(points: BallPoints, weights: Tensor, steps: int = 100, tolerance: float = 1e-12) -> BallPoints:
+    """The point of least weighted sum of squared distances (Karcher 1977), unique in hyperbolic space.
+
+    Gradient descent along geodesics from the Einstein midpoint. The Hessian of `d^2 / 2` lies between 1 and
+    `d coth d`, so a step of one over the mean of the latter never overshoots.
+
+    Args:
+        points: `(N, D)`, better in float64.
+        weights: `(N,)`, at least 0, of positive sum.
+        steps: at most.
+        tolerance: of the length of a step, where it ends.
+
+    Returns:
+        `(D,)`, within the geodesic hull of the points: no farther from the origin than the farthest of them.
+    """
+    weights = weights / weights.sum()
+    lifted = torch.cat([points.conformal - 1, points.conformal * points.position], dim=-1)
+    middle = einstein_midpoint(points, weights)
+    mean = torch.cat([middle.conformal - 1, middle.conformal * middle.position], dim=-1)
+    for _ in range(steps):
+        d = distance(points, _from_hyperboloid(mean[:1], mean[1:]))
+        # log_m(x) = d / sinh(d) (x - cosh(d) m), whose factor is 1 where the points coincide.
+        factor = torch.where(d > 0, d / torch.sinh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        tangent = ((weights * factor)[:, None] * (lifted - torch.cosh(d)[:, None] * mean)).sum(0)
+        curving = torch.where(d > 0, d / torch.tanh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        step = tangent / (weights * curving).sum()
+        length = (step[1:].square().sum() - step[0].square()).clamp_min(0).sqrt()
+        if length <= tolerance:
+            break
+        mean = torch.cosh(length) * mean + torch.sinh(length) / length * step
+        # Back onto the hyperboloid, where rounding left it.
+        mean = torch.cat([(1 + mean[1:].square().sum(0, keepdim=True)).sqrt(), mean[1:]])
+    return _from_hyperboloid(mean[:1], mean[1:])
+
+
+def _from_hyperboloid(time: Tensor, space: Tensor) -> BallPoints:
+    """`(1,)` and `(D,)` of the hyperboloid `time^2 - |space|^2 = 1` to the ball."""
+    return BallPoints(space / (1 + time), 1 + time)
