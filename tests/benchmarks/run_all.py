@@ -33,6 +33,7 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "scoring": (["--trials", "58000", "--pairs", "10000000"], []),
     "search": (["--enrolled", "100000", "--similarity", "cosine", "--rounds", "1"], ["--rival-queries", "200"]),
     "onnx": ([], []),
+    "startup": (["--rounds", "3"], []),
 }
 LONGEST_SECONDS = {"quick": 600, "full": 7200}
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
-from hf_hamspk.calibration import Calibration
+from hf_hamspk.calibration_hamspk import Calibration
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
 EDGES = [-8.0, -4.0, 0.0, 4.0, 8.0]

@@ -36,12 +36,26 @@ runpy.run_path("app.py", run_name="__main__")
 """
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1100,1700"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1100,1700"
 )
+PROXIES = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")]
+# Read in one step, as the page may draw itself anew between two.
+VERDICT = "return document.querySelector('#verdict .verdict')?.innerText.replace(/\\s+/g, ' ') ?? ''"
+PICTURE = "const image = document.querySelector('#histogram img'); return image?.complete ? image.src : ''"
+PICTURE_WIDTH = "return document.querySelector('#histogram img').naturalWidth"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_proxy() -> Iterator[None]:
+    """The page is on this machine: no proxy is asked for it, by the driver, by gradio or here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PROXIES:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="module")
-def page(space, model_folder, tmp_path_factory) -> Iterator[str]:
+def page(no_proxy, space, model_folder, tmp_path_factory) -> Iterator[str]:
     """Address of the running Space."""
     pytest.importorskip("gradio", reason="the extra 'space' is absent")
     with socket.socket() as free:
@@ -63,7 +77,7 @@ def page(space, model_folder, tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser(no_proxy, tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is absent")
     chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if chromium is None or driver is None:
@@ -104,12 +118,7 @@ def upload(browser, recording: str, path: Path) -> None:
 
 def verdict_of(browser, before: str = "") -> str:
     """The text of the verdict, once it is another one than before."""
-
-    def text() -> str:
-        found = browser.find_elements("css selector", "#verdict .verdict")
-        return found[0].text if found and found[0].text != before else ""
-
-    return wait_for(text)
+    return wait_for(lambda: (text := browser.execute_script(VERDICT)) != before and text)
 
 
 def test_two_files_are_uploaded_and_the_verdict_is_read(browser, page, model_folder, tmp_path):
@@ -126,6 +135,7 @@ def test_two_files_are_uploaded_and_the_verdict_is_read(browser, page, model_fol
     nothing = verdict_of(browser)
     assert nothing.startswith("No answer") and "two recordings first" in nothing
 
+    empty = wait_for(lambda: browser.execute_script(PICTURE))
     for recording, path in zip(("first", "second"), files, strict=True):
         upload(browser, recording, path)
     button.click()
@@ -133,8 +143,8 @@ def test_two_files_are_uploaded_and_the_verdict_is_read(browser, page, model_fol
     assert text.lower().startswith(expected.decision)
     assert f"log-likelihood ratio is {expected.log_likelihood_ratio:.2f}" in text
     assert f"score (cosine) {expected.score:.4f}" in text and "“balanced”" in text
-    picture = wait_for(lambda: browser.find_elements("css selector", "#histogram img"))[0]
-    wait_for(lambda: int(picture.get_property("naturalWidth")) > 300)
+    wait_for(lambda: browser.execute_script(PICTURE) not in ("", empty))
+    assert browser.execute_script(PICTURE_WIDTH) > 300
     assert "of the pairs of one speaker scored lower" in browser.find_element("css selector", "#histogram-note").text
     picture_file = os.environ.get("SCREENSHOT")
     if picture_file is not None:

@@ -13,7 +13,7 @@ from tiny_models import RATE
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.verifier import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, Verification
+from hf_hamspk.verification_hamspk import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, Verification
 
 HISTOGRAM = {"edges": [0.0, 1.0, 2.0, 4.0], "targets": [0, 2, 8], "impostors": [6, 4, 0]}
 
