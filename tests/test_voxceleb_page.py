@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_hamspk.__main__ import make_parser
-from hf_hamspk.evaluation.protocols import OFFICIAL_LISTS
+from hf_hamspk.evaluation.trials import OFFICIAL_LISTS
 from hf_hamspk.training import read_recipe
 
 ROOT = Path(__file__).parents[1]

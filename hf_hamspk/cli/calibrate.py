@@ -15,10 +15,10 @@ from ..evaluation.calibration_table import candidate_table, point_table
 from ..evaluation.cohorts import UTTERANCES, EmbeddedCohort, choose_utterances, embed_cohort
 from ..evaluation.model_calibration import AUTO, ModelCalibration, calibrate, known_speakers
 from ..evaluation.report import format_text
-from ..evaluation.scored_trials import QUALITY_GROUPS, ScoredTrials, join_trials
+from ..evaluation.scored_trials import QUALITY_GROUPS, ScoredTrials
 from ..evaluation.speakers import read_metadata, speaker_table
 from ..evaluation.sufficiency import assess_size
-from ..evaluation.trials import check_trial_files, read_trials
+from ..evaluation.trials import check_trial_files, join_trials, read_trials
 from ..evaluation.verification import embed_files
 from ..modeling_hamspk import HamSpkModel
 from ..publishing.code import renew_code
@@ -95,9 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
     if NONE in quality or (AUTO in quality and len(quality) > 1):
         raise ValueError(f"--quality {NONE} and {AUTO} stand alone, got {' '.join(arguments.quality)}.")
     _check_output(arguments.model, arguments.output)
-    for path in arguments.pairs:
-        if not Path(path).is_file():
-            raise ValueError(f"There is no list of pairs {path}.")
     trials = join_trials([read_trials(path) for path in arguments.pairs])
     check_trial_files(trials, arguments.audio_root)
     table = None if arguments.metadata is None else speaker_table(read_metadata(arguments.metadata))

@@ -8,7 +8,6 @@ from typing import Any
 from ..calibration_hamspk import OperatingPoint
 from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
 from ..evaluation.plots import plot_det, plot_detection_costs, plot_score_histogram
-from ..evaluation.protocols import OFFICIAL_LISTS, check_official, official_title, read_protocol
 from ..evaluation.report import format_report, write_html
 from ..evaluation.results import (
     EvaluationSettings,
@@ -19,7 +18,14 @@ from ..evaluation.results import (
     write_record,
 )
 from ..evaluation.speakers import read_metadata
-from ..evaluation.trials import Trials, check_trial_files
+from ..evaluation.trials import (
+    OFFICIAL_LISTS,
+    Trials,
+    check_official,
+    check_trial_files,
+    official_title,
+    read_trials,
+)
 from ..evaluation.verification import PRIORS, PROTOCOLS, embed_files
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .models import add_model_arguments, load_model
@@ -131,9 +137,7 @@ def read_lists(
         )
     lists = {}
     for number, (path, stem) in enumerate(zip(paths, stems, strict=True)):
-        if not Path(path).is_file():
-            raise ValueError(f"There is no trial list {path}.")
-        trials = read_protocol(path, enrolment)
+        trials = read_trials(path, enrolment)
         if expected:
             check_official(trials, expected[number], path)
         check_trial_files(trials, audio_root)

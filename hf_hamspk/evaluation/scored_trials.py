@@ -84,22 +84,6 @@ def measure_files(
     return measures, failures
 
 
-def join_trials(lists: Sequence[Trials]) -> Trials:
-    """The trials of several lists, one that is in several of them once.
-
-    Raises:
-        ValueError: two lists give a pair different labels.
-    """
-    labels: dict[tuple[str, str], int] = {}
-    for trials in lists:
-        for label, *pair in zip(trials.labels.tolist(), trials.enrolment, trials.test, strict=True):
-            if labels.setdefault((pair[0], pair[1]), label) != label:
-                raise ValueError(
-                    f"The pair {pair[0]} {pair[1]} is labelled 0 in one place and 1 in another; correct it."
-                )
-    return Trials(np.array(list(labels.values())), tuple(a for a, _ in labels), tuple(b for _, b in labels))
-
-
 class ScoredTrials:
     """The trials of a list that can be used, scored once, and whatever else is known of their files.
 

@@ -1,11 +1,18 @@
-"""Trial lists in the format of VoxCeleb: one trial per line, `label enrolment test`.
+"""Trial lists: the formats of VoxCeleb, VoxSRC, CN-Celeb and SITW, and the sizes of the official lists.
 
-The label is 1 for a target trial (same speaker) and 0 for an impostor trial; the two others are names of audio files,
-relative to the folder of the corpus, without white space. Format: the verification lists of
-https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html.
+A trial is a pair of recordings with a label: target (the same speaker) or impostor (different speakers). `read_trials`
+recognises the format of a list by its first line:
+
+- `label enrolment test`, the label being 1 or 0: VoxCeleb1-O, -E and -H
+  (https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html) and the validation lists of VoxSRC;
+- `model test label`, the label being 1 or 0 (CN-Celeb), `tgt` or `imp` (SITW), `target` or `nontarget` (Kaldi). A table
+  with lines `model file [file ...]` names the enrolment files of each model: `enroll.map` of CN-Celeb names several,
+  `enroll.lst` of CN-Celeb and `enroll-core.lst` of SITW one. Without a table the first field is a file itself.
+
+Lists without labels, as challenges publish them, are refused.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -14,28 +21,41 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_FORMAT = "'label enrolment test', the label being 1 (target) or 0 (impostor)"
-# Enough to recognise a wrong root folder or extension, few enough to be read.
-_NAMES_SHOWN = 5
+LABELS = {"1": 1, "0": 0, "tgt": 1, "imp": 0, "target": 1, "nontarget": 0}
+# The labels of each format, by the place of the label in a line.
+_LABELS_AT = {0: {"1": 1, "0": 0}, 2: LABELS}
+_FORMAT_AT = {
+    0: "'label enrolment test', the label being 1 (target) or 0 (impostor)",
+    2: f"'model test label' with the label one of {', '.join(LABELS)}",
+}
+_FORMATS = "'label enrolment test' (1 or 0 first) or 'model test label' (1, 0, tgt, imp, target or nontarget last)"
 
 
 class MissingTrialFilesError(FileNotFoundError, ValueError):
-    """Files that a trial list names do not exist."""
+    """A trial list, its enrolment table or audio files named in them do not exist."""
 
 
-# An array has no single truth value, so a generated `__eq__` would raise: compared by identity.
+# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class Trials:
     """`N` verification trials; `N` may be 0 after `without`.
 
     Attributes:
-        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial; kept as a read-only int8 copy.
-        enrolment: `N` names of enrolment files.
+        labels: int8, shape `(N,)`, 1 for a target trial, 0 for an impostor trial; kept as a read-only copy.
+        enrolment: `N` names of enrolment files, or of enrolment models.
         test: `N` names of test files.
-        models: enrolment name to the files that it is enrolled from, for the names that are no files themselves.
+        models: model name to its enrolment files, for the names in `enrolment` that are not files themselves.
 
     Raises:
-        ValueError: if the three lengths differ, a label is neither 0 nor 1, or a model has no files or is a test file.
+        ValueError: the three lengths differ, a label is neither 0 nor 1, or a model has no files or is a test file.
+
+    Example:
+        ```python
+        from hf_hamspk.evaluation import Trials
+
+        trials = Trials([1, 0], enrolment=["ann/1.wav", "ann/1.wav"], test=["ann/2.wav", "bob/1.wav"])
+        print(len(trials), trials.files)  # 2 ('ann/1.wav', 'ann/2.wav', 'bob/1.wav')
+        ```
     """
 
     labels: NDArray[np.int8]
@@ -69,7 +89,7 @@ class Trials:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """The distinct names of enrolment and test files, sorted; of models their files."""
+        """The distinct audio files of both sides, sorted; a model counts by its files."""
         of_models = {name for files in self.models.values() for name in files}
         return tuple(sorted((set(self.enrolment) - self.models.keys()) | of_models | self._test_names))
 
@@ -78,27 +98,26 @@ class Trials:
         return frozenset(self.test)
 
     def single(self) -> "Trials":
-        """The same trials with the first file of each model in its place, for what a file's name or row tells."""
+        """The same trials with each model replaced by its first file, to look up what is known of single files."""
         if not self.models:
             return self
         first = {name: files[0] for name, files in self.models.items()}
         return Trials(self.labels, tuple(first.get(name, name) for name in self.enrolment), self.test)
 
     def without(self, bad_files: Collection[str]) -> "Trials":
-        """Drop every trial that names one of the given files; order is kept.
+        """The trials that use none of the given files, in the same order.
 
-        A model is enrolled from its other files; its trials are dropped where none is left.
-
-        The number of dropped trials is `len(trials) - len(trials.without(bad_files))`: report it beside the result.
+        A model is enrolled from its other files; its trials are dropped if no file is left. Report the number of
+        dropped trials, `len(trials) - len(trials.without(bad_files))`, beside the result.
 
         Args:
-            bad_files: names as they stand in the list. Names that no trial uses are allowed.
+            bad_files: names as in the list; names that no trial uses are ignored.
 
         Returns:
-            The remaining trials, perhaps none.
+            The remaining trials; there may be none.
 
         Raises:
-            ValueError: if `bad_files` is one string instead of a collection of them.
+            ValueError: `bad_files` is one string instead of a collection of strings.
         """
         if isinstance(bad_files, str):
             raise ValueError(f"bad_files must be a collection of names, got one string. Pass [{bad_files!r}] instead.")
@@ -115,50 +134,90 @@ class Trials:
         )
 
 
-def read_trials(path: str | PathLike[str]) -> Trials:
-    """Read a trial list.
+def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None = None) -> Trials:
+    """Read a trial list of any of the formats above; every command reads its lists with this function.
 
     Fields are separated by white space, blank lines are ignored, and the order of the trials is kept.
 
     Args:
-        path: a UTF-8 text file with lines `label enrolment test`.
+        path: the list, a UTF-8 text file.
+        enrolment: table with the enrolment files of each model; None if the enrolments in the list are files.
 
     Returns:
-        The trials, at least one.
+        The trials, at least one. A model with one file is named by that file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a line has not three fields, a label is neither 0 nor 1, the file has no trial or is not UTF-8
-            text. The message gives the file, the line number, what was expected and what was found.
+        MissingTrialFilesError: both a FileNotFoundError and a ValueError, if the list or the table does not exist.
+        ValueError: the list has another format, a line differs from the first one, the list is empty or not UTF-8, or
+            a model is not in the table. The message gives the line.
     """
-    labels = bytearray()
-    enrolment: list[str] = []
-    test: list[str] = []
-    # A file is named in many trials: one string object for each name keeps a long list small.
+    labels, place = bytearray(), -1
+    sides: tuple[list[str], list[str]] = ([], [])
+    # A name occurs in many trials: one string object for each keeps a list of millions small.
     names: dict[str, str] = {}
-    # utf-8-sig also reads the byte order mark that some editors write.
-    with open(path, encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                fields = line.split()
-                if not fields:
-                    continue
-                if len(fields) != 3 or fields[0] not in ("0", "1"):
-                    raise ValueError(_line_message(path, number, line, fields))
-                labels.append(fields[0] == "1")
-                enrolment.append(names.setdefault(fields[1], fields[1]))
-                test.append(names.setdefault(fields[2], fields[2]))
-        except UnicodeDecodeError as error:
+    for number, fields in _lines(path, "trial list"):
+        if place < 0:
+            place = _find_label(path, number, fields)
+        if len(fields) != 3 or fields[place] not in _LABELS_AT[place]:
+            raise ValueError(f"{path}, line {number}: expected {_FORMAT_AT[place]}, {_found(fields, place)}.")
+        labels.append(LABELS[fields.pop(place)])
+        for side, name in zip(sides, fields, strict=True):
+            side.append(names.setdefault(name, name))
+    if not labels:
+        raise ValueError(f"{path}: expected at least one line {_FORMATS}, found none: the file is empty.")
+    trials = Trials(np.frombuffer(labels, dtype=np.int8), tuple(sides[0]), tuple(sides[1]))
+    return trials if enrolment is None else _with_models(trials, path, enrolment)
+
+
+def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """Read an enrolment table, lines `model file [file ...]`; several lines of one model add up.
+
+    Returns:
+        Model name to its files.
+
+    Raises:
+        MissingTrialFilesError: there is no such file.
+        ValueError: a line has no file, or names a segment of a file (`enroll-assist.lst` of SITW), or the table is
+            empty.
+    """
+    models: dict[str, dict[str, None]] = {}
+    for number, fields in _lines(path, "enrolment table"):
+        if len(fields) < 2:
+            found = " ".join(fields)
+            raise ValueError(f"{path}, line {number}: expected 'model file [file ...]', found {found!r}.")
+        if len(fields) == 4 and _is_decimal(fields[2]) and _is_decimal(fields[3]):
             raise ValueError(
-                f"{path}: expected UTF-8 text with lines {_FORMAT}, found other bytes: {error}."
-            ) from error
-    if not enrolment:
-        raise ValueError(f"{path}: expected at least one line {_FORMAT}, found none: the file is empty.")
-    return Trials(labels=np.frombuffer(labels, dtype=np.int8), enrolment=tuple(enrolment), test=tuple(test))
+                f"{path}, line {number}: it enrols from a segment, {fields[2]} to {fields[3]} s of {fields[1]}. Cut "
+                "the segments into files of their own and name those."
+            )
+        models.setdefault(fields[0], {}).update(dict.fromkeys(fields[1:]))
+    if not models:
+        raise ValueError(f"{path}: expected lines 'model file [file ...]', the file is empty.")
+    return {name: tuple(files) for name, files in models.items()}
+
+
+def join_trials(lists: Sequence[Trials]) -> Trials:
+    """The trials of several lists as one; a pair that occurs more than once is kept once.
+
+    Raises:
+        ValueError: two lists label a pair differently, or give a model different files.
+    """
+    labels: dict[tuple[str, str], int] = {}
+    models: dict[str, tuple[str, ...]] = {}
+    for trials in lists:
+        for name, files in trials.models.items():
+            if models.setdefault(name, files) != files:
+                raise ValueError(f"The model {name} has different enrolment files in two lists; rename one of the two.")
+        for label, *pair in zip(trials.labels.tolist(), trials.enrolment, trials.test, strict=True):
+            if labels.setdefault((pair[0], pair[1]), label) != label:
+                raise ValueError(
+                    f"The pair {pair[0]} {pair[1]} is labelled 0 in one place and 1 in another; correct it."
+                )
+    return Trials(np.array(list(labels.values())), tuple(a for a, _ in labels), tuple(b for _, b in labels), models)
 
 
 def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
-    """Make sure that every file named in a trial list exists, before hours are spent on the first of them.
+    """Check that every file named in a trial list exists.
 
     Args:
         trials: the trial list.
@@ -170,21 +229,124 @@ def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
     """
     root = Path(audio_root)
     missing = [name for name in trials.files if not (root / name).is_file()]
-    if not missing:
-        return
-    shown = ", ".join(missing[:_NAMES_SHOWN])
-    more = ", ..." if len(missing) > _NAMES_SHOWN else ""
-    raise MissingTrialFilesError(
-        f"{len(missing)} of {len(trials.files)} files of the trial list are missing under {root}: {shown}{more}. "
-        "Names in the list are relative to the audio root: check the root and the file extension, or drop these "
-        "trials with Trials.without and report their number."
-    )
+    if missing:
+        raise MissingTrialFilesError(
+            f"{len(missing)} of {len(trials.files)} files of the trial list are missing under {root}: "
+            f"{first_names(missing)}. Names in the list are relative to the audio root: check the root and the file "
+            "extension, or delete the lines of these files from the list."
+        )
 
 
-def _line_message(path: str | PathLike[str], number: int, line: str, fields: list[str]) -> str:
-    """Say what is wrong with a line that is not a trial."""
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names, for a message: `a, b, c, ...`."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+@dataclass(frozen=True)
+class OfficialList:
+    """The size of a published trial list.
+
+    Attributes:
+        title: its name in reports.
+        trials: number of trials.
+        targets: number of target trials; None if not checked.
+        models: number of distinct enrolments; None if not checked.
+    """
+
+    title: str
+    trials: int
+    targets: int | None = None
+    models: int | None = None
+
+
+OFFICIAL_LISTS: Mapping[str, OfficialList] = {
+    "vox1-o-cleaned": OfficialList("VoxCeleb1-O (cleaned)", 37_611),
+    "vox1-o": OfficialList("VoxCeleb1-O (original)", 37_720),
+    "vox1-e-cleaned": OfficialList("VoxCeleb1-E (cleaned)", 579_818),
+    "vox1-e": OfficialList("VoxCeleb1-E (original)", 581_480),
+    "vox1-h-cleaned": OfficialList("VoxCeleb1-H (cleaned)", 550_894),
+    "vox1-h": OfficialList("VoxCeleb1-H (original)", 552_536),
+    "cnceleb-eval": OfficialList("CN-Celeb evaluation", 3_484_292, 17_755, 196),
+}
+"""The sizes of the published lists. Those of SITW and VoxSRC differ by year and condition and are not checked."""
+
+
+def official_title(trials: Trials) -> str | None:
+    """Title of the official list that has as many trials as this one; None if there is none."""
+    found = [official.title for official in OFFICIAL_LISTS.values() if official.trials == len(trials)]
+    return found[0] if found else None
+
+
+def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the list") -> None:
+    """Check that a list has the size of an official one.
+
+    Args:
+        trials: the list.
+        name: a key of `OFFICIAL_LISTS`.
+        path: name of the list in error messages.
+
+    Raises:
+        ValueError: unknown name, or another number of trials, targets or models; the message gives both numbers.
+    """
+    if name not in OFFICIAL_LISTS:
+        raise ValueError(f"There is no official list {name!r}; known are {', '.join(OFFICIAL_LISTS)}.")
+    official = OFFICIAL_LISTS[name]
+    found = {"trials": len(trials), "targets": int(trials.labels.sum()), "models": len(set(trials.enrolment))}
+    wrong = [
+        f"{found[key]:,} {key} instead of {wanted:,}"
+        for key in found
+        if (wanted := getattr(official, key)) is not None and wanted != found[key]
+    ]
+    if wrong:
+        other = official_title(trials)
+        hint = "Is it complete?" if other is None else f"It has the size of {other}."
+        raise ValueError(f"{path} is not {official.title}: {', '.join(wrong)}. {hint}")
+
+
+def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of each line that is not blank."""
+    if not Path(path).is_file():
+        where = "" if Path(path).is_absolute() else f" (from the folder {Path.cwd()})"
+        raise MissingTrialFilesError(f"There is no {kind} {path}{where}.")
+    # utf-8-sig also reads the byte order mark that some editors write.
+    with open(path, encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if fields := line.split():
+                    yield number, fields
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected UTF-8 text, found other bytes: {error}.") from error
+
+
+def _find_label(path: str | PathLike[str], number: int, fields: list[str]) -> int:
+    """The place of the label in a line."""
+    if len(fields) == 3:
+        for place, labels in _LABELS_AT.items():
+            if fields[place] in labels:
+                return place
+    raise ValueError(f"{path}, line {number}: expected lines {_FORMATS}, {_found(fields)}.")
+
+
+def _found(fields: list[str], place: int | None = None) -> str:
+    """What a line has that is not a trial."""
+    line = " ".join(fields)
     if len(fields) != 3:
-        what = f"found {len(fields)} field{'s' if len(fields) > 1 else ''}"
-    else:
-        what = f"found the label {fields[0]!r}"
-    return f"{path}, line {number}: expected {_FORMAT}, {what}: {line.strip()!r}."
+        return f"found {len(fields)} field{'s' if len(fields) > 1 else ''}: {line!r}"
+    return f"found {line!r}" if place is None else f"found the label {fields[place]!r}: {line!r}"
+
+
+def _with_models(trials: Trials, path: str | PathLike[str], enrolment: str | PathLike[str]) -> Trials:
+    """The trials of `path` with the models of an enrolment table."""
+    files = read_enrolment(enrolment)
+    absent = sorted(set(trials.enrolment) - files.keys())
+    if absent:
+        raise ValueError(
+            f"{len(absent)} models of {path} are not in {enrolment}: {first_names(absent)}. Is it the right table?"
+        )
+    single = {name: of_model[0] for name, of_model in files.items() if len(of_model) == 1}
+    several = {name: of_model for name, of_model in files.items() if len(of_model) > 1}
+    return Trials(trials.labels, tuple(single.get(name, name) for name in trials.enrolment), trials.test, several)
+
+
+def _is_decimal(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()

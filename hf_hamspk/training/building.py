@@ -115,10 +115,6 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
     lists = [data.dev_trials] if data.dev_trials is not None else []
     trials = {}
     for path in [*lists, *data.test_trials]:
-        if not Path(path).is_file():
-            raise ValueError(
-                f"There is no trial list {path} (from the folder {Path.cwd()}): see dev_trials, test_trials."
-            )
         trials[path] = read_trials(path)
         targets = int(trials[path].labels.sum())
         if not 0 < targets < len(trials[path]):

@@ -119,7 +119,9 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
     assert f"1 of 5 files of the trial list are missing under {audio}: gone.wav" in message
     assert "There is no folder nope" in refusal("evaluate", model_folder, trials, "--audio-root", "nope")
     malformed = write(tmp_path, "malformed.txt", "yes a.wav b.wav\n")
-    assert "the first line is 'yes a.wav b.wav'" in refusal("evaluate", model_folder, malformed, "--audio-root", audio)
+    assert "line 1: expected lines 'label enrolment test'" in refusal(
+        "evaluate", model_folder, malformed, "--audio-root", audio
+    )
     one_kind = write(tmp_path, "one-kind.txt", "1 a.wav b.wav\n")
     assert "not of both kinds" in refusal("evaluate", model_folder, one_kind, "--audio-root", audio)
     good = write(tmp_path, "good.txt", TRIALS)

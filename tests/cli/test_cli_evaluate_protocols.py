@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_hamspk.evaluation.protocols import OFFICIAL_LISTS, OfficialList
+from hf_hamspk.evaluation.trials import OFFICIAL_LISTS, OfficialList
 
 TRIALS = "m1 a.wav 1\nm1 c.wav 0\nm2 b.wav 1\nm2 c.wav 0\n"
 

@@ -13,8 +13,8 @@ from hf_hamspk.calibration_hamspk import Cohort
 from hf_hamspk.evaluation.calibrating import fit
 from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
 from hf_hamspk.evaluation.model_calibration import Candidate, _helps, calibrate, known_speakers
-from hf_hamspk.evaluation.scored_trials import ScoredTrials, Setting, join_trials
-from hf_hamspk.evaluation.trials import Trials
+from hf_hamspk.evaluation.scored_trials import ScoredTrials, Setting
+from hf_hamspk.evaluation.trials import Trials, join_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24

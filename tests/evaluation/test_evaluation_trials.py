@@ -45,11 +45,9 @@ def test_read_with_byte_order_mark_and_without_final_newline(tmp_path):
     [
         ("1 a b\n\n1 a\n", 3, "found 2 fields: '1 a'"),
         ("1 a b\n0 a b c\n", 2, "found 4 fields: '0 a b c'"),
-        ("word\n", 1, "found 1 field: 'word'"),
         ("1 a b\n2 a b\n", 2, "found the label '2': '2 a b'"),
-        ("a b 1\n", 1, "found the label 'a': 'a b 1'"),
-        ("1.0 a b\n", 1, "found the label '1.0': '1.0 a b'"),
-        ("target a b\n", 1, "found the label 'target': 'target a b'"),
+        ("1 a b\na b 1\n", 2, "found the label 'a': 'a b 1'"),
+        ("1 a b\ntarget a b\n", 2, "found the label 'target': 'target a b'"),
     ],
 )
 def test_a_wrong_line_is_refused(tmp_path, text, number, found):
@@ -59,6 +57,29 @@ def test_a_wrong_line_is_refused(tmp_path, text, number, found):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         read_trials(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("word\n", "found 1 field: 'word'"),
+        ("1.0 a b\n", "found '1.0 a b'"),
+        ("target a b\n", "found 'target a b'"),
+    ],
+)
+def test_another_format_is_refused(tmp_path, text, found):
+    path = write(tmp_path / "list.txt", text)
+    message = (
+        f"{path}, line 1: expected lines 'label enrolment test' (1 or 0 first) or 'model test label' (1, 0, tgt, imp, "
+        f"target or nontarget last), {found}."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_trials(path)
+
+
+def test_the_label_may_come_last(tmp_path):
+    trials = read_trials(write(tmp_path / "list.txt", "a b 1\nc d 0\n"))
+    assert (trials.labels.tolist(), trials.enrolment, trials.test) == ([1, 0], ("a", "c"), ("b", "d"))
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n"])
@@ -76,8 +97,11 @@ def test_other_bytes_are_refused(tmp_path):
 
 
 def test_a_missing_list_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_trials(tmp_path / "nowhere.txt")
+    for kind in (MissingTrialFilesError, FileNotFoundError, ValueError):
+        with pytest.raises(kind, match=re.escape(f"There is no trial list {tmp_path / 'nowhere.txt'}.")):
+            read_trials(tmp_path / "nowhere.txt")
+        with pytest.raises(kind, match=re.escape("There is no trial list nowhere.txt (from the folder ")):
+            read_trials("nowhere.txt")
 
 
 def test_without_drops_trials_of_bad_files(trials):

@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from hf_hamspk.audio_hamspk import SpeechMeasures
-from hf_hamspk.evaluation.protocols import (
+from hf_hamspk.evaluation.speakers import find_speakers
+from hf_hamspk.evaluation.trials import (
     OFFICIAL_LISTS,
+    MissingTrialFilesError,
+    Trials,
     check_official,
+    join_trials,
     official_title,
     read_enrolment,
-    read_protocol,
+    read_trials,
 )
-from hf_hamspk.evaluation.speakers import find_speakers
-from hf_hamspk.evaluation.trials import Trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, enrol_models
 from hf_hamspk.verification_hamspk import mean_direction
 
@@ -31,7 +33,7 @@ LISTS = {
 def test_the_formats_say_the_same(tmp_path, kind):
     (tmp_path / "list").write_text(LISTS[kind])
     (tmp_path / "voxceleb").write_text(LISTS["voxceleb"])
-    found, expected = read_protocol(tmp_path / "list"), read_trials(tmp_path / "voxceleb")
+    found, expected = read_trials(tmp_path / "list"), read_trials(tmp_path / "voxceleb")
     assert (found.enrolment, found.test, found.labels.tolist()) == (
         expected.enrolment,
         expected.test,
@@ -46,7 +48,7 @@ def cn_celeb(folder):
     tests = ("test/id01-b-1.wav", "test/id02-b-1.wav")
     lines = [f"id0{i}-enroll {test} {int(test[5:9] == f'id0{i}')}" for i in (1, 2, 3) for test in tests]
     (folder / "trials.lst").write_text("\n".join(lines))
-    return read_protocol(folder / "trials.lst", folder / "enroll.map")
+    return read_trials(folder / "trials.lst", folder / "enroll.map")
 
 
 def test_models_of_several_utterances(tmp_path):
@@ -107,12 +109,13 @@ def refused(folder, content, message, enrolment=None):
         table = folder / "table"
         table.write_text(enrolment)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_protocol(folder / "list", table)
+        read_trials(folder / "list", table)
 
 
 def test_what_is_refused(tmp_path):
     refused(tmp_path, "", "the file is empty")
     refused(tmp_path, "a.wav b.wav\n", "expected lines 'label enrolment test' (1 or 0 first) or 'model test label'")
+    refused(tmp_path, "a b tgt\n1 a c\n", "line 2: expected 'model test label'")
     refused(tmp_path, "a b tgt\na c maybe\n", "line 2: expected 'model test label' with the label one of 1, 0, tgt")
     refused(tmp_path, "m b tgt\n", "1 models of", "n a.wav\n")
     refused(tmp_path, "m b tgt\n", "line 1: expected 'model file [file ...]', found 'm'", "m\n")
@@ -120,5 +123,14 @@ def test_what_is_refused(tmp_path):
     refused(tmp_path, "m b tgt\n", "the file is empty", "\n")
     with pytest.raises(ValueError, match="'m' must have at least one file, and its name must be no test file"):
         Trials(np.array([1]), ("m",), ("m",), {"m": ("a",)})
+    with pytest.raises(MissingTrialFilesError, match="There is no enrolment table"):
+        read_enrolment(tmp_path / "nowhere")
     (tmp_path / "map").write_text("m a.wav b.wav\nm b.wav c.wav\n")
     assert read_enrolment(tmp_path / "map") == {"m": ("a.wav", "b.wav", "c.wav")}
+
+
+def test_models_of_two_lists_must_have_the_same_files():
+    first, second = (Trials(np.array([1]), ("m",), (test,), {"m": ("a", "b")}) for test in ("c", "d"))
+    assert join_trials([first, second]).models == {"m": ("a", "b")}
+    with pytest.raises(ValueError, match="The model m has different enrolment files in two lists"):
+        join_trials([first, Trials(np.array([1]), ("m",), ("d",), {"m": ("a", "x")})])
