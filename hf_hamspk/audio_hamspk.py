@@ -1,31 +1,20 @@
-"""What comes in from outside, checked before it is used.
+"""Recordings: reading and resampling them, checking them, and measuring how much speech they hold.
 
-Letters: `B` batch, `L` samples.
+`read_sound` is the one reader of recordings: training, evaluation, the commands, the pipeline and the endpoint all use
+it. It decodes block by block, within limits, and never trusts a header. Input that cannot be used raises an
+`InputError` that says what was expected, what came, and what to do.
 
-From one sampling rate to another, with NumPy alone.
+Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`, in NumPy alone:
+a model gives the same numbers where torchaudio is absent, and memory does not grow for odd rates.
 
-Windowed-sinc interpolation with the filter that `torchaudio.functional.resample` has by default, so that a model gives
-the same numbers where torchaudio is absent, or a build that cannot be imported. Each output sample reads its own few
-input samples: the memory does not grow when the two rates have no common divisor.
+`measure_speech` tells speech from other sound by what voices do and machines do not: the level of several bands rises
+far above the quietest moments of the recording (silence, hum, tones and steady noise do not move), and the raised
+frames have the periodicity of a voice (clicks, knocks and hiss do not). Voiced frames carry the sounds around them:
+consonants, and pauses shorter than a word. It takes singing, babble and other periodic, moving sound for speech, and
+misses whispering and speech below the noise.
 
-Letters: `L` samples, `N` samples after resampling, `K` taps of the filter.
-
-Recordings as people hand them over (paths, URLs, bytes, arrays, dictionaries, decoders) as waveforms.
-
-Whatever cannot be a recording is refused with an `InputError` that says what was expected, what came, and what to do.
-Nothing is read or decoded beyond the limits, whatever a header promises.
-
-Letters: `L` samples.
-
-How much speech a recording holds, and how clean it is.
-
-Speech is told from other sound by what voices do and machines do not: the level of several bands rises far above the
-quietest moments of the recording (silence, hum, tones and steady noise do not move), and in the raised frames there is
-the periodicity of a voice (clicks, knocks and hiss have none). Voiced frames carry the sounds around them: consonants
-and pauses shorter than a word's. What it cannot tell from speech: singing, babble, and other periodic, moving sound.
-What it cannot hear: whispering, and speech below the noise.
-
-Letters: `L` samples, `T` frames, `F` frequency bins, `B` bands.
+Letters: `B` batch, `L` samples, `N` samples after resampling, `K` taps of the filter, `C` channels, `T` frames, `F`
+frequency bins.
 """
 
 import http.client
@@ -49,36 +38,51 @@ try:
 except (ImportError, OSError):
     # Arrays need no decoder.
     soundfile = None
+try:
+    import av
+    import av.error
+except (ImportError, OSError):
+    # Needed for AAC and WebM only.
+    av = None
 
 # An utterance below this holds no speaker: ten frames.
 SHORTEST_SECONDS = 0.1
-# Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio.
+# Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio (3.05e-5).
 SILENCE_SPAN = 2e-5
-# Share of a batch that may be padding: it is computed like sound, and costs more than a further batch.
+# Share of a batch that may be padding: padding is computed like sound, and costs more than another batch.
 MOST_PADDING = 0.1
 # Zero crossings of the sinc on each side, and the cut-off as a share of half the lower rate.
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
-# Values of the largest intermediate array: 16 MiB of float32.
+# Values of the largest intermediate array in resampling: 16 MiB of float32.
 BLOCK_VALUES = 1 << 22
-# Below this speech loses what tells voices apart; above, it is a mistake.
-LOWEST_RATE, HIGHEST_RATE = 8000, 384_000
+# Below this speech loses what tells voices apart; a rate above the highest is a mistake.
+LOWEST_RATE, HIGHEST_RATE = 4000, 384_000
 # More channels than a microphone array has.
 MOST_CHANNELS = 32
 # A float recording may go a little beyond full scale; 16-bit samples as floats go far beyond it.
 LOUDEST = 16.0
 # Full scale of integer samples.
-FULL_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
-# Share of the samples that a header promises below which a file counts as cut short.
+INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
+# Share of the samples that a header promises below which a file counts as cut short. MP3 headers are off by a frame or
+# two (72 ms), so it is not 1.
 DECODED_SHARE = 0.9
 FETCH_SECONDS = 20.0
+# Samples times channels that are decoded at once: 1 MiB of float32.
 DECODED_AT_ONCE = 1 << 18
-# Of a WAV file, before its samples; and from what size on "data" only says that the writer did not know.
+# libsndfile reports about this many frames where the length is unknown.
+UNKNOWN_FRAMES = 1 << 62
+# Chunks of a WAV file before its samples; "data" of at least this size means that the writer did not know the length.
 MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
+# Samples of the longest frame of AAC (HE-AAC): the encoder fills up the last one.
+AAC_FRAME = 2048
 # Channels this much weaker than the loudest (in power, 40 dB) hold crosstalk or nothing.
 SILENT_CHANNEL = 1e-4
 # Power of the mean of channels over their mean power: 1 for equal ones, 1/2 for two unrelated, 0 for opposite ones.
 ALIKE_CHANNELS = 0.75
-_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
+NO_SUCH_FILE = (
+    "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
+)
+_MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
 # Seconds of speech below which no decision is made; see tests/test_speech.py and the module `verifier`.
 MINIMUM_SPEECH = 1.0
 # Range of a signal-to-noise ratio, in dB: below, speech is not found; above, 16-bit audio has no room.
@@ -124,14 +128,598 @@ CLIPPED_RUN = 3
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Whether a value is a finite int or float, of Python or of NumPy, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:
         # A whole number that no float holds.
         return False
+
+
+class InputError(ValueError):
+    """Invalid input. The message is safe to show to the caller: it names only paths the caller gave.
+
+    Attributes:
+        reason: what is wrong, without the name.
+        name: what the message calls the input; "" if it has no name.
+    """
+
+    # One positional argument is enough to build it again: PyTorch re-raises a worker's exception that way.
+    def __init__(self, reason: str, name: str = ""):
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.reason = reason
+        self.name = name
+
+
+class MissingDecoderError(InputError, ImportError):
+    """A file that needs a package which is not installed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is read of one recording.
+
+    Example:
+        ```python
+        from hf_hamspk import Limits
+
+        limits = Limits(seconds=60, remote=False)
+        ```
+
+    Attributes:
+        seconds: of audio; a longer recording is refused.
+        size: of a file, in bytes.
+        values: samples times channels that are decoded, whatever a header promises.
+        remote: fetch URLs and open paths; False takes only bytes, arrays and decoders.
+
+    Raises:
+        InputError: a limit is not a positive number, or of another type.
+    """
+
+    seconds: float = 600.0
+    size: int = 256 << 20
+    values: int = 1 << 27
+    remote: bool = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.seconds) or self.seconds <= 0:
+            raise InputError(f"limits: seconds must be a positive number, got {_short(repr(self.seconds))}.")
+        for name, unit in {"size": "bytes", "values": "samples times channels"}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"limits: {name} must be a number of {unit}, at least 1, got {_short(repr(value))}.")
+        if not isinstance(self.remote, bool):
+            raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording as a waveform that was checked: one channel, finite.
+
+    Attributes:
+        waveform: `(L,)` float32, full scale is 1.
+        sampling_rate: of the waveform, in Hz.
+        warnings: sentences about what is wrong with the recording.
+    """
+
+    waveform: np.ndarray
+    sampling_rate: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return len(self.waveform) / self.sampling_rate
+
+
+def read_sound(
+    source: Any,
+    rate: int | None,
+    label: str = "The recording",
+    limits: Limits | None = None,
+    source_rate: int | None = None,
+    strict: bool = False,
+    min_duration: float = SHORTEST_SECONDS,
+) -> Sound:
+    """Decode a recording, average its channels, and resample it.
+
+    Files are decoded by soundfile (WAV, FLAC, OGG, Opus, MP3, AIFF, ...), and by PyAV, if installed, where they are AAC
+    (m4a, mp4, aac), Matroska or WebM. The format is told from the first bytes, not from the name.
+
+    Args:
+        source: a path, a URL, the bytes of an audio file, an open binary file, an array or tensor `(L,)` (or with
+            channels), a decoder of torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}`, or `{"bytes",
+            "path"}` as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
+        rate: wanted, in Hz; None keeps the rate of the recording.
+        label: what messages call the recording, for example "The test", or its path.
+        limits: how much is read; None for the defaults of `Limits`.
+        source_rate: of arrays that come without one, in Hz; None takes `rate`, with a warning.
+        strict: refuse recordings that no model should be trained or measured on: those that are cut short, shorter than
+            `min_duration`, or silent. Otherwise a recording that is cut short has a warning, and silence is returned
+            as it is.
+        min_duration: in seconds, if `strict`.
+
+    Raises:
+        InputError: not a recording, or one that cannot be used.
+        MissingDecoderError: the file needs soundfile or PyAV, which is not installed.
+    """
+    limits = Limits() if limits is None else limits
+    mixdown = _read(source, rate if source_rate is None else source_rate, _input_name(source, label), limits)
+    warnings: list[str] = []
+    if source_rate is None and _lacks_rate(source):
+        warnings.append(f"{label} came without a sampling rate and was taken to have {rate} Hz; give sampling_rate.")
+    waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
+    found = mixdown.rate
+    if rate is None:
+        return Sound(waveform, found, warnings)
+    if found < rate:
+        warnings.append(
+            f"{label} was recorded at {found} Hz, the model takes {rate} Hz: it has no frequencies above "
+            f"{found / 2000:g} kHz."
+        )
+    return Sound(resample(waveform, found, rate), rate, warnings)
+
+
+def _input_name(source: Any, label: str) -> str:
+    """What errors call a recording: the label, and the path or URL that the caller gave."""
+    if isinstance(source, Mapping):
+        source = source.get("path") if all(source.get(key) is None for key in ("array", "raw", "bytes")) else None
+    if not isinstance(source, str | os.PathLike):
+        return label
+    path = os.fspath(source)
+    if not isinstance(path, str) or path == label or not path.isprintable():
+        return label
+    return f"{label} {_short(path)}"
+
+
+class _Mixdown:
+    """Collects decoded blocks as one channel, within limits.
+
+    Args:
+        rate: in Hz, as the source says.
+        channels: of the blocks.
+        promised: frames that a header promises; 0 if it does not.
+        name: of the recording, for errors.
+        limits: how much is taken.
+        filler: frames that the encoder may have added behind the end of the sound.
+    """
+
+    def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
+        self.name, self.limits, self.filler = name, limits, filler
+        self.rate = check_rate(rate, name)
+        if not 0 < channels <= MOST_CHANNELS:
+            raise InputError(f"has {channels} channels, at most {MOST_CHANNELS} are read. Is it damaged?", name)
+        self.channels = channels
+        self.promised = 0 if promised >= UNKNOWN_FRAMES else promised
+        self.most = min(math.floor(limits.seconds * self.rate), limits.values // channels)
+        self.blocks: list[np.ndarray] = []
+        self.frames, self.bad, self.loudest = 0, 0, 0.0
+        # Sums of products of channels, from which the power of any mean of channels follows.
+        self.products = np.zeros((channels, channels))
+        if self.promised > self.most:
+            raise self._too_long(self.promised)
+
+    def add(self, samples: np.ndarray) -> None:
+        """Take a block `(L, C)` float32."""
+        self.frames += len(samples)
+        if self.frames > self.most + self.filler:
+            raise self._too_long(self.frames)
+        if not len(samples):
+            return
+        extreme = max(float(samples.max()), -float(samples.min()))
+        if not math.isfinite(extreme):
+            self.bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
+            return
+        self.loudest = max(self.loudest, extreme)
+        if self.channels > 1:
+            wide = samples.astype(np.float64)
+            self.products += wide.T @ wide
+        self.blocks.append(samples[:, 0] if self.channels == 1 else samples.mean(axis=1))
+
+    def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
+        """The recording `(L,)` float32, finite, in about [-1, 1].
+
+        Args:
+            label: what warnings call the recording.
+            warnings: to which what is wrong, but can be used, is added.
+            min_duration: None takes what is cut short, short or silent, too.
+        """
+        if self.frames < DECODED_SHARE * self.promised:
+            if min_duration is not None:
+                raise InputError(
+                    f"is cut short: its header promises {self.promised} samples, {self.frames} could be decoded; copy "
+                    "it again",
+                    self.name,
+                )
+            promised, there = self.promised / self.rate, self.frames / self.rate
+            warnings.append(f"{label} is cut short: {promised:.1f} s are promised, {there:.1f} s are there.")
+        if self.bad:
+            samples = self.frames * self.channels
+            said = f"holds {self.bad} NaN or infinite samples of {samples}; convert it again from its original"
+            raise InputError(said, self.name)
+        if self.loudest > LOUDEST:
+            raise InputError(
+                f"holds samples up to {self.loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio by "
+                "32768",
+                self.name,
+            )
+        waveform = np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.float32)
+        if 0 < self.promised < len(waveform) < self.promised + self.filler:
+            waveform = waveform[: self.promised]
+        if min_duration is not None:
+            self._require_sound(waveform, min_duration)
+        if self._channels_differ():
+            warnings.append(
+                f"{label} has channels that differ, which were averaged: are they of different people or microphones? "
+                "Give the one that matters."
+            )
+        return waveform
+
+    def _require_sound(self, waveform: np.ndarray, min_duration: float) -> None:
+        if not len(waveform):
+            raise InputError("is empty (0 samples); record it again or leave it out", self.name)
+        if len(waveform) < round(min_duration * self.rate):
+            seconds = len(waveform) / self.rate
+            raise InputError(f"lasts {seconds:.3g} s, at least {min_duration:g} s are needed; leave it out", self.name)
+        if float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
+            averaged = "" if self.channels == 1 else f" after averaging its {self.channels} channels"
+            raise InputError(
+                f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or leave it out",
+                self.name,
+            )
+
+    def _channels_differ(self) -> bool:
+        """Whether the channels that hold sound are of different things, or cancel each other."""
+        power = np.diag(self.products)
+        audible = power > SILENT_CHANNEL * power.max()
+        count = np.count_nonzero(audible)
+        if count < 2:
+            return False
+        return self.products[np.ix_(audible, audible)].sum() / count**2 < ALIKE_CHANNELS * power[audible].mean()
+
+    def _too_long(self, frames: int) -> InputError:
+        if frames > self.limits.seconds * self.rate:
+            return InputError(
+                f"lasts {frames / self.rate:.0f} s, at most {self.limits.seconds:g} s are taken; cut out a part. A "
+                "minute is plenty",
+                self.name,
+            )
+        return InputError(
+            f"lasts {frames / self.rate:.0f} s or more in {self.channels} channels, more than {self.limits.values} "
+            "samples; cut it into utterances",
+            self.name,
+        )
+
+
+def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
+    if isinstance(source, Mapping):
+        return _read_mapping(source, array_rate, name, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), name, limits)
+    if isinstance(source, str | os.PathLike):
+        return _read_path(os.fspath(source), name, limits)
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return _read_array(source, array_rate, name, limits)
+    if hasattr(source, "get_all_samples"):
+        return _read_decoder(source, name, limits)
+    if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        try:
+            content = source.read(limits.size + 1)
+        except (OSError, ValueError) as error:
+            raise InputError(f"is a file that cannot be read ({error}). Is it open?", name) from error
+        if isinstance(content, bytes):
+            return _decode(io.BytesIO(content), name, limits)
+    raise InputError(
+        f"is of type {type(source).__name__}; expected a path, a URL, bytes, a file opened in binary mode, an array, "
+        'or a dictionary with "array" and "sampling_rate", or with "bytes" or "path"',
+        name,
+    )
+
+
+def _lacks_rate(source: Any) -> bool:
+    if isinstance(source, Mapping):
+        return "sampling_rate" not in source and any(source.get(key) is not None for key in ("array", "raw"))
+    return isinstance(source, np.ndarray | torch.Tensor)
+
+
+def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
+    for key in ("array", "raw"):
+        if source.get(key) is not None:
+            samples = source[key]
+            if isinstance(samples, list | tuple):
+                if len(samples) > limits.values:
+                    raise InputError(f"holds {len(samples)} samples, at most {limits.values} are read", name)
+                samples = _list_to_array(samples, name)
+            return _read_array(samples, source.get("sampling_rate", array_rate), name, limits)
+    for key in ("bytes", "path"):
+        if source.get(key) is not None:
+            if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
+                return _read(source[key], array_rate, name, limits)
+            found = type(source[key]).__name__
+            raise InputError(f"holds {found} under {key!r}; expected {_MAPPING_KINDS[key]}", name)
+    keys = ", ".join(repr(key) for key in list(source)[:5])
+    raise InputError(
+        f'is a dictionary with {keys if keys else "no keys"}, and nothing to read in it; it needs "array" (or '
+        '"raw") and "sampling_rate", or "bytes" or "path"',
+        name,
+    )
+
+
+def _list_to_array(samples: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(samples, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError("holds a list that is no list of numbers; expected samples in [-1, 1]", name) from error
+
+
+def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
+    if not isinstance(path, str) or not limits.remote:
+        raise InputError("is a name; expected the recording itself, as bytes or as an array", name)
+    if path.startswith(("http://", "https://")):
+        return _decode(io.BytesIO(_fetch(path, name, limits)), name, limits)
+    # A named pipe would be waited for; a device never ends.
+    if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise InputError("is a folder; give one audio file", name)
+        if os.path.exists(path):
+            raise InputError("is no regular file (a pipe or a device); give an audio file", name)
+        raise InputError(NO_SUCH_FILE, name)
+    try:
+        with open(path, "rb") as file:
+            return _decode(file, name, limits)
+    except OSError as error:
+        said = f"cannot be read ({type(error).__name__}); check its permissions and its disk"
+        raise InputError(said, name) from error
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def _fetch(url: str, name: str, limits: Limits) -> bytes:
+    try:
+        # Some servers refuse Python's own name.
+        request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
+        with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
+            return response.read(limits.size + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error)
+        raise InputError(f"cannot be fetched ({reason})", name) from error
+
+
+def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
+    """Read a decoder of torchcodec, which `datasets` gives."""
+    try:
+        seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
+        if seconds is not None and seconds > limits.seconds:
+            raise InputError(f"lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part", name)
+        decoded = decoder.get_all_samples()
+        samples, rate = decoded.data, decoded.sample_rate
+    except InputError:
+        raise
+    except Exception as error:
+        # A decoder may raise anything.
+        raise InputError(f"cannot be decoded ({type(error).__name__}); is it damaged?", name) from error
+    return _read_array(samples, rate, name, limits)
+
+
+def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
+    """Take an array or tensor `(L,)`, or with channels in front or behind."""
+    if not isinstance(samples, np.ndarray | torch.Tensor):
+        raise InputError(f"holds {type(samples).__name__}; expected an array of samples", name)
+    shape = tuple(samples.shape)
+    if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
+        raise InputError(f"has shape {shape}; expected (samples,), or channels and samples", name)
+    # Refused by its shape, before a virtual array is copied.
+    mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), name, limits)
+    values = _to_float32(_to_numpy(samples, name), name)
+    if values.ndim == 1:
+        values = values[:, None]
+    elif shape[0] <= shape[1]:
+        values = values.T
+    mixdown.add(values)
+    return mixdown
+
+
+def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
+    """Decode a seekable binary file, as far as the limits go."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size > limits.size:
+        raise InputError(f"is a file of more than {limits.size >> 20} MiB; cut out the part that matters", name)
+    if size == 0:
+        raise InputError("is an empty file (0 bytes); copy it again or leave it out", name)
+    start = file.read(12)
+    file.seek(0)
+    container = _av_container(start)
+    return _decode_soundfile(file, name, limits) if container is None else _decode_av(file, container, name, limits)
+
+
+def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
+    if soundfile is None:
+        raise MissingDecoderError(
+            "audio files are decoded by soundfile, which is not installed: `pip install soundfile`. Arrays need none",
+            name,
+        )
+    in_header = wav_frames(file)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), name, limits)
+            frames = max(1, DECODED_AT_ONCE // sound.channels)
+            while True:
+                block = sound.read(frames, dtype="float32", always_2d=True)
+                mixdown.add(block)
+                if len(block) < frames:
+                    return mixdown
+    except InputError:
+        raise
+    # Its own errors, and what damaged headers make it raise besides; TypeError for headerless ".raw" files.
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
+        # The whole message of a LibsndfileError repeats the path.
+        said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".")
+        raise InputError(
+            f"cannot be decoded ({said}); it is damaged or not WAV, FLAC, OGG, Opus or MP3: convert it, for example "
+            "with `ffmpeg -i INPUT OUTPUT.flac`",
+            name,
+        ) from error
+
+
+def _av_container(start: bytes) -> str | None:
+    """FFmpeg's name of the container whose first 12 bytes are given, if it is one that soundfile does not read."""
+    if start[4:8] == b"ftyp":
+        return "mov"
+    if start.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    # ADTS: twelve set bits, and layer 0, which MP3 never has.
+    if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
+        return "aac"
+    return None
+
+
+def _decode_av(file: Any, container: str, name: str, limits: Limits) -> _Mixdown:
+    if av is None:
+        raise MissingDecoderError(
+            "is AAC, MP4, Matroska or WebM, which soundfile does not decode: `pip install av` (PyAV, which brings "
+            "FFmpeg along), or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
+            name,
+        )
+    try:
+        # The container is named: left to guess, FFmpeg takes a playlist for audio and opens the addresses in it.
+        with av.open(file, mode="r", format=container) as opened:
+            if not opened.streams.audio:
+                raise InputError("holds no audio stream; leave it out", name)
+            return _decode_stream(opened, opened.streams.audio[0], name, limits)
+    except InputError:
+        raise
+    # A ValueError also where the channels change midway.
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be decoded ({said}); it is damaged: copy it again or leave it out", name) from error
+
+
+def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixdown:
+    """Decode one audio stream of PyAV."""
+    pyav: Any = av
+    seconds = 0.0 if stream.duration is None else float(stream.duration * (stream.time_base or 0))
+    mixdown: _Mixdown | None = None
+    to_planes = pyav.AudioResampler(format="fltp")
+    for frame in opened.decode(stream):
+        for planes in to_planes.resample(frame):
+            block = planes.to_ndarray().T
+            if mixdown is None:
+                # The rate of the frame and not of the header: HE-AAC announces half of its rate.
+                rate = int(planes.sample_rate)
+                mixdown = _Mixdown(rate, block.shape[1], round(seconds * rate), name, limits, filler=AAC_FRAME)
+            mixdown.add(block)
+    if mixdown is None:
+        return _Mixdown(stream.rate, 1, round(seconds * stream.rate), name, limits)
+    return mixdown
+
+
+def check_rate(rate: Any, name: str) -> int:
+    """A sampling rate in Hz as an int.
+
+    Raises:
+        InputError: not a whole number from 4,000 to 384,000.
+    """
+    if not is_number(rate) or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InputError(
+            f"has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
+            f"{HIGHEST_RATE}",
+            name,
+        )
+    return int(rate)
+
+
+def _to_numpy(samples: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    if isinstance(samples, np.ndarray):
+        return samples
+    try:
+        samples = samples.detach().cpu()
+        return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"is a tensor of {samples.dtype} that is no plain array of samples", name) from error
+
+
+def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
+    """Float32 with full scale 1, in any order of bytes and axes."""
+    if samples.dtype.name in INTEGER_SCALE:
+        return samples.astype(np.float32) / np.float32(INTEGER_SCALE[samples.dtype.name])
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise InputError(
+            f"holds {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits", name
+        )
+    with np.errstate(over="ignore"):
+        return samples.astype(np.float32)
+
+
+def wav_frames(file: Any) -> int:
+    """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
+
+    Args:
+        file: binary, seekable, at its start; it is left there.
+
+    Returns:
+        0 for another file, and for one that was written to a pipe and does not say.
+    """
+    start = file.tell()
+    try:
+        riff, _, wave = struct.unpack("<4sI4s", file.read(12))
+        frame = 0
+        if (riff, wave) != (b"RIFF", b"WAVE"):
+            return 0
+        for _ in range(MOST_CHUNKS):
+            name, size = struct.unpack("<4sI", file.read(8))
+            if name == b"data":
+                return 0 if size >= UNKNOWN_SIZE or frame == 0 else size // frame
+            body = file.read(min(size, 16)) if name == b"fmt " else b""
+            if body:
+                frame = struct.unpack("<H", body[12:14])[0]
+            file.seek(size + size % 2 - len(body), io.SEEK_CUR)
+        return 0
+    except struct.error:
+        # It ends within its header.
+        return 0
+    finally:
+        file.seek(start)
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resample `(L,)` to `(ceil(L * to_rate / from_rate),)` float32; the waveform itself where the rates are equal.
+
+    Args:
+        waveform: floating point.
+        from_rate: of the waveform, in Hz, positive.
+        to_rate: wanted, in Hz, positive.
+    """
+    if from_rate == to_rate:
+        return waveform
+    divisor = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // divisor, to_rate // divisor
+    scale = min(1.0, to_rate / from_rate) * ROLLOFF
+    reach = math.ceil(LOWPASS_WIDTH / scale)
+    padded = np.pad(waveform.astype(np.float32, copy=False), (reach, reach + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    block = max(1, BLOCK_VALUES // windows.shape[1])
+    table = _taps(np.arange(phases) / phases, reach, scale) if phases <= block else None
+    result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
+    for begin in range(0, len(result), block):
+        # Output sample n is at the time n * step / phases, counted in input samples.
+        n = np.arange(begin, min(len(result), begin + block))
+        first, phase = np.divmod(n * step, phases)
+        taps = _taps(phase / phases, reach, scale) if table is None else table[phase]
+        result[n] = np.einsum("nk,nk->n", windows[first], taps)
+    return result
+
+
+def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
+    """`(N, K)` float32 for output samples that lie `fraction` `(N,)` of a sample behind an input sample."""
+    time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
+    time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
+    window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
+    return (scale * np.sinc(time) * window).astype(np.float32)
 
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
@@ -247,363 +835,6 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([i])
             held = lengths[i]
     return batches
-
-
-def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample `(L,)` to `(ceil(L * to_rate / from_rate),)` float32; the waveform itself where the rates are equal.
-
-    Args:
-        waveform: floating point.
-        from_rate: of the waveform, in Hz, positive.
-        to_rate: wanted, in Hz, positive.
-    """
-    if from_rate == to_rate:
-        return waveform
-    divisor = math.gcd(from_rate, to_rate)
-    step, phases = from_rate // divisor, to_rate // divisor
-    scale = min(1.0, to_rate / from_rate) * ROLLOFF
-    reach = math.ceil(LOWPASS_WIDTH / scale)
-    padded = np.pad(waveform.astype(np.float32, copy=False), (reach, reach + 1))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    block = max(1, BLOCK_VALUES // windows.shape[1])
-    table = _taps(np.arange(phases) / phases, reach, scale) if phases <= block else None
-    result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
-    for begin in range(0, len(result), block):
-        # Output sample n is at the time n * step / phases, counted in input samples.
-        n = np.arange(begin, min(len(result), begin + block))
-        first, phase = np.divmod(n * step, phases)
-        taps = _taps(phase / phases, reach, scale) if table is None else table[phase]
-        result[n] = np.einsum("nk,nk->n", windows[first], taps)
-    return result
-
-
-def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
-    """`(N, K)` float32 for output samples that lie `fraction` `(N,)` of a sample behind an input sample."""
-    time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
-    time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
-    window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
-    return (scale * np.sinc(time) * window).astype(np.float32)
-
-
-class InputError(ValueError):
-    """What was handed over cannot be used. The message is for whoever did, and names no file that they did not name."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is read of one recording.
-
-    Attributes:
-        seconds: of audio; a longer recording is refused.
-        size: of a file, in bytes.
-        remote: fetch URLs and open paths; False leaves bytes, arrays and decoders.
-    """
-
-    seconds: float = 600.0
-    size: int = 256 << 20
-    remote: bool = True
-
-    def __post_init__(self) -> None:
-        if not is_number(self.seconds) or self.seconds <= 0:
-            raise InputError(f"limits: seconds must be a positive number, got {_short(repr(self.seconds))}.")
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise InputError(f"limits: size must be a number of bytes, at least 1, got {_short(repr(self.size))}.")
-        if not isinstance(self.remote, bool):
-            raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
-
-
-@dataclass(frozen=True)
-class Sound:
-    """A recording, decoded.
-
-    Attributes:
-        waveform: `(L,)` float32 at the rate that was asked for, one channel, finite.
-        warnings: sentences.
-    """
-
-    waveform: np.ndarray
-    warnings: list[str] = field(default_factory=list)
-
-
-def read_sound(source: Any, rate: int, label: str, limits: Limits, source_rate: int | None = None) -> Sound:
-    """Decode a recording, average its channels, resample it.
-
-    Args:
-        source: a path, a URL, the bytes of an audio file, an open binary file, an array or tensor `(L,)` (or with
-            channels), a decoder of torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}`, or `{"bytes",
-            "path"}` as `datasets` has it. Samples are floating point in [-1, 1], or of 16 or 32 bits.
-        rate: wanted, in Hz.
-        label: what messages call it, for example "The test".
-        limits: how much is read.
-        source_rate: of arrays that come without one, in Hz; None: as wanted, with a warning.
-
-    Raises:
-        InputError: it is no recording, or one that cannot be used.
-        ImportError: a file is to be decoded, and soundfile is missing.
-    """
-    samples, found, warnings = _samples(source, rate if source_rate is None else source_rate, label, limits)
-    if not isinstance(samples, np.ndarray | torch.Tensor):
-        raise InputError(f"{label} holds {type(samples).__name__}; expected an array of samples.")
-    _check_rate(found, label)
-    waveform = _as_waveform(samples, found, label, limits, warnings)
-    if source_rate is None and _lacks_rate(source):
-        warnings.append(f"{label} came without a sampling rate and was taken to have {rate} Hz; give sampling_rate.")
-    if found < rate:
-        warnings.append(
-            f"{label} was recorded at {found} Hz, the model hears {rate} Hz: what lies above {found / 2000:g} kHz is "
-            "missing."
-        )
-    return Sound(resample(waveform, found, rate), warnings)
-
-
-def _samples(source: Any, array_rate: int, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
-    """Samples (an array of one or two axes), their rate, and warnings."""
-    if isinstance(source, Mapping):
-        return _of_mapping(source, array_rate, label, limits)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), len(source), label, limits)
-    if isinstance(source, str | os.PathLike):
-        return _of_name(os.fspath(source), label, limits)
-    if isinstance(source, np.ndarray | torch.Tensor):
-        return source, array_rate, []
-    if hasattr(source, "get_all_samples"):
-        return _of_decoder(source, label, limits)
-    if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-        try:
-            content = source.read(limits.size + 1)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{label} is a file that cannot be read ({error}). Is it open?") from error
-        if isinstance(content, bytes):
-            return _decode(io.BytesIO(content), len(content), label, limits)
-    raise InputError(
-        f"{label} is of type {type(source).__name__}; expected a path, a URL, bytes, an array, or a dictionary with "
-        '"array" and "sampling_rate", or with "bytes" or "path".'
-    )
-
-
-def _lacks_rate(source: Any) -> bool:
-    if isinstance(source, Mapping):
-        return "sampling_rate" not in source and any(source.get(key) is not None for key in ("array", "raw"))
-    return isinstance(source, np.ndarray | torch.Tensor)
-
-
-def _of_mapping(source: Mapping, array_rate: int, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
-    for key in ("array", "raw"):
-        if source.get(key) is not None:
-            samples = source[key]
-            if isinstance(samples, list | tuple):
-                if len(samples) > limits.seconds * HIGHEST_RATE:
-                    raise _too_long(label, len(samples) / HIGHEST_RATE, limits)
-                samples = _as_array(samples, label)
-            return samples, source.get("sampling_rate", array_rate), []
-    for key in ("bytes", "path"):
-        if source.get(key) is not None:
-            if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
-                return _samples(source[key], array_rate, label, limits)
-            raise InputError(f"{label} holds {type(source[key]).__name__} under {key!r}; expected {_KINDS[key]}.")
-    keys = ", ".join(repr(key) for key in list(source)[:5])
-    raise InputError(
-        f'{label} is a dictionary with {keys if keys else "nothing in it"}; expected "array" (or "raw") and '
-        '"sampling_rate", or "bytes" or "path".'
-    )
-
-
-def _as_array(samples: Any, label: str) -> np.ndarray:
-    try:
-        return np.asarray(samples, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{label} holds a list that is no list of numbers; expected samples in [-1, 1].") from error
-
-
-def _of_name(name: str | bytes, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
-    if not isinstance(name, str) or not limits.remote:
-        raise InputError(f"{label} is a name; expected the recording itself, as bytes or as an array.")
-    if name.startswith(("http://", "https://")):
-        content = _fetch(name, label, limits)
-        return _decode(io.BytesIO(content), len(content), label, limits)
-    if not os.path.isfile(name):
-        what = "a folder" if os.path.isdir(name) else "no file"
-        raise InputError(f"{label}: {_short(name)} is {what}; expected an audio file, or a URL with http(s)://.")
-    try:
-        with open(name, "rb") as file:
-            return _decode(file, os.path.getsize(name), label, limits)
-    except OSError as error:
-        raise InputError(f"{label}: {_short(name)} cannot be read ({type(error).__name__}).") from error
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 120 else f"{name[:120]}...")
-
-
-def _fetch(url: str, label: str, limits: Limits) -> bytes:
-    try:
-        # Some servers refuse Python's own name.
-        request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
-        with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
-            return response.read(limits.size + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error)
-        raise InputError(f"{label}: {_short(url)} cannot be fetched ({reason}).") from error
-
-
-def _of_decoder(decoder: Any, label: str, limits: Limits) -> tuple[Any, Any, list[str]]:
-    """A decoder of torchcodec, which `datasets` hands over."""
-    try:
-        seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
-        if seconds is not None and seconds > limits.seconds:
-            raise _too_long(label, float(seconds), limits)
-        decoded = decoder.get_all_samples()
-        return decoded.data, decoded.sample_rate, []
-    except InputError:
-        raise
-    except Exception as error:
-        # What a decoder raises is anybody's guess.
-        raise InputError(f"{label} cannot be decoded ({type(error).__name__}); is it damaged?") from error
-
-
-def _decode(file: Any, size: int, label: str, limits: Limits) -> tuple[np.ndarray, int, list[str]]:
-    """Decode a file, as far as the limits go: `(L, channels)` float32, the rate, warnings."""
-    if soundfile is None:
-        raise ImportError(
-            "Audio files are decoded by soundfile, which is not installed (`pip install soundfile`). Arrays need none."
-        )
-    if size > limits.size:
-        raise InputError(f"{label} is a file of more than {limits.size >> 20} MiB; cut out the part that matters.")
-    if size == 0:
-        raise InputError(f"{label} is an empty file.")
-    in_header = wav_frames(file)
-    try:
-        with soundfile.SoundFile(file) as sound:
-            rate, promised, channels = sound.samplerate, max(sound.frames, in_header), sound.channels
-            if channels > MOST_CHANNELS:
-                raise InputError(f"{label} has {channels} channels, at most {MOST_CHANNELS} are read. Is it damaged?")
-            _check_rate(rate, label)
-            most = math.floor(limits.seconds * rate)
-            if promised > most:
-                raise _too_long(label, promised / rate, limits)
-            blocks, decoded = [], 0
-            while decoded <= most:
-                blocks.append(sound.read(DECODED_AT_ONCE, dtype="float32", always_2d=True))
-                decoded += len(blocks[-1])
-                if len(blocks[-1]) < DECODED_AT_ONCE:
-                    break
-    # soundfile raises TypeError for headerless ".raw" files.
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise InputError(
-            f"{label} cannot be decoded: it is damaged, or not WAV, FLAC, OGG, Opus or MP3. Convert it, for example "
-            "with `ffmpeg -i INPUT OUTPUT.flac`."
-        ) from error
-    warnings = []
-    if decoded < DECODED_SHARE * promised:
-        warnings.append(
-            f"{label} is cut short: {promised / rate:.1f} s are promised, {decoded / rate:.1f} s are there."
-        )
-    return np.concatenate(blocks), rate, warnings
-
-
-def wav_frames(file: Any) -> int:
-    """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
-
-    Args:
-        file: binary, seekable, at its start; it is left there.
-
-    Returns:
-        0 for another file, and for one that was written to a pipe and does not say.
-    """
-    start = file.tell()
-    try:
-        riff, _, wave = struct.unpack("<4sI4s", file.read(12))
-        frame = 0
-        if (riff, wave) != (b"RIFF", b"WAVE"):
-            return 0
-        for _ in range(MOST_CHUNKS):
-            name, size = struct.unpack("<4sI", file.read(8))
-            if name == b"data":
-                return 0 if size >= UNKNOWN_SIZE or frame == 0 else size // frame
-            body = file.read(min(size, 16)) if name == b"fmt " else b""
-            if body:
-                frame = struct.unpack("<H", body[12:14])[0]
-            file.seek(size + size % 2 - len(body), io.SEEK_CUR)
-        return 0
-    except struct.error:
-        # It ends within its header.
-        return 0
-    finally:
-        file.seek(start)
-
-
-def _too_long(label: str, seconds: float, limits: Limits) -> InputError:
-    return InputError(
-        f"{label} lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part. A minute is plenty."
-    )
-
-
-def _check_rate(rate: Any, label: str) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise InputError(
-            f"{label} has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
-            f"{HIGHEST_RATE}."
-        )
-
-
-def _as_waveform(
-    samples: np.ndarray | torch.Tensor, rate: int, label: str, limits: Limits, warnings: list[str]
-) -> np.ndarray:
-    """`(L,)` float32 in [-1, 1], finite; channels, in front or behind, are averaged."""
-    shape = tuple(samples.shape)
-    if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
-        raise InputError(f"{label} has shape {shape}; expected (samples,), or channels and samples.")
-    if max(shape) > limits.seconds * rate:
-        raise _too_long(label, max(shape) / rate, limits)
-    values = _full_scale(_to_numpy(samples, label), label)
-    if values.ndim == 1 or not values.size:
-        return values.reshape(-1)
-    channels = values if shape[0] <= shape[1] else values.T
-    if _differ(channels):
-        warnings.append(
-            f"{label} has channels that differ, which were averaged: are they of different people or microphones? Give "
-            "the one that matters."
-        )
-    return channels.mean(0)
-
-
-def _differ(channels: np.ndarray) -> bool:
-    """Whether those of `(C, L)` that hold sound are of different things, or cancel each other."""
-    power = np.square(channels, dtype=np.float64).mean(1)
-    heard = power > SILENT_CHANNEL * power.max()
-    if np.count_nonzero(heard) < 2:
-        return False
-    return np.square(channels[heard].mean(0), dtype=np.float64).mean() < ALIKE_CHANNELS * power[heard].mean()
-
-
-def _to_numpy(samples: np.ndarray | torch.Tensor, label: str) -> np.ndarray:
-    if isinstance(samples, np.ndarray):
-        return samples
-    try:
-        samples = samples.detach().cpu()
-        return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"{label} is a tensor of {samples.dtype} that is no plain array of samples.") from error
-
-
-def _full_scale(samples: np.ndarray, label: str) -> np.ndarray:
-    """Float32 in [-1, 1], finite."""
-    if samples.dtype.name in FULL_SCALE:
-        return samples.astype(np.float32) / np.float32(FULL_SCALE[samples.dtype.name])
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise InputError(
-            f"{label} holds {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits."
-        )
-    bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
-    if bad:
-        raise InputError(f"{label} holds {bad} NaN or infinite samples of {samples.size}; decode or repair it first.")
-    loudest = float(np.abs(samples).max()) if samples.size else 0.0
-    if loudest > LOUDEST:
-        raise InputError(
-            f"{label} holds samples up to {loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio by "
-            "32768."
-        )
-    return samples.astype(np.float32)
 
 
 @dataclass(frozen=True)

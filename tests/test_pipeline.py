@@ -233,7 +233,7 @@ def test_arguments_that_cannot_be(verify, voices, arguments, message):
 
 def test_a_bad_pair_is_named_or_returned(verify, voices):
     pairs = [(voices[0], voices[1]), (voices[0], b"x"), (voices[1], voices[2])]
-    with pytest.raises(ValueError, match=r"^Input 1: The test cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^Input 1: The test: cannot be decoded"):
         verify(pairs)
     first, second, third = verify(pairs, errors="return", batch_size=3)
     assert second.keys() == {"error"} and second["error"].startswith("Input 1: ")
