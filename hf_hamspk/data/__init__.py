@@ -4,7 +4,8 @@ from .audio import AudioError, import_torchaudio, read_audio, resample
 from .augmentation import Augmentation
 from .corpus import BadFile, CorpusReport, check_corpus, load_corpus, speaker_labels
 from .crops import even_segments, random_crop
-from .dataset import GlobalBatchSampler, SpeakerCrops, collate
+from .dataset import SpeakerCrops, collate
+from .sampling import GlobalBatchSampler
 from .synthetic import make_corpus, make_speech
 
 __all__ = [

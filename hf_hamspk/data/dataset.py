@@ -5,18 +5,20 @@ the epoch, and each item draws from a generator of its own. So a run that is res
 workers, ranks or accumulation steps, sees the same crops in the same global batches.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from .audio import MIN_DURATION, SAMPLING_RATE, AudioError, resample
+from .audio import MIN_DURATION, SAMPLING_RATE, AudioError, read_audio, resample
 from .augmentation import SampleOther
-from .utterances import CorpusUtterances, Utterances
+from .crops import random_crop
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,130 @@ of the rates: at 0.9 it takes under a millisecond, at 1.9999 seconds."""
 DRAWS_OF_OTHER_SPEAKER = 8
 """Draws before another utterance of the same speaker is accepted as babble: with 2 equally frequent speakers that
 happens to 1 in 256."""
+
+
+INT16_SCALE = 32768.0
+"""Full scale of 16-bit audio, as soundfile has it."""
+
+
+class Utterances(Protocol):
+    """The utterances of a training set, numbered from 0."""
+
+    def __len__(self) -> int:
+        """How many there are, those that cannot be read included."""
+        ...
+
+    @property
+    def speakers(self) -> Sequence[str]:
+        """The distinct speakers, sorted."""
+        ...
+
+    def name(self, utterance: int) -> str:
+        """What a report calls an utterance."""
+        ...
+
+    def speaker(self, utterance: int) -> str:
+        """Who speaks."""
+        ...
+
+    def candidates(self, utterance: int) -> Iterable[int]:
+        """The utterance, then those that take its place, in turn, where one cannot be read."""
+        ...
+
+    def others(self, utterance: int) -> Sequence[int]:
+        """The utterances to draw babble from for this one, among them this one."""
+        ...
+
+    def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+        """A random crop, see `random_crop`: `(samples,)` float32.
+
+        Raises:
+            AudioError: the utterance cannot be read. Its `source`, where there is one, says what cannot.
+        """
+        ...
+
+    def failed(self) -> list[str]:
+        """Names of the utterances that could not be read so far, in this process and loader processes."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hexadecimal; sources with the same utterances in the same order have the same."""
+        ...
+
+
+class CorpusUtterances:
+    """Audio files, see `load_corpus`. Each is decoded whole and checked, and may be kept in memory.
+
+    Args:
+        corpus: columns `path` and `speaker`.
+        sampling_rate: samples per second wanted.
+        min_duration: seconds below which a file counts as unreadable.
+        cache_bytes: budget per process for decoded waveforms, see `SpeakerCrops`.
+    """
+
+    def __init__(
+        self,
+        corpus: datasets.Dataset,
+        sampling_rate: int = SAMPLING_RATE,
+        min_duration: float = MIN_DURATION,
+        cache_bytes: int = 0,
+    ):
+        self.corpus = corpus
+        self.sampling_rate = sampling_rate
+        self.min_duration = min_duration
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, np.ndarray] = {}
+        self._cached_bytes = 0
+        # Shared with the loader's worker processes, whose own memory never comes back.
+        self._failed = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    @property
+    def speakers(self) -> list[str]:
+        return sorted(set(self.corpus["speaker"]))
+
+    def name(self, utterance: int) -> str:
+        return str(self.corpus[utterance]["path"])
+
+    def speaker(self, utterance: int) -> str:
+        return self.corpus[utterance]["speaker"]
+
+    def candidates(self, utterance: int) -> Iterable[int]:
+        return ((utterance + step) % len(self) for step in range(len(self)))
+
+    def others(self, utterance: int) -> range:
+        return range(len(self))
+
+    def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+        try:
+            waveform = self._read(utterance)
+        except AudioError:
+            self._failed[utterance] = True
+            raise
+        return random_crop(waveform, samples, generator)
+
+    def failed(self) -> list[str]:
+        return [self.name(index) for index in torch.nonzero(self._failed).flatten().tolist()]
+
+    def fingerprint(self) -> str:
+        # Names without folders: the audio may be moved between a run and its resumption.
+        rows = zip(self.corpus["path"], self.corpus["speaker"], strict=True)
+        names = "\n".join(f"{Path(path).name} {speaker}" for path, speaker in rows)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def _read(self, utterance: int) -> np.ndarray:
+        kept = self._cache.get(utterance)
+        if kept is None:
+            waveform = read_audio(self.name(utterance), self.sampling_rate, self.min_duration)
+            if self.cache_bytes == 0:
+                return waveform
+            kept = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+            if self._cached_bytes + kept.nbytes <= self.cache_bytes:
+                self._cache[utterance] = kept
+                self._cached_bytes += kept.nbytes
+        return kept.astype(np.float32) / np.float32(INT16_SCALE)
 
 
 class CropAugmentation(Protocol):
@@ -240,93 +366,3 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         "input_values": torch.from_numpy(np.stack([item["input_values"] for item in items])),
         "labels": torch.tensor([item["labels"] for item in items], dtype=torch.int64),
     }
-
-
-class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Deals the global batches of one epoch out to ranks and micro-batches.
-
-    The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless one is given.
-    Global batch `k` is the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch
-    `a` of rank `r` is the contiguous slice number `a * world_size + r`. Which samples make up a global batch therefore
-    depends neither on the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
-
-    Give it to a `DataLoader` as `batch_sampler`, with `collate`; make a new one for each epoch.
-
-    Args:
-        number_of_samples: length of the data set.
-        batch_size_global: samples per optimiser step over all ranks; divisible by
-            `world_size * accumulation_steps`.
-        rank: from 0 to `world_size - 1`.
-        world_size: number of ranks.
-        accumulation_steps: micro-batches per optimiser step.
-        seed: at least 0.
-        epoch: at least 0.
-        start_batch: global batches of this epoch to skip without decoding, to resume in its middle.
-        order: another order of this epoch, `(n,)` with at least all full global batches, for example that in which
-            shards are streamed (`hf_hamspk.shards.EpochOrder`); None draws the permutation.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        number_of_samples: int,
-        batch_size_global: int,
-        rank: int,
-        world_size: int,
-        accumulation_steps: int,
-        seed: int,
-        epoch: int,
-        start_batch: int = 0,
-        order: np.ndarray | None = None,
-    ):
-        if min(batch_size_global, world_size, accumulation_steps) < 1 or min(seed, epoch) < 0:
-            raise ValueError(
-                "batch_size_global, world_size and accumulation_steps must be at least 1, seed and epoch at least 0, "
-                f"got {batch_size_global}, {world_size}, {accumulation_steps}, {seed} and {epoch}"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
-        slices = world_size * accumulation_steps
-        if batch_size_global % slices:
-            raise ValueError(
-                f"a global batch of {batch_size_global} does not divide into {world_size} ranks x {accumulation_steps} "
-                f"accumulation steps; use a multiple of {slices}, for example "
-                f"{max(1, batch_size_global // slices) * slices}"
-            )
-        if number_of_samples < batch_size_global:
-            raise ValueError(
-                f"{number_of_samples} samples do not fill one global batch of {batch_size_global}; lower the batch "
-                f"size to {number_of_samples} or less"
-            )
-        self.batches_per_epoch = number_of_samples // batch_size_global
-        if not 0 <= start_batch <= self.batches_per_epoch:
-            raise ValueError(
-                f"start_batch must be from 0 to {self.batches_per_epoch}, the global batches of an epoch, got "
-                f"{start_batch}; the data or the batch size may differ from those of the run to be resumed"
-            )
-        self.number_of_samples = number_of_samples
-        self.batch_size_global = batch_size_global
-        self.micro_batch_size = batch_size_global // slices
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulation_steps = accumulation_steps
-        self.seed = seed
-        self.epoch = epoch
-        self.start_batch = start_batch
-        self.order = order
-
-    def __len__(self) -> int:
-        """Micro-batches that this rank yields."""
-        return (self.batches_per_epoch - self.start_batch) * self.accumulation_steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order
-        if order is None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.number_of_samples)
-        for batch in range(self.start_batch, self.batches_per_epoch):
-            for micro_batch in range(self.accumulation_steps):
-                slice_index = micro_batch * self.world_size + self.rank
-                start = batch * self.batch_size_global + slice_index * self.micro_batch_size
-                yield [(self.epoch, int(sample)) for sample in order[start : start + self.micro_batch_size]]

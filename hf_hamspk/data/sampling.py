@@ -16,6 +16,96 @@ FIRST_BUCKET_S = 0.1
 """Seconds at which the buckets begin: nothing shorter counts as an utterance."""
 
 
+class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Deals the global batches of one epoch out to ranks and micro-batches.
+
+    The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless one is given.
+    Global batch `k` is the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch
+    `a` of rank `r` is the contiguous slice number `a * world_size + r`. Which samples make up a global batch therefore
+    depends neither on the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
+
+    Give it to a `DataLoader` as `batch_sampler`, with `collate`; make a new one for each epoch.
+
+    Args:
+        number_of_samples: length of the data set.
+        batch_size_global: samples per optimiser step over all ranks; divisible by
+            `world_size * accumulation_steps`.
+        rank: from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        accumulation_steps: micro-batches per optimiser step.
+        seed: at least 0.
+        epoch: at least 0.
+        start_batch: global batches of this epoch to skip without decoding, to resume in its middle.
+        order: another order of this epoch, `(n,)` with at least all full global batches, for example that in which
+            shards are streamed (`hf_hamspk.shards.EpochOrder`); None draws the permutation.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        number_of_samples: int,
+        batch_size_global: int,
+        rank: int,
+        world_size: int,
+        accumulation_steps: int,
+        seed: int,
+        epoch: int,
+        start_batch: int = 0,
+        order: np.ndarray | None = None,
+    ):
+        if min(batch_size_global, world_size, accumulation_steps) < 1 or min(seed, epoch) < 0:
+            raise ValueError(
+                "batch_size_global, world_size and accumulation_steps must be at least 1, seed and epoch at least 0, "
+                f"got {batch_size_global}, {world_size}, {accumulation_steps}, {seed} and {epoch}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
+        slices = world_size * accumulation_steps
+        if batch_size_global % slices:
+            raise ValueError(
+                f"a global batch of {batch_size_global} does not divide into {world_size} ranks x {accumulation_steps} "
+                f"accumulation steps; use a multiple of {slices}, for example "
+                f"{max(1, batch_size_global // slices) * slices}"
+            )
+        if number_of_samples < batch_size_global:
+            raise ValueError(
+                f"{number_of_samples} samples do not fill one global batch of {batch_size_global}; lower the batch "
+                f"size to {number_of_samples} or less"
+            )
+        self.batches_per_epoch = number_of_samples // batch_size_global
+        if not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"start_batch must be from 0 to {self.batches_per_epoch}, the global batches of an epoch, got "
+                f"{start_batch}; the data or the batch size may differ from those of the run to be resumed"
+            )
+        self.number_of_samples = number_of_samples
+        self.batch_size_global = batch_size_global
+        self.micro_batch_size = batch_size_global // slices
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.epoch = epoch
+        self.start_batch = start_batch
+        self.order = order
+
+    def __len__(self) -> int:
+        """Micro-batches that this rank yields."""
+        return (self.batches_per_epoch - self.start_batch) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order
+        if order is None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.number_of_samples)
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            for micro_batch in range(self.accumulation_steps):
+                slice_index = micro_batch * self.world_size + self.rank
+                start = batch * self.batch_size_global + slice_index * self.micro_batch_size
+                yield [(self.epoch, int(sample)) for sample in order[start : start + self.micro_batch_size]]
+
+
 class LengthBatchSampler(Sampler[list[int]]):
     """Batches of utterances of like length, of at most so many seconds padding included.
 

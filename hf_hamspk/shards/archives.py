@@ -5,13 +5,17 @@ larger than any utterance is reported with the reason and not read; of the other
 and never more of them than the archive said.
 """
 
+import bisect
+import io
+import json
+import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, cast
 
 MAX_MEMBER = 256 * 2**20
 """Bytes of one file: two hours of 16-bit audio at 16 kHz."""
@@ -21,6 +25,18 @@ MAX_HEADER = 2**20
 
 STORED, DEFLATED = 0, 8
 """Compression methods of zip."""
+
+
+SPEAKER_FIELDS = ("speaker", "speaker_id", "spk_id", "spk", "client_id")
+"""Where the JSON beside an utterance, or a column of a data set, names the speaker; the first that is there."""
+
+SPEAKER_SUFFIXES = (".cls", ".spk", ".json")
+"""Members of a WebDataset tar that name the speaker of an utterance."""
+
+
+_PART = re.compile(r"(?P<stem>.*[._-]part)(?P<letters>[a-z]{2})")
+
+LETTERS = 26
 
 
 class ArchiveError(ValueError):
@@ -281,3 +297,149 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
     if zlib.crc32(content) != member.check:
         raise ArchiveError("is damaged (its CRC-32 differs); copy the archive anew")
     return content
+
+
+class JoinedParts(io.RawIOBase):
+    """Several files as one file to read and to seek in.
+
+    Args:
+        paths: in order.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        super().__init__()
+        self._files = [open(path, "rb", buffering=0) for path in paths]  # noqa: SIM115
+        self._ends = []
+        total = 0
+        for path in paths:
+            total += path.stat().st_size
+            self._ends.append(total)
+        self._place = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of a file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._ends[-1]}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._place
+
+    def readinto(self, buffer) -> int:
+        """Fill the buffer from the part at this place; fewer bytes at the end of a part."""
+        index = bisect.bisect_right(self._ends, self._place)
+        if index == len(self._files):
+            return 0
+        start = self._ends[index - 1] if index else 0
+        self._files[index].seek(self._place - start)
+        count = self._files[index].readinto(buffer)
+        self._place += count
+        return count
+
+    def close(self) -> None:
+        """Close all parts."""
+        for file in self._files:
+            file.close()
+        super().close()
+
+
+def open_parts(paths: Sequence[Path]) -> BinaryIO:
+    """One file, or several as one, buffered."""
+    if len(paths) == 1:
+        return open(paths[0], "rb")
+    return cast(BinaryIO, io.BufferedReader(JoinedParts(paths), 2**16))
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is named as a part: `..._partaa`."""
+    return _PART.fullmatch(path.name) is not None
+
+
+def all_parts(path: Path) -> list[Path]:
+    """The parts of the set that a part belongs to, from its folder, in order.
+
+    Raises:
+        ValueError: one between the first and the last is missing.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem = match["stem"]
+    found = {}
+    for other in path.parent.iterdir():
+        part = _PART.fullmatch(other.name)
+        if part is not None and part["stem"] == stem:
+            found[_number(part["letters"])] = other
+    missing = [number for number in range(max(found) + 1) if number not in found]
+    if missing:
+        letters = divmod(missing[0], LETTERS)
+        name = stem + "".join(chr(ord("a") + letter) for letter in letters)
+        raise ValueError(
+            f"{path.parent} has {len(found)} parts {stem}.., but not {name}; download it, or the archive has a hole"
+        )
+    return [found[number] for number in sorted(found)]
+
+
+def _number(letters: str) -> int:
+    return (ord(letters[0]) - ord("a")) * LETTERS + ord(letters[1]) - ord("a")
+
+
+def group_samples(
+    file: BinaryIO, refuse: Callable[[Refused], None], take: Callable[[Member], Any] = lambda member: member
+) -> Iterator[tuple[Any, str | None]]:
+    """Members of a tar, each with the speaker that a member of the same key names, or None.
+
+    Args:
+        file: the tar, which is read forwards only.
+        refuse: called with what cannot be used.
+        take: called for each member as it is reached, for its value; None leaves it out.
+    """
+    waiting: list[Any] = []
+    key, speaker, failure = None, None, None
+    try:
+        for member in list_tar(file):
+            if isinstance(member, Refused):
+                refuse(member)
+                continue
+            own, suffix = sample_key(member.name)
+            if own != key:
+                yield from ((each, speaker) for each in waiting)
+                waiting, key, speaker = [], own, None
+            if suffix in SPEAKER_SUFFIXES and member.size <= MAX_HEADER:
+                speaker = read_speaker(read_forwards(file, member), suffix)
+            elif (value := take(member)) is not None:
+                waiting.append(value)
+    except ArchiveError as error:
+        failure = error
+    yield from ((each, speaker) for each in waiting)
+    if failure is not None:
+        raise failure
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """WebDataset's key of a member (its path up to the first dot of the file name) and the suffix after it."""
+    match = re.fullmatch(r"((?:.*/)?[^/.]*)(\.[^/]*)?", name, re.DOTALL)
+    key, suffix = (match[1], match[2]) if match is not None else (name, "")
+    return key, "" if suffix is None else suffix.lower()
+
+
+def read_speaker(content: bytes, suffix: str) -> str | None:
+    """The speaker that a `.cls`, `.spk` or `.json` member names, or None."""
+    try:
+        text = content.decode("utf-8").strip()
+        if suffix != ".json":
+            return text if text else None
+        values = json.loads(text)
+    except ValueError:
+        return None
+    named = [str(values[name]) for name in SPEAKER_FIELDS if name in values] if isinstance(values, dict) else []
+    return named[0] if named else None

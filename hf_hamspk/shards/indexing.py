@@ -19,8 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
-from .archives import ArchiveError, Member, Refused
-from .finding import HUB_PREFIX
+from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
 from .listing import SUFFIXES
 from .manifest import (
     MANIFEST_NAME,
@@ -33,7 +32,7 @@ from .manifest import (
     shard_name,
 )
 from .reading import speaker_names
-from .sources import SPEAKER_FIELDS, group_samples, sample_key
+from .sources import HUB_PREFIX
 from .writing import write_atomically
 
 AT_ONCE = 4

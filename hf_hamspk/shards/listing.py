@@ -8,19 +8,21 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from ..data.corpus import AUDIO_SUFFIXES
-from .archives import Member
+from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 from .decoding import AAC_SUFFIXES
 
 SUFFIXES = (*AUDIO_SUFFIXES, *AAC_SUFFIXES)
 """Endings of audio files, by preference: of two files of one utterance the one whose ending comes first is used."""
+
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")
 """How the path of a file names its speaker: a folder or the start of the file name `id00012` (VoxCeleb, CN-Celeb); the
@@ -257,3 +259,64 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
     lost = sorted(before.keys() - after.keys())
     changed = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])
     return len(added), len(lost), len(changed), [*added[:2], *lost[:2], *changed[:2]]
+
+
+class SourceChanged(ValueError):
+    """A file is not what it was when the source was listed."""
+
+
+class MemberReader:
+    """Reads utterances of several containers, and keeps archives open. A context manager.
+
+    Args:
+        containers: see `Listing.containers`.
+    """
+
+    def __init__(self, containers: Sequence[Container]):
+        self.containers = containers
+        self._open: dict[int, BinaryIO] = {}
+
+    def __enter__(self) -> "MemberReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def read(self, row: Mapping[str, Any]) -> bytes:
+        """The bytes of the utterance of a row of a listing.
+
+        Raises:
+            SourceChanged: it is gone or altered.
+            ArchiveError: the archive is damaged, or the file too large.
+            OSError: the disk fails.
+        """
+        container = self.containers[row["container"]]
+        if container.kind == "folder":
+            return _read_file(os.path.join(container.paths[0], row["name"]), row["size"], row["check"])
+        if row["container"] not in self._open:
+            try:
+                self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
+            except FileNotFoundError as error:
+                raise SourceChanged(
+                    f"{container.paths[0]} (or a part of it) is gone; bring it back and give the same command"
+                ) from error
+        member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
+        return read_member(self._open[row["container"]], member, container.kind == "zip")
+
+
+def _read_file(path: str, size: int, changed: int) -> bytes:
+    if size > MAX_MEMBER:
+        raise ArchiveError(f"has {size} bytes, more than the {MAX_MEMBER} of any utterance")
+    try:
+        # An unbuffered file reads what there is; a pipe or device in place of the file would never end.
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_size, stat.st_mtime_ns) != (size, changed):
+                raise SourceChanged(f"{path} was altered while it was being prepared; let it be, or begin anew")
+            return file.read(size)
+    except FileNotFoundError as error:
+        raise SourceChanged(
+            f"{path} is gone since the source was listed: was a disk taken off? Bring it back and give the same command"
+        ) from error

@@ -15,9 +15,8 @@ import pyarrow as pa
 from ..data.audio import MIN_DURATION, SAMPLING_RATE, AudioError
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_file
-from .listing import LAYOUTS, SUFFIXES, Container, Listing, differences, digest, name_utterances, strings
+from .listing import LAYOUTS, SUFFIXES, Container, Listing, MemberReader, differences, digest, name_utterances, strings
 from .manifest import CODECS, FORMATS, even_shard_count
-from .members import MemberReader
 from .writing import write_atomically
 
 PROGRESS_NAME = ".progress"

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .finding import find_utterances
-from .making import ShardRecord, load_record, record_path
+from .making import ShardRecord, load_record, record_path, run_workers
 from .manifest import (
     MANIFEST_NAME,
     UNREADABLE_NAME,
@@ -40,8 +39,8 @@ from .planning import (
     save_plan,
     survey,
 )
-from .spooling import copy_streams
-from .workers import run_workers
+from .sources import find_utterances
+from .streams import copy_streams
 from .writing import write_atomically
 
 LOCK_NAME = "lock"

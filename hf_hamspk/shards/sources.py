@@ -5,14 +5,25 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from .archives import MAX_HEADER, ArchiveError, Member, Refused, list_tar, list_zip, read_forwards
+from .archives import (
+    ArchiveError,
+    Member,
+    Refused,
+    all_parts,
+    group_samples,
+    is_part,
+    list_zip,
+    open_parts,
+    sample_key,
+)
 from .listing import Listing
-from .parts import all_parts, is_part, open_parts
+from .planning import PrepareOptions
+from .streams import COMPRESSED_SUFFIXES, DataSetStream, Stream, TarStream
 
 LISTING_THREADS = 8
 """Folders listed at once: on a network disk the time goes into waiting."""
@@ -20,11 +31,142 @@ LISTING_THREADS = 8
 FOLDERS_AT_ONCE = 1000
 """Folders handed to the threads together; with all 145,000 of VoxCeleb2 the results would pile up."""
 
-SPEAKER_FIELDS = ("speaker", "speaker_id", "spk_id", "spk", "client_id")
-"""Where the JSON beside an utterance, or a column of a data set, names the speaker; the first that is there."""
 
-SPEAKER_SUFFIXES = (".cls", ".spk", ".json")
-"""Members of a WebDataset tar that name the speaker of an utterance."""
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+"""What describes the files of an audio folder of `datasets`."""
+
+SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+
+HUB_PREFIX = "hf://datasets/"
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+KINDS = (
+    "a folder of audio, a zip or tar or the parts of one (..._partaa), a CSV file, Parquet files, a folder or Hub "
+    "repository of `datasets`, or the address of tars"
+)
+
+
+def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[Stream]]:
+    """List what can be listed, and open the rest as streams.
+
+    Args:
+        sources: see `prepare`.
+        options: see `PrepareOptions`.
+
+    Raises:
+        ValueError: a source is not there, or of no known kind.
+    """
+    listing = Listing()
+    archives: list[Path] = []
+    streams: list[Stream] = []
+    for source in sources:
+        path = Path(source)
+        if not path.exists():
+            streams += _remote(source, options)
+        elif path.is_dir():
+            _sort_directory(path, options, listing, archives, streams)
+        elif path.suffix.lower() == ".csv":
+            _list_csv(path, options, listing)
+        elif not _sort_file(path, options, archives, streams):
+            raise ValueError(f"{source} is no source that is known: give {KINDS}")
+    for parts in archive_sets(archives):
+        list_archive(listing, parts)
+    return listing, streams
+
+
+def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[Stream]) -> bool:
+    """Put a file with its kind; whether it has one."""
+    name = path.name.lower()
+    if is_part(path) or name.endswith(ARCHIVE_SUFFIXES):
+        archives.append(path)
+    elif name.endswith(COMPRESSED_SUFFIXES):
+        streams.append(TarStream(str(path)))
+    elif name.endswith(".parquet"):
+        streams.append(DataSetStream(str(path), options.split, options.audio_column, options.speaker_column))
+    else:
+        return False
+    return True
+
+
+def _sort_directory(
+    root: Path, options: PrepareOptions, listing: Listing, archives: list[Path], streams: list[Stream]
+) -> None:
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    names = [entry.name.lower() for entry in entries if entry.is_file()]
+    tables = any(name.endswith((".parquet", ".arrow")) or name == "state.json" for name in names)
+    if tables or any((root / "data").glob("*.parquet")):
+        streams.append(DataSetStream(str(root), options.split, options.audio_column, options.speaker_column))
+        return
+    endings = (*ARCHIVE_SUFFIXES, *COMPRESSED_SUFFIXES)
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if options.split in folders and SPLIT_NAMES.issuperset(folders):
+        # An audio folder of `datasets`: the speakers of another split must not come in.
+        _sort_directory(root / options.split, options, listing, archives, streams)
+        return
+    for name in METADATA_NAMES:
+        if name in names and _names_files(root / name):
+            _list_csv(root / name, options, listing)
+            return
+    packed = [
+        entry for entry in entries if entry.is_file() and (is_part(entry) or entry.name.lower().endswith(endings))
+    ]
+    if packed and folders:
+        raise ValueError(
+            f"{root} holds archives ({packed[0].name}) and folders ({folders[0]}), perhaps the same audio twice: name "
+            "the one or the others"
+        )
+    for path in packed:
+        _sort_file(path, options, archives, streams)
+    if not packed:
+        list_folder(listing, root)
+
+
+def _names_files(metadata: Path) -> bool:
+    """Whether it is the table of an audio folder; other corpora have files of that name too."""
+    with open(metadata, encoding="utf-8-sig", errors="replace") as file:
+        return "file_name" in file.readline()
+
+
+def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
+    root = path.parent if options.audio_root is None else Path(options.audio_root)
+    usual = "file_name" if path.name in METADATA_NAMES else "path"
+    audio = usual if options.audio_column is None else options.audio_column
+    speaker = "speaker_id" if options.speaker_column is None else options.speaker_column
+    list_table(listing, path, root, audio, speaker)
+
+
+def _remote(source: str, options: PrepareOptions) -> list[Stream]:
+    """The streams of an address or of a repository of the Hub."""
+    repository = source.removeprefix(HUB_PREFIX)
+    if _REPOSITORY.fullmatch(repository):
+        return _repository(repository, options)
+    if "://" in source and source.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
+        return [TarStream(source)]
+    raise ValueError(f"there is no {source}: give {KINDS}")
+
+
+def _repository(repository: str, options: PrepareOptions) -> list[Stream]:
+    """Of a repository that holds tars only, each tar; `datasets` decodes those, and for that wants FFmpeg."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        found = HfApi().dataset_info(repository)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(
+            f"there is no {repository} on this disk, and as a data set of the Hub it cannot be reached ({error})"
+        ) from error
+    files = [] if found.siblings is None else sorted(sibling.rfilename for sibling in found.siblings)
+    tars = [file for file in files if file.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
+    if tars and not any(file.endswith(".parquet") for file in files):
+        # By its commit, so that the repository may go on meanwhile.
+        return [TarStream(f"{HUB_PREFIX}{repository}@{found.sha}/{file}") for file in tars]
+    return [
+        DataSetStream(repository, options.split, options.audio_column, options.speaker_column, revision=str(found.sha))
+    ]
 
 
 def list_folder(listing: Listing, root: Path) -> None:
@@ -125,58 +267,6 @@ def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
     for member, speaker in group_samples(file, lambda bad: listing.refuse(container, bad.name, bad.reason)):
         if listing.is_audio(member.name):
             listing.add(container, member, speaker)
-
-
-def group_samples(
-    file: BinaryIO, refuse: Callable[[Refused], None], take: Callable[[Member], Any] = lambda member: member
-) -> Iterator[tuple[Any, str | None]]:
-    """Members of a tar, each with the speaker that a member of the same key names, or None.
-
-    Args:
-        file: the tar, which is read forwards only.
-        refuse: called with what cannot be used.
-        take: called for each member as it is reached, for its value; None leaves it out.
-    """
-    waiting: list[Any] = []
-    key, speaker, failure = None, None, None
-    try:
-        for member in list_tar(file):
-            if isinstance(member, Refused):
-                refuse(member)
-                continue
-            own, suffix = sample_key(member.name)
-            if own != key:
-                yield from ((each, speaker) for each in waiting)
-                waiting, key, speaker = [], own, None
-            if suffix in SPEAKER_SUFFIXES and member.size <= MAX_HEADER:
-                speaker = read_speaker(read_forwards(file, member), suffix)
-            elif (value := take(member)) is not None:
-                waiting.append(value)
-    except ArchiveError as error:
-        failure = error
-    yield from ((each, speaker) for each in waiting)
-    if failure is not None:
-        raise failure
-
-
-def sample_key(name: str) -> tuple[str, str]:
-    """WebDataset's key of a member (its path up to the first dot of the file name) and the suffix after it."""
-    match = re.fullmatch(r"((?:.*/)?[^/.]*)(\.[^/]*)?", name, re.DOTALL)
-    key, suffix = (match[1], match[2]) if match is not None else (name, "")
-    return key, "" if suffix is None else suffix.lower()
-
-
-def read_speaker(content: bytes, suffix: str) -> str | None:
-    """The speaker that a `.cls`, `.spk` or `.json` member names, or None."""
-    try:
-        text = content.decode("utf-8").strip()
-        if suffix != ".json":
-            return text if text else None
-        values = json.loads(text)
-    except ValueError:
-        return None
-    named = [str(values[name]) for name in SPEAKER_FIELDS if name in values] if isinstance(values, dict) else []
-    return named[0] if named else None
 
 
 def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:

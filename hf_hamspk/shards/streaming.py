@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..data.audio import SAMPLING_RATE, AudioError
 from ..data.dataset import SpeakerCrops, collate
 from .crops import decode_crop
+from .decoding import decode_audio
 from .order import LANES, WINDOW, EpochOrder, micro_batch_slots, worker_slots
 from .prefetching import READ_AHEAD_BYTES, GroupStore
 from .reading import ShardReader, choose_shuffle
@@ -310,3 +311,38 @@ class StreamedBatches:
             "speed_factors": list(self.crops.speed_factors),
             "shards": self.crops.utterances.fingerprint(),
         }
+
+
+class NoiseShards:
+    """The recordings of a folder of shards, each equally likely; an `hf_hamspk.data.augmentation.NoiseSource`.
+
+    Each draw reads the group of its recording, unless it is one of the few in memory: small groups make it quick
+    (`hamspk prepare --rows-per-group 4`).
+
+    Args:
+        reader: of the shards.
+        sampling_rate: samples per second wanted.
+    """
+
+    def __init__(self, reader: ShardReader, sampling_rate: int = SAMPLING_RATE):
+        self.reader, self.sampling_rate = reader, sampling_rate
+        self._store: GroupStore | None = None
+
+    def __getstate__(self):
+        return vars(self) | {"_store": None}
+
+    def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
+        return decode_crop(self._draw(generator)[0], samples, generator, self.sampling_rate)
+
+    def whole(self, generator: np.random.Generator) -> np.ndarray:
+        content, name = self._draw(generator)
+        return decode_audio(bytes(content), name, self.sampling_rate, min_duration=0.0)
+
+    def _draw(self, generator: np.random.Generator) -> tuple[memoryview, str]:
+        utterance = int(generator.integers(self.reader.manifest.utterances))
+        group = int(np.searchsorted(self.reader.first_utterance, utterance, side="right")) - 1
+        if self._store is None:
+            self._store = GroupStore(self.reader)
+        found = self._store.get(group)
+        row = utterance - int(self.reader.first_utterance[group])
+        return found.audio(row), found.names[row]

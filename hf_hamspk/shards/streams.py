@@ -3,22 +3,43 @@
 import bz2
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import datasets
+from tqdm import tqdm
 
-from .archives import MAX_MEMBER, ArchiveError, Member, Refused, read_forwards, unsafe_name
-from .listing import SUFFIXES
-from .sources import SPEAKER_FIELDS, group_samples
+from .archives import (
+    MAX_MEMBER,
+    SPEAKER_FIELDS,
+    ArchiveError,
+    Member,
+    Refused,
+    group_samples,
+    read_forwards,
+    unsafe_name,
+)
+from .listing import SUFFIXES, Listing
+from .writing import publish, write_atomically
 
 COMPRESSED = {".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": lzma.open}
 COMPRESSED_SUFFIXES = tuple(COMPRESSED)
+
+
+SEGMENT_BYTES = 512 * 2**20
+"""A segment ends here: what a kill may cost."""
+
+SEGMENT_ITEMS = 20_000
+"""Or here: its names are held in memory."""
+
+SPOOL_NAME = "spool.json"
 
 
 class Item(NamedTuple):
@@ -74,9 +95,9 @@ class TarStream:
     def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
         """See `Stream`; the state is the number of files that were read."""
         done = 0 if state is None else int(state)
-        for count, item in enumerate(self._items(), 1):
-            if count > done:
-                yield item, lambda count=count: count
+        for number, item in enumerate(self._items(), 1):
+            if number > done:
+                yield item, lambda number=number: number
 
     def _items(self) -> Iterator[Item]:
         refused: list[Refused] = []
@@ -225,3 +246,78 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
     if value is None or value == "":
         return None
     return str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)
+
+
+def copy_streams(streams: Sequence[Stream], listing: Listing, folder: Path, fingerprint: str, progress: bool) -> None:
+    """Copy what is not there yet, and list all of it.
+
+    Args:
+        streams: in order.
+        listing: to which the utterances are added.
+        folder: for the segments.
+        fingerprint: of sources and options; segments of another are refused.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: what lies there is of another source.
+        OSError: the source cannot be reached, or the disk is full.
+    """
+    note = folder / SPOOL_NAME
+    if note.is_file() and json.loads(note.read_text())["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{folder.parent} was begun with another source or other options; give the same again, or another folder, "
+            "or begin anew (--restart)"
+        )
+    write_atomically(note, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
+    with tqdm(desc="copying", unit="utt", disable=not progress) as bar:
+        for number, stream in enumerate(streams):
+            for path, facts in _segments(stream, number, folder):
+                container = listing.add_container("tar", [path], stream.name)
+                listing.refused += [(name, reason) for name, reason in facts["refused"]]
+                for key, speaker, name, offset, size in facts["rows"]:
+                    if listing.is_audio(name) or key is not None:
+                        listing.add(container, Member(name, offset, size, size), speaker, key)
+                bar.update(len(facts["rows"]))
+
+
+def _segments(stream: Stream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The segments of a stream: those on the disk, then new ones as they are made."""
+    items = None
+    state = None
+    for index in count():
+        path = folder / f"spool-{number:04d}-{index:05d}.bin"
+        note = path.with_suffix(".json")
+        if note.is_file():
+            facts = json.loads(note.read_text(encoding="utf-8"))
+        else:
+            items = stream.read(state) if items is None else items
+            facts = _write_segment(items, path)
+            text = json.dumps(facts)
+            write_atomically(note, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        yield path, facts
+        state = facts["state"]
+        if facts["last"]:
+            return
+
+
+def _write_segment(items: Iterator[tuple[Item, Any]], path: Path) -> dict[str, Any]:
+    """Copy files until the segment is full or the stream ends."""
+    temporary = path.with_suffix(".tmp")
+    rows, refused = [], []
+    offset = 0
+    last, get_state = True, None
+    with open(temporary, "wb") as file:
+        for item, state_after in items:
+            get_state = state_after
+            if item.content is None:
+                refused.append((item.name, item.reason))
+            else:
+                file.write(item.content)
+                rows.append((item.key, item.speaker, item.name, offset, len(item.content)))
+                offset += len(item.content)
+            if offset >= SEGMENT_BYTES or len(rows) + len(refused) >= SEGMENT_ITEMS:
+                last = False
+                break
+    state = None if last or get_state is None else get_state()
+    publish(temporary, path)
+    return {"rows": rows, "refused": refused, "state": state, "last": last}

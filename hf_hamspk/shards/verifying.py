@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..data.audio import MIN_DURATION, AudioError
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
 from .decoding import decode_sound
+from .making import make_pool
 from .manifest import MANIFEST_NAME, SCHEMA, TAR_INDEX, UNREADABLE_NAME, Manifest, Shard, load_manifest, read_unreadable
-from .workers import make_pool
 from .writing import hash_file
 
 DURATION_TOLERANCE = 1e-6

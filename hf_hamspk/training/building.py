@@ -16,16 +16,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
-from ..data.augmentation import Augmentation
+from ..data.augmentation import Augmentation, NoiseSource
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
-from ..data.dataset import GlobalBatchSampler, SpeakerCrops, collate
-from ..data.noises import NoiseSource
-from ..data.sampling import SpeakerBatchSampler
+from ..data.dataset import SpeakerCrops, collate
+from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
-from ..shards.noises import NoiseShards
 from ..shards.reading import open_shards
-from ..shards.streaming import ShardUtterances, StreamedBatches
+from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
 from .arguments import DataArguments, Recipe, TrainingArguments, make_config
 
 logger = logging.get_logger(__name__)

@@ -15,6 +15,7 @@ from hf_hamspk.data.augmentation import (
     KINDS,
     NOISE_SNR_DB,
     Augmentation,
+    NoiseFolder,
     add_at_snr,
     babble,
     coloured_noise,
@@ -25,7 +26,6 @@ from hf_hamspk.data.augmentation import (
     room_response,
     telephone,
 )
-from hf_hamspk.data.noises import NoiseFolder
 
 
 def white(samples: int, seed: int = 0, level: float = 0.1) -> np.ndarray:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from hf_hamspk.data.audio import AudioError, read_audio
 from hf_hamspk.data.augmentation import Augmentation
 from hf_hamspk.data.corpus import load_corpus, speaker_labels
-from hf_hamspk.data.dataset import GlobalBatchSampler, SpeakerCrops, collate
+from hf_hamspk.data.dataset import SpeakerCrops, collate
+from hf_hamspk.data.sampling import GlobalBatchSampler
 
 CROP = 4_000
 

@@ -14,12 +14,13 @@ from hf_hamspk.shards.archives import (
     ArchiveError,
     Member,
     Refused,
+    all_parts,
     list_tar,
     list_zip,
+    open_parts,
     read_member,
     unsafe_name,
 )
-from hf_hamspk.shards.parts import all_parts, open_parts
 
 FILES = {f"id0000{n}/v/{n}.wav": as_file(noise(n, 0.1)) for n in range(4)}
 

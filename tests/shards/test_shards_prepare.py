@@ -17,7 +17,6 @@ import soundfile as sf
 from prepare_sources import as_file, as_m4a, noise, voxceleb, write
 
 import hf_hamspk.shards.making as making
-import hf_hamspk.shards.workers as workers
 from hf_hamspk.data.audio import read_audio
 from hf_hamspk.shards import PrepareOptions, load_manifest, prepare, verify_shards
 from hf_hamspk.shards.encoding import to_16_bit
@@ -364,7 +363,7 @@ def interrupted(monkeypatch, root, out, **options):
         return real(output, progress, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "make_shard", once)
+        patch.setattr(making, "make_shard", once)
         with pytest.raises(Killed):
             make(root, out, **options)
 
@@ -427,7 +426,7 @@ def test_finished_shards_are_left_alone(tree, out):
 def test_a_file_that_changes_meanwhile_ends_the_run(tree, out, monkeypatch):
     root = tree[0]
     interrupted(monkeypatch, root, out, shards=3)
-    real = workers.run_workers
+    real = making.run_workers
 
     def altered(*arguments):
         for path in root.rglob("*.wav"):

@@ -18,7 +18,6 @@ import pytest
 from prepare_sources import RATE, as_file, as_m4a, deadly_make_shard, deadly_try_row, noise, write
 
 import hf_hamspk.shards.making as making
-import hf_hamspk.shards.workers as workers
 from hf_hamspk.data.audio import read_audio
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.shards import PrepareOptions, load_manifest, prepare, verify_shards
@@ -151,8 +150,8 @@ def test_a_file_that_kills_its_decoder_is_left_out(tmp_path, monkeypatch):
         write(tmp_path / "a", f"s{number % 3}/{number}.wav", as_file(noise(number)))
     for number in range(2):
         write(tmp_path / "a", f"s{number}/deadly{number}.wav", as_file(noise(99)))
-    monkeypatch.setattr(workers, "make_shard", deadly_make_shard)
-    monkeypatch.setattr(workers, "try_row", deadly_try_row)
+    monkeypatch.setattr(making, "make_shard", deadly_make_shard)
+    monkeypatch.setattr(making, "try_row", deadly_try_row)
     manifest = prepare([tmp_path / "a"], tmp_path / "out", PrepareOptions(shards=4), processes=2, progress=False)
     assert manifest.utterances == 12
     assert sorted(read_unreadable(tmp_path / "out")) == [

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from hf_hamspk.data.audio import AudioError
 from hf_hamspk.data.augmentation import Augmentation
 from hf_hamspk.data.corpus import load_corpus
-from hf_hamspk.data.dataset import GlobalBatchSampler, SpeakerCrops, collate
-from hf_hamspk.data.utterances import CorpusUtterances
+from hf_hamspk.data.dataset import CorpusUtterances, SpeakerCrops, collate
+from hf_hamspk.data.sampling import GlobalBatchSampler
 from hf_hamspk.shards import reading
 from hf_hamspk.shards.fetching import Retry
 from hf_hamspk.shards.prefetching import GroupStore

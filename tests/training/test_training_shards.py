@@ -15,7 +15,7 @@ import pytest
 from small_shards import make_shards_of
 from test_training_trainer import assert_same_weights, losses, train
 
-from hf_hamspk.data.dataset import GlobalBatchSampler
+from hf_hamspk.data.sampling import GlobalBatchSampler
 from hf_hamspk.shards.reading import ShardReader
 from hf_hamspk.shards.streaming import ShardUtterances, StreamedCrops
 from hf_hamspk.training import building
