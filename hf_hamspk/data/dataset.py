@@ -256,11 +256,6 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
                 f"speed_factors must be whole percents, got {factors}; finer ones take seconds to resample"
             )
 
-    @property
-    def number_of_labels(self) -> int:
-        """Classes that a head needs: speakers times speed factors."""
-        return len(self.label_of) * len(self.speed_factors)
-
     def labels(self) -> np.ndarray:
         """The class of each sample, `(len(self),)` int64."""
         one = np.array([self.label_of[self.utterances.speaker(i)] for i in range(len(self.utterances))])

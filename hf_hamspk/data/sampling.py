@@ -9,12 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-BUCKET_RATIO = 1.1
-"""Longest over shortest utterance of a bucket: at most a tenth of a batch is padding, and neighbours still change."""
-
-FIRST_BUCKET_S = 0.1
-"""Seconds at which the buckets begin: nothing shorter counts as an utterance."""
-
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """Deals the global batches of one epoch out to ranks and micro-batches.
@@ -104,99 +98,6 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
                 slice_index = micro_batch * self.world_size + self.rank
                 start = batch * self.batch_size_global + slice_index * self.micro_batch_size
                 yield [(self.epoch, int(sample)) for sample in order[start : start + self.micro_batch_size]]
-
-
-class LengthBatchSampler(Sampler[list[int]]):
-    """Batches of utterances of like length, of at most so many seconds padding included.
-
-    For models that read whole utterances: an evaluation, or the fine-tuning of a self-supervised encoder. Give it to a
-    `DataLoader` as `batch_sampler`.
-
-    Args:
-        durations: seconds of each utterance.
-        max_seconds: most seconds in a batch, its utterances padded to the longest.
-        max_utterances: most utterances in a batch; None sets no limit.
-        seed: shuffles utterances of like length and the batches anew in each epoch; None keeps the longest batch first,
-            so that what does not fit into memory shows at once.
-        epoch: at least 0.
-        rank: from 0 to `world_size - 1`.
-        world_size: number of ranks. Each gets every `world_size`-th batch.
-        equal_steps: leave out the last few batches, fewer than `world_size`, so that ranks have equally many, as
-            training needs; False gives each utterance to a rank, as an evaluation needs.
-        start_batch: batches of this rank to skip.
-
-    Attributes:
-        left_out: utterances in no batch of any rank.
-
-    Raises:
-        ValueError: an argument is out of range, or an utterance alone is longer than `max_seconds`.
-    """
-
-    def __init__(
-        self,
-        durations: Sequence[float] | np.ndarray,
-        max_seconds: float,
-        max_utterances: int | None = None,
-        seed: int | None = None,
-        epoch: int = 0,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        equal_steps: bool = True,
-        start_batch: int = 0,
-    ):
-        seconds = np.asarray(durations, dtype=np.float64)
-        _check_rank(rank, world_size)
-        if seconds.ndim != 1 or len(seconds) == 0 or not (seconds > 0).all() or not np.isfinite(seconds).all():
-            raise ValueError("durations must be a list of at least one number of seconds, all above 0 and finite")
-        if (max_utterances is not None and max_utterances < 1) or min(epoch, start_batch) < 0:
-            raise ValueError(
-                "max_utterances must be at least 1, epoch and start_batch at least 0, got "
-                f"{max_utterances}, {epoch} and {start_batch}"
-            )
-        too_long = np.flatnonzero(seconds > max_seconds)
-        if len(too_long):
-            raise ValueError(
-                f"{len(too_long)} utterances are longer than max_seconds = {max_seconds:g}, the longest of "
-                f"{seconds.max():g} s; raise max_seconds, or cut or leave out the long ones"
-            )
-        most = len(seconds) if max_utterances is None else max_utterances
-        batches = _cut(seconds, _by_length(seconds, seed, epoch), max_seconds, most)
-        if seed is not None:
-            batches = [batches[i] for i in np.random.default_rng((seed, epoch, 1)).permutation(len(batches))]
-        full = len(batches) // world_size * world_size if equal_steps else len(batches)
-        self.left_out = [utterance for batch in batches[full:] for utterance in batch]
-        self._batches = batches[rank:full:world_size][start_batch:]
-
-    def __len__(self) -> int:
-        """Batches of this rank."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
-
-
-def _by_length(seconds: np.ndarray, seed: int | None, epoch: int) -> np.ndarray:
-    """The utterances from the longest to the shortest; with a seed, shuffled among those of one bucket."""
-    if seed is None:
-        return np.argsort(-seconds, kind="stable")
-    shuffled = np.random.default_rng((seed, epoch, 0)).permutation(len(seconds))
-    buckets = np.floor(np.log(seconds[shuffled] / FIRST_BUCKET_S) / np.log(BUCKET_RATIO))
-    return shuffled[np.argsort(-buckets, kind="stable")]
-
-
-def _cut(seconds: np.ndarray, order: np.ndarray, max_seconds: float, most: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    longest = 0.0
-    for utterance in order.tolist():
-        longest_with = max(longest, float(seconds[utterance]))
-        if batch and ((len(batch) + 1) * longest_with > max_seconds or len(batch) == most):
-            batches.append(batch)
-            batch, longest_with = [], float(seconds[utterance])
-        batch.append(utterance)
-        longest = longest_with
-    return [*batches, batch]
 
 
 class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
