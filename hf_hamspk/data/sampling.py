@@ -1,4 +1,4 @@
-"""Batches of utterances of like length under a cap of seconds, and batches of so many speakers with so many utterances.
+"""Samplers of training batches: global batches divided among ranks, and batches of so many speakers.
 
 Both are functions of (seed, epoch), give every rank the same number of batches, and can start anywhere in an epoch.
 """

@@ -23,7 +23,7 @@ from .archives import (
 )
 from .listing import Listing
 from .planning import PrepareOptions
-from .streams import COMPRESSED_SUFFIXES, DataSetStream, Stream, TarStream
+from .streams import DataSetStream
 
 LISTING_THREADS = 8
 """Folders listed at once: on a network disk the time goes into waiting."""
@@ -33,6 +33,7 @@ FOLDERS_AT_ONCE = 1000
 
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 """What describes the files of an audio folder of `datasets`."""
@@ -45,11 +46,11 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 KINDS = (
     "a folder of audio, a zip or tar or the parts of one (..._partaa), a CSV file, Parquet files, a folder or Hub "
-    "repository of `datasets`, or the address of tars"
+    "repository of `datasets`"
 )
 
 
-def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[Stream]]:
+def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:
     """List what can be listed, and open the rest as streams.
 
     Args:
@@ -61,7 +62,7 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
     """
     listing = Listing()
     archives: list[Path] = []
-    streams: list[Stream] = []
+    streams: list[DataSetStream] = []
     for source in sources:
         path = Path(source)
         if not path.exists():
@@ -77,13 +78,13 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
     return listing, streams
 
 
-def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[Stream]) -> bool:
+def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[DataSetStream]) -> bool:
     """Put a file with its kind; whether it has one."""
     name = path.name.lower()
     if is_part(path) or name.endswith(ARCHIVE_SUFFIXES):
         archives.append(path)
     elif name.endswith(COMPRESSED_SUFFIXES):
-        streams.append(TarStream(str(path)))
+        raise ValueError(f"{path} is a compressed tar: unpack it (`tar xf {path.name}`) and give the folder")
     elif name.endswith(".parquet"):
         streams.append(DataSetStream(str(path), options.split, options.audio_column, options.speaker_column))
     else:
@@ -92,7 +93,7 @@ def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], stream
 
 
 def _sort_directory(
-    root: Path, options: PrepareOptions, listing: Listing, archives: list[Path], streams: list[Stream]
+    root: Path, options: PrepareOptions, listing: Listing, archives: list[Path], streams: list[DataSetStream]
 ) -> None:
     entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     names = [entry.name.lower() for entry in entries if entry.is_file()]
@@ -138,18 +139,25 @@ def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
     list_table(listing, path, root, audio, speaker)
 
 
-def _remote(source: str, options: PrepareOptions) -> list[Stream]:
+def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
     """The streams of an address or of a repository of the Hub."""
     repository = source.removeprefix(HUB_PREFIX)
     if _REPOSITORY.fullmatch(repository):
         return _repository(repository, options)
     if "://" in source and source.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
-        return [TarStream(source)]
+        raise _remote_tars(source)
     raise ValueError(f"there is no {source}: give {KINDS}")
 
 
-def _repository(repository: str, options: PrepareOptions) -> list[Stream]:
-    """Of a repository that holds tars only, each tar; `datasets` decodes those, and for that wants FFmpeg."""
+def _remote_tars(source: str) -> ValueError:
+    return ValueError(
+        f"{source} holds tars, which are not copied from an address. `hamspk prepare --index {source} OUTPUT` makes "
+        "them usable where they are; or download them and give the files"
+    )
+
+
+def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]:
+    """The stream of a Hub repository at its present commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -162,8 +170,8 @@ def _repository(repository: str, options: PrepareOptions) -> list[Stream]:
     files = [] if found.siblings is None else sorted(sibling.rfilename for sibling in found.siblings)
     tars = [file for file in files if file.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     if tars and not any(file.endswith(".parquet") for file in files):
-        # By its commit, so that the repository may go on meanwhile.
-        return [TarStream(f"{HUB_PREFIX}{repository}@{found.sha}/{file}") for file in tars]
+        # `datasets` would decode their audio, for which it needs torchcodec and FFmpeg.
+        raise _remote_tars(HUB_PREFIX + repository)
     return [
         DataSetStream(repository, options.split, options.audio_column, options.speaker_column, revision=str(found.sha))
     ]

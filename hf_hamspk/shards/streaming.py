@@ -6,7 +6,7 @@ ranks, loader processes and accumulation steps nor on where a run was interrupte
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -200,8 +200,8 @@ class StreamedBatches:
     """Micro-batches of one rank, epoch after epoch, from anywhere: what a training loop iterates over.
 
     Each iteration runs from the present place to the end of the epoch, then stands at the start of the next one.
-    `state_dict` after any micro-batch says how many global batches are done; a new object with the same shards, seed
-    and batch size, and any number of ranks and processes, goes on from there after `load_state_dict`.
+    The place is `epoch` and `batch` (global batches done), and both can be set: with the same shards, seed and batch
+    size, and any number of ranks and processes, the iteration continues from there.
 
     Args:
         crops: over `ShardUtterances`.
@@ -282,35 +282,6 @@ class StreamedBatches:
             else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         )
         return {name: tensor.pin_memory() for name, tensor in joined.items()} if self.pin_memory else joined
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the iteration is, and what a resumed one must share; plain numbers and text."""
-        return {"epoch": self.epoch, "batch": self.batch} | self._identity()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
-
-        Raises:
-            ValueError: the state is of other shards, another seed or another batch size.
-        """
-        differences = [
-            f"{name}: {state.get(name)!r} in the state, {value!r} now"
-            for name, value in self._identity().items()
-            if state.get(name) != value
-        ]
-        if differences:
-            raise ValueError(
-                "the state belongs to another order of samples, so it cannot be resumed:\n  " + "\n  ".join(differences)
-            )
-        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "seed": self.crops.seed,
-            "batch_size": self.batch_size,
-            "speed_factors": list(self.crops.speed_factors),
-            "shards": self.crops.utterances.fingerprint(),
-        }
 
 
 class NoiseShards:

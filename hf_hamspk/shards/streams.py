@@ -1,17 +1,17 @@
-"""Sources that can be read in order only: compressed or distant tars, and what `datasets` reads."""
+"""Data sets of `datasets`: they can be read in order only, so their files are copied first.
 
-import bz2
-import gzip
+Mixing the speakers over all shards needs every file at hand. The files are laid end to end, as they are, in segments
+below the progress folder, which are removed at the end; until then the source takes its size again on the disk. A
+segment is complete or absent, and notes the state of the stream after it, so that an interrupted copy continues.
+"""
+
 import hashlib
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import datasets
 from tqdm import tqdm
@@ -19,19 +19,11 @@ from tqdm import tqdm
 from .archives import (
     MAX_MEMBER,
     SPEAKER_FIELDS,
-    ArchiveError,
     Member,
-    Refused,
-    group_samples,
-    read_forwards,
     unsafe_name,
 )
-from .listing import SUFFIXES, Listing
+from .listing import Listing
 from .writing import publish, write_atomically
-
-COMPRESSED = {".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": lzma.open}
-COMPRESSED_SUFFIXES = tuple(COMPRESSED)
-
 
 SEGMENT_BYTES = 512 * 2**20
 """A segment ends here: what a kill may cost."""
@@ -43,99 +35,21 @@ SPOOL_NAME = "spool.json"
 
 
 class Item(NamedTuple):
-    """One file of a stream.
+    """One row of a data set.
 
     Attributes:
-        key: of the utterance; None to make it from the name.
-        speaker: None to take it from the name.
+        key: of the utterance.
+        speaker: None if the row names none.
         name: of the file.
         content: its bytes; None for a file that cannot be used.
         reason: why it cannot.
     """
 
-    key: str | None
+    key: str
     speaker: str | None
     name: str
     content: bytes | None
     reason: str = ""
-
-
-class Stream(Protocol):
-    """A source that is read in order.
-
-    Attributes:
-        name: what errors call it.
-        identity: changes when the source changes.
-    """
-
-    name: str
-    identity: str
-
-    def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """The files after a state (None for the start), each with a function that gives the state after it."""
-        ...
-
-
-class TarStream:
-    """A tar, compressed or at an address that fsspec can open.
-
-    Args:
-        address: path or address.
-    """
-
-    def __init__(self, address: str):
-        self.address = address
-        self.name = address
-        self.identity = address
-        if "://" not in address:
-            stat = os.stat(address)
-            self.name = Path(address).name
-            self.identity = f"{self.name} {stat.st_size} {stat.st_mtime_ns}"
-
-    def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """See `Stream`; the state is the number of files that were read."""
-        done = 0 if state is None else int(state)
-        for number, item in enumerate(self._items(), 1):
-            if number > done:
-                yield item, lambda number=number: number
-
-    def _items(self) -> Iterator[Item]:
-        refused: list[Refused] = []
-        with ExitStack() as stack:
-            file = self._open(stack)
-            failure = None
-            try:
-                for (name, content), speaker in group_samples(file, refused.append, lambda member: _load(file, member)):
-                    yield Item(None, speaker, name, content)
-                    yield from (self._refusal(refused.pop(0)) for _ in range(len(refused)))
-            # Besides what a tar says, what its compression says: zlib.error, EOFError, LZMAError.
-            except (ArchiveError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-                failure = f"{error}; what came before is used"
-            yield from map(self._refusal, refused)
-            if failure is not None:
-                yield Item(None, None, self.name, None, failure)
-
-    def _refusal(self, member: Refused) -> Item:
-        return Item(None, None, f"{self.name}::{member.name}", None, member.reason)
-
-    def _open(self, stack: ExitStack) -> BinaryIO:
-        if "://" in self.address:
-            import fsspec
-
-            file = cast(BinaryIO, stack.enter_context(fsspec.open(self.address, "rb", block_size=2**22)))
-        else:
-            file = stack.enter_context(open(self.address, "rb"))  # noqa: SIM115
-        for suffix, unpack in COMPRESSED.items():
-            if self.address.lower().endswith(suffix):
-                return cast(BinaryIO, stack.enter_context(unpack(file, "rb")))
-        return file
-
-
-def _load(file: BinaryIO, member: Member) -> tuple[str, bytes] | None:
-    """Name and bytes of an audio file; the file is at it, and does not come back."""
-    if not member.name.lower().endswith(SUFFIXES) or PurePosixPath(member.name).name.startswith("."):
-        return None
-    return member.name, read_forwards(file, member)
 
 
 class DataSetStream:
@@ -169,7 +83,10 @@ class DataSetStream:
             self.identity = f"{path}@{revision}"
 
     def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """See `Stream`; the state is that of the data set and the number of rows that were read."""
+        """Read the rows after a state (None for the start), each with a function that returns the state after it.
+
+        The state is that of the data set and the number of rows that were read; it can be written as JSON.
+        """
         data = self._load()
         audio, speaker = self._columns(data)
         speaker_type = None if data.features is None else data.features.get(speaker)
@@ -248,7 +165,9 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
     return str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)
 
 
-def copy_streams(streams: Sequence[Stream], listing: Listing, folder: Path, fingerprint: str, progress: bool) -> None:
+def copy_streams(
+    streams: Sequence[DataSetStream], listing: Listing, folder: Path, fingerprint: str, progress: bool
+) -> None:
     """Copy what is not there yet, and list all of it.
 
     Args:
@@ -275,12 +194,11 @@ def copy_streams(streams: Sequence[Stream], listing: Listing, folder: Path, fing
                 container = listing.add_container("tar", [path], stream.name)
                 listing.refused += [(name, reason) for name, reason in facts["refused"]]
                 for key, speaker, name, offset, size in facts["rows"]:
-                    if listing.is_audio(name) or key is not None:
-                        listing.add(container, Member(name, offset, size, size), speaker, key)
+                    listing.add(container, Member(name, offset, size, size), speaker, key)
                 bar.update(len(facts["rows"]))
 
 
-def _segments(stream: Stream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The segments of a stream: those on the disk, then new ones as they are made."""
     items = None
     state = None

@@ -17,6 +17,7 @@ import soundfile as sf
 from prepare_sources import as_file, as_m4a, noise, voxceleb, write
 
 import hf_hamspk.shards.making as making
+import hf_hamspk.shards.streams as streams
 from hf_hamspk.data.audio import read_audio
 from hf_hamspk.shards import PrepareOptions, load_manifest, prepare, verify_shards
 from hf_hamspk.shards.encoding import to_16_bit
@@ -154,13 +155,13 @@ def test_a_webdataset_of_m4a_and_class(out, tmp_path):
     assert load_manifest(out / "b").sampling_rate is None
 
 
-@pytest.mark.parametrize("packed", ["zip", "parts", "tar", "tar.gz"])
+@pytest.mark.parametrize("packed", ["zip", "parts", "tar"])
 def test_archives_give_what_the_folder_gives(tree, out, tmp_path, packed):
     root, made = tree
     folder = tmp_path / "packed"
     folder.mkdir()
-    if packed.startswith("tar"):
-        with tarfile.open(folder / f"a.{packed}", "w:gz" if packed == "tar.gz" else "w") as tar:
+    if packed == "tar":
+        with tarfile.open(folder / "a.tar", "w") as tar:
             tar.add(root, "wav")
     else:
         with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -327,14 +328,18 @@ def end_after(monkeypatch, writes: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("container", ["parquet", "webdataset"])
-def test_ended_at_any_publication_it_goes_on_to_the_same_bytes(tree, tmp_path, container, packed):
+def test_ended_at_any_publication_it_goes_on_to_the_same_bytes(tree, tmp_path, container, packed, monkeypatch):
     root = tree[0]
     write(root, "id00000/v/text.wav", b"this is no audio")
     source = root
     if packed:
-        source = tmp_path / "a.tar.gz"
-        with tarfile.open(source, "w:gz") as tar:
-            tar.add(root, ".")
+        # A data set is copied first, in segments of two rows.
+        monkeypatch.setattr(streams, "SEGMENT_ITEMS", 2)
+        source = tmp_path / "data-set.parquet"
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        audio = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+        table = datasets.Dataset.from_dict({"audio": audio, "speaker": [path.parts[-3] for path in files]})
+        table.cast_column("audio", datasets.Audio(decode=False)).to_parquet(source)
     options = {"format": container, "shards": 2}
     make(source, tmp_path / "whole", **options)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
@@ -465,12 +470,15 @@ def test_the_folder_of_somebody_else_is_refused(tree, out):
         ("mixed", r"holds archives \(a.zip\) and folders \(b\), perhaps the same audio twice"),
         ("bad.zip", r"bad.zip: it is no zip"),
         ("bad.tar", "neither a zip nor an uncompressed tar"),
+        ("a.tar.gz", r"is a compressed tar: unpack it \(`tar xf a.tar.gz`\)"),
+        ("packed", r"is a compressed tar: unpack it \(`tar xf b.tgz`\)"),
     ],
 )
 def test_sources_that_are_none(tmp_path, out, source, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed/b").mkdir(parents=True)
-    for name in ("file.xyz", "mixed/a.zip", "bad.tar"):
+    (tmp_path / "packed").mkdir()
+    for name in ("file.xyz", "mixed/a.zip", "bad.tar", "a.tar.gz", "packed/b.tgz"):
         (tmp_path / name).write_text("x")
     (tmp_path / "bad.zip").write_text("PK x")
     with pytest.raises(ValueError, match=message):
@@ -610,3 +618,8 @@ def test_a_table_of_json_that_is_none(tmp_path, out):
         write(tmp_path, "a/metadata.jsonl", text.encode())
         with pytest.raises(ValueError, match=message):
             make(tmp_path / "a", out)
+
+
+def test_tars_at_an_address_are_indexed_and_not_copied(out):
+    with pytest.raises(ValueError, match=re.escape("hamspk prepare --index https://example.org/a.tar OUTPUT")):
+        make("https://example.org/a.tar", out)
