@@ -55,6 +55,8 @@ MOST_PADDING = 0.1
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
 # Values of the largest intermediate array in resampling: 16 MiB of float32.
 BLOCK_VALUES = 1 << 22
+# Output samples with the same taps from which on they are computed together: below, one call for each costs more.
+SHARED_TAPS = 128
 # Below this speech loses what tells voices apart; a rate above the highest is a mistake.
 LOWEST_RATE, HIGHEST_RATE = 4000, 384_000
 # More channels than a microphone array has.
@@ -702,9 +704,16 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     reach = math.ceil(LOWPASS_WIDTH / scale)
     padded = np.pad(waveform.astype(np.float32, copy=False), (reach, reach + 1))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
+    if len(result) >= SHARED_TAPS * phases:
+        # Every `phases`-th output sample has the same taps: no window is copied, which is many times faster.
+        taps = _taps(np.arange(phases) * step % phases / phases, reach, scale)
+        for phase in range(phases):
+            own = result[phase::phases]
+            np.einsum("nk,k->n", windows[phase * step // phases :: step][: len(own)], taps[phase], out=own)
+        return result
     block = max(1, BLOCK_VALUES // windows.shape[1])
     table = _taps(np.arange(phases) / phases, reach, scale) if phases <= block else None
-    result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
     for begin in range(0, len(result), block):
         # Output sample n is at the time n * step / phases, counted in input samples.
         n = np.arange(begin, min(len(result), begin + block))
