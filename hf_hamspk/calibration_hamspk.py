@@ -168,6 +168,10 @@ class CohortStatistics(NamedTuple):
     mean: Tensor
     deviation: Tensor
 
+    def rows(self, index: np.ndarray | Tensor) -> "CohortStatistics":
+        """The statistics of the given rows, one for each entry of `index`."""
+        return CohortStatistics(self.mean[index], self.deviation[index])
+
 
 def check_normalisation(kind: str, top: int | None) -> None:
     """Refuse an unknown kind, and a `top` that does not go with it.
@@ -353,6 +357,12 @@ class Quality:
     snr_db: Any
     magnitude: Any
     utterances: Any = 1
+
+    def rows(self, index: np.ndarray) -> "Quality":
+        """Of arrays: the given rows, one for each entry of `index`."""
+        columns = (self.speech, self.snr_db, self.magnitude, self.utterances)
+        speech, snr_db, magnitude, utterances = (np.asarray(column)[index] for column in columns)
+        return Quality(speech, snr_db, magnitude, utterances)
 
 
 def combine_qualities(qualities: Sequence[Quality]) -> Quality:
@@ -687,17 +697,67 @@ class Scores(NamedTuple):
     log_likelihood_ratio: np.ndarray | None
 
 
+def compare_with_cohort(
+    model: SpeakerModel, embeddings: Tensor, cohort: Tensor, top: int | None = None
+) -> CohortStatistics:
+    """Mean and standard deviation of the scores of each embedding against the cohort, in blocks of bounded memory.
+
+    Args:
+        model: gives the similarity.
+        embeddings: `(M, D)`.
+        cohort: `(C, D)`, on the same device.
+        top: as in `cohort_statistics`.
+
+    Returns:
+        Statistics `(M,)`, on the same device.
+    """
+    blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
+    parts = [cohort_statistics(model.score_matrix(block, cohort), top) for block in blocks]
+    return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
+
+
+def trial_features(
+    raw: Tensor,
+    normalisation: str = "none",
+    statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
+    quality: tuple[Quality, Quality] | None = None,
+) -> dict[str, np.ndarray]:
+    """What a calibration weighs: the score, normalised if asked for, and the quality measures of P trials.
+
+    Args:
+        raw: `(P,)` similarities; they are normalised in their own precision.
+        normalisation: one of `NORMALISATIONS`.
+        statistics: of the enrolments and of the tests against the cohort, `(P,)` each; None without normalisation.
+        quality: of the enrolments and of the tests, with arrays `(P,)`; None leaves the quality measures out.
+
+    Returns:
+        `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
+
+    Raises:
+        ValueError: statistics are missing.
+    """
+    scores = raw
+    if normalisation != "none":
+        if statistics is None:
+            raise ValueError(f"normalisation {normalisation!r} needs the statistics of both sides against a cohort.")
+        enrolment, test = (CohortStatistics(side.mean.to(raw), side.deviation.to(raw)) for side in statistics)
+        scores = apply_statistics(raw, enrolment, test, normalisation)
+    return {SCORE: _numbers(scores)} | ({} if quality is None else quality_features(*quality))
+
+
 class Scorer:
-    """A model with its calibration and cohort, checked to belong together. The weights must not change meanwhile.
+    """Scores of one model with its calibration and cohort, checked to belong together.
+
+    The weights of the model must not change while the scorer is used.
 
     Args:
         model: compares embeddings.
-        calibration: None for raw scores alone.
-        cohort: for the score normalisation that the calibration was measured with.
+        calibration: None for raw scores only.
+        cohort: the one that the calibration was measured with; None if its scores are not normalised.
 
     Raises:
-        ValueError: the calibration or the cohort is of another model, or the calibration was measured with a cohort
-            that is missing or is not this one.
+        ValueError: the calibration or the cohort is of another model, or the cohort that the calibration was measured
+            with is missing or is another one.
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
@@ -733,20 +793,17 @@ class Scorer:
         Args:
             enrolment: embeddings.
             test: embeddings.
-            enrolment_quality: of each row; enters the log-likelihood ratio where the calibration weighs it.
-            test_quality: likewise.
+            enrolment_quality: of each row; used if the calibration weighs it.
+            test_quality: of each row.
         """
         raw = self.model.score(enrolment, test)
-        scores = _numbers(raw)
         if self.calibration is None:
-            return Scores(scores, None, None)
-        normalised = None
-        if self._cohort is not None:
-            kind = self.calibration.normalisation
-            normalised = _numbers(apply_statistics(raw, self._statistics(enrolment), self._statistics(test), kind))
-        features = quality_features(_stack(enrolment_quality), _stack(test_quality))
-        ratios = self.calibration.log_likelihood_ratio(scores if normalised is None else normalised, features)
-        return Scores(scores, normalised, ratios)
+            return Scores(_numbers(raw), None, None)
+        sides = self.statistics(enrolment), self.statistics(test)
+        statistics = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+        return Scores(
+            _numbers(raw), *self.calibrated(raw, statistics, (_stack(enrolment_quality), _stack(test_quality)))
+        )
 
     def ratios(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
@@ -761,13 +818,37 @@ class Scorer:
             raise ValueError("Without a calibration there is no log-likelihood ratio.")
         return ratios
 
-    def _statistics(self, embeddings: Tensor) -> CohortStatistics:
-        cohort, calibration = self._cohort, self.calibration
-        if cohort is None or calibration is None:
-            raise ValueError("There is no cohort to normalise with.")
-        blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
-        parts = [cohort_statistics(self.model.score_matrix(block, cohort), calibration.top) for block in blocks]
-        return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
+    def statistics(self, embeddings: Tensor) -> CohortStatistics | None:
+        """Statistics `(M,)` of embeddings `(M, D)` against the cohort; None if the scores are not normalised."""
+        if self._cohort is None or self.calibration is None:
+            return None
+        return compare_with_cohort(self.model, embeddings.to(self._cohort.device), self._cohort, self.calibration.top)
+
+    def calibrated(
+        self,
+        raw: Tensor,
+        statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
+        quality: tuple[Quality, Quality] | None = None,
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """From raw scores of P pairs to log-likelihood ratios: the one place where they are computed.
+
+        Args:
+            raw: `(P,)` similarities.
+            statistics: of the enrolments and of the tests, a row for each pair; None if scores are not normalised.
+            quality: of the enrolments and of the tests, with arrays `(P,)`; needed if the calibration weighs it.
+
+        Returns:
+            The normalised scores, None without normalisation, and the natural log-likelihood ratios, `(P,)` each.
+
+        Raises:
+            ValueError: the model is not calibrated, or what its calibration needs is missing.
+        """
+        if self.calibration is None:
+            raise ValueError("Without a calibration there is no log-likelihood ratio.")
+        kind = self.calibration.normalisation
+        features = trial_features(raw, kind, statistics, quality)
+        ratios = self.calibration.log_likelihood_ratio(features[SCORE], features)
+        return None if kind == "none" else features[SCORE], ratios
 
 
 def _numbers(scores: Tensor) -> np.ndarray:

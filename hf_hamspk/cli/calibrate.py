@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     embedded = embed_files(model, trials.files, arguments.audio_root, measure=True)
     cohort = None if files is None else _cohort(model, files, arguments.cohort)
     model.cpu()
-    scored = ScoredTrials(model, trials, embedded, embedded.measures, arguments.minimum_speech, table)
+    scored = ScoredTrials(model, trials, embedded, arguments.minimum_speech, table)
     used = None if cohort is None else _without_speakers(cohort, scored.speakers.names)
     audio = ", ".join(Path(path).name for path in arguments.pairs)
     found = calibrate(

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ..calibration_hamspk import SMALLEST_COHORT, Cohort, CohortStatistics, cohort_statistics
+from ..calibration_hamspk import SMALLEST_COHORT, Cohort
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from ..verification_hamspk import mean_direction
 from .verification import EmbeddedFiles, embed_files
@@ -21,8 +20,6 @@ from .verification import EmbeddedFiles, embed_files
 UTTERANCES = 5
 # The largest scores alone enter AS-norm, and beyond this many they hardly change.
 MOST_SPEAKERS = 2000
-# Cohort scores held at once: 64 MiB of float32.
-BLOCK_SCORES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -118,19 +115,3 @@ def average_speakers(
         )
     cohort = Cohort(torch.stack(list(means.values())), model.fingerprint(), audio)
     return EmbeddedCohort(cohort, tuple(means), embedded.failures)
-
-
-def statistics_of_files(
-    model: HamSpkPreTrainedModel, embeddings: Tensor, cohort: Tensor, top: int | None = None
-) -> CohortStatistics:
-    """Mean and deviation of the scores of each embedding against the cohort, in blocks of bounded memory.
-
-    Args:
-        model: gives the similarity.
-        embeddings: `(M, D)`, one row for each file, however many trials it is in.
-        cohort: `(C, D)`.
-        top: as in `cohort_statistics`.
-    """
-    rows = max(1, BLOCK_SCORES // len(cohort))
-    parts = [cohort_statistics(model.score_matrix(block, cohort), top) for block in embeddings.split(rows)]
-    return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))

@@ -32,10 +32,9 @@ from ..modeling_hamspk import HamSpkPreTrainedModel
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, BootstrapResult, bootstrap
 from .metrics import DetectionErrors, detection_errors
-from .ratio_scoring import score_ratios
 from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
 from .trials import Trials
-from .verification import PRIORS, EmbeddedFiles, enrol_models, score_trials, usable_trials
+from .verification import PRIORS, EmbeddedFiles, enrol_models, score_ratios, score_trials, usable_trials
 
 SCHEMA = 1
 RATIO = "log-likelihood ratio"

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..audio_hamspk import SpeechMeasures, measure_speech
+from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
 from ..data.audio import AudioError, read_audio
 from ..data.crops import even_segments
 from ..modeling_hamspk import HamSpkPreTrainedModel
@@ -215,6 +216,64 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
             means = {key: float(np.mean([getattr(e, key) for e in found])) for key in ("snr_db", "clipped", "level_db")}
             measures[name] = SpeechMeasures(duration=duration, speech=speech, **means)
     return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures)
+
+
+def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> Quality:
+    """Quality of every utterance and enrolled model, with arrays `(U,)` in the order of `embedded`.
+
+    Args:
+        model: gives the magnitude of an embedding.
+        trials: say how many utterances a model is enrolled from.
+        embedded: from `embed_files` with `measure`, and `enrol_models`.
+
+    Raises:
+        ValueError: a file was not measured.
+    """
+    absent = len(embedded.embeddings.keys() - embedded.measures.keys())
+    if absent:
+        raise ValueError(f"The calibration weighs the quality of recordings, but {absent} files were not measured.")
+    measures = [embedded.measures[name] for name in embedded.embeddings]
+    speech, snr = (np.array([getattr(each, name) for each in measures]) for name in ("speech", "snr_db"))
+    magnitude = model.magnitude(torch.stack([rows[0] for rows in embedded.embeddings.values()])).double().numpy()
+    utterances = np.array([len(trials.models.get(name, (name,))) for name in embedded.embeddings])
+    return Quality(speech, snr, magnitude, utterances)
+
+
+def score_ratios(
+    model: HamSpkPreTrainedModel,
+    trials: Trials,
+    embedded: EmbeddedFiles,
+    scores: np.ndarray,
+    calibration: Calibration,
+    cohort: Cohort | None = None,
+) -> np.ndarray:
+    """The log-likelihood ratios of a calibrated model, from the raw scores of its trials.
+
+    Each file is compared with the cohort once, however many trials it is in.
+
+    Args:
+        model: the model of the calibration.
+        trials: `N` of them, their files all in `embedded`.
+        embedded: from `embed_files`, with `measure` if the calibration weighs the quality of recordings.
+        scores: `(N,)`, from `score_trials`.
+        calibration: of the model.
+        cohort: of the model; None if the calibration is of scores that are not normalised.
+
+    Returns:
+        `(N,)` natural log-likelihood ratios.
+
+    Raises:
+        ValueError: model, calibration and cohort do not belong together, or a measure that is needed is missing.
+    """
+    scorer = Scorer(model, calibration, cohort)
+    table, enrolment, test = trial_rows(trials, embedded)
+    found = scorer.statistics(table[:, 0])
+    statistics = None if found is None else (found.rows(enrolment), found.rows(test))
+    quality = None
+    if calibration.needs_quality:
+        of_files = measured_quality(model, trials, embedded)
+        quality = of_files.rows(enrolment), of_files.rows(test)
+    return scorer.calibrated(torch.from_numpy(scores), statistics, quality)[1]
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..calibration_hamspk import SCORE, Calibration
+from ..calibration_hamspk import Calibration
 from ..evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
 from ..evaluation.model_calibration import calibrate
 from ..evaluation.scored_trials import ScoredTrials
@@ -23,7 +23,7 @@ def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFile
     Raises:
         ValueError: too few trials or speakers, speakers that cannot be told, or a model that does not tell them apart.
     """
-    scored = ScoredTrials(model, trials, embedded, embedded.measures)
+    scored = ScoredTrials(model, trials, embedded)
     return calibrate(scored, normalisation="none", audio=audio).calibration
 
 
@@ -32,7 +32,7 @@ def summarise(result: VerificationResult, calibration: Calibration | None) -> di
     summary = result.summary()
     if calibration is None:
         return summary
-    ratios, labels = calibration.offset + calibration.weights[SCORE] * result.scores, result.labels
+    ratios, labels = calibration.log_likelihood_ratio(result.scores), result.labels
     points = {}
     for point in calibration.operating_points:
         found = actual_detection_cost(ratios, labels, point.prior, point.cost_miss, point.cost_false_alarm)

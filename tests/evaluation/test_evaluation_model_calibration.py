@@ -40,7 +40,7 @@ def scored(model, spread) -> ScoredTrials:
     names = list(embedded.embeddings)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a[:3] == b[:3] or draw.random() < 0.2]
     trials = Trials(np.array([a[:3] == b[:3] for a, b in pairs], int), *zip(*pairs, strict=True))
-    return ScoredTrials(model, trials, embedded, embedded.measures)
+    return ScoredTrials(model, trials, embedded)
 
 
 def test_what_does_not_help_is_left_out(model):
@@ -58,14 +58,13 @@ def test_a_quality_measure_that_says_how_far_to_trust_a_score_is_taken(model):
     draw = np.random.default_rng(1)
     trials = scored(model, lambda speaker, speech: 0.8)
     shared = 6 * torch.from_numpy(draw.normal(size=SIZE)).float()
-    measures = {}
     embedded = EmbeddedFiles()
-    for name, row in zip(trials.trials.files, trials._embeddings, strict=True):
+    for name, row in zip(trials.trials.files, trials.embeddings, strict=True):
         speech = float(draw.choice([1.5, 12.0]))
-        measures[name] = SpeechMeasures(20, speech, 20, 0, -20)
+        embedded.measures[name] = SpeechMeasures(20, speech, 20, 0, -20)
         moved = row + shared / speech
         embedded.embeddings[name] = (moved / moved.norm())[None]  # of one magnitude
-    found = calibrate(ScoredTrials(model, trials.trials, embedded, measures), quality=("auto",))
+    found = calibrate(ScoredTrials(model, trials.trials, embedded), quality=("auto",))
     assert "speech" in found.chosen.setting.quality
     assert "log_speech_min" in found.calibration.weights
 

@@ -15,7 +15,6 @@ from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.calibration_hamspk import Calibration, Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, error_rates, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
-from hf_hamspk.evaluation.ratio_scoring import score_ratios
 from hf_hamspk.evaluation.report import comparison_table, format_report, write_html
 from hf_hamspk.evaluation.results import (
     EvaluationSettings,
@@ -25,7 +24,7 @@ from hf_hamspk.evaluation.results import (
     write_record,
 )
 from hf_hamspk.evaluation.trials import Trials
-from hf_hamspk.evaluation.verification import EmbeddedFiles, score_trials
+from hf_hamspk.evaluation.verification import EmbeddedFiles, score_ratios, score_trials
 
 SPEAKERS, UTTERANCES, SIZE = 12, 3, 24
 QUICK = EvaluationSettings(replicates=100, progress=False)
