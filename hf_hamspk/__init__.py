@@ -1,41 +1,82 @@
 """Speaker verification with HAM-Softmax for Hugging Face.
 
-Importing registers the configuration and the models with the Auto classes of transformers and the pipeline with its
-pipelines, and does nothing else.
+The names of `__all__` are imported when they are first used, so `import hf_hamspk` alone costs next to nothing. The
+models are registered with the Auto classes and the pipelines of transformers as soon as either a name of this package
+or transformers' Auto classes are used, in any order.
+
+Example:
+    ```python
+    import hf_hamspk
+    from transformers import AutoConfig
+
+    print(AutoConfig.for_model("hamspk").head)
+    ```
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .loading.registering import explain_import_error, register_when_needed
+
+if TYPE_CHECKING:
+    from .audio_hamspk import InputError, Limits
+    from .calibration_hamspk import Calibration, OperatingPoint
+    from .configuration_hamspk import HamSpkConfig
+    from .evaluation.trials import Trials, read_trials
+    from .modeling_hamspk import HamSpkForXVector, HamSpkModel, HamSpkPreTrainedModel
+    from .pipeline_hamspk import SpeakerVerificationPipeline
+    from .search.index import SpeakerIndex
+    from .training.arguments import DataArguments, TrainingArguments
+    from .training.trainer import Trainer
+    from .verification_hamspk import Identification, SpeakerProfile, Verification
 
 __version__ = "0.1.0"
-__all__ = ["HamSpkConfig", "HamSpkForXVector", "HamSpkModel", "HamSpkPreTrainedModel", "SpeakerVerificationPipeline"]
+__all__ = [
+    "Calibration",
+    "DataArguments",
+    "HamSpkConfig",
+    "HamSpkForXVector",
+    "HamSpkModel",
+    "HamSpkPreTrainedModel",
+    "Identification",
+    "InputError",
+    "Limits",
+    "OperatingPoint",
+    "SpeakerIndex",
+    "SpeakerProfile",
+    "SpeakerVerificationPipeline",
+    "Trainer",
+    "TrainingArguments",
+    "Trials",
+    "Verification",
+    "read_trials",
+]
 
-_failure: Exception | None = None
-try:
-    from transformers import AutoConfig, AutoModel, AutoModelForAudioXVector
-    from transformers.pipelines import PIPELINE_REGISTRY
+_MODULES = {
+    "audio_hamspk": ("InputError", "Limits"),
+    "calibration_hamspk": ("Calibration", "OperatingPoint"),
+    "configuration_hamspk": ("HamSpkConfig",),
+    "evaluation.trials": ("Trials", "read_trials"),
+    "modeling_hamspk": ("HamSpkForXVector", "HamSpkModel", "HamSpkPreTrainedModel"),
+    "pipeline_hamspk": ("SpeakerVerificationPipeline",),
+    "search.index": ("SpeakerIndex",),
+    "training.arguments": ("DataArguments", "TrainingArguments"),
+    "training.trainer": ("Trainer",),
+    "verification_hamspk": ("Identification", "SpeakerProfile", "Verification"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-    from .configuration_hamspk import HamSpkConfig
-    from .modeling_hamspk import HamSpkForXVector, HamSpkModel, HamSpkPreTrainedModel
-    from .pipeline_hamspk import TASK, SpeakerVerificationPipeline
-
-    HamSpkConfig.register_for_auto_class()
-    HamSpkModel.register_for_auto_class("AutoModel")
-    HamSpkForXVector.register_for_auto_class("AutoModelForAudioXVector")
-    AutoConfig.register("hamspk", HamSpkConfig, exist_ok=True)
-    AutoModel.register(HamSpkConfig, HamSpkModel, exist_ok=True)
-    AutoModelForAudioXVector.register(HamSpkConfig, HamSpkForXVector, exist_ok=True)
-    PIPELINE_REGISTRY.register_pipeline(TASK, SpeakerVerificationPipeline, pt_model=AutoModel, type="audio")
-except (OSError, RuntimeError) as error:
-    # transformers imports torchaudio, and that fails where it is a build for CUDA beside a CPU-only torch. The error is
-    # raised when a name is asked for, so that `hamspk doctor`, which mends it, can be run.
-    _failure = error
+register_when_needed()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__ or _failure is None:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise ImportError(
-        f"The models cannot be imported, because transformers cannot ({_failure}). If torchaudio is a build for CUDA "
-        "and torch is CPU-only, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor "
-        "--fix-torchaudio`."
-    ) from _failure
+    with explain_import_error():
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
-# Command to what it does. Their modules are imported when they are asked for: doctor must run where others cannot.
+# Command to what it does. Their modules are imported when they are asked for.
 COMMANDS = {
     "train": "train a model from a recipe",
     "prepare": "make shards of a corpus, for training that streams",
@@ -16,18 +16,18 @@ COMMANDS = {
     "sweep": "error rates against duration, noise, reverberation, codec and bandwidth",
     "embed": "speaker embeddings of audio files",
     "verify": "are these recordings of the same speaker?",
-    "enrol": "speaker profiles of recordings, for `identify` and `verify`",
-    "identify": "who of the enrolled speakers is this, if anybody?",
+    "enrol": "speaker profiles from recordings, for `identify` and `verify`",
+    "identify": "which of the enrolled speakers is this, if any?",
     "push": "publish a model on the Hub, with its card",
     "card": "render a model card from what is known of a model",
     "export": "write a model as an ONNX file, checked against torch",
     "convert": "bring a checkpoint of another project into the format of this one",
-    "doctor": "check the installed packages, and mend torchaudio beside a CPU-only torch",
+    "doctor": "check the installed packages, and repair torchaudio beside a CPU-only torch",
     "demo": "train and verify on synthetic voices, without any download",
 }
 # Works where transformers cannot be imported.
 _WITHOUT_MODELS = {"doctor"}
-# Hands the words that argparse does not know to its own parser.
+# Parses the words unknown to argparse itself.
 _WITH_OWN_PARSER = {"train"}
 
 USAGE_ERROR = 2
@@ -37,21 +37,26 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
+    A command is a module of `cli` with `add_arguments(parser)`, `run(arguments)` and, if there is anything to refuse
+    before torch is imported, `check(arguments)`.
+
     Args:
-        argv: the words after `hamspk`; those of the process by default.
+        argv: the words after `hamspk`; None takes those of the process.
 
     Returns:
-        Exit code: 0, 1 where a part of the work could not be done, 2 for an error, 130 when interrupted.
+        Exit code: 0; 1 if a part of the work could not be done; 2 for an error; 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     try:
-        if command in COMMANDS and command not in _WITHOUT_MODELS:
-            _prepare()
         parser = make_parser(command)
         arguments, arguments.rest = parser.parse_known_args(words)
         if arguments.rest and arguments.command not in _WITH_OWN_PARSER:
             parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
+        if arguments.check is not None:
+            arguments.check(arguments)
+        if arguments.command not in _WITHOUT_MODELS:
+            _import_models()
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("hamspk: interrupted", file=sys.stderr)
@@ -63,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
 
 
-def _prepare() -> None:
-    """Raise now what keeps the models from being imported; keep transformers from drawing a bar for each file."""
+def _import_models() -> None:
+    """Import the models, or say why they cannot be; keep transformers from drawing a bar for each file."""
     _ = hf_hamspk.HamSpkModel
     from transformers.utils import logging
 
@@ -93,7 +98,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         if name == command:
             module = importlib.import_module(f".cli.{name}", __package__)
             module.add_arguments(own)
-            own.set_defaults(run=module.run)
+            own.set_defaults(run=module.run, check=getattr(module, "check", None))
         own.add_argument(
             "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where in the code an error arose"
         )
@@ -101,20 +106,20 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def is_explained(error: Exception) -> bool:
-    """Whether the message of an error says by itself what was wrong with what the user gave."""
-    if isinstance(error, ValueError | OSError | ImportError):
-        return True
-    from huggingface_hub.errors import StrictDataclassError
-
-    return isinstance(error, StrictDataclassError)
+    """Whether the message of an error tells the user by itself what was wrong with the input."""
+    return isinstance(error, ValueError | OSError | ImportError) or _is_refused_configuration(error)
 
 
 def one_line(error: Exception) -> str:
     """The message of an error without its line breaks; of a refused configuration, the reason itself."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    cause = error.__cause__ if _is_refused_configuration(error) else None
     return " ".join(str(error if cause is None else cause).split())
+
+
+def _is_refused_configuration(error: Exception) -> bool:
+    # Such an error exists only if huggingface_hub is imported.
+    errors = sys.modules.get("huggingface_hub.errors")
+    return errors is not None and isinstance(error, errors.StrictDataclassError)
 
 
 if __name__ == "__main__":

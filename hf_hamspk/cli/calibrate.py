@@ -20,9 +20,10 @@ from ..evaluation.speakers import read_metadata, speaker_table
 from ..evaluation.sufficiency import assess_size
 from ..evaluation.trials import check_trial_files, join_trials, read_trials
 from ..evaluation.verification import embed_files
+from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkModel
 from ..publishing.code import renew_code
-from .models import add_model_arguments, load_model
+from .options import add_model_arguments
 
 NONE = "none"
 _NAMES_SHOWN = 5

@@ -4,13 +4,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..loading.models import load_model
 from ..publishing.about import About
 from ..publishing.card import render_card
 from ..publishing.facts import CardFacts, facts_of_recipe, gather_facts
 from ..publishing.origin import check_origin
 from ..publishing.push import check_repository
 from ..publishing.speed import measure_speed
-from .models import load_model
 from .push import add_about_arguments, read_about
 
 EPILOG = """\

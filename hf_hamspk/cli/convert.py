@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..conversion import SOURCES, convert, stated_licence
-from ..conversion.building import Converted
+if TYPE_CHECKING:
+    from ..conversion import Converted
 
+# Those of the package, which a test compares.
+SOURCE_KINDS = ("speechbrain", "wespeaker", "official", "xvector")
 _UNKNOWN_LICENCE = "not stated beside the weights: find it out before you share the model, and record it with --licence"
 
 
@@ -13,9 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hamspk convert`."""
     parser.add_argument("source", metavar="SOURCE", help="folder as its project lays it out, or checkpoint file")
     parser.add_argument("output", metavar="OUTPUT", help="new folder for the converted model")
-    parser.add_argument("--from", dest="kind", choices=list(SOURCES), help="by default told by the files")
-    parser.add_argument("--source-name", metavar="NAME", help="name of the source on the Hub, to be recorded")
-    parser.add_argument("--licence", metavar="ID", help="licence of the source; by default that of its README.md")
+    parser.add_argument(
+        "--from", dest="kind", choices=SOURCE_KINDS, help="kind of the source (default: recognised by its files)"
+    )
+    parser.add_argument("--source-name", metavar="NAME", help="name of the source on the Hub, written into the model")
+    parser.add_argument("--licence", metavar="ID", help="licence of the source (default: that of its README.md)")
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN...)\n"
@@ -26,11 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Convert, save, and say what was taken."""
-    source, output = Path(arguments.source), Path(arguments.output)
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported."""
+    output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; choose a new one.")
+    if not Path(arguments.source).exists():
+        raise ValueError(
+            f"There is no file or folder {arguments.source}. Only local files are converted: download them first."
+        )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, save, and report what was taken."""
+    from ..conversion import convert, stated_licence
+
+    source, output = Path(arguments.source), Path(arguments.output)
     converted = convert(source, arguments.kind)
     model = converted.model
     if arguments.source_name is not None:
@@ -38,14 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     licence = arguments.licence if arguments.licence is not None else stated_licence(source)
     model.config.source_licence = licence
     model.save_pretrained(output)
-    for line in report(converted, licence):
+    for line in format_converted(converted, licence):
         print(line)
     print(f"written: {output} (AutoModel.from_pretrained; to fine-tune with a HAM head: initial_model: {output})")
     return 0
 
 
-def report(converted: Converted, licence: str | None) -> list[str]:
-    """What was read, what it is, and what was not taken."""
+def format_converted(converted: "Converted", licence: str | None) -> list[str]:
+    """Lines for people: what was read, the model, and what was not taken."""
     config = converted.model.config
     parameters = sum(parameter.numel() for parameter in converted.model.parameters())
     lines = [

@@ -1,4 +1,4 @@
-"""`hamspk demo`: the whole way from a corpus to a verified pair, on synthetic voices, without any download."""
+"""`hamspk demo`: everything from a corpus to a verified pair, on synthetic voices, without any download."""
 
 import argparse
 import json
@@ -12,24 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import yaml
-from tqdm import tqdm
-
-from ..data.synthetic import make_corpus
-from ..evaluation.plots import plot_det, plot_score_histogram
-from ..evaluation.trials import Trials, read_trials
-from ..evaluation.verification import VerificationResult, embed_files, verify_trials
-from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..training import Trainer, read_recipe
-from .models import load_model
+if TYPE_CHECKING:
+    from ..evaluation.trials import Trials
+    from ..evaluation.verification import VerificationResult
+    from ..modeling_hamspk import HamSpkPreTrainedModel
 
 MARKER = ".hamspk-demo"
 CAVEAT = (
     "These voices are synthetic: the numbers show that everything works together, and say nothing about real voices."
 )
-# Seconds between two looks at how many files there are.
+# Seconds between two counts of the files.
 WATCH_SECONDS = 0.5
 # Small enough for a processor: see the sizes of `Size`.
 MODEL = {
@@ -44,7 +38,7 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """Size of the demo.
 
     Attributes:
         training_speakers: speakers to train with.
@@ -67,19 +61,31 @@ QUICK = Size(training_speakers=8, held_out_speakers=8, utterances=4, epochs=2, b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hamspk demo`."""
-    parser.add_argument("--output", default="hamspk-demo", metavar="DIR", help="folder for everything (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the voices and of the training (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a handful of steps: shows the way, learns nothing")
+    parser.add_argument(
+        "--output", default="hamspk-demo", metavar="DIR", help="folder for all files (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the voices and of the training (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few steps: shows how everything works, learns nothing")
     parser.epilog = f"Takes a few minutes on two cores. {CAVEAT}"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported, and empty the folder of an earlier demo."""
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}.")
+    prepare_folder(Path(arguments.output).resolve())
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make voices, train, compare with the untrained model, verify in a fresh process, draw."""
-    if arguments.seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {arguments.seed}.")
+    import torch
+
+    from ..evaluation.trials import read_trials
+    from ..loading.models import load_model
+    from ..training import Trainer
+
     began = time.monotonic()
     folder, size = Path(arguments.output).resolve(), QUICK if arguments.quick else FULL
-    prepare_folder(folder)
     # A second thread gains little on so small a model, and waits for its core on a busy machine.
     torch.set_num_threads(1)
 
@@ -88,22 +94,22 @@ def run(arguments: argparse.Namespace) -> int:
     test = read_trials(folder / "test.txt")
 
     _headline(2, "training a small ECAPA-TDNN with HAM")
-    trainer = Trainer(read_recipe([str(write_recipe(folder, size, arguments.seed))]))
-    untrained = _verify(trainer.bare_model, test, folder)
+    trainer = Trainer.from_recipe(write_recipe(folder, size, arguments.seed))
+    untrained = _evaluate_on(trainer.bare_model, test, folder)
     began_training = time.monotonic()
     trainer.train()
     training_seconds = time.monotonic() - began_training
 
-    _headline(3, "speakers that it never heard")
+    _headline(3, "speakers that it was not trained on")
     model = load_model(str(folder / "run" / "final"), "cpu")
-    trained = _verify(model, test, folder)
+    trained = _evaluate_on(model, test, folder)
     print(f"EER untrained {100 * untrained.eer:.2f} %, trained {100 * trained.eer:.2f} %")
 
     _headline(4, "the model in a fresh process that cannot import this package")
     pairs = choose_pairs(test)
     answers = ask_stranger(folder, pairs)
     for kind, answer in zip(pairs, answers, strict=True):
-        print(f"{kind:<19} {format_answer(answer)}")
+        print(f"{kind:<19} {format_stranger(answer)}")
 
     _headline(5, "plots")
     draw(folder, untrained, trained, model.config.similarity)
@@ -121,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare_folder(folder: Path) -> None:
-    """An empty folder with the mark of a demo; what an earlier demo left in it is removed.
+    """Make an empty folder that is marked as a demo's; the files of an earlier demo are removed.
 
     Raises:
         ValueError: the folder holds something else.
@@ -144,6 +150,8 @@ def prepare_folder(folder: Path) -> None:
 
 def make_voices(folder: Path, size: Size, seed: int) -> None:
     """Write `corpus/`, and its trials as `dev.txt` and `test.txt`, each over its own half of the held-out speakers."""
+    from ..data.synthetic import make_corpus
+
     speakers = size.training_speakers + size.held_out_speakers
     corpus = folder / "corpus"
     with _count_files(corpus, speakers * size.utterances):
@@ -166,6 +174,8 @@ def make_voices(folder: Path, size: Size, seed: int) -> None:
 
 def write_recipe(folder: Path, size: Size, seed: int) -> Path:
     """The recipe of the training, as `hamspk train` reads it."""
+    import yaml
+
     corpus = folder / "corpus"
     recipe = MODEL | {
         "train_data": str(corpus / "train.csv"),
@@ -187,7 +197,7 @@ def write_recipe(folder: Path, size: Size, seed: int) -> Path:
     return file
 
 
-def choose_pairs(trials: Trials) -> dict[str, tuple[str, str]]:
+def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
     """The first trial of each kind: `{"same speaker": (enrolment, test), "different speakers": ...}`."""
     found = {}
     for kind, label in (("same speaker", 1), ("different speakers", 0)):
@@ -197,10 +207,10 @@ def choose_pairs(trials: Trials) -> dict[str, tuple[str, str]]:
 
 
 def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
-    """Let `stranger.py` decide the pairs in a process of its own, offline, with its code cache in `folder`.
+    """Have `stranger.py` decide the pairs in a process of its own, offline, with its code cache in `folder`.
 
     Raises:
-        ValueError: it failed; the message has what it said.
+        ValueError: it failed; the message holds the end of its standard error.
     """
     files = [str(folder / "corpus" / name) for pair in pairs.values() for name in pair]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
@@ -212,8 +222,8 @@ def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def format_answer(answer: dict) -> str:
-    """The answer of `stranger.py` to a pair, in a line."""
+def format_stranger(answer: dict) -> str:
+    """The answer of `stranger.py` to a pair, in one line."""
     if answer["score"] is None:
         return answer["decision"]
     score = f"score {answer['score']:.4f}"
@@ -223,8 +233,10 @@ def format_answer(answer: dict) -> str:
     return f"{score}, {ratio}: {answer['decision']}"
 
 
-def draw(folder: Path, untrained: VerificationResult, trained: VerificationResult, similarity: str) -> None:
-    """`det.png` and `scores.png`, with the threshold of the EER."""
+def draw(folder: Path, untrained: "VerificationResult", trained: "VerificationResult", similarity: str) -> None:
+    """Draw `det.png`, and `scores.png` with the threshold of the EER."""
+    from ..evaluation.plots import plot_det, plot_score_histogram
+
     curves = {name: (r.scores, r.labels) for name, r in (("untrained", untrained), ("trained", trained))}
     plot_det(curves, folder / "det.png", "Synthetic voices")
     threshold, title = trained.eer_threshold, "Synthetic voices, trained model"
@@ -232,7 +244,7 @@ def draw(folder: Path, untrained: VerificationResult, trained: VerificationResul
 
 
 def format_summary(folder: Path, size: Size, facts: dict) -> str:
-    """What was measured and where everything lies."""
+    """The results and the paths of all files, as lines for people."""
     trained = facts["trained"]
     utterances = size.training_speakers * size.utterances
     rows = {
@@ -251,7 +263,9 @@ def format_summary(folder: Path, size: Size, facts: dict) -> str:
     return "\n".join(["", *(f"{name:<17}{value}" for name, value in rows.items()), "", CAVEAT])
 
 
-def _verify(model: HamSpkPreTrainedModel, trials: Trials, folder: Path) -> VerificationResult:
+def _evaluate_on(model: "HamSpkPreTrainedModel", trials: "Trials", folder: Path) -> "VerificationResult":
+    from ..evaluation.verification import embed_files, verify_trials
+
     return verify_trials(model, trials, embed_files(model, trials.files, folder / "corpus"))
 
 
@@ -261,7 +275,9 @@ def _headline(number: int, text: str) -> None:
 
 @contextmanager
 def _count_files(folder: Path, total: int) -> Iterator[None]:
-    """A bar of the audio files in `folder`, while something else writes them."""
+    """Show a bar of the audio files in `folder` while they are written."""
+    from tqdm import tqdm
+
     done = threading.Event()
     with tqdm(total=total, desc="making voices", unit="file") as bar:
 

@@ -1,6 +1,6 @@
-"""`hamspk doctor`: are the installed packages able to work together?
+"""`hamspk doctor`: whether the installed packages work together.
 
-Imports nothing of this package, so that it also runs where transformers cannot be imported: transformers imports
+Imports nothing of this package, so that it runs even if transformers cannot be imported: transformers imports
 torchaudio, whose PyPI builds for Linux are linked against CUDA and cannot be loaded beside a CPU-only torch.
 """
 
@@ -26,14 +26,14 @@ OTHER_CURE = "Install both from the same index, for example `pip install 'torch>
 
 @dataclass(frozen=True)
 class Facts:
-    """What is installed.
+    """The installed packages.
 
     Attributes:
-        versions: package to version; None where it is absent.
-        torch_build: "CPU", "CUDA 13.0", "ROCm 7.0", or None where torch cannot be imported.
-        torchaudio_build: "CPU", "CUDA", "CUDA 13.0", "pure Python" (no compiled extension) or None where it is absent.
+        versions: package to version; None if it is absent.
+        torch_build: "CPU", "CUDA 13.0", "ROCm 7.0", or None if torch cannot be imported.
+        torchaudio_build: "CPU", "CUDA", "CUDA 13.0", "pure Python" (no compiled extension) or None if it is absent.
         extension: torchaudio's compiled files.
-        errors: package to what its import said, of those that cannot be imported.
+        errors: package to the error of its import, for those that cannot be imported.
     """
 
     versions: dict[str, str | None]
@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="beside a CPU-only torch, delete torchaudio's compiled extension, so that it imports as pure Python",
     )
-    parser.epilog = "The exit code is 1 where something is wrong."
+    parser.epilog = "The exit code is 1 if there is a problem."
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Report, mend if asked, and say what is wrong."""
+    """Report, repair if asked to, and list the problems."""
     facts = gather()
     if arguments.fix_torchaudio:
         removed = remove_extension(facts)
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather() -> Facts:
-    """Look at the installed packages, and try to import those on which the models stand."""
-    versions = {name: _version(name) for name in PACKAGES}
+    """Inspect the installed packages, and try to import those that the models need."""
+    versions = {name: _installed_version(name) for name in PACKAGES}
     errors = {name: error for name in PACKAGES if versions[name] is not None and (error := import_error(name))}
     torch_build = None
     if versions["torch"] is not None and "torch" not in errors:
@@ -87,7 +87,7 @@ def gather() -> Facts:
 
 
 def import_error(name: str) -> str | None:
-    """What the import of a package says if it fails, in one line; None where it works."""
+    """The error of the import of a package, in one line; None if it works."""
     try:
         importlib.import_module(name)
         if name == "transformers":
@@ -100,22 +100,22 @@ def import_error(name: str) -> str | None:
 
 
 def diagnose(facts: Facts) -> list[str]:
-    """What is wrong and what to do, a sentence or two each; empty where all is well."""
+    """The problems, each with what to do, a sentence or two each; empty if there are none."""
     problems = [f"{name} is not installed: `pip install {name}`." for name, v in facts.versions.items() if v is None]
     torch_build, torchaudio_build = facts.torch_build, facts.torchaudio_build
-    said = facts.errors.get("torchaudio")
+    message = facts.errors.get("torchaudio")
     explained = set()
-    if said is not None:
-        # transformers imports torchaudio: what stops the one stops the other.
-        explained = {name for name, error in facts.errors.items() if error == said and name != "torchaudio"}
+    if message is not None:
+        # transformers imports torchaudio, so it fails with the same error.
+        explained = {name for name, error in facts.errors.items() if error == message and name != "torchaudio"}
         if torch_build is not None and torchaudio_build is not None and _clash(torch_build, torchaudio_build):
             explained.add("torchaudio")
             problems.append(
                 f"torchaudio is a {torchaudio_build} build and torch a {torch_build} build, so torchaudio, and with it "
-                f"transformers, cannot be imported ({said}). {CURE if torch_build == 'CPU' else OTHER_CURE}"
+                f"transformers, cannot be imported ({message}). {CURE if torch_build == 'CPU' else OTHER_CURE}"
             )
     problems += [
-        f"{name} cannot be imported ({error}). Install it anew."
+        f"{name} cannot be imported ({error}). Install it again."
         for name, error in facts.errors.items()
         if name not in explained
     ]
@@ -126,17 +126,17 @@ def remove_extension(facts: Facts) -> list[Path]:
     """Delete torchaudio's compiled extension, which makes it pure Python.
 
     Returns:
-        The deleted files; none where there is no extension or it fits.
+        The deleted files; none if there is no extension or it fits.
 
     Raises:
         ValueError: torch is no CPU-only build (then torchaudio should fit it instead), or one of them is absent.
     """
     if facts.torchaudio_build is None:
         raise ValueError(
-            "torchaudio is not installed: there is nothing to mend. `pip install 'torchaudio>=2.11,<2.12'`."
+            "torchaudio is not installed: there is nothing to repair. `pip install 'torchaudio>=2.11,<2.12'`."
         )
     if facts.torch_build is None:
-        raise ValueError("torch cannot be imported, so it is not known whether torchaudio fits it; mend torch first.")
+        raise ValueError("torch cannot be imported, so it is not known whether torchaudio fits it; repair torch first.")
     if facts.torch_build != "CPU":
         raise ValueError(
             f"This torch is a {facts.torch_build} build, so torchaudio's extension is left alone: --fix-torchaudio is "
@@ -166,7 +166,7 @@ def format_facts(facts: Facts) -> str:
 
 
 def _clash(torch_build: str, torchaudio_build: str) -> bool:
-    """Whether torchaudio's extension is for other libraries than torch has."""
+    """Whether torchaudio's extension needs other libraries than torch has."""
     if torchaudio_build == "pure Python":
         return False
     kind, _, version = torchaudio_build.partition(" ")
@@ -174,7 +174,7 @@ def _clash(torch_build: str, torchaudio_build: str) -> bool:
     return kind != torch_kind or (bool(version) and version != torch_version)
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -207,14 +207,14 @@ def _build_of_torchaudio(folder: Path) -> str:
 
 
 def _forget(*packages: str) -> None:
-    """Let packages be imported anew."""
+    """Let packages be imported again."""
     for name in list(sys.modules):
         if name.partition(".")[0] in packages:
             del sys.modules[name]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m hf_hamspk.cli.doctor`, the same as `hamspk doctor`."""
+def run_alone(argv: Sequence[str] | None = None) -> int:
+    """Run as `python -m hf_hamspk.cli.doctor`; the same as `hamspk doctor`."""
     parser = argparse.ArgumentParser(prog="hamspk doctor", description="Check the installed packages.")
     add_arguments(parser)
     try:
@@ -225,4 +225,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone())

@@ -5,21 +5,21 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
+from ..loading.names import check_model
+from .options import add_model_arguments, check_trial_lists, count_of, given_options
 
-from ..data.corpus import AUDIO_SUFFIXES
-from ..embedding import FORMATS, AudioFiles, EmbeddingParts, ShardedCorpus, Speed, extract, write_embeddings
-from ..evaluation.trials import read_trials
-from ..modeling_hamspk import HamSpkModel
-from ..shards.decoding import AAC_SUFFIXES
-from ..shards.reading import open_shards
-from ..verification_hamspk import BATCH_SECONDS
-from .models import add_model_arguments, load_model
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
+    from ..embedding import EmbeddingParts, Speed
+    from ..modeling_hamspk import HamSpkModel
+
+# Those of the package, which a test compares.
+OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
+SEARCHED_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".mp4", ".aac")
 PRECISIONS = ("float32", "bfloat16")
-SUFFIXES = (*AUDIO_SUFFIXES, *AAC_SUFFIXES)
 # Processes may end days apart: each has its own share.
 LONGEST_WAIT = timedelta(days=30)
 
@@ -31,40 +31,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="*",
         metavar="FILES",
-        help="audio files, or folders to search for them; or one folder of shards, as `hamspk prepare` writes them",
+        help="audio files, or folders to search for them; or one folder of shards from `hamspk prepare`",
     )
-    parser.add_argument("--trials", nargs="+", metavar="LIST", default=[], help="the files that trial lists name")
+    parser.add_argument("--trials", nargs="+", metavar="LIST", default=[], help="the files named in trial lists")
     parser.add_argument("--audio-root", metavar="FOLDER", default=".", help="folder of the names in the trial lists")
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help=f"its name ends in {', '.join(FORMATS)}, which is its format"
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=f"file to write; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}",
     )
     parser.add_argument(
-        "--batch-seconds", type=float, default=BATCH_SECONDS, help="padded audio of one forward pass (%(default)g)"
+        "--batch-seconds", type=float, metavar="S", help="padded audio of one forward pass, in seconds (default: 120)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="threads that read and decode (%(default)s)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that read and decode (default: 2)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="bfloat16 is faster where the processor has it, and an embedding then depends slightly on its batch",
+        help="bfloat16 is faster on processors with instructions for it; an embedding then depends slightly on its "
+        "batch",
     )
     parser.add_argument("--compile", action="store_true", help="compile the encoder first (torch.compile)")
     parser.epilog = (
-        "Files that cannot be used are skipped and reported, and the exit code is 1. What is done is kept in a folder\n"
-        "beside the output, OUTPUT without its suffix and with .parts: after a kill, the same command goes on there.\n"
-        "Several devices: `accelerate launch --multi_gpu -m hf_hamspk embed ...`; on CPUs\n"
+        "Files that cannot be used are skipped and reported, and the exit code is 1. Finished parts are kept in a\n"
+        "folder beside the output (its name with .parts): after an interruption the same command continues there.\n"
+        "On several devices: `accelerate launch --multi_gpu -m hf_hamspk embed ...`; on CPUs\n"
         "`ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`."
     )
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported."""
+    if Path(arguments.output).suffix not in OUTPUT_FORMATS:
+        raise ValueError(f"--output must end in {' or '.join(OUTPUT_FORMATS)}, got {arguments.output}.")
+    if bool(arguments.files) == bool(arguments.trials):
+        raise ValueError("Give audio files, folders or shards to embed, or else trial lists with --trials.")
+    given = given_options(arguments, "workers", "batch_seconds")
+    if given.get("workers", 1) < 1 or not given.get("batch_seconds", 1) > 0:
+        raise ValueError(
+            "--workers must be at least 1 and --batch-seconds above 0, got "
+            f"{' and '.join(f'{value:g}' for value in given.values())}."
+        )
+    if arguments.files and not any(os.path.exists(name) or "://" in name for name in arguments.files):
+        raise ValueError(f"There is no file or folder {', '.join(arguments.files[:3])}.")
+    check_trial_lists(arguments.trials)
+    check_model(arguments.model)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Embed what can be embedded and report the rest."""
+    """Embed the files that can be embedded and report the others."""
+    from ..embedding import EmbeddingParts, extract
+    from ..loading.models import load_model
+
     output = Path(arguments.output)
-    _check(arguments, output)
-    state = _processes()
+    state = _process_state()
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
-    source_of, empty = _find(arguments)
+    source_of, empty = _find_source(arguments)
     model = load_model(arguments.model, device)
     source = source_of(model.config.sampling_rate)
     about = {"model": Path(arguments.model).name, "fingerprint": model.fingerprint(), "precision": arguments.precision}
@@ -75,44 +99,31 @@ def run(arguments: argparse.Namespace) -> int:
         {"weights": about["fingerprint"], "files": source.fingerprint(), "precision": arguments.precision},
     )
     _speed_up(model, arguments.precision, arguments.compile)
-    speed = extract(
-        model,
-        source,
-        parts,
-        rank=rank,
-        world_size=world_size,
-        batch_seconds=arguments.batch_seconds,
-        workers=arguments.workers,
-        progress=rank == 0,
-    )
+    options = given_options(arguments, "batch_seconds", "workers")
+    speed = extract(model, source, parts, rank=rank, world_size=world_size, progress=rank == 0, **options)
     if state is not None:
         state.wait_for_everyone()
     if rank > 0:
         return 0
-    return _finish(parts, output, about, empty, speed, world_size)
+    return _write_output(parts, output, about, empty, speed, world_size)
 
 
-def _check(arguments: argparse.Namespace, output: Path) -> None:
-    if output.suffix not in FORMATS:
-        raise ValueError(f"--output must end in {' or '.join(FORMATS)}, got {arguments.output}.")
-    if bool(arguments.files) == bool(arguments.trials):
-        raise ValueError("Give audio files, folders or shards to embed, or else trial lists with --trials.")
-    if arguments.workers < 1 or not arguments.batch_seconds > 0:
-        raise ValueError(
-            "--workers must be at least 1 and --batch-seconds above 0, got "
-            f"{arguments.workers} and {arguments.batch_seconds:g}."
-        )
-
-
-def _processes() -> PartialState | None:
-    """What accelerate or torchrun says of this process, where it started several."""
+def _process_state() -> "PartialState | None":
+    """This process among those that accelerate or torchrun started; None if it is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
+    import torch
+    from accelerate import PartialState
+
     return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
-def _find(arguments: argparse.Namespace):
-    """What makes the source once the sampling rate is known, and folders without audio, with why."""
+def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+    """A function from sampling rate to the source of utterances, and folders without audio with the reason."""
+    from ..embedding import AudioFiles, ShardedCorpus
+    from ..evaluation.trials import read_trials
+    from ..shards.reading import open_shards
+
     if arguments.trials:
         lists = [read_trials(path) for path in arguments.trials]
         names = sorted({name for trials in lists for name in trials.files})
@@ -120,7 +131,7 @@ def _find(arguments: argparse.Namespace):
     readers = [open_shards(name) for name in arguments.files]
     found = [reader for reader in readers if reader is not None]
     if found and len(arguments.files) > 1:
-        raise ValueError(f"{found[0].folder} is a folder of shards, which is embedded alone: give the others apart.")
+        raise ValueError(f"{found[0].folder} is a folder of shards; embed it by itself, in a command of its own.")
     if found:
         return lambda rate: ShardedCorpus(found[0], rate), {}
     names, empty = find_audio(arguments.files)
@@ -138,15 +149,17 @@ def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
         found = []
         for folder, _, files in os.walk(name, followlinks=True):
             # macOS leaves "._name.wav" files that hold no audio.
-            audio = [file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
+            audio = [file for file in files if file.lower().endswith(SEARCHED_SUFFIXES) and not file.startswith(".")]
             found += [os.path.join(folder, file) for file in audio]
         names |= dict.fromkeys(sorted(found))
         if not found:
-            empty[name] = f"the folder holds no file that ends in {', '.join(SUFFIXES)}"
+            empty[name] = f"the folder holds no file that ends in {', '.join(SEARCHED_SUFFIXES)}"
     return list(names), empty
 
 
-def _speed_up(model: HamSpkModel, precision: str, compiled: bool) -> None:
+def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
+    import torch
+
     if precision == "bfloat16":
         capabilities = torch.cpu.get_capabilities()
         if model.device.type == "cpu" and not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
@@ -161,10 +174,12 @@ def _speed_up(model: HamSpkModel, precision: str, compiled: bool) -> None:
         model.pooling.compile(dynamic=True)
 
 
-def _finish(
-    parts: EmbeddingParts, output: Path, about: dict[str, str], empty: dict[str, str], speed: Speed, processes: int
+def _write_output(
+    parts: "EmbeddingParts", output: Path, about: dict[str, str], empty: dict[str, str], speed: "Speed", processes: int
 ) -> int:
-    """Write the output, say what was left out and how fast it was; the exit code."""
+    """Write the output, report what was left out and how fast it was; returns the exit code."""
+    from ..embedding import write_embeddings
+
     count = write_embeddings(parts, output, about)
     skipped = empty | parts.failures()
     audio = sum(sum(table["seconds"].to_pylist()) for table in parts.tables("seconds"))
@@ -172,9 +187,13 @@ def _finish(
     parts.remove()
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    where = f"{parts.dimension} numbers each, in {output}" if count else "nothing was written"
-    print(f"{count} files embedded ({audio:.1f} s of audio), {len(skipped)} skipped: {where}")
-    if speed.utterances:
-        of = "by the first process" if processes > 1 else f"without {earlier} embedded earlier" if earlier else ""
-        print(f"{speed}{', ' + of if of else ''}")
+    also = f", {len(skipped)} skipped" if skipped else ""
+    if count:
+        embedded = f"{count_of(count, 'file')} embedded ({audio:.1f} s of audio)"
+        print(f"{embedded}{also}: {parts.dimension} numbers each, in {output}")
+    else:
+        print(f"nothing embedded{also}; {output} was not written")
+    if speed.audio_seconds:
+        note = ", by the first process" if processes > 1 else f", without {earlier} embedded earlier" if earlier else ""
+        print(f"{speed}{note}")
     return 1 if skipped else 0

@@ -1,20 +1,17 @@
-"""`hamspk enrol`: speaker profiles of recordings."""
+"""`hamspk enrol`: speaker profiles from recordings."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..data.audio import AudioError
-from ..verification_hamspk import COMBINATIONS, SpeakerVerifier
+from ..loading.names import check_model
 from .embed import find_audio
-from .models import add_model_arguments, load_model
-from .verify import PROFILE_SUFFIX, read_any
+from .options import PROFILE_SUFFIX, add_model_arguments, count_of, given_options
+from .verify import COMBINE_CHOICES, read_any
 
-EPILOG = """\
-With --name, all recordings are of that speaker; without, each FILES is a folder with the recordings of one speaker and
-is named like the speaker. Speakers that cannot be enrolled are reported and left out, and the exit code is 1; so are
-recordings that cannot be read. A profile is biometric data.
-"""
+if TYPE_CHECKING:
+    from ..verification_hamspk import SpeakerVerifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,28 +19,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one for each speaker")
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
-    parser.add_argument("--name", help="of the one speaker of all FILES, which may then be recordings")
+    parser.add_argument("--name", help="name of the one speaker of all FILES, which may then be recordings")
     parser.add_argument(
-        "--combine", choices=COMBINATIONS, default="mean", help="of several recordings (default: %(default)s)"
+        "--combine", choices=COMBINE_CHOICES, help="how several recordings become one (default: their mean)"
     )
-    parser.epilog = EPILOG
+    parser.epilog = (
+        "With --name, all recordings are of that speaker. Without it, each of FILES is a folder with the recordings\n"
+        "of one speaker, and the name of the folder is the name of the speaker. Speakers that cannot be enrolled and\n"
+        "recordings that cannot be read are reported and left out, and the exit code is 1. A profile is biometric\n"
+        "data."
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported; sets `speakers`, name to recordings."""
+    if arguments.name is not None:
+        if not arguments.name or Path(arguments.name).name != arguments.name:
+            raise ValueError(f"--name becomes the name of a file, so it holds no folder, got {arguments.name!r}.")
+        groups = {arguments.name: arguments.files}
+    else:
+        groups = _group_by_folder(arguments.files)
+    arguments.speakers = {}
+    for name, files in groups.items():
+        arguments.speakers[name], empty = find_audio(files)
+        for folder, reason in empty.items():
+            raise ValueError(f"{folder}: {reason}.")
+    check_model(arguments.model)
+
+
+def _group_by_folder(folders: list[str]) -> dict[str, list[str]]:
+    groups = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"{folder} is no folder, so the speaker of this recording is not known. Give folders named like their "
+                "speakers, or --name."
+            )
+        name = Path(folder).resolve().name
+        if name in groups:
+            raise ValueError(f"Two folders are named {name}. Put all recordings of a speaker into one folder.")
+        groups[name] = [folder]
+    return groups
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Enrol whom one can and report the rest."""
-    speakers = _speakers(arguments)
-    model = load_model(arguments.model, arguments.device)
-    verifier, folder = model.verifier(), Path(arguments.profiles)
+    """Enrol the speakers that can be enrolled and report the others."""
+    from ..loading.models import load_model
+
+    speakers = arguments.speakers
+    verifier, folder = load_model(arguments.model, arguments.device).verifier(), Path(arguments.profiles)
     folder.mkdir(parents=True, exist_ok=True)
-    used = {name: _enrol(verifier, name, files, folder, arguments.combine) for name, files in speakers.items()}
+    combine = given_options(arguments, "combine")
+    used = {name: _enrol_speaker(verifier, name, files, folder, combine) for name, files in speakers.items()}
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
-    print(f"{enrolled} speakers enrolled in {folder} ({partly} not from all recordings), {len(used) - enrolled} not")
+    summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
+    if partly:
+        summary += f", {partly} of them without the recordings that were skipped"
+    if enrolled < len(used):
+        summary += f"; {count_of(len(used) - enrolled, 'speaker')} not enrolled"
+    print(summary)
     return 1 if partly or enrolled < len(used) else 0
 
 
-def _enrol(verifier: SpeakerVerifier, name: str, files: list[str], folder: Path, combine: str) -> int:
-    """Enrol a speaker; from how many recordings: 0 where there was not enough speech."""
+def _enrol_speaker(verifier: "SpeakerVerifier", name: str, files: list[str], folder: Path, combine: dict) -> int:
+    """Enrol a speaker; returns from how many recordings, 0 if there was not enough speech."""
+    from ..data.audio import AudioError
+
     rate, waveforms = verifier.model.config.sampling_rate, []
     for file in files:
         try:
@@ -51,37 +93,12 @@ def _enrol(verifier: SpeakerVerifier, name: str, files: list[str], folder: Path,
         except AudioError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:
-        profile = verifier.enrol(waveforms, rate, combine, name)
+        profile = verifier.enrol(waveforms, rate, name=name, **combine)
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
         return 0
     profile.save(folder / f"{name}{PROFILE_SUFFIX}")
-    print(f"{name}: {profile.utterances} recordings, {sum(profile.seconds):.1f} s of speech")
+    print(f"{name}: {count_of(profile.utterances, 'recording')}, {sum(profile.seconds):.1f} s of speech")
     for warning in profile.warnings:
         print(f"  warning: {warning}")
     return len(waveforms)
-
-
-def _speakers(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Name to recordings."""
-    if arguments.name is not None:
-        if not arguments.name or Path(arguments.name).name != arguments.name:
-            raise ValueError(f"--name becomes the name of a file, so it holds no folder, got {arguments.name!r}.")
-        groups = {arguments.name: arguments.files}
-    else:
-        files = [file for file in arguments.files if not Path(file).is_dir()]
-        if files:
-            raise ValueError(
-                f"{files[0]} is no folder: whose recording is it? Give folders named like speakers, or --name."
-            )
-        groups = {}
-        for folder in arguments.files:
-            name = Path(folder).resolve().name
-            if name in groups:
-                raise ValueError(f"Two folders are named {name}: a speaker is enrolled once, from all recordings.")
-            groups[name] = [folder]
-    found = {name: find_audio(given) for name, given in groups.items()}
-    for _, empty in found.values():
-        for folder, reason in empty.items():
-            raise ValueError(f"{folder}: {reason}.")
-    return {name: files for name, (files, _) in found.items()}

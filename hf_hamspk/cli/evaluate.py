@@ -27,8 +27,9 @@ from ..evaluation.trials import (
     read_trials,
 )
 from ..evaluation.verification import PRIORS, PROTOCOLS, embed_files
+from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from .models import add_model_arguments, load_model
+from .options import add_model_arguments
 
 EPILOG = """\
 A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,

@@ -1,25 +1,20 @@
-"""`hamspk identify`: who of the enrolled speakers is this, if anybody?"""
+"""`hamspk identify`: which of the enrolled speakers is this, if any?"""
 
 import argparse
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..calibration_hamspk import OperatingPoint
-from ..data.audio import AudioError
-from ..verification_hamspk import CANDIDATES, Identification, SpeakerProfile
-from .models import add_model_arguments, load_model
-from .verify import PROFILE_SUFFIX, read_any
+from ..loading.names import check_model
+from .options import PROFILE_SUFFIX, add_model_arguments, check_folder, check_ways_to_decide, given_options
+from .verify import read_any
 
-EPILOG = """\
-The decision asks first whether the speaker is any of the enrolled, and refuses the unknown; --prior is the probability
-of that before listening, so the more are enrolled, the more each of them must be alike. It then asks whether the best
-stands out from the runner-up by --margin. A model that nobody calibrated names the best candidates, and decides only
-with --threshold, on the score. Recordings that cannot be read are reported, and the exit code is 1. A profile of
-another model, or one that was altered, is refused.
-"""
-NO_DECISION = "no decision: the model is not calibrated (`hamspk calibrate`); --threshold decides on the score"
+if TYPE_CHECKING:
+    from ..verification_hamspk import Identification, SpeakerProfile
+
+DECISION_NEEDS = "no decision: the model is not calibrated (`hamspk calibrate`); --threshold decides by the score"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,36 +22,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("test", nargs="+", metavar="TEST", help="recordings, each of one speaker")
     parser.add_argument(
-        "--profiles", required=True, metavar="DIR", help="folder of profiles, from `hamspk enrol` or `verify`"
+        "--profiles", required=True, metavar="DIR", help="folder of profiles, from `hamspk enrol` or `hamspk verify`"
     )
+    parser.add_argument("--operating-point", metavar="NAME", help="of the model's calibration (default: its first one)")
     parser.add_argument(
-        "--operating-point", metavar="NAME", help="of the model's calibration; by default its first one"
+        "--prior",
+        type=float,
+        metavar="P",
+        help="your own operating point, with equal costs: probability that the speaker is enrolled",
     )
-    parser.add_argument("--prior", type=float, metavar="P", help="an operating point of your own, with equal costs")
-    parser.add_argument("--threshold", type=float, metavar="X", help="decide on the score of the best instead")
+    parser.add_argument("--threshold", type=float, metavar="X", help="decide by the score of the best instead")
     parser.add_argument(
         "--margin",
         type=float,
         metavar="X",
-        help="of the best over the runner-up: log-likelihood ratio (default: log 3), or score (default: 0)",
+        help="of the best over the second best: log-likelihood ratio (default: log 3), or score (default: 0)",
     )
-    parser.add_argument(
-        "--candidates", type=int, default=CANDIDATES, metavar="K", help="to be named (default: %(default)s)"
-    )
+    parser.add_argument("--candidates", type=int, metavar="K", help="how many are shown (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.epilog = EPILOG
+    parser.epilog = (
+        "Two questions decide. Is the speaker one of the enrolled? --prior is the probability of that before anything\n"
+        "is compared; the more speakers are enrolled, the closer the match with one of them must be. If not, the\n"
+        "answer is 'unknown speaker'. Is the best match clearly the best? If it is not ahead of the second best by\n"
+        "--margin, the answer is 'ambiguous'. Without a calibration, the best candidates are shown, and only\n"
+        "--threshold decides. Recordings that cannot be read are reported, and the exit code is 1. Profiles of\n"
+        "another model and altered ones are refused."
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported."""
+    check_ways_to_decide(arguments)
+    find_profiles(arguments.profiles)
+    check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare each recording with all profiles, decide, print."""
-    ways = [
-        f"--{w.replace('_', '-')}"
-        for w in ("operating_point", "prior", "threshold")
-        if getattr(arguments, w) is not None
-    ]
-    if len(ways) > 1:
-        raise ValueError(f"{' and '.join(ways)} are different ways to decide; give one.")
-    point = arguments.operating_point if arguments.prior is None else OperatingPoint("--prior", arguments.prior)
+    from ..calibration_hamspk import OperatingPoint
+    from ..data.audio import AudioError
+    from ..loading.models import load_model
+
+    options = given_options(arguments, "operating_point", "threshold", "margin", "candidates")
+    if arguments.prior is not None:
+        options["operating_point"] = OperatingPoint("--prior", arguments.prior)
     model = load_model(arguments.model, arguments.device)
     identifier = model.identifier(read_profiles(arguments.profiles, model.fingerprint()))
     rate, waveforms = model.config.sampling_rate, {}
@@ -65,31 +74,39 @@ def run(arguments: argparse.Namespace) -> int:
             waveforms[name] = read_any(name, rate)
         except AudioError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
-    answers = identifier.identify(
-        list(waveforms.values()), rate, point, arguments.threshold, arguments.margin, arguments.candidates
-    )
+    answers = identifier.identify(list(waveforms.values()), rate, **options)
     named = dict(zip(waveforms, answers, strict=True))
     if arguments.json:
         print(json.dumps({name: answer.to_dict() for name, answer in named.items()}, indent=2))
     else:
         for name, answer in named.items():
-            print(format_answer(name, answer))
+            print(format_identification(name, answer))
     return 1 if len(waveforms) < len(set(arguments.test)) else 0
 
 
-def read_profiles(folder: str, fingerprint: str) -> list[SpeakerProfile]:
+def find_profiles(folder: str) -> list[Path]:
+    """The files of the profiles in a folder, sorted.
+
+    Raises:
+        ValueError: no such folder, or no profile in it.
+    """
+    check_folder(folder, "--profiles")
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix == PROFILE_SUFFIX)
+    if not files:
+        raise ValueError(f"{folder} holds no profile ({PROFILE_SUFFIX}); `hamspk enrol` makes them.")
+    return files
+
+
+def read_profiles(folder: str, fingerprint: str) -> list["SpeakerProfile"]:
     """The profiles of a folder, sorted by file name; one without a name gets that of its file.
 
     Raises:
         ValueError: no such folder, no profile in it, or a file that is no profile, was altered or is of another model.
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"There is no folder {folder} (--profiles).")
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix == PROFILE_SUFFIX)
-    if not files:
-        raise ValueError(f"{folder} holds no profile ({PROFILE_SUFFIX}); `hamspk enrol` makes them.")
+    from ..verification_hamspk import SpeakerProfile
+
     profiles = []
-    for file in files:
+    for file in find_profiles(folder):
         profile = SpeakerProfile.load(file)
         profile = replace(profile, name=file.stem) if profile.name is None else profile
         profile.check_model(fingerprint)
@@ -97,9 +114,9 @@ def read_profiles(folder: str, fingerprint: str) -> list[SpeakerProfile]:
     return profiles
 
 
-def format_answer(name: str, answer: Identification) -> str:
+def format_identification(name: str, answer: "Identification") -> str:
     """Lines for people."""
-    decision = NO_DECISION if answer.decision is None else answer.decision
+    decision = DECISION_NEEDS if answer.decision is None else answer.decision
     if answer.speaker is not None:
         decision = f"{decision}: {answer.speaker}"
     lines = [f"{name}: {decision}"]

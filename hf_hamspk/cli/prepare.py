@@ -3,123 +3,120 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..data.audio import MIN_DURATION
-from ..shards.indexing import index_shards
-from ..shards.listing import LAYOUTS
-from ..shards.manifest import CODECS, FORMATS, UNREADABLE_NAME, Manifest, read_unreadable
-from ..shards.planning import PrepareOptions
-from ..shards.preparing import prepare
-from ..shards.verifying import verify_shards
+from .options import count_of, given_options
 
-EPILOG = """\
-A source is a folder of audio (VoxCeleb, CN-Celeb and LibriSpeech are recognised; else the first level of folders is the
-speaker), a zip or tar or the parts of one as downloaded (vox2_dev_aac_partaa finds the others beside it), a CSV file
-(path,speaker_id), Parquet files, or a folder or Hub repository of `datasets`. Several sources become one corpus.
+if TYPE_CHECKING:
+    from ..shards.manifest import Manifest
+    from ..shards.planning import PrepareOptions
 
-Ended at any moment, the same command goes on. Files that cannot be used are left out and listed with the reason in
-unreadable.csv, and the exit code is 1. `hamspk prepare --verify OUTPUT` reads finished shards again.
-
-Shards that others made, Parquet files with audio or WebDataset tars, can be trained on as they are: `hamspk prepare
---index hf://datasets/USER/NAME OUTPUT` writes an index of them and copies no audio.
-"""
-FILES_SHOWN = 5
+# Those of the package, which a test compares.
+SHARD_FORMATS = ("parquet", "webdataset")
+SHARD_CODECS = ("flac", "opus", "source")
+SHARD_LAYOUTS = ("voxceleb", "librispeech", "folders")
+# Options of the command that are fields of `PrepareOptions` by the same name.
+SAME_FIELDS = (
+    *("format", "codec", "sampling_rate", "layout", "speaker_level", "audio_column", "speaker_column", "audio_root"),
+    *("split", "shards", "rows_per_group", "min_duration", "licence", "seed"),
+)
+UNREADABLE_SHOWN = 5
 MEBIBYTE = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hamspk prepare`."""
-    default = PrepareOptions()
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="what to make shards of")
     parser.add_argument("output", metavar="OUTPUT", help="folder for the shards")
-    parser.add_argument("--format", choices=FORMATS, default=default.format, help="default: %(default)s")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--format", choices=SHARD_FORMATS, help="container of the shards (default: parquet)")
+    add(
         "--codec",
-        choices=CODECS,
-        default=default.codec,
-        help="flac (16 bit, lossless), opus (small, lossy, slow) or source (files as they are); default: %(default)s",
+        choices=SHARD_CODECS,
+        help="flac (16 bit, lossless), opus (small, lossy, slow) or source (files as they are) (default: flac)",
     )
-    parser.add_argument(
-        "--sampling-rate", type=int, default=default.sampling_rate, metavar="HZ", help="default: %(default)s"
-    )
-    parser.add_argument("--layout", choices=LAYOUTS, help="how paths name speakers (default: recognised)")
-    parser.add_argument(
+    add("--sampling-rate", type=int, metavar="HZ", help="of the audio in the shards (default: 16000)")
+    add("--layout", choices=SHARD_LAYOUTS, help="how paths name speakers (default: recognised)")
+    add(
         "--speaker-level",
         type=int,
-        default=default.speaker_level,
         metavar="N",
-        help="under the layout folders, which folder of a path is the speaker (default: %(default)s, the first)",
+        help="with --layout folders: which folder of a path is the speaker, counted from 1 (default: 1)",
     )
-    parser.add_argument("--audio-root", metavar="DIR", help="folder that the paths of a CSV file are relative to")
-    parser.add_argument("--audio-column", metavar="NAME", help="of a CSV file (default: path) or data set")
-    parser.add_argument("--speaker-column", metavar="NAME", help="of a CSV file (default: speaker_id) or data set")
-    parser.add_argument("--split", default=default.split, help="of a data set (default: %(default)s)")
-    parser.add_argument("--speakers", metavar="FILE", help="keep only the speakers in this file, one in a line")
-    parser.add_argument("--shards", type=int, metavar="N", help="how many (default: by size, a multiple of 8)")
-    parser.add_argument(
-        "--shard-size",
-        type=int,
-        default=default.shard_bytes // MEBIBYTE,
-        metavar="MIB",
-        help="wanted size of a shard in MiB (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rows-per-group",
-        type=int,
-        default=default.rows_per_group,
-        metavar="N",
-        help="utterances in a row group of Parquet (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--min-duration",
-        type=float,
-        default=MIN_DURATION,
-        metavar="S",
-        help="leave out what is shorter (%(default)s s)",
-    )
-    parser.add_argument("--licence", default="", metavar="TEXT", help="of the source; written into the manifest")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the order (default: %(default)s)")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
-    parser.add_argument(
+    add("--audio-root", metavar="DIR", help="folder that the paths of a CSV file are relative to (default: its own)")
+    add("--audio-column", metavar="NAME", help="of a CSV file or data set (default: path, or the audio column)")
+    add("--speaker-column", metavar="NAME", help="of a CSV file or data set (default: speaker_id)")
+    add("--split", metavar="NAME", help="of a data set (default: train)")
+    add("--speakers", metavar="FILE", help="keep only the speakers in this file, one per line")
+    add("--shards", type=int, metavar="N", help="how many (default: by size, a multiple of 8)")
+    add("--shard-size", type=int, metavar="MIB", help="wanted size of a shard in MiB (default: 256)")
+    add("--rows-per-group", type=int, metavar="N", help="utterances in a row group of Parquet (default: 64)")
+    add("--min-duration", type=float, metavar="S", help="leave out shorter utterances (default: 0.1 s)")
+    add("--licence", metavar="TEXT", help="licence of the source, written into the manifest")
+    add("--seed", type=int, metavar="N", help="of the order of the utterances (default: 0)")
+    add("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
+    add(
         "--index",
         action="store_true",
         help="only write an index of Parquet files or WebDataset tars (paths or addresses), and stream them from there",
     )
-    parser.add_argument("--restart", action="store_true", help="first remove the shards that OUTPUT holds")
-    parser.add_argument("--verify", action="store_true", help="read everything again at the end")
-    parser.epilog = EPILOG
+    add("--restart", action="store_true", help="first remove the shards in OUTPUT")
+    add("--verify", action="store_true", help="read everything again at the end")
+    parser.epilog = (
+        "A source is a folder of audio (VoxCeleb, CN-Celeb and LibriSpeech are recognised; else the first level of\n"
+        "folders is the speaker), a zip or tar or its parts as downloaded (vox2_dev_aac_partaa finds the others\n"
+        "beside it), a CSV file (path,speaker_id), Parquet files, or a folder or Hub repository of `datasets`.\n"
+        "Several sources become one corpus.\n"
+        "\n"
+        "After an interruption the same command continues. Files that cannot be used are left out and listed with\n"
+        "the reason in unreadable.csv, and the exit code is 1. `hamspk prepare --verify OUTPUT` reads finished shards\n"
+        "again.\n"
+        "\n"
+        "Shards from elsewhere, Parquet files with audio or WebDataset tars, can be used for training as they are:\n"
+        "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them and copies no audio."
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before the corpus is read."""
+    if arguments.processes is not None and arguments.processes < 0:
+        raise ValueError(f"--processes must be at least 0 (0: no worker processes), got {arguments.processes}.")
+    if arguments.index and (arguments.verify or arguments.restart):
+        raise ValueError("--index copies no audio, so it goes with neither --verify nor --restart.")
+    if not arguments.sources and (arguments.index or not arguments.verify):
+        raise ValueError("Give SOURCE and OUTPUT; OUTPUT alone is for --verify.")
+    if arguments.speakers is not None and not Path(arguments.speakers).is_file():
+        raise ValueError(f"There is no file {arguments.speakers} (--speakers).")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, say what came of it, and verify where that was asked for."""
+    """Prepare, print a summary, and verify if asked to."""
     processes = usable_cores() if arguments.processes is None else arguments.processes
-    if processes < 0:
-        raise ValueError(f"--processes must be at least 0 (0: no worker processes), got {processes}.")
     code = 0
-    if arguments.sources and arguments.index:
-        if arguments.verify or arguments.restart:
-            raise ValueError("--index copies no audio, so it goes with neither --verify nor --restart.")
-        columns = (arguments.audio_column, arguments.speaker_column)
-        manifest = index_shards(arguments.sources, arguments.output, *columns, licence=arguments.licence)
-        print(summary(manifest, arguments.output))
+    if arguments.sources:
+        print(summarise_shards(_make_shards(arguments, processes), arguments.output))
         code = 1 if _report_unreadable(arguments.output) else 0
-    elif arguments.sources:
-        manifest = prepare(
-            arguments.sources, arguments.output, _options(arguments), processes, restart=arguments.restart
-        )
-        print(summary(manifest, arguments.output))
-        code = 1 if _report_unreadable(arguments.output) else 0
-    elif arguments.index or not arguments.verify:
-        raise ValueError("give SOURCE and OUTPUT; OUTPUT alone is for --verify.")
     if arguments.verify:
+        from ..shards.verifying import verify_shards
+
         problems = verify_shards(arguments.output, processes)
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"verified: {f'{len(problems)} faults' if problems else 'every file is as the manifest says'}")
+        print(f"verified: {count_of(len(problems), 'fault') if problems else 'every file is as the manifest says'}")
         code = 1 if problems else code
     return code
+
+
+def _make_shards(arguments: argparse.Namespace, processes: int) -> "Manifest":
+    from ..shards.indexing import index_shards
+    from ..shards.preparing import prepare
+
+    if arguments.index:
+        options = given_options(arguments, "audio_column", "speaker_column", "licence")
+        return index_shards(arguments.sources, arguments.output, **options)
+    options = _prepare_options(arguments)
+    return prepare(arguments.sources, arguments.output, options, processes, restart=arguments.restart)
 
 
 def usable_cores() -> int:
@@ -129,57 +126,49 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _options(arguments: argparse.Namespace) -> PrepareOptions:
-    return PrepareOptions(
-        format=arguments.format,
-        codec=arguments.codec,
-        sampling_rate=arguments.sampling_rate,
-        layout=arguments.layout,
-        speaker_level=arguments.speaker_level,
-        audio_column=arguments.audio_column,
-        speaker_column=arguments.speaker_column,
-        audio_root=arguments.audio_root,
-        split=arguments.split,
-        speakers=None if arguments.speakers is None else read_speakers(arguments.speakers),
-        shards=arguments.shards,
-        shard_bytes=arguments.shard_size * MEBIBYTE,
-        rows_per_group=arguments.rows_per_group,
-        min_duration=arguments.min_duration,
-        licence=arguments.licence,
-        seed=arguments.seed,
-    )
+def _prepare_options(arguments: argparse.Namespace) -> "PrepareOptions":
+    from ..shards.planning import PrepareOptions
+
+    options = given_options(arguments, *SAME_FIELDS)
+    if arguments.speakers is not None:
+        options["speakers"] = read_speakers(arguments.speakers)
+    if arguments.shard_size is not None:
+        options["shard_bytes"] = arguments.shard_size * MEBIBYTE
+    return PrepareOptions(**options)
 
 
 def read_speakers(path: str) -> tuple[str, ...]:
-    """The names in a file, one in a line, sorted.
+    """The names in a file, one per line, sorted.
 
     Raises:
-        ValueError: there is no such file, or it names nobody.
+        ValueError: it names nobody.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path} (--speakers).")
     names = sorted({line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
     if not names:
-        raise ValueError(f"{path} (--speakers) names no speaker; give one name in a line.")
+        raise ValueError(f"{path} (--speakers) names no speaker; give one name per line.")
     return tuple(names)
 
 
-def summary(manifest: Manifest, output: str) -> str:
+def summarise_shards(manifest: "Manifest", output: str) -> str:
     """What was made, in one line."""
-    # An index does not know it.
+    # An index does not know durations.
     duration = f"{manifest.seconds / 3600:.2f} h, " if manifest.seconds > 0 else ""
     size = sum(shard.bytes for shard in manifest.shards)
+    left_out = f"; {count_of(manifest.unreadable, 'file')} left out" if manifest.unreadable else ""
     return (
-        f"{output}: {manifest.utterances} utterances of {len(manifest.speakers)} speakers, {duration}"
-        f"{size / MEBIBYTE:.0f} MiB in {len(manifest.shards)} shards "
-        f"({manifest.format}, {manifest.codec}); {manifest.unreadable} files left out"
+        f"{output}: {count_of(manifest.utterances, 'utterance')} of {count_of(len(manifest.speakers), 'speaker')}, "
+        f"{duration}{size / MEBIBYTE:.0f} MiB in {count_of(len(manifest.shards), 'shard')} "
+        f"({manifest.format}, {manifest.codec}){left_out}"
     )
 
 
-def _report_unreadable(output: str) -> Sequence[tuple[str, str]]:
+def _report_unreadable(output: str) -> bool:
+    """Print some of the files that were left out; returns whether there are any."""
+    from ..shards.manifest import UNREADABLE_NAME, read_unreadable
+
     lines = read_unreadable(output)
-    for path, reason in lines[:FILES_SHOWN]:
+    for path, reason in lines[:UNREADABLE_SHOWN]:
         print(f"  left out {path}: {reason}", file=sys.stderr)
-    if len(lines) > FILES_SHOWN:
-        print(f"  and {len(lines) - FILES_SHOWN} more, in {Path(output) / UNREADABLE_NAME}", file=sys.stderr)
-    return lines
+    if len(lines) > UNREADABLE_SHOWN:
+        print(f"  and {len(lines) - UNREADABLE_SHOWN} more, in {Path(output) / UNREADABLE_NAME}", file=sys.stderr)
+    return bool(lines)

@@ -1,4 +1,4 @@
-"""What somebody without this package does with a model of it. `hamspk demo` runs this file in a fresh process.
+"""Uses a model of this package without the package. `hamspk demo` runs this file in a fresh process.
 
     python -P stranger.py MODEL enrolment.flac test.flac [enrolment.flac test.flac ...]
 
@@ -12,21 +12,21 @@ import sys
 import soundfile
 from transformers import AutoFeatureExtractor, AutoModel
 
-REFUSED = "hf_hamspk"
+REFUSED_PACKAGE = "hf_hamspk"
 
 
 class Refuse:
-    """A finder that plays a machine where this package is not installed."""
+    """An import hook that makes this package look as if it were not installed."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
-        """Refuse the package, leave all else to the other finders."""
-        if name.partition(".")[0] == REFUSED:
+        """Refuse this package, leave all others to the other finders."""
+        if name.partition(".")[0] == REFUSED_PACKAGE:
             raise ModuleNotFoundError(f"No module named {name!r}: a stranger has not installed it", name=name)
 
 
-def main() -> None:
-    """Load the model with the code beside its weights, and decide pair after pair."""
+def decide_pairs() -> None:
+    """Load the model with the code beside its weights, and print the answer to each pair."""
     sys.meta_path.insert(0, Refuse)  # pyright: ignore[reportArgumentType]
     name, *files = sys.argv[1:]
     model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
@@ -36,10 +36,10 @@ def main() -> None:
     for pair in zip(files[::2], files[1::2], strict=True):
         enrolment, test = (soundfile.read(file, dtype="float32")[0] for file in pair)
         answers.append(verifier.verify([enrolment], test, extractor.sampling_rate).to_dict())
-    if REFUSED in sys.modules:
-        sys.exit(f"{REFUSED} was imported after all")
+    if REFUSED_PACKAGE in sys.modules:
+        sys.exit(f"{REFUSED_PACKAGE} was imported nevertheless")
     print(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    main()
+    decide_pairs()

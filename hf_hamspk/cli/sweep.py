@@ -10,8 +10,9 @@ from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES
 from ..evaluation.plots import plot_sweep
 from ..evaluation.speakers import read_metadata, speaker_table
 from ..evaluation.sweeps import ConditionSweep, SweepPoint, format_sweep
+from ..loading.models import load_model
 from .evaluate import read_lists
-from .models import add_model_arguments, load_model
+from .options import add_model_arguments
 
 EPILOG = """\
 The test side of every trial is changed, the enrolment stays as it is. What is random is drawn by the name of the file:

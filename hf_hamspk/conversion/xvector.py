@@ -23,8 +23,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForAudioXVector, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
+from ..loading.models import quiet_transformers
 from .building import Converted, build_model, make_config, shown
 from .checkpoints import refusal
 
@@ -117,16 +117,13 @@ def _load(folder: Path) -> tuple[PreTrainedModel, str]:
     weights = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise ValueError(f"{folder} holds none of {', '.join(WEIGHTS)}. Give the whole folder of the model.")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        model, info = AutoModelForAudioXVector.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype="float32"
-        )
+        with quiet_transformers():
+            model, info = AutoModelForAudioXVector.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype="float32"
+            )
     except (pickle.UnpicklingError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(refusal(folder / weights, error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
     missing = sorted(name for name in info["missing_keys"] if not name.endswith(_NOT_NEEDED))
     wrong = [*missing, *sorted(map(str, info["mismatched_keys"]))]
     if wrong:

@@ -21,7 +21,7 @@ from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
 from ..pipeline_hamspk import INPUTS, OUTPUT, OnnxDescription, OnnxEncoder
 
 # Largest difference of an embedding, as a share of its largest value; float32 rounding stays far below.
-TOLERANCE = 1e-4
+LARGEST_DIFFERENCE = 1e-4
 CHECKED_SECONDS, CHECKED_BATCHES = (0.5, 2.0, 7.3, 20.0), (1, 4)
 # The graph is traced with a batch of this shape; its sizes are then left open.
 _TRACED_SECONDS = (1.0, 0.7)
@@ -163,7 +163,7 @@ def check_agreement(
     """Compare a file with the model it was made of, on noise.
 
     Raises:
-        ValueError: they differ by more than `TOLERANCE`.
+        ValueError: they differ by more than `LARGEST_DIFFERENCE`.
     """
     session, rate, found = OnnxEncoder(path), encoder.config.sampling_rate, []
     for duration in seconds:
@@ -174,10 +174,10 @@ def check_agreement(
                 expected = encoder(values, mask if session.description.masked else None).embeddings
             difference = float((session(values, mask).embeddings - expected).abs().max() / expected.abs().max())
             found.append(Agreement(duration, batch, difference))
-            if not difference <= TOLERANCE:
+            if not difference <= LARGEST_DIFFERENCE:
                 raise ValueError(
                     f"The exported file differs from the model: by {difference:.1e} of the largest value at {duration} "
-                    f"s, batch {batch}; at most {TOLERANCE:g} is accepted. Nothing was written."
+                    f"s, batch {batch}; at most {LARGEST_DIFFERENCE:g} is accepted. Nothing was written."
                 )
     return found
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
+from ..loading.models import quiet_transformers
 from ..modeling_hamspk import HamSpkModel
 from ..pipeline_hamspk import announce_pipeline
 from .facts import CONFIG_FILE, read_json
@@ -84,16 +84,6 @@ def renew_code(folder: Path) -> list[str]:
     return code.changed
 
 
-def load_quietly(folder: Path, **arguments: Any) -> Any:
-    """`HamSpkModel.from_pretrained` without the report of transformers on the head, which is left out on purpose."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return HamSpkModel.from_pretrained(folder, **arguments)
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def dump_config(config: Mapping[str, Any]) -> bytes:
     """A configuration as transformers writes it."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
@@ -110,7 +100,8 @@ def _check_loads(folder: Path) -> None:
         "install the version of the package that saved it, or another one that reads it."
     )
     try:
-        loaded = load_quietly(folder, calibrated=False, output_loading_info=True)
+        with quiet_transformers():
+            loaded = HamSpkModel.from_pretrained(folder, calibrated=False, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{remedy} ({error})") from error
     absent = sorted(loaded[1]["missing_keys"])

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .code import load_quietly
+from ..loading.models import quiet_transformers
+from ..modeling_hamspk import HamSpkModel
 from .facts import EVALUATION_FILE, CardFacts
 from .tables import measured
 
@@ -17,7 +18,8 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
     if evaluated is None and facts.verification is None and facts.cohort is None:
         return
     try:
-        fingerprint = load_quietly(folder).fingerprint()
+        with quiet_transformers():
+            fingerprint = HamSpkModel.from_pretrained(folder).fingerprint()
     except OSError as error:
         raise ValueError(f"The model in {folder} cannot be loaded: {error}") from error
     if evaluated not in (None, fingerprint):

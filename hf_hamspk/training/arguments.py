@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
@@ -15,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..configuration_hamspk import HamSpkConfig
+from ..loading.names import check_recipe
 
 _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
@@ -252,7 +254,7 @@ class _Parser(HfArgumentParser):
 
 
 def read_recipe(arguments: Sequence[str]) -> Recipe:
-    """Read `[recipe.yaml] [--key value ...]`; the command line wins over the recipe.
+    """Read `[recipe.yaml] [--key value ...]`; the command line takes precedence over the recipe.
 
     Relative paths in a recipe are relative to the working directory.
 
@@ -260,19 +262,40 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
         ValueError: no such recipe, not a flat YAML mapping, an unknown key (with the nearest known one), a value of the
             wrong type or outside its range.
     """
-    parts: Any = [ModelArguments, DataArguments, TrainingArguments]
-    parser = _Parser(parts, allow_abbrev=False, prog="train")
-    known = {f.name for part in parts for f in dataclasses.fields(part)}
     words: list[str] = []
     rest = list(arguments)
     if rest and not rest[0].startswith("-"):
-        words += _recipe_words(Path(rest.pop(0)), known)
+        path = rest.pop(0)
+        words += _words(_read_fields(path), path)
     for word in rest:
         if word.endswith((".yaml", ".yml")):
             raise ValueError(f"The recipe comes first: {word}, then --key value pairs.")
         if word.startswith("--"):
-            _require_known(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), known, "the command line")
-    model, data, training, unused = parser.parse_args_into_dataclasses([*words, *rest], return_remaining_strings=True)
+            _check_key(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), "the command line")
+    return _parse([*words, *rest])
+
+
+def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some keys set to other values.
+
+    Args:
+        recipe: a YAML file or a recipe.
+        changes: key to value; None sets the default of the key.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
+    for key in changes:
+        _check_key(key, "the changes")
+    if isinstance(recipe, Recipe):
+        return _parse(_words(recipe.as_dict() | dict(changes), "the recipe"))
+    return _parse(_words(_read_fields(recipe) | dict(changes), os.fspath(recipe)))
+
+
+def _parse(words: Sequence[str]) -> Recipe:
+    """A recipe from `--key value` words with known keys."""
+    parser = _Parser(_parts(), allow_abbrev=False, prog="train")
+    model, data, training, unused = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     if unused:
         raise ValueError(
             f"Left over: {' '.join(unused)}. Expected --key value; only list arguments take several values."
@@ -283,11 +306,11 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
         )
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:
-        make_config(recipe.config_fields())  # refuses bad values before any data is read
+        valid_config(recipe.config_fields())  # refuses bad values before any data is read
     return recipe
 
 
-def make_config(fields: dict[str, Any]) -> HamSpkConfig:
+def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
     """A configuration, or a ValueError with the plain message of what is wrong."""
     try:
         return HamSpkConfig(**fields)
@@ -295,28 +318,38 @@ def make_config(fields: dict[str, Any]) -> HamSpkConfig:
         raise ValueError(str(error if error.__cause__ is None else error.__cause__)) from error
 
 
-def _recipe_words(path: Path, known: set[str]) -> list[str]:
-    """A YAML mapping as command line words."""
-    if not path.is_file():
-        raise ValueError(f"There is no recipe {path}. Expected a YAML file, followed by --key value pairs.")
+def _read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a YAML recipe."""
+    check_recipe(os.fspath(path))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, one level deep; it holds a {type(content).__name__}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _words(fields: Mapping[str, Any], where: str) -> list[str]:
+    """The fields of a recipe as command line words."""
     words = []
-    for key, value in content.items():
-        _require_known(str(key), known, str(path))
+    for key, value in fields.items():
+        _check_key(key, where)
         if isinstance(value, dict):
-            raise ValueError(f"{path}: {key} holds a mapping; recipes are one level deep.")
-        values = value if isinstance(value, list) else [value]
+            raise ValueError(f"{where}: {key} holds a mapping; recipes are one level deep.")
+        values = value if isinstance(value, list | tuple) else [value]
         if value is not None and values:
-            words += [f"--{key}", *map(str, values)] if isinstance(value, list) else [f"--{key}={value}"]
+            words += [f"--{key}", *map(str, values)] if isinstance(value, list | tuple) else [f"--{key}={value}"]
     return words
 
 
-def _require_known(key: str, known: set[str], where: str) -> None:
+def _parts() -> list[Any]:
+    """The dataclasses whose fields are the keys of a recipe."""
+    return [ModelArguments, DataArguments, TrainingArguments]
+
+
+def _check_key(key: str, where: str) -> None:
+    known = {field.name for part in _parts() for field in dataclasses.fields(part)}
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(sorted(known))}."

@@ -21,10 +21,11 @@ from ..data.corpus import check_corpus, load_corpus, speaker_labels
 from ..data.dataset import SpeakerCrops, collate
 from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
 from ..evaluation.trials import Trials, check_trial_files, read_trials
+from ..loading.models import quiet_transformers
 from ..modeling_hamspk import HamSpkForXVector
 from ..shards.reading import open_shards
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
-from .arguments import DataArguments, Recipe, TrainingArguments, make_config
+from .arguments import DataArguments, Recipe, TrainingArguments, valid_config
 
 logger = logging.get_logger(__name__)
 
@@ -270,16 +271,16 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
                 else set()
             )
             dropped = {"auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
-            return make_config({k: v for k, v in values.items() if k not in dropped} | fields)
+            return valid_config({k: v for k, v in values.items() if k not in dropped} | fields)
         if start.backbone is not None:
             backbone = AutoConfig.from_pretrained(start.backbone)
             if backbone.model_type == HamSpkConfig.model_type:
                 raise ValueError("it is a whole speaker model; to fine-tune it, name it as initial_model")
-            return make_config({"backbone_config": backbone} | fields)
+            return valid_config({"backbone_config": backbone} | fields)
     except (OSError, ValueError) as error:
         name = "initial_model" if start.backbone is None else "backbone"
         raise ValueError(f"{name} {getattr(start, name)} cannot be used: {error}") from error
-    return make_config(fields)
+    return valid_config(fields)
 
 
 def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
@@ -297,9 +298,7 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
     if start.initial_model is None:
         return HamSpkForXVector(config)
     # What does not fit is reported here, not by transformers' table.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with quiet_transformers():
         model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             start.initial_model,
             config=config,
@@ -307,8 +306,6 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
             output_loading_info=True,
             calibrated=False,
         )
-    finally:
-        logging.set_verbosity(verbosity)
     names = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
     wrong = sorted(name for name in names if not name.startswith("head."))
     if wrong:

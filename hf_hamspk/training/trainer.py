@@ -6,6 +6,7 @@ the weights it would have had.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers.utils import logging
 from ..evaluation.verification import EmbeddedFiles, VerificationResult, embed_files, verify_trials
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
-from .arguments import Recipe
+from .arguments import Recipe, change_recipe
 from .building import (
     build_config,
     build_crops,
@@ -95,6 +96,21 @@ class Trainer:
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
         self.progress = Progress(config=self.identity)
+
+    @classmethod
+    def from_recipe(cls, recipe: str | os.PathLike[str] | Recipe, **changes: Any) -> "Trainer":
+        """A trainer of the model that a recipe describes.
+
+        Args:
+            recipe: a YAML file of `key: value` lines, or a `Recipe`. Relative paths in it are relative to the working
+                directory.
+            changes: keys of the recipe with other values; None sets the default of a key.
+
+        Raises:
+            ValueError: no such recipe, an unknown key, a value of the wrong type or outside its range, or as for the
+                class.
+        """
+        return cls(change_recipe(recipe, changes))
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from tiny_models import RATE, cosine, noises
 
 from hf_hamspk.cli import evaluate
-from hf_hamspk.cli.models import load_model
 from hf_hamspk.data.audio import read_audio
 from hf_hamspk.evaluation.results import read_record
+from hf_hamspk.loading.models import load_model
 
 TRIALS = "1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n0 b.wav d.wav\n"
 

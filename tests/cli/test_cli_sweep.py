@@ -6,10 +6,10 @@ import pytest
 import soundfile
 from tiny_models import RATE
 
-from hf_hamspk.cli.models import load_model
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.evaluation.trials import read_trials
 from hf_hamspk.evaluation.verification import embed_files, verify_trials
+from hf_hamspk.loading.models import load_model
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
-from hf_hamspk.cli.models import load_model
 from hf_hamspk.data.audio import read_audio
+from hf_hamspk.loading.models import load_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verify.py"
 

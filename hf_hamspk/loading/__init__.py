@@ -1,0 +1,1 @@
+"""Loading models by name, and registering their classes with transformers."""

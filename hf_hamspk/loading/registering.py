@@ -1,0 +1,114 @@
+"""Registers the models with transformers' Auto classes and pipelines when either side is first used.
+
+Registering needs the model classes and therefore torch and transformers, which take seconds to import. So it waits for
+the first import of transformers' Auto classes or of a module of this package that imports them. Then
+
+    import hf_hamspk
+    from transformers import AutoModel
+
+finds the models as well as the reverse order does, and `import hf_hamspk` alone imports neither.
+"""
+
+import importlib
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
+WATCHED_PACKAGES = (PACKAGE, "transformers")
+# Imported with any of the Auto classes.
+AUTO_CLASSES = "transformers.models.auto.configuration_auto"
+
+
+def register_when_needed() -> None:
+    """Register the models now if transformers is imported, else after the first import of its Auto classes."""
+    if AUTO_CLASSES in sys.modules:
+        register_models()
+    elif not any(isinstance(finder, ImportWatcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, ImportWatcher())
+
+
+def register_models() -> None:
+    """Register configuration, models and pipeline with transformers; does nothing if it was done before.
+
+    If the models cannot be imported, nothing is registered: the error is raised when one of them is asked for.
+    """
+    try:
+        transformers = importlib.import_module("transformers")
+        registry = importlib.import_module("transformers.pipelines").PIPELINE_REGISTRY
+        config = importlib.import_module(f"{PACKAGE}.configuration_hamspk").HamSpkConfig
+        modeling = importlib.import_module(f"{PACKAGE}.modeling_hamspk")
+        pipeline = importlib.import_module(f"{PACKAGE}.pipeline_hamspk")
+    except (ImportError, OSError, RuntimeError):
+        return
+    config.register_for_auto_class()
+    modeling.HamSpkModel.register_for_auto_class("AutoModel")
+    modeling.HamSpkForXVector.register_for_auto_class("AutoModelForAudioXVector")
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    transformers.AutoModel.register(config, modeling.HamSpkModel, exist_ok=True)
+    transformers.AutoModelForAudioXVector.register(config, modeling.HamSpkForXVector, exist_ok=True)
+    if pipeline.TASK not in registry.get_supported_tasks():
+        registry.register_pipeline(
+            pipeline.TASK, pipeline.SpeakerVerificationPipeline, pt_model=transformers.AutoModel, type="audio"
+        )
+
+
+@contextmanager
+def explain_import_error() -> Iterator[None]:
+    """Turn the error of a torchaudio that does not fit torch into an ImportError that says what to do.
+
+    transformers imports torchaudio, and that fails if it is a build for CUDA beside a CPU-only torch.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ImportError(
+            f"The models cannot be imported, because transformers cannot ({error}). If torchaudio is a build for CUDA "
+            "and torch is CPU-only, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor "
+            "--fix-torchaudio`."
+        ) from error
+
+
+class ImportWatcher:
+    """Import hook that registers the models after the first import of transformers' Auto classes, and removes itself.
+
+    It changes nothing about how modules are found and loaded. Registration waits until no module of transformers or of
+    this package is half imported in this thread, because it imports further ones.
+    """
+
+    def __init__(self) -> None:
+        self._state = threading.local()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that the other finders give, with a loader that reports when it is done."""
+        if name.partition(".")[0] not in WATCHED_PACKAGES:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            self._watch(spec.loader)
+        return spec
+
+    def _watch(self, loader: Any) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self._state.depth = getattr(self._state, "depth", 0) + 1
+            try:
+                execute(module)
+            finally:
+                self._state.depth -= 1
+            self._register_if_idle()
+
+        loader.exec_module = exec_module
+
+    def _register_if_idle(self) -> None:
+        if self._state.depth == 0 and AUTO_CLASSES in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register_models()
