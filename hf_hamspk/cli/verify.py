@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         enrolment = verifier.enrol(enrolment, rate, **combine)
         enrolment.save(arguments.save_profile)
         if not arguments.json:
-            print(f"profile of {sum(enrolment.seconds):.1f} s of speech written to {arguments.save_profile}")
+            print(f"profile of {sum(enrolment.seconds):.1f} s of speech in {arguments.save_profile}")
             for warning in enrolment.warnings:
                 print(f"warning: {warning}")
     if arguments.test is None:

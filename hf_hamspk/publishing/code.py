@@ -101,7 +101,7 @@ def _check_loads(folder: Path) -> None:
     )
     try:
         with quiet_transformers():
-            loaded = HamSpkModel.from_pretrained(folder, calibrated=False, output_loading_info=True)
+            loaded: Any = HamSpkModel.from_pretrained(folder, calibrated=False, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{remedy} ({error})") from error
     absent = sorted(loaded[1]["missing_keys"])

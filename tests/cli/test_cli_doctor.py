@@ -65,7 +65,7 @@ def test_absent_and_broken_packages():
     problems = doctor.diagnose(facts("CPU", "CPU", errors={"datasets": "ImportError: no pyarrow"}, soundfile=None))
     assert problems == [
         "soundfile is not installed: `pip install soundfile`.",
-        "datasets cannot be imported (ImportError: no pyarrow). Install it anew.",
+        "datasets cannot be imported (ImportError: no pyarrow). Install it again.",
     ]
 
 
@@ -94,7 +94,7 @@ def test_report_of_this_environment(hamspk):
 
 
 def test_run_as_a_module(capsys):
-    assert doctor.main(["--fix-torchaudio"]) == 2
+    assert doctor.run_alone(["--fix-torchaudio"]) == 2
     assert capsys.readouterr().err.startswith("hamspk: error: This torch is a")
 
 
@@ -155,7 +155,10 @@ def test_doctor_works_where_transformers_cannot_be_imported(tmp_path):
         assert "problem: torchaudio" in done.stdout
         assert "libcudart.so.13" in done.stdout
     # Everything else says in one line what to do.
-    done = python("-m", "hf_hamspk", "verify", "model", "a.wav", "--test", "b.wav")
+    for name in ("a.wav", "b.wav", "model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    done = python("-m", "hf_hamspk", "verify", *(str(tmp_path / name) for name in ("model", "a.wav", "b.wav")))
     assert done.returncode == 2
     assert done.stderr.startswith("hamspk: error: The models cannot be imported, because transformers cannot (")
     assert "libcudart.so.13" in done.stderr

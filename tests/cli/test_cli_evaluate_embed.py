@@ -154,7 +154,7 @@ def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
     files = [audio / "a.wav", audio / "telephone.wav", audio / "stereo.wav"]
     code, out, err = hamspk("embed", model_folder, *files, files[0], "--output", output)
     assert code == 0
-    assert "3 files embedded (8.5 s of audio), 0 skipped: 24 numbers each" in out
+    assert "3 files embedded (8.5 s of audio): 24 numbers each" in out
     assert "skipped" not in err
     assert re.search(r"\d utterances/s, real-time factor 0\.\d+", out)
     assert [file.name for file in output.parent.iterdir()] == [output.name]
@@ -267,7 +267,10 @@ def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_fol
 def test_nothing_to_embed(tmp_path, hamspk, refusal, model_folder, audio):
     code, out, _ = hamspk("embed", model_folder, audio / "silence.wav", "--output", tmp_path / "e.npz")
     assert code == 1
-    assert "0 files embedded (0.0 s of audio), 1 skipped: nothing was written" in out
+    assert out == f"nothing embedded, 1 skipped; {tmp_path / 'e.npz'} was not written\n"
+    assert "There is no file or folder nowhere" in refusal(
+        "embed", model_folder, "nowhere", "--output", tmp_path / "e.npz"
+    )
     assert not (tmp_path / "e.npz").exists()
     message = refusal("embed", model_folder, audio / "a.wav", "--output", "embeddings.csv")
     assert "--output must end in .parquet or .safetensors or .npz, got embeddings.csv" in message

@@ -24,7 +24,7 @@ def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
     code, out, err = hamspk(*words)
     assert code == 1
     assert f"{tmp_path / 'out'}: 4 utterances of 2 speakers" in out
-    assert "in 2 shards (parquet, flac); 1 files left out" in out
+    assert "in 2 shards (parquet, flac); 1 file left out" in out
     assert "left out speaker0/text.wav: cannot be decoded" in err
     assert hamspk(*words)[:2] == (1, out)
     code, out, _ = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
@@ -33,7 +33,7 @@ def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
         file.write(b"x")
     code, out, err = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
     assert code == 1
-    assert "faults" in out
+    assert out == "verified: 6 faults\n"
     assert "shard-00001-of-00002.parquet: its SHA-256 is another" in err
 
 
@@ -58,7 +58,7 @@ def test_options_reach_the_shards(hamspk, source, tmp_path):
 
 
 def test_what_is_refused(refusal, source, tmp_path):
-    assert "give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
+    assert "Give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
     assert "there is no nowhere: give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")
     assert "--processes must be at least 0" in refusal("prepare", source, tmp_path / "out", "--processes", -1)
     assert "There is no file nobody" in refusal("prepare", source, tmp_path / "out", "--speakers", "nobody")

@@ -26,7 +26,8 @@ def answer_of(hamspk, model: Path, *words) -> dict:
 
 
 def test_ratio_operating_point_and_decision(hamspk, calibrated_folder, voices):
-    code, out, _ = hamspk("verify", calibrated_folder, voices / "a.wav", "--test", voices / "b.wav")
+    code, out, _ = hamspk("verify", calibrated_folder, voices / "a.wav", voices / "b.wav")
+    assert hamspk("verify", calibrated_folder, voices / "a.wav", "--test", voices / "b.wav")[1] == out
     model = HamSpkModel.from_pretrained(calibrated_folder).eval()
     a, b = model.embed([read_audio(voices / f"{name}.wav") for name in "ab"], 16000)
     score = model.score(a, b).item()
@@ -126,7 +127,11 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
         return refusal("verify", calibrated_folder, voices / "a.wav", *words)
 
     test = ("--test", voices / "a.wav")
-    assert "Give --test" in refused()
+    message = (
+        "Got 1 recording. Give two, `hamspk verify MODEL ENROLMENT TEST`; or several of the claimed speaker and --test"
+    )
+    assert message in refused()
+    assert "Got 3 recordings. Give two" in refused(voices / "a.wav", voices / "a.wav")
     assert "--threshold must be a finite number, got nan" in refused(*test, "--threshold", "nan")
     assert "--operating-point and --threshold are different ways" in refused(
         *test, "--threshold", "0", "--operating-point", "strict"
@@ -142,10 +147,10 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere.wav", "nowhere.wav: no such file"),
+        ("nowhere.wav", "nowhere.wav' is no file; expected an audio file, or a URL with http(s)://."),
         ("nan.wav", "nan.wav: holds 3 NaN or infinite samples of 16000"),
         ("text.wav", "text.wav: cannot be decoded"),
-        ("", "is a folder; give one audio file"),
+        ("", "is a folder; expected an audio file, or a URL with http(s)://."),
     ],
 )
 def test_bad_recordings_are_refused(refusal, model_folder, audio, name, reason):

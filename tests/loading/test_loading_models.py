@@ -1,0 +1,141 @@
+"""Finding a model by its name: at once, without the network, and from the cache."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import settle, tiny_config
+
+from hf_hamspk import HamSpkForXVector
+from hf_hamspk.loading import names
+from hf_hamspk.loading.models import load_model, quiet_transformers
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    settle(HamSpkForXVector(tiny_config())).save_pretrained(folder)
+    return folder
+
+
+def in_cache(home: Path, saved: Path) -> None:
+    """Lay a model into the Hub's cache, as huggingface_hub does."""
+    repository, commit = home / "hub" / "models--owner--tiny", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(saved, repository / "snapshots" / commit)
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def process(code: str, home: Path, port: int) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A fresh process with a Hub at a port of this machine and a cache of its own; and its seconds."""
+    kept = {k: v for k, v in os.environ.items() if "offline" not in k.lower() and "proxy" not in k.lower()}
+    environment = kept | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home)}
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return done, time.monotonic() - start
+
+
+MISSPELT = "import sys; from hf_hamspk.__main__ import main; sys.exit(main(['verify', 'owner/tiny', {0!r}, {0!r}]))"
+
+
+def test_a_misspelt_name_without_network_is_answered_at_once(tmp_path):
+    done, seconds = process(MISSPELT.format(__file__), tmp_path, closed_port())
+    assert done.returncode == 2
+    assert done.stderr.startswith("hamspk: error: There is no folder owner/tiny, and the Hub cannot be asked (")
+    assert len(done.stderr.splitlines()) == 1
+    assert seconds < 10
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    """A server that takes the connection and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        threading.Thread(target=lambda: [silent.accept()], daemon=True).start()
+        start = time.monotonic()
+        done, _ = process(
+            f"from hf_hamspk.loading import names; names.HUB_SECONDS = 0.5\n{MISSPELT.format(__file__)}",
+            tmp_path,
+            silent.getsockname()[1],
+        )
+    assert "the Hub cannot be asked (" in done.stderr
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+def test_a_model_in_the_cache_loads_without_network(tmp_path, saved):
+    in_cache(tmp_path, saved)
+    code = "from hf_hamspk.loading.models import load_model; print(type(load_model('owner/tiny')).__name__)"
+    done, seconds = process(code, tmp_path, closed_port())
+    assert done.stdout == "HamSpkModel\n", done.stderr
+    assert "onnection" not in done.stderr and "etry" not in done.stderr
+    assert seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "message"),
+    [
+        (401, "RepoNotFound", "There is no folder owner/x, and no model of that name on the Hub. Give a folder"),
+        (403, "GatedRepo", "Access to owner/x on the Hub must be granted first"),
+        (404, "EntryNotFound", "owner/x on the Hub is no model: it holds no config.json"),
+        (503, "", "There is no folder owner/x, and the Hub cannot be asked (it answered with status 503)"),
+    ],
+)
+def test_answers_of_the_hub_in_one_sentence(tmp_path, status, header, message):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            self.send_header("X-Error-Code", header)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = "from hf_hamspk.loading.names import find_model\ntry:\n  find_model('owner/x')\nexcept ValueError as e: print(e)"
+    try:
+        done, seconds = process(code, tmp_path, server.server_address[1])
+    finally:
+        server.shutdown()
+    assert message in done.stdout, done.stderr
+    assert seconds < 10
+
+
+def test_offline_only_the_cache_is_read(monkeypatch):
+    """The tests run with HF_HUB_OFFLINE."""
+    monkeypatch.setattr(names, "_ask_hub", lambda name: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match=r"the Hub cannot be asked \(HF_HUB_OFFLINE is set\)"):
+        load_model("owner/nope")
+
+
+def test_a_folder_is_found_without_the_hub(saved, monkeypatch):
+    monkeypatch.setattr(names, "_ask_hub", lambda name: pytest.fail("the Hub was asked"))
+    assert names.find_model(str(saved))
+    assert load_model(saved, "cpu").config.embedding_size == 24
+
+
+def test_transformers_is_as_talkative_afterwards_as_before():
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    with pytest.raises(KeyError), quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        raise KeyError
+    assert logging.get_verbosity() == before
