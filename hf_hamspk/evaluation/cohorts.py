@@ -1,55 +1,94 @@
-"""Cohorts: the mean embeddings of other speakers, to normalise scores with, and the scores of files against them.
+"""Cohorts: embeddings of other speakers, with which scores are normalised.
 
-Best are speakers like the impostors to be expected: the training speakers, or others recorded like the trials. Nobody
-of a cohort may be in the trials.
-
-Letters: `M` embeddings, `C` cohort embeddings, `D` embedding size.
+The best cohort is made of speakers like the expected impostors: the training speakers, or others recorded like the
+trials. No speaker of the cohort may be in the trials.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ..calibration_hamspk import SMALLEST_COHORT, Cohort
+from ..data.corpus import load_corpus
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from ..verification_hamspk import mean_direction
-from .verification import EmbeddedFiles, embed_files
+from .verification import embed_files
 
-# A mean over more moves little, and embedding them takes long.
+# More utterances hardly change the mean of a speaker, and embedding them takes time.
 UTTERANCES = 5
-# The largest scores alone enter AS-norm, and beyond this many they hardly change.
+# AS-norm uses the largest cohort scores only; beyond this many speakers they hardly change.
 MOST_SPEAKERS = 2000
 
 
 @dataclass(frozen=True)
 class EmbeddedCohort:
-    """A cohort, and what became of the files.
+    """A cohort with the names of its speakers.
 
     Attributes:
-        cohort: one embedding for each speaker of whom a file could be read.
+        cohort: one embedding for each speaker with a usable file.
         speakers: their names, in the order of the embeddings.
-        failures: name of a file to the reason why it could not be used.
+        failures: file to the reason why it could not be used.
     """
 
     cohort: Cohort
     speakers: tuple[str, ...]
     failures: dict[str, str]
 
+    def without(self, speakers: Collection[str]) -> "EmbeddedCohort":
+        """The cohort without the given speakers; only the last part of a path-like name is compared.
+
+        Raises:
+            ValueError: fewer than 2 speakers are left.
+        """
+        taken = {name.rpartition("/")[2] for name in speakers}
+        rows = [i for i, name in enumerate(self.speakers) if name.rpartition("/")[2] not in taken]
+        left_out = len(self.speakers) - len(rows)
+        if not left_out:
+            return self
+        if len(rows) < SMALLEST_COHORT:
+            raise ValueError(
+                f"{left_out} of {len(self.speakers)} speakers of the cohort are in the trials, too. Give a cohort of "
+                "other speakers, best those of the training."
+            )
+        cohort = Cohort(self.cohort.embeddings[rows], self.cohort.fingerprint, self.cohort.audio)
+        return EmbeddedCohort(cohort, tuple(self.speakers[row] for row in rows), self.failures)
+
+
+def find_cohort(
+    source: str | os.PathLike[str], audio_root: str | os.PathLike[str] | None = None
+) -> dict[str, list[str]]:
+    """The files of a corpus that make a cohort: `choose_utterances` of `load_corpus`.
+
+    Args:
+        source: folder with a subfolder for each speaker, or CSV file with the columns path and speaker_id.
+        audio_root: folder of the paths in the CSV file; None is the folder of the CSV file.
+
+    Raises:
+        ValueError: the corpus cannot be read, or has fewer than 2 speakers.
+    """
+    try:
+        corpus = load_corpus(source, audio_root)
+    except ValueError as error:
+        raise ValueError(f"The cohort cannot be read (its paths are relative to the cohort root): {error}") from error
+    return choose_utterances(corpus["path"], corpus["speaker"])
+
 
 def choose_utterances(
     paths: Sequence[str], speakers: Sequence[str], utterances: int = UTTERANCES, most_speakers: int = MOST_SPEAKERS
 ) -> dict[str, list[str]]:
-    """Which files of a corpus make a cohort; always the same ones.
+    """Choose the files of a corpus that make a cohort; the choice is deterministic.
 
-    Evenly spaced over the sorted files of a speaker, so that different recording sessions are among them, and over the
-    sorted speakers where there are more than wanted.
+    Files are evenly spaced over the sorted files of a speaker, so that they come from different recording sessions, and
+    speakers evenly spaced over the sorted speakers if there are more than wanted.
 
     Args:
         paths: of the files.
-        speakers: who speaks in each.
+        speakers: the speaker of each file.
         utterances: of each speaker, at most.
-        most_speakers: that are taken.
+        most_speakers: number of speakers, at most.
 
     Returns:
         Speaker to files.
@@ -82,25 +121,18 @@ def _spread(items: Sequence[str], most: int) -> list[str]:
 def embed_cohort(
     model: HamSpkPreTrainedModel, files: Mapping[str, Sequence[str]], audio: str = "", progress: bool = True
 ) -> EmbeddedCohort:
-    """Embed the files and average them by speaker.
+    """Embed files and average them by speaker.
 
     Args:
         model: embeds in evaluation mode.
-        files: speaker to files, from `choose_utterances`.
-        audio: what the recordings are, in words.
+        files: speaker to files, from `find_cohort`.
+        audio: description of the recordings.
         progress: show a bar.
 
     Raises:
-        ValueError: files of fewer than 2 speakers could be read.
+        ValueError: fewer than 2 speakers have a usable file.
     """
     embedded = embed_files(model, [file for own in files.values() for file in own], progress=progress)
-    return average_speakers(model, files, embedded, audio)
-
-
-def average_speakers(
-    model: HamSpkPreTrainedModel, files: Mapping[str, Sequence[str]], embedded: EmbeddedFiles, audio: str = ""
-) -> EmbeddedCohort:
-    """The cohort of files that are embedded already; arguments and errors as of `embed_cohort`."""
     found = {file: rows[0] for file, rows in embedded.embeddings.items()}
     means = {
         speaker: mean_direction(torch.stack([found[file] for file in own if file in found]))
@@ -110,8 +142,13 @@ def average_speakers(
     if len(means) < SMALLEST_COHORT:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(embedded.failures.items())[:3])
         raise ValueError(
-            f"Of {len(files)} speakers of the cohort, files of {len(means)} could be read; at least {SMALLEST_COHORT} "
-            f"are needed. {first}"
+            f"Of {len(files)} speakers of the cohort, {len(means)} have a usable file; at least {SMALLEST_COHORT} are "
+            f"needed. {first}"
         )
     cohort = Cohort(torch.stack(list(means.values())), model.fingerprint(), audio)
     return EmbeddedCohort(cohort, tuple(means), embedded.failures)
+
+
+def describe_cohort(source: str | os.PathLike[str], files: Mapping[str, Sequence[str]]) -> str:
+    """What a cohort was made of, for `Cohort.audio`."""
+    return f"{Path(source).name}: {len(files)} speakers, up to {UTTERANCES} utterances each"

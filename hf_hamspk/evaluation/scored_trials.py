@@ -27,7 +27,7 @@ QUALITY_GROUPS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class CalibrationSetting:
     """What enters a log-likelihood ratio besides the raw score.
 
     Attributes:
@@ -91,7 +91,7 @@ class ScoredTrials:
         self._quality = measured_quality(model, self.trials, embedded) if embedded.measures else None
         self.scores = score_pairs(model, table[:, :1], enrolment, test)
 
-    def features(self, setting: Setting, cohort: Cohort | None) -> CalibrationTrials:
+    def features(self, setting: CalibrationSetting, cohort: Cohort | None) -> CalibrationTrials:
         """The trials with the features of a setting.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..calibration_hamspk import Calibration
 from ..evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
-from ..evaluation.model_calibration import calibrate
+from ..evaluation.model_calibration import choose_calibration
 from ..evaluation.scored_trials import ScoredTrials
 from ..evaluation.trials import Trials
 from ..evaluation.verification import EmbeddedFiles, VerificationResult
@@ -24,7 +24,7 @@ def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFile
         ValueError: too few trials or speakers, speakers that cannot be told, or a model that does not tell them apart.
     """
     scored = ScoredTrials(model, trials, embedded)
-    return calibrate(scored, normalisation="none", audio=audio).calibration
+    return choose_calibration(scored, normalisation="none", audio=audio).calibration
 
 
 def summarise(result: VerificationResult, calibration: Calibration | None) -> dict[str, Any]:

@@ -12,8 +12,13 @@ from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.calibration_hamspk import Cohort
 from hf_hamspk.evaluation.calibrating import fit
 from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
-from hf_hamspk.evaluation.model_calibration import Candidate, _helps, calibrate, known_speakers
-from hf_hamspk.evaluation.scored_trials import ScoredTrials, Setting
+from hf_hamspk.evaluation.model_calibration import (
+    CalibrationCandidate,
+    _helps,
+    choose_calibration,
+    known_speakers,
+)
+from hf_hamspk.evaluation.scored_trials import CalibrationSetting, ScoredTrials
 from hf_hamspk.evaluation.trials import Trials, join_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 
@@ -45,11 +50,11 @@ def scored(model, spread) -> ScoredTrials:
 
 def test_what_does_not_help_is_left_out(model):
     cohort = Cohort(torch.randn(60, SIZE), model.fingerprint())
-    found = calibrate(scored(model, lambda speaker, speech: 1.0), cohort, quality=("auto",))
+    found = choose_calibration(scored(model, lambda speaker, speech: 1.0), cohort, quality=("auto",))
     assert found.chosen is found.candidates[0]
     assert str(found.chosen.setting) == "score"
     assert (found.calibration.normalisation, set(found.calibration.weights)) == ("none", {"score"})
-    assert found.cohort is None
+    assert found.calibration.cohort is None
     assert {str(candidate.setting) for candidate in found.candidates} > {"AS-norm (20)", "score + speech"}
 
 
@@ -64,20 +69,20 @@ def test_a_quality_measure_that_says_how_far_to_trust_a_score_is_taken(model):
         embedded.measures[name] = SpeechMeasures(20, speech, 20, 0, -20)
         moved = row + shared / speech
         embedded.embeddings[name] = (moved / moved.norm())[None]  # of one magnitude
-    found = calibrate(ScoredTrials(model, trials.trials, embedded), quality=("auto",))
+    found = choose_calibration(ScoredTrials(model, trials.trials, embedded), quality=("auto",))
     assert "speech" in found.chosen.setting.quality
     assert "log_speech_min" in found.calibration.weights
 
 
 def test_a_gain_of_a_few_speakers_is_no_gain(model):
-    trials = scored(model, lambda speaker, speech: 1.0).features(Setting(), None)
-    plain = Candidate(Setting(), fit(trials))
+    trials = scored(model, lambda speaker, speech: 1.0).features(CalibrationSetting(), None)
+    plain = CalibrationCandidate(CalibrationSetting(), fit(trials))
     sign = np.where(trials.labels == 1, 1, -1)
 
-    def changed(rows, by: float) -> Candidate:
+    def changed(rows, by: float) -> CalibrationCandidate:
         ratios = plain.fitted.held_out_ratios + np.where(rows, by, 0) * sign
         cost = log_likelihood_ratio_cost(ratios, trials.labels)
-        return Candidate(Setting(), replace(plain.fitted, held_out_ratios=ratios, cost=cost))
+        return CalibrationCandidate(CalibrationSetting(), replace(plain.fitted, held_out_ratios=ratios, cost=cost))
 
     everybody = np.ones(len(trials), bool)
     assert _helps(changed(everybody, 0.5), plain, trials)
@@ -90,8 +95,9 @@ def test_a_gain_of_a_few_speakers_is_no_gain(model):
 
 
 def test_training_speakers_are_known_by_the_end_of_their_names(model):
-    model.config.id2label = {0: "anna", 1: "bert@0.9", 2: "carl"}
+    model.config.id2label = {0: "anna", 1: "bert@0.9", 2: "carl", 3: "eva@home", 4: "eva@home@1.1"}
     assert known_speakers(model, ["corpus/anna", "bert", "dora"]) == ["bert", "corpus/anna"]
+    assert known_speakers(model, ["eva", "eva@home", "bert@0.9"]) == ["bert@0.9", "eva@home"]
 
 
 def test_lists_are_joined_and_contradictions_refused():
