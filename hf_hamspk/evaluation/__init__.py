@@ -24,12 +24,14 @@ from .metrics import (
     equal_error_rate,
     minimum_detection_cost,
 )
+from .model_calibration import CalibrationReport, calibrate
 from .speakers import TrialSpeakers, find_speakers
 from .trials import MissingTrialFilesError, Trials, check_trial_files, read_trials
 
 __all__ = [
     "ActualDetectionCost",
     "BootstrapResult",
+    "CalibrationReport",
     "ConvexHull",
     "DetectionErrors",
     "EqualErrorRate",
@@ -40,6 +42,7 @@ __all__ = [
     "Trials",
     "actual_detection_cost",
     "bootstrap",
+    "calibrate",
     "check_trial_files",
     "convex_hull",
     "convex_hull_equal_error_rate",

@@ -9,17 +9,19 @@ from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.audio_hamspk import SpeechMeasures
-from hf_hamspk.calibration_hamspk import Cohort
+from hf_hamspk.calibration_hamspk import Cohort, Scorer
+from hf_hamspk.data.synthetic import make_corpus
 from hf_hamspk.evaluation.calibrating import fit
 from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
 from hf_hamspk.evaluation.model_calibration import (
     CalibrationCandidate,
     _helps,
+    calibrate,
     choose_calibration,
     known_speakers,
 )
 from hf_hamspk.evaluation.scored_trials import CalibrationSetting, ScoredTrials
-from hf_hamspk.evaluation.trials import Trials, join_trials
+from hf_hamspk.evaluation.trials import Trials, join_trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
@@ -105,3 +107,35 @@ def test_lists_are_joined_and_contradictions_refused():
     assert len(join_trials([first, Trials(np.array([0]), ("a",), ("c",))])) == 2
     with pytest.raises(ValueError, match="The pair a c is labelled 0 in one place and 1 in another"):
         join_trials([first, Trials(np.array([1]), ("a",), ("c",))])
+
+
+def test_calibrate_sets_the_calibration_and_returns_what_was_measured(tmp_path, model):
+    folder = make_corpus(tmp_path / "corpus", 10, 4, 3, (1.7, 2.1), test_share=0.8)
+    model.save_pretrained(tmp_path / "model")
+    cohort = Cohort(torch.randn(30, SIZE), model.fingerprint())
+    options = {"cohort": cohort, "normalisation": "s", "quality": "none", "progress": False}
+    report = calibrate(tmp_path / "model", folder / "trials.txt", folder, **options)
+    assert report.model.calibration is report.calibration
+    assert (report.calibration.normalisation, report.calibration.cohort) == ("s", cohort.checksum)
+    assert (report.calibration.audio, report.calibration.speakers) == ("trials.txt", 8)
+    assert (report.skipped, report.trained_on, report.cohort_left_out) == ({}, [], 0)
+    assert [len(row) for row in report.candidate_rows()] == [7, 7]
+    assert "* " in str(report) and "screening" in str(report)
+    Scorer(report.model, report.model.calibration, report.model.cohort)
+    # The same trials, as objects and with enrolment models of two files.
+    trials = read_trials(folder / "trials.txt")
+    files = dict.fromkeys(trials.enrolment)
+    models = {name: (name, name) for name in files}
+    renamed = Trials(
+        trials.labels, tuple(f"m-{n}" for n in trials.enrolment), trials.test, {f"m-{n}": models[n] for n in files}
+    )
+    again = calibrate(model, [renamed], folder, **options)
+    assert model.calibration is again.calibration
+    assert again.calibration.audio == f"{len(trials)} trials"
+    assert again.calibration.weights["score"] == pytest.approx(report.calibration.weights["score"], rel=1e-3)
+    model.calibration = model.cohort = None
+    with pytest.raises(ValueError, match=r"normalisation 's' needs a cohort"):
+        calibrate(model, trials, folder, **(options | {"cohort": None}))
+    with pytest.raises(ValueError, match="stand alone, got none snr"):
+        calibrate(model, trials, folder, quality=("none", "snr"))
+    assert model.calibration is None
