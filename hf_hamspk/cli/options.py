@@ -8,7 +8,7 @@ from typing import Any
 
 PROFILE_SUFFIX = ".safetensors"
 # As the reader of recordings shortens names in messages.
-LONGEST_NAME = 120
+LONGEST_NAME = 200
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,16 @@ def check_recording(name: str, label: str = "The recording") -> None:
     """Refuse a recording that is neither a file nor a URL, in the words of the reader (`audio_hamspk.read_sound`)."""
     if name.startswith(("http://", "https://")) or os.path.isfile(name):
         return
-    what = "a folder" if os.path.isdir(name) else "no file"
-    shown = repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
-    raise ValueError(f"{label}: {shown} is {what}; expected an audio file, or a URL with http(s)://.")
+    if os.path.isdir(name):
+        reason = "is a folder; give one audio file"
+    elif os.path.exists(name):
+        reason = "is no regular file (a pipe or a device); give an audio file"
+    else:
+        reason = (
+            "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
+        )
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    raise ValueError(f"{label} {shown}: {reason}")
 
 
 def check_enrolment(names: Sequence[str]) -> None:

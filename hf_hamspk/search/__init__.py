@@ -1,4 +1,4 @@
-"""Search over many enrolled speakers: the nearest of a million, exactly or approximately."""
+"""Search over many enrolled speakers: the nearest of a million, exact or approximate."""
 
 from .index import SearchResult, SpeakerIndex
 

@@ -1,4 +1,4 @@
-"""What finds the largest inner products: FAISS, or PyTorch in blocks where FAISS is not installed.
+"""Engines that find the largest inner products: FAISS, or PyTorch in blocks if FAISS is not installed.
 
 Letters: `N` keys, `Q` queries, `E` size of the vectors.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Products held at once: 64 MiB of float32.
-BLOCK_NUMBERS = 1 << 24
+PRODUCTS_AT_ONCE = 1 << 24
 # FAISS's own advice for the number of cells, as a multiple of the root of N; and it wants 39 keys and more in each.
 CELLS_PER_ROOT, KEYS_PER_CELL = 4, 39
 # Keys per cell that the cells are learned from: more change them little.
@@ -24,15 +24,15 @@ class Engine(Protocol):
     """Finds the keys of the largest inner products."""
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Of queries `(Q, E)` the largest products and the rows of their keys, each `(Q, count)`, largest first.
+        """The largest products of queries `(Q, E)` and the rows of their keys, each `(Q, count)`, largest first.
 
-        Row -1 where an approximate engine found fewer.
+        The row is -1 if an approximate engine found fewer.
         """
         ...
 
 
 def import_faiss() -> ModuleType | None:
-    """FAISS, or None where it is not installed."""
+    """FAISS, or None if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -44,7 +44,7 @@ def require_faiss() -> ModuleType:
     """FAISS.
 
     Raises:
-        ImportError: it is not installed; says how to.
+        ImportError: it is not installed; the message tells how to install it.
     """
     faiss = import_faiss()
     if faiss is None:
@@ -56,7 +56,7 @@ def require_faiss() -> ModuleType:
 
 
 class TorchEngine:
-    """All products, in blocks of bounded memory.
+    """Computes all products, in blocks of bounded memory.
 
     Args:
         keys: `(N, E)` float32.
@@ -69,7 +69,7 @@ class TorchEngine:
         """See `Engine`."""
         best = torch.empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64)
-        size = max(count, BLOCK_NUMBERS // max(1, len(queries)))
+        size = max(count, PRODUCTS_AT_ONCE // max(1, len(queries)))
         for start in range(0, len(self._keys), size):
             products = queries @ self._keys[start : start + size].mT
             found, at = products.topk(min(count, products.shape[1]), dim=1)
@@ -80,7 +80,7 @@ class TorchEngine:
 
 
 class FaissEngine:
-    """A FAISS index of any kind.
+    """Searches a FAISS index of any kind.
 
     Args:
         index: trained and filled.
@@ -119,7 +119,7 @@ class FaissEngine:
         # Keys of unlike norms make better cells by distance, and queries find theirs by product (FAISS would do both by
         # product): measured, recall at equal probes rises by up to a half for hyperbolic keys, and stays for unit ones.
         index.cp.spherical = False
-        # FAISS warns below this; few keys make few cells of no matter.
+        # FAISS warns about fewer keys per cell; with few keys it does not matter.
         index.cp.min_points_per_centroid = 1
         step = max(1, len(keys) // (cells * TRAINING_KEYS_PER_CELL))
         index.train(np.ascontiguousarray(keys[::step].numpy()))
@@ -133,7 +133,7 @@ class FaissEngine:
         return engine
 
     def set_probes(self, probes: int) -> None:
-        """How many cells are searched, at most all."""
+        """Set how many cells are searched, at most all."""
         self.index.nprobe = min(probes, self.index.nlist)
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,10 +1,10 @@
 """The nearest of many enrolled speakers.
 
 FAISS (or PyTorch, block by block) finds candidates by float32 inner products; they are scored again in float64 by the
-formula of the model, and put in order. An exact index then proves its answer: a key that is no candidate has at most
-the product of the last candidate, plus what rounding can do. Where that does not rule it out, as with near ties or
-equal embeddings, the query is compared with every key in float64. So the answer is that of brute force with
-`scoring.score` in float64; of equal scores the first row comes first.
+formula of the model, and sorted. An exact index then proves its answer: a key that is no candidate has at most the
+product of the last candidate, plus the largest rounding error. If that does not rule it out, as with near ties or equal
+embeddings, the query is compared with every key in float64. So the answer is that of brute force with
+`geometry_hamspk.score` in float64; of equal scores the first row comes first.
 
 Letters: `N` enrolled, `Q` queries, `D` embedding size.
 """
@@ -23,17 +23,17 @@ from torch import Tensor
 from ..calibration_hamspk import load_array, save_array, shorten
 from ..verification_hamspk import SpeakerProfile
 from .engines import Engine, FaissEngine, TorchEngine, import_faiss
-from .products import Comparing, Similarity, rounding_bound
+from .products import ScoringModel, Similarity, rounding_bound
 
-KINDS = ("exact", "cells")
+INDEX_KINDS = ("exact", "cells")
 INDEX_KIND = "speaker index"
-SUFFIX, ENGINE_SUFFIX = ".safetensors", ".faiss"
+INDEX_SUFFIX, ENGINE_SUFFIX = ".safetensors", ".faiss"
 # Cells that an approximate index searches.
 PROBES = 32
 # Candidates for k neighbours: enough that rounding can hardly reach beyond the last one.
 CANDIDATES_PER_NEIGHBOUR, MORE_CANDIDATES = 2, 16
 # Numbers held at once: 64 MiB of float64.
-BLOCK_NUMBERS = 1 << 23
+SCORED_AT_ONCE = 1 << 23
 
 
 class SearchResult(NamedTuple):
@@ -50,16 +50,25 @@ class SearchResult(NamedTuple):
 
 
 class SpeakerIndex:
-    """Enrolled embeddings of one model, to be searched.
+    """Finds the nearest of many enrolled speakers of one model.
+
+    Example:
+        ```python
+        import torch
+        from hf_hamspk import SpeakerIndex
+
+        index = SpeakerIndex(model, torch.randn(1000, model.config.embedding_size))
+        scores, rows = index.search(torch.randn(3, model.config.embedding_size), k=5)
+        ```
 
     Args:
         model: gives the similarity; it is not kept.
         embeddings: `(N, D)`, finite.
-        names: of the speakers, N of them; None for rows alone.
-        kind: `"exact"`, or `"cells"`: approximate, only the nearest of many cells are looked at; needs FAISS.
+        names: of the speakers, N of them; None if only rows are wanted.
+        kind: `"exact"`, or `"cells"`: approximate, searches the nearest of many cells only; needs FAISS.
         cells: of the approximate index; None is about four times the root of N.
-        probes: cells that are looked at; more find more and take longer.
-        use_faiss: for an exact index; None where it is installed. The answer is the same.
+        probes: cells that are searched; more find more and take longer.
+        use_faiss: for an exact index; None uses it if it is installed. The answer is the same.
 
     Raises:
         ValueError: unknown kind, or shapes or values that are no embeddings.
@@ -68,7 +77,7 @@ class SpeakerIndex:
 
     def __init__(
         self,
-        model: Comparing,
+        model: ScoringModel,
         embeddings: Tensor,
         names: Sequence[str] | None = None,
         kind: str = "exact",
@@ -76,8 +85,8 @@ class SpeakerIndex:
         probes: int = PROBES,
         use_faiss: bool | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        if kind not in INDEX_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(INDEX_KINDS)}, got {kind!r}.")
         self._keep(embeddings, names)
         self.similarity, self.fingerprint, self.kind = Similarity.of(model), model.fingerprint(), kind
         keys = self._key_vectors()
@@ -87,19 +96,19 @@ class SpeakerIndex:
             self._engine = self._exact_engine(keys, use_faiss)
 
     @classmethod
-    def of_profiles(cls, model: Comparing, profiles: Sequence[SpeakerProfile], **options: Any) -> "SpeakerIndex":
-        """An index of speaker profiles.
+    def of_profiles(cls, model: ScoringModel, profiles: Sequence[SpeakerProfile], **options: Any) -> "SpeakerIndex":
+        """Make an index of speaker profiles.
 
         Args:
             model: that made them.
             profiles: at least one.
-            options: of the index.
+            options: of the class: kind, cells, probes, use_faiss.
 
         Raises:
             ValueError: no profile, or one of another model.
         """
         if not profiles:
-            raise ValueError("Nobody is enrolled: give at least one profile.")
+            raise ValueError("An index needs at least one profile, got none.")
         fingerprint = model.fingerprint()
         for profile in profiles:
             profile.check_model(fingerprint)
@@ -129,24 +138,26 @@ class SpeakerIndex:
             raise ValueError(f"k must be at least 1, got {k}.")
         k = min(k, len(self))
         count = min(len(self), CANDIDATES_PER_NEIGHBOUR * k + MORE_CANDIDATES)
-        size = max(1, BLOCK_NUMBERS // (count * queries.shape[1]))
+        size = max(1, SCORED_AT_ONCE // (count * queries.shape[1]))
         parts = [self._search_block(block, k, count) for block in queries.split(size)]
         if not parts:
             return SearchResult(np.empty((0, k)), np.empty((0, k), np.int64))
         return SearchResult(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def set_probes(self, probes: int) -> None:
-        """Look at another number of cells from now on.
+        """Set how many cells are searched from now on.
 
         Raises:
             ValueError: the index is exact, or the number is below 1.
         """
         if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
-            raise ValueError(f"An approximate index looks at 1 cell or more; this one is {self.kind!r}, got {probes}.")
+            raise ValueError(
+                f"Only an approximate index has cells to search, at least 1; this one is {self.kind!r}, got {probes}."
+            )
         self._engine.set_probes(probes)
 
     def name_of(self, row: int) -> str:
-        """The speaker of a row of the answer.
+        """The name of the speaker of a row that `search` returned.
 
         Raises:
             ValueError: the index was made without names, or nothing was found.
@@ -156,7 +167,7 @@ class SpeakerIndex:
         return self.names[row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: the embeddings, and all else as a description with checksum.
+        """Write a safetensors file: the embeddings, and the rest as a description with checksum.
 
         An approximate index writes its cells beside it, in FAISS's format, whose checksum is in the description.
 
@@ -179,16 +190,16 @@ class SpeakerIndex:
         save_array(target, "embeddings", self._embeddings.numpy(), description)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Comparing, use_faiss: bool | None = None) -> "SpeakerIndex":
+    def load(cls, path: str | os.PathLike[str], model: ScoringModel, use_faiss: bool | None = None) -> "SpeakerIndex":
         """Read an index.
 
         Args:
             path: what `save` wrote.
-            model: that it is for.
-            use_faiss: as for a new one.
+            model: that made the embeddings.
+            use_faiss: as for the class.
 
         Raises:
-            ValueError: no such file, altered, no index, of another model, or of one that compares otherwise.
+            ValueError: no such file, a file that was altered or is no index, another model, or another similarity.
             ImportError: FAISS is needed and not installed.
         """
         source = _index_path(path)
@@ -206,21 +217,22 @@ class SpeakerIndex:
         cells = source.with_suffix(ENGINE_SUFFIX)
         if not cells.is_file() or _file_checksum(cells) != description["engine"]:
             state = "is not there" if not cells.is_file() else "was altered, or is of another index"
-            raise ValueError(f"{cells}, which belongs to {source}, {state}. Copy both files, or make the index anew.")
+            raise ValueError(f"{cells}, which belongs to {source}, {state}. Copy both files, or make the index again.")
         index._engine = FaissEngine.load(cells)
         return index
 
-    def _check_model(self, model: Comparing, source: Path) -> None:
+    def _check_model(self, model: ScoringModel, source: Path) -> None:
         found = model.fingerprint()
         if self.fingerprint != found:
             raise ValueError(
-                f"{source} is of another model ({shorten(self.fingerprint)}) than the one at hand ({shorten(found)}): "
-                "embeddings of two models cannot be compared. Load that model, or enrol the speakers anew."
+                f"{source} was made with another model ({shorten(self.fingerprint)}) than the given one "
+                f"({shorten(found)}): embeddings of two models cannot be compared. Load that model, or enrol the "
+                "speakers again."
             )
         if self.similarity != Similarity.of(model):
             raise ValueError(
                 f"{source} was made for {self.similarity}, the model now compares by {Similarity.of(model)}. Make the "
-                "index anew."
+                "index again."
             )
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
@@ -234,7 +246,7 @@ class SpeakerIndex:
         self.names = None if names is None else list(names)
 
     def _key_vectors(self) -> Tensor:
-        rows = max(1, BLOCK_NUMBERS // self._embeddings.shape[1])
+        rows = max(1, SCORED_AT_ONCE // self._embeddings.shape[1])
         blocks = [self.similarity.key_vectors(block) for block in self._embeddings.split(rows)]
         return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
@@ -262,13 +274,13 @@ class SpeakerIndex:
     def _proven(
         self, queries: Tensor, vectors: Tensor, result: SearchResult, products: NDArray[np.float32]
     ) -> NDArray[np.bool_]:
-        """Of each query, whether no key but the candidates can be among the nearest."""
+        """Whether, for each query, no key besides the candidates can be among the nearest: `(Q,)`."""
         last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
         error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()
         return (last > torch.from_numpy(products.min(axis=1)).double() + error).numpy()
 
     def _brute_force(self, query: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        rows = max(1, BLOCK_NUMBERS // len(query))
+        rows = max(1, SCORED_AT_ONCE // len(query))
         scores = torch.cat([self.similarity.score(block, query) for block in self._embeddings.split(rows)]).numpy()
         candidates = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
         found = candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
@@ -276,8 +288,8 @@ class SpeakerIndex:
 
 
 def _index_path(path: str | os.PathLike[str]) -> Path:
-    if Path(path).suffix != SUFFIX:
-        raise ValueError(f"An index is a file ending in {SUFFIX}, got {os.fspath(path)!r}.")
+    if Path(path).suffix != INDEX_SUFFIX:
+        raise ValueError(f"An index is a file ending in {INDEX_SUFFIX}, got {os.fspath(path)!r}.")
     return Path(path)
 
 

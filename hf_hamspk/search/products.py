@@ -1,7 +1,7 @@
 """Nearest neighbours as largest inner products, for every similarity.
 
 A cosine is the inner product of unit vectors. A hyperbolic distance grows with `cosh d`, and with the lift of the
-module `poincare` that is linear in either side: `cosh d - 1 = a + b (1 + a) - X.Y`, where `X = lambda p` and
+module `geometry_hamspk` that is linear in either side: `cosh d - 1 = a + b (1 + a) - X.Y`, where `X = lambda p` and
 `a = lambda |p|^2` of the query, `Y` and `b` those of the key. So the nearest keys have the largest inner product of
 `(Y, b)` with `(X, -1 - a)`, and every library that searches by inner products searches the ball.
 
@@ -23,18 +23,18 @@ ROUNDING = 2.0**-24
 ROUNDED_FACTORS = 2
 
 
-class Comparing(Protocol):
-    """What a model gives: the similarity of its configuration, and what it is."""
+class ScoringModel(Protocol):
+    """What an index needs of a model: the similarity in its configuration, and its fingerprint."""
 
     config: HamSpkConfig
 
     def fingerprint(self) -> str:
-        """Of the weights."""
+        """Identifies the weights."""
         ...
 
 
 class Similarity(NamedTuple):
-    """How a model compares embeddings; fields as in `scoring.score`."""
+    """How a model compares embeddings; fields as in `geometry_hamspk.score`."""
 
     similarity: str
     projection: str
@@ -42,8 +42,8 @@ class Similarity(NamedTuple):
     clip_radius: float
 
     @classmethod
-    def of(cls, model: Comparing) -> "Similarity":
-        """That of a model's configuration."""
+    def of(cls, model: ScoringModel) -> "Similarity":
+        """The similarity in a model's configuration."""
         config = model.config
         # A cosine model may have no curvature, and none enters a cosine.
         curvature = 1.0 if config.curvature is None else float(config.curvature)
@@ -68,7 +68,7 @@ class Similarity(NamedTuple):
         return torch.cat([conformal * position, -1 - beyond], dim=-1).float()
 
     def product_of_score(self, scores: Tensor, queries: Tensor) -> Tensor:
-        """The inner products that belong to scores `(Q, k)` of queries `(Q, D)`, float64; monotone in the score."""
+        """The inner products `(Q, k)`, float64, of scores `(Q, k)` of queries `(Q, D)`; monotone in the score."""
         if self.similarity == "cosine":
             return scores
         factor = 1.0 if self.projection == "released" else self.curvature**-0.5
@@ -81,7 +81,7 @@ class Similarity(NamedTuple):
 
 
 def rounding_bound(size: int) -> float:
-    """Of a float32 inner product of `size` terms, the largest error over the product of the two norms, in any order.
+    """The largest error of a float32 inner product of `size` terms, in any order, over the product of the two norms.
 
     The terms are rounded to float32, multiplied and summed (N. Higham, "Accuracy and Stability of Numerical
     Algorithms", 2002, section 3.1).

@@ -61,7 +61,14 @@ head; at most one of them.
 
 @dataclass
 class DataArguments:
-    """The data.
+    """The data of a training run.
+
+    Example:
+        ```python
+        from hf_hamspk import DataArguments
+
+        data = DataArguments(train_data="corpus/train.csv", audio_root="corpus", speed_factors=[1.0, 0.9, 1.1])
+        ```
 
     Attributes:
         train_data: CSV file, or folder `speaker/.../utterance.flac`.
@@ -120,7 +127,14 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments:
-    """The run.
+    """How a training run goes on.
+
+    Example:
+        ```python
+        from hf_hamspk import TrainingArguments
+
+        arguments = TrainingArguments(output_dir="runs/first", epochs=20, batch_size=128, mixed_precision="bf16")
+        ```
 
     Attributes:
         output_dir: receives checkpoints, logs and the models `best`, `last` and `final`.

@@ -62,8 +62,16 @@ DIVERGED = "Lower learning_rate or set max_grad_norm; the newest checkpoint is f
 class Trainer:
     """Trains the model that a recipe describes.
 
+    Example:
+        ```python
+        from hf_hamspk import Trainer
+
+        trainer = Trainer.from_recipe("recipe.yaml", epochs=1, output_dir="run")
+        results = trainer.train()
+        ```
+
     Args:
-        recipe: from `read_recipe`.
+        recipe: from `read_recipe`; `Trainer.from_recipe` takes a file.
         accelerator: None makes one from the recipe.
 
     Raises:

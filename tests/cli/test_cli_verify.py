@@ -147,10 +147,10 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere.wav", "nowhere.wav' is no file; expected an audio file, or a URL with http(s)://."),
+        ("nowhere.wav", "nowhere.wav: no such file; check the path"),
         ("nan.wav", "nan.wav: holds 3 NaN or infinite samples of 16000"),
         ("text.wav", "text.wav: cannot be decoded"),
-        ("", "is a folder; expected an audio file, or a URL with http(s)://."),
+        ("", "is a folder; give one audio file"),
     ],
 )
 def test_bad_recordings_are_refused(refusal, model_folder, audio, name, reason):

@@ -109,7 +109,7 @@ def test_answers_of_the_hub_in_one_sentence(tmp_path, status, header, message):
 
     server = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = "from hf_hamspk.loading.names import find_model\ntry:\n  find_model('owner/x')\nexcept ValueError as e: print(e)"
+    code = "from hf_hamspk.loading.names import *\ntry: find_model('owner/x')\nexcept ValueError as e: print(e)"
     try:
         done, seconds = process(code, tmp_path, server.server_address[1])
     finally:

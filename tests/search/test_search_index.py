@@ -59,7 +59,7 @@ def assert_nearest(model, result, enrolled, queries, k):
 @engines
 @pytest.mark.parametrize("k", [1, 10])
 def test_nearest_as_by_brute_force(monkeypatch, similarity, use_faiss, k):
-    monkeypatch.setattr("hf_hamspk.search.engines.BLOCK_NUMBERS", 4000)
+    monkeypatch.setattr("hf_hamspk.search.engines.PRODUCTS_AT_ONCE", 4000)
     model, enrolled = Comparing(similarity), drawn(700)
     queries = torch.cat([drawn(40, seed=1), enrolled[:5]])
     result = SpeakerIndex(model, enrolled, use_faiss=use_faiss).search(queries, k)
@@ -136,7 +136,9 @@ def test_saved_and_loaded(tmp_path, kind):
         np.testing.assert_array_equal(ours, theirs)
     assert again.name_of(7) == "s7"
     assert (tmp_path / "index.faiss").is_file() == (kind == "cells")
-    with pytest.raises(ValueError, match=r"is of another model \(aaaaaaaaaaaa\) than the one at hand \(bbbbbbbbbbbb\)"):
+    with pytest.raises(
+        ValueError, match=r"was made with another model \(aaaaaaaaaaaa\) than the given one \(bbbbbbbbbbbb\)"
+    ):
         SpeakerIndex.load(tmp_path / "index.safetensors", Comparing("released", "b" * 64))
     with pytest.raises(ValueError, match="now compares by"):
         SpeakerIndex.load(tmp_path / "index.safetensors", Comparing("cosine"))

@@ -1,0 +1,132 @@
+"""What the command line answers before it imports torch, and that its literals are those of the package."""
+
+import argparse
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_hamspk.__main__ import COMMANDS
+from hf_hamspk.audio_hamspk import InputError, read_sound
+from hf_hamspk.cli import convert, embed, options, prepare, verify
+
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub")
+# Runs commands in one process and reports after each, which heavy packages are imported.
+RUN = f"""
+import contextlib, io, json, sys
+from hf_hamspk.__main__ import main
+found = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code
+    found.append([code, [name for name in {HEAVY} if name in sys.modules], out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def answers(*commands: list[str]) -> list[list]:
+    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_and_mistakes_are_answered_without_torch(tmp_path, model_folder, audio):
+    model, a, b = str(model_folder), str(audio / "a.wav"), str(audio / "b.wav")
+    refused = {
+        "unrecognized arguments: --tst b.wav": ["verify", model, a, "--tst", "b.wav"],
+        "There is no recipe nowhere.yaml. Expected a YAML file": ["train", "nowhere.yaml"],
+        "The enrolment nowhere.wav: no such file": ["verify", model, "nowhere.wav", b],
+        "Enrolment recording 2 nowhere.wav: no such file": ["verify", model, a, "nowhere.wav", "--test", b],
+        "The test nowhere.wav: no such file": ["verify", model, a, "nowhere.wav"],
+        "There is no profile x.safetensors": ["verify", model, "x.safetensors", b],
+        "Got 1 recording. Give two": ["verify", model, a],
+        "There is no folder ./nope": ["verify", "./nope", a, b],
+        "There is no folder nope (--profiles)": ["identify", model, a, "--profiles", "nope"],
+        "nowhere is no folder": ["enrol", model, "nowhere", "--profiles", str(tmp_path)],
+        "There is no trial list nowhere.txt": ["embed", model, "--trials", "nowhere.txt", "--output", "e.npz"],
+        "There is no file or folder nowhere.": ["convert", "nowhere", str(tmp_path / "new")],
+        "There is no file nobody (--speakers)": ["prepare", str(audio), "out", "--speakers", "nobody"],
+        "it must end in .onnx": ["export", model, "model.pt"],
+        "--seed must be at least 0": ["demo", "--seed=-1"],
+    }
+    helps = [["--help"], ["--version"], *([name, "--help"] for name in LIGHT)]
+    found = answers(*helps, *refused.values())
+    for words, (code, heavy, _, err) in zip(helps, found, strict=False):
+        assert (code, heavy, err) == (0, [], ""), words
+    for message, (code, heavy, out, err) in zip(refused, found[len(helps) :], strict=True):
+        assert (code, heavy, out) == (2, [], ""), message
+        assert message in err
+
+
+LIGHT = [name for name in COMMANDS if name not in ("evaluate", "sweep", "calibrate", "push", "card")]
+
+
+@pytest.mark.parametrize("name", ["nowhere.wav", "", "x" * 201, "/dev/null"])
+def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    name = name if name else str(tmp_path)
+    with pytest.raises(InputError) as said:
+        read_sound(name, 16_000, "The test")
+    with pytest.raises(ValueError) as cheap:
+        options.check_recording(name, "The test")
+    assert str(cheap.value) == str(said.value)
+
+
+def test_choices_are_those_of_the_package():
+    from hf_hamspk.conversion import SOURCES
+    from hf_hamspk.data.corpus import AUDIO_SUFFIXES
+    from hf_hamspk.embedding import FORMATS
+    from hf_hamspk.shards import manifest
+    from hf_hamspk.shards.decoding import AAC_SUFFIXES
+    from hf_hamspk.shards.listing import LAYOUTS
+    from hf_hamspk.verification_hamspk import COMBINATIONS
+
+    assert verify.COMBINE_CHOICES == COMBINATIONS
+    assert embed.OUTPUT_FORMATS == FORMATS
+    assert (*AUDIO_SUFFIXES, *AAC_SUFFIXES) == embed.SEARCHED_SUFFIXES
+    assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
+    assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
+    assert tuple(SOURCES) == convert.SOURCE_KINDS
+
+
+def help_of(command: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"hf_hamspk.cli.{command}").add_arguments(parser)
+    return {action.dest: action.help for action in parser._actions if action.help is not None}
+
+
+def defaults(function) -> dict[str, object]:
+    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+def test_defaults_in_the_help_are_those_of_the_functions():
+    from hf_hamspk.calibration_hamspk import OperatingPoint
+    from hf_hamspk.embedding import extract
+    from hf_hamspk.shards.planning import PrepareOptions
+    from hf_hamspk.verification_hamspk import SpeakerIdentifier, SpeakerVerifier
+
+    said, given = help_of("prepare"), defaults(PrepareOptions)
+    for name in (
+        "format",
+        "codec",
+        "sampling_rate",
+        "speaker_level",
+        "split",
+        "rows_per_group",
+        "min_duration",
+        "seed",
+    ):
+        assert f"(default: {given[name]}" in said[name], name
+    assert f"(default: {given['shard_bytes'] // 2**20})" in said["shard_size"]
+    for name in ("batch_seconds", "workers"):
+        assert f"(default: {defaults(extract)[name]:g})" in help_of("embed")[name]
+    assert f"(default: {defaults(SpeakerIdentifier.identify)['candidates']})" in help_of("identify")["candidates"]
+    assert defaults(SpeakerVerifier.verify)["combine"] == "mean"
+    for name in ("cost_miss", "cost_false_alarm"):
+        assert f"(default: {defaults(OperatingPoint)[name]:g})" in help_of("verify")[name]
