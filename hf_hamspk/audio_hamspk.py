@@ -560,7 +560,7 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
     # Its own errors, and what damaged headers make it raise besides; TypeError for headerless ".raw" files.
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
         # The whole message of a LibsndfileError repeats the path.
-        said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".")
+        said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".").replace("/", ", ")
         raise InputError(
             f"cannot be decoded ({said}); it is damaged or not WAV, FLAC, OGG, Opus or MP3: convert it, for example "
             "with `ffmpeg -i INPUT OUTPUT.flac`",
