@@ -351,26 +351,13 @@ class _Mixdown:
         if 0 < self.promised < len(waveform) < self.promised + self.filler:
             waveform = waveform[: self.promised]
         if min_duration is not None:
-            self._require_sound(waveform, min_duration)
+            require_sound(waveform, self.rate, self.name, min_duration, self.channels)
         if self._channels_differ():
             warnings.append(
                 f"{label} has channels that differ, which were averaged: are they of different people or microphones? "
                 "Give the one that matters."
             )
         return waveform
-
-    def _require_sound(self, waveform: np.ndarray, min_duration: float) -> None:
-        if not len(waveform):
-            raise InputError("is empty (0 samples); record it again or leave it out", self.name)
-        if len(waveform) < round(min_duration * self.rate):
-            seconds = len(waveform) / self.rate
-            raise InputError(f"lasts {seconds:.3g} s, at least {min_duration:g} s are needed; leave it out", self.name)
-        if float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
-            averaged = "" if self.channels == 1 else f" after averaging its {self.channels} channels"
-            raise InputError(
-                f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or leave it out",
-                self.name,
-            )
 
     def _channels_differ(self) -> bool:
         """Whether the channels that hold sound are of different things, or cancel each other."""
@@ -395,6 +382,32 @@ class _Mixdown:
         )
 
 
+def require_sound(
+    waveform: np.ndarray, rate: int, name: str, min_duration: float = SHORTEST_SECONDS, channels: int = 1
+) -> None:
+    """Refuse a waveform `(L,)` that is empty, shorter than `min_duration` seconds, or silent.
+
+    Args:
+        waveform: finite.
+        rate: in Hz.
+        name: what errors call it.
+        min_duration: in seconds.
+        channels: that were averaged.
+
+    Raises:
+        InputError: the reason.
+    """
+    if not len(waveform):
+        raise InputError("is empty (0 samples); record it again or leave it out", name)
+    if len(waveform) < round(min_duration * rate):
+        seconds = len(waveform) / rate
+        raise InputError(f"lasts {seconds:.3g} s, at least {min_duration:g} s are needed; leave it out", name)
+    if float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
+        averaged = "" if channels == 1 else f" after averaging its {channels} channels"
+        said = f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or leave it out"
+        raise InputError(said, name)
+
+
 def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
     if isinstance(source, Mapping):
         return _read_mapping(source, array_rate, name, limits)
@@ -404,6 +417,8 @@ def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
         return _read_path(os.fspath(source), name, limits)
     if isinstance(source, np.ndarray | torch.Tensor):
         return _read_array(source, array_rate, name, limits)
+    if isinstance(source, list | tuple):
+        return _read_array(_list_to_array(source, name), array_rate, name, limits)
     if hasattr(source, "get_all_samples"):
         return _read_decoder(source, name, limits)
     if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -431,8 +446,6 @@ def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -
         if source.get(key) is not None:
             samples = source[key]
             if isinstance(samples, list | tuple):
-                if len(samples) > limits.values:
-                    raise InputError(f"holds {len(samples)} samples, at most {limits.values} are read", name)
                 samples = _list_to_array(samples, name)
             return _read_array(samples, source.get("sampling_rate", array_rate), name, limits)
     for key in ("bytes", "path"):
@@ -511,7 +524,7 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
     """Take an array or tensor `(L,)`, or with channels in front or behind."""
     if not isinstance(samples, np.ndarray | torch.Tensor):
         raise InputError(f"holds {type(samples).__name__}; expected an array of samples", name)
-    shape = tuple(samples.shape)
+    shape: tuple[int, ...] = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
         raise InputError(f"has shape {shape}; expected (samples,), or channels and samples", name)
     # Refused by its shape, before a virtual array is copied.
@@ -519,7 +532,7 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
     values = _to_float32(_to_numpy(samples, name), name)
     if values.ndim == 1:
         values = values[:, None]
-    elif shape[0] <= shape[1]:
+    elif shape[0] <= shape[-1]:
         values = values.T
     mixdown.add(values)
     return mixdown
@@ -742,57 +755,6 @@ def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
     )
 
 
-def check_samples(waveform: np.ndarray | Tensor | Sequence[float], position: int) -> Tensor:
-    """One recording as a tensor `(L,)` of float32 (or wider, if it came so), of any length, silent or not.
-
-    Raises:
-        ValueError: not one-dimensional, integers, NaN or infinite samples; the message names `position`.
-    """
-    try:
-        tensor = torch.as_tensor(waveform)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"Waveform {position} is {type(waveform).__name__}; expected an array of samples, shape (samples,). Files "
-            "are read by the pipeline 'speaker-verification', or by soundfile.read."
-        ) from error
-    if tensor.ndim == 0:
-        raise ValueError(
-            f"Waveform {position} is one number; expected an array of samples. One recording among several is given in "
-            "a list: [waveform]."
-        )
-    if tensor.ndim != 1:
-        raise ValueError(
-            f"Waveform {position} has shape {tuple(tensor.shape)}; expected one channel, shape (samples,). Average "
-            "or select the channels first."
-        )
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"Waveform {position} holds {tensor.dtype} samples; expected floating point in [-1, 1]. Divide 16-bit "
-            "audio by 32768."
-        )
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"Waveform {position} holds NaN or infinite samples; decode or repair it first.")
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def check_waveform(waveform: np.ndarray | Tensor | Sequence[float], position: int, sampling_rate: int) -> Tensor:
-    """One utterance as a tensor `(L,)` of float32 (or wider, if it came so), long and loud enough to embed.
-
-    Raises:
-        ValueError: as `check_samples`, and shorter than 0.1 s, or silence.
-    """
-    tensor = check_samples(waveform, position)
-    shortest = round(SHORTEST_SECONDS * sampling_rate)
-    if tensor.shape[0] < shortest:
-        raise ValueError(
-            f"Waveform {position} has {tensor.shape[0]} samples ({tensor.shape[0] / sampling_rate:.3f} "
-            f"s); a speaker needs at least {shortest} ({SHORTEST_SECONDS} s), and a reliable decision a few seconds."
-        )
-    if float(tensor.max() - tensor.min()) < SILENCE_SPAN:
-        raise ValueError(f"Waveform {position} holds no sound: all its samples are alike. Check the recording.")
-    return tensor
-
-
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
     """Refuse a batch that is not `(B, L)` with a mask of the same shape and enough samples in every row.
 
@@ -874,7 +836,7 @@ class _Block(NamedTuple):
 
 
 def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
-    """Measure a recording.
+    """Measure how much speech a waveform holds, and how clean it is.
 
     Args:
         waveform: `(L,)` floating point in [-1, 1], of any length.
@@ -883,7 +845,22 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
     Raises:
         ValueError: not one-dimensional, integers, NaN or infinite samples, or a sampling rate below 8 kHz.
     """
-    samples = _checked(waveform, sampling_rate)
+    samples = np.asarray(waveform)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"A recording must be one channel of floating point in [-1, 1], shape (samples,); got {samples.dtype} of "
+            f"shape {samples.shape}. Average the channels, and divide 16-bit audio by 32768."
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError("The recording holds NaN or infinite samples; decode or repair it first.")
+    return measure_sound(Sound(samples.astype(np.float32, copy=False), sampling_rate))
+
+
+def measure_sound(sound: Sound) -> SpeechMeasures:
+    """As `measure_speech`, of a recording that `read_sound` read."""
+    samples, sampling_rate = sound.waveform, sound.sampling_rate
+    if sampling_rate < 2 * HIGHEST_HZ:
+        raise ValueError(f"Speech is measured at 8000 Hz or more, got {sampling_rate} Hz.")
     duration = len(samples) / sampling_rate
     frame = round(FRAME_SECONDS * sampling_rate)
     level = _decibels(float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0)
@@ -899,20 +876,6 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
     snr = _decibels(max(signal - noise, 0.0)) - _decibels(noise) if frames else LOWEST_SNR_DB
     snr = min(max(snr, LOWEST_SNR_DB), HIGHEST_SNR_DB)
     return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level)
-
-
-def _checked(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    samples = np.asarray(waveform)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(
-            f"A recording must be one channel of floating point in [-1, 1], shape (samples,); got {samples.dtype} of "
-            f"shape {samples.shape}. Average the channels, and divide 16-bit audio by 32768."
-        )
-    if not np.isfinite(samples).all():
-        raise ValueError("The recording holds NaN or infinite samples; decode or repair it first.")
-    if sampling_rate < 2 * HIGHEST_HZ:
-        raise ValueError(f"Speech is measured at 8000 Hz or more, got {sampling_rate} Hz.")
-    return samples.astype(np.float32, copy=False)
 
 
 def _power(decibels: float) -> float:

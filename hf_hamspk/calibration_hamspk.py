@@ -662,8 +662,8 @@ class SpeakerModel(Protocol):
     config: Any
     device: torch.device
 
-    def embed(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> Tensor:
-        """`(N, D)`."""
+    def embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        """Waveforms at the model's sampling rate to `(N, D)`."""
         ...
 
     def score(self, enrolment: Tensor, test: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ Letters: `B` enrolment embeddings, `K` test embeddings, `D` embedding size.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,12 @@ SMALLEST_VARIANCE = 1e-4
 RELEASED_MARGIN = 1e-5
 # In float32 the conformal factor of a point at hyperbolic radius 2*5 is 11,014: the largest that leaves three digits.
 MAX_TANGENT_RADIUS = 5.0
+# Ways to make one embedding of several utterances of a speaker:
+# - "mean": the mean direction, with the mean norm, which hyperbolic scoring uses;
+# - "length_weighted": the same, weighted by the seconds of speech of each utterance;
+# - "barycentre": the point of the ball with the least sum of squared distances (`karcher_mean`), for models that
+#   compare by hyperbolic distance; a cosine model uses the direction of that point.
+COMBINATIONS = ("mean", "length_weighted", "barycentre")
 # Below this norm an embedding has no direction: its cosine fades to 0, and the gradient stays below the inverse, 1e6.
 SMALLEST_NORM = 1e-6
 
@@ -360,3 +367,85 @@ def magnitude(
     if similarity == "cosine":
         return torch.linalg.vector_norm(embeddings, dim=-1)
     return -score(embeddings, torch.zeros_like(embeddings), similarity, projection, curvature, clip_radius)
+
+
+def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean direction of embeddings `(N, D)`, with their mean norm: `(D,)`.
+
+    Args:
+        embeddings: at least one.
+        weights: `(N,)`, at least 0; None for equal ones.
+
+    Raises:
+        ValueError: no embedding, weights that do not fit, or directions that cancel.
+    """
+    embeddings, shares = at_least_float32(embeddings), _shares(embeddings, weights)
+    direction = (shares[:, None] * normalize(embeddings)).sum(0)
+    if float(direction.detach().norm()) < SMALLEST_NORM:
+        raise ValueError(
+            "The directions of these embeddings cancel, so they have no mean. Are they of several speakers?"
+        )
+    return normalize(direction) * (shares * embeddings.norm(dim=-1)).sum()
+
+
+def barycentre(
+    embeddings: Tensor, projection: str, curvature: float, clip_radius: float, weights: Tensor | None = None
+) -> Tensor:
+    """Embedding `(D,)` whose point in the ball has the least sum of squared distances to those of `(N, D)`.
+
+    Args:
+        embeddings: at least one.
+        projection: as in `project`.
+        curvature: as in `project`.
+        clip_radius: as in `project`.
+        weights: `(N,)`, at least 0; None for equal ones.
+    """
+    shares = _shares(embeddings, weights)
+    points, _ = project(embeddings.double(), projection, curvature, clip_radius)
+    mean = karcher_mean(BallPoints(*points), shares.double())
+    return to_features(mean, projection, curvature).to(at_least_float32(embeddings).dtype)
+
+
+def _shares(embeddings: Tensor, weights: Tensor | None) -> Tensor:
+    if embeddings.ndim != 2 or embeddings.shape[0] == 0:
+        raise ValueError(f"Expected embeddings of shape (N, D), N at least 1, got {tuple(embeddings.shape)}.")
+    if weights is None:
+        return torch.full(embeddings.shape[:1], 1 / embeddings.shape[0], device=embeddings.device)
+    if weights.shape != embeddings.shape[:1] or not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
+        raise ValueError(
+            f"Expected {embeddings.shape[0]} weights of at least 0, not all of them 0, got {weights.tolist()}."
+        )
+    weights = at_least_float32(weights).to(embeddings.device)
+    return weights / weights.sum()
+
+
+def combine_embeddings(
+    embeddings: Tensor,
+    combine: str,
+    seconds: Sequence[float] | None = None,
+    projection: str = "released",
+    curvature: float = 3.0,
+    clip_radius: float = 1.0,
+) -> Tensor:
+    """Combine the embeddings of a speaker's utterances: `(N, D)` to `(D,)`.
+
+    Args:
+        embeddings: at least one.
+        combine: `"mean"`, `"length_weighted"` or `"barycentre"`; see `COMBINATIONS`.
+        seconds: of speech in each utterance, for `"length_weighted"`.
+        projection: of `"barycentre"`, as in the model's configuration.
+        curvature: likewise.
+        clip_radius: likewise.
+
+    Raises:
+        ValueError: unknown way, no embedding, or seconds that are missing or do not fit.
+    """
+    if combine == "mean":
+        return mean_direction(embeddings)
+    if combine == "barycentre":
+        return barycentre(embeddings, projection, curvature, clip_radius)
+    if combine != "length_weighted":
+        raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}.")
+    if seconds is None:
+        raise ValueError("combine='length_weighted' needs the seconds of speech of each utterance.")
+    return mean_direction(embeddings, torch.tensor(list(seconds), dtype=torch.float32, device=embeddings.device))

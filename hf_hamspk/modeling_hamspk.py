@@ -1,46 +1,23 @@
-"""Margins on the target of a head: none, additive, angular, and the hinged one of Real AM-Softmax.
+"""Speaker models: waveforms in, embeddings out, a head for training, and what a trained model is used for.
 
-Letters: `B` batch, `K` speakers.
+`SpeakerModelMixin` holds the inference methods (embed, score, enrol, verify, identify, compare); `HamSpkModel` embeds,
+`HamSpkForXVector` adds the training head, `OnnxSpeakerModel` embeds with ONNX Runtime.
 
-Training heads, each a *similarity* to K learned speaker centres times a *margin*.
-
-Letters: `B` batch, `K` speakers, `D` embedding size.
-
-| head                 | similarity             | margin on the target     | logits                             |
-|----------------------|------------------------|--------------------------|------------------------------------|
-| `softmax`            | linear, with bias      | none                     | `W x + b`                          |
-| `scaled_softmax`     | linear, with bias      | none                     | `s (W x + b)`                      |
-| `normalized_softmax` | cosine                 | none                     | `s cos`                            |
-| `am`                 | cosine                 | additive                 | `s (cos - m)`                      |
-| `aam`                | cosine                 | additive in the angle    | `s cos(angle + m)`                 |
-| `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
-| `h`                  | minus Poincaré distance | none                    | `-s d`                             |
-| `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
-| `joint`              | both kinds             | of each                  | weighted sum of the two losses     |
-
-The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of
-it runs in float32 (or float64) with autocast off, and no tensor of B x K x D is made.
-
-The loss here is the plain form, over the B x K similarities. A trainer may set `SpeakerHead.engine`, which computes the
-same loss otherwise: that of `hf_hamspk.losses` goes over blocks of speakers and needs no tensor of B x K.
-
-References: Fang and He 2026, arXiv 2601.19709, and the released code, whose numbers the heads agree with (RAM included:
-the released form sets the logit of an easy impostor to 0). Wang et al. 2018 (AM), Deng et al. 2019 (AAM), Li et al.
-2022, arXiv 2110.09116 (RAM).
-
-Speaker models: waveforms in, embeddings out, and a head for training.
-
-Letters: `B` batch, `L` samples, `T` frames, `D` embedding size, `K` speakers.
+Letters: `B` batch or enrolment embeddings, `L` samples, `T` frames, `D` embedding size, `K` speakers or test
+embeddings, `N` recordings.
 """
 
+import hashlib
+import json
 import math
 import os
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import XVectorOutput
@@ -48,337 +25,247 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import check_batch, check_labels, make_feature_extractor
-from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort
-from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
-from .geometry_hamspk import (
-    MAX_TANGENT_RADIUS,
-    at_least_float32,
-    distance,
-    length_mask,
-    normalize,
-    pairwise_distance,
-    project,
+from .audio_hamspk import (
+    InputError,
+    Limits,
+    check_batch,
+    check_labels,
+    length_batches,
+    make_feature_extractor,
+    require_sound,
 )
+from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
+from .configuration_hamspk import HamSpkConfig
+from .geometry_hamspk import length_mask, magnitude, score, score_matrix
 from .networks_hamspk import (
-    AttentivePooling,
-    Deviation,
+    CosineSimilarity,
     Ecapa,
     FactorisedAttentivePooling,
     FilterBank,
+    HyperbolicSimilarity,
     LayerMix,
-    StatisticsPooling,
-    XVectorPooling,
+    LinearSimilarity,
     batch_norm,
     keep_valid,
     make_frontend,
+    make_head,
+    make_pooling,
 )
 from .pipeline_hamspk import announce_pipeline
-from .verification_hamspk import SpeakerComparison
+from .verification_hamspk import (
+    Comparison,
+    Identification,
+    SpeakerIdentifier,
+    SpeakerProfile,
+    SpeakerVerifier,
+    Verification,
+    read_recording,
+)
 
-# Standard deviation of the centres of the released code: they start almost at the origin.
-CENTRE_STD = 1e-3
-# A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
-SMALLEST_CURVATURE = 1e-2
+# Padded seconds of audio that `embed` sends through the model at once.
+BATCH_SECONDS = 120.0
+INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
+METADATA_KEY = "hamspk"
 # Arguments of `from_pretrained` that say where a file is looked for.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 # Arguments of `save_pretrained` that say where on the Hub the files go.
 HUB_ARGUMENTS = ("push_to_hub", "repo_id", "token", "revision", "create_pr", "private", "commit_message")
-Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAttentivePooling
-
-
-def add_angle(cosine: Tensor, margin: float) -> Tensor:
-    """`cos(angle + margin)`, continued by `cosine - margin sin(margin)` past `angle = pi - margin`.
-
-    Args:
-        cosine: any shape, range [-1, 1].
-        margin: radians, in [0, pi).
-    """
-    # Rounding may push 1 - cos^2 below 0, and the slope of the square root is infinite there.
-    sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
-    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
-    past_turn = cosine <= math.cos(math.pi - margin)
-    return torch.where(past_turn, cosine - margin * math.sin(math.pi - margin), shifted)
-
-
-def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """The similarity to the own centre, made harder.
-
-    Args:
-        target: any shape.
-        kind: `"none"`, `"additive"`, `"angular"` or `"real"`.
-        margin: at least 0, in units of the similarity (radians for `"angular"`).
-    """
-    if kind == "none":
-        return target
-    return add_angle(target, margin) if kind == "angular" else target - margin
-
-
-def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
-    """Scaled logits with the margin on the target.
-
-    Args:
-        similarity: `(B, K)`.
-        labels: `(B,)`, in [0, K).
-        kind, margin: as in `add_margin`.
-        scale: positive.
-
-    Returns:
-        `(B, K)` logits.
-    """
-    if kind == "none":
-        return scale * similarity
-    index = labels[:, None]
-    target = add_margin(similarity.gather(1, index), kind, margin)
-    logits = scale * similarity.scatter(1, index, target)
-    if kind == "real":
-        logits = logits.masked_fill(logits < scale * target, 0.0)
-    return logits
-
 
 logger = logging.get_logger(__name__)
 
 
-class HeadOutput(NamedTuple):
-    """Result of a head.
+class SpeakerModelMixin(nn.Module):
+    """Inference methods shared by all models: embed, score, enrol, verify, identify, compare."""
 
-    Attributes:
-        logits: `(B, K)`, scaled, without margin: what identifies a training speaker; None where they were not asked
-            for.
-        loss: scalar, the mean cross-entropy with margin; None without labels.
-    """
+    config: HamSpkConfig
+    device: torch.device
+    base_model: nn.Module
+    calibration: Calibration | None = None
+    cohort: Cohort | None = None
+    _known_fingerprint: tuple[Any, str] | None = None
 
-    logits: Tensor | None
-    loss: Tensor | None
-
-
-class LossEngine(Protocol):
-    """Computes the loss of a head in training."""
-
-    @property
-    def gives_logits(self) -> bool:
-        """Whether this process holds all centres, so that there are logits."""
-        ...
-
-    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy with margin, a scalar, of embeddings `(B, D)` and labels `(B,)`."""
-        ...
-
-
-def make_centres(config: HamSpkConfig) -> nn.Parameter:
-    """Centres `(K, D)`, to be drawn by their owner."""
-    return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
-
-
-class LinearSimilarity(nn.Module):
-    """`W x + b`: `(B, D)` to `(B, K)`."""
-
-    kind = "linear"
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.weight = make_centres(config)
-        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
-        self.reset_centres()
-
-    def curvature(self) -> None:
-        """A linear similarity has none."""
-
-    def reset_centres(self) -> None:
-        """Draw the centres as `torch.nn.Linear` draws its weights."""
-        bound = 1 / math.sqrt(self.weight.shape[1])
-        init.uniform_(self.weight, -bound, bound)
-        init.zeros_(self.bias)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        return F.linear(embeddings, self.weight.to(embeddings.dtype), self.bias.to(embeddings.dtype))
-
-
-class CosineSimilarity(nn.Module):
-    """Cosine to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
-
-    kind = "cosine"
-    bias: None = None
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.weight = make_centres(config)
-        self.reset_centres()
-
-    def curvature(self) -> None:
-        """A cosine has none."""
-
-    def reset_centres(self) -> None:
-        """Draw the centres from Xavier's normal distribution, as the released code does."""
-        init.xavier_normal_(self.weight)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        return normalize(embeddings) @ normalize(self.weight.to(embeddings.dtype)).mT
-
-
-class HyperbolicSimilarity(nn.Module):
-    """Minus the distance to the centres, in the projection of the configuration: `(B, D)` to `(B, K)`, at most 0.
-
-    With labels, the distance of each embedding to its own centre is computed from the difference of the two points,
-    which is exact where they almost coincide; the matrix product serves all the others.
-    """
-
-    kind = "hyperbolic"
-    bias: None = None
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.projection = config.projection
-        self.clip_radius = config.clip_radius
-        self.initial_curvature = cast(float, config.curvature)
-        self.largest_curvature = (MAX_TANGENT_RADIUS / config.clip_radius) ** 2
-        self.weight = make_centres(config)
-        self.log_curvature = nn.Parameter(torch.empty(())) if config.learnable_curvature else None
-        self.reset_centres()
-
-    def reset_centres(self) -> None:
-        """Draw the centres close to the origin, as the released code does, and set the initial curvature."""
-        init.normal_(self.weight, std=CENTRE_STD)
-        if self.log_curvature is not None:
-            init.constant_(self.log_curvature, math.log(self.initial_curvature))
-
-    def curvature(self) -> float | Tensor:
-        """`c` in use: a number, or a scalar tensor where it is learned (in float32 or better, inside its bounds)."""
-        if self.log_curvature is None:
-            return self.initial_curvature
-        log_c = at_least_float32(self.log_curvature)
-        # The bound acts on the value and not on the gradient, or a parameter that steps over it could not come back.
-        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
-        return (log_c + (bounded - log_c).detach()).exp()
-
-    def recorded_curvature(self) -> float:
-        """`c` in use as a number that the configuration accepts: rounding may put it just over its bound."""
-        return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        c = self.curvature()
-        x, factor = project(embeddings, self.projection, c, self.clip_radius)
-        centres, _ = project(self.weight.to(embeddings.dtype), self.projection, c, self.clip_radius)
-        distances = pairwise_distance(x, centres)
-        if labels is not None:
-            own = type(centres)(centres.position[labels], centres.conformal[labels])
-            distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
-        return -distances * factor
-
-
-SIMILARITIES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "hyperbolic": HyperbolicSimilarity}
-
-
-class SpeakerHead(nn.Module):
-    """One head of the table above, chosen by `config.head`.
-
-    The margin is a plain attribute, to be moved by a schedule with `set_margin`; it is saved in the configuration and
-    not in the weights. `engine` belongs to a training run and is saved nowhere.
-
-    Args:
-        config: `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for hyperbolic heads `projection`,
-            `curvature`, `clip_radius` and `learnable_curvature`.
-        head: overrides `config.head`.
-    """
-
-    def __init__(self, config: HamSpkConfig, head: str | None = None):
-        super().__init__()
-        similarity, self.margin_kind = HEAD_PARTS[config.head if head is None else head]
-        self.similarity = SIMILARITIES[similarity](config)
-        self.scale = cast(float, config.scale)
-        self.projection, self.clip_radius = config.projection, float(config.clip_radius)
-        self.engine: LossEngine | None = None
-        self.set_margin(cast(float, config.margin))
-
-    def set_margin(self, margin: float) -> None:
-        """Use `margin` (in [0, 3)) from now on. Heads without a margin ignore it."""
-        if not 0 <= margin < LARGEST_MARGIN:
-            raise ValueError(f"A margin is at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
-        self.margin = float(margin)
-
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that have a row for each speaker, by name."""
-        return {name: p for name, p in self.named_parameters() if name in ("similarity.weight", "similarity.bias")}
-
-    def forward(
-        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
-    ) -> HeadOutput:
-        """Logits and loss.
+    def embed(
+        self,
+        recordings: Iterable[Any],
+        sampling_rate: int | None = None,
+        batch_seconds: float = BATCH_SECONDS,
+        limits: Limits | None = None,
+    ) -> Tensor:
+        """Embed recordings of any lengths and sampling rates, in evaluation mode, batched by length.
 
         Args:
-            embeddings: `(B, D)`.
-            labels: `(B,)` int64 in [0, K), or None.
-            return_logits: None for logits unless a loss is trained on, which needs no tensor of B x K.
+            recordings: paths, arrays, dictionaries, ...: anything that `read_sound` reads.
+            sampling_rate: of arrays that come without one, in Hz; None takes the model's.
+            batch_seconds: padded audio of one forward pass, in seconds.
+            limits: how much is read of each recording.
+
+        Returns:
+            `(N, D)` float32 on the model's device, in the order given. An embedding does not depend on the others.
+
+        Raises:
+            InputError: a recording that cannot be used, or that is silent or shorter than 0.1 s; the message begins
+                with its number, from 1.
         """
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres, so there are no logits: ask the saved model for them.")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = at_least_float32(embeddings)
-            logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
-            if labels is None:
-                return HeadOutput(logits, None)
-            if self.engine is None:
-                return HeadOutput(logits, self.plain_loss(embeddings, labels))
-            return HeadOutput(logits, self.engine(self, embeddings, labels))
+        if isinstance(recordings, str | bytes | os.PathLike | dict):
+            raise InputError(
+                f"embed takes several recordings, got one ({type(recordings).__name__}): give it in a list"
+            )
+        rate = self.config.sampling_rate
+        assumed = rate if sampling_rate is None else sampling_rate
+        waveforms = []
+        for number, one in enumerate(recordings, 1):
+            label = f"Recording {number}"
+            sound = read_recording(one, rate, label, limits, assumed)
+            require_sound(sound.waveform, rate, label)
+            waveforms.append(sound.waveform)
+        return self.embed_waveforms(waveforms, batch_seconds)
 
-    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss as its definition reads, over the B x K similarities."""
-        similarity = self.similarity(embeddings, labels)
-        return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
+    def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:
+        """Embed waveforms that `read_sound` made: `(N, D)` float32, as `embed`.
 
+        Args:
+            waveforms: each `(L,)` float32, finite, at the model's sampling rate; not checked.
+            batch_seconds: padded audio of one forward pass, in seconds.
+        """
+        tensors = [torch.from_numpy(np.ascontiguousarray(waveform)) for waveform in waveforms]
+        sizes = [len(tensor) for tensor in tensors]
+        embeddings = torch.empty(len(tensors), self.config.embedding_size, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for batch in length_batches(sizes, int(batch_seconds * self.config.sampling_rate)):
+                    lengths = torch.tensor([sizes[i] for i in batch])
+                    values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
+                    mask = None
+                    if lengths[0] != lengths[-1]:
+                        mask = length_mask(lengths, values.shape[1]).to(self.device)
+                    embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
+        finally:
+            self.train(was_training)
+        return embeddings
 
-class JointHead(nn.Module):
-    """`lambda_1` times a Euclidean head plus `lambda_2` times HAM, each with its own centres.
+    def enrol(
+        self,
+        recordings: Sequence[Any],
+        name: str | None = None,
+        combine: str = "mean",
+        sampling_rate: int | None = None,
+        limits: Limits | None = None,
+    ) -> SpeakerProfile:
+        """Make a profile of a speaker from recordings; see `SpeakerVerifier.enrol`."""
+        return self.verifier().enrol(recordings, sampling_rate, combine, name, limits)
 
-    The released code publishes 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits are those of HAM.
+    def verify(
+        self,
+        enrolment: Any,
+        test: Any,
+        operating_point: str | OperatingPoint | None = None,
+        threshold: float | None = None,
+        combine: str = "mean",
+        sampling_rate: int | None = None,
+        limits: Limits | None = None,
+    ) -> Verification:
+        """Decide whether recordings are of the same speaker; see `SpeakerVerifier.verify`."""
+        return self.verifier().verify(enrolment, test, sampling_rate, operating_point, threshold, combine, limits)
 
-    Args:
-        config: as for `SpeakerHead`, and `euclidean_head`, `euclidean_weight`, `hyperbolic_weight`.
-    """
+    def identify(self, recording: Any, profiles: Sequence[SpeakerProfile], **options: Any) -> Identification:
+        """Decide which of the enrolled speakers a recording is of, if any.
 
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.euclidean = SpeakerHead(config, config.euclidean_head)
-        self.hyperbolic = SpeakerHead(config, "ham")
-        self.euclidean_weight = config.euclidean_weight
-        self.hyperbolic_weight = config.hyperbolic_weight
+        Args:
+            recording: anything that `read_sound` reads.
+            profiles: of the enrolled speakers.
+            options: of `SpeakerIdentifier.identify`, which also takes many recordings.
+        """
+        return self.identifier(profiles).identify([recording], **options)[0]
 
-    @property
-    def margin(self) -> float:
-        """The margin of both parts."""
-        return self.hyperbolic.margin
+    def compare(
+        self, recordings: Iterable[Any], sampling_rate: int | None = None, limits: Limits | None = None
+    ) -> Comparison:
+        """Compare all pairs of recordings: scores, and log-likelihood ratios if the model is calibrated.
 
-    def set_margin(self, margin: float) -> None:
-        """Use `margin` (in [0, 3)) in both parts from now on."""
-        self.euclidean.set_margin(margin)
-        self.hyperbolic.set_margin(margin)
+        Args:
+            recordings: anything that `read_sound` reads.
+            sampling_rate: of arrays that come without one, in Hz; None takes the model's, with a warning.
+            limits: how much is read of each recording.
 
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """As `SpeakerHead.centre_parameters`, of both parts."""
-        parts = {"euclidean": self.euclidean, "hyperbolic": self.hyperbolic}
-        return {f"{part}.{name}": p for part, head in parts.items() for name, p in head.centre_parameters().items()}
+        Raises:
+            InputError: a recording that cannot be used.
+        """
+        return self.verifier().compare(recordings, sampling_rate, limits)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
-    ) -> HeadOutput:
-        """Logits of the hyperbolic part and the weighted sum of both losses; arguments as in `SpeakerHead`."""
-        logits, hyperbolic = self.hyperbolic(embeddings, labels, return_logits)
-        if labels is None or hyperbolic is None:
-            return HeadOutput(logits, None)
-        euclidean = cast(Tensor, self.euclidean(embeddings, labels, False).loss)
-        return HeadOutput(logits, self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic)
+    def score(self, enrolment: Any, test: Any) -> Tensor:
+        """Score pairs of embeddings, row by row, as the configuration says (`similarity`); larger is more alike.
 
-    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """As `SpeakerHead.plain_loss`."""
-        euclidean, hyperbolic = (part.plain_loss(embeddings, labels) for part in (self.euclidean, self.hyperbolic))
-        return self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic
+        Args:
+            enrolment: `(..., D)`, a tensor or an array.
+            test: `(..., D)`.
 
+        Returns:
+            `(...)`: the cosine, or minus the hyperbolic distance.
+        """
+        return score(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
 
-def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
-    """The head that `config.head` names."""
-    return JointHead(config) if config.head == "joint" else SpeakerHead(config)
+    def score_matrix(self, enrolment: Any, test: Any) -> Tensor:
+        """Score all of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`: `(..., B, K)`."""
+        return score_matrix(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
+
+    def magnitude(self, embeddings: Tensor) -> Tensor:
+        """Distance of embeddings `(..., D)` from the origin, `(...)`: their norm, or their hyperbolic radius."""
+        return magnitude(embeddings, **self._scoring())
+
+    def fingerprint(self) -> str:
+        """Identifies the weights: the same with or without head, in float32 or bfloat16.
+
+        Returns:
+            SHA-256, in hexadecimal, over name, shape and values, rounded to bfloat16, of the parameters and buffers
+            that make the embedding (0.1 s for 20 million on a CPU), kept until these change. A float16 or quantised
+            load has rounded otherwise and has another fingerprint.
+        """
+        # Counters of batches do not enter an embedding.
+        state = {name: t.detach() for name, t in self.base_model.state_dict().items() if t.is_floating_point()}
+        # Sums find changes that the version of a tensor does not tell (`parameter.data.mul_(2)`).
+        key = [(name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())]
+        if self._known_fingerprint is None or self._known_fingerprint[0] != key:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(state.items()):
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy())
+            self._known_fingerprint = (key, digest.hexdigest())
+        return self._known_fingerprint[1]
+
+    def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
+        """What verifies recordings with the calibration and the cohort of this model.
+
+        Raises:
+            ValueError: they are of other weights, for example of those before further training.
+        """
+        return SpeakerVerifier(self, self.calibration, self.cohort, check_voices)
+
+    def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
+        """What identifies recordings among enrolled speakers.
+
+        Raises:
+            ValueError: no profile, a profile without a name of its own, or anything of another model.
+        """
+        return SpeakerIdentifier(self, profiles, self.calibration, self.cohort, check_voices)
+
+    def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
+        """This model with embeddings computed by ONNX Runtime, from a file of `hamspk export`.
+
+        Args:
+            file: a path, or a name beside the weights.
+            threads: of one operation; None lets ONNX Runtime choose: all cores.
+
+        Raises:
+            ImportError: ONNX Runtime is not installed.
+            ValueError: there is no such file, it cannot be read, or it is of other weights.
+        """
+        return OnnxSpeakerModel(self, _find_beside(file, self.config), threads)
+
+    def _scoring(self) -> dict:
+        config = self.config
+        return {name: getattr(config, name) for name in ("similarity", "projection", "curvature", "clip_radius")}
 
 
 @dataclass
@@ -394,7 +281,7 @@ class HamSpkOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
 
 
-class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
+class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     """Weights, saving and the use of a speaker model, shared by the model with and without head."""
 
     config: HamSpkConfig
@@ -562,21 +449,6 @@ class HamSpkPreTrainedModel(SpeakerComparison, PreTrainedModel):
         exact = (torch.float64, torch.float32, torch.bfloat16)
         weights = list(self.base_model.parameters())
         return all(weight.dtype in exact and not weight.is_meta for weight in weights)
-
-
-def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
-    """The pooling that `config.pooling` names, of frames of `channels`, or of all `layers` of a backbone for MHFA."""
-    smallest = float(config.pooling_smallest_variance)
-    if config.pooling == "mhfa":
-        return FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
-    if config.pooling == "statistics":
-        return StatisticsPooling(channels, Deviation(smallest))
-    if config.pooling == "xvector":
-        shapes = (config.tdnn_channels, config.tdnn_kernel_sizes, config.tdnn_dilations)
-        return XVectorPooling(channels, *shapes, Deviation(smallest))
-    deviation = Deviation(smallest, config.pooling_unbiased, float(config.pooling_variance_offset))
-    hidden = config.pooling_channels
-    return AttentivePooling(channels, hidden, config.pooling_context, config.pooling_hidden_norm, deviation)
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
@@ -818,3 +690,145 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         logits, loss = self.head(embeddings, labels, return_logits)
         output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)
         return output.to_tuple() if return_dict is False else output
+
+
+@dataclass(frozen=True)
+class OnnxDescription:
+    """What an exported file says of itself.
+
+    Attributes:
+        fingerprint: of the weights.
+        sampling_rate: in Hz.
+        embedding_size: D.
+        masked: whether the graph takes an attention mask; otherwise only batches without padding.
+    """
+
+    fingerprint: str
+    sampling_rate: int
+    embedding_size: int
+    masked: bool
+
+    def to_metadata(self) -> dict[str, str]:
+        """For the file."""
+        return {METADATA_KEY: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
+        """Read it.
+
+        Raises:
+            ValueError: the file was not written by this package.
+        """
+        try:
+            return cls(**json.loads(metadata[METADATA_KEY]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} was not written by `hamspk export`; export the model with it.") from error
+
+
+class OnnxEncoder(nn.Module):
+    """The exported graph in a session of ONNX Runtime, called like the model it was made of.
+
+    Args:
+        file: that `hamspk export` wrote.
+        threads: of one operation; None lets ONNX Runtime choose: all cores.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        ValueError: the file cannot be read, or was not written by this package.
+    """
+
+    def __init__(self, file: str | os.PathLike, threads: int | None = None):
+        super().__init__()
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"The threads of ONNX Runtime must be a whole number from 1, got {threads!r}.")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "ONNX Runtime is not installed: `pip install onnxruntime`, or leave out onnx_file to use torch."
+            ) from error
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        name = os.path.basename(os.fspath(file))
+        try:
+            self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # Its exceptions have no common base but this one.
+            raise ValueError(
+                f"{name} cannot be read by ONNX Runtime ({type(error).__name__}). Export it anew."
+            ) from error
+        self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
+        """Embed `(B, L)` waveforms, right-padded where `attention_mask` `(B, L)` is 0: `embeddings` `(B, D)`."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        elif not self.description.masked:
+            # Each utterance without its padding.
+            rows = [values[: int(mask.sum())] for values, mask in zip(input_values, attention_mask, strict=True)]
+            return XVectorOutput(embeddings=torch.cat([self._run({INPUTS[0]: row[None]}) for row in rows]))
+        feed = {INPUTS[0]: input_values}
+        if self.description.masked:
+            feed[INPUTS[1]] = attention_mask.long()
+        return XVectorOutput(embeddings=self._run(feed))
+
+    def _run(self, feed: dict[str, Tensor]) -> Tensor:
+        arrays = {name: tensor.detach().cpu().float() if name == INPUTS[0] else tensor for name, tensor in feed.items()}
+        return torch.from_numpy(self.session.run([OUTPUT], {name: a.numpy() for name, a in arrays.items()})[0])
+
+
+class OnnxSpeakerModel(SpeakerModelMixin):
+    """Embeds with ONNX Runtime; compares, verifies and is calibrated like the model that the file was made of.
+
+    Args:
+        model: whose configuration, calibration and cohort are taken.
+        file: that `hamspk export` wrote.
+        threads: of one operation; None lets ONNX Runtime choose.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        ValueError: the file cannot be read, or is of other weights than those of `model`.
+    """
+
+    def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
+        super().__init__()
+        encoder = OnnxEncoder(file, threads)
+        described, own = encoder.description.fingerprint, model.fingerprint()
+        if described != own:
+            raise ValueError(
+                f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
+                f"those at hand ({shorten(own)}). Export this model with `hamspk export`."
+            )
+        self.config = model.config
+        self.device = torch.device("cpu")
+        self.calibration, self.cohort = model.calibration, model.cohort
+        self.base_model: Any = encoder
+
+    def fingerprint(self) -> str:
+        """That of the weights that were exported."""
+        return self.base_model.description.fingerprint
+
+
+def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
+    """A file as it is, or beside the weights in their folder or repository.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    if os.path.isfile(file):
+        return file
+    found = None
+    if config.name_or_path:
+        found = cached_file(
+            config.name_or_path,
+            os.fspath(file),
+            revision=getattr(config, "_commit_hash", None),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if found is None:
+        raise ValueError(
+            f"There is no file {os.fspath(file)}, here or beside the weights. Make it: `hamspk export MODEL OUT.onnx`."
+        )
+    return found

@@ -1,38 +1,46 @@
-"""From waveforms to features, batched, on the model's device, blind to padding.
+"""Layers: front-ends, pooling, the ECAPA-TDNN encoder, and the training heads. Masks reach every layer.
 
-Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `N` points of the Fourier transform.
+**Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each; valid
+frames of the features do not depend on the padding. Their constants lie in float32 buffers that are not saved: they are
+computed again whenever the model is built, loaded or cast. `"fbank"` agrees with the encoder of the released code
+(torchaudio's MelSpectrogram after a pre-emphasis), `"kaldi"` with Kaldi's compute-fbank-feats without dither,
+`"speechbrain"` with SpeechBrain's Fbank and normalisation of each sentence.
 
-Every front-end takes waveforms `(B, L)` in [-1, 1] padded on the right and the number of valid samples of each, and
-gives features whose valid frames do not depend on the padding. The constants live in float32 buffers that are not
-saved: they are computed again whenever the model is built, loaded or cast.
+**Pooling** makes one vector of the valid frames: Desplanques et al. 2020 (attentive statistics with global context);
+Peng et al. 2022, arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors).
 
-References: `"fbank"` agrees with the encoder that the released code uses (torchaudio's MelSpectrogram after a
-pre-emphasis); `"kaldi"` with Kaldi's compute-fbank-feats without dither; `"speechbrain"` with SpeechBrain's Fbank and
-normalisation of each sentence.
+**ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is convolution, ReLU, batch normalisation, in
+this order. Frames outside the mask are zeroed after each, so that a padded batch gives what each utterance gives alone,
+and batch statistics in training see valid frames only. With the defaults of the configuration encoder and pooling agree
+with the released code of arXiv 2601.19709 (C = 1024 there), with its options with SpeechBrain and WeSpeaker.
 
-From frames to one vector, over the valid frames only.
+**Heads** are each a *similarity* to K learned speaker centres times a *margin*:
 
-Letters: `B` batch, `C` channels, `T` frames, `H` attention heads, `N` layers of a transformers backbone.
+| head                 | similarity             | margin on the target     | logits                             |
+|----------------------|------------------------|--------------------------|------------------------------------|
+| `softmax`            | linear, with bias      | none                     | `W x + b`                          |
+| `scaled_softmax`     | linear, with bias      | none                     | `s (W x + b)`                      |
+| `normalized_softmax` | cosine                 | none                     | `s cos`                            |
+| `am`                 | cosine                 | additive                 | `s (cos - m)`                      |
+| `aam`                | cosine                 | additive in the angle    | `s cos(angle + m)`                 |
+| `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
+| `h`                  | minus Poincaré distance | none                    | `-s d`                             |
+| `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
+| `joint`              | both kinds             | of each                  | weighted sum of the two losses     |
 
-References: Desplanques et al. 2020 (attentive statistics with global context, as in ECAPA-TDNN); Peng et al. 2022,
-arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors). With the defaults of the
-configuration the attentive pooling agrees with the encoder that the released code uses; its options are what
-SpeechBrain and WeSpeaker do differently.
+The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of
+it runs in float32 (or float64) with autocast off. The loss is the plain form, over the B x K similarities; a trainer
+may set `SpeakerHead.engine`, which computes the same loss otherwise (`hf_hamspk.losses`: over blocks of speakers).
+Numbers agree with the released code (RAM included: it sets the logit of an easy impostor to 0). Fang and He 2026, arXiv
+2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
 
-ECAPA-TDNN, the frame encoder of the paper, with masks all the way.
-
-Letters: `B` batch, `F` mel bins, `C` channels, `T` frames.
-
-Every layer is convolution, ReLU, batch normalisation, in this order. Frames outside the mask are zeroed after each, so
-that a padded batch gives what each utterance gives alone, and batch statistics in training see valid frames only.
-
-References: Desplanques et al. 2020, arXiv 2005.07143; with the defaults of the configuration it agrees with the encoder
-that the released code of arXiv 2601.19709 uses (C = 1024 there), with its options with SpeechBrain's and WeSpeaker's.
+Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
+transformers backbone or points of the Fourier transform, `D` embedding size, `K` speakers.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -40,8 +48,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .configuration_hamspk import HamSpkConfig
-from .geometry_hamspk import SMALLEST_VARIANCE, at_least_float32, length_mask
+from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
+from .geometry_hamspk import (
+    MAX_TANGENT_RADIUS,
+    SMALLEST_VARIANCE,
+    at_least_float32,
+    distance,
+    length_mask,
+    normalize,
+    pairwise_distance,
+    project,
+)
 
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
@@ -57,6 +74,10 @@ SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
+# Standard deviation of the centres of the released code: they start almost at the origin.
+CENTRE_STD = 1e-3
+# A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
+SMALLEST_CURVATURE = 1e-2
 
 
 class Features(NamedTuple):
@@ -678,3 +699,312 @@ class Ecapa(nn.Module):
         if self.aggregate_norm is not None:
             frames = batch_norm(self.aggregate_norm, frames, mask)
         return keep_valid(frames, mask)
+
+
+Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAttentivePooling
+
+
+def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
+    """The pooling that `config.pooling` names, of frames of `channels`, or of all `layers` of a backbone for MHFA."""
+    smallest = float(config.pooling_smallest_variance)
+    if config.pooling == "mhfa":
+        return FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
+    if config.pooling == "statistics":
+        return StatisticsPooling(channels, Deviation(smallest))
+    if config.pooling == "xvector":
+        shapes = (config.tdnn_channels, config.tdnn_kernel_sizes, config.tdnn_dilations)
+        return XVectorPooling(channels, *shapes, Deviation(smallest))
+    deviation = Deviation(smallest, config.pooling_unbiased, float(config.pooling_variance_offset))
+    hidden = config.pooling_channels
+    return AttentivePooling(channels, hidden, config.pooling_context, config.pooling_hidden_norm, deviation)
+
+
+def add_angle(cosine: Tensor, margin: float) -> Tensor:
+    """`cos(angle + margin)`, continued by `cosine - margin sin(margin)` past `angle = pi - margin`.
+
+    Args:
+        cosine: any shape, range [-1, 1].
+        margin: radians, in [0, pi).
+    """
+    # Rounding may push 1 - cos^2 below 0, and the slope of the square root is infinite there.
+    sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    past_turn = cosine <= math.cos(math.pi - margin)
+    return torch.where(past_turn, cosine - margin * math.sin(math.pi - margin), shifted)
+
+
+def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
+    """The similarity to the own centre, made harder.
+
+    Args:
+        target: any shape.
+        kind: `"none"`, `"additive"`, `"angular"` or `"real"`.
+        margin: at least 0, in units of the similarity (radians for `"angular"`).
+    """
+    if kind == "none":
+        return target
+    return add_angle(target, margin) if kind == "angular" else target - margin
+
+
+def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
+    """Scaled logits with the margin on the target.
+
+    Args:
+        similarity: `(B, K)`.
+        labels: `(B,)`, in [0, K).
+        kind, margin: as in `add_margin`.
+        scale: positive.
+
+    Returns:
+        `(B, K)` logits.
+    """
+    if kind == "none":
+        return scale * similarity
+    index = labels[:, None]
+    target = add_margin(similarity.gather(1, index), kind, margin)
+    logits = scale * similarity.scatter(1, index, target)
+    if kind == "real":
+        logits = logits.masked_fill(logits < scale * target, 0.0)
+    return logits
+
+
+class HeadOutput(NamedTuple):
+    """Result of a head.
+
+    Attributes:
+        logits: `(B, K)`, scaled, without margin: what identifies a training speaker; None where they were not asked
+            for.
+        loss: scalar, the mean cross-entropy with margin; None without labels.
+    """
+
+    logits: Tensor | None
+    loss: Tensor | None
+
+
+class LossEngine(Protocol):
+    """Computes the loss of a head in training."""
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether this process holds all centres, so that there are logits."""
+        ...
+
+    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy with margin, a scalar, of embeddings `(B, D)` and labels `(B,)`."""
+        ...
+
+
+def make_centres(config: HamSpkConfig) -> nn.Parameter:
+    """Centres `(K, D)`, to be drawn by their owner."""
+    return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
+
+
+class LinearSimilarity(nn.Module):
+    """`W x + b`: `(B, D)` to `(B, K)`."""
+
+    kind = "linear"
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.weight = make_centres(config)
+        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
+        self.reset_centres()
+
+    def curvature(self) -> None:
+        """A linear similarity has none."""
+
+    def reset_centres(self) -> None:
+        """Draw the centres as `torch.nn.Linear` draws its weights."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        init.uniform_(self.weight, -bound, bound)
+        init.zeros_(self.bias)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        return F.linear(embeddings, self.weight.to(embeddings.dtype), self.bias.to(embeddings.dtype))
+
+
+class CosineSimilarity(nn.Module):
+    """Cosine to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
+
+    kind = "cosine"
+    bias: None = None
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.weight = make_centres(config)
+        self.reset_centres()
+
+    def curvature(self) -> None:
+        """A cosine has none."""
+
+    def reset_centres(self) -> None:
+        """Draw the centres from Xavier's normal distribution, as the released code does."""
+        init.xavier_normal_(self.weight)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        return normalize(embeddings) @ normalize(self.weight.to(embeddings.dtype)).mT
+
+
+class HyperbolicSimilarity(nn.Module):
+    """Minus the distance to the centres, in the projection of the configuration: `(B, D)` to `(B, K)`, at most 0.
+
+    With labels, the distance of each embedding to its own centre is computed from the difference of the two points,
+    which is exact where they almost coincide; the matrix product serves all the others.
+    """
+
+    kind = "hyperbolic"
+    bias: None = None
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.projection = config.projection
+        self.clip_radius = config.clip_radius
+        self.initial_curvature = cast(float, config.curvature)
+        self.largest_curvature = (MAX_TANGENT_RADIUS / config.clip_radius) ** 2
+        self.weight = make_centres(config)
+        self.log_curvature = nn.Parameter(torch.empty(())) if config.learnable_curvature else None
+        self.reset_centres()
+
+    def reset_centres(self) -> None:
+        """Draw the centres close to the origin, as the released code does, and set the initial curvature."""
+        init.normal_(self.weight, std=CENTRE_STD)
+        if self.log_curvature is not None:
+            init.constant_(self.log_curvature, math.log(self.initial_curvature))
+
+    def curvature(self) -> float | Tensor:
+        """`c` in use: a number, or a scalar tensor where it is learned (in float32 or better, inside its bounds)."""
+        if self.log_curvature is None:
+            return self.initial_curvature
+        log_c = at_least_float32(self.log_curvature)
+        # The bound acts on the value and not on the gradient, or a parameter that steps over it could not come back.
+        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
+        return (log_c + (bounded - log_c).detach()).exp()
+
+    def recorded_curvature(self) -> float:
+        """`c` in use as a number that the configuration accepts: rounding may put it just over its bound."""
+        return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        c = self.curvature()
+        x, factor = project(embeddings, self.projection, c, self.clip_radius)
+        centres, _ = project(self.weight.to(embeddings.dtype), self.projection, c, self.clip_radius)
+        distances = pairwise_distance(x, centres)
+        if labels is not None:
+            own = type(centres)(centres.position[labels], centres.conformal[labels])
+            distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
+        return -distances * factor
+
+
+SIMILARITIES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "hyperbolic": HyperbolicSimilarity}
+
+
+class SpeakerHead(nn.Module):
+    """One head of the table above, chosen by `config.head`.
+
+    The margin is a plain attribute, to be moved by a schedule with `set_margin`; it is saved in the configuration and
+    not in the weights. `engine` belongs to a training run and is saved nowhere.
+
+    Args:
+        config: `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for hyperbolic heads `projection`,
+            `curvature`, `clip_radius` and `learnable_curvature`.
+        head: overrides `config.head`.
+    """
+
+    def __init__(self, config: HamSpkConfig, head: str | None = None):
+        super().__init__()
+        similarity, self.margin_kind = HEAD_PARTS[config.head if head is None else head]
+        self.similarity = SIMILARITIES[similarity](config)
+        self.scale = cast(float, config.scale)
+        self.projection, self.clip_radius = config.projection, float(config.clip_radius)
+        self.engine: LossEngine | None = None
+        self.set_margin(cast(float, config.margin))
+
+    def set_margin(self, margin: float) -> None:
+        """Use `margin` (in [0, 3)) from now on. Heads without a margin ignore it."""
+        if not 0 <= margin < LARGEST_MARGIN:
+            raise ValueError(f"A margin is at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
+        self.margin = float(margin)
+
+    def centre_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that have a row for each speaker, by name."""
+        return {name: p for name, p in self.named_parameters() if name in ("similarity.weight", "similarity.bias")}
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
+    ) -> HeadOutput:
+        """Logits and loss.
+
+        Args:
+            embeddings: `(B, D)`.
+            labels: `(B,)` int64 in [0, K), or None.
+            return_logits: None for logits unless a loss is trained on, which needs no tensor of B x K.
+        """
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        if return_logits and self.engine is not None and not self.engine.gives_logits:
+            raise ValueError("No rank holds all centres, so there are no logits: ask the saved model for them.")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = at_least_float32(embeddings)
+            logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
+            if labels is None:
+                return HeadOutput(logits, None)
+            if self.engine is None:
+                return HeadOutput(logits, self.plain_loss(embeddings, labels))
+            return HeadOutput(logits, self.engine(self, embeddings, labels))
+
+    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss as its definition reads, over the B x K similarities."""
+        similarity = self.similarity(embeddings, labels)
+        return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
+
+
+class JointHead(nn.Module):
+    """`lambda_1` times a Euclidean head plus `lambda_2` times HAM, each with its own centres.
+
+    The released code publishes 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits are those of HAM.
+
+    Args:
+        config: as for `SpeakerHead`, and `euclidean_head`, `euclidean_weight`, `hyperbolic_weight`.
+    """
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        self.euclidean = SpeakerHead(config, config.euclidean_head)
+        self.hyperbolic = SpeakerHead(config, "ham")
+        self.euclidean_weight = config.euclidean_weight
+        self.hyperbolic_weight = config.hyperbolic_weight
+
+    @property
+    def margin(self) -> float:
+        """The margin of both parts."""
+        return self.hyperbolic.margin
+
+    def set_margin(self, margin: float) -> None:
+        """Use `margin` (in [0, 3)) in both parts from now on."""
+        self.euclidean.set_margin(margin)
+        self.hyperbolic.set_margin(margin)
+
+    def centre_parameters(self) -> dict[str, nn.Parameter]:
+        """As `SpeakerHead.centre_parameters`, of both parts."""
+        parts = {"euclidean": self.euclidean, "hyperbolic": self.hyperbolic}
+        return {f"{part}.{name}": p for part, head in parts.items() for name, p in head.centre_parameters().items()}
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
+    ) -> HeadOutput:
+        """Logits of the hyperbolic part and the weighted sum of both losses; arguments as in `SpeakerHead`."""
+        logits, hyperbolic = self.hyperbolic(embeddings, labels, return_logits)
+        if labels is None or hyperbolic is None:
+            return HeadOutput(logits, None)
+        euclidean = cast(Tensor, self.euclidean(embeddings, labels, False).loss)
+        return HeadOutput(logits, self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic)
+
+    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """As `SpeakerHead.plain_loss`."""
+        euclidean, hyperbolic = (part.plain_loss(embeddings, labels) for part in (self.euclidean, self.hyperbolic))
+        return self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic
+
+
+def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
+    """The head that `config.head` names."""
+    return JointHead(config) if config.head == "joint" else SpeakerHead(config)

@@ -1,178 +1,51 @@
-"""A speaker model whose embeddings ONNX Runtime computes, from a file that `hamspk export` wrote.
+"""The pipeline of transformers for speaker verification.
 
-The file says of which weights it is: it works with their calibration and cohort, and is refused beside other weights.
-
-Letters: `B` batch, `L` samples, `D` embedding size.
-
-The pipeline of transformers for speaker verification.
-
-    verify = pipeline("speaker-verification", model="owner/name", trust_remote_code=True)
-    answer = verify(("enrolment.wav", "test.wav"))
-
-Letters: `D` embedding size.
+verify = pipeline("speaker-verification", model="owner/name", trust_remote_code=True)
+answer = verify(("enrolment.wav", "test.wav"))
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedConfig
-from transformers.modeling_outputs import XVectorOutput
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
-from transformers.utils.hub import cached_file
 
-from .audio_hamspk import InputError, Limits, check_waveform, is_number, measure_speech, read_sound
-from .calibration_hamspk import shorten
-from .verification_hamspk import COMBINATIONS, SpeakerComparison, SpeakerVerifier
+from .audio_hamspk import InputError, Limits, Sound, measure_sound, read_sound, require_sound
+from .geometry_hamspk import COMBINATIONS
+from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, read_enrolment
 
-INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
-METADATA_KEY = "hamspk"
 TASK = "speaker-verification"
 ENROLMENT, TEST = "enrolment", "test"
 ERRORS = ("raise", "return")
-# Utterances of one speaker beyond which nothing is gained.
-MOST_ENROLMENTS = 100
-
-
-@dataclass(frozen=True)
-class OnnxDescription:
-    """What an exported file says of itself.
-
-    Attributes:
-        fingerprint: of the weights.
-        sampling_rate: in Hz.
-        embedding_size: D.
-        masked: whether the graph takes an attention mask; otherwise only batches without padding.
-    """
-
-    fingerprint: str
-    sampling_rate: int
-    embedding_size: int
-    masked: bool
-
-    def to_metadata(self) -> dict[str, str]:
-        """For the file."""
-        return {METADATA_KEY: json.dumps(asdict(self))}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Read it.
-
-        Raises:
-            ValueError: the file was not written by this package.
-        """
-        try:
-            return cls(**json.loads(metadata[METADATA_KEY]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{name} was not written by `hamspk export`; export the model with it.") from error
-
-
-class OnnxEncoder(nn.Module):
-    """The exported graph in a session of ONNX Runtime, called like the model it was made of.
-
-    Args:
-        file: that `hamspk export` wrote.
-        threads: of one operation; None lets ONNX Runtime choose: all cores.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: the file cannot be read, or was not written by this package.
-    """
-
-    def __init__(self, file: str | os.PathLike, threads: int | None = None):
-        super().__init__()
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"The threads of ONNX Runtime must be a whole number from 1, got {threads!r}.")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                "ONNX Runtime is not installed: `pip install onnxruntime`, or leave out onnx_file to use torch."
-            ) from error
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        name = os.path.basename(os.fspath(file))
-        try:
-            self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # Its exceptions have no common base but this one.
-            raise ValueError(
-                f"{name} cannot be read by ONNX Runtime ({type(error).__name__}). Export it anew."
-            ) from error
-        self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
-        """Embed `(B, L)` waveforms, right-padded where `attention_mask` `(B, L)` is 0: `embeddings` `(B, D)`."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        elif not self.description.masked:
-            # Each utterance without its padding.
-            rows = [values[: int(mask.sum())] for values, mask in zip(input_values, attention_mask, strict=True)]
-            return XVectorOutput(embeddings=torch.cat([self._run({INPUTS[0]: row[None]}) for row in rows]))
-        feed = {INPUTS[0]: input_values}
-        if self.description.masked:
-            feed[INPUTS[1]] = attention_mask.long()
-        return XVectorOutput(embeddings=self._run(feed))
-
-    def _run(self, feed: dict[str, Tensor]) -> Tensor:
-        arrays = {name: tensor.detach().cpu().float() if name == INPUTS[0] else tensor for name, tensor in feed.items()}
-        return torch.from_numpy(self.session.run([OUTPUT], {name: a.numpy() for name, a in arrays.items()})[0])
-
-
-class OnnxSpeakerModel(SpeakerComparison):
-    """Embeds with ONNX Runtime; compares, verifies and is calibrated like the model that the file was made of.
-
-    Args:
-        model: whose configuration, calibration and cohort are taken.
-        file: that `hamspk export` wrote.
-        threads: of one operation; None lets ONNX Runtime choose.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: the file cannot be read, or is of other weights than those of `model`.
-    """
-
-    def __init__(self, model: SpeakerComparison, file: str | os.PathLike, threads: int | None = None):
-        super().__init__()
-        encoder = OnnxEncoder(file, threads)
-        described, own = encoder.description.fingerprint, model.fingerprint()
-        if described != own:
-            raise ValueError(
-                f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
-                f"those at hand ({shorten(own)}). Export this model with `hamspk export`."
-            )
-        self.config = model.config
-        self.device = torch.device("cpu")
-        self.calibration, self.cohort = model.calibration, model.cohort
-        self.base_model: Any = encoder
-
-    def fingerprint(self) -> str:
-        """That of the weights that were exported."""
-        return self.base_model.description.fingerprint
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair as waveforms; `enrolment` is None where only an embedding is wanted."""
+    """A pair that was read; `enrolment` is None if only an embedding is wanted."""
 
-    enrolment: Any
-    test: np.ndarray
-    warnings: list[str]
+    enrolment: list[Sound] | SpeakerProfile | None
+    test: Sound
 
 
 class SpeakerVerificationPipeline(Pipeline):
     """Are these recordings of the same speaker? With `return_embeddings=True`: the embeddings of recordings.
 
     A recording is a path, a URL, the bytes of an audio file, an array or tensor of samples in [-1, 1], a decoder of
-    torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}` or `{"bytes", "path"}`, as `datasets` has them.
+    torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}` or `{"bytes", "path"}`, as in `datasets`.
     Channels are averaged, other sampling rates are resampled.
+
+    Example:
+        ```python
+        from transformers import pipeline
+
+        verify = pipeline("speaker-verification", model="folder-or-hub-id", trust_remote_code=True)
+        print(verify(("enrolment.wav", "test.wav"))["decision"])
+        ```
 
     Args:
         check_voices: look for several voices in long recordings of a calibrated model; about doubles the time.
@@ -187,7 +60,7 @@ class SpeakerVerificationPipeline(Pipeline):
     _load_image_processor = False
     _load_video_processor = False
     _load_processor = False
-    # What the caller can mend; everything else is our mistake.
+    # What the caller can mend; any other error is internal.
     input_error = InputError
 
     def __init__(
@@ -202,14 +75,13 @@ class SpeakerVerificationPipeline(Pipeline):
         self._check_voices = check_voices
         super().__init__(*args, **kwargs)
         # transformers declares any model of its own.
-        model: Any = self.model
-        self.embedder: SpeakerComparison = model
+        self.embedder: Any = self.model
         if onnx_file is not None:
             if not isinstance(onnx_file, str | os.PathLike):
                 raise InputError(
                     f"onnx_file is {type(onnx_file).__name__}; expected a path, or a name beside the weights."
                 )
-            self.embedder = OnnxSpeakerModel(model, _find(onnx_file, model.config), onnx_threads)
+            self.embedder = self.embedder.with_onnx(onnx_file, onnx_threads)
 
     @property
     def verifier(self) -> SpeakerVerifier:
@@ -218,10 +90,9 @@ class SpeakerVerificationPipeline(Pipeline):
         Raises:
             ValueError: the calibration is of other weights.
         """
-        verifier = self._verifier
-        if verifier is None:
-            verifier = self._verifier = self.embedder.verifier(self._check_voices)
-        return verifier
+        if self._verifier is None:
+            self._verifier = self.embedder.verifier(self._check_voices)
+        return self._verifier  # pyright: ignore[reportReturnType]
 
     def __call__(self, inputs: Any, *more: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Verify pairs, or embed recordings.
@@ -237,13 +108,13 @@ class SpeakerVerificationPipeline(Pipeline):
                 return_embeddings: embed recordings instead.
                 sampling_rate: of arrays that come without one, in Hz; by default the model's, with a warning.
                 errors: `"raise"`, or `"return"` `{"error": message}` in place of an answer.
-                limits: of each recording; `sounds.Limits`, or a dictionary with some of its fields.
+                limits: of each recording; `Limits`, or a dictionary with some of its fields.
                 batch_size, num_workers: of lists and streams, as in transformers.
 
         Returns:
-            For a pair the dictionary of `verifier.Verification`: score, log-likelihood ratio, decision, operating
-            point, threshold, seconds of speech, warnings. For a recording `embedding` (`(D,)` float32), `speech`
-            (seconds) and `warnings`. For a list a list, for a stream an iterator, which reads as it is read.
+            For a pair the dictionary of `Verification`: score, log-likelihood ratio, decision, operating point,
+            threshold, seconds of speech, warnings. For a recording `embedding` (`(D,)` float32), `speech` (seconds) and
+            `warnings`. For a list a list, for a stream an iterator, which reads as it is read.
 
         Raises:
             InputError: an input that cannot be used; in a list or stream the message begins with its position.
@@ -269,24 +140,15 @@ class SpeakerVerificationPipeline(Pipeline):
         if unknown:
             known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
             raise InputError(f"This pipeline has no argument {', '.join(unknown)}; it takes {known}.")
-        if threshold is not None and (operating_point is not None or not is_number(threshold)):
-            raise InputError(
-                f"threshold must be a finite number, and stands instead of an operating point; got {threshold!r} and "
-                f"operating_point={operating_point!r}."
-            )
-        calibration = getattr(self.model, "calibration", None)
-        known = [] if calibration is None else [point.name for point in calibration.operating_points]
-        if operating_point is not None and operating_point not in known:
-            raise InputError(
-                f"There is no operating point {operating_point!r}. This model "
-                f"{'has ' + ', '.join(known) if known else 'is not calibrated and has none'}."
-            )
-        if combine is not None and combine not in COMBINATIONS:
-            raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}.")
-        if errors is not None and errors not in ERRORS:
-            raise InputError(f"errors must be one of {', '.join(ERRORS)}, got {errors!r}.")
+        try:
+            decision_rule(getattr(self.model, "calibration", None), operating_point, threshold)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        for name, value, known in (("combine", combine, COMBINATIONS), ("errors", errors, ERRORS)):
+            if value is not None and value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
         if limits is not None and not isinstance(limits, Limits):
-            limits = _limits(limits)
+            limits = _make_limits(limits)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
         return _given(reading | {"limits": limits}), _given(deciding), {}
@@ -301,15 +163,19 @@ class SpeakerVerificationPipeline(Pipeline):
         position: int | None = None,
     ) -> "_Pair | InputError":
         """Read a pair or a recording."""
-        reader = _Reader(self.model.config.sampling_rate, Limits() if limits is None else limits, sampling_rate)
+        rate = self.model.config.sampling_rate
         try:
-            return reader.recording(input_) if return_embeddings else reader.pair(input_)
-        except InputError as error:
+            if return_embeddings:
+                return _read_recording(input_, rate, limits, sampling_rate)
+            enrolment, test = _sides(input_)
+            enrolled = read_enrolment(enrolment, rate, limits, sampling_rate)
+            return _Pair(enrolled, read_sound(test, rate, "The test", limits, sampling_rate))
+        except ValueError as error:
             where = "" if position is None else f"Input {position}: "
-            error = InputError(f"{where}{error}")
+            refused = InputError(f"{where}{error}")
             if errors == "raise":
-                raise error from None
-            return error
+                raise refused from None
+            return refused
 
     def _forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -318,22 +184,19 @@ class SpeakerVerificationPipeline(Pipeline):
         threshold: float | None = None,
         combine: str = "mean",
     ) -> list[dict[str, Any]]:
-        pairs = [one for one in input_tensors if isinstance(one, _Pair) and one.enrolment is not None]
-        rate = self.model.config.sampling_rate
-        waveforms = [(pair.enrolment, pair.test) for pair in pairs]
-        decided = iter(self.verifier.verify_pairs(waveforms, rate, operating_point, threshold, combine))
-        alone = [one for one in input_tensors if isinstance(one, _Pair) and one.enrolment is None]
-        embedded = iter(self.embedder.embed([one.test for one in alone], rate).cpu().float().numpy())
+        pairs = [(one.enrolment, one.test) for one in input_tensors if isinstance(one, _Pair) and one.enrolment]
+        decided = iter(self.verifier.verify_pairs(pairs, None, operating_point, threshold, combine))
+        alone = [one.test for one in input_tensors if isinstance(one, _Pair) and one.enrolment is None]
+        embedded = iter(self.embedder.embed_waveforms([sound.waveform for sound in alone]).cpu().float().numpy())
         answers = []
         for one in input_tensors:
             if isinstance(one, InputError):
                 answers.append({"error": str(one)})
             elif one.enrolment is None:
-                speech = measure_speech(one.test, rate).speech
-                answers.append({"embedding": next(embedded), "speech": speech, "warnings": one.warnings})
+                speech, warnings = measure_sound(one.test).speech, one.test.warnings
+                answers.append({"embedding": next(embedded), "speech": speech, "warnings": warnings})
             else:
-                answer = next(decided)
-                answers.append(replace(answer, warnings=[*one.warnings, *answer.warnings]).to_dict())
+                answers.append(next(decided).to_dict())
         return answers
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore
@@ -375,45 +238,14 @@ def announce_pipeline(config: PreTrainedConfig) -> None:
     config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "audio"}}
 
 
-class _Reader:
-    """Reads pairs and recordings at one rate, within limits."""
-
-    def __init__(self, rate: int, limits: Limits, source_rate: int | None):
-        self.rate = rate
-        self.limits = limits
-        self.source_rate = source_rate
-
-    def recording(self, source: Any) -> _Pair:
-        """A recording whose embedding is wanted."""
-        if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
-            raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
-        sound = read_sound(source, self.rate, "The recording", self.limits, self.source_rate)
-        try:
-            check_waveform(sound.waveform, 0, self.rate)
-        except ValueError as error:
-            raise InputError(str(error).replace("Waveform 0", "The recording")) from error
-        return _Pair(None, sound.waveform, sound.warnings)
-
-    def pair(self, source: Any) -> _Pair:
-        """The two sides of a pair; a profile stays as it is."""
-        enrolment, test = _sides(source)
-        warnings: list[str] = []
-        if hasattr(enrolment, "check_model"):
-            enrolled: Any = enrolment
-        else:
-            several = enrolment if isinstance(enrolment, list | tuple) else [enrolment]
-            if not 0 < len(several) <= MOST_ENROLMENTS:
-                raise InputError(
-                    f"The enrolment is a list of {len(several)} recordings; expected 1 to {MOST_ENROLMENTS}."
-                )
-            enrolled = []
-            for number, one in enumerate(several, 1):
-                label = "The enrolment" if len(several) == 1 else f"Enrolment recording {number}"
-                sound = read_sound(one, self.rate, label, self.limits, self.source_rate)
-                enrolled.append(sound.waveform)
-                warnings += sound.warnings
-        sound = read_sound(test, self.rate, "The test", self.limits, self.source_rate)
-        return _Pair(enrolled, sound.waveform, warnings + sound.warnings)
+def _read_recording(source: Any, rate: int, limits: Limits | None, sampling_rate: int | None) -> _Pair:
+    """Read a recording whose embedding is wanted."""
+    if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
+        raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
+    label = "The recording"
+    sound = read_sound(source, rate, label, limits, sampling_rate)
+    require_sound(sound.waveform, rate, label)
+    return _Pair(None, sound)
 
 
 def _sides(source: Any) -> tuple[Any, Any]:
@@ -429,7 +261,7 @@ def _sides(source: Any) -> tuple[Any, Any]:
 
 
 def _is_stream(inputs: Any) -> bool:
-    """Whether something is neither a pair nor a recording nor a list, but gives one after the other."""
+    """Whether an input is an iterable of pairs or recordings that is read one by one."""
     ones = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, torch.Tensor, list, tuple, Mapping)
     if isinstance(inputs, ones) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples"):
         return False
@@ -440,36 +272,13 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _limits(fields: Any) -> Limits:
+def _make_limits(fields: Any) -> Limits:
     if not isinstance(fields, Mapping):
-        raise InputError(f"limits is {type(fields).__name__}; expected a dictionary with seconds, size, remote.")
+        raise InputError(
+            f"limits is {type(fields).__name__}; expected a dictionary with seconds, size, values, remote."
+        )
     try:
         return Limits(**fields)
     except TypeError as error:
-        raise InputError(
-            f"limits has the keys {', '.join(map(str, fields))}; expected seconds, size, remote."
-        ) from error
-
-
-def _find(file: str | os.PathLike, config: Any) -> str | os.PathLike:
-    """A file as it is, or beside the weights in their folder or repository.
-
-    Raises:
-        ValueError: it is in neither place.
-    """
-    if os.path.isfile(file):
-        return file
-    found = None
-    if config.name_or_path:
-        found = cached_file(
-            config.name_or_path,
-            os.fspath(file),
-            revision=getattr(config, "_commit_hash", None),
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    if found is None:
-        raise ValueError(
-            f"There is no file {os.fspath(file)}, here or beside the weights. Make it: `hamspk export MODEL OUT.onnx`."
-        )
-    return found
+        given = ", ".join(map(str, fields))
+        raise InputError(f"limits has the keys {given}; expected seconds, size, values, remote.") from error

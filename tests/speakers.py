@@ -27,7 +27,7 @@ class KnownSpeakers:
         self._fingerprint = fingerprint
         self._scoring = {"similarity": similarity, "projection": "released", "curvature": 3.0, "clip_radius": 1.0}
 
-    def embed(self, waveforms, sampling_rate: int) -> torch.Tensor:
+    def embed_waveforms(self, waveforms) -> torch.Tensor:
         rows = []
         for waveform in waveforms:
             self.embedded += 1

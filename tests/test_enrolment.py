@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from hf_hamspk.geometry_hamspk import distance, project, score
-from hf_hamspk.verification_hamspk import (
+from hf_hamspk.geometry_hamspk import (
     COMBINATIONS,
-    SpeakerProfile,
     barycentre,
     combine_embeddings,
-    leave_one_out_scores,
+    distance,
     mean_direction,
+    project,
+    score,
 )
+from hf_hamspk.verification_hamspk import SpeakerProfile, leave_one_out_scores
 
 BALLS = {
     "released": ("released", 3.0, 1.0),

@@ -28,7 +28,7 @@ class Listener(HamSpkForXVector):
 
     answer = torch.zeros(24)
 
-    def embed(self, waveforms, sampling_rate, batch_seconds=120.0):
+    def embed_waveforms(self, waveforms, batch_seconds=120.0):
         return self.answer.expand(len(waveforms), -1).clone()
 
 
@@ -130,7 +130,7 @@ def test_silence_and_recordings_that_come_back(model, speech):
 
 def test_what_does_not_fit_is_refused(model, speech):
     good = profiles(model, [axis(0), axis(5)])
-    with pytest.raises(ValueError, match="Nobody is enrolled"):
+    with pytest.raises(ValueError, match="No speaker is enrolled"):
         model.identifier([])
     with pytest.raises(ValueError, match="Several profiles are named speaker0"):
         model.identifier([good[0], good[0]])
@@ -148,5 +148,3 @@ def test_what_does_not_fit_is_refused(model, speech):
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             identifier.identify([speech], RATE, **arguments)
-    with pytest.raises(ValueError, match="8000 Hz"):
-        identifier.identify([speech], 8000)

@@ -428,24 +428,38 @@ def test_wrong_masks_are_refused():
 @pytest.mark.parametrize(
     ("waveform", "message"),
     [
-        ("a.wav", "Waveform 1 is str; expected an array of samples"),
-        (torch.tensor(0.5), "Waveform 1 is one number; expected an array of samples. One recording among several is"),
-        (torch.zeros(2, 16000), "Waveform 1 has shape (2, 16000); expected one channel, shape (samples,)."),
-        (torch.zeros(1599), "Waveform 1 has 1599 samples (0.100 s); a speaker needs at least 1600 (0.1 s)"),
-        (torch.full((16000,), torch.nan), "Waveform 1 holds NaN or infinite samples; decode or repair it first."),
-        (torch.full((16000,), torch.inf), "Waveform 1 holds NaN or infinite samples; decode or repair it first."),
-        (torch.zeros(16000), "Waveform 1 holds no sound: all its samples are alike."),
-        (torch.ones(16000, dtype=torch.int16), "Waveform 1 holds torch.int16 samples; expected floating point"),
+        ("a.wav", "Recording 2 a.wav: no such file; check the path"),
+        (torch.tensor(0.5), "Recording 2: has shape (); expected (samples,), or channels and samples"),
+        (
+            torch.zeros(2, 3, 16000),
+            "Recording 2: has shape (2, 3, 16000); expected (samples,), or channels and samples",
+        ),
+        (torch.zeros(1599), "Recording 2: lasts 0.0999 s, at least 0.1 s are needed"),
+        (torch.full((16000,), torch.nan), "Recording 2: holds 16000 NaN or infinite samples of 16000"),
+        (torch.full((16000,), torch.inf), "Recording 2: holds 16000 NaN or infinite samples of 16000"),
+        (torch.zeros(16000), "Recording 2: holds no sound (every sample is 0)"),
+        (torch.ones(16000, dtype=torch.int64), "Recording 2: holds int64 samples; expected floating point in [-1, 1]"),
     ],
 )
-def test_wrong_waveforms_are_refused_by_their_position(waveform, message):
+def test_wrong_recordings_are_refused_by_their_number(waveform, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build().embed([*noises(0.5), waveform], RATE)
 
 
-def test_another_sampling_rate_is_refused():
-    with pytest.raises(ValueError, match=re.escape("This model works at 16000 Hz, the audio has 8000 Hz. Resample it")):
-        build().embed(noises(0.5), 8000)
+def test_one_recording_is_no_list():
+    with pytest.raises(ValueError, match="embed takes several recordings, got one"):
+        build().embed("a.wav")
+
+
+def test_embed_takes_channels_integers_and_other_rates():
+    model, (wave,) = build(), noises(1.0)
+    expected = model.embed([wave], RATE)
+    stereo, integers = torch.stack([wave, wave]), (wave * 32768).round().to(torch.int16)
+    for same in (stereo, stereo.T, {"array": wave.numpy(), "sampling_rate": RATE}):
+        torch.testing.assert_close(model.embed([same], RATE), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.embed([integers], RATE), expected, rtol=1e-2, atol=1e-2)
+    twice = model.embed([wave.repeat_interleave(2)], 2 * RATE)
+    assert twice.shape == expected.shape and torch.isfinite(twice).all()
 
 
 @pytest.mark.parametrize("labels", [[0, 5], [-100, 0]])

@@ -219,7 +219,7 @@ def test_a_profile_is_an_enrolment(voices):
         ({"combine": "sum"}, "mean"),
         ({"errors": "ignore"}, "raise, return"),
         ({"threshold": 10**400}, "finite"),
-        ({"limits": {"minutes": 2}}, "seconds, size, remote"),
+        ({"limits": {"minutes": 2}}, "seconds, size, values, remote"),
         ({"limits": [1]}, "expected a dictionary"),
         ({"limits": {"seconds": "x"}}, "seconds must be a positive number"),
         ({"limits": {"size": 1.5}}, "size must be a number of bytes"),

@@ -38,7 +38,7 @@ def test_one_speaker_and_two(verifier, model, voices):
     same = verifier.verify([voices["anna0"]], voices["anna1"], RATE)
     other = verifier.verify([voices["anna0"]], voices["bert0"], RATE)
     assert (same.decision, other.decision) == (SAME, DIFFERENT)
-    embeddings = model.embed([voices["anna0"], voices["anna1"]], RATE)
+    embeddings = model.embed_waveforms([voices["anna0"], voices["anna1"]])
     assert same.score == pytest.approx(float(model.score(*embeddings)), abs=1e-6)
     assert same.log_likelihood_ratio == pytest.approx(20 * same.score - 10)
     assert (same.operating_point, same.threshold, same.normalised_score) == ("balanced", 0.0, None)
@@ -112,7 +112,7 @@ def test_not_enough_speech(model, voices, name, calibrated):
             assert answer.decision == NOT_ENOUGH_SPEECH
             assert (answer.score, answer.log_likelihood_ratio, answer.threshold) == (None, None, None)
             assert about(answer, f"The {side} holds")
-    with pytest.raises(ValueError, match="Not enough speech to enrol anybody"):
+    with pytest.raises(ValueError, match="Not enough speech to enrol a speaker"):
         verifier.enrol([wave], RATE)
 
 
@@ -227,7 +227,7 @@ def test_a_profile_comes_back_as_it_was_and_belongs_to_its_model(tmp_path, verif
         "recordings",
     ):
         assert getattr(again, name) == getattr(profile, name)
-    message = r"The profile of 'Anna' was made by the model owner/name \(aaaaaaaaaaaa\), not by the one at hand"
+    message = r"The profile of 'Anna' was made by the model owner/name \(aaaaaaaaaaaa\), not by this one"
     with pytest.raises(ValueError, match=message):
         SpeakerProfile.load(path, "b" * 64)
     other = KnownSpeakers("b" * 64)
@@ -258,8 +258,6 @@ def test_a_verifier_of_normalised_scores(model, voices):
 
 def test_what_is_refused(verifier, voices):
     anna = voices["anna0"]
-    with pytest.raises(ValueError, match=r"works at 16000 Hz, the audio has 8000 Hz\. Resample"):
-        verifier.verify([anna], anna, 8000)
     with pytest.raises(ValueError, match="An enrolment needs at least one recording"):
         verifier.verify([], anna, RATE)
     with pytest.raises(ValueError, match="not both"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..loading.names import check_model
 from .embed import find_audio
 from .options import PROFILE_SUFFIX, add_model_arguments, count_of, given_options
-from .verify import COMBINE_CHOICES, read_any
+from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
     from ..verification_hamspk import SpeakerVerifier
@@ -84,13 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _enrol_speaker(verifier: "SpeakerVerifier", name: str, files: list[str], folder: Path, combine: dict) -> int:
     """Enrol a speaker; returns from how many recordings, 0 if there was not enough speech."""
-    from ..data.audio import AudioError
+    from ..audio_hamspk import InputError, read_sound
 
     rate, waveforms = verifier.model.config.sampling_rate, []
     for file in files:
         try:
-            waveforms.append(read_any(file, rate))
-        except AudioError as error:
+            waveforms.append(read_sound(file, rate, file))
+        except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:
         profile = verifier.enrol(waveforms, rate, name=name, **combine)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
 from .options import PROFILE_SUFFIX, add_model_arguments, check_folder, check_ways_to_decide, given_options
-from .verify import read_any
 
 if TYPE_CHECKING:
     from ..verification_hamspk import Identification, SpeakerProfile
@@ -59,8 +58,8 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare each recording with all profiles, decide, print."""
+    from ..audio_hamspk import InputError, read_sound
     from ..calibration_hamspk import OperatingPoint
-    from ..data.audio import AudioError
     from ..loading.models import load_model
 
     options = given_options(arguments, "operating_point", "threshold", "margin", "candidates")
@@ -71,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     rate, waveforms = model.config.sampling_rate, {}
     for name in dict.fromkeys(arguments.test):
         try:
-            waveforms[name] = read_any(name, rate)
-        except AudioError as error:
+            waveforms[name] = read_sound(name, rate, name)
+        except InputError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
     answers = identifier.identify(list(waveforms.values()), rate, **options)
     named = dict(zip(waveforms, answers, strict=True))

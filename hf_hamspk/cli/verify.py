@@ -18,8 +18,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..modeling_hamspk import HamSpkModel
     from ..verification_hamspk import Verification
 
@@ -116,12 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..loading.models import load_model
 
     model = load_model(arguments.model, arguments.device)
-    rate = model.config.sampling_rate
-    verifier = model.verifier()
-    enrolment = _read_enrolment(arguments.enrolment, verifier.fingerprint, rate)
+    enrolment: Any = arguments.enrolment
+    if Path(enrolment[0]).suffix == PROFILE_SUFFIX:
+        enrolment = enrolment[0]
     combine = given_options(arguments, "combine")
     if arguments.save_profile is not None:
-        enrolment = verifier.enrol(enrolment, rate, **combine)
+        enrolment = model.enrol(enrolment, **combine)
         enrolment.save(arguments.save_profile)
         if not arguments.json:
             print(f"profile of {sum(enrolment.seconds):.1f} s of speech in {arguments.save_profile}")
@@ -130,29 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.test is None:
         return 0
     options = combine | given_options(arguments, "threshold") | _operating_point(arguments)
-    answer = verifier.verify(enrolment, read_any(arguments.test, rate), rate, **options)
+    answer = model.verify(enrolment, arguments.test, **options)
     print(json.dumps(answer.to_dict(), indent=2) if arguments.json else format_verification(answer, model, arguments))
     return 0
-
-
-def read_any(name: str, sampling_rate: int) -> "np.ndarray":
-    """A recording at a sampling rate, however short or silent: the verifier says what it is worth.
-
-    Raises:
-        AudioError: it cannot be read, or holds NaN or infinite samples.
-    """
-    from ..data.audio import read_sound, resample
-
-    sound = read_sound(name, min_duration=0.0, silence=True)
-    return resample(sound.waveform, sound.sampling_rate, sampling_rate)
-
-
-def _read_enrolment(names: list[str], fingerprint: str, rate: int) -> Any:
-    from ..verification_hamspk import SpeakerProfile
-
-    if Path(names[0]).suffix == PROFILE_SUFFIX:
-        return SpeakerProfile.load(names[0], fingerprint)
-    return [read_any(name, rate) for name in names]
 
 
 def _operating_point(arguments: argparse.Namespace) -> dict[str, Any]:

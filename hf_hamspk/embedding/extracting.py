@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..verification_hamspk import BATCH_SECONDS
+from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
 from .parts import EmbeddingParts
 from .sources import Recording, Source
 
@@ -105,7 +104,7 @@ def _embed(
     """Utterance without waveform, its seconds (0 where it cannot be used), and embedding (then empty)."""
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
-    embeddings = iter(model.embed(waveforms, rate, batch_seconds).cpu().numpy())
+    embeddings = iter(model.embed_waveforms(waveforms, batch_seconds).cpu().numpy())
     rows = []
     for recording in recordings:
         seconds, embedding = 0.0, np.empty(0, np.float32)

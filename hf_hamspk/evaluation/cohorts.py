@@ -13,8 +13,8 @@ import torch
 
 from ..calibration_hamspk import SMALLEST_COHORT, Cohort
 from ..data.corpus import load_corpus
+from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..verification_hamspk import mean_direction
 from .verification import embed_files
 
 # More utterances hardly change the mean of a speaker, and embedding them takes time.

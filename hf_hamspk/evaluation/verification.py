@@ -15,8 +15,8 @@ from ..audio_hamspk import SpeechMeasures, measure_speech
 from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
 from ..data.audio import AudioError, read_audio
 from ..data.crops import even_segments
+from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..verification_hamspk import mean_direction
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials
@@ -162,10 +162,10 @@ def _embed_chunk(
     model: HamSpkPreTrainedModel, chunk: dict[str, np.ndarray], protocol: str, result: EmbeddedFiles
 ) -> None:
     rate = model.config.sampling_rate
-    embeddings = model.embed(list(chunk.values()), rate).cpu()[:, None]
+    embeddings = model.embed_waveforms(list(chunk.values())).cpu()[:, None]
     if protocol == "paper":
         segments = [part for w in chunk.values() for part in even_segments(w, PAPER_SEGMENT_SAMPLES, PAPER_SEGMENTS)]
-        of_segments = model.embed(segments, rate).cpu().unflatten(0, (-1, PAPER_SEGMENTS))
+        of_segments = model.embed_waveforms(segments).cpu().unflatten(0, (-1, PAPER_SEGMENTS))
         embeddings = torch.cat([embeddings, of_segments], dim=1)
     result.embeddings.update(zip(chunk, embeddings, strict=True))
     result.seconds += sum(len(waveform) for waveform in chunk.values()) / rate

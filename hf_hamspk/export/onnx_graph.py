@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry_hamspk import length_mask
-from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
-from ..pipeline_hamspk import INPUTS, OUTPUT, OnnxDescription, OnnxEncoder
+from ..modeling_hamspk import INPUTS, OUTPUT, HamSpkModel, HamSpkPreTrainedModel, OnnxDescription, OnnxEncoder
 
 # Largest difference of an embedding, as a share of its largest value; float32 rounding stays far below.
 LARGEST_DIFFERENCE = 1e-4

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling_hamspk import add_margin
+from ..networks_hamspk import add_margin
 from .lifting import (
     BITS,
     HeadSettings,

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..losses.engine import divide_head, shard_of, undivide_head
 from ..losses.sharding import Shard, shard_rows
-from ..modeling_hamspk import HamSpkForXVector, JointHead, SpeakerHead
+from ..modeling_hamspk import HamSpkForXVector
+from ..networks_hamspk import JointHead, SpeakerHead
 
 # As in `torch.nn.utils.clip_grad_norm_`: a gradient of 0 stays 0.
 SMALLEST_NORM = 1e-6

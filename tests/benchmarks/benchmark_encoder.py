@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.modeling_hamspk import SpeakerHead
+from hf_hamspk.networks_hamspk import SpeakerHead
 
 SPEAKERS = 1000
 FRAMES_PER_SECOND = 100

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.geometry_hamspk import arcosh1p, project, score
 from hf_hamspk.losses import set_class_sampling, use_blocks
-from hf_hamspk.modeling_hamspk import SpeakerHead
+from hf_hamspk.networks_hamspk import SpeakerHead
 
 DIMENSION, SHARE, SCALE, MARGIN = 192, 8, 30.0, 0.2
 MEGABYTE = 1 << 20

@@ -19,7 +19,7 @@ import torch
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.evaluation.matrix_scoring import score_all_pairs, score_pairs
-from hf_hamspk.verification_hamspk import SpeakerComparison
+from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 
 FILES, SIZE = 5000, 192
 SIMILARITIES = {
@@ -29,7 +29,7 @@ SIMILARITIES = {
 }
 
 
-class Comparing(SpeakerComparison):
+class Comparing(SpeakerModelMixin):
     """What compares embeddings, without a model that makes them."""
 
     def __init__(self, similarity: str):

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.geometry_hamspk import project
+from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 from hf_hamspk.search import SearchResult, SpeakerIndex
 from hf_hamspk.search.engines import import_faiss
-from hf_hamspk.verification_hamspk import SpeakerComparison
 
 SIZE, NEAREST, TIE = 192, 10, 1e-9
 ROWS = 8192
@@ -36,7 +36,7 @@ SIMILARITIES = {
 }
 
 
-class Comparing(SpeakerComparison):
+class Comparing(SpeakerModelMixin):
     """What compares embeddings, without a model that makes them."""
 
     def __init__(self, similarity: str):

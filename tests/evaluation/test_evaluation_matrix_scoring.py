@@ -9,7 +9,7 @@ import torch
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.evaluation import matrix_scoring
 from hf_hamspk.evaluation.matrix_scoring import score_all_pairs, score_pairs
-from hf_hamspk.verification_hamspk import SpeakerComparison
+from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 
 SIMILARITIES = {
     "cosine": {"similarity": "cosine"},
@@ -19,7 +19,7 @@ SIMILARITIES = {
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 
 
-class Comparing(SpeakerComparison):
+class Comparing(SpeakerModelMixin):
     """What compares embeddings, without a model that makes them."""
 
     def __init__(self, similarity: str):

@@ -19,7 +19,7 @@ from hf_hamspk.evaluation.trials import (
     read_trials,
 )
 from hf_hamspk.evaluation.verification import EmbeddedFiles, enrol_models
-from hf_hamspk.verification_hamspk import mean_direction
+from hf_hamspk.geometry_hamspk import mean_direction
 
 LISTS = {
     "voxceleb": "1 a.wav b.wav\n0 a.wav c.wav\n",

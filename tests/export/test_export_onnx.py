@@ -13,7 +13,7 @@ from hf_hamspk.__main__ import main
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.export.onnx_graph import LARGEST_DIFFERENCE, check_agreement, export_onnx
-from hf_hamspk.pipeline_hamspk import OnnxEncoder, OnnxSpeakerModel
+from hf_hamspk.modeling_hamspk import OnnxEncoder, OnnxSpeakerModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

@@ -11,7 +11,7 @@ from hf_hamspk.geometry_hamspk import released_radius
 from hf_hamspk.losses import blocks
 from hf_hamspk.losses.engine import head_settings, set_class_sampling, use_blocks
 from hf_hamspk.losses.fused import fused_losses
-from hf_hamspk.modeling_hamspk import make_head
+from hf_hamspk.networks_hamspk import make_head
 
 SPEAKERS, SIZE, BATCH = 150, 12, 10
 LEARNED = {"head": "ham", "projection": "curved", "learnable_curvature": True}

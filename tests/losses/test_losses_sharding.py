@@ -9,7 +9,7 @@ from torch import distributed, multiprocessing
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.losses.engine import divide_head
 from hf_hamspk.losses.sharding import choose_rows, shard_rows
-from hf_hamspk.modeling_hamspk import make_head
+from hf_hamspk.networks_hamspk import make_head
 
 SPEAKERS, SIZE, BATCH = 31, 12, 5
 LEARNED = {"head": "ham", "projection": "curved", "learnable_curvature": True, "curvature": 1.0}

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from hf_hamspk import HamSpkConfig
+from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 from hf_hamspk.search import SpeakerIndex
 from hf_hamspk.search import index as module
 from hf_hamspk.search.engines import TorchEngine, import_faiss
 from hf_hamspk.search.products import Similarity, rounding_bound
-from hf_hamspk.verification_hamspk import SpeakerComparison, SpeakerProfile
+from hf_hamspk.verification_hamspk import SpeakerProfile
 
 SIMILARITIES = {
     "cosine": {"similarity": "cosine"},
@@ -24,7 +25,7 @@ engines = pytest.mark.parametrize("use_faiss", [False, pytest.param(True, marks=
 TIE = 1e-9
 
 
-class Comparing(SpeakerComparison):
+class Comparing(SpeakerModelMixin):
     """What compares embeddings, without a model that makes them."""
 
     def __init__(self, similarity: str, weights: str = "a" * 64):
