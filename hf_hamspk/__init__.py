@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from .search.index import SpeakerIndex
     from .training.arguments import DataArguments, TrainingArguments
     from .training.trainer import Trainer
-    from .verification_hamspk import Identification, SpeakerProfile, Verification
+    from .verification_hamspk import Comparison, Identification, SpeakerProfile, Verification
 
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
+    "Comparison",
     "DataArguments",
     "HamSpkConfig",
     "HamSpkForXVector",
@@ -62,7 +63,7 @@ _MODULES = {
     "search.index": ("SpeakerIndex",),
     "training.arguments": ("DataArguments", "TrainingArguments"),
     "training.trainer": ("Trainer",),
-    "verification_hamspk": ("Identification", "SpeakerProfile", "Verification"),
+    "verification_hamspk": ("Comparison", "Identification", "SpeakerProfile", "Verification"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -43,7 +43,7 @@ class SpeakerVerificationPipeline(Pipeline):
         ```python
         from transformers import pipeline
 
-        verify = pipeline("speaker-verification", model="folder-or-hub-id", trust_remote_code=True)
+        verify = pipeline("speaker-verification", model="model", trust_remote_code=True)
         print(verify(("enrolment.wav", "test.wav"))["decision"])
         ```
 

@@ -900,7 +900,7 @@ class Identification:
 
     Example:
         ```python
-        profiles = [model.enrol([f"{name}1.wav", f"{name}2.wav"], name=name) for name in ("anna", "carl")]
+        profiles = [model.enrol(["anna1.wav"], name="anna"), model.enrol(["bert.wav"], name="bert")]
         answer = model.identify("test.wav", profiles)
         print(answer.decision, answer.speaker)
         ```
