@@ -136,19 +136,16 @@ class _Arcosh1p(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u: Tensor) -> Tensor:
         ctx.save_for_backward(u)
-        return _arcosh1p_value(u)
+        return torch.log1p(u + (u * (u + 2)).sqrt())
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
-        return grad_outputs[0] * _arcosh1p_slope(u)
+        return grad_outputs[0] * arcosh1p_slope(u)
 
 
-def _arcosh1p_value(u: Tensor) -> Tensor:
-    return torch.log1p(u + (u * (u + 2)).sqrt())
-
-
-def _arcosh1p_slope(u: Tensor) -> Tensor:
+def arcosh1p_slope(u: Tensor) -> Tensor:
+    """Derivative of `arcosh(1 + u)`, any shape."""
     # Below the rounding of u itself the direction is noise; the floor bounds it by 1/sqrt(eps), 3e3 in float32.
     return (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
 
@@ -164,38 +161,11 @@ def distance(x: BallPoints, y: BallPoints) -> Tensor:
     Where two points coincide the distance is 0 and so is its gradient (a subgradient).
     """
     apart = x.position - y.position
-    return arcosh1p(_cosh_less_1(apart, x.conformal.squeeze(-1) * y.conformal.squeeze(-1)))
+    return arcosh1p(cosh_less_1(apart, x.conformal.squeeze(-1) * y.conformal.squeeze(-1)))
 
 
-class DistanceSlopes(NamedTuple):
-    """What backpropagation needs of some distances.
-
-    Attributes:
-        apart: difference of the positions of `x` and `y`, `(..., D)`.
-        by_position: multiplied by `apart`, it is the derivative by the position of `x`, and minus that by the position
-            of `y`; `(...)`.
-        by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
-    """
-
-    apart: Tensor
-    by_position: Tensor
-    by_x_conformal: Tensor
-    by_y_conformal: Tensor
-
-
-def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
-    """`distance` `(...)`, and its derivatives without a graph."""
-    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
-    apart, conformal = x.position - y.position, x_conformal * y_conformal
-    u = _cosh_less_1(apart, conformal)
-    slope = _arcosh1p_slope(u)
-    by_logarithm = slope * u
-    slopes = DistanceSlopes(apart, slope * conformal, by_logarithm / x_conformal, by_logarithm / y_conformal)
-    return _arcosh1p_value(u), slopes
-
-
-def _cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
-    """`(...)`, of the difference of two positions `(..., D)` and the product of their conformal factors `(...)`."""
+def cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
+    """`cosh d - 1` `(...)` from the difference of positions `(..., D)` and the product of conformal factors `(...)`."""
     return 0.5 * conformal * apart.square().sum(-1)
 
 
@@ -297,27 +267,6 @@ def project(
     if projection == "released":
         return project_released(embeddings, float(curvature)), 1.0
     return project_curved(embeddings, curvature, clip_radius), curvature**-0.5
-
-
-def project_norm(
-    radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `project` does to the norms of features, of any shape.
-
-    Args:
-        radius: norms.
-        projection, curvature, clip_radius: as in `project`.
-
-    Returns:
-        The norms of the points, their conformal factors, and the derivative of the norm by that of the feature.
-    """
-    if projection == "released":
-        largest = released_radius(float(curvature))
-        position = radius.clamp_max(largest)
-        return position, conformal_factor(position.square()), (radius <= largest).to(radius.dtype)
-    position, conformal = curved_norm(radius.clamp_max(clip_radius), curvature)
-    # 1 - tanh^2 = 2 / conformal.
-    return position, conformal, (2 * curvature**0.5) / conformal * (radius <= clip_radius)
 
 
 def score(

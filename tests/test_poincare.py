@@ -10,12 +10,12 @@ from hf_hamspk.geometry_hamspk import (
     arcosh1p,
     clip_norm,
     distance,
-    distance_and_slopes,
     pairwise_distance,
     project_curved,
     project_released,
     released_radius,
 )
+from hf_hamspk.losses.lifting import distance_and_slopes
 
 CASES = [("released", c) for c in (1.5, 2.0, 3.0, 5.0, 10.0)] + [("curved", c) for c in (1e-4, 0.1, 1.0, 10.0)]
 ATOL = {torch.float32: 2e-4, torch.float64: 1e-9}

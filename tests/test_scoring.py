@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_hamspk.geometry_hamspk import normalize, project, project_norm, released_radius, score, score_matrix
+from hf_hamspk.geometry_hamspk import normalize, project, released_radius, score, score_matrix
+from hf_hamspk.losses.lifting import project_norm
 
 WAYS = [
     ("cosine", "released", 3.0, 1.0),

@@ -11,7 +11,7 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
 
 `X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
-projection. The radial parts come from `scoring.project_norm`.
+projection. The radial parts come from `project_norm`.
 """
 
 import math
@@ -23,12 +23,14 @@ from torch import Tensor
 from ..geometry_hamspk import (
     SMALLEST_NORM,
     BallPoints,
-    DistanceSlopes,
+    arcosh1p,
+    arcosh1p_slope,
+    conformal_factor,
+    cosh_less_1,
+    curved_norm,
     distance,
-    distance_and_slopes,
     normalize,
     project,
-    project_norm,
     released_radius,
     score,
 )
@@ -95,6 +97,27 @@ def target_similarity(
     both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
     x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
     return -distance(x, y) * factor
+
+
+def project_norm(
+    radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `project` does to the norms of features, of any shape.
+
+    Args:
+        radius: norms.
+        projection, curvature, clip_radius: as in `project`.
+
+    Returns:
+        The norms of the points, their conformal factors, and the derivative of the norm by that of the feature.
+    """
+    if projection == "released":
+        largest = released_radius(float(curvature))
+        position = radius.clamp_max(largest)
+        return position, conformal_factor(position.square()), (radius <= largest).to(radius.dtype)
+    position, conformal = curved_norm(radius.clamp_max(clip_radius), curvature)
+    # 1 - tanh^2 = 2 / conformal.
+    return position, conformal, (2 * curvature**0.5) / conformal * (radius <= clip_radius)
 
 
 def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
@@ -193,6 +216,33 @@ def ball_parts(lift: Radial) -> Radial:
     conformal = lift.time + 2
     slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
     return Radial(torch.stack([lift.scale / conformal, slope, conformal, lift.time_slope, lift.radius]))
+
+
+class DistanceSlopes(NamedTuple):
+    """What backpropagation needs of some distances.
+
+    Attributes:
+        apart: difference of the positions of `x` and `y`, `(..., D)`.
+        by_position: multiplied by `apart`, it is the derivative by the position of `x`, and minus that by the position
+            of `y`; `(...)`.
+        by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
+    """
+
+    apart: Tensor
+    by_position: Tensor
+    by_x_conformal: Tensor
+    by_y_conformal: Tensor
+
+
+def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
+    """`distance` `(...)`, and its derivatives without a graph."""
+    x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
+    apart, conformal = x.position - y.position, x_conformal * y_conformal
+    u = cosh_less_1(apart, conformal)
+    slope = arcosh1p_slope(u)
+    by_logarithm = slope * u
+    slopes = DistanceSlopes(apart, slope * conformal, by_logarithm / x_conformal, by_logarithm / y_conformal)
+    return arcosh1p(u), slopes
 
 
 class PairDistance(NamedTuple):
