@@ -6,26 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration_hamspk import OperatingPoint
-from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
-from ..evaluation.plots import plot_det, plot_detection_costs, plot_score_histogram
-from ..evaluation.report import format_report, write_html
-from ..evaluation.results import (
+from ..evaluation.evaluating import (
     EvaluationSettings,
     ListEvaluation,
     applies_calibration,
+    draw_plots,
     evaluate_list,
-    evaluation_record,
-    write_record,
+    read_lists,
 )
+from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES, paired_test
+from ..evaluation.report import format_report, write_html
+from ..evaluation.results import evaluation_record, write_record
 from ..evaluation.speakers import read_metadata
-from ..evaluation.trials import (
-    OFFICIAL_LISTS,
-    Trials,
-    check_official,
-    check_trial_files,
-    official_title,
-    read_trials,
-)
+from ..evaluation.trials import OFFICIAL_LISTS, Trials, official_title
 from ..evaluation.verification import PRIORS, PROTOCOLS, embed_files
 from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
@@ -120,32 +113,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_lists(
-    paths: list[str], audio_root: str, enrolment: str | None = None, official: list[str] | None = None
-) -> dict[str, Trials]:
-    """Trial lists by a short name, their files all there.
-
-    Raises:
-        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or is not the official one.
-    """
-    if not Path(audio_root).is_dir():
-        raise ValueError(f"There is no folder {audio_root} (--audio-root).")
-    stems = [Path(path).stem for path in paths]
-    expected = [] if official is None else official
-    if expected and len(expected) != len(paths):
-        raise ValueError(
-            f"--official must name one list for each of the {len(paths)} trial lists, got {len(expected)}."
-        )
-    lists = {}
-    for number, (path, stem) in enumerate(zip(paths, stems, strict=True)):
-        trials = read_trials(path, enrolment)
-        if expected:
-            check_official(trials, expected[number], path)
-        check_trial_files(trials, audio_root)
-        lists[stem if stems.count(stem) == 1 else path] = trials
-    return lists
-
-
 def write_all(
     record: Mapping[str, Any], results: Mapping[str, ListEvaluation], folder: Path, model: HamSpkPreTrainedModel
 ) -> list[Path]:
@@ -153,25 +120,6 @@ def write_all(
     pictures = draw_plots(results, folder / PLOTS_FOLDER, model)
     files = [write_record(record, folder / RECORD_FILE), write_html(record, pictures, folder / REPORT_FILE)]
     return [*files, *pictures.values()]
-
-
-def draw_plots(results: Mapping[str, ListEvaluation], folder: Path, model: HamSpkPreTrainedModel) -> dict[str, Path]:
-    """Caption to file: a DET plot of all lists; of each, the scores, and of a calibrated model the costs."""
-    curves: dict[str, Any] = {name: (result.scores, result.trials.labels) for name, result in results.items()}
-    plots = {"Detection error trade-off": plot_det(curves, folder / "det.png")}
-    for name, result in results.items():
-        file = f"{name.replace('/', '-').lstrip('.-')}.png"
-        scores, labels, kind = result.scores, result.trials.labels, result.record["scores"]
-        threshold = result.record["eer_threshold"]
-        plots[f"{name}: scores, and the threshold of the EER"] = plot_score_histogram(
-            scores, labels, folder / f"scores-{file}", threshold, kind, name
-        )
-        if result.ratios is not None and model.calibration is not None:
-            points = model.calibration.operating_points
-            plots[f"{name}: cost of the decisions at every operating point"] = plot_detection_costs(
-                scores, labels, folder / f"costs-{file}", points, name
-            )
-    return plots
 
 
 def _evaluate(

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.conditions import SWEEPS, sweep_conditions
+from ..evaluation.evaluating import read_lists
 from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES
 from ..evaluation.plots import plot_sweep
 from ..evaluation.speakers import read_metadata, speaker_table
 from ..evaluation.sweeps import ConditionSweep, SweepPoint, format_sweep
-from ..loading.models import load_model
-from .evaluate import read_lists
-from .options import add_model_arguments
+from .models import add_model_arguments, load_model
 
 EPILOG = """\
 The test side of every trial is changed, the enrolment stays as it is. What is random is drawn by the name of the file:

@@ -14,15 +14,10 @@ from hf_hamspk import HamSpkModel
 from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.calibration_hamspk import Calibration, Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, error_rates, log_likelihood_ratio_cost
+from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate_list
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.report import comparison_table, format_report, write_html
-from hf_hamspk.evaluation.results import (
-    EvaluationSettings,
-    evaluate_list,
-    evaluation_record,
-    read_record,
-    write_record,
-)
+from hf_hamspk.evaluation.results import evaluation_record, read_record, write_record
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, score_ratios, score_trials
 

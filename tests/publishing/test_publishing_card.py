@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkModel
-from hf_hamspk.evaluation.results import EvaluationSettings, evaluate_list, evaluation_record
+from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate_list
+from hf_hamspk.evaluation.results import evaluation_record
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 from hf_hamspk.publishing.about import About, TrainingData, TrialList
