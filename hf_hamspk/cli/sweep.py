@@ -1,24 +1,14 @@
 """`hamspk sweep`: error rates against the recording condition."""
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
-from ..data.conditions import SWEEPS, sweep_conditions
-from ..evaluation.evaluating import read_lists
-from ..evaluation.intervals import CONFIDENCE, FEWEST_REPLICATES, REPLICATES
-from ..evaluation.plots import plot_sweep
-from ..evaluation.speakers import read_metadata, speaker_table
-from ..evaluation.sweeps import ConditionSweep, SweepPoint, format_sweep
+from ..data.conditions import SWEEPS
+from ..evaluation.evaluating import check_replicates
+from ..evaluation.intervals import REPLICATES
+from ..evaluation.speakers import read_metadata
+from ..evaluation.sweeps import SweepPoint, format_sweep, sweep
+from .evaluate import check_output_folder, write_and_tell
 from .models import add_model_arguments, load_model
-
-EPILOG = """\
-The test side of every trial is changed, the enrolment stays as it is. What is random is drawn by the name of the file:
-the same command, the same numbers. Scores are those of whole recordings, before normalisation and calibration. --output
-takes a folder, in which sweep.json and a plot of each sweep are written.
-"""
-RECORD_FILE = "sweep.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,69 +31,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="resamplings of the speakers for the intervals, 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="DIR", help="write sweep.json and the plots into this folder")
-    parser.epilog = EPILOG
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder for evaluation.json, report.html and plots/ (default: that of the model)",
+    )
+    parser.epilog = """\
+The test side of every trial is changed, the enrolment is not. All randomness is seeded by the name of the file: the
+same command gives the same numbers. Scores are the raw ones of whole recordings, over all trials.
+
+The numbers are added to evaluation.json in the model's own folder (for a model on the Hub, in a folder in the working
+directory), report.html and plots/ are written beside it.
+"""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, draw."""
-    _check(arguments)
-    conditions = {kind: sweep_conditions(kind, arguments.values) for kind in arguments.over}
-    ((name, trials),) = read_lists([arguments.trials], arguments.audio_root).items()
-    metadata = {} if arguments.metadata is None else read_metadata(arguments.metadata)
+    """Measure, print each condition as it is measured, write record and plots."""
+    _check_sweep(arguments)
+    metadata = None if arguments.metadata is None else read_metadata(arguments.metadata)
     model = load_model(arguments.model, arguments.device)
-    table = speaker_table(metadata) if metadata else None
-    sweep = ConditionSweep(model, trials, arguments.audio_root, table, arguments.replicates)
-    found: dict[str, list[SweepPoint]] = {}
-    # The recordings as they are begin every sweep and are measured once.
-    clean: SweepPoint | None = None
-    for kind, steps in conditions.items():
-        found[kind] = []
-        for step in steps:
-            if step.change is not None or clean is None:
-                point = sweep.measure(step)
-                clean = point if step.change is None else clean
-            else:
-                point = clean
-            found[kind].append(point)
-        print(f"{format_sweep(kind, found[kind])}\n", flush=True)
-    for column in arguments.group_by:
-        found[column] = sweep.measure_groups(metadata, column)
-        print(f"{format_sweep(column, found[column])}\n", flush=True)
-    if sweep.failures:
-        print(f"{len(trials) - len(sweep.trials)} trials left out; unusable files: {len(sweep.failures)}")
-    if arguments.output is not None:
-        _write(Path(arguments.output), name, model.fingerprint(), found, sweep.failures)
+    found = sweep(
+        model,
+        arguments.trials,
+        arguments.audio_root,
+        arguments.over,
+        arguments.values,
+        metadata=metadata,
+        group_by=arguments.group_by,
+        replicates=arguments.replicates,
+        announce=_print_points,
+    )
+    if found.failures:
+        skipped = found.record.sweeps[found.name]["skipped"]
+        print(f"{skipped} trials skipped, as {len(found.failures)} files cannot be read")
+    write_and_tell(found, arguments.model, arguments.output)
     return 0
 
 
-def _write(
-    folder: Path, name: str, fingerprint: str, found: dict[str, list[SweepPoint]], failures: dict[str, str]
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "model": fingerprint,
-        "list": name,
-        "confidence": CONFIDENCE,
-        "unusable_files": failures,
-        "sweeps": {kind: [point.to_dict() for point in points] for kind, points in found.items()},
-    }
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"written: {folder / RECORD_FILE}")
-    for kind, points in found.items():
-        drawn = [point for point in points if point.eer is not None]
-        if drawn:
-            rates = [(p.condition, p.eer, p.eer_interval) for p in drawn if p.eer is not None]
-            print(f"written: {plot_sweep(rates, folder / f'sweep-{Path(kind).name}.png', f'{name}: {kind}')}")
+def _print_points(kind: str, points: list[SweepPoint]) -> None:
+    print(f"{format_sweep(kind, points)}\n", flush=True)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_sweep(arguments: argparse.Namespace) -> None:
+    check_output_folder(arguments.output)
     if arguments.values is not None and len(arguments.over) != 1:
         raise ValueError(f"--values belong to one condition; --over names {len(arguments.over)}.")
     if arguments.group_by and arguments.metadata is None:
         raise ValueError("--group-by names columns of a table: give it with --metadata.")
     if not arguments.over and not arguments.group_by:
         raise ValueError("Nothing to sweep: name conditions with --over, or columns with --group-by.")
-    if arguments.replicates != 0 and arguments.replicates < FEWEST_REPLICATES:
-        raise ValueError(f"--replicates must be 0 or at least {FEWEST_REPLICATES}, got {arguments.replicates}.")
+    try:
+        check_replicates(arguments.replicates)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error

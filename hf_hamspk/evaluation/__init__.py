@@ -1,7 +1,7 @@
 """Evaluation of speaker verification: error rates and costs, their intervals, trial lists, reports and plots.
 
-Two modules bring a heavier package and are therefore imported by their own name: `hf_hamspk.evaluation.plots`
-(matplotlib) and `hf_hamspk.evaluation.speaker_verification` (evaluate).
+Two modules import a heavier package and are not imported here: `hf_hamspk.evaluation.plots` (matplotlib) and
+`hf_hamspk.evaluation.speaker_verification` (evaluate).
 """
 
 from .calibration_metrics import (
@@ -14,6 +14,7 @@ from .calibration_metrics import (
     log_likelihood_ratio_cost,
     minimum_log_likelihood_ratio_cost,
 )
+from .evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate
 from .intervals import BootstrapResult, PairedDifference, bootstrap, paired_test
 from .metrics import (
     DetectionErrors,
@@ -25,7 +26,9 @@ from .metrics import (
     minimum_detection_cost,
 )
 from .model_calibration import CalibrationReport, calibrate
+from .results import EvaluationRecord
 from .speakers import TrialSpeakers, find_speakers
+from .sweeps import Sweep, SweepPoint, sweep
 from .trials import MissingTrialFilesError, Trials, check_trial_files, read_trials
 
 __all__ = [
@@ -35,9 +38,15 @@ __all__ = [
     "ConvexHull",
     "DetectionErrors",
     "EqualErrorRate",
+    "Evaluation",
+    "EvaluationRecord",
+    "EvaluationSettings",
+    "ListEvaluation",
     "MinimumDetectionCost",
     "MissingTrialFilesError",
     "PairedDifference",
+    "Sweep",
+    "SweepPoint",
     "TrialSpeakers",
     "Trials",
     "actual_detection_cost",
@@ -50,10 +59,12 @@ __all__ = [
     "detection_errors",
     "equal_error_rate",
     "error_rates",
+    "evaluate",
     "find_speakers",
     "log_likelihood_ratio_cost",
     "minimum_detection_cost",
     "minimum_log_likelihood_ratio_cost",
     "paired_test",
     "read_trials",
+    "sweep",
 ]

@@ -1,6 +1,12 @@
-"""Measuring a model on trial lists: error rates, costs and their intervals, raw and calibrated."""
+"""Measuring a model on trial lists: error rates, costs and their intervals; what `hamspk evaluate` does.
 
-from collections.abc import Mapping, Sequence
+Raw scores are measured over all trials whose files can be read, whether or not the model is calibrated. What a
+calibrated model decides is measured over the trials that get a decision, and the others are counted beside it.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,35 +14,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration_hamspk import OperatingPoint
+from ..calibration_hamspk import CHECKSUM, Calibration, OperatingPoint
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
-from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, BootstrapResult, bootstrap
+from .intervals import (
+    CONFIDENCE,
+    FEWEST_REPLICATES,
+    FEWEST_SPEAKERS,
+    REPLICATES,
+    BootstrapResult,
+    bootstrap,
+    paired_test,
+)
 from .metrics import DetectionErrors, detection_errors
-from .plots import plot_det, plot_detection_costs, plot_score_histogram
 from .ratio_scoring import score_ratios
+from .results import PLOT_FOLDER, EvaluationRecord, software
 from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
 from .trials import Trials, check_official, check_trial_files, read_trials
-from .verification import PRIORS, EmbeddedFiles, enrol_models, score_trials, usable_trials
+from .verification import PRIORS, PROTOCOLS, EmbeddedFiles, embed_files, enrol_models, score_trials, usable_trials
 
 RATIO = "log-likelihood ratio"
 HISTOGRAM_BINS = 60
+
+TrialList = Trials | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     """What is measured, and how.
 
+    Example:
+        ```python
+        settings = EvaluationSettings(priors=(0.01,), replicates=0)
+        print(settings.protocol, settings.priors)
+        print(EvaluationSettings().confidence)
+        ```
+
     Attributes:
-        protocol: of `verification.PROTOCOLS`, that the files were embedded with.
-        priors: of a target, for minDCF and actDCF.
-        replicates: for the intervals; 0 for none.
+        protocol: `"whole"` (whole utterances) or `"paper"` (and five 3 s segments of each).
+        priors: probabilities of a target trial for minDCF and actDCF.
+        replicates: resamplings of the speakers for the intervals; 0 for no intervals.
         confidence: of the intervals.
-        metadata: file to columns, from `read_metadata`; with `speaker_id` it says who speaks.
-        group_by: columns of it.
-        subtract_mean: subtract the mean of the model's cohort from every embedding; scores are then not calibrated.
-        calibrated: use the model's calibration if it has one.
-        progress: show bars.
+        metadata: file to columns, from `read_metadata`; the column `speaker_id` gives the speakers.
+        group_by: columns of `metadata`; each of their values is measured by itself.
+        subtract_mean: subtract the mean of the model's cohort from every embedding; such scores are not calibrated.
+        calibrated: measure the decisions of a calibrated model, too.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: a number is out of range, or `group_by` is given without `metadata`.
     """
 
     protocol: str = "whole"
@@ -49,6 +75,28 @@ class EvaluationSettings:
     calibrated: bool = True
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}.")
+        for prior in self.priors:
+            if not 0 < prior < 1:
+                raise ValueError(f"prior must lie strictly between 0 and 1, got {prior}; customary are 0.01 and 0.05.")
+        check_replicates(self.replicates)
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}; 0.95 is customary.")
+        if self.group_by and not self.metadata:
+            raise ValueError("group_by names columns of a table: give it as metadata.")
+
+
+def check_replicates(replicates: int) -> None:
+    """Refuse a number of resamplings that gives no interval.
+
+    Raises:
+        ValueError: it is neither 0 nor at least `FEWEST_REPLICATES`.
+    """
+    if replicates != 0 and replicates < FEWEST_REPLICATES:
+        raise ValueError(f"replicates must be 0 or at least {FEWEST_REPLICATES}, got {replicates}.")
+
 
 # Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
 @dataclass(frozen=True, eq=False)
@@ -56,98 +104,119 @@ class ListEvaluation:
     """A model on one trial list.
 
     Attributes:
-        record: the numbers, as in `evaluation.json`; see the module.
-        trials: `N` of them, those that could be scored.
-        raw: `(N,)` similarities.
-        ratios: `(N,)` log-likelihood ratios; None where the model is not calibrated.
-        speakers: of the trials; None where they cannot be told.
+        record: the numbers, as in `evaluation.json`; see the module `results`.
+        trials: the `N` trials whose files can be read.
+        scores: `(N,)` raw similarities.
+        speakers: of the trials; None if they are unknown.
+        decided: the `M` trials that get a decision; None if the model makes none.
+        ratios: `(M,)` log-likelihood ratios of `decided`; None if the model makes no decisions.
     """
 
     record: dict[str, Any]
     trials: Trials
-    raw: NDArray[np.float64]
-    ratios: NDArray[np.float64] | None
+    scores: NDArray[np.float64]
     speakers: TrialSpeakers | None
+    decided: Trials | None = None
+    ratios: NDArray[np.float64] | None = None
 
     @property
-    def scores(self) -> NDArray[np.float64]:
-        """What the model answers with: the ratios, or else the similarities."""
-        return self.raw if self.ratios is None else self.ratios
+    def eer(self) -> float:
+        """Equal error rate of the raw scores, a fraction."""
+        return self.record["eer"]
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """What is the same for the whole list, its raw scores and its groups."""
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model on one or several trial lists; what `evaluate` returns.
 
-    settings: EvaluationSettings
-    points: tuple[OperatingPoint, ...]
+    Attributes:
+        record: the content of `evaluation.json`.
+        lists: name of a trial list to scores and numbers.
+        points: operating points of the model's calibration; none without one.
+    """
 
-    def numbers(
-        self,
-        scores: NDArray[np.float64],
-        labels: NDArray,
-        speakers: TrialSpeakers | str,
-        ratios: bool,
-    ) -> dict[str, Any]:
-        """The numbers of some trials; `speakers` may be the reason why they are unknown."""
-        errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
-        equal = errors.equal_error_rate()
-        spread, note = self._spread(scores, labels, speakers, ratios)
-        priors = {f"{prior:g}": prior for prior in self.settings.priors}
-        record: dict[str, Any] = {
-            "trials": len(labels),
-            "targets": int(labels.sum()),
-            "speakers": None if isinstance(speakers, str) else len(speakers.names),
-            "eer": equal.eer,
-            "eer_interval": _interval(spread, "eer"),
-            "eer_threshold": equal.threshold,
-            "eer_convex_hull": hull.equal_error_rate().eer,
-            "min_dcf": {name: errors.minimum_detection_cost(prior).cost for name, prior in priors.items()},
-            "min_dcf_interval": {name: _interval(spread, f"min_dcf prior {name}") for name in priors},
-            "min_cllr": hull.log_likelihood_ratio_cost(),
-        }
-        if ratios:
-            record |= {
-                "act_dcf": {name: actual_detection_cost(scores, labels, p).cost for name, p in priors.items()},
-                "act_dcf_interval": {name: _interval(spread, f"act_dcf prior {name}") for name in priors},
-                "cllr": log_likelihood_ratio_cost(scores, labels),
-                "cllr_interval": _interval(spread, "cllr"),
-                "operating_points": {point.name: _at(point, scores, errors, labels, spread) for point in self.points},
-            }
-        else:
-            record |= dict.fromkeys(
-                ("act_dcf", "act_dcf_interval", "cllr", "cllr_interval", "operating_points"),
-            )
-        record |= {
-            "confidence": None if spread is None else self.settings.confidence,
-            "replicates": None if spread is None else self.settings.replicates - spread.left_out,
-            "interval_note": note,
-        }
-        return record
+    record: EvaluationRecord
+    lists: dict[str, ListEvaluation]
+    points: tuple[OperatingPoint, ...] = ()
 
-    def _spread(
-        self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str, ratios: bool
-    ) -> tuple[BootstrapResult | None, str | None]:
-        """The bootstrap, or else why there is none."""
-        if self.settings.replicates == 0:
-            return None, "none were asked for"
-        if isinstance(speakers, str):
-            return None, speakers
-        if len(speakers.names) < FEWEST_SPEAKERS:
-            return None, f"{len(speakers.names)} speakers are too few to resample; {FEWEST_SPEAKERS} are needed"
-        priors = [OperatingPoint(f"prior {prior:g}", prior) for prior in self.settings.priors]
-        points = [*priors, *(self.points if ratios else ())]
-        options = self.settings.replicates, self.settings.confidence
-        return bootstrap(scores, labels, speakers, points, ratios, *options, progress=self.settings.progress), None
+    def __getitem__(self, name: str) -> ListEvaluation:
+        """The evaluation of a trial list."""
+        return self.lists[name]
+
+    def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
+        """Write `evaluation.json`, `report.html` and `plots/`, together with what is there of the same weights.
+
+        Args:
+            folder: best the model's own, where `hamspk push` and the Space look for the record.
+
+        Returns:
+            The paths of the files, and sentences about what was replaced.
+
+        Raises:
+            ValueError: the folder holds an `evaluation.json` that this package did not write.
+        """
+        # matplotlib is imported only where something is drawn.
+        from .plots import draw_evaluation
+        from .report import write_measurements
+
+        return write_measurements(self.record, folder, lambda: draw_evaluation(self, Path(folder) / PLOT_FOLDER))
+
+
+def evaluate(
+    model: HamSpkPreTrainedModel,
+    trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList],
+    audio_root: str | os.PathLike[str] = ".",
+    settings: EvaluationSettings | None = None,
+    *,
+    enrolment: str | os.PathLike[str] | None = None,
+    compare: HamSpkPreTrainedModel | None = None,
+) -> Evaluation:
+    """Measure a model on trial lists: EER, minDCF, and of a calibrated model the decisions.
+
+    Each file is embedded once over all lists.
+
+    Args:
+        model: in evaluation mode.
+        trials: one list or several: paths or `Trials`; a mapping gives them names.
+        audio_root: folder of the files in the lists.
+        settings: what is measured; None for the defaults.
+        enrolment: table of the files of each enrolment model, for lists that name models.
+        compare: another model, whose differences are tested on the same trials.
+
+    Returns:
+        The numbers; `.record` is the content of `evaluation.json`, `.write(folder)` writes it with report and plots.
+
+    Raises:
+        ValueError: a list or a file is missing, a list is malformed or lacks target or impostor trials, or the
+            metadata does not fit.
+    """
+    settings = EvaluationSettings() if settings is None else settings
+    lists = read_lists(trials, audio_root, enrolment)
+    results = measure_lists(model, lists, audio_root, settings)
+    record = EvaluationRecord.of_model(model)
+    record.lists = {name: result.record for name, result in results.items()}
+    if compare is not None:
+        _add_comparison(results, compare, audio_root, settings)
+    return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
+
+
+def measure_lists(
+    model: HamSpkPreTrainedModel,
+    lists: Mapping[str, Trials],
+    audio_root: str | os.PathLike[str],
+    settings: EvaluationSettings,
+) -> dict[str, ListEvaluation]:
+    """Embed the files of all lists, each once, and measure every list."""
+    files = sorted({file for trials in lists.values() for file in trials.files})
+    measure = applies_calibration(model, settings)
+    embedded = embed_files(model, files, audio_root, settings.protocol, settings.progress, measure)
+    return {name: evaluate_list(model, trials, embedded, settings) for name, trials in lists.items()}
 
 
 def evaluate_list(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
 ) -> ListEvaluation:
-    """Score a trial list and measure everything.
-
-    A calibrated model is judged by the log-likelihood ratios that it answers with, if the protocol is that of its
-    calibration (whole utterances); its files with too little speech for an answer are left out and counted.
+    """Score a trial list whose files are embedded, and measure everything.
 
     Args:
         model: gives similarity, calibration and cohort.
@@ -159,88 +228,130 @@ def evaluate_list(
         ValueError: no target or no impostor trial is left, all scores are equal, the metadata lacks speakers of the
             list or contradicts it, or there is no cohort whose mean could be subtracted.
     """
-    calibration = model.calibration if settings.calibrated and applies_calibration(model, settings) else None
     embedded = embedded.part(trials.files)
-    if calibration is not None:
-        embedded = embedded.refuse_short(calibration.minimum_speech)
     usable = usable_trials(trials, embedded.failures)
-    embedded = enrol_models(usable, embedded)
-    raw = score_trials(model, usable, embedded, _cohort_mean(model) if settings.subtract_mean else None)
-    ratios = None
-    if calibration is not None:
-        ratios = score_ratios(model, usable, embedded, raw, calibration, model.cohort)
-    speakers = _speakers(usable, settings)
-    measuring = _Measuring(settings, () if calibration is None else calibration.operating_points)
-    scores = raw if ratios is None else ratios
-    record = {
+    mean = _cohort_mean(model) if settings.subtract_mean else None
+    scores = score_trials(model, usable, enrol_models(usable, embedded), mean)
+    speakers = _known_speakers(usable, settings)
+    measuring = _Measuring(settings)
+    record: dict[str, Any] = {
+        "digest": list_digest(trials),
+        "protocol": settings.protocol,
+        "mean_subtracted": settings.subtract_mean,
         "skipped": len(trials) - len(usable),
         "unusable_files": embedded.failures,
-        "scores": model.config.similarity if ratios is None else RATIO,
-        "normalisation": "none" if calibration is None else calibration.normalisation,
-        **measuring.numbers(scores, usable.labels, speakers, ratios is not None),
+        "scores": model.config.similarity,
+        **measuring.measure(scores, usable, speakers),
     }
-    if ratios is not None:
-        numbers = measuring.numbers(raw, usable.labels, speakers, False)
-        record["raw"] = {"scores": model.config.similarity} | {k: v for k, v in numbers.items() if v is not None}
-    record["groups"], record["groups_left_out"] = {}, {}
-    for label, mask in group_trials(usable, settings.metadata, settings.group_by).items():
-        if not 0 < int(usable.labels[mask].sum()) < int(mask.sum()):
-            record["groups_left_out"][label] = f"its {int(mask.sum())} trials are not of both kinds"
-            continue
-        within = speakers if isinstance(speakers, str) else speakers.select(mask)
-        record["groups"][label] = measuring.numbers(scores[mask], usable.labels[mask], within, ratios is not None)
-    record["histogram"] = _histogram(scores, usable.labels)
-    return ListEvaluation(record, usable, raw, ratios, None if isinstance(speakers, str) else speakers)
+    decided, ratios = None, None
+    calibration = model.calibration
+    if calibration is not None and applies_calibration(model, settings):
+        decided, ratios, record["decisions"] = _decide(model, usable, embedded, calibration, settings)
+    known = None if isinstance(speakers, str) else speakers
+    return ListEvaluation(record | software(), usable, scores, known, decided, ratios)
 
 
-def read_lists(
-    paths: list[str], audio_root: str, enrolment: str | None = None, official: list[str] | None = None
-) -> dict[str, Trials]:
-    """Trial lists by a short name, their files all there.
-
-    Raises:
-        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or is not the official one.
-    """
-    if not Path(audio_root).is_dir():
-        raise ValueError(f"There is no folder {audio_root} (--audio-root).")
-    stems = [Path(path).stem for path in paths]
-    expected = [] if official is None else official
-    if expected and len(expected) != len(paths):
-        raise ValueError(
-            f"--official must name one list for each of the {len(paths)} trial lists, got {len(expected)}."
-        )
-    lists = {}
-    for number, (path, stem) in enumerate(zip(paths, stems, strict=True)):
-        trials = read_trials(path, enrolment)
-        if expected:
-            check_official(trials, expected[number], path)
-        check_trial_files(trials, audio_root)
-        lists[stem if stems.count(stem) == 1 else path] = trials
-    return lists
+def _decide(
+    model: HamSpkPreTrainedModel,
+    usable: Trials,
+    embedded: EmbeddedFiles,
+    calibration: Calibration,
+    settings: EvaluationSettings,
+) -> tuple[Trials | None, NDArray[np.float64] | None, dict[str, Any]]:
+    """The trials with enough speech for a decision, their log-likelihood ratios, and the numbers of these."""
+    enough = embedded.refuse_short(calibration.minimum_speech)
+    decided = usable.without(enough.failures)
+    without = len(usable) - len(decided)
+    record: dict[str, Any] = {
+        "calibration": calibration.to_dict()[CHECKSUM],
+        "scores": RATIO,
+        "normalisation": calibration.normalisation,
+        "without_decision": without,
+        "share_without_decision": without / len(usable),
+        "short_files": {file: why for file, why in enough.failures.items() if file not in embedded.failures},
+    }
+    if not 0 < int(decided.labels.sum()) < len(decided):
+        record["note"] = f"the {len(decided)} trials with enough speech for a decision are not of both kinds"
+        return None, None, record
+    enrolled = enrol_models(decided, enough)
+    scores = score_trials(model, decided, enrolled)
+    ratios = score_ratios(model, decided, enrolled, scores, calibration, model.cohort)
+    measuring = _Measuring(settings, calibration.operating_points, ratios=True)
+    return decided, ratios, record | measuring.measure(ratios, decided, _known_speakers(decided, settings))
 
 
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
-    """Whether the model is calibrated for scores as these settings make them."""
-    return model.calibration is not None and settings.protocol == "whole" and not settings.subtract_mean
+    """Whether the decisions of a model are measured: it is calibrated, and for scores as these settings make them."""
+    wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
+    return wanted and model.calibration is not None
 
 
-def draw_plots(results: Mapping[str, ListEvaluation], folder: Path, model: HamSpkPreTrainedModel) -> dict[str, Path]:
-    """Caption to file: a DET plot of all lists; of each, the scores, and of a calibrated model the costs."""
-    curves: dict[str, Any] = {name: (result.scores, result.trials.labels) for name, result in results.items()}
-    plots = {"Detection error trade-off": plot_det(curves, folder / "det.png")}
-    for name, result in results.items():
-        file = f"{name.replace('/', '-').lstrip('.-')}.png"
-        scores, labels, kind = result.scores, result.trials.labels, result.record["scores"]
-        threshold = result.record["eer_threshold"]
-        plots[f"{name}: scores, and the threshold of the EER"] = plot_score_histogram(
-            scores, labels, folder / f"scores-{file}", threshold, kind, name
-        )
-        if result.ratios is not None and model.calibration is not None:
-            points = model.calibration.operating_points
-            plots[f"{name}: cost of the decisions at every operating point"] = plot_detection_costs(
-                scores, labels, folder / f"costs-{file}", points, name
-            )
-    return plots
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures scores, or log-likelihood ratios at operating points, by the same settings."""
+
+    settings: EvaluationSettings
+    points: tuple[OperatingPoint, ...] = ()
+    ratios: bool = False
+
+    def measure(self, scores: NDArray[np.float64], trials: Trials, speakers: TrialSpeakers | str) -> dict[str, Any]:
+        """The numbers of all trials and of the groups, and the histogram."""
+        record = self.numbers(scores, trials.labels, speakers)
+        groups: dict[str, Any] = {}
+        left_out: dict[str, str] = {}
+        for label, mask in group_trials(trials, self.settings.metadata, self.settings.group_by).items():
+            if not 0 < int(trials.labels[mask].sum()) < int(mask.sum()):
+                left_out[label] = f"its {int(mask.sum())} trials are not of both kinds"
+                continue
+            within = speakers if isinstance(speakers, str) else speakers.select(mask)
+            groups[label] = self.numbers(scores[mask], trials.labels[mask], within)
+        return record | {"groups": groups, "groups_left_out": left_out, "histogram": _histogram(scores, trials.labels)}
+
+    def numbers(self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str) -> dict[str, Any]:
+        """The numbers of some trials; `speakers` may be the reason why they are unknown."""
+        errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
+        equal = errors.equal_error_rate()
+        spread, note = self._spread(scores, labels, speakers)
+        priors = {f"{prior:g}": prior for prior in self.settings.priors}
+        record: dict[str, Any] = {
+            "trials": len(labels),
+            "targets": int(labels.sum()),
+            "speakers": None if isinstance(speakers, str) else len(speakers.names),
+            "eer": equal.eer,
+            "eer_interval": _limits(spread, "eer"),
+            "eer_threshold": equal.threshold,
+            "eer_convex_hull": hull.equal_error_rate().eer,
+            "min_dcf": {name: errors.minimum_detection_cost(prior).cost for name, prior in priors.items()},
+            "min_dcf_interval": {name: _limits(spread, f"min_dcf prior {name}") for name in priors},
+            "min_cllr": hull.log_likelihood_ratio_cost(),
+        }
+        if self.ratios:
+            record |= {
+                "act_dcf": {name: actual_detection_cost(scores, labels, p).cost for name, p in priors.items()},
+                "act_dcf_interval": {name: _limits(spread, f"act_dcf prior {name}") for name in priors},
+                "cllr": log_likelihood_ratio_cost(scores, labels),
+                "cllr_interval": _limits(spread, "cllr"),
+                "operating_points": {point.name: _at(point, scores, errors, labels, spread) for point in self.points},
+            }
+        return record | {
+            "confidence": None if spread is None else self.settings.confidence,
+            "replicates": None if spread is None else self.settings.replicates - spread.left_out,
+            "interval_note": note,
+        }
+
+    def _spread(
+        self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str
+    ) -> tuple[BootstrapResult | None, str | None]:
+        """The bootstrap, or the reason why there is none."""
+        if self.settings.replicates == 0:
+            return None, "none were asked for"
+        if isinstance(speakers, str):
+            return None, speakers
+        if len(speakers.names) < FEWEST_SPEAKERS:
+            return None, f"{len(speakers.names)} speakers are too few to resample; {FEWEST_SPEAKERS} are needed"
+        points = [*_prior_points(self.settings), *self.points]
+        options = self.settings.replicates, self.settings.confidence
+        return bootstrap(scores, labels, speakers, points, self.ratios, *options, progress=self.settings.progress), None
 
 
 def _at(
@@ -261,15 +372,138 @@ def _at(
         "act_dcf": actual.cost,
         "min_dcf": errors.minimum_detection_cost(*costs).cost,
         "miss_rate": actual.miss_rate,
-        "miss_interval": _interval(spread, f"miss_rate {point.name}"),
+        "miss_interval": _limits(spread, f"miss_rate {point.name}"),
         "nominal_miss_rate": point.miss_rate,
         "false_alarm_rate": actual.false_alarm_rate,
-        "false_alarm_interval": _interval(spread, f"false_alarm_rate {point.name}"),
+        "false_alarm_interval": _limits(spread, f"false_alarm_rate {point.name}"),
         "nominal_false_alarm_rate": point.false_alarm_rate,
     }
 
 
-def _speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeakers | str:
+def read_lists(
+    trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList],
+    audio_root: str | os.PathLike[str] = ".",
+    enrolment: str | os.PathLike[str] | None = None,
+    official: Sequence[str] = (),
+) -> dict[str, Trials]:
+    """Read trial lists and check that their files are there.
+
+    Args:
+        trials: one list or several: paths or `Trials`; a mapping gives them names.
+        audio_root: folder of the files in the lists.
+        enrolment: table of the files of each enrolment model, for lists that name models.
+        official: names of `OFFICIAL_LISTS`, one for each list, whose sizes the lists must have.
+
+    Returns:
+        A short name for each list, and the trials.
+
+    Raises:
+        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or is not the official one.
+    """
+    if not Path(audio_root).is_dir():
+        raise ValueError(f"There is no folder {audio_root} (audio_root, --audio-root).")
+    named = _named_lists(trials)
+    if official and len(official) != len(named):
+        raise ValueError(
+            f"--official must name one list for each of the {len(named)} trial lists, got {len(official)}."
+        )
+    lists = {}
+    for number, (name, one) in enumerate(named.items()):
+        lists[name] = one if isinstance(one, Trials) else read_trials(one, enrolment)
+        if official:
+            check_official(lists[name], official[number], name if isinstance(one, Trials) else one)
+        check_trial_files(lists[name], audio_root)
+    return lists
+
+
+def _named_lists(trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList]) -> dict[str, TrialList]:
+    if isinstance(trials, Mapping):
+        return {str(name): one for name, one in trials.items()}
+    several = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)
+    if not several:
+        raise ValueError("There is no trial list to evaluate on: give at least one.")
+    names = list_names([one for one in several if not isinstance(one, Trials)])
+    of_trials = iter(f"trials{'' if number == 1 else f' {number}'}" for number in range(1, len(several) + 1))
+    return {next(of_trials) if isinstance(one, Trials) else names[os.fspath(one)]: one for one in several}
+
+
+def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """A short name for each trial list: its file without the ending, and as many folders as tell two lists apart.
+
+    No name holds more of a path than that: names are published with the record.
+
+    Args:
+        paths: of the lists; the same list given twice has one name.
+
+    Returns:
+        Path to name, such as `{"lists/dev.txt": "dev"}`.
+    """
+    parts = {os.fspath(path): Path(os.path.abspath(path)).with_suffix("").parts for path in paths}
+    names = {}
+    for path, own in parts.items():
+        others = {other for other in parts.values() if other != own}
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        names[path] = "/".join(own[-length:])
+    return names
+
+
+def list_digest(trials: Trials) -> str:
+    """What tells two trial lists apart: the first 16 hexadecimal digits of a SHA-256 over labels and names."""
+    digest = hashlib.sha256(trials.labels.tobytes())
+    for names in (trials.enrolment, trials.test, *([name, *files] for name, files in trials.models.items())):
+        digest.update("\n".join(names).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _add_comparison(
+    results: Mapping[str, ListEvaluation],
+    other: HamSpkPreTrainedModel,
+    audio_root: str | os.PathLike[str],
+    settings: EvaluationSettings,
+) -> None:
+    """Add the differences from another model, of the raw scores and of the log-likelihood ratios, to the records."""
+    for name, result in results.items():
+        if result.speakers is None or result.record["replicates"] is None:
+            raise ValueError(f"--compare needs to know the speakers of {name}: {result.record['interval_note']}")
+    others = measure_lists(other, {name: result.trials for name, result in results.items()}, audio_root, settings)
+    model = EvaluationRecord.of_model(other).model
+    for name, result in results.items():
+        second = others[name]
+        if result.speakers is None or len(second.trials) != len(result.trials):
+            raise ValueError(f"The two models read different files of {name}, so they cannot be compared on it.")
+        numbers = _compared(second.scores, result.scores, result.trials, result.speakers, settings)
+        result.record["compared"] = {"model": model, "numbers": numbers}
+        # Trials with too little speech for one of the two models cannot be compared by what it answers.
+        same = result.decided is not None and second.decided is not None
+        if same and list_digest(result.decided) == list_digest(second.decided):
+            speakers = _known_speakers(result.decided, settings)
+            numbers = _compared(second.ratios, result.ratios, result.decided, speakers, settings)
+            result.record["decisions"]["compared"] = {"model": model, "numbers": numbers}
+
+
+def _compared(
+    first: Any, second: Any, trials: Trials, speakers: Any, settings: EvaluationSettings
+) -> dict[str, dict[str, Any]]:
+    """Each number of two systems on the same trials, and the difference."""
+    options = settings.replicates, settings.confidence
+    tested = paired_test(first, second, trials.labels, speakers, _prior_points(settings), False, *options)
+    return {
+        number.replace("min_dcf prior ", "minDCF(") + (")" if number.startswith("min_dcf") else ""): {
+            "this": found.second,
+            "other": found.first,
+            "difference": found.difference,
+            "interval": list(found.interval),
+            "p_value": found.p_value,
+        }
+        for number, found in tested.items()
+    }
+
+
+def _prior_points(settings: EvaluationSettings) -> list[OperatingPoint]:
+    return [OperatingPoint(f"prior {prior:g}", prior) for prior in settings.priors]
+
+
+def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeakers | str:
     """The speakers, or why they are unknown; a table that does not fit is refused."""
     table = speaker_table(settings.metadata) if settings.metadata else None
     if table is not None:
@@ -289,7 +523,7 @@ def _cohort_mean(model: HamSpkPreTrainedModel):
     return model.cohort.embeddings.mean(0)
 
 
-def _interval(spread: BootstrapResult | None, name: str) -> list[float] | None:
+def _limits(spread: BootstrapResult | None, name: str) -> list[float] | None:
     return None if spread is None else list(spread.interval(name))
 
 

@@ -1,9 +1,11 @@
-"""Pictures of an evaluation: the DET plot, the histogram of the scores, and the cost of decisions at every prior.
+"""Plots of an evaluation: DET curves, histograms of scores, costs of decisions at every prior, sweeps.
 
-Drawn with the object-oriented interface of matplotlib, so that no global state is touched and no display is needed.
+Drawn with the object-oriented interface of matplotlib: no global state is touched and no display is needed.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,7 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..calibration_hamspk import OperatingPoint
 from .calibration_metrics import convex_hull
+from .evaluating import RATIO, Evaluation
 from .metrics import DetectionErrors, detection_cost, detection_errors
+from .sweeps import Sweep
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -86,7 +90,7 @@ def plot_det(
     axes.set_ylabel("False negative rate (%)")
     # Outside, as the curves of a weak and of a strong system together leave no corner free.
     figure.legend(loc="outside lower center", frameon=False)
-    return _finish(figure, axes, title, target)
+    return _finish_plot(figure, axes, title, target)
 
 
 def plot_score_histogram(
@@ -142,7 +146,7 @@ def plot_score_histogram(
     axes.margins(x=0.02)
     # Above the axes, where no density can run behind it.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return _finish(figure, axes, title, target)
+    return _finish_plot(figure, axes, title, target)
 
 
 def plot_detection_costs(
@@ -183,35 +187,43 @@ def plot_detection_costs(
         actual.append(detection_cost(*rates, prior))
         least.append(float(detection_cost(hull.misses / hull.targets, hull.false_alarms / hull.impostors, prior).min()))
 
-    figure = _figure(7.2, 4.5)
+    figure = _figure(7.2, 5.0)
     axes = figure.add_subplot()
-    axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), label="no scores at all")
+    axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), label="cost of ignoring the scores")
     axes.plot(thresholds, actual, color=_COLOURS[1], linewidth=1.6, label="actual")
     axes.plot(thresholds, least, color=_COLOURS[0], linewidth=1.6, linestyle="--", label="minimum")
-    top = min(max(_LEAST_COST_TOP, 1.05 * max(actual)), _MOST_COST_TOP)
     for point in points:
         axes.axvline(point.threshold, color="black", linewidth=0.9, linestyle=":")
+        # Above the axes, where no curve is.
         axes.annotate(
-            point.name, (point.threshold, top), (3, -4), textcoords="offset points", rotation=90, va="top", fontsize=8
+            point.name,
+            (point.threshold, 1.0),
+            (0, 4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=35,
+            ha="left",
+            va="bottom",
+            fontsize=8,
         )
     axes.set_xlim(-widest, widest)
-    axes.set_ylim(0, top)
+    axes.set_ylim(0, min(max(_LEAST_COST_TOP, 1.05 * max(actual)), _MOST_COST_TOP))
     axes.set_xlabel("Threshold of the operating point (log-likelihood ratio)")
     axes.set_ylabel("Normalised detection cost")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return _finish(figure, axes, title, target)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return _finish_plot(figure, axes, title, target)
 
 
 def plot_sweep(
-    rates: Sequence[tuple[str, float, tuple[float, float] | None]],
+    rates: Sequence[tuple[str, float | None, float, tuple[float, float] | None]],
     path: str | PathLike[str],
     title: str | None = None,
 ) -> Path:
     """Draw the equal error rate under several conditions, with its confidence limits.
 
     Args:
-        rates: of each condition its name, the rate and its limits, all fractions; in the order to draw them, evenly
-            spaced, as most strengths are felt by their ratio.
+        rates: of each condition its name, its strength (None if it has none), the rate and its limits, fractions; in
+            the order to draw them, evenly spaced. A line joins neighbours that both have a strength.
         path: where to write the PNG; parent folders are made.
         title: line above the plot, none by default.
 
@@ -226,18 +238,78 @@ def plot_sweep(
     target = _png_path(path)
     figure = _figure(max(4.8, 1.0 + 0.8 * len(rates)), 4.2)
     axes = figure.add_subplot()
-    places, heights = range(len(rates)), [100 * rate for _, rate, _ in rates]
-    axes.plot(places, heights, color=_COLOURS[0], linewidth=0.8, linestyle=":")
-    for place, height, (_, _, limits) in zip(places, heights, rates, strict=True):
-        if limits is not None:
-            axes.vlines(place, 100 * limits[0], 100 * limits[1], color=_COLOURS[0], linewidth=1.6)
-        axes.plot(place, height, color=_COLOURS[0], marker="o", markersize=6.5)
-        axes.annotate(f"{height:.1f}", (place, height), (7, 4), textcoords="offset points", fontsize=8)
-    axes.set_xticks(list(places), [name for name, _, _ in rates], rotation=30, ha="right")
-    axes.set_xlim(-0.5, len(rates) - 0.3)
-    axes.set_ylim(bottom=0)
+    scale = [(strength, 100 * rate) for _, strength, rate, _ in rates]
+    for place, ((left, low), (right, high)) in enumerate(itertools.pairwise(scale)):
+        if left is not None and right is not None:
+            axes.plot((place, place + 1), (low, high), color=_COLOURS[0], linewidth=0.8, linestyle=":")
+    highest = 0.0
+    for place, (_, _, rate, limits) in enumerate(rates):
+        low, high = (rate, rate) if limits is None else limits
+        axes.vlines(place, 100 * low, 100 * high, color=_COLOURS[0], linewidth=1.6)
+        axes.plot(place, 100 * rate, color=_COLOURS[0], marker="o", markersize=6.5)
+        # Above the limits, on white: no line runs through a number.
+        axes.annotate(
+            f"{100 * rate:.1f}",
+            (place, 100 * high),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
+        highest = max(highest, 100 * high)
+    axes.set_xticks(range(len(rates)), [name for name, *_ in rates], rotation=30, ha="right")
+    axes.set_xlim(-0.5, len(rates) - 0.5)
+    axes.set_ylim(0, 1.15 * highest if highest > 0 else 1.0)
     axes.set_ylabel("Equal error rate (%)")
-    return _finish(figure, axes, title, target)
+    return _finish_plot(figure, axes, title, target)
+
+
+def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
+    """Draw a DET plot of all lists, of each list its scores, and of a calibrated model its ratios and their costs.
+
+    Returns:
+        File name in the folder to caption.
+    """
+    curves = {name: (result.scores, result.trials.labels) for name, result in evaluation.lists.items()}
+    captions = {"det.png": f"Detection error trade-off of raw scores: {', '.join(curves)}"}
+    plot_det(curves, folder / "det.png")
+    for name, result in evaluation.lists.items():
+        kind, threshold = result.record["scores"], result.record["eer_threshold"]
+        file = f"scores-{_file_stem(name)}.png"
+        captions[file] = f"{name}: raw scores, and the threshold of the EER"
+        plot_score_histogram(result.scores, result.trials.labels, folder / file, threshold, kind, name)
+        if result.decided is not None and result.ratios is not None:
+            of_decided = result.ratios, result.decided.labels
+            thresholds = {point.name: point.threshold for point in evaluation.points}
+            file = f"ratios-{_file_stem(name)}.png"
+            captions[file] = f"{name}: log-likelihood ratios, and the thresholds of the operating points"
+            plot_score_histogram(*of_decided, folder / file, thresholds, RATIO, name)
+            file = f"costs-{_file_stem(name)}.png"
+            captions[file] = f"{name}: cost of the decisions at every operating point"
+            plot_detection_costs(*of_decided, folder / file, evaluation.points, name)
+    return captions
+
+
+def draw_sweep(sweep: Sweep, folder: Path) -> dict[str, str]:
+    """Draw each condition of a sweep; conditions without a rate are left out.
+
+    Returns:
+        File name in the folder to caption.
+    """
+    captions = {}
+    for kind, points in sweep.points.items():
+        rates = [(p.condition, p.value, p.eer, p.eer_interval) for p in points if p.eer is not None]
+        if rates:
+            file = f"sweep-{_file_stem(sweep.name)}-{_file_stem(kind)}.png"
+            captions[file] = f"{sweep.name}: EER over {kind}"
+            plot_sweep(rates, folder / file, f"{sweep.name}: {kind}")
+    return captions
+
+
+def _file_stem(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
 
 
 def _draw_det_curve(
@@ -315,8 +387,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
-def _finish(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
-    """Add what both plots share and write the PNG."""
+def _finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
+    """Add what all plots share and write the PNG."""
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

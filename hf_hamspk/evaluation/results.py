@@ -1,92 +1,339 @@
-"""All numbers of a model on trial lists, as one record: `evaluation.json`, from which tables, plots and cards are made.
+"""`evaluation.json`: the measurements of one set of weights, written by training, `evaluate` and `sweep`.
 
-The record is `{"schema": 1, "model": {...}, "versions": {...}, "commit": ..., "protocol": ..., "lists": {name: ...}}`.
-Rates are fractions, intervals `[low, high]`, what was not measured is None. Each list has
+    {"schema": 2, "model": {...}, "lists": {NAME: {...}}, "sweeps": {NAME: {...}}, "training": {...}, "plots": {...}}
 
-- `trials`, `targets`, `skipped` (trials left out), `unusable_files` (file to reason), `speakers`;
-- `scores` (what was ranked: "cosine", "hyperbolic" or "log-likelihood ratio"), `normalisation`;
-- `eer`, `eer_interval`, `eer_threshold` (step convention), `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior;
-  `min_cllr`;
-- of a calibrated model `act_dcf`, `act_dcf_interval`, `cllr`, `cllr_interval`, and `operating_points`: costs and
-  error rates at the thresholds of the model, with intervals, beside those of its calibration trials (`nominal_...`);
-- `confidence`, `replicates`, `interval_note`: how the intervals were made, or why there are none;
-- `raw`: of a calibrated model, the ranking numbers of its scores before normalisation and calibration;
-- `groups`: label to the same numbers on the trials within a group; `groups_left_out`: label to reason;
-- `histogram`: edges and counts of targets and impostors.
+Rates are fractions, intervals `[low, high]`; what was not measured is None or absent. NAME is that of a trial list.
+
+- `model`: `name`, `fingerprint`, `parameters`, `similarity`.
+- `lists`: for each trial list the numbers of the raw scores over **all** trials whose files can be read:
+    - `digest` of the list, `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
+    - `trials`, `targets`, `skipped` (trials with an unreadable file), `unusable_files` (file to reason), `speakers`;
+    - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (step convention),
+      `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior; `min_cllr`;
+    - `confidence`, `replicates`, `interval_note`: how the intervals were made, or why there are none;
+    - `groups`: label to the same numbers on the trials within a group; `groups_left_out`: label to reason;
+    - `histogram`: edges and counts of targets and impostors;
+    - `compared`: the same numbers of another model on the same trials, and the difference;
+    - `decisions`: of a calibrated model, the numbers of its log-likelihood ratios over the trials that get a decision.
+      Beside the numbers above: `calibration` (its checksum), `normalisation`, `without_decision` and
+      `share_without_decision` (trials with too little speech), `short_files` (file to reason), `act_dcf`, `cllr`, their
+      intervals, and `operating_points`: costs and error rates at the thresholds of the model, with intervals, beside
+      those of its calibration trials (`nominal_...`).
+- `sweeps`: for each trial list `digest`, `trials`, `targets`, `skipped`, `unusable_files`, `confidence`, `replicates`,
+  `versions`, `commit`, and `conditions`: kind to points (see `SweepPoint`), raw scores over all trials.
+- `training`: `epochs`, `steps`, `processes`, `averaged` (files), `dev_list`, `best_dev_eer`, `best_dev_epoch`,
+  `unreadable_files` (file to reason).
+- `plots`: file in the folder `plots` to its caption.
+
+Version 0.1.0 wrote schema 1, which is read, too.
 """
 
+import itertools
 import json
+import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..audio_hamspk import is_number
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from .evaluating import EvaluationSettings, ListEvaluation
 
-SCHEMA = 1
+EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
+EVALUATION_SCHEMA = 2
 # What a training run calls its models: no name of a model by itself.
 RUN_FOLDERS = ("final", "best", "last")
-_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
+_RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
+# Of schema 1: the keys that one list shares with its `raw` part, and those that held for all lists.
+_OF_LIST = ("skipped", "unusable_files", "groups_left_out")
+_OF_ALL_LISTS = ("versions", "commit", "protocol", "mean_subtracted")
 
 
-def evaluation_record(
-    model: HamSpkPreTrainedModel, name: str, lists: Mapping[str, ListEvaluation], settings: EvaluationSettings
-) -> dict[str, Any]:
-    """The whole record; see the module.
+@dataclass
+class EvaluationRecord:
+    """The measurements of one set of weights; the content of `evaluation.json`.
 
-    Args:
-        model: that was evaluated.
-        name: of the model on the Hub, or its folder, of which the last part is kept (the last two of a run's folder).
-        lists: name to evaluation.
-        settings: as of the lists.
+    Example:
+        ```python
+        record = EvaluationRecord({"name": "final", "fingerprint": "0a1b"}, {"dev": {"eer": 0.081, "trials": 3680}})
+        record.write("runs/mine/final")
+        print(EvaluationRecord.read("runs/mine/final/evaluation.json").lists["dev"]["eer"])
+        ```
+
+    Attributes:
+        model: name, fingerprint, number of parameters and similarity of the model.
+        lists: name of a trial list to its numbers.
+        sweeps: name of a trial list to its sweeps.
+        training: facts of the training run; None if the model was not trained by this package.
+        plots: file name in the folder `plots` to caption.
     """
-    return {
-        "schema": SCHEMA,
-        "model": {
-            "name": _model_name(name),
-            "fingerprint": model.fingerprint(),
-            "parameters": sum(parameter.numel() for parameter in model.base_model.parameters()),
-            "similarity": model.config.similarity,
-        },
-        "versions": {package: _version(package) for package in _PACKAGES},
-        "commit": _commit(),
-        "protocol": settings.protocol,
-        "mean_subtracted": settings.subtract_mean,
-        "lists": {list_name: evaluation.record for list_name, evaluation in lists.items()},
-    }
+
+    model: dict[str, Any]
+    lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sweeps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    plots: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_model(cls, model: HamSpkPreTrainedModel, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
+        """An empty record of a model.
+
+        Args:
+            model: to be measured.
+            name: on the Hub, or a folder, of which only the last part is kept (the last two of a run's folder); None
+                takes the name that the model was loaded by.
+        """
+        known_as = model.name_or_path if name is None else os.fspath(name)
+        return cls(
+            {
+                "name": _public_name(known_as) if known_as else "unnamed",
+                "fingerprint": model.fingerprint(),
+                "parameters": sum(parameter.numel() for parameter in model.base_model.parameters()),
+                "similarity": model.config.similarity,
+            }
+        )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the measured weights; None if unknown."""
+        return self.model.get("fingerprint")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `evaluation.json` holds; empty sections are left out."""
+        sections = {"sweeps": self.sweeps, "training": self.training, "plots": self.plots}
+        kept = {name: section for name, section in sections.items() if section}
+        return {"schema": EVALUATION_SCHEMA, "model": self.model, "lists": self.lists, **kept}
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "The record") -> "EvaluationRecord":
+        """Check and take a record of schema 2 or 1.
+
+        Args:
+            values: from `evaluation.json`.
+            where: name of it in messages.
+
+        Raises:
+            ValueError: another schema, or a value of the wrong type or out of range; the message names it.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{where} must hold a JSON object; it holds a {type(values).__name__}.")
+        schema = values.get("schema", 1)
+        if schema not in (1, EVALUATION_SCHEMA):
+            raise ValueError(
+                f"{where} has schema {schema!r}; this version reads 1 and {EVALUATION_SCHEMA}. Update the package, or "
+                "evaluate the model again."
+            )
+        if not isinstance(values.get("model"), Mapping) or not isinstance(values.get("lists"), Mapping):
+            raise ValueError(f"{where} is no evaluation: it has no 'model' and 'lists'. `hamspk evaluate` writes one.")
+        for section in ("sweeps", "plots", "training"):
+            if not isinstance(values.get(section, {}), Mapping):
+                raise ValueError(f"{where}: {section} must be an object, got {values[section]!r:.80}.")
+        for name, entry in values["lists"].items():
+            if not isinstance(entry, Mapping) or not is_number(entry.get("eer")):
+                raise ValueError(
+                    f"{where} is no evaluation: the list {name!r} has no number 'eer'. Evaluate the model again."
+                )
+            _check_numbers(entry, f"{where}: lists: {name}")
+        _check_sweeps(values.get("sweeps", {}), where)
+        _check_numbers(values.get("training", {}), f"{where}: training")
+        lists = {name: dict(entry) for name, entry in values["lists"].items()}
+        return cls(
+            dict(values["model"]),
+            _lists_of_schema_1(values) if schema == 1 else lists,
+            {name: dict(entry) for name, entry in values.get("sweeps", {}).items()},
+            dict(values["training"]) if values.get("training") else None,
+            {file: str(caption) for file, caption in values.get("plots", {}).items()},
+        )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "EvaluationRecord":
+        """Read `evaluation.json`.
+
+        Raises:
+            ValueError: no such file, no JSON, or as `from_dict`.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"There is no file {path}. `hamspk evaluate` writes one.") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read as JSON: {error}. Evaluate the model again.") from error
+        return cls.from_dict(values, str(path))
+
+    def write(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Write `evaluation.json` into a folder, together with what it holds of the same weights already.
+
+        An entry of the same trial list is replaced. An earlier record of other weights is replaced as a whole, its
+        plots are deleted. Afterwards this record holds what the file holds.
+
+        Args:
+            folder: is made if it is not there.
+
+        Returns:
+            Sentences about what was replaced.
+
+        Raises:
+            ValueError: the folder holds an `evaluation.json` that this package did not write.
+        """
+        path = Path(folder) / EVALUATION_FILE
+        remarks: list[str] = []
+        if path.exists():
+            try:
+                earlier = EvaluationRecord.read(path)
+            except ValueError as error:
+                raise ValueError(f"{error} It is left as it is; choose another folder (--output).") from error
+            if earlier.fingerprint == self.fingerprint:
+                remarks = self._take_in(earlier)
+            else:
+                remarks = [f"{path} held the numbers of other weights; it was replaced."]
+                for file in earlier.plots.keys() - self.plots.keys():
+                    if _is_plot(file):
+                        (path.parent / PLOT_FOLDER / file).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.new")
+        unfinished.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+        return remarks
+
+    def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
+        """Add what an earlier record of the same weights has besides this one."""
+        remarks = [
+            f"{name}: the numbers of another trial list of this name were replaced."
+            for name, entry in self.lists.items()
+            if earlier.lists.get(name, entry).get("digest", entry.get("digest")) != entry.get("digest")
+        ]
+        for name, entry in self.sweeps.items():
+            before = earlier.sweeps.get(name, {})
+            if before.get("digest") == entry["digest"]:
+                entry["conditions"] = before["conditions"] | entry["conditions"]
+        self.lists = earlier.lists | self.lists
+        self.sweeps = earlier.sweeps | self.sweeps
+        self.plots = earlier.plots | self.plots
+        self.training = earlier.training if self.training is None else self.training
+        return remarks
 
 
-def write_record(record: Mapping[str, Any], path: str | PathLike[str]) -> Path:
-    """Write `evaluation.json`; parent folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return target
+def record_folder(model: str | os.PathLike[str]) -> Path:
+    """Where the record of a model goes: its own folder, or one in the working directory for a name on the Hub."""
+    folder = Path(model)
+    return folder if folder.is_dir() else Path(f"{os.fspath(model).replace('/', '-')}-evaluation")
 
 
-def read_record(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read `evaluation.json`.
-
-    Raises:
-        ValueError: no such file, no JSON, or of another schema.
-    """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"There is no file {path}. `hamspk evaluate --output` writes one.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}. Evaluate anew.") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{path} has schema {found!r}; this version reads {SCHEMA}. Evaluate anew.")
-    return record
+def software() -> dict[str, Any]:
+    """Versions of the packages that numbers depend on, and the commit of this one."""
+    return {"versions": {name: _installed_version(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
 
 
-def _model_name(name: str) -> str:
-    """Of a folder what is no secret of this machine."""
+def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lists of schema 1, where a calibrated model had its ratios first and its raw scores in `raw`."""
+    shared = {key: values[key] for key in _OF_ALL_LISTS if key in values}
+    lists = {}
+    for name, entry in values["lists"].items():
+        own = {key: value for key, value in entry.items() if key != "raw" and value is not None}
+        compared = own.pop("compared", None)
+        if entry.get("raw"):
+            of_list = {key: own.pop(key) for key in _OF_LIST if key in own}
+            own = of_list | dict(entry["raw"]) | {"decisions": own}
+        if compared is not None:
+            own["compared"] = {"model": values.get("compared_with", {}), "numbers": compared}
+        lists[name] = shared | own
+    return lists
+
+
+def _check_numbers(values: Any, where: str) -> None:
+    """Refuse numbers of the wrong type or out of range, at any depth."""
+    for key, value in _object(values, where).items():
+        place = f"{where}: {key}"
+        if value is None:
+            continue
+        if key in ("groups", "operating_points", "numbers"):
+            for name, part in _object(value, place).items():
+                _check_numbers(part, f"{place}: {name}")
+        elif key in ("raw", "decisions", "compared"):
+            _check_numbers(value, place)
+        elif key in _BY_PRIOR and isinstance(value, Mapping):
+            for prior, number in value.items():
+                _check_numbers({key: number}, f"{place}: {prior}")
+        elif key in _CHECKS:
+            fits, expected = _CHECKS[key]
+            _require(fits(value), place, expected, value)
+
+
+def _check_sweeps(sweeps: Mapping[str, Any], where: str) -> None:
+    for name, entry in sweeps.items():
+        place = f"{where}: sweeps: {name}"
+        _check_numbers(entry, place)
+        for kind, points in _object(entry.get("conditions"), f"{place}: conditions").items():
+            _require(isinstance(points, list), f"{place}: {kind}", "a list of points", points)
+            for point in points:
+                _check_numbers(point, f"{place}: {kind}")
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    _require(isinstance(value, Mapping), where, "an object", value)
+    return value
+
+
+def _require(fits: bool, where: str, expected: str, value: Any) -> None:
+    if not fits:
+        raise ValueError(f"{where} must be {expected}, got {value!r:.80}. Evaluate the model again.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def _is_cost(value: Any) -> bool:
+    return is_number(value) and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+
+
+def _is_histogram(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(k), list) for k in ("edges", *_CLASSES)):
+        return False
+    edges = value["edges"]
+    rising = all(map(is_number, edges)) and all(low < high for low, high in itertools.pairwise(edges))
+    return rising and all(len(value[k]) == len(edges) - 1 and all(map(_is_count, value[k])) for k in _CLASSES)
+
+
+_CLASSES = ("targets", "impostors")
+_COUNT, _SHARE = (_is_count, "a whole number of at least 0"), (_is_share, "a number between 0 and 1")
+_COST, _SCORE = (_is_cost, "a number of at least 0"), (is_number, "a finite number")
+_TEXT = (lambda value: isinstance(value, str), "text")
+_LIMITS = (_is_interval, "[low, high]")
+# Numbers that schema 1 and 2 give for each prior.
+_BY_PRIOR = ("min_dcf", "act_dcf", "min_dcf_interval", "act_dcf_interval")
+# Key to a test of its value and the words for what passes.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("trials", "targets", "skipped", "speakers", "replicates", "without_decision"), _COUNT),
+    **dict.fromkeys(("epochs", "steps", "processes", "best_dev_epoch"), _COUNT),
+    **dict.fromkeys(("eer", "eer_convex_hull", "confidence", "share_without_decision", "best_dev_eer"), _SHARE),
+    **dict.fromkeys(("miss_rate", "false_alarm_rate", "nominal_miss_rate", "nominal_false_alarm_rate"), _SHARE),
+    **dict.fromkeys(("cllr", "min_cllr", "act_dcf", "min_dcf"), _COST),
+    **dict.fromkeys(("eer_threshold", "threshold"), _SCORE),
+    **dict.fromkeys(("eer_interval", "cllr_interval", "min_dcf_interval", "act_dcf_interval"), _LIMITS),
+    **dict.fromkeys(("miss_interval", "false_alarm_interval", "interval"), _LIMITS),
+    **dict.fromkeys(("digest", "scores", "normalisation", "interval_note", "protocol", "note", "dev_list"), _TEXT),
+    "histogram": (_is_histogram, "rising edges and a count of targets and impostors between them"),
+}
+
+
+def _is_plot(file: str) -> bool:
+    """Whether a name is that of a PNG file in the folder of plots itself."""
+    return PurePosixPath(file).name == file and Path(file).name == file and file.endswith(".png")
+
+
+def _public_name(name: str) -> str:
+    """The name of a model without the folders of this machine."""
     folder = Path(name)
     if not folder.exists():
         return name
@@ -94,15 +341,15 @@ def _model_name(name: str) -> str:
     return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
-    """Of the checkout that this package runs from, marked if files differ; None where it is no checkout."""
+def _checkout_commit() -> str | None:
+    """Commit of the checkout that this package runs from, marked if files differ; None if it is no checkout."""
     package = Path(__file__).resolve().parents[1]
     try:
         found = [
