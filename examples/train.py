@@ -10,7 +10,8 @@ was interrupted.
 
 import sys
 
-from hf_hamspk.training import Trainer, format_results, read_recipe
+from hf_hamspk.evaluation import format_report
+from hf_hamspk.training import Trainer, read_recipe
 
 
 def main() -> None:
@@ -21,11 +22,11 @@ def main() -> None:
     trainer = Trainer.from_recipe(recipe)
 
     # 3. Train, average the last epochs, evaluate
-    results = trainer.train()
+    record = trainer.train()
 
     # 4. Print the error rates and the folder of the model
     if trainer.accelerator.is_main_process:
-        print(format_results(results))
+        print(format_report(record))
         print(f"model: {trainer.output_dir / 'final'}")
 
 

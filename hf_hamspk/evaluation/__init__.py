@@ -26,6 +26,7 @@ from .metrics import (
     minimum_detection_cost,
 )
 from .model_calibration import CalibrationReport, calibrate
+from .report import format_report
 from .results import EvaluationRecord
 from .speakers import TrialSpeakers, find_speakers
 from .sweeps import Sweep, SweepPoint, sweep
@@ -61,6 +62,7 @@ __all__ = [
     "error_rates",
     "evaluate",
     "find_speakers",
+    "format_report",
     "log_likelihood_ratio_cost",
     "minimum_detection_cost",
     "minimum_log_likelihood_ratio_cost",

@@ -473,11 +473,11 @@ def _add_comparison(
             raise ValueError(f"The two models read different files of {name}, so they cannot be compared on it.")
         numbers = _compared(second.scores, result.scores, result.trials, result.speakers, settings)
         result.record["compared"] = {"model": model, "numbers": numbers}
-        # Trials with too little speech for one of the two models cannot be compared by what it answers.
-        same = result.decided is not None and second.decided is not None
-        if same and list_digest(result.decided) == list_digest(second.decided):
-            speakers = _known_speakers(result.decided, settings)
-            numbers = _compared(second.ratios, result.ratios, result.decided, speakers, settings)
+        # What the two models answer can be compared if the same trials have enough speech for both.
+        one, two = result.decided, second.decided
+        if one is not None and two is not None and list_digest(one) == list_digest(two):
+            speakers = _known_speakers(one, settings)
+            numbers = _compared(second.ratios, result.ratios, one, speakers, settings)
             result.record["decisions"]["compared"] = {"model": model, "numbers": numbers}
 
 

@@ -272,8 +272,10 @@ def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
         File name in the folder to caption.
     """
     curves = {name: (result.scores, result.trials.labels) for name, result in evaluation.lists.items()}
-    captions = {"det.png": f"Detection error trade-off of raw scores: {', '.join(curves)}"}
-    plot_det(curves, folder / "det.png")
+    captions = {}
+    if curves:
+        captions["det.png"] = f"Detection error trade-off of raw scores: {', '.join(curves)}"
+        plot_det(curves, folder / "det.png")
     for name, result in evaluation.lists.items():
         kind, threshold = result.record["scores"], result.record["eer_threshold"]
         file = f"scores-{_file_stem(name)}.png"

@@ -135,13 +135,14 @@ class EvaluationRecord:
                 raise ValueError(
                     f"{where} is no evaluation: the list {name!r} has no number 'eer'. Evaluate the model again."
                 )
+        lists = _lists_of_schema_1(values) if schema == 1 else {k: dict(v) for k, v in values["lists"].items()}
+        for name, entry in lists.items():
             _check_numbers(entry, f"{where}: lists: {name}")
         _check_sweeps(values.get("sweeps", {}), where)
         _check_numbers(values.get("training", {}), f"{where}: training")
-        lists = {name: dict(entry) for name, entry in values["lists"].items()}
         return cls(
             dict(values["model"]),
-            _lists_of_schema_1(values) if schema == 1 else lists,
+            lists,
             {name: dict(entry) for name, entry in values.get("sweeps", {}).items()},
             dict(values["training"]) if values.get("training") else None,
             {file: str(caption) for file, caption in values.get("plots", {}).items()},
@@ -233,7 +234,7 @@ def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, entry in values["lists"].items():
         own = {key: value for key, value in entry.items() if key != "raw" and value is not None}
         compared = own.pop("compared", None)
-        if entry.get("raw"):
+        if isinstance(entry.get("raw"), Mapping):
             of_list = {key: own.pop(key) for key in _OF_LIST if key in own}
             own = of_list | dict(entry["raw"]) | {"decisions": own}
         if compared is not None:
@@ -251,7 +252,7 @@ def _check_numbers(values: Any, where: str) -> None:
         if key in ("groups", "operating_points", "numbers"):
             for name, part in _object(value, place).items():
                 _check_numbers(part, f"{place}: {name}")
-        elif key in ("raw", "decisions", "compared"):
+        elif key in ("decisions", "compared"):
             _check_numbers(value, place)
         elif key in _BY_PRIOR and isinstance(value, Mapping):
             for prior, number in value.items():

@@ -1,7 +1,6 @@
 """Training on Accelerate: arguments, schedules, checkpoints, the trainer."""
 
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, read_recipe
-from .results import format_results
 from .trainer import Trainer
 
 __all__ = [
@@ -10,6 +9,5 @@ __all__ = [
     "Recipe",
     "Trainer",
     "TrainingArguments",
-    "format_results",
     "read_recipe",
 ]

@@ -1,13 +1,11 @@
-"""Decisions of the model that a run leaves: calibrated on the development trials, judged on the test trials."""
-
-from typing import Any
+"""The calibration of a trained model on its development trials."""
 
 from ..calibration_hamspk import Calibration
 from ..evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
-from ..evaluation.model_calibration import choose_calibration
+from ..evaluation.model_calibration import calibrate, choose_calibration
 from ..evaluation.scored_trials import ScoredTrials
 from ..evaluation.trials import Trials
-from ..evaluation.verification import EmbeddedFiles, VerificationResult
+from ..evaluation.verification import EmbeddedFiles
 from ..modeling_hamspk import HamSpkForXVector
 
 
@@ -43,3 +41,4 @@ def summarise(result: VerificationResult, calibration: Calibration | None) -> di
             "false_alarm_rate": found.false_alarm_rate,
         }
     return summary | {"cllr": log_likelihood_ratio_cost(ratios, labels), "operating_points": points}
+    return calibrate(scored, normalisation="none", audio=audio).calibration

@@ -20,7 +20,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..evaluation.verification import EmbeddedFiles, VerificationResult, embed_files, verify_trials
+from ..evaluation.evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate_list, list_names
+from ..evaluation.results import EvaluationRecord
+from ..evaluation.verification import EmbeddedFiles, embed_files
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe, change_recipe
@@ -50,10 +52,9 @@ from .checkpoints import (
     trim_metrics,
     write_folder,
 )
-from .decisions import calibrate_on, summarise
+from .decisions import calibrate_on
 from .divided import clip_gradient, divide_centres, whole_centres
 from .memory import keep_freed_memory
-from .results import list_names
 from .schedules import learning_rate, margin
 
 DIVERGED = "Lower learning_rate or set max_grad_norm; the newest checkpoint is from before."
@@ -88,6 +89,7 @@ class Trainer:
             keep_freed_memory()
         check_run(self.args, self.accelerator.num_processes)
         self.trials = read_trial_lists(self.data)
+        self.list_names = list_names(self.trials)
         self.crops, speakers = build_crops(
             recipe, config.sampling_rate, self._say, self.accelerator.is_local_main_process
         )
@@ -122,11 +124,11 @@ class Trainer:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end, average, evaluate on the test lists.
+    def train(self) -> EvaluationRecord:
+        """Train to the end, average, evaluate on the development and test lists.
 
         Returns:
-            The content of `results.json`: one entry for each test list, and the facts of the run.
+            The content of `final/evaluation.json`: numbers of each trial list, and the facts of the run.
         """
         with self._whole_centres():
             self._start()
@@ -274,11 +276,14 @@ class Trainer:
         result = self._evaluate(trial_list)
         if result is None:
             return
-        self._log({"dev_eer": result.eer} | {f"dev_min_dcf_{p:g}": c for p, c in result.min_dcf.items()})
+        costs = {f"dev_min_dcf_{prior}": cost for prior, cost in result.record["min_dcf"].items()}
+        self._log({"dev_eer": result.eer} | costs)
         self._say(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
         if self.progress.best_eer is None or result.eer < self.progress.best_eer:
             self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
-            self._save_model("best")
+            record = self._new_record("best")
+            record.lists[self.list_names[trial_list]] = result.record
+            self._save_model("best", record)
 
     def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
         """Embed the files of a trial list, shared among the ranks."""
@@ -293,24 +298,46 @@ class Trainer:
         self._set_training_mode()
         return embedded
 
-    def _evaluate(self, trial_list: str, embedded: EmbeddedFiles | None = None) -> VerificationResult | None:
-        """The result on the main process, None elsewhere, and where there is none."""
+    def _evaluate(self, trial_list: str, embedded: EmbeddedFiles | None = None) -> ListEvaluation | None:
+        """The result on the main process; None elsewhere, and if the list cannot be evaluated."""
         embedded = self._embed(trial_list) if embedded is None else embedded
         if not self.accelerator.is_main_process:
             return None
+        # Intervals take time for which other processes would wait: `hamspk evaluate` computes them.
+        settings = EvaluationSettings(protocol=self.data.protocol, replicates=0, progress=False)
         try:
-            return verify_trials(self.bare_model, self.trials[trial_list], embedded)
+            return evaluate_list(self.bare_model, self.trials[trial_list], embedded, settings)
         except ValueError as error:
             self._say(f"{trial_list} could not be evaluated: {error}")
             return None
 
-    def _save_model(self, name: str) -> None:
+    def _new_record(self, name: str) -> EvaluationRecord:
+        """A record of the model as it is, with the facts of the run so far."""
+        record = EvaluationRecord.of_model(self.bare_model, f"{self.output_dir.resolve().name}/{name}")
+        record.training = {
+            "epochs": self.progress.epoch,
+            "steps": self.progress.step,
+            "processes": self.accelerator.num_processes,
+            "dev_list": None if self.data.dev_trials is None else self.list_names[self.data.dev_trials],
+            "best_dev_eer": self.progress.best_eer,
+            "best_dev_epoch": self.progress.best_epoch,
+            "unreadable_files": dict(self.crops.failures),
+        }
+        return record
+
+    def _save_model(self, name: str, record: EvaluationRecord | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
         # transformers draws a bar for the one file that is written.
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
-        write_folder(self.output_dir / name, self.bare_model.save_pretrained)
+
+        def write(folder: Path) -> None:
+            self.bare_model.save_pretrained(folder)
+            if record is not None:
+                record.write(folder)
+
+        write_folder(self.output_dir / name, write)
         if with_bar:
             logging.enable_progress_bar()
 
@@ -328,8 +355,8 @@ class Trainer:
 
     # -- the end of the run -----------------------------------------------------------------------------------------
 
-    def _finish(self) -> dict[str, Any]:
-        """Average the last epochs into `final`, calibrate and evaluate it, write `results.json`.
+    def _finish(self) -> EvaluationRecord:
+        """Average the last epochs into `final`, calibrate and evaluate it, write `final/evaluation.json`.
 
         A last epoch that `max_steps` cut short counts as one.
         """
@@ -341,50 +368,40 @@ class Trainer:
         self.bare_model.load_state_dict(weights)
         self.bare_model.set_margin(self.final_margin)
         self._save_model("final")
-        results: dict[str, Any] = {
-            "model": "final",
-            "averaged": files,
-            "epochs": self.progress.epoch,
-            "steps": self.progress.step,
-            "processes": self.accelerator.num_processes,
-            "protocol": self.data.protocol,
-            "similarity": self.bare_model.config.similarity,
-            "best_dev_eer": self.progress.best_eer,
-            "best_dev_epoch": self.progress.best_epoch,
-            "unreadable_training_files": self.crops.failures,
-            "test": {},
-        }
+        results: dict[str, ListEvaluation | None] = {}
+        # On every process alike, though only the main one calibrates.
+        measure = self.data.dev_trials is not None
         if self.data.dev_trials is not None:
-            self._calibrate(self.data.dev_trials, results)
-        for trial_list, name in list_names(self.data.test_trials).items():
-            self._add_result(results["test"], name, self._evaluate(trial_list))
-        if results["unreadable_training_files"]:
-            self._say(f"{len(results['unreadable_training_files'])} training files could not be read, see results.json")
+            results[self.list_names[self.data.dev_trials]] = self._calibrate(self.data.dev_trials)
+        for trial_list in self.data.test_trials:
+            if self.list_names[trial_list] not in results:
+                results[self.list_names[trial_list]] = self._evaluate(trial_list, self._embed(trial_list, measure))
+        record = self._new_record("final")
+        record.training = (record.training or {}) | {"averaged": files}
+        found = {name: result for name, result in results.items() if result is not None}
+        record.lists = {name: result.record for name, result in found.items()}
+        if self.crops.failures:
+            count = len(self.crops.failures)
+            self._say(f"{count} training files could not be read: they are listed in final/evaluation.json")
         if self.accelerator.is_main_process:
-            (self.output_dir / "results.json").write_text(json.dumps(results, indent=2))
+            calibration = self.bare_model.calibration
+            points = () if calibration is None else calibration.operating_points
+            Evaluation(record, found, points).write(self.output_dir / "final")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        return results
+        return record
 
-    def _calibrate(self, trial_list: str, results: dict[str, Any]) -> None:
-        """Evaluate `final` on the development trials, and make decisions out of its scores there."""
+    def _calibrate(self, trial_list: str) -> ListEvaluation | None:
+        """Calibrate `final` on the development trials, and evaluate it there."""
         embedded = self._embed(trial_list, measure=True)
-        result = self._evaluate(trial_list, embedded)
-        if result is None:
-            return
-        try:
-            audio = Path(trial_list).name
-            self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
-        except ValueError as error:
-            self._say(f"{trial_list} is no calibration, so 'final' makes no decisions: {error}")
-        self._add_result(results, "dev", result)
-        self._save_model("final")
-
-    def _add_result(self, results: dict[str, Any], name: str, result: VerificationResult | None) -> None:
-        if result is not None:
-            # The calibration is one of whole utterances.
-            applies = self.data.protocol == "whole"
-            results[name] = summarise(result, self.bare_model.calibration if applies else None)
+        if self.accelerator.is_main_process:
+            try:
+                audio = Path(trial_list).name
+                self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
+            except ValueError as error:
+                self._say(f"'final' is not calibrated and makes no decisions, as {trial_list} is not enough: {error}")
+            self._save_model("final")
+        return self._evaluate(trial_list, embedded)
 
     # -- telling ----------------------------------------------------------------------------------------------------
 

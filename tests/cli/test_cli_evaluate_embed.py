@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,10 +16,12 @@ import torch
 from safetensors.numpy import load_file
 from tiny_models import RATE, cosine, noises
 
-from hf_hamspk.cli import evaluate
+from hf_hamspk.cli.evaluate import write_and_tell
+from hf_hamspk.cli.models import load_model
 from hf_hamspk.data.audio import read_audio
-from hf_hamspk.evaluation.results import read_record
-from hf_hamspk.loading.models import load_model
+from hf_hamspk.evaluation import evaluating
+from hf_hamspk.evaluation.evaluating import Evaluation
+from hf_hamspk.evaluation.results import EvaluationRecord, record_folder
 
 TRIALS = "1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n0 b.wav d.wav\n"
 
@@ -43,12 +47,12 @@ def test_table_numbers_report_and_plots(tmp_path, hamspk, model_folder, audio):
     assert "1 files could not be used" in out
     assert "silence.wav: holds no sound" in out
 
-    record = read_record(folder / "evaluation.json")
-    assert (record["protocol"], record["model"]["similarity"]) == ("whole", "cosine")
-    assert record["model"]["name"] == model_folder.name
-    assert record["lists"]["first"]["unusable_files"] == {}
-    assert list(record["lists"]["second"]["unusable_files"]) == ["silence.wav"]
-    assert list(record["lists"]["first"]["min_dcf"]) == ["0.01", "0.5"]
+    record = EvaluationRecord.read(folder / "evaluation.json")
+    assert (record.lists["first"]["protocol"], record.model["similarity"]) == ("whole", "cosine")
+    assert record.model["name"] == model_folder.name
+    assert record.lists["first"]["unusable_files"] == {}
+    assert list(record.lists["second"]["unusable_files"]) == ["silence.wav"]
+    assert list(record.lists["first"]["min_dcf"]) == ["0.01", "0.5"]
     assert "<h2>Error rates</h2>" in (folder / "report.html").read_text(encoding="utf-8")
     plots = sorted(file.name for file in (folder / "plots").iterdir())
     assert plots == ["det.png", "scores-first.png", "scores-second.png"]
@@ -79,37 +83,76 @@ def test_intervals_groups_and_another_model(people, hamspk, model_folder):
         *("--compare", model_folder),
     )
     assert code == 0
-    record = read_record(people / "out" / "evaluation.json")
-    values = record["lists"]["all"]
+    record = EvaluationRecord.read(people / "out" / "evaluation.json")
+    values = record.lists["all"]
     assert (values["trials"], values["speakers"], values["replicates"]) == (435, 10, 100)
     assert values["eer_interval"][0] <= values["eer"] <= values["eer_interval"][1]
     assert list(values["groups"]) == ["gender f", "gender m"]
     # The same weights, so no difference at all.
-    assert record["compared_with"]["fingerprint"] == record["model"]["fingerprint"]
-    assert values["compared"]["eer"]["difference"] == 0.0 and values["compared"]["eer"]["p_value"] == 1.0
-    assert list(values["compared"]) == ["eer", "minDCF(0.01)", "minDCF(0.05)"]
-    for part in ("In brackets: 95 % intervals from 100 resamplings", "gender f", "other model", "p\n"):
+    assert values["compared"]["model"]["fingerprint"] == record.fingerprint
+    numbers = values["compared"]["numbers"]
+    assert numbers["eer"]["difference"] == 0.0 and numbers["eer"]["p_value"] == 1.0
+    assert list(numbers) == ["eer", "minDCF(0.01)", "minDCF(0.05)"]
+    for part in ("In brackets: 95 % intervals from 100 resamplings", "gender f", "other model", "compared with\n"):
         assert part in out
 
 
 def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monkeypatch):
     asked = []
-    embed = evaluate.embed_files
+    embed = evaluating.embed_files
 
-    def listen(model, names, *rest, **options):
+    def record_names(model, names, *rest, **options):
         asked.append(names)
         return embed(model, names, *rest, **options)
 
-    monkeypatch.setattr(evaluate, "embed_files", listen)
+    monkeypatch.setattr(evaluating, "embed_files", record_names)
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
     lists = [write(folder, "list.txt", TRIALS) for folder in (one, two)]
-    code, out, _ = hamspk("evaluate", model_folder, *lists, "--audio-root", audio, "--protocol", "paper")
+    words = ("--audio-root", audio, "--protocol", "paper", "--output", tmp_path / "out")
+    code, out, _ = hamspk("evaluate", model_folder, *lists, *words)
     assert code == 0
     assert asked == [["a.wav", "b.wav", "c.wav", "d.wav"]]
-    # Lists of the same name are told apart by their paths.
-    assert all(str(path) in out for path in lists)
+    # Lists of the same name are told apart by their folders.
+    assert "one/list" in out and "two/list" in out
+
+
+def test_the_record_is_in_the_folder_of_the_model_and_grows(tmp_path, hamspk, calibrated_folder, voices):
+    """By default; another list adds to it, and nothing raw changes where a model is calibrated."""
+    folder = shutil.copytree(calibrated_folder, tmp_path / "final")
+    first = write(tmp_path, "first.txt", "1 a.wav b.wav\n0 a.wav c.wav\n1 a.wav short.wav\n0 short.wav c.wav\n")
+    second = write(tmp_path, "second.txt", "1 a.wav b.wav\n0 b.wav c.wav\n")
+    for trials in (first, second):
+        code, out, _ = hamspk("evaluate", folder, trials, "--audio-root", voices)
+        assert code == 0 and f"written: {folder / 'evaluation.json'}" in out
+    record = EvaluationRecord.read(folder / "evaluation.json")
+    assert list(record.lists) == ["first", "second"]
+    values = record.lists["first"]
+    assert (values["trials"], values["decisions"]["trials"], values["decisions"]["without_decision"]) == (4, 2, 2)
+    assert record.lists["second"]["decisions"]["without_decision"] == 0
+    rows = [re.sub(" +", " ", line).strip() for line in out.splitlines()]
+    assert any(row.startswith("second log-likelihood ratio 2 0 (0.0 %) 0 ?") for row in rows)
+    plots = {
+        "det.png",
+        *(f"{kind}-{name}.png" for kind in ("scores", "ratios", "costs") for name in ("first", "second")),
+    }
+    assert {file.name for file in (folder / "plots").iterdir()} == set(record.plots) == plots
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<img") == len(plots)
+    uncalibrated = tmp_path / "raw"
+    hamspk("evaluate", folder, first, "--audio-root", voices, "--uncalibrated", "--output", uncalibrated)
+    alone = EvaluationRecord.read(uncalibrated / "evaluation.json").lists["first"]
+    assert alone == {key: value for key, value in values.items() if key != "decisions"}
+
+
+def test_a_model_without_a_folder_gets_one_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert record_folder("owner/name") == Path("owner-name-evaluation")
+    record = EvaluationRecord({"name": "owner/name", "fingerprint": "f"}, {"dev": {"eer": 0.1}})
+    write_and_tell(Evaluation(record, {}), "owner/name", None)
+    told = capsys.readouterr().out
+    assert "owner/name is on the Hub and has no folder here" in told
+    assert Path("owner-name-evaluation", "evaluation.json").is_file()
 
 
 def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):

@@ -35,9 +35,10 @@ def test_sweep(hamspk, model_folder, corpus, tmp_path):
     words = (*words, "--metadata", corpus / "table.csv", "--group-by", "session", "--over", "duration", "codec")
     code, out, _ = hamspk(*words)
     assert code == 0, out
-    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert record["list"] == "trials"
-    duration, codec, session = (record["sweeps"][kind] for kind in ("duration", "codec", "session"))
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(record["sweeps"]) == ["trials"] and record["lists"] == {}
+    conditions = record["sweeps"]["trials"]["conditions"]
+    duration, codec, session = (conditions[kind] for kind in ("duration", "codec", "session"))
     assert [point["condition"] for point in duration] == ["as it is", "1 s", "2 s", "3 s", "5 s"]
     assert duration[0] == codec[0]
     # Recordings of 1.2 s cannot be longer.
@@ -49,12 +50,13 @@ def test_sweep(hamspk, model_folder, corpus, tmp_path):
     counts = {point["condition"]: (point["trials"], point["targets"]) for point in session}
     assert counts["same session"] == (4, 1)
     assert counts["different session"] == (12, 3)
-    for kind in record["sweeps"]:
-        assert (tmp_path / "out" / f"sweep-{kind}.png").read_bytes().startswith(b"\x89PNG")
+    for kind in conditions:
+        assert (tmp_path / "out" / "plots" / f"sweep-trials-{kind}.png").read_bytes().startswith(b"\x89PNG")
         assert kind in out
     again = tmp_path / "again"
     hamspk(*(again if word == tmp_path / "out" else word for word in words))
-    assert (again / "sweep.json").read_bytes() == (tmp_path / "out" / "sweep.json").read_bytes()
+    assert (again / "evaluation.json").read_bytes() == (tmp_path / "out" / "evaluation.json").read_bytes()
+    assert '<td class="text">duration: 1 s</td>' in (again / "report.html").read_text(encoding="utf-8")
 
 
 def test_bad_words(refusal, model_folder, corpus):

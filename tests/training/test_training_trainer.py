@@ -21,13 +21,21 @@ from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_corpus
-from hf_hamspk.training import Trainer, format_results, read_recipe
+from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate
+from hf_hamspk.evaluation.report import format_report
+from hf_hamspk.evaluation.results import EvaluationRecord
+from hf_hamspk.evaluation.sweeps import sweep
+from hf_hamspk.training import Trainer, read_recipe
 
 ROOT = Path(__file__).parents[2]
 
 
-def train(words: list[str]) -> dict:
+def train(words: list[str]) -> EvaluationRecord:
     return Trainer(read_recipe(words)).train()
+
+
+def record_of(folder: Path) -> EvaluationRecord:
+    return EvaluationRecord.read(folder / "evaluation.json")
 
 
 def losses(folder: Path) -> list[float]:
@@ -47,17 +55,25 @@ def assert_same_weights(first: Path, second: Path) -> None:
 def test_run_leaves_models_results_and_logs(tmp_path, run_words, corpus):
     results = train(run_words(tmp_path / "run", epochs=4, test_trials=corpus / "dev.txt"))
     folder = tmp_path / "run"
-    assert results == json.loads((folder / "results.json").read_text())
-    assert results["test"]["dev"]["trials"] == 12
-    assert "dev" in format_results(results)
+    assert results == record_of(folder / "final") and results.model["name"] == "run/final"
+    assert results.lists["dev"]["trials"] == 12
+    assert "dev" in format_report(results)
+    assert (folder / "final" / "report.html").is_file() and not (folder / "results.json").exists()
+    assert {file.name for file in (folder / "final" / "plots").iterdir()} == {"det.png", "scores-dev.png"}
+    assert (results.training["epochs"], results.training["dev_list"]) == (4, "dev")
+    best = record_of(folder / "best")
+    assert best.lists["dev"]["eer"] == best.training["best_dev_eer"] == results.training["best_dev_eer"]
+    assert best.training["epochs"] == best.training["best_dev_epoch"] == results.training["best_dev_epoch"]
     assert losses(folder)[-1] < losses(folder)[0]
     assert list((folder / "logs").rglob("events.out.tfevents*"))
     for name in ("best", "last", "final"):
         model = HamSpkForXVector.from_pretrained(folder / name)
         assert model.config.id2label[5] == "s5"
         assert AutoFeatureExtractor.from_pretrained(folder / name).sampling_rate == 16000
+        if name != "last":
+            assert record_of(folder / name).fingerprint == model.fingerprint()
     assert model.calibration is None  # chords in noise are no speech, and 12 trials are too few
-    assert "operating_points" not in results["dev"]
+    assert "decisions" not in results.lists["dev"]
     assert len(list((folder / "checkpoints").glob("step-*"))) == 2
     assert read_recipe([str(folder / "recipe.yaml")]).training.epochs == 4
 
@@ -67,23 +83,49 @@ def test_final_decides_at_operating_points(tmp_path, run_words):
     """With a development list of speech, as many speakers and pairs as a calibration needs."""
     root = make_corpus(tmp_path / "corpus", 12, 4, 5, (1.5, 1.8), test_share=0.5)
     words = {"train_data": root / "train.csv", "audio_root": root, "dev_trials": root / "trials.txt"}
-    results = train(run_words(tmp_path / "run", epochs=2, **words, test_trials=root / "trials.txt"))
+    shutil.copy(root / "trials.txt", root / "test.txt")
+    results = train(run_words(tmp_path / "run", epochs=2, **words, test_trials=root / "test.txt"))
     model = HamSpkForXVector.from_pretrained(tmp_path / "run" / "final")
     assert model.calibration is not None
     assert (model.calibration.audio, model.calibration.normalisation) == ("trials.txt", "none")
     names = [point.name for point in model.calibration.operating_points]
-    for row in (results["dev"], results["test"]["trials"]):
+    for row in (results.lists["trials"]["decisions"], results.lists["test"]["decisions"]):
         assert list(row["operating_points"]) == names
         assert row["cllr"] > 0
-    assert "actDCF(strict)" in format_results(results)
+    assert "strict" in format_report(results)
     assert HamSpkForXVector.from_pretrained(tmp_path / "run" / "last").calibration is None
+
+
+@pytest.mark.slow
+def test_training_evaluation_and_sweep_agree(tmp_path, run_words):
+    """The same model and list: the same EER over the same trials, though some recordings are too short to decide."""
+    root = make_corpus(tmp_path / "corpus", 12, 4, 5, (1.5, 1.8), test_share=0.5)
+    short = sorted((root / "test").rglob("*.*"))[0]
+    wave, rate = soundfile.read(short)
+    soundfile.write(short, wave[: rate // 2], rate)
+    words = {"train_data": root / "train.csv", "audio_root": root, "dev_trials": root / "trials.txt"}
+    trained = train(run_words(tmp_path / "run", epochs=2, **words)).lists["trials"]
+    assert trained["decisions"]["without_decision"] > 0
+    model = HamSpkForXVector.from_pretrained(tmp_path / "run" / "final").eval()
+    settings = EvaluationSettings(replicates=0, progress=False)
+    evaluated = evaluate(model, root / "trials.txt", root, settings).record.lists["trials"]
+    swept = sweep(model, root / "trials.txt", root, ["duration"], [1.0], replicates=0, progress=False)
+    point = swept.points["duration"][0]
+    model.calibration = None
+    raw = evaluate(model, root / "trials.txt", root, settings)["trials"].record
+    counts = {(found["trials"], found["targets"], found["skipped"]) for found in (trained, evaluated, raw)}
+    assert counts == {(point.trials, point.targets, swept.record.sweeps["trials"]["skipped"])}
+    assert trained["eer"] == evaluated["eer"] == raw["eer"] == point.eer
+    assert trained["decisions"] == evaluated["decisions"]
+    assert trained["digest"] == swept.record.sweeps["trials"]["digest"]
 
 
 @pytest.mark.slow
 def test_final_is_the_mean_of_the_last_epochs(tmp_path, run_words):
     results = train(run_words(tmp_path, epochs=3, average_last=2))
-    assert results["averaged"] == ["epoch-0002.safetensors", "epoch-0003.safetensors"]
-    epochs = [load_file(tmp_path / "epochs" / name) for name in results["averaged"]]
+    averaged = results.training["averaged"]
+    assert averaged == ["epoch-0002.safetensors", "epoch-0003.safetensors"]
+    epochs = [load_file(tmp_path / "epochs" / name) for name in averaged]
     final = load_file(tmp_path / "final" / "model.safetensors")
     for name, tensor in final.items():
         if tensor.is_floating_point():
@@ -137,11 +179,11 @@ def test_two_processes_follow_one(tmp_path, run_words):
             [*launch, *run_words(tmp_path / str(count), **changes)], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads((tmp_path / str(count) / "results.json").read_text())["processes"] == count
+        assert record_of(tmp_path / str(count) / "final").training["processes"] == count
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == 6
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5
-    results = [json.loads((tmp_path / count / "results.json").read_text())["dev"] for count in ("1", "2")]
+    results = [record_of(tmp_path / count / "final").lists["dev"] for count in ("1", "2")]
     assert results[0]["eer"] == results[1]["eer"]
 
 
@@ -219,8 +261,8 @@ def test_bad_files_are_skipped_and_reported(tmp_path, run_words, corpus, capsys)
         )
     )
     assert "20 files of 6 speakers" in capsys.readouterr().out
-    assert set(results["dev"]["unusable_files"]) == {f"s{i}/0.flac" for i in range(4)}
-    assert results["dev"]["skipped_trials"] == 8
+    assert set(results.lists["dev"]["unusable_files"]) == {f"s{i}/0.flac" for i in range(4)}
+    assert results.lists["dev"]["skipped"] == 8
 
 
 @pytest.mark.slow
@@ -256,7 +298,8 @@ def test_trial_of_a_missing_file_is_refused_before_training(tmp_path, run_words)
 def test_a_cut_epoch_counts_as_one(tmp_path, run_words):
     """The steps up to `max_steps` are in `final`, and a longer run continues from exactly there."""
     results = train(run_words(tmp_path / "cut", max_steps=6))
-    assert (results["steps"], results["averaged"]) == (6, ["epoch-0001.safetensors", "epoch-0002.safetensors"])
+    averaged = ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+    assert (results.training["steps"], results.training["averaged"]) == (6, averaged)
     assert [path.name for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())][-1] == "step-00000006"
     results = train(run_words(tmp_path / "short", max_steps=2))
     assert (tmp_path / "short" / "final" / "model.safetensors").is_file()
@@ -269,7 +312,7 @@ def test_a_cut_epoch_counts_as_one(tmp_path, run_words):
 def test_a_new_run_in_a_used_folder_forgets_the_old_one(tmp_path, run_words):
     train(run_words(tmp_path / "used", epochs=4))
     results = train(run_words(tmp_path / "used", epochs=2, seed=9, resume="false"))
-    assert results["averaged"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+    assert results.training["averaged"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
     train(run_words(tmp_path / "fresh", epochs=2, seed=9))
     assert_same_weights(tmp_path / "fresh" / "final", tmp_path / "used" / "final")
     assert len(losses(tmp_path / "used")) == 8
@@ -327,7 +370,7 @@ def test_damaged_checkpoints_are_named(tmp_path, run_words, name):
     with pytest.raises(ValueError, match=re.escape(f"{newest} is damaged")):
         train(run_words(tmp_path, epochs=2))
     shutil.rmtree(newest)
-    assert train(run_words(tmp_path, epochs=2))["epochs"] == 2
+    assert train(run_words(tmp_path, epochs=2)).training["epochs"] == 2
 
 
 def test_a_diverged_run_saves_nothing(tmp_path, run_words):
@@ -343,5 +386,5 @@ def test_test_lists_of_one_name_are_told_apart(tmp_path, run_words, corpus):
     shutil.copy(corpus / "dev.txt", tmp_path / "other" / "dev.txt")
     lists = f"{corpus / 'dev.txt'} {tmp_path / 'other' / 'dev.txt'}"
     results = train(run_words(tmp_path / "run", epochs=1, test_trials=lists))
-    assert sorted(results["test"]) == sorted(lists.split())
-    assert len(format_results(results).splitlines()) == 4
+    assert sorted(results.lists) == sorted([f"{corpus.name}/dev", "other/dev"])
+    assert len(format_report(results).split("\n\n")[0].splitlines()) == 3
