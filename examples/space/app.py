@@ -1,4 +1,4 @@
-"""Same person or not, in a browser: two recordings, the verdict with its meaning, the score on the model's histogram.
+"""Same person or not, in a browser: two recordings, the decision, its meaning, and the score on a histogram.
 
 Usage:
     python app.py MODEL
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Before gradio is imported: nothing about the visitors is reported anywhere.
+# Set before gradio is imported: it sends no analytics.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
@@ -38,9 +38,9 @@ PRIVACY = (
     "A voice is biometric data: compare only voices of people who agreed to it. Replayed and synthetic voices are not "
     "detected. Recordings are deleted from this machine within an hour."
 )
-# The names of the model's warnings in brackets.
+# The model's warnings use the names in brackets.
 RECORDINGS = {"first": "First recording (the enrolment)", "second": "Second recording (the test)"}
-# Seconds between clearings of the cache, and the age of what is cleared.
+# Seconds between clearings of the cache, and the age of the files that are cleared.
 CLEARING = (600, 3000)
 LARGEST_FILE = "50mb"
 
@@ -55,7 +55,8 @@ def chosen_model(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
 
 def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Blocks:
     """The page for a model."""
-    lists, why_none = histograms_of(evaluation, model.fingerprint())
+    calibration = None if model.calibration is None else model.calibration.to_dict()["checksum"]
+    lists, why_none = histograms_of(evaluation, model.fingerprint(), calibration)
     points, names = points_of(model), list(lists)
 
     def picture(trial_list: str | None, answer: Any) -> tuple[Any, str]:
@@ -120,7 +121,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    # Fonts of the visitor's machine: none are fetched from elsewhere.
+    # Fonts of the visitor's machine: none are fetched.
     theme = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
         font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )

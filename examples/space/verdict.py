@@ -1,4 +1,4 @@
-"""What the Space does with two recordings, without its page: read, compare, say what it means, place the score.
+"""The Space without its page: read two recordings, compare them, explain the answer, place the score on a histogram.
 
 Needs torch, transformers, huggingface_hub, numpy, scipy, soundfile and matplotlib, not the package that made the model.
 """
@@ -21,12 +21,12 @@ from transformers import AutoModel
 
 EVALUATION_FILE = "evaluation.json"
 RATIO = "log-likelihood ratio"
-# Longer recordings take memory and say no more about the voice.
+# Longer recordings take memory and add little evidence.
 MOST_SECONDS = 300.0
 SAME, DIFFERENT = "same speaker", "different speakers"
 _HEADLINES = {SAME: "Same speaker", DIFFERENT: "Different speakers", "not enough speech": "Not enough speech"}
 _CLASSES = {SAME: "same", DIFFERENT: "different"}
-# No two recordings make anybody more certain than that.
+# Larger ratios are not supported by any calibration data.
 _MOST_TIMES = 1e6
 _TARGETS, _IMPOSTORS = "#0072B2", "#D55E00"
 
@@ -35,8 +35,8 @@ def load_model(name: str, revision: str | None = None) -> Any:
     """The model of a folder, or of a name on the Hub, with the code that travels with it.
 
     Raises:
-        ValueError: it is a folder without a model, or a model of another kind.
-        OSError: there is neither a folder nor a model on the Hub of that name.
+        ValueError: a folder without a model, or a model of another kind.
+        OSError: neither a folder nor a model on the Hub has this name.
     """
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise ValueError(
@@ -51,7 +51,7 @@ def load_model(name: str, revision: str | None = None) -> Any:
 
 
 def read_evaluation(name: str, revision: str | None = None) -> dict[str, Any] | None:
-    """`evaluation.json` beside the weights; None where there is none."""
+    """The content of `evaluation.json` beside the weights; None if there is none."""
     if os.path.isdir(name):
         path = Path(name) / EVALUATION_FILE
         if not path.is_file():
@@ -72,7 +72,7 @@ def read_recording(path: str, sampling_rate: int, most_seconds: float = MOST_SEC
         `(L,)` float32 at `sampling_rate`, in Hz.
 
     Raises:
-        ValueError: it cannot be read, is empty, or is longer than `most_seconds`; the message is for the user.
+        ValueError: it cannot be read, is empty, or is longer than `most_seconds`; the message can be shown.
     """
     try:
         found = soundfile.info(path)
@@ -94,10 +94,10 @@ def read_recording(path: str, sampling_rate: int, most_seconds: float = MOST_SEC
 
 
 def compare(model: Any, first: str, second: str, operating_point: str | None = None) -> Any:
-    """The model's own answer for two files: a model that nobody calibrated gives a score and no decision.
+    """The model's answer for two files; a model without a calibration gives a score and no decision.
 
     Raises:
-        ValueError: from `read_recording`, or of the model, for example for NaN samples.
+        ValueError: from `read_recording` or the model, for example for NaN samples.
     """
     rate = model.config.sampling_rate
     one, other = (read_recording(path, rate) for path in (first, second))
@@ -105,24 +105,24 @@ def compare(model: Any, first: str, second: str, operating_point: str | None = N
 
 
 def points_of(model: Any) -> list[str]:
-    """Names of the operating points, the default first; none for a model that nobody calibrated."""
+    """Names of the operating points, the default first; none for a model without a calibration."""
     return [] if model.calibration is None else [point.name for point in model.calibration.operating_points]
 
 
 def describe_point(model: Any, name: str | None) -> str:
-    """What an operating point assumes, in words."""
+    """The assumptions of an operating point, in words."""
     if model.calibration is None:
         return "This model is not calibrated: it gives scores, no decisions."
     point = model.calibration.operating_point(name)
     return (
-        f"“{point.name}”: before listening, {100 * point.prior:g} % of the pairs are taken to be of one speaker; "
+        f"“{point.name}”: before the comparison, {100 * point.prior:g} % of the pairs are taken to be of one speaker; "
         f"taking one speaker for two costs {point.cost_miss:g}, two for one costs {point.cost_false_alarm:g}. So "
         f"the {RATIO} must reach {point.threshold:.2f}."
     )
 
 
 def meaning_of(model: Any, answer: Any) -> list[str]:
-    """Sentences: what the numbers of an answer mean."""
+    """Sentences that explain the numbers of an answer."""
     if answer.score is None:
         return ["No score is given: too little speech was found to compare voices."]
     sentences = []
@@ -149,7 +149,7 @@ def meaning_of(model: Any, answer: Any) -> list[str]:
 
 
 def verdict_html(model: Any, answer: Any) -> str:
-    """The answer for the page."""
+    """The answer as HTML."""
     headline = "A score, no decision" if answer.decision is None else _HEADLINES[answer.decision]
     parts = [f'<h2 class="{_CLASSES.get(str(answer.decision), "none")}">{headline}</h2>']
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in meaning_of(model, answer)]
@@ -167,45 +167,52 @@ def verdict_html(model: Any, answer: Any) -> str:
 
 
 def error_html(message: str) -> str:
-    """What went wrong, for the page."""
+    """An error message as HTML."""
     return f'<div class="verdict"><h2 class="none">No answer</h2><p>{html.escape(message)}</p></div>'
 
 
-def histograms_of(evaluation: Mapping[str, Any] | None, fingerprint: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """The trial lists of an evaluation that hold a histogram of scores.
+def histograms_of(
+    evaluation: Mapping[str, Any] | None, fingerprint: str, calibration: str | None = None
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """The histograms of an evaluation that the answers of a model can be placed on.
 
     Args:
-        evaluation: `evaluation.json`.
-        fingerprint: of the model at hand.
+        evaluation: content of `evaluation.json`.
+        fingerprint: of the model.
+        calibration: checksum of the model's calibration; None if the model is not calibrated.
 
     Returns:
-        List name to its record, and why there are none (empty where there are).
+        Name of a trial list to `scores` and `histogram` (of log-likelihood ratios if they were measured with this
+        calibration, else of raw scores), and the reason if there are none.
     """
     if evaluation is None:
         return {}, f"The model comes without {EVALUATION_FILE}, so there is no histogram to place the score on."
     of = evaluation.get("model")
     if isinstance(of, Mapping) and of.get("fingerprint") not in (None, fingerprint):
         return {}, f"{EVALUATION_FILE} was measured with other weights than these: the score is not placed on it."
-    lists = evaluation.get("lists")
-    found: dict[str, dict[str, Any]] = {
-        str(name): dict(record)
-        for name, record in (lists.items() if isinstance(lists, Mapping) else ())
-        if isinstance(record, Mapping) and isinstance(record.get("histogram"), Mapping)
-    }
+    lists, found = evaluation.get("lists"), {}
+    for name, record in lists.items() if isinstance(lists, Mapping) else ():
+        if not isinstance(record, Mapping):
+            continue
+        decisions = record.get("decisions")
+        if isinstance(decisions, Mapping) and decisions.get("calibration") in (None, calibration):
+            record = record | decisions if isinstance(decisions.get("histogram"), Mapping) else record
+        if isinstance(record.get("histogram"), Mapping):
+            found[str(name)] = {key: record.get(key) for key in ("scores", "histogram")}
     return found, "" if found else f"{EVALUATION_FILE} holds no histogram of scores."
 
 
 def place_on(record: Mapping[str, Any], answer: Any) -> tuple[float | None, float | None]:
-    """The value of an answer that belongs on the histogram of a list, and the threshold there; None for what is not."""
+    """The value of an answer and its threshold on the histogram of a list; None for one that does not exist there."""
     if record.get("scores") == RATIO:
         return answer.log_likelihood_ratio, answer.threshold
     return answer.score, None
 
 
 def shares(histogram: Mapping[str, Any], value: float) -> tuple[float, float]:
-    """Which share of the targets scored lower than a value, and of the impostors at least as high.
+    """The share of targets that score lower than a value, and the share of impostors that score at least as high.
 
-    Within a bin the trials are taken to be spread evenly.
+    Trials are taken to be spread evenly within a bin.
     """
     edges = np.asarray(histogram["edges"], dtype=np.float64)
     below = []
@@ -217,7 +224,7 @@ def shares(histogram: Mapping[str, Any], value: float) -> tuple[float, float]:
 
 
 def histogram_sentence(name: str, record: Mapping[str, Any], answer: Any) -> str:
-    """Where the answer lies among the trials of a list, in words."""
+    """The place of an answer among the trials of a list, in words."""
     value, _ = place_on(record, answer)
     if value is None:
         return "There is no score to place." if answer.score is None else f"{name} was measured with other scores."
@@ -249,7 +256,7 @@ def draw_histogram(name: str, record: Mapping[str, Any], answer: Any = None) -> 
     axes.set_ylabel("density")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    # Outside: there is no telling where the histogram leaves room.
+    # Outside, as the histogram may leave no room.
     figure.legend(loc="outside right upper", frameon=False, title=name)
     return figure
 
@@ -259,6 +266,6 @@ def _percent(share: float) -> str:
 
 
 def _number(value: float) -> str:
-    """A factor of likelihoods to two figures: more would be pretence."""
+    """A factor of likelihoods to two significant figures."""
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.1f}"

@@ -1,4 +1,4 @@
-"""Model cards: huggingface_hub's card classes, a Jinja template, and the facts of a model. Nothing is invented."""
+"""Model cards, rendered from the facts of a model by huggingface_hub's card classes and a Jinja template."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from .facts import CardFacts
 from .licences import OTHER, dropped_conditions, hub_licence, weights_licence
 from .tables import (
     MISSING,
+    card_group_rows,
     cell,
     describe_scores,
     evaluated_lists,
     group_head,
-    group_rows,
     measured,
     point_rows,
     point_rows_of_lists,
     result_head,
     result_notes,
     result_rows,
+    sweep_rows,
 )
 
 TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
@@ -32,7 +33,7 @@ TAGS = ("speaker-verification", "speaker-recognition", "speaker-embedding", "ham
 # Decimals in metadata: EER in per cent, detection costs.
 EER_DECIMALS, COST_DECIMALS = 2, 3
 _SIMILARITIES = {"cosine": "cosine", "hyperbolic": "minus the distance in the Poincaré ball"}
-# Of the released projection, `c` is not a curvature.
+# With the released projection, `c` is not a curvature.
 _SETTINGS = {"margin": "margin", "scale": "scale", "curvature": "c"}
 
 
@@ -40,7 +41,7 @@ def render_card(facts: CardFacts) -> str:
     """The README.md of a model: the same bytes for the same facts.
 
     Raises:
-        ValueError: two trial lists would be one and the same in the metadata.
+        ValueError: two trial lists have the same description in the metadata.
     """
     card = ModelCard.from_template(
         card_metadata(facts),
@@ -71,7 +72,8 @@ def _measurements(facts: CardFacts) -> dict[str, Any]:
         "result_rows": result_rows(lists, names),
         "notes": [*result_notes(facts.evaluation), *notes],
         "group_head": group_head(lists),
-        "group_rows": group_rows(lists),
+        "group_rows": card_group_rows(lists),
+        "sweep_rows": sweep_rows(facts.evaluation),
         "point_rows": point_rows(facts.verification),
         "calibrated_on": _calibrated_on(facts.verification),
         "list_point_rows": point_rows_of_lists(lists),
@@ -83,7 +85,7 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
     """The YAML header of a card.
 
     Raises:
-        ValueError: two trial lists would be one and the same in it.
+        ValueError: two trial lists have the same description in it.
     """
     licence = chosen_licence(facts.about)
     other = licence == OTHER
@@ -108,13 +110,13 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
 
 
 def evaluation_results(facts: CardFacts) -> list[EvalResult]:
-    """What `model-index` holds: EER in per cent and minDCF of each trial list.
+    """The entries of `model-index`: EER in per cent and minDCF of the raw scores on each trial list.
 
     The Hub groups rows by task, data set, configuration, split and revision, and drops all but the first name of a
     group; so each trial list is a configuration of its own.
 
     Raises:
-        ValueError: two lists have one name.
+        ValueError: two lists have the same description.
     """
     results, seen = [], {}
     for name, values in evaluated_lists(facts.evaluation).items():
@@ -149,7 +151,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def evaluation_files(facts: CardFacts) -> dict[str, str]:
-    """The files of `.eval_results`, by path: EER in per cent on the benchmarks of the Hub that `about` names."""
+    """Path to content of the files in `.eval_results`: EER in per cent on the benchmarks that `about` names."""
     files = {}
     for name, values in evaluated_lists(facts.evaluation).items():
         one = facts.about.trial_lists.get(name)
@@ -169,7 +171,7 @@ def evaluation_files(facts: CardFacts) -> dict[str, str]:
 
 
 def chosen_licence(about: About) -> str | None:
-    """The licence of the weights, as the Hub writes it: the one stated, or that which the training data leave."""
+    """The licence of the weights, as the Hub writes it: the stated one, or the one that the training data allow."""
     return weights_licence(about.data_licences()) if about.licence is None else hub_licence(about.licence)
 
 

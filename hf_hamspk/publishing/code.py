@@ -12,7 +12,7 @@ from ..configuration_hamspk import HamSpkConfig
 from ..loading.models import quiet_transformers
 from ..modeling_hamspk import HamSpkModel
 from ..pipeline_hamspk import announce_pipeline
-from .facts import CONFIG_FILE, read_json
+from .facts import CONFIG_FILE, read_json_object
 
 PACKAGE = Path(__file__).parents[1]
 # Of the configuration: where transformers finds the code.
@@ -50,7 +50,7 @@ def travelling_code(folder: Path) -> TravellingCode:
     Raises:
         ValueError: the code differs from that in the folder, and the model does not load with it.
     """
-    saved = read_json(folder / CONFIG_FILE)
+    saved = read_json_object(folder / CONFIG_FILE)
     fresh = HamSpkConfig()
     announce_pipeline(fresh)
     naming = json.loads(json.dumps({key: getattr(fresh, key) for key in _NAMING}))

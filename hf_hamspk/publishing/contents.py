@@ -1,4 +1,4 @@
-"""What goes to the Hub, file by file: an allow list. Everything else stays, and is listed with the reason."""
+"""The files that go to the Hub, by an allow list. All other files stay, and are listed with the reason."""
 
 import importlib.metadata
 import json
@@ -14,18 +14,19 @@ import yaml
 from safetensors import safe_open
 
 from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
+from ..configuration_hamspk import HamSpkConfig
+from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER
 from .about import About
 from .card import chosen_licence, evaluation_files, render_card
 from .code import EARLIER_CODE, TravellingCode, dump_config, travelling_code
 from .facts import (
     CONFIG_FILE,
-    EVALUATION_FILE,
     RECIPE_FILE,
     WEIGHTS_INDEX,
     CardFacts,
     find_file,
     gather_facts,
-    read_json,
+    read_json_object,
     weight_files,
 )
 from .leaks import Private, find_leaks, refuse_leaks
@@ -35,18 +36,18 @@ from .origin import check_origin
 CARD_FILE, LICENCE_FILE, HANDLER_FILE, REQUIREMENTS_FILE = "README.md", "LICENSE", "handler.py", "requirements.txt"
 HANDLER = Path(__file__).with_name(HANDLER_FILE)
 EXTRACTOR_FILE = "preprocessor_config.json"
-PLOTS_FOLDER = "plots"
-# What the handler imports besides torch and transformers, which an endpoint has.
+# Imports of the handler besides torch and transformers, which an endpoint has.
 HANDLER_PACKAGES = ("soundfile",)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A line break or tab inside a JSON string: what follows it begins a word, as in the text that the string stands for.
 _ESCAPED_SPACE = re.compile(r"(?<!\\)\\[nrt]")
-_MODEL_TYPE = "hamspk"
+# Parts of the record of an evaluation that hold reasons by the name of a file.
+_FILE_REASONS = ("unusable_files", "short_files", "unreadable_files")
 # The opcode of a protocol, 2 to 5.
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-# Names that this package may have given to files of a repository, and so may take away again; besides its code.
-_OURS = re.compile(
+# Files that this package writes into a repository, and may delete there, besides its code.
+_MANAGED = re.compile(
     r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|plots/[^/]+\.png"
 )
@@ -58,7 +59,7 @@ class PlannedFile:
 
     Attributes:
         name: its path in the repository.
-        source: where its content is, or the content.
+        source: path of the content, or the content itself.
     """
 
     name: str
@@ -76,13 +77,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """What would be sent.
+    """The files of an upload.
 
     Attributes:
-        files: in the order of their names.
-        left_out: files of the model folder that stay, with the reason.
+        files: sorted by name.
+        left_out: file of the model folder that stays, to reason.
         notes: sentences for the person who publishes.
-        facts: of the card.
+        facts: facts of the card.
     """
 
     files: list[PlannedFile]
@@ -109,19 +110,19 @@ def plan_upload(
     cohort: bool = True,
     speaker_names: bool = False,
 ) -> UploadPlan:
-    """Choose the files, render the card, and look for what must not leave the machine. Needs no network.
+    """Choose the files, render the card, and search all files for private paths and tokens. Needs no network.
 
     Args:
-        model_folder: that `save_pretrained` wrote.
+        model_folder: written by `save_pretrained`.
         repository: `owner/name` on the Hub.
-        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` where the model folder does not.
-        about: what people state in the card.
+        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` if the model folder does not.
+        about: facts stated by the authors.
         cohort: send the cohort: embeddings of speakers.
-        speaker_names: send the names of the training speakers in the configuration; they are numbers otherwise.
+        speaker_names: send the names of training speakers and of unusable files; otherwise they become numbers.
 
     Raises:
-        ValueError: no model of this package, or one that the installed version does not load; a pickle is among its
-            files; a file cannot be read, or holds a path of a machine or a token (the message names file and line).
+        ValueError: no model of this package, or one that the installed version does not load; there is a pickle among
+            its files; a file cannot be read, or holds a path of a machine or a token (the message gives file and line).
     """
     folder = Path(model_folder)
     check_folder(folder, run_folder)
@@ -130,8 +131,8 @@ def plan_upload(
     code = travelling_code(folder)
     if code.changed:
         notes.append(
-            f"the code is that of the installed package; in the folder it is another version's, changed or missing: "
-            f"{', '.join(code.changed)}"
+            "the code sent is that of the installed package; these files in the folder are of another version, "
+            f"changed or missing: {', '.join(code.changed)}"
         )
     files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, code, speaker_names, notes)}
     files |= {path.name: path for path in weight_files(folder)}
@@ -143,7 +144,7 @@ def plan_upload(
     files |= {name: folder / name for name in optional if (folder / name).is_file()}
     evaluation = find_file(EVALUATION_FILE, folder, run_folder)
     if evaluation is not None:
-        files[EVALUATION_FILE] = evaluation
+        files[EVALUATION_FILE] = evaluation if speaker_names else _without_file_names(evaluation, notes)
     if facts.recipe is not None:
         files[RECIPE_FILE] = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).encode()
     files |= _plots(folder, run_folder)
@@ -159,8 +160,8 @@ def plan_upload(
     notes += _notes(facts, files)
     if facts.verification is None and (folder / CALIBRATION_FILE).is_file():
         notes.append(
-            f"{CALIBRATION_FILE} stays, as it needs the cohort that stays: the published model gives scores, no "
-            "decisions. For decisions without a cohort: `hamspk calibrate --normalisation none`"
+            f"{CALIBRATION_FILE} is not sent, as it needs the cohort: the published model gives scores, no decisions. "
+            "For decisions without a cohort: `hamspk calibrate --normalisation none`"
         )
     if facts.recipe is None and run_folder is None and (folder.parent / RECIPE_FILE).is_file():
         notes.append(f"{folder.parent} holds a {RECIPE_FILE}: give it with --run for recipe, evaluation and plots")
@@ -168,7 +169,7 @@ def plan_upload(
 
 
 def check_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
-    """Refuse what is no model of this package, or lies beside pickles."""
+    """Refuse a folder that holds no model of this package, or that holds pickles."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Give the folder of a trained model, such as a run's 'final'.")
     if not (folder / CONFIG_FILE).is_file():
@@ -177,21 +178,21 @@ def check_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> Non
         )
     if run_folder is not None and not Path(run_folder).is_dir():
         raise ValueError(f"There is no run folder {run_folder}. Give the output_dir of the training run.")
-    found = read_json(folder / CONFIG_FILE).get("model_type")
-    if found != _MODEL_TYPE:
+    found = read_json_object(folder / CONFIG_FILE).get("model_type")
+    if found != HamSpkConfig.model_type:
         raise ValueError(
-            f"{folder} holds a model of type {found!r}; expected {_MODEL_TYPE!r}, a model of this package."
+            f"{folder} holds a model of type {found!r}; expected {HamSpkConfig.model_type!r}, a model of this package."
         )
     for path in sorted(folder.rglob("*")):
         if path.is_file() and is_pickle(path):
             raise ValueError(
                 f"{path.relative_to(folder)} is a pickle, which can run code when it is read, and only safetensors are "
-                "published. Remove it, or save the model anew with save_pretrained into an empty folder."
+                "published. Remove it, or save the model with save_pretrained into an empty folder."
             )
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle (also within a zip, as torch writes them), by its name or its first bytes."""
+    """Whether a file is a pickle, also one within a zip as torch writes it, by its name or its first bytes."""
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     with open(path, "rb") as file:
@@ -204,7 +205,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
-    """The configuration; the labels of the training head, which are names of people, replaced by numbers."""
+    """The configuration, with numbers in place of the labels of the training head, which are names of people."""
     labels = code.config.get("id2label")
     numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else None
     if speaker_names or numbers is None or numbers == labels:
@@ -214,16 +215,38 @@ def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list
     return dump_config(code.config | relabelled)
 
 
+def _without_file_names(evaluation: Path, notes: list[str]) -> Path | bytes:
+    """The record with numbers in place of the names of unusable files, which often name people."""
+    count = 0
+
+    def replace_names(value: Any, of_files: bool = False) -> Any:
+        nonlocal count
+        if isinstance(value, list):
+            return [replace_names(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if not of_files:
+            return {key: replace_names(one, key in _FILE_REASONS) for key, one in value.items()}
+        count += len(value)
+        return {f"file {number}": reason for number, reason in enumerate(value.values(), start=1)}
+
+    record = replace_names(read_json_object(evaluation))
+    if count == 0:
+        return evaluation
+    notes.append(f"the names of {count} unusable files in {EVALUATION_FILE} are replaced by numbers")
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
 def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str, Path]:
     for base in (folder, run_folder):
-        found = [] if base is None else sorted((Path(base) / PLOTS_FOLDER).glob("*.png"))
+        found = [] if base is None else sorted((Path(base) / PLOT_FOLDER).glob("*.png"))
         if found:
-            return {f"{PLOTS_FOLDER}/{path.name}": path for path in found}
+            return {f"{PLOT_FOLDER}/{path.name}": path for path in found}
     return {}
 
 
 def _requirements() -> list[str]:
-    """What an endpoint installs for the handler, in the versions that this package asks for."""
+    """The packages that an endpoint installs for the handler, in the versions that this package requires."""
     found = {re.split(r"[^\w-]", one, maxsplit=1)[0]: one for one in _required_packages() if ";" not in one}
     return [found.get(name, name) for name in HANDLER_PACKAGES]
 
@@ -234,7 +257,7 @@ def _required_packages() -> list[str]:
 
 
 def _licence_text(facts: CardFacts) -> str:
-    """Which licence holds for what; that of the code in full, which travels with it."""
+    """The licences of weights, data and code; that of the code in full."""
     licence = chosen_licence(facts.about)
     weights = "not stated; ask before you use them" if licence is None else licence
     link = "" if facts.about.licence_link is None else f" ({facts.about.licence_link})"
@@ -253,38 +276,40 @@ def _licence_text(facts: CardFacts) -> str:
 
 
 def check_contents(files: list[PlannedFile], private: Private) -> None:
-    """Refuse files that are not what their names say, or that hold a path of a machine or a token.
+    """Refuse files whose content does not fit their name, or that hold a path of a machine or a token.
 
     Raises:
-        ValueError: names file and line.
+        ValueError: the message gives file and line.
     """
     leaks = []
     for file in files:
         if file.name.endswith(".safetensors"):
             # Tensors are numbers; what could name something is the header.
-            leaks += find_leaks(file.name, _header(file), private, has_lines=False)
+            leaks += find_leaks(file.name, _tensor_header(file), private, has_lines=False)
         elif file.name.endswith(".png"):
             content = file.read()
             if not content.startswith(_PNG):
                 raise ValueError(f"{file.name} is not a PNG image. Remove it from the folder of plots.")
             leaks += find_leaks(file.name, content.decode("latin-1"), private, has_lines=False, strict=False)
         else:
-            leaks += find_leaks(file.name, _text(file), private)
+            leaks += find_leaks(file.name, _checked_text(file), private)
     refuse_leaks(leaks)
 
 
-def _header(file: PlannedFile) -> str:
+def _tensor_header(file: PlannedFile) -> str:
     if isinstance(file.source, bytes):
         raise ValueError(f"{file.name} must be a file.")
     with safe_open(file.source, "np") as tensors:
         return json.dumps([tensors.metadata(), list(tensors.keys())], ensure_ascii=False)
 
 
-def _text(file: PlannedFile) -> str:
+def _checked_text(file: PlannedFile) -> str:
     try:
         text = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not text in UTF-8 ({error}), so it cannot be looked through.") from error
+        raise ValueError(
+            f"{file.name} is not text in UTF-8 ({error}), so it cannot be searched for paths and tokens."
+        ) from error
     if file.name.endswith(".json"):
         try:
             json.loads(text)
@@ -303,7 +328,7 @@ def _left_out(folder: Path, files: Mapping[str, Any], cohort: bool) -> dict[str,
                 "left out on request" if name == COHORT_FILE and not cohort else "not part of a published model"
             )
         elif path.is_file() and name in (CARD_FILE, RECIPE_FILE):
-            reasons[name] = "rendered anew" if name == CARD_FILE else "sent without its folders"
+            reasons[name] = "replaced by the rendered card" if name == CARD_FILE else "sent without its folders"
     return reasons
 
 
@@ -319,7 +344,7 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
         notes.append("no licence is stated: give --licence, or the licences of the training data with --about")
     elif facts.about.licence is not None and dropped_conditions(licence, facts.about.data_licences()):
         asked = "; ".join(dropped_conditions(licence, facts.about.data_licences()))
-        notes.append(f"the training data ask more than {licence}: {asked}; the card says so")
+        notes.append(f"the licences of the training data require more than {licence}: {asked}; the card says so")
     absent = [
         what
         for what, value in (
@@ -334,7 +359,7 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def ours(name: str) -> bool:
-    """Whether a file of a repository is one that this package may have put there."""
+def is_managed_file(name: str) -> bool:
+    """Whether this package may have written a file of a repository, so that `push` may delete it."""
     code = {path.name for path in Path(__file__).parents[1].glob("*.py")}
-    return name in code or name in EARLIER_CODE or _OURS.fullmatch(name) is not None
+    return name in code or name in EARLIER_CODE or _MANAGED.fullmatch(name) is not None

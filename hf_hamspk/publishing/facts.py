@@ -1,4 +1,4 @@
-"""What is known of a model, gathered from its files: the JSON from which a card is rendered."""
+"""The facts of a model, gathered from its files: the JSON that a card is rendered from."""
 
 import dataclasses
 import json
@@ -13,17 +13,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from ..audio_hamspk import is_number
-from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
+from ..calibration_hamspk import CALIBRATION_FILE, CHECKSUM, COHORT_FILE
 from ..configuration_hamspk import HamSpkConfig
+from ..evaluation.results import EVALUATION_FILE, EvaluationRecord
 from .about import About
 
-SCHEMA = 1
-CONFIG_FILE, RECIPE_FILE, EVALUATION_FILE = "config.json", "recipe.yaml", "evaluation.json"
+CARD_SCHEMA = 1
+CONFIG_FILE, RECIPE_FILE = "config.json", "recipe.yaml"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Of a backbone's configuration, what a card keeps.
+# Fields of a backbone's configuration that a card keeps.
 _OF_BACKBONE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-# Arguments of a recipe that name something on the Hub, or a folder.
+# Arguments of a recipe that name a model on the Hub or a folder.
 _STARTS = ("backbone", "initial_model")
 _HEAD = "head."
 
@@ -33,15 +33,15 @@ class CardFacts:
     """Everything that a card says.
 
     Attributes:
-        name: what the snippets load: a name on the Hub, or the folder where a recipe leaves its model.
+        name: what the snippets load: a name on the Hub, or the folder that a recipe writes its model to.
         published: whether `name` is on the Hub.
-        config: of the model, without the names of training speakers.
-        evaluation: `evaluation.json`, if the model was evaluated.
-        verification: `verification.json`, if it was calibrated.
-        recipe: of its training, without folders.
-        weights: `numbers` stored (without the training head) and `bytes`; None where there are no weights.
-        cohort: embeddings in the cohort that goes with the model; None without one.
-        about: what people state.
+        config: configuration of the model, without the names of training speakers.
+        evaluation: content of `evaluation.json`; None if the model was not evaluated.
+        verification: content of `verification.json`; None if the model is not calibrated.
+        recipe: training recipe, without folders; None if unknown.
+        weights: `numbers` stored (without the training head) and `bytes`; None if there are no weights.
+        cohort: number of embeddings in the published cohort; None without one.
+        about: facts stated by the authors.
     """
 
     name: str
@@ -62,25 +62,30 @@ class CardFacts:
         return PurePosixPath(self.name).name if self.published else "Speaker verification with HAM-Softmax"
 
     def to_json(self) -> str:
-        """The same text for the same facts."""
+        """The facts as JSON: the same text for the same facts."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {
             "about": self.about.to_dict()
         }
-        return json.dumps({"schema": SCHEMA} | values, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"schema": CARD_SCHEMA} | values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "CardFacts":
-        """Read what `to_json` wrote.
+        """Facts from the text that `to_json` returned.
 
         Raises:
-            ValueError: not JSON, of another version, or not what a card needs.
+            ValueError: not JSON, another schema, or not the facts of a card.
         """
         try:
             values = json.loads(text)
             schema = values.pop("schema")
-            if schema != SCHEMA:
-                raise ValueError(f"{where} has schema {schema!r}; this version reads {SCHEMA}. Render the card anew.")
+            if schema != CARD_SCHEMA:
+                raise ValueError(
+                    f"{where} has schema {schema!r}; this version reads {CARD_SCHEMA}. Render the card again."
+                )
             about = About.from_dict(values.pop("about", {}), f"{where}: about")
+            if values.get("evaluation") is not None:
+                record = EvaluationRecord.from_dict(values["evaluation"], f"{where}: evaluation")
+                values["evaluation"] = record.to_dict()
             return cls(**values, about=about)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{where} does not hold the facts of a card: {error!r}.") from error
@@ -96,11 +101,11 @@ def gather_facts(
     """The facts of a trained model.
 
     Args:
-        model_folder: that `save_pretrained` wrote.
-        name: on the Hub; None for a model that is not there, and the snippets then name the folder of the recipe.
-        run_folder: holds `recipe.yaml` and `evaluation.json` where the model folder does not.
-        about: what people state.
-        with_cohort: whether the cohort goes with it.
+        model_folder: written by `save_pretrained`.
+        name: on the Hub; None for a model that is not there, the snippets then name the folder of the recipe.
+        run_folder: holds `recipe.yaml` and `evaluation.json` if the model folder does not.
+        about: facts stated by the authors.
+        with_cohort: whether the cohort is published.
 
     Raises:
         ValueError: a file cannot be read.
@@ -109,17 +114,19 @@ def gather_facts(
     recipe_file = find_file(RECIPE_FILE, folder, run_folder)
     evaluation_file = find_file(EVALUATION_FILE, folder, run_folder)
     calibration_file = find_file(CALIBRATION_FILE, folder, None)
-    recipe = None if recipe_file is None else read_recipe(recipe_file)
-    evaluation = None if evaluation_file is None else read_evaluation(evaluation_file)
-    verification = None if calibration_file is None else read_json(calibration_file)
+    recipe = None if recipe_file is None else read_public_recipe(recipe_file)
+    record = None if evaluation_file is None else EvaluationRecord.read(evaluation_file)
+    verification = None if calibration_file is None else read_json_object(calibration_file)
     if not with_cohort and verification is not None and needs_cohort(verification):
         verification = None
+    if record is not None:
+        _drop_other_decisions(record, verification)
     cohort_file = folder / COHORT_FILE
     return CardFacts(
         name=_recipe_model(recipe) if name is None else name,
         published=name is not None,
-        config=_card_config(read_json(folder / CONFIG_FILE)),
-        evaluation=evaluation,
+        config=_card_config(read_json_object(folder / CONFIG_FILE)),
+        evaluation=None if record is None else record.to_dict(),
         verification=verification,
         recipe=recipe,
         weights=measure_weights(weight_files(folder)),
@@ -129,12 +136,12 @@ def gather_facts(
 
 
 def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = None) -> CardFacts:
-    """The facts of a recipe that nobody has run: a configuration, and no numbers.
+    """The facts of a recipe that was not run: a configuration, and no numbers.
 
     Raises:
         ValueError: the recipe cannot be read, or its model is refused.
     """
-    recipe = read_recipe(Path(recipe_file))
+    recipe = read_public_recipe(Path(recipe_file))
     given = {key: value for key, value in recipe.items() if key in _config_fields()}
     try:
         config = HamSpkConfig(**given).to_dict() if "backbone" not in recipe else given
@@ -150,23 +157,23 @@ def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = N
 
 
 def _recipe_model(recipe: Mapping[str, Any] | None) -> str:
-    """Where a training run leaves its model."""
+    """The folder that a training run writes its model to."""
     return f"runs/{'hamspk' if recipe is None else recipe.get('output_dir', 'hamspk')}/final"
 
 
 def find_file(name: str, model_folder: Path, run_folder: str | os.PathLike[str] | None) -> Path | None:
-    """A file of the model folder, or else of the run folder."""
+    """A file of the model folder, or of the run folder if it is not there; None if it is in neither."""
     for folder in (model_folder, run_folder):
         if folder is not None and (Path(folder) / name).is_file():
             return Path(folder) / name
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
 
     Raises:
-        ValueError: no such file, or not one.
+        ValueError: no such file, not JSON, or not an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -177,30 +184,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """What `hamspk evaluate` wrote.
-
-    Raises:
-        ValueError: no such file, or something else.
-    """
-    values = read_json(path)
-    lists = values.get("lists")
-    if not isinstance(values.get("model"), dict) or not isinstance(lists, dict):
-        raise ValueError(f"{path} is no evaluation: it has no 'model' and 'lists'. `hamspk evaluate` writes one.")
-    for name, values_of_list in lists.items():
-        if not isinstance(values_of_list, dict) or not is_number(values_of_list.get("eer")):
-            raise ValueError(
-                f"{path} is no evaluation: the list {name!r} has no number 'eer'. Evaluate the model anew."
-            )
-    return values
+def _drop_other_decisions(record: EvaluationRecord, verification: Mapping[str, Any] | None) -> None:
+    """Replace decisions that were measured with another calibration than the published one by a note."""
+    published = None if verification is None else verification.get(CHECKSUM)
+    for values in record.lists.values():
+        decisions = values.get("decisions")
+        if decisions and decisions.get("calibration") not in (None, published):
+            values["decisions"] = {"note": "they were measured with another calibration than that of this model"}
 
 
 def needs_cohort(verification: Mapping[str, Any]) -> bool:
-    """Whether a calibration is of scores that are normalised with a cohort."""
+    """Whether a calibration is one of scores normalised with a cohort."""
     return verification.get("normalisation", "none") != "none"
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_public_recipe(path: Path) -> dict[str, Any]:
     """A recipe without the folders of the machine that ran it.
 
     Every path is cut to its last part; a name on the Hub (of `backbone` or `initial_model`) and a URL stay.
@@ -229,7 +227,7 @@ def _without_folders(key: str, value: Any) -> Any:
 
 
 def _config_fields() -> set[str]:
-    """What a configuration of this package has besides those of transformers."""
+    """Fields of a configuration of this package that transformers' own do not have."""
     return {one.name for one in dataclasses.fields(HamSpkConfig)} - {
         one.name for one in dataclasses.fields(PreTrainedConfig)
     }
@@ -258,7 +256,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds no {WEIGHTS_FILE}. Give the folder that save_pretrained wrote; weights in another format "
             "are not published."
         )
-    parts = sorted(set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
+    parts = sorted(set(read_json_object(folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
     missing = [name for name in parts if Path(name).name != name or not (folder / name).is_file()]
     if missing or not parts:
         raise ValueError(
@@ -268,10 +266,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def measure_weights(files: list[Path]) -> dict[str, int]:
-    """How many numbers are stored without the head, and how many bytes all take.
+    """Count the numbers without those of the training head, and the bytes of all files.
 
     Raises:
-        ValueError: a file is no safetensors file.
+        ValueError: a file is not a safetensors file.
     """
     numbers = 0
     for path in files:

@@ -21,9 +21,9 @@ from transformers import pipeline
 LONGEST_SECONDS = 120.0
 # Of all recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
 LARGEST_BYTES = 24 << 20
-MOST_ENROLMENTS = 10
+LARGEST_ENROLMENT = 10
 # Requests that are decoded and computed at once, each with up to a few hundred MB, and how long another waits for them.
-AT_ONCE, PATIENCE_SECONDS = 2, 60.0
+REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -48,7 +48,7 @@ class EndpointHandler:
         self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
         # The first request should not have to wait for this.
         _ = self.pipeline.verifier
-        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Answer a request.
@@ -86,8 +86,8 @@ class EndpointHandler:
                 f"inputs is an object with the keys {sorted(map(str, inputs))[:5]}; expected 'enrolment' and 'test'."
             )
         several = inputs["enrolment"] if isinstance(inputs["enrolment"], list) else [inputs["enrolment"]]
-        if not 0 < len(several) <= MOST_ENROLMENTS:
-            raise RequestError(f"inputs has {len(several)} enrolment recordings; expected 1 to {MOST_ENROLMENTS}.")
+        if not 0 < len(several) <= LARGEST_ENROLMENT:
+            raise RequestError(f"inputs has {len(several)} enrolment recordings; expected 1 to {LARGEST_ENROLMENT}.")
         pair = ([_bytes(one, room) for one in several], _bytes(inputs["test"], room))
         return self.pipeline(pair, **parameters)
 

@@ -1,10 +1,10 @@
-"""Are the measurements of these very weights?"""
+"""The check that measurements belong to the weights beside them."""
 
 from pathlib import Path
 
-from ..loading.models import quiet_transformers
-from ..modeling_hamspk import HamSpkModel
-from .facts import EVALUATION_FILE, CardFacts
+from ..evaluation.results import EVALUATION_FILE
+from .code import load_quietly
+from .facts import CardFacts
 from .tables import measured
 
 
@@ -12,7 +12,7 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
     """Refuse an evaluation, a calibration or a cohort of another model than the one beside it.
 
     Raises:
-        ValueError: names the file, and what to do.
+        ValueError: a file belongs to other weights; the message names it.
     """
     evaluated = None if facts.evaluation is None else measured(facts.evaluation, "model").get("fingerprint")
     if evaluated is None and facts.verification is None and facts.cohort is None:

@@ -11,10 +11,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError, validate_repo_id
 
 from .about import About
-from .contents import PICKLE_SUFFIXES, UploadPlan, ours, plan_upload
+from .contents import PICKLE_SUFFIXES, UploadPlan, is_managed_file, plan_upload
 
 MESSAGE = "Upload a speaker model with its card"
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+_REPOSITORY_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _NO_LOGIN, _NO_RIGHT, _CONFLICT = 401, 403, 412
 
 
@@ -66,7 +66,7 @@ def check_repository(name: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not _REPOSITORY.fullmatch(name):
+    if not _REPOSITORY_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name, such as alice/my-speaker-model.")
     try:
         validate_repo_id(name)
@@ -123,7 +123,7 @@ def _additions(plan: UploadPlan) -> Iterable[CommitOperationAdd]:
 
 def stale_files(plan: UploadPlan, there: Iterable[str]) -> list[str]:
     """Of the files in a repository, those of an earlier push that the plan does not have."""
-    return sorted(name for name in there if ours(name) and name not in plan.names)
+    return sorted(name for name in there if is_managed_file(name) and name not in plan.names)
 
 
 def _refuse_pickles(repository: str, there: Iterable[str]) -> None:

@@ -1,10 +1,10 @@
-"""Rows of a card's tables, as text, from the evaluation and the calibration. What is absent is left out or said."""
+"""Rows of a card's tables, as text, from evaluation and calibration; what is missing is left out or named so."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "not measured"
-Row = list[str]
+CardRow = list[str]
 Lists = Mapping[str, Mapping[str, Any]]
 
 
@@ -24,62 +24,81 @@ def decimal(value: float | None) -> str:
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None, form: Any = percent) -> str:
-    """A number and, where it is there, its confidence interval."""
+    """A number and its confidence interval, if it has one."""
     if value is None or interval is None:
         return form(value)
     return f"{form(value)} [{form(interval[0])}, {form(interval[1])}]"
 
 
 def measured(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping within a mapping; empty where it is absent."""
+    """A mapping within a mapping; empty if it is absent."""
     found = values.get(key)
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def evaluated_lists(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The evaluated trial lists by name; none without an evaluation."""
+    """The evaluated trial lists by name; empty without an evaluation."""
     return {} if evaluation is None else measured(evaluation, "lists")
 
 
 def priors(lists: Lists) -> list[str]:
     """The priors of a target at which a detection cost was measured on any list, in order."""
-    found = {prior: None for values in lists.values() for prior in measured(values, "min_dcf")}
-    return sorted(found, key=float)
+    return sorted({prior for part in _parts(lists) for prior in measured(part, "min_dcf")}, key=float)
 
 
-def result_head(lists: Lists) -> Row:
+def result_head(lists: Lists) -> CardRow:
     """Column names of the table of results."""
     columns = ["trial list", "scores", "trials", "targets", "speakers", "EER %"]
     columns += [f"minDCF({prior})" for prior in priors(lists)] + [f"actDCF({prior})" for prior in _actual_priors(lists)]
     return columns + (["Cllr"] if _any(lists, "cllr") else []) + (["minCllr"] if _any(lists, "min_cllr") else [])
 
 
-def result_rows(lists: Lists, names: Mapping[str, str]) -> list[Row]:
-    """A row for each trial list, and one for the raw scores of a calibrated model; `names` says what a list is."""
-    rows = []
-    for name, values in lists.items():
-        for one in (measured(values, "raw"), values):
-            if one:
-                rows.append([cell(names.get(name, name)), describe_scores(one), *_numbers(one, lists)])
-    return rows
+def result_rows(lists: Lists, names: Mapping[str, str]) -> list[CardRow]:
+    """For each trial list a row of its raw scores and one of its log-likelihood ratios, if it has any.
+
+    Args:
+        lists: the evaluated lists.
+        names: name of a list to its title in the table.
+    """
+    return [
+        [cell(names.get(name, name)), describe_scores(numbers), *_number_cells(numbers, lists)]
+        for name, values in lists.items()
+        for numbers in (values, measured(values, "decisions"))
+        if numbers.keys() - {"note"}
+    ]
 
 
-def group_head(lists: Lists) -> Row:
+def group_head(lists: Lists) -> CardRow:
     """Column names of the table of groups."""
     head = result_head(lists)
     return [head[0], "group", *head[2:]]
 
 
-def group_rows(lists: Lists) -> list[Row]:
-    """A row for each group of speakers in a list that has them."""
+def card_group_rows(lists: Lists) -> list[CardRow]:
+    """A row for each group of speakers of each list: raw scores, or ratios if only these were measured by group."""
+    rows = []
+    for name, values in lists.items():
+        groups = measured(values, "groups")
+        groups = groups if groups else measured(measured(values, "decisions"), "groups")
+        rows += [[cell(name), cell(label), *_number_cells(group, lists)] for label, group in groups.items()]
+    return rows
+
+
+def sweep_rows(evaluation: Mapping[str, Any] | None) -> list[CardRow]:
+    """A row for each recording condition that the model was measured under."""
+    sweeps = {} if evaluation is None else measured(evaluation, "sweeps")
     return [
-        [cell(name), cell(label), *_numbers(group, lists)]
-        for name, values in lists.items()
-        for label, group in measured(values, "groups").items()
+        [
+            *(cell(name), cell(f"{kind}: {point.get('condition')}"), cell(point.get("trials"))),
+            with_interval(point.get("eer"), point.get("eer_interval")),
+        ]
+        for name, values in sweeps.items()
+        for kind, points in measured(values, "conditions").items()
+        for point in points
     ]
 
 
-def _numbers(values: Mapping[str, Any], lists: Lists) -> Row:
+def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
     smallest, actual = measured(values, "min_dcf"), measured(values, "act_dcf")
     of_smallest, of_actual = measured(values, "min_dcf_interval"), measured(values, "act_dcf_interval")
     row = [cell(values.get(name)) for name in ("trials", "targets", "speakers")]
@@ -91,12 +110,17 @@ def _numbers(values: Mapping[str, Any], lists: Lists) -> Row:
     return row + ([decimal(values.get("min_cllr"))] if _any(lists, "min_cllr") else [])
 
 
+def _parts(lists: Lists) -> list[Mapping[str, Any]]:
+    """The numbers of all rows: of raw scores and of decisions."""
+    return [part for values in lists.values() for part in (values, measured(values, "decisions"))]
+
+
 def _actual_priors(lists: Lists) -> list[str]:
-    return sorted({prior for values in lists.values() for prior in measured(values, "act_dcf")}, key=float)
+    return sorted({prior for part in _parts(lists) for prior in measured(part, "act_dcf")}, key=float)
 
 
 def _any(lists: Lists, key: str) -> bool:
-    return any(values.get(key) is not None for values in lists.values())
+    return any(part.get(key) is not None for part in _parts(lists))
 
 
 def describe_scores(values: Mapping[str, Any]) -> str:
@@ -106,7 +130,7 @@ def describe_scores(values: Mapping[str, Any]) -> str:
     return cell(", ".join(part for part in (str(scores) if scores is not None else "", kind) if part)) or "not stated"
 
 
-def point_rows(verification: Mapping[str, Any] | None) -> list[Row]:
+def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
     """The operating points of a calibration: name, prior, costs, threshold on the log-likelihood ratio, errors."""
     points = [] if verification is None else verification.get("operating_points", [])
     return [
@@ -122,11 +146,11 @@ def point_rows(verification: Mapping[str, Any] | None) -> list[Row]:
     ]
 
 
-def point_rows_of_lists(lists: Lists) -> list[Row]:
-    """What each operating point did on each trial list."""
+def point_rows_of_lists(lists: Lists) -> list[CardRow]:
+    """The error rates at each operating point on each trial list."""
     rows = []
     for name, values in lists.items():
-        for point, rates in measured(values, "operating_points").items():
+        for point, rates in measured(measured(values, "decisions"), "operating_points").items():
             miss = with_interval(rates.get("miss_rate"), rates.get("miss_interval"))
             alarm = with_interval(rates.get("false_alarm_rate"), rates.get("false_alarm_interval"))
             rows.append([cell(name), cell(point), miss, alarm])
@@ -134,7 +158,7 @@ def point_rows_of_lists(lists: Lists) -> list[Row]:
 
 
 def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
-    """What must be known to read the tables, a sentence each."""
+    """What a reader of the tables must know, a sentence each."""
     lists = evaluated_lists(evaluation)
     with_intervals = [values for values in lists.values() if values.get("eer_interval") is not None]
     notes = []
@@ -144,22 +168,39 @@ def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
         how = "" if replicates is None else f" from {replicates} resamplings of the speakers"
         notes.append(f"In brackets: {share} intervals{how}.")
     notes += [note for name, values in lists.items() for note in _list_notes(cell(name), values)]
-    return notes if evaluation is None else notes + _origin_notes(evaluation)
+    return notes + _origin_notes(lists)
 
 
 def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
-    notes, left_out = [], measured(values, "groups_left_out")
+    notes, left_out, decisions = [], measured(values, "groups_left_out"), measured(values, "decisions")
     if values.get("interval_note") is not None:
         notes.append(f"{name}: no intervals, as {cell(values['interval_note'])}.")
     if values.get("skipped"):
         notes.append(f"{name}: {values['skipped']} trials were left out, as a file could not be used.")
+    if decisions.get("without_decision"):
+        share = percent(decisions.get("share_without_decision"))
+        notes.append(
+            f"{name}: {decisions['without_decision']} trials ({share} %) got no decision, as a recording has too "
+            "little speech. The row of raw scores is over all trials, that of log-likelihood ratios over the others."
+        )
+    if decisions.get("note") is not None:
+        notes.append(f"{name}: there is no row of decisions: {cell(decisions['note'])}.")
     if left_out:
         notes.append(f"{name}: groups without trials of both kinds are left out: {cell(', '.join(left_out))}.")
     return notes
 
 
-def _origin_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    versions = measured(evaluation, "versions")
-    made = [f"{package} {version}" for package, version in versions.items() if version is not None]
-    made += [f"{key} {evaluation[key]}" for key in ("commit", "protocol") if evaluation.get(key) is not None]
-    return [f"Measured by `hamspk evaluate` ({cell(', '.join(made))})."] if made else []
+def _origin_notes(lists: Lists) -> list[str]:
+    """With which software and protocol the lists were measured; one sentence for lists that agree."""
+    by_origin: dict[str, list[str]] = {}
+    for name, values in lists.items():
+        versions = measured(values, "versions")
+        made = [f"{package} {version}" for package, version in versions.items() if version is not None]
+        made += [f"{key} {values[key]}" for key in ("commit", "protocol") if values.get(key) is not None]
+        if made:
+            by_origin.setdefault(cell(", ".join(made)), []).append(name)
+    several = len(by_origin) > 1
+    return [
+        f"{', '.join(map(cell, names))}: measured with {made}." if several else f"Measured with {made}."
+        for made, names in by_origin.items()
+    ]

@@ -40,12 +40,15 @@ def model_folder(tmp_path_factory) -> Path:
     model.calibration = Calibration(fingerprint, "cosine", -20.0, {"score": 25.0}, trials=60, targets=20, speakers=9)
     model.save_pretrained(folder)
     histogram = {"edges": EDGES, "targets": [0, 10, 20, 10], "impostors": [60, 30, 10, 0]}
+    ratios = {"scores": "log-likelihood ratio", "histogram": histogram}
+    raw = {"scores": "cosine", "histogram": histogram | {"edges": [-1.0, -0.5, 0.0, 0.5, 1.0]}}
+    checksum = model.calibration.to_dict()["checksum"]
     evaluation = {
-        "schema": 1,
+        "schema": 2,
         "model": {"name": "tiny", "fingerprint": fingerprint},
         "lists": {
-            "test-a": {"scores": "log-likelihood ratio", "histogram": histogram},
-            "test-b": {"scores": "cosine", "histogram": histogram | {"edges": [-1.0, -0.5, 0.0, 0.5, 1.0]}},
+            "test-a": raw | {"decisions": {"calibration": checksum} | ratios},
+            "test-b": raw,
         },
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))

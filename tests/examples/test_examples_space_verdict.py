@@ -136,6 +136,18 @@ def test_where_there_is_no_histogram_the_reason_is_said(verdict, model, model_fo
         assert found == {} and said in why
 
 
+def test_ratios_are_placed_where_they_were_measured_with_this_calibration(verdict, model, model_folder):
+    evaluation = verdict.read_evaluation(str(model_folder))
+    checksum = model.calibration.to_dict()["checksum"]
+    for calibration, kind in ((checksum, "log-likelihood ratio"), ("another", "cosine"), (None, "cosine")):
+        found, _ = verdict.histograms_of(evaluation, model.fingerprint(), calibration)
+        assert [values["scores"] for values in found.values()] == [kind, "cosine"]
+    # As version 0.1.0 wrote it.
+    old = {"lists": {"test": {"scores": "log-likelihood ratio", "histogram": HISTOGRAM, "raw": {"scores": "cosine"}}}}
+    found, _ = verdict.histograms_of(old, model.fingerprint(), checksum)
+    assert found == {"test": {"scores": "log-likelihood ratio", "histogram": HISTOGRAM}}
+
+
 def test_the_score_is_placed_on_a_histogram_of_its_kind(verdict):
     ratios, scores = {"scores": "log-likelihood ratio", "histogram": HISTOGRAM}, {"scores": "cosine"}
     assert verdict.place_on(ratios, answer()) == (3.0, 1.0)

@@ -17,24 +17,24 @@ from hf_hamspk import HamSpkForXVector
 from hf_hamspk.calibration_hamspk import Calibration, Cohort
 
 SPEAKERS = ("Ann Example", "Ben Example", "Cleo Example", "Dan Example", "Eve Example")
-NUMBERS = {
-    "trials": 5974,
-    "targets": 481,
-    "skipped": 3,
-    "eer": 0.0867,
-    "eer_interval": [0.0741, 0.0993],
-    "eer_threshold": 0.412,
-    "min_dcf": {"0.01": 0.6161, "0.05": 0.5182},
+MADE_BY = {
+    "versions": {"hf_hamspk": "0.1.0", "torch": "2.14.1", "numpy": None},
+    "commit": "0123456789ab",
+    "protocol": "whole",
+}
+DECISIONS = {
+    "scores": "log-likelihood ratio",
+    "normalisation": "as",
+    "trials": 5890,
+    "targets": 470,
+    "without_decision": 84,
+    "share_without_decision": 84 / 5974,
+    "short_files": {"Ann Example/7.wav": "not enough speech"},
+    "speakers": 78,
+    "eer": 0.0901,
     "act_dcf": {"0.01": 0.7013, "0.05": 0.5499},
     "cllr": 0.3217,
     "min_cllr": 0.3011,
-    "confidence": 0.95,
-    "replicates": 1000,
-    "normalisation": "as",
-    "scores": "log-likelihood ratio",
-    "speakers": 78,
-    "raw": {"scores": "cosine", "trials": 5974, "targets": 481, "eer": 0.0901, "min_cllr": 0.3122},
-    "groups_left_out": {"other": "its 3 trials are not of both kinds"},
     "operating_points": {
         "balanced": {
             "threshold": 0.0,
@@ -44,6 +44,23 @@ NUMBERS = {
             "false_alarm_interval": [0.0711, 0.0933],
         }
     },
+}
+NUMBERS = {
+    "trials": 5974,
+    "targets": 481,
+    "skipped": 3,
+    "unusable_files": {"Ben Example/3.wav": "holds no sound"},
+    "eer": 0.0867,
+    "eer_interval": [0.0741, 0.0993],
+    "eer_threshold": 0.412,
+    "min_dcf": {"0.01": 0.6161, "0.05": 0.5182},
+    "min_cllr": 0.3122,
+    "confidence": 0.95,
+    "replicates": 1000,
+    "scores": "cosine",
+    "speakers": 78,
+    "groups_left_out": {"other": "its 3 trials are not of both kinds"},
+    "decisions": DECISIONS,
 }
 GROUPS = {
     "female": {
@@ -65,13 +82,27 @@ GROUPS = {
 
 def evaluation(fingerprint: str) -> dict:
     """As `hamspk evaluate` writes it."""
+    of_lists = {"test-o": NUMBERS | {"groups": GROUPS}, "test-h": NUMBERS | {"eer": 0.1186, "trials": 5414}}
+    points = [{"condition": "1 s", "value": 1.0, "trials": 5974, "targets": 481, "eer": 0.1572, "eer_interval": None}]
+    return {
+        "schema": 2,
+        "model": {"name": "final", "fingerprint": fingerprint, "similarity": "cosine"},
+        "lists": {name: MADE_BY | values for name, values in of_lists.items()},
+        "sweeps": {"test-o": {"digest": "a", "conditions": {"duration": points}}},
+        "training": {"epochs": 24, "steps": 960, "unreadable_files": {"Cleo Example/1.wav": "ends too early"}},
+    }
+
+
+@pytest.fixture(scope="session")
+def evaluation_of_0_1_0() -> dict:
+    """The same as version 0.1.0 wrote it: ratios first, raw scores beside them."""
+    raw = {key: NUMBERS[key] for key in ("scores", "trials", "targets", "eer", "min_cllr")}
+    shared = {key: NUMBERS[key] for key in ("skipped", "unusable_files", "groups_left_out", "min_dcf")}
     return {
         "schema": 1,
-        "model": {"name": "final", "fingerprint": fingerprint, "similarity": "cosine"},
-        "versions": {"hf_hamspk": "0.1.0", "torch": "2.14.1", "numpy": None},
-        "commit": "0123456789ab",
-        "protocol": "whole",
-        "lists": {"test-o": NUMBERS | {"groups": GROUPS}, "test-h": NUMBERS | {"eer": 0.1186, "trials": 5414}},
+        "model": {"name": "final", "fingerprint": "f", "similarity": "cosine"},
+        **MADE_BY,
+        "lists": {"test-o": DECISIONS | shared | {"raw": raw, "groups": GROUPS}},
     }
 
 

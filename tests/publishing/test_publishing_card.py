@@ -15,12 +15,12 @@ from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate_list
-from hf_hamspk.evaluation.results import evaluation_record
+from hf_hamspk.evaluation.results import EvaluationRecord
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 from hf_hamspk.publishing.about import About, TrainingData, TrialList
 from hf_hamspk.publishing.card import card_metadata, evaluation_files, evaluation_results, render_card
-from hf_hamspk.publishing.facts import CardFacts, facts_of_recipe, gather_facts, read_recipe
+from hf_hamspk.publishing.facts import CardFacts, facts_of_recipe, gather_facts, read_public_recipe
 
 ABOUT = About(
     title="Small | model",
@@ -76,18 +76,20 @@ def test_a_number_that_is_not_in_the_facts_would_be_seen(facts):
 
 def test_results_stand_with_their_intervals(facts):
     results = section(render_card(facts), "Results")
-    head, _, raw, first, _, second = [line for line in results.splitlines() if line.startswith("|")][:6]
+    head, _, first, decided, second, _ = [line for line in results.splitlines() if line.startswith("|")][:6]
     columns = "trial list | scores | trials | targets | speakers | EER % | minDCF(0.01) | minDCF(0.05)"
     assert head == f"| {columns} | actDCF(0.01) | actDCF(0.05) | Cllr | minCllr |"
     title, none = "Benchmark O (`test-o`)", "not measured"
-    numbers = "5974 | 481 | 78 | 8.67 [7.41, 9.93] | 0.616 | 0.518 | 0.701 | 0.550 | 0.322 | 0.301"
-    assert first == f"| {title} | log-likelihood ratio, AS-norm | {numbers} |"
-    assert raw == f"| {title} | cosine | 5974 | 481 | {none} | 9.01" + f" | {none}" * 5 + " | 0.312 |"
+    numbers = f"5974 | 481 | 78 | 8.67 [7.41, 9.93] | 0.616 | 0.518 | {none} | {none} | {none} | 0.312"
+    assert first == f"| {title} | cosine | {numbers} |"
+    numbers = f"5890 | 470 | 78 | 9.01 | {none} | {none} | 0.701 | 0.550 | 0.322 | 0.301"
+    assert decided == f"| {title} | log-likelihood ratio, AS-norm | {numbers} |"
+    assert "test-o: 84 trials (1.41 %) got no decision, as a recording has too little speech." in results
     assert "| 11.86 [" in second
     assert "95 % confidence intervals from 1000 resamplings of the speakers" in results
     assert "test-o: 3 trials were left out, as a file could not be used." in results
     assert "test-o: groups without trials of both kinds are left out: other." in results
-    assert "(hf_hamspk 0.1.0, torch 2.14.1, commit 0123456789ab, protocol whole)" in results
+    assert "Measured with hf_hamspk 0.1.0, torch 2.14.1, commit 0123456789ab, protocol whole." in results
     assert "The clean list." in results
     assert f"| test-o | female | 2103 | 190 | {none} | 9.11 [7.13, 11.09] | 0.640 | {none} |" in results
 
@@ -163,7 +165,7 @@ def test_evaluation_files_parse_with_the_client(facts):
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/test-o.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("owner/benchmark", "verification", 8.67)
     assert entry.notes.startswith("EER in %, smaller is better; Benchmark O (`test-o`), 5974 trials")
-    assert entry.notes.endswith("; log-likelihood ratio, AS-norm")
+    assert entry.notes.endswith("; cosine")
     assert evaluation_files(replace(facts, about=About())) == {}
     assert evaluation_files(replace(facts, evaluation=None)) == {}
 
@@ -178,13 +180,40 @@ def test_the_record_of_an_evaluation_as_it_is(bare):
     labels = np.array([left[:3] == right[:3] for left, right in pairs], dtype=int)
     trials = Trials(labels, *zip(*pairs, strict=True))
     model, settings = HamSpkModel(tiny_config()), EvaluationSettings(replicates=100, progress=False)
-    record = evaluation_record(model, "tiny", {"test-o": evaluate_list(model, trials, embedded, settings)}, settings)
-    facts = replace(bare, evaluation=json.loads(json.dumps(record)))
+    record = EvaluationRecord.of_model(model, "tiny")
+    values = record.lists["test-o"] = evaluate_list(model, trials, embedded, settings).record
+    facts = replace(bare, evaluation=json.loads(json.dumps(record.to_dict())))
     card = render_card(facts)
-    values = record["lists"]["test-o"]
     assert f"| {100 * values['eer']:.2f} [{100 * values['eer_interval'][0]:.2f}, " in card
     assert "| test-o | cosine | 630 | 36 | 12 |" in card and "from 100 resamplings" in card
     assert numbers(card) - of_facts(json.loads(facts.to_json())) - of_template() == set()
+
+
+def test_the_evaluation_of_version_0_1_0_is_shown(model_folder, evaluation_of_0_1_0):
+    (model_folder / "evaluation.json").write_text(json.dumps(evaluation_of_0_1_0))
+    results = section(render_card(gather_facts(model_folder)), "Results")
+    _, _, raw, first = [line for line in results.splitlines() if line.startswith("|")][:4]
+    none = "not measured"
+    assert raw == f"| test-o | cosine | 5974 | 481 | {none} | 8.67" + f" | {none}" * 5 + " | 0.312 |"
+    numbers = "5890 | 470 | 78 | 9.01 | 0.616 | 0.518 | 0.701 | 0.550 | 0.322 | 0.301"
+    assert first == f"| test-o | log-likelihood ratio, AS-norm | {numbers} |"
+    assert f"| test-o | female | 2103 | 190 | {none} | 9.11 [7.13, 11.09] | 0.640 | {none} |" in results
+    assert "(hf_hamspk 0.1.0" not in results and "Measured with hf_hamspk 0.1.0, torch 2.14.1" in results
+
+
+def test_decisions_of_another_calibration_are_not_shown(model_folder, trained):
+    record = json.loads((trained[1] / "evaluation.json").read_text())
+    for values in record["lists"].values():
+        values["decisions"] = values["decisions"] | {"calibration": "0" * 64}
+    (model_folder / "evaluation.json").write_text(json.dumps(record))
+    results = section(render_card(gather_facts(model_folder)), "Results")
+    assert "log-likelihood" not in results and "| cosine | 5974 |" in results
+    assert "there is no row of decisions: they were measured with another calibration" in results
+
+
+def test_recording_conditions_are_shown(facts):
+    conditions = section(render_card(facts), "By recording condition")
+    assert "| test-o | duration: 1 s | 5974 | 15.72 |" in conditions
 
 
 def test_an_unknown_licence_links_to_its_file(facts):
@@ -221,7 +250,7 @@ def test_a_backbone_on_the_hub_is_the_base_model(tmp_path):
     assert card_metadata(facts).base_model == "microsoft/wavlm-base-plus"
     assert "a `microsoft/wavlm-base-plus` encoder with mhfa pooling" in render_card(facts)
     recipe.write_text(f"backbone: {tmp_path}/wavlm\n")
-    assert read_recipe(recipe) == {"backbone": "wavlm"}
+    assert read_public_recipe(recipe) == {"backbone": "wavlm"}
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "name": "a", "nam": 1}'])

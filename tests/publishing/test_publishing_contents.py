@@ -15,7 +15,7 @@ from hf_hamspk import HamSpkModel
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.publishing.about import About, TrainingData
 from hf_hamspk.publishing.code import renew_code
-from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, ours, plan_upload
+from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, is_managed_file, plan_upload
 
 NAME = "tester/tiny"
 TRUNK = {path.name for path in Path(hf_hamspk.__file__).parent.glob("*.py") if not path.name.startswith("__")}
@@ -71,6 +71,17 @@ def test_nothing_names_a_folder_or_a_speaker(trained):
     everything = b"".join(file.read() for file in plan.files)
     for private in (b"/home/", b"/tmp/", str(trained[1]).encode(), str(Path.home()).encode() + b"/", b"Ann Example"):
         assert private not in everything
+
+
+def test_names_of_unusable_files_become_numbers_unless_wanted(trained):
+    """They are often those of people; the reasons stay."""
+    plan = plan_upload(trained[0], NAME, trained[1])
+    sent = json.loads(content(plan, "evaluation.json"))
+    assert sent["lists"]["test-o"]["unusable_files"] == {"file 1": "holds no sound"}
+    assert sent["training"]["unreadable_files"] == {"file 1": "ends too early"}
+    assert any("names of 5 unusable files in evaluation.json" in note for note in plan.notes)
+    kept = plan_upload(trained[0], NAME, trained[1], speaker_names=True)
+    assert content(kept, "evaluation.json") == (trained[1] / "evaluation.json").read_text()
 
 
 def test_names_of_speakers_become_numbers_unless_wanted(trained):
@@ -313,7 +324,8 @@ def test_a_licence_file_of_the_user_is_taken(model_folder):
 
 def test_only_files_of_this_package_may_be_taken_away():
     assert all(
-        ours(name) for name in EXPECTED - {"README.md", "LICENSE", "config.json", "requirements.txt", HANDLER_FILE}
+        is_managed_file(name)
+        for name in EXPECTED - {"README.md", "LICENSE", "config.json", "requirements.txt", HANDLER_FILE}
     )
     for name in (
         ".gitattributes",
@@ -323,4 +335,4 @@ def test_only_files_of_this_package_may_be_taken_away():
         ".eval_results/other.yaml",
         "my.safetensors",
     ):
-        assert not ours(name)
+        assert not is_managed_file(name)

@@ -13,7 +13,7 @@ from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.publishing.card import card_metadata, render_card
-from hf_hamspk.publishing.facts import CardFacts, read_recipe
+from hf_hamspk.publishing.facts import CardFacts, read_public_recipe
 from hf_hamspk.publishing.leaks import Private, find_leaks
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_a_card_is_what_its_facts_give(card):
 @every_card
 def test_the_facts_are_of_the_recipe_as_it_is(card):
     """A run adds the arguments that the recipe leaves to their defaults."""
-    recipe = read_recipe(ROOT / "examples" / "recipes" / f"{card.stem}.yaml")
+    recipe = read_public_recipe(ROOT / "examples" / "recipes" / f"{card.stem}.yaml")
     stated = facts_of(card).recipe
     assert {key: stated.get(key) for key in recipe} == recipe, "render the card anew, with hamspk card"
 
