@@ -196,7 +196,7 @@ def histograms_of(
             continue
         decisions = record.get("decisions")
         if isinstance(decisions, Mapping) and decisions.get("calibration") in (None, calibration):
-            record = record | decisions if isinstance(decisions.get("histogram"), Mapping) else record
+            record = decisions if isinstance(decisions.get("histogram"), Mapping) else record
         if isinstance(record.get("histogram"), Mapping):
             found[str(name)] = {key: record.get(key) for key in ("scores", "histogram")}
     return found, "" if found else f"{EVALUATION_FILE} holds no histogram of scores."

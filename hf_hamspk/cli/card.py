@@ -1,23 +1,13 @@
 """`hamspk card`: render a model card, and keep the facts that it was rendered from."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..loading.models import load_model
-from ..publishing.about import About
-from ..publishing.card import render_card
-from ..publishing.facts import CardFacts, facts_of_recipe, gather_facts
-from ..publishing.origin import check_origin
-from ..publishing.push import check_repository
-from ..publishing.speed import measure_speed
 from .push import add_about_arguments, read_about
 
-EPILOG = """\
-SOURCE is the folder of a trained model, a recipe that nobody has run (the card then has no numbers), or the FILE.json
-of an earlier card, which is rendered again. With --output FILE.md the facts are written beside it, as FILE.json;
---about reads what was stated from that file, too.
-"""
+if TYPE_CHECKING:
+    from ..publishing.facts import CardFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repository", metavar="OWNER/NAME", help="the model's name on the Hub, if it is there")
     parser.add_argument("--measure-speed", action="store_true", help="time the model on this machine")
     parser.add_argument("--output", metavar="FILE.md", help="write the card here (default: print it)")
-    parser.epilog = EPILOG
+    parser.epilog = (
+        "SOURCE is the folder of a trained model, a recipe that was not run (the card then has no numbers), or the\n"
+        "FILE.json of an earlier card, which is rendered again. With --output FILE.md the facts are written beside\n"
+        "it, as FILE.json; --about reads the stated facts from that file, too."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather or read the facts, render, write."""
+    from ..publishing.card import render_card
+    from ..publishing.push import check_repository
+
     source = Path(arguments.source)
     if source.suffix == ".json":
         return _render_again(source, arguments)
@@ -65,6 +62,9 @@ def _render_again(source: Path, arguments: argparse.Namespace) -> int:
         raise ValueError(f"--measure-speed needs a model folder, got {source}.")
     if not source.is_file():
         raise ValueError(f"There is no file {source}.")
+    from ..publishing.card import render_card
+    from ..publishing.facts import CardFacts
+
     card = render_card(CardFacts.from_json(source.read_text(encoding="utf-8"), str(source)))
     output = source.with_suffix(".md") if arguments.output is None else Path(arguments.output)
     output.write_text(card, encoding="utf-8")
@@ -72,11 +72,18 @@ def _render_again(source: Path, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _gather(source: Path, arguments: argparse.Namespace) -> CardFacts:
-    about: About = read_about(arguments)
+def _gather(source: Path, arguments: argparse.Namespace) -> "CardFacts":
+    from dataclasses import replace
+
+    from ..loading.models import load_model
+    from ..publishing import speed
+    from ..publishing.facts import facts_of_recipe, gather_facts
+    from ..publishing.origin import check_origin
+
+    about = read_about(arguments)
     if source.is_dir():
         if arguments.measure_speed:
-            about = replace(about, speed=measure_speed(load_model(str(source))))
+            about = replace(about, speed=speed.measure_speed(load_model(str(source))))
         facts = gather_facts(source, arguments.repository, arguments.run_folder, about)
         check_origin(source, facts)
         return facts

@@ -2,16 +2,21 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..evaluation.evaluating import Evaluation, EvaluationSettings, evaluate, read_lists
-from ..evaluation.intervals import CONFIDENCE, REPLICATES
-from ..evaluation.report import format_report
-from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER, REPORT_FILE, record_folder
-from ..evaluation.speakers import read_metadata
-from ..evaluation.sweeps import Sweep
-from ..evaluation.trials import OFFICIAL_LISTS, official_title
-from ..evaluation.verification import PRIORS, PROTOCOLS
-from .models import add_model_arguments, load_model
+from ..loading.names import check_model
+from .options import add_model_arguments, check_folder, check_trial_lists, given_options
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluating import Evaluation, EvaluationSettings
+    from ..evaluation.sweeps import Sweep
+
+# Those of the package, which a test compares.
+PROTOCOL_NAMES = ("whole", "paper")
+LIST_NAMES = (
+    *("vox1-o-cleaned", "vox1-o", "vox1-e-cleaned", "vox1-e", "vox1-h-cleaned", "vox1-h"),
+    "cnceleb-eval",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--official",
         nargs="+",
-        choices=tuple(OFFICIAL_LISTS),
+        choices=LIST_NAMES,
         default=[],
         metavar="LIST",
-        help=f"refuse the trial lists, in this order, unless they have the size of: {', '.join(OFFICIAL_LISTS)}",
+        help=f"refuse the trial lists, in this order, unless they have the size of: {', '.join(LIST_NAMES)}",
     )
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="folder of the files in the lists")
     parser.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=PROTOCOL_NAMES,
         default="whole",
         help="whole utterances (the default), or the paper's: whole utterances and five 3 s segments",
     )
@@ -38,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior",
         type=float,
         nargs="+",
-        default=list(PRIORS),
         metavar="P",
-        help="probabilities of a target trial for the detection costs (default: %(default)s)",
+        help="probabilities of a target trial for the detection costs (default: 0.01 0.05)",
     )
     parser.add_argument(
         "--output",
@@ -55,13 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicates",
         type=int,
-        default=REPLICATES,
         metavar="N",
-        help="resamplings of the speakers for the intervals, 0 for none (default: %(default)s)",
+        help="resamplings of the speakers for the intervals, 0 for none (default: 1000)",
     )
-    parser.add_argument(
-        "--confidence", type=float, default=CONFIDENCE, metavar="P", help="of the intervals (default: %(default)s)"
-    )
+    parser.add_argument("--confidence", type=float, metavar="P", help="of the intervals (default: 0.95)")
     parser.epilog = """\
 A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,
 relative to --audio-root. Lists of CN-Celeb and SITW ('model test label') are recognised; --enrolment gives the files
@@ -78,10 +79,24 @@ earlier numbers. For a model on the Hub, and without --output, they go into a fo
 """
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported."""
+    check_output(arguments)
+    check_folder(arguments.audio_root, "--audio-root")
+    check_trial_lists(arguments.trials)
+    if arguments.compare is not None and arguments.replicates == 0:
+        raise ValueError("--compare tests a difference by resampling; leave --replicates 0 out.")
+    check_model(arguments.model)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the tables, write record, report and plots."""
+    from ..evaluation.evaluating import evaluate, read_lists
+    from ..evaluation.report import format_report
+    from ..evaluation.trials import official_title
+    from ..loading.models import load_model
+
     settings = _read_settings(arguments)
-    check_output_folder(arguments.output)
     lists = read_lists(arguments.trials, arguments.audio_root, arguments.enrolment, arguments.official)
     for name, trials in lists.items():
         title = official_title(trials)
@@ -95,11 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_and_tell(measured: Evaluation | Sweep, model: str, output: str | None) -> None:
+def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | None) -> None:
     """Write what was measured, into the folder of the model unless another is given, and print what was written."""
+    from ..evaluation.results import record_folder
+
     folder = record_folder(model) if output is None else Path(output)
     if output is None and not Path(model).is_dir():
-        print(f"{model} is on the Hub and has no folder here; --output chooses another one than {folder}.")
+        print(f"{model} is on the Hub and has no folder here: written to {folder}; --output chooses another folder.")
     try:
         files, remarks = measured.write(folder)
     except PermissionError as error:
@@ -108,28 +125,29 @@ def write_and_tell(measured: Evaluation | Sweep, model: str, output: str | None)
         print(line)
 
 
-def check_output_folder(output: str | None) -> None:
-    """Refuse a file in the place of the folder for record, report and plots."""
+def check_output(arguments: argparse.Namespace) -> None:
+    """Refuse a file in the place of the output folder, and --group-by without --metadata."""
+    output = arguments.output
     if output is not None and (Path(output).suffix == ".json" or Path(output).is_file()):
         raise ValueError(
-            f"--output is a folder, in which {EVALUATION_FILE}, {REPORT_FILE} and {PLOT_FOLDER}/ are written; got "
-            f"{output}."
+            f"--output is a folder, in which evaluation.json, report.html and plots/ are written; got {output}."
         )
-
-
-def _read_settings(arguments: argparse.Namespace) -> EvaluationSettings:
     if arguments.group_by and arguments.metadata is None:
         raise ValueError("--group-by names columns of a table: give it with --metadata.")
-    if arguments.compare is not None and arguments.replicates == 0:
-        raise ValueError("--compare tests a difference by resampling; leave --replicates 0 out.")
-    metadata = {} if arguments.metadata is None else read_metadata(arguments.metadata)
+
+
+def _read_settings(arguments: argparse.Namespace) -> "EvaluationSettings":
+    from ..evaluation.evaluating import EvaluationSettings
+    from ..evaluation.speakers import read_metadata
+
+    given = given_options(arguments, "protocol", "replicates", "confidence")
+    if arguments.prior is not None:
+        given["priors"] = tuple(dict.fromkeys(arguments.prior))
+    if arguments.metadata is not None:
+        given["metadata"] = read_metadata(arguments.metadata)
     try:
         return EvaluationSettings(
-            protocol=arguments.protocol,
-            priors=tuple(dict.fromkeys(arguments.prior)),
-            replicates=arguments.replicates,
-            confidence=arguments.confidence,
-            metadata=metadata,
+            **given,
             group_by=arguments.group_by,
             subtract_mean=arguments.subtract_mean,
             calibrated=not arguments.uncalibrated,

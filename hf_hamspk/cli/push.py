@@ -1,41 +1,42 @@
 """`hamspk push`: publish a model folder on the Hub."""
 
 import argparse
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ..publishing.about import About
-from ..publishing.contents import UploadPlan, plan_upload
-from ..publishing.push import MESSAGE, check_repository, send
+from .options import given_options
 
-EPILOG = """\
-Sends weights (safetensors only), code, configuration, calibration, cohort, recipe, evaluation, plots, a rendered card
-and the licence in one commit; never audio, and nothing that names a folder of this machine or holds a token. A new
-repository is private unless --public is given. After a broken upload give the same command again. Log in first:
-`hf auth login`.
-"""
-_UNIT = 1000
+if TYPE_CHECKING:
+    from ..publishing.about import About
+    from ..publishing.contents import UploadPlan
 
 
 def add_about_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that renders a card takes."""
+    """Add the options of the commands that render a card."""
     parser.add_argument(
-        "--run", dest="run_folder", metavar="DIR", help="folder of the training run: its recipe, evaluation and plots"
+        "--run",
+        dest="run_folder",
+        metavar="DIR",
+        help="folder of the training run: its recipe, and the evaluation if the model folder has none",
     )
     parser.add_argument(
         "--about",
         metavar="FILE.yaml",
-        help="what only you know: training_data with licences, trial_lists, limitations, languages, ...",
+        help="facts that only you know: training_data with licences, trial_lists, limitations, languages, ...",
     )
     parser.add_argument(
         "--licence",
         "--license",
         metavar="ID",
-        help="licence of the weights, such as cc-by-4.0; by default one that carries on those of the training data",
+        help="licence of the weights, such as cc-by-4.0 (default: one that those of the training data allow)",
     )
 
 
-def read_about(arguments: argparse.Namespace) -> About:
-    """What is stated on the command line."""
+def read_about(arguments: argparse.Namespace) -> "About":
+    """The facts stated on the command line."""
+    from dataclasses import replace
+
+    from ..publishing.about import About
+
     about = About() if arguments.about is None else About.read(arguments.about)
     return about if arguments.licence is None else replace(about, licence=arguments.licence)
 
@@ -47,16 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_about_arguments(parser)
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", action="store_true", help="only you can see a new repository (the default)")
-    visibility.add_argument("--public", action="store_true", help="everybody can see it")
-    parser.add_argument("--no-cohort", action="store_true", help="keep the cohort, embeddings of speakers, here")
-    parser.add_argument("--speaker-names", action="store_true", help="send the names of the training speakers, too")
-    parser.add_argument("--message", default=MESSAGE, help="of the commit (default: %(default)s)")
+    visibility.add_argument("--public", action="store_true", help="anyone can see it")
+    parser.add_argument("--no-cohort", action="store_true", help="do not send the cohort, embeddings of speakers")
+    parser.add_argument(
+        "--speaker-names", action="store_true", help="send the names of training speakers and of unusable files, too"
+    )
+    parser.add_argument(
+        "--message", metavar="TEXT", help="of the commit (default: Upload a speaker model with its card)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent; needs no network")
-    parser.epilog = EPILOG
+    parser.epilog = (
+        "Sends weights (safetensors only), code, configuration, calibration, cohort, recipe, evaluation, plots, a\n"
+        "rendered card and the licence in one commit; never audio, no folder of this machine and no token. A new\n"
+        "repository is private unless --public is given. After an interrupted upload give the same command again.\n"
+        "Log in first: `hf auth login`."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the plan, then carry it out."""
+    """Print the files to send, and send them."""
+    from ..publishing.contents import plan_upload
+    from ..publishing.push import check_repository, send
+
     check_repository(arguments.repository)
     plan = plan_upload(
         arguments.model,
@@ -70,13 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print("dry run: nothing was sent")
         return 0
-    commit = send(plan, arguments.repository, not arguments.public, arguments.message)
+    commit = send(plan, arguments.repository, not arguments.public, **given_options(arguments, "message"))
     print(f"{arguments.repository} is at revision {commit.oid}: {commit.commit_url}")
     return 0
 
 
-def format_plan(plan: UploadPlan) -> str:
-    """Files with their sizes, what stays, and notes."""
+def format_plan(plan: "UploadPlan") -> str:
+    """The files with their sizes, those that stay, and the notes."""
     width = max(map(len, plan.names)) + 2
     lines = [f"{file.name:<{width}}{format_size(file.size):>10}" for file in plan.files]
     lines.append(f"{f'{len(plan.files)} files':<{width}}{format_size(plan.size):>10}")
@@ -85,9 +98,9 @@ def format_plan(plan: UploadPlan) -> str:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with its unit."""
     for unit in ("B", "kB", "MB"):
-        if size < _UNIT:
+        if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= _UNIT
+        size /= 1000
     return f"{size:.1f} GB"

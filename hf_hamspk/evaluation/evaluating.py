@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration_hamspk import CHECKSUM, Calibration, OperatingPoint
+from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import (
@@ -27,16 +28,25 @@ from .intervals import (
     paired_test,
 )
 from .metrics import DetectionErrors, detection_errors
-from .ratio_scoring import score_ratios
 from .results import PLOT_FOLDER, EvaluationRecord, software
 from .speakers import TrialSpeakers, find_speakers, group_trials, speaker_table
 from .trials import Trials, check_official, check_trial_files, read_trials
-from .verification import PRIORS, PROTOCOLS, EmbeddedFiles, embed_files, enrol_models, score_trials, usable_trials
+from .verification import (
+    PRIORS,
+    PROTOCOLS,
+    EmbeddedFiles,
+    embed_files,
+    enrol_models,
+    score_ratios,
+    score_trials,
+    usable_trials,
+)
 
 RATIO = "log-likelihood ratio"
 HISTOGRAM_BINS = 60
 
 TrialList = Trials | str | os.PathLike[str]
+SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -163,20 +173,20 @@ class Evaluation:
 
 
 def evaluate(
-    model: HamSpkPreTrainedModel,
+    model: SomeModel,
     trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList],
     audio_root: str | os.PathLike[str] = ".",
     settings: EvaluationSettings | None = None,
     *,
     enrolment: str | os.PathLike[str] | None = None,
-    compare: HamSpkPreTrainedModel | None = None,
+    compare: SomeModel | None = None,
 ) -> Evaluation:
     """Measure a model on trial lists: EER, minDCF, and of a calibrated model the decisions.
 
     Each file is embedded once over all lists.
 
     Args:
-        model: in evaluation mode.
+        model: a model, its folder, or its name on the Hub.
         trials: one list or several: paths or `Trials`; a mapping gives them names.
         audio_root: folder of the files in the lists.
         settings: what is measured; None for the defaults.
@@ -187,17 +197,24 @@ def evaluate(
         The numbers; `.record` is the content of `evaluation.json`, `.write(folder)` writes it with report and plots.
 
     Raises:
-        ValueError: a list or a file is missing, a list is malformed or lacks target or impostor trials, or the
-            metadata does not fit.
+        ValueError: a model, a list or a file is missing, a list is malformed or lacks target or impostor trials, or
+            the metadata does not fit.
     """
     settings = EvaluationSettings() if settings is None else settings
     lists = read_lists(trials, audio_root, enrolment)
+    model = given_model(model)
+    other = None if compare is None else given_model(compare)
     results = measure_lists(model, lists, audio_root, settings)
     record = EvaluationRecord.of_model(model)
     record.lists = {name: result.record for name, result in results.items()}
-    if compare is not None:
-        _add_comparison(results, compare, audio_root, settings)
+    if other is not None:
+        _add_comparison(results, other, audio_root, settings)
     return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
+
+
+def given_model(model: SomeModel) -> HamSpkPreTrainedModel:
+    """The model, loaded if a folder or a name on the Hub is given."""
+    return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
 def measure_lists(

@@ -39,12 +39,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..audio_hamspk import is_number
+from ..loading.names import RUN_FOLDERS
 from ..modeling_hamspk import HamSpkPreTrainedModel
 
 EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
 EVALUATION_SCHEMA = 2
-# What a training run calls its models: no name of a model by itself.
-RUN_FOLDERS = ("final", "best", "last")
 _RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
 # Of schema 1: the keys that one list shares with its `raw` part, and those that held for all lists.
 _OF_LIST = ("skipped", "unusable_files", "groups_left_out")
@@ -339,6 +338,7 @@ def _public_name(name: str) -> str:
     if not folder.exists():
         return name
     parts = folder.resolve().parts
+    # The name of a folder within a run says nothing by itself.
     return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.conditions import SWEEPS, Condition, sweep_conditions
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from .evaluating import TrialList, check_replicates, list_digest, read_lists
+from .evaluating import SomeModel, TrialList, check_replicates, given_model, list_digest, read_lists
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, bootstrap
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
@@ -91,7 +91,7 @@ class Sweep:
 
 
 def sweep(
-    model: HamSpkPreTrainedModel,
+    model: SomeModel,
     trials: TrialList,
     audio_root: str | os.PathLike[str] = ".",
     over: Sequence[str] = SWEEPS,
@@ -106,7 +106,7 @@ def sweep(
     """Measure the EER of a model with the test recordings under several conditions.
 
     Args:
-        model: in evaluation mode.
+        model: a model, its folder, or its name on the Hub.
         trials: a list: a path or `Trials`.
         audio_root: folder of the files in the list.
         over: kinds of conditions, of `data.conditions.SWEEPS`.
@@ -119,7 +119,7 @@ def sweep(
         announce: called with each kind and its points as soon as they are measured.
 
     Raises:
-        ValueError: a list or file is missing, the metadata does not fit, or there is nothing to measure.
+        ValueError: a model, list or file is missing, the metadata does not fit, or there is nothing to measure.
     """
     if values is not None and len(over) != 1:
         raise ValueError(f"values belong to one condition; over names {len(over)}.")
@@ -128,6 +128,7 @@ def sweep(
     check_replicates(replicates)
     conditions = {kind: sweep_conditions(kind, values) for kind in over}
     ((name, chosen),) = read_lists(trials, audio_root).items()
+    model = given_model(model)
     table = speaker_table(metadata) if metadata else None
     measured = ConditionSweep(model, chosen, audio_root, table, replicates, progress=progress)
     points: dict[str, list[SweepPoint]] = {}

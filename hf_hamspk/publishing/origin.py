@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..evaluation.results import EVALUATION_FILE
-from .code import load_quietly
+from ..loading.models import quiet_transformers
+from ..modeling_hamspk import HamSpkModel
 from .facts import CardFacts
 from .tables import measured
 

@@ -1,5 +1,6 @@
 """`hamspk evaluate` and `hamspk embed`."""
 
+import inspect
 import os
 import re
 import shutil
@@ -16,12 +17,17 @@ import torch
 from safetensors.numpy import load_file
 from tiny_models import RATE, cosine, noises
 
-from hf_hamspk.cli.evaluate import write_and_tell
-from hf_hamspk.cli.models import load_model
+from hf_hamspk.__main__ import main
+from hf_hamspk.cli import evaluate as cli_evaluate
+from hf_hamspk.cli import sweep as cli_sweep
 from hf_hamspk.data.audio import read_audio
-from hf_hamspk.evaluation import evaluating
+from hf_hamspk.data.conditions import SWEEPS
+from hf_hamspk.evaluation import evaluating, sweep
 from hf_hamspk.evaluation.evaluating import Evaluation
 from hf_hamspk.evaluation.results import EvaluationRecord, record_folder
+from hf_hamspk.evaluation.trials import OFFICIAL_LISTS
+from hf_hamspk.evaluation.verification import PRIORS, PROTOCOLS
+from hf_hamspk.loading.models import load_model
 
 TRIALS = "1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n0 b.wav d.wav\n"
 
@@ -97,6 +103,18 @@ def test_intervals_groups_and_another_model(people, hamspk, model_folder):
         assert part in out
 
 
+def test_the_choices_and_defaults_of_the_help_are_those_of_the_package(capsys):
+    assert cli_evaluate.PROTOCOL_NAMES == PROTOCOLS and tuple(OFFICIAL_LISTS) == cli_evaluate.LIST_NAMES
+    assert cli_sweep.SWEEP_NAMES == SWEEPS
+    settings = evaluating.EvaluationSettings()
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    defaults = (" ".join(f"{prior:g}" for prior in PRIORS), settings.replicates, settings.confidence)
+    assert all(f"(default: {default})" in told for default in defaults)
+    assert inspect.signature(sweep).parameters["replicates"].default == settings.replicates
+
+
 def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monkeypatch):
     asked = []
     embed = evaluating.embed_files
@@ -149,7 +167,7 @@ def test_a_model_without_a_folder_gets_one_in_the_working_directory(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert record_folder("owner/name") == Path("owner-name-evaluation")
     record = EvaluationRecord({"name": "owner/name", "fingerprint": "f"}, {"dev": {"eer": 0.1}})
-    write_and_tell(Evaluation(record, {}), "owner/name", None)
+    cli_evaluate.write_and_tell(Evaluation(record, {}), "owner/name", None)
     told = capsys.readouterr().out
     assert "owner/name is on the Hub and has no folder here" in told
     assert Path("owner-name-evaluation", "evaluation.json").is_file()

@@ -32,7 +32,8 @@ def test_sweep(hamspk, model_folder, voices, trials, tmp_path):
     words = ("sweep", model_folder, trials, "--audio-root", voices, "--replicates", 0, "--over", "duration")
     code, _, err = hamspk(*words, "--values", 1, "--output", tmp_path / "out")
     assert code == 0, err
-    (point, *_) = json.loads((tmp_path / "out" / "sweep.json").read_text())["sweeps"]["duration"]
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())["sweeps"]["trials"]
+    (point, *_) = record["conditions"]["duration"]
     assert (point["trials"], point["targets"]) == (2, 1)
 
 

@@ -79,7 +79,7 @@ def test_private_and_public_exclude_each_other(trained):
 
 
 def test_a_card_keeps_its_facts_and_is_rendered_again(hamspk, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_hamspk.cli.card.measure_speed", partial(measure_speed, seconds=0.5, repetitions=1))
+    monkeypatch.setattr("hf_hamspk.publishing.speed.measure_speed", partial(measure_speed, seconds=0.5, repetitions=1))
     (tmp_path / "about.yaml").write_text("title: T\ntraining_data: [{name: A, licence: CC BY 4.0}]\n")
     card = tmp_path / "cards" / "tiny.md"
     words = ("--run", trained[1], "--about", tmp_path / "about.yaml", "--output", card, "--measure-speed")
