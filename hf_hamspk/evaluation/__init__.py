@@ -9,10 +9,8 @@ from .calibration_metrics import (
     ConvexHull,
     actual_detection_cost,
     convex_hull,
-    convex_hull_equal_error_rate,
     error_rates,
     log_likelihood_ratio_cost,
-    minimum_log_likelihood_ratio_cost,
 )
 from .evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate
 from .intervals import BootstrapResult, PairedDifference, bootstrap, paired_test
@@ -55,7 +53,6 @@ __all__ = [
     "calibrate",
     "check_trial_files",
     "convex_hull",
-    "convex_hull_equal_error_rate",
     "detection_cost",
     "detection_errors",
     "equal_error_rate",
@@ -65,7 +62,6 @@ __all__ = [
     "format_report",
     "log_likelihood_ratio_cost",
     "minimum_detection_cost",
-    "minimum_log_likelihood_ratio_cost",
     "paired_test",
     "read_trials",
     "sweep",

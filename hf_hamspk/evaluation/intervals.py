@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from ..calibration_hamspk import OperatingPoint
-from .calibration_metrics import BITS
+from .calibration_metrics import CLLR_SCALE
 from .metrics import check_trials, detection_cost, detection_errors
 from .speakers import TrialSpeakers
 
@@ -258,7 +258,7 @@ class _System:
         numbers += [self._minimum_cost(point) for point in self.points]
         if self.log_likelihood_ratios:
             mean_costs = missed_cost / self.misses[-1], alarmed_cost / self.rejected[-1]
-            numbers += [sum(mean_costs) * BITS, *self._actual_costs()]
+            numbers += [sum(mean_costs) * CLLR_SCALE, *self._actual_costs()]
         return np.array(numbers)
 
     def _equal_error_rate(self) -> float:

@@ -1,47 +1,32 @@
 """Scores of many trials as products of matrices, in blocks of bounded memory.
 
-Every file is embedded and brought to its final form once, however many trials it is in; what is left of a cosine trial
-is an inner product. The published protocol, which averages the cosine of the whole utterances and the mean cosine over
-all pairs of segments, is one inner product too, as the mean of products of all pairs is the product of the means.
+Every file is embedded once, however many trials it is in, and normalised once; a cosine score is then an inner product.
+The published protocol averages the cosine of the whole utterances and the mean cosine over all pairs of segments; this
+is one inner product too, as the mean of the products of all pairs is the product of the means.
 
 Letters: `U` utterances, `S` embeddings of each (row 0 is the whole utterance, the others its segments, if any), `D`
-embedding size, `N` trials, `B` enrolment and `K` test utterances, `E` size of the vectors that are compared.
+embedding size, `N` trials, `E` size of the compared vectors.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..configuration_hamspk import HamSpkConfig
+from ..calibration_hamspk import SpeakerModel
 from ..geometry_hamspk import normalize
 
 # Numbers held at once beside the embeddings and the result: 64 MiB of float32 for cosine, twice that for distances.
-BLOCK_NUMBERS = 1 << 24
-# A product of matrices takes about a thirtieth of the time that gathering two rows takes, for each score.
+MOST_NUMBERS = 1 << 24
+# For each score, gathering two rows takes about thirty times as long as a product of matrices.
 GATHERING_COST = 32
 
 
-class Comparing(Protocol):
-    """What a model gives: the similarity of its configuration."""
-
-    config: HamSpkConfig
-
-    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """Row by row."""
-        ...
-
-    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """All against all."""
-        ...
-
-
 def score_pairs(
-    model: Comparing,
+    model: SpeakerModel,
     embeddings: Tensor,
     enrolment: NDArray[np.integer],
     test: NDArray[np.integer],
@@ -49,25 +34,24 @@ def score_pairs(
 ) -> NDArray[np.float64]:
     """Score the trials of a list.
 
-    Where the list holds a good part of all pairs of its files, products of matrices are made and its scores picked out
-    of them; otherwise the rows of each trial are gathered.
+    If the list holds a good part of all pairs of its files, the scores are picked out of products of matrices;
+    otherwise the rows of each trial are gathered.
 
     Args:
-        model: gives the similarity: cosine, or minus the hyperbolic distance, of either projection.
-        embeddings: `(U, S, D)`, of each utterance once.
+        model: gives the similarity: cosine, or minus the hyperbolic distance with either projection.
+        embeddings: `(U, S, D)`, each utterance once.
         enrolment: `(N,)`, rows of `embeddings`.
-        test: `(N,)`, likewise.
-        mean: `(D,)`, subtracted from every embedding before anything else, such as the mean of the cohort; None for
-            none.
+        test: `(N,)`, rows of `embeddings`.
+        mean: `(D,)`, subtracted from every embedding first, such as the mean of the cohort; None for none.
 
     Returns:
-        `(N,)`, the mean of the score of row 0 and of the mean score over all pairs of the other rows; of row 0 alone
-        where there is no other.
+        `(N,)` float64: the mean of the score of row 0 and of the mean score over all pairs of the other rows; the score
+        of row 0 if there are no others.
 
     Raises:
-        ValueError: shapes that do not fit, or an index out of range.
+        ValueError: shapes that do not match, or an index out of range.
     """
-    _check(embeddings, mean)
+    _check_embeddings(embeddings, mean)
     sides = [torch.as_tensor(np.asarray(side, dtype=np.int64)) for side in (enrolment, test)]
     if sides[0].shape != sides[1].shape or sides[0].ndim != 1:
         raise ValueError(
@@ -78,71 +62,44 @@ def score_pairs(
     lowest, highest = int(torch.stack(sides).min()), int(torch.stack(sides).max())
     if lowest < 0 or highest >= len(embeddings):
         raise ValueError(f"Trials name rows {lowest} to {highest} of {len(embeddings)} embeddings.")
-    prepared = _prepare(model, embeddings, mean)
+    prepared = _prepare_embeddings(model, embeddings, mean)
     (rows, row), (columns, column) = (side.unique(return_inverse=True) for side in sides)
     if len(row) * GATHERING_COST < len(rows) * len(columns):
         scores = _score_gathered(model, prepared, *sides)
     else:
         scores = torch.empty(len(row), dtype=prepared.dtype)
         order = row.argsort()
-        for start, block in _blocks(model, prepared[rows], prepared[columns]):
+        for start, block in _score_blocks(model, prepared[rows], prepared[columns]):
             within = slice(*torch.searchsorted(row[order], torch.tensor([start, start + len(block)])).tolist())
             chosen = order[within]
             scores[chosen] = block[row[chosen] - start, column[chosen]]
     return scores.double().numpy()
 
 
-def score_all_pairs(
-    model: Comparing, enrolment: Tensor, test: Tensor, mean: Tensor | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Score every enrolment against every test, a block of rows at a time; 100 million scores need no more memory.
-
-    Args:
-        model: as for `score_pairs`.
-        enrolment: `(B, S, D)`.
-        test: `(K, S, D)`, of the same S.
-        mean: as for `score_pairs`.
-
-    Yields:
-        The first row of a block, and its scores `(b, K)`; scores are as those of `score_pairs`.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    for side in (enrolment, test):
-        _check(side, mean)
-    if enrolment.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"enrolment and test must have as many and as long embeddings each, got {tuple(enrolment.shape[1:])} and "
-            f"{tuple(test.shape[1:])}."
-        )
-    return _blocks(model, _prepare(model, enrolment, mean), _prepare(model, test, mean))
-
-
-def _check(embeddings: Tensor, mean: Tensor | None) -> None:
+def _check_embeddings(embeddings: Tensor, mean: Tensor | None) -> None:
     if embeddings.ndim != 3 or 0 in embeddings.shape:
         raise ValueError(f"embeddings must be (utterances, embeddings of each, size), got {tuple(embeddings.shape)}.")
     if mean is not None and mean.shape != embeddings.shape[2:]:
         raise ValueError(f"mean must have shape {tuple(embeddings.shape[2:])}, got {tuple(mean.shape)}.")
 
 
-def _prepare(model: Comparing, embeddings: Tensor, mean: Tensor | None) -> Tensor:
-    """What is done once for each utterance: `(U, S, D)` to `(U, 1, E)` for cosine, else float64; less the mean."""
+def _prepare_embeddings(model: SpeakerModel, embeddings: Tensor, mean: Tensor | None) -> Tensor:
+    """Subtract the mean and normalise: `(U, S, D)` to `(U, 1, E)` for cosine; to float64 for distances."""
     if mean is not None:
         embeddings = embeddings - mean
     if model.config.similarity != "cosine":
-        # A distance near 0 is the root of a difference that cancels: in float32 it would be off by up to 1e-3.
+        # A distance near 0 is the root of a small difference of large numbers: float32 would be off by up to 1e-3.
         return embeddings.double()
     units = normalize(embeddings.float())
     if units.shape[1] == 1:
         return units
-    # The halves of both averages, shared between the two sides of the product.
+    # The factor 1/2 of the average, shared between the two sides of the product.
     parts = [units[:, 0], units[:, 1:].mean(1)]
     return torch.cat(parts, dim=-1)[:, None] * math.sqrt(0.5)
 
 
-def _score_gathered(model: Comparing, prepared: Tensor, enrolment: Tensor, test: Tensor) -> Tensor:
-    size = max(1, BLOCK_NUMBERS // (2 * prepared[0].numel() * max(1, prepared.shape[1] - 1)))
+def _score_gathered(model: SpeakerModel, prepared: Tensor, enrolment: Tensor, test: Tensor) -> Tensor:
+    size = max(1, MOST_NUMBERS // (2 * prepared[0].numel() * max(1, prepared.shape[1] - 1)))
     scores = []
     for a, b in zip(enrolment.split(size), test.split(size), strict=True):
         left, right = prepared[a], prepared[b]
@@ -156,10 +113,10 @@ def _score_gathered(model: Comparing, prepared: Tensor, enrolment: Tensor, test:
     return torch.cat(scores)
 
 
-def _blocks(model: Comparing, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of rows of all scores of prepared embeddings, each with the number of its first row."""
+def _score_blocks(model: SpeakerModel, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """All scores of prepared embeddings in blocks of rows, each with the number of its first row."""
     segments = max(1, left.shape[1] - 1)
-    rows = max(1, BLOCK_NUMBERS // (len(right) * segments**2))
+    rows = max(1, MOST_NUMBERS // (len(right) * segments**2))
     for start in range(0, len(left), rows):
         block = left[start : start + rows]
         if model.config.similarity == "cosine":

@@ -1,8 +1,8 @@
 """Equal error rate and minimum detection cost, exact at every distinct threshold.
 
-A trial is accepted if its score is greater than or equal to the threshold. A target trial that is rejected is a miss
-(false negative), an impostor trial that is accepted is a false alarm (false positive). Trials with the same score are
-accepted or rejected together, so an error rate exists only at the distinct scores, and above the greatest of them.
+A trial is accepted if its score is greater than or equal to the threshold. A rejected target trial is a miss (false
+negative), an accepted impostor trial is a false alarm (false positive). Trials with the same score are accepted or
+rejected together, so the thresholds are the distinct scores and `inf`, which rejects all.
 """
 
 import math
@@ -17,11 +17,19 @@ Rates = TypeVar("Rates", float, NDArray[np.float64])
 
 @dataclass(frozen=True)
 class EqualErrorRate:
-    """The equal error rate and where it is reached.
+    """The equal error rate and its threshold.
 
     Attributes:
         eer: the equal error rate, a fraction in [0, 1].
-        threshold: the score at and above which a trial is accepted there. Always one of the scores, hence finite.
+        threshold: the score at and above which a trial is accepted: one of the scores, so finite.
+
+    Example:
+        ```python
+        from hf_hamspk.evaluation import equal_error_rate
+
+        found = equal_error_rate([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0])
+        print(found.eer, found.threshold)  # 0.5 0.6
+        ```
     """
 
     eer: float
@@ -30,26 +38,33 @@ class EqualErrorRate:
 
 @dataclass(frozen=True)
 class MinimumDetectionCost:
-    """The minimum detection cost and where it is reached.
+    """The minimum detection cost and its threshold.
 
     Attributes:
-        cost: the normalised cost, in [0, 1]; 1 is what the better of "accept all" and "reject all" costs.
-        threshold: the score at and above which a trial is accepted there: one of the scores, or `inf` where
-            rejecting every trial is cheapest.
+        cost: the normalised cost, in [0, 1]; 1 is the cost of the better of "accept all" and "reject all".
+        threshold: the score at and above which a trial is accepted: one of the scores, or `inf` if rejecting every
+            trial is cheapest.
+
+    Example:
+        ```python
+        from hf_hamspk.evaluation import minimum_detection_cost
+
+        found = minimum_detection_cost([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0], prior=0.05)
+        print(found.cost, found.threshold)  # 0.5 0.9
+        ```
     """
 
     cost: float
     threshold: float
 
 
-# Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
+# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class DetectionErrors:
-    """The errors made at each of the `P` distinct operating points of a list of scores.
+    """Numbers of misses and false alarms at each of the `P` distinct thresholds of a list of scores.
 
-    The points are ordered by strictly increasing threshold. The first accepts every trial (its threshold is the lowest
-    score), the last rejects every trial (its threshold is `inf`). From one point to the next the misses never fall,
-    the false alarms never rise, and at least one of the two changes.
+    The thresholds rise strictly. The first, the lowest score, accepts all trials; the last, `inf`, rejects all.
+    From one to the next the misses never fall, the false alarms never rise, and at least one of the two changes.
 
     Attributes:
         thresholds: float64, shape `(P,)`: the distinct scores, then `inf`.
@@ -57,6 +72,14 @@ class DetectionErrors:
         false_alarms: int64, shape `(P,)`: impostor trials with a score at or above it, `impostors` to 0.
         targets: number of target trials, at least 1.
         impostors: number of impostor trials, at least 1.
+
+    Example:
+        ```python
+        from hf_hamspk.evaluation import detection_errors
+
+        errors = detection_errors([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0])
+        print(errors.equal_error_rate().eer, errors.minimum_detection_cost(prior=0.05).cost)  # 0.5 0.5
+        ```
     """
 
     thresholds: NDArray[np.float64]
@@ -67,17 +90,17 @@ class DetectionErrors:
 
     @property
     def false_negative_rate(self) -> NDArray[np.float64]:
-        """Misses per target trial: float64, shape `(P,)`, rising from 0 to 1."""
+        """Share of the target trials that are rejected: float64, shape `(P,)`, rising from 0 to 1."""
         return self.misses / self.targets
 
     @property
     def false_positive_rate(self) -> NDArray[np.float64]:
-        """False alarms per impostor trial: float64, shape `(P,)`, falling from 1 to 0."""
+        """Share of the impostor trials that are accepted: float64, shape `(P,)`, falling from 1 to 0."""
         return self.false_alarms / self.impostors
 
     def equal_error_rate(self) -> EqualErrorRate:
-        """The equal error rate of these points; see the function `equal_error_rate` for the convention."""
-        # The two rates over their common denominator targets * impostors: integers, so a tie is seen as a tie.
+        """The equal error rate; the function `equal_error_rate` describes the convention."""
+        # The two rates over their common denominator targets * impostors: integers, so that ties are exact.
         negative = self.misses * self.impostors
         positive = self.false_alarms * self.targets
         # FNR - FPR rises strictly from -1 to 1, so only the two points around its change of sign can be nearest to 0.
@@ -94,7 +117,7 @@ class DetectionErrors:
     def minimum_detection_cost(
         self, prior: float = 0.01, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
     ) -> MinimumDetectionCost:
-        """The minimum detection cost of these points; see the function `minimum_detection_cost`."""
+        """The minimum detection cost; see the function `minimum_detection_cost`."""
         check_operating_condition(prior, cost_miss, cost_false_alarm)
         costs = detection_cost(self.false_negative_rate, self.false_positive_rate, prior, cost_miss, cost_false_alarm)
         cheapest = int(np.argmin(costs))
@@ -102,7 +125,7 @@ class DetectionErrors:
 
 
 def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
-    """Count the misses and false alarms at every distinct operating point.
+    """Count the misses and false alarms at every distinct threshold.
 
     Args:
         scores: shape `(N,)`, finite real numbers, greater = more likely the same speaker. float32 and float64 are used
@@ -123,7 +146,7 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
     if ordered[0] == ordered[-1]:
         raise ValueError(
             f"all {ordered.size} scores are {float(ordered[0])!r}: nothing is ranked, so there is no error rate to "
-            "measure (by convention it would be 0.5 or 1). Are all embeddings alike, or is the wrong column read?"
+            "measure (by convention it would be 0.5 or 1). Are all embeddings the same, or is the wrong column read?"
         )
     # Position of the first trial of each distinct score, and one past the last trial for "reject all".
     below = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [ordered.size]))
@@ -143,8 +166,8 @@ def detection_cost(
     """The normalised detection cost of given error rates.
 
     `cost_miss * prior * miss_rate + cost_false_alarm * (1 - prior) * false_alarm_rate`, divided by
-    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision that ignores the scores
-    (NIST speaker recognition evaluation plans). SpeechBrain's minDCF is the undivided sum.
+    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision without scores (NIST
+    speaker recognition evaluation plans). SpeechBrain's minDCF is the sum without this division.
 
     Args:
         miss_rate: in [0, 1], a number or an array.
@@ -165,16 +188,15 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
 
     No interpolation: among the operating points of `detection_errors`, take the one with the smallest |FNR - FPR|; the
     equal error rate is the larger of the two rates there. This is the convention of the `voxceleb_trainer` recipe
-    (https://github.com/clovaai/voxceleb_trainer), with every operating point kept: scikit-learn's `roc_curve` leaves
-    out the points inside straight segments unless `drop_intermediate=False`, and may thus miss the nearest one.
+    (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax follows, but with every
+    operating point: scikit-learn's `roc_curve` leaves out points inside straight segments unless
+    `drop_intermediate=False`, and may miss the nearest one. SpeechBrain takes the mean of the two rates at the nearest
+    point, the first of two.
 
-    At most two points can be equally near, one on each side of FNR = FPR. The one with the smaller of the two maxima is
-    taken, and the lower threshold if these are equal too, so that the rate does not depend on which class is called 1.
-    Equal scores of all trials are refused: "accept all" and "reject all" would be left, and a rate of 1 by this
-    convention, of 0.5 by others (`convex_hull_equal_error_rate`, SpeechBrain's).
-
-    The conventions of others, on the same trials: that of the released code of HAM-Softmax is this one, but for the
-    points that `roc_curve` drops; SpeechBrain gives the mean of the two rates at the nearest point, the first of two.
+    At most two points are equally near, one on each side of FNR = FPR. The one with the smaller maximum is taken, and
+    the lower threshold if these are equal too, so that the rate does not depend on which class is called 1. Equal
+    scores for all trials are refused: "accept all" and "reject all" would be left, a rate of 1 by this convention and
+    of 0.5 by others (`ConvexHull.equal_error_rate`, SpeechBrain's).
 
     Args:
         scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
@@ -196,9 +218,9 @@ def minimum_detection_cost(
     cost_miss: float = 1.0,
     cost_false_alarm: float = 1.0,
 ) -> MinimumDetectionCost:
-    """Minimum of the normalised detection cost over all thresholds, "accept all" and "reject all" included.
+    """Minimum of `detection_cost` over all thresholds, "accept all" and "reject all" included.
 
-    The cost is that of `detection_cost`. If several thresholds reach the minimum, the lowest is given.
+    If several thresholds reach the minimum, the lowest is returned.
 
     Args:
         scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
@@ -218,7 +240,7 @@ def minimum_detection_cost(
 
 
 def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: float) -> None:
-    """Refuse a prior or cost with which the normalised cost is undefined."""
+    """Check that the normalised cost is defined for a prior and costs."""
     if not 0.0 < prior < 1.0:
         raise ValueError(
             f"prior must be strictly between 0 and 1, got {prior!r}. It is the probability of a target trial; "
@@ -230,17 +252,17 @@ def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: 
 
 
 def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Refuse what cannot be evaluated.
+    """Check scores and labels.
 
     Args:
-        scores: should be `(N,)` finite real numbers.
-        labels: should be `(N,)` of 0 and 1, both present.
+        scores: `(N,)` finite real numbers.
+        labels: `(N,)` of 0 and 1, both present.
 
     Returns:
         The scores, float32 or float64, and "is a target trial", both `(N,)`.
 
     Raises:
-        ValueError: as `detection_errors`; constant scores pass.
+        ValueError: as `detection_errors`, except for constant scores.
     """
     values, marks = np.asarray(scores), np.asarray(labels)
     for name, array in (("scores", values), ("labels", marks)):
@@ -263,24 +285,25 @@ def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float
 
 
 def _check_finite(values: NDArray[np.floating]) -> None:
-    """Refuse NaN and infinite scores."""
+    """Check that all scores are finite."""
     if np.isfinite(values).all():
         return
     nans = int(np.isnan(values).sum())
     if nans > 0:
         raise ValueError(
-            f"{nans} of {values.size} scores are NaN. A NaN embedding or a silent file gives NaN scores: find these "
-            "trials, drop them and report their number."
+            f"{nans} of {values.size} scores are NaN. A NaN embedding or a silent file gives NaN scores: leave "
+            "these trials out and report their number."
         )
     infinite = int(np.isinf(values).sum())
     raise ValueError(
-        f"{infinite} of {values.size} scores are infinite. Scores must be finite, as 'reject all' is the threshold "
-        "inf: replace them by finite numbers beyond the other scores, or drop these trials and report their number."
+        f"{infinite} of {values.size} scores are infinite. Scores must be finite, as the threshold inf means "
+        "'reject all': replace them by finite numbers beyond the other scores, or leave these trials out and report "
+        "their number."
     )
 
 
 def _is_target(marks: NDArray) -> NDArray[np.bool_]:
-    """Turn labels `(N,)` into booleans; refuse anything but 0 and 1, and a missing class."""
+    """Labels `(N,)` as booleans; both classes must be present."""
     if marks.dtype.kind not in "bfiu":
         raise ValueError(f"labels must be 0 (impostor) or 1 (target), got an array of type {marks.dtype}.")
     is_target = marks == 1

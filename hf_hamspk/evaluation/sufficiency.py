@@ -1,9 +1,10 @@
-"""How many pairs are enough: how far a calibration would move if other speakers had been recorded.
+"""How many pairs are enough: how much a calibration would change if other speakers had been recorded.
 
-The speakers are drawn anew with replacement, as many as there are, and the calibration is fitted again (the bootstrap
-over speakers: N. Poh and S. Bengio, "Estimating the confidence interval of expected performance curve in biometric
-authentication using joint bootstrap", ICASSP 2007). A pair of two speakers counts as often as both were drawn, a pair
-of one speaker as often as that one. The spread shrinks with the square root of the number of speakers.
+The speakers are drawn with replacement, as many as there are, and the calibration is fitted again on each draw (the
+bootstrap over speakers: N. Poh and S. Bengio, "Estimating the confidence interval of expected performance curve in
+biometric authentication using joint bootstrap", ICASSP 2007). A pair of two speakers counts with the product of their
+numbers in the draw, a pair of one speaker with its number. The spread shrinks with the square root of the number of
+speakers.
 """
 
 import math
@@ -17,27 +18,28 @@ from tqdm import tqdm
 
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibrating import AffineMap, CalibrationTrials, fit_map
+from .intervals import CONFIDENCE
 
-REPLICATES = 200
-CONFIDENCE = 0.95
-# Enough: a threshold that is uncertain by no more than this log-likelihood ratio, a factor of 1.6 in the odds. It costs
-# a few per cent of what the errors cost, less than recordings of another kind do.
+# Fewer than for the intervals of error rates: every draw is a fit, and only its spread is used.
+FITTED_DRAWS = 200
+# A threshold that is uncertain by no more than this log-likelihood ratio, a factor of 1.6 in the odds, is enough. It
+# costs a few per cent of the cost of the errors, less than recordings of another kind do.
 ENOUGH = 0.5
-# Trials around a threshold that say what the quality measures are there.
+# The quality measures at a threshold are averaged over this many trials near it.
 NEAREST = 50
 
 
 @dataclass(frozen=True)
 class PointUncertainty:
-    """How sure a threshold is.
+    """How certain the threshold of an operating point is.
 
     Attributes:
         name: of the operating point.
-        threshold: on the log-likelihood ratio.
+        threshold: its log-likelihood ratio.
         half_width: of the confidence interval of the log-likelihood ratio of a pair at the threshold, above 0.
-        score: at which that ratio is reached, with the quality measures of the trials near the threshold.
+        score: the score at the threshold, with the quality measures of the trials near it.
         score_interval: its confidence interval.
-        speakers: that should be enough for a half-width of `ENOUGH`.
+        speakers: number of speakers that should be enough for a half-width of `ENOUGH`.
     """
 
     name: str
@@ -50,14 +52,14 @@ class PointUncertainty:
 
 @dataclass(frozen=True)
 class Sufficiency:
-    """Whether the pairs are enough.
+    """Whether there are enough pairs and speakers to calibrate on.
 
     Attributes:
-        points: by operating point.
-        targets: target pairs.
-        impostors: impostor pairs.
-        speakers: speakers of them.
-        replicates: bootstrap draws that could be fitted on.
+        points: one for each operating point.
+        targets: number of target pairs.
+        impostors: number of impostor pairs.
+        speakers: number of speakers.
+        replicates: number of bootstrap draws with pairs of both kinds.
     """
 
     points: tuple[PointUncertainty, ...]
@@ -67,7 +69,7 @@ class Sufficiency:
     replicates: int
 
     def sentences(self) -> list[str]:
-        """One for each operating point."""
+        """A sentence for each operating point."""
         lines = []
         for point in self.points:
             low, high = point.score_interval
@@ -88,22 +90,22 @@ def assess_size(
     trials: CalibrationTrials,
     fitted: AffineMap,
     operating_points: Sequence[OperatingPoint] = DEFAULT_OPERATING_POINTS,
-    replicates: int = REPLICATES,
+    replicates: int = FITTED_DRAWS,
     seed: int = 0,
     progress: bool = False,
 ) -> Sufficiency:
-    """Bootstrap the calibration over speakers.
+    """Measure how certain the thresholds of a calibration are, by a bootstrap over speakers.
 
     Args:
-        trials: those that it was fitted on.
+        trials: the trials that it was fitted on.
         fitted: from `fit_map`.
-        operating_points: whose thresholds are looked at.
-        replicates: draws, at least 2.
+        operating_points: their thresholds are measured.
+        replicates: number of draws, at least 2.
         seed: of the draws.
         progress: show a bar.
 
     Raises:
-        ValueError: hardly any draw holds pairs of both kinds.
+        ValueError: fewer than half of the draws hold pairs of both kinds.
     """
     names = list(fitted.weights)
     draw = np.random.default_rng(seed)
@@ -116,14 +118,14 @@ def assess_size(
         again = fit_map(trials, names, counts=counts)
         now = np.array([float(again(place)) for place in places])
         ratios.append(now)
-        # A draw in which the score says nothing has its threshold nowhere.
+        # If the score has no positive weight in a draw, no score reaches the threshold.
         slope = again.weights[SCORE] if again.weights[SCORE] > 0 else np.nan
         wanted = np.array([point.threshold for point in operating_points])
         scores.append(np.array([float(place[SCORE]) for place in places]) + (wanted - now) / slope)
     if len(ratios) < max(2, replicates // 2):
         raise ValueError(
             f"Only {len(ratios)} of {replicates} draws of {trials.speaker_count} speakers hold pairs of both kinds: "
-            "too few speakers to say how sure the thresholds are. Add speakers with two recordings or more."
+            "too few speakers to measure how certain the thresholds are. Add speakers with two recordings or more."
         )
     spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * np.std(ratios, axis=0)
     edges = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
@@ -143,7 +145,7 @@ def assess_size(
 
 
 def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.float64]:
-    """How often each trial counts in one draw of the speakers, `(N,)`."""
+    """The weight of each trial in one draw of the speakers, `(N,)`."""
     count = int(speakers.max()) + 1
     drawn = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
     one_speaker = speakers[:, 0] == speakers[:, 1]
@@ -151,7 +153,7 @@ def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.f
 
 
 def _at_threshold(trials: CalibrationTrials, fitted: AffineMap, threshold: float) -> dict[str, NDArray[np.float64]]:
-    """Features of a pair whose log-likelihood ratio is the threshold: the mean of those near it, the score adjusted."""
+    """Features of a pair at the threshold: means over the trials near it, with the score that reaches the threshold."""
     ratios = fitted(trials.features)
     near = np.argsort(np.abs(ratios - threshold))[:NEAREST]
     place = {name: np.asarray(trials.features[name][near].mean()) for name in fitted.weights}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.evaluation.matrix_scoring import score_all_pairs, score_pairs
+from hf_hamspk.evaluation.matrix_scoring import _prepare_embeddings, _score_blocks, score_pairs
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 
 FILES, SIZE = 5000, 192
@@ -90,9 +90,10 @@ def main() -> None:
         return
     side = torch.from_numpy(rng.normal(size=(round(arguments.pairs**0.5), 1, SIZE)).astype(np.float32)) / SIZE**0.5
     for similarity in ("cosine", "released"):
-        before, start, seen = peak_mib(), time.perf_counter(), 0
-        for _, block in score_all_pairs(Comparing(similarity), side, side):
-            seen += block.numel()
+        before, start = peak_mib(), time.perf_counter()
+        model = Comparing(similarity)
+        prepared = _prepare_embeddings(model, side, None)
+        seen = sum(block.numel() for _, block in _score_blocks(model, prepared, prepared))
         seconds = time.perf_counter() - start
         print(f"{seen:,} pairs, {similarity}: {seconds:.1f} s, {peak_mib() - before:.0f} MiB more than before")
 

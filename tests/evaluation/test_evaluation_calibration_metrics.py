@@ -9,13 +9,9 @@ import pytest
 from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import (
     actual_detection_cost,
-    bayes_threshold,
     convex_hull,
-    convex_hull_equal_error_rate,
     error_rates,
     log_likelihood_ratio_cost,
-    minimum_log_likelihood_ratio_cost,
-    optimal_log_likelihood_ratios,
 )
 from hf_hamspk.evaluation.metrics import detection_errors, equal_error_rate, minimum_detection_cost
 
@@ -56,6 +52,12 @@ def pooled_adjacent_violators(scores, labels):
     return pools
 
 
+def ratios_of_bins(scores, labels):
+    """The log-likelihood ratio of the segment of each trial."""
+    hull = convex_hull(scores, labels)
+    return hull.log_likelihood_ratios[np.searchsorted(hull.thresholds, scores, side="right") - 1]
+
+
 def test_hull_and_minimum_cllr_equal_pooling_by_hand():
     rng = np.random.default_rng(1)
     for _ in range(CASES):
@@ -71,8 +73,8 @@ def test_hull_and_minimum_cllr_equal_pooling_by_hand():
                 cost += of_impostors / impostors * math.log2(1 + of_targets / targets / (of_impostors / impostors)) / 2
             odds = math.inf if not of_impostors else of_targets / targets / (of_impostors / impostors)
             ratio_of |= dict.fromkeys(values, math.log(odds) if odds else -math.inf)
-        assert minimum_log_likelihood_ratio_cost(scores, labels) == pytest.approx(cost, abs=1e-12)
-        ratios = optimal_log_likelihood_ratios(scores, labels)
+        assert convex_hull(scores, labels).log_likelihood_ratio_cost() == pytest.approx(cost, abs=1e-12)
+        ratios = ratios_of_bins(scores, labels)
         np.testing.assert_allclose(ratios, [ratio_of[score] for score in scores], atol=1e-12)
 
 
@@ -103,7 +105,7 @@ def test_convex_hull_equal_error_rate_is_the_worst_bayes_error():
         errors = detection_errors(scores, labels)
         priors = np.unique(np.concatenate([np.linspace(0, 1, 2001), _kinks(errors)]))[:, None]
         costs = priors * errors.false_negative_rate + (1 - priors) * errors.false_positive_rate
-        rate = convex_hull_equal_error_rate(scores, labels).eer
+        rate = convex_hull(scores, labels).equal_error_rate().eer
         assert rate == pytest.approx(costs.min(axis=1).max(), abs=1e-12)
         assert rate <= min(0.5, equal_error_rate(scores, labels).eer) + 1e-12
 
@@ -118,13 +120,13 @@ def _kinks(errors):
 
 def test_conventions_of_the_equal_error_rate_agree_on_long_lists_and_differ_on_short_ones():
     ratios, labels = gaussian_ratios(100_000, 3.0)
-    assert convex_hull_equal_error_rate(ratios, labels).eer == pytest.approx(
+    assert convex_hull(ratios, labels).equal_error_rate().eer == pytest.approx(
         equal_error_rate(ratios, labels).eer, abs=5e-4
     )
     scores, labels = [1.0, 0.0], [0, 1]
     assert equal_error_rate(scores, labels).eer == 1.0
-    assert convex_hull_equal_error_rate(scores, labels).eer == 0.5
-    assert convex_hull_equal_error_rate([0.0, 1.0], labels).eer == 0.0
+    assert convex_hull(scores, labels).equal_error_rate().eer == 0.5
+    assert convex_hull([0.0, 1.0], labels).equal_error_rate().eer == 0.0
 
 
 def test_cllr_is_the_formula():
@@ -148,22 +150,22 @@ def test_cllr_of_no_answer_is_one_and_of_huge_ratios_finite():
 
 def test_no_calibration_beats_the_minimum():
     ratios, labels = gaussian_ratios(20_000, 2.0)
-    least = minimum_log_likelihood_ratio_cost(ratios, labels)
+    least = convex_hull(ratios, labels).log_likelihood_ratio_cost()
     assert log_likelihood_ratio_cost(ratios, labels) == pytest.approx(least, abs=0.01)
     for scale in (0.3, 1.0, 3.0):
         for shift in (-1.0, 0.0, 1.0):
             mapped = scale * ratios + shift
             assert log_likelihood_ratio_cost(mapped, labels) > least
-            assert minimum_log_likelihood_ratio_cost(mapped, labels) == pytest.approx(least, rel=1e-12)
+            assert convex_hull(mapped, labels).log_likelihood_ratio_cost() == pytest.approx(least, rel=1e-12)
             for prior in (0.01, 0.5):
                 actual = actual_detection_cost(mapped, labels, prior).cost
                 assert actual >= minimum_detection_cost(mapped, labels, prior).cost - 1e-12
 
 
 def test_perfect_and_useless_scores():
-    assert minimum_log_likelihood_ratio_cost([0, 1, 2, 3], [0, 0, 1, 1]) == 0.0
-    assert minimum_log_likelihood_ratio_cost([3, 2, 1, 0], [0, 0, 1, 1]) == pytest.approx(1.0)
-    assert optimal_log_likelihood_ratios([0, 1, 2, 3], [0, 0, 1, 1]).tolist() == [
+    assert convex_hull([0, 1, 2, 3], [0, 0, 1, 1]).log_likelihood_ratio_cost() == 0.0
+    assert convex_hull([3, 2, 1, 0], [0, 0, 1, 1]).log_likelihood_ratio_cost() == pytest.approx(1.0)
+    assert ratios_of_bins([0, 1, 2, 3], [0, 0, 1, 1]).tolist() == [
         -math.inf,
         -math.inf,
         math.inf,
@@ -181,7 +183,7 @@ def test_decisions_are_those_at_the_bayes_threshold():
         assert (result.miss_rate, result.false_alarm_rate) == pytest.approx(rates)
         weights = cost_miss * prior, cost_false_alarm * (1 - prior)
         assert result.cost == pytest.approx((weights[0] * rates[0] + weights[1] * rates[1]) / min(weights))
-        assert result.threshold == bayes_threshold(prior, cost_miss, cost_false_alarm) == pytest.approx(-math.log(odds))
+        assert result.threshold == pytest.approx(-math.log(odds))
         assert result.threshold == OperatingPoint("any", prior, cost_miss, cost_false_alarm).threshold
     assert error_rates([0.0, 1.0], [0, 1], 1.0) == (0.0, 0.0)
     assert error_rates([0.0, 1.0], [0, 1], math.inf) == (1.0, 0.0)
@@ -192,9 +194,6 @@ def test_decisions_are_those_at_the_bayes_threshold():
     "function",
     [
         convex_hull,
-        convex_hull_equal_error_rate,
-        minimum_log_likelihood_ratio_cost,
-        optimal_log_likelihood_ratios,
         log_likelihood_ratio_cost,
         actual_detection_cost,
     ],
@@ -218,6 +217,6 @@ def test_bad_operating_points_are_refused():
     with pytest.raises(ValueError, match="prior must be strictly between 0 and 1, got 1"):
         actual_detection_cost([0.0, 1.0], [0, 1], 1.0)
     with pytest.raises(ValueError, match="cost_miss must be finite and above 0, got 0"):
-        bayes_threshold(0.5, 0.0)
+        actual_detection_cost([0.0, 1.0], [0, 1], 0.5, 0.0)
     with pytest.raises(ValueError, match="threshold is NaN"):
         error_rates([0.0, 1.0], [0, 1], math.nan)

@@ -13,9 +13,8 @@ import hf_hamspk.evaluation
 from hf_hamspk.evaluation import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.calibration_metrics import (
     actual_detection_cost,
-    convex_hull_equal_error_rate,
+    convex_hull,
     log_likelihood_ratio_cost,
-    minimum_log_likelihood_ratio_cost,
 )
 
 SCRIPT = Path(hf_hamspk.evaluation.__file__).with_name("speaker_verification.py")
@@ -52,8 +51,8 @@ def expected(scores, labels, priors=(0.01, 0.05)):
     for prior in priors:
         cost = minimum_detection_cost(scores, labels, prior)
         result |= {f"min_dcf_{prior}": cost.cost, f"min_dcf_{prior}_threshold": cost.threshold}
-    result["eer_convex_hull"] = convex_hull_equal_error_rate(scores, labels).eer
-    return result | {"min_cllr": minimum_log_likelihood_ratio_cost(scores, labels)}
+    result["eer_convex_hull"] = convex_hull(scores, labels).equal_error_rate().eer
+    return result | {"min_cllr": convex_hull(scores, labels).log_likelihood_ratio_cost()}
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
