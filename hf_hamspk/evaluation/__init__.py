@@ -1,4 +1,4 @@
-"""Evaluation of speaker verification: error rates and costs, their intervals, trial lists, reports and plots.
+"""Evaluation and calibration of speaker verification: trial lists, error rates and costs, intervals, reports, plots.
 
 Two modules import a heavier package and are not imported here: `hf_hamspk.evaluation.plots` (matplotlib) and
 `hf_hamspk.evaluation.speaker_verification` (evaluate).

@@ -1,15 +1,14 @@
 """Fitting a calibration: from the scores of labelled trials to log-likelihood ratios.
 
-The map is affine in the score and, where wanted, in quality measures of the recordings. It minimises the prior-weighted
+The map is affine in the score and, if wanted, in quality measures of the recordings. It minimises the prior-weighted
 proper scoring rule of N. Brümmer and G. Doddington, "Likelihood-ratio calibration using prior-weighted proper scoring
 rules", Interspeech 2013, which at the prior 0.5 is the Cllr of N. Brümmer and J. du Preez, "Application-
-independent evaluation of speaker detection", Computer Speech & Language 20, 2006. Targets and impostors count as if
-they were as many as the prior says, so the result is a log-likelihood ratio and does not depend on how many of each the
-list happens to hold. With quality measures: J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin
-fine-tuning and quality-aware score calibration in DNN based speaker verification", ICASSP 2021.
+independent evaluation of speaker detection", Computer Speech & Language 20, 2006. Targets and impostors are weighted by
+the prior, so the result is a log-likelihood ratio that does not depend on their numbers in the list. With quality
+measures: J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin fine-tuning and quality-aware score
+calibration in DNN based speaker verification", ICASSP 2021.
 
-Trials of one speaker are not independent, so everything that is said about how well it works on others is measured on
-speakers that were not fitted on.
+Trials of one speaker are not independent, so the error rates are measured by cross-validation over speakers.
 
 Letters: `N` trials, `F` features.
 """
@@ -25,34 +24,34 @@ from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibration_metrics import error_rates, log_likelihood_ratio_cost
 
 # Divided by the trials of the rarer class. It keeps the weights of separable data finite and fades as pairs are added.
-# On Gaussian scores of 1 to 10 % EER and 20 to 1000 pairs, a tenth of it is overconfident and ten times it too timid.
+# On Gaussian scores of 1 to 10 % EER and 20 to 1000 pairs, a tenth of it is overconfident, ten times it too cautious.
 RIDGE = 0.01
-# Ten of the rarer kind for every number that is fitted: below, logistic regression is unstable (P. Peduzzi et al., "A
+# Ten of the rarer kind for every fitted number: with fewer, logistic regression is unstable (P. Peduzzi et al., "A
 # simulation study of the number of events per variable in logistic regression analysis", J. Clin. Epidemiol. 49, 1996).
 PAIRS_PER_PARAMETER = 10
-# Cross-validation leaves out the speakers of one or two folds, and two must be left for impostor trials.
+# Cross-validation leaves out the speakers of up to two folds, and impostor trials need two more speakers.
 MINIMUM_SPEAKERS = 4
 FOLDS = 5
-# A feature that moves by less than this is a constant, to the rounding of float32 scores.
-SMALLEST_DEVIATION = 1e-6
-# Newton's method: it ends when no coefficient of a standardised feature moves further.
-TOLERANCE = 1e-9
+# A feature with a smaller standard deviation is constant, to the rounding of float32 scores.
+SMALLEST_SPREAD = 1e-6
+# Newton's method ends when no coefficient of a standardised feature changes by more.
+SMALLEST_STEP = 1e-9
 MOST_STEPS = 100
-# Halvings of a step that does not lower the cost: below this the steps are rounding.
+# Halvings of a step that does not lower the cost; a step halved so often is rounding error.
 MOST_HALVINGS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationTrials:
-    """What a calibration is fitted on.
+    """Labelled trials with the features that a calibration is fitted on.
 
     Attributes:
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
         features: name to `(N,)` float64: "score", and any of `calibration.QUALITY_FEATURES`.
-        speakers: `(N, 2)`, who speaks on the enrolment and on the test side; any hashable names or numbers.
+        speakers: `(N, 2)`, names or numbers of the speakers of both sides; kept as numbers from 0.
 
     Raises:
-        ValueError: shapes that differ, no score, or a value that is not finite.
+        ValueError: different numbers of trials, no score, or a value that is not finite.
     """
 
     labels: NDArray[np.int8]
@@ -70,7 +69,9 @@ class CalibrationTrials:
                     f"{name!r} of shape {np.shape(values)}."
                 )
             if not np.isfinite(values).all():
-                raise ValueError(f"{name!r} holds NaN or infinite values; leave those trials out and report them.")
+                raise ValueError(
+                    f"{name!r} holds NaN or infinite values; leave these trials out and report their number."
+                )
         if np.shape(self.speakers) != (len(labels), 2):
             raise ValueError(f"speakers must have shape ({len(labels)}, 2), got {np.shape(self.speakers)}.")
         numbers = np.unique(np.asarray(self.speakers), return_inverse=True)[1].reshape(-1, 2)
@@ -97,8 +98,8 @@ class CalibrationTrials:
         return np.stack([self.features[name] for name in names], axis=1)
 
     def varying(self, names: Sequence[str]) -> list[str]:
-        """Of the named features, those that are not constant over the trials; "score" is always kept."""
-        return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_DEVIATION]
+        """The named features that are not constant over the trials; "score" is always included."""
+        return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_SPREAD]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ class AffineMap:
 
     Attributes:
         offset: of the log-likelihood ratio.
-        weights: by feature.
+        weights: feature to weight.
     """
 
     offset: float
@@ -120,14 +121,14 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class FittedCalibration:
-    """A map, and what it does on speakers that it was not fitted on.
+    """A map, and its performance on held-out speakers.
 
     Attributes:
-        map: fitted on all the trials.
+        map: fitted on all trials.
         held_out_ratios: `(N,)` log-likelihood ratios, each from a map that was fitted without its two speakers.
         cost: Cllr of `held_out_ratios`, in bits.
         operating_points: with the error rates of `held_out_ratios`.
-        constant: features that were asked for and left out, being the same in all trials.
+        constant: features left out, as they are the same in all trials.
     """
 
     map: AffineMap
@@ -138,23 +139,23 @@ class FittedCalibration:
 
 
 def check_size(trials: CalibrationTrials, parameters: int = 2) -> None:
-    """Refuse what is too little to fit `parameters` numbers on.
+    """Check that there are enough trials and speakers to fit `parameters` numbers.
 
     Raises:
-        ValueError: what is missing, and why it is needed.
+        ValueError: there are too few.
     """
     smallest = PAIRS_PER_PARAMETER * parameters
     targets, impostors = trials.targets, len(trials) - trials.targets
     if not (targets >= smallest and impostors >= smallest):
         raise ValueError(
             f"Too few pairs to calibrate on: {targets} of the same speaker and {impostors} of different speakers; "
-            f"expected at least {smallest} of each, {PAIRS_PER_PARAMETER} for each of {parameters} numbers that are "
-            "fitted. Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
+            f"expected at least {smallest} of each, {PAIRS_PER_PARAMETER} for each of {parameters} fitted numbers. "
+            "Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
         )
     if trials.speaker_count < MINIMUM_SPEAKERS:
         raise ValueError(
             f"Too few speakers to calibrate on: {trials.speaker_count}, expected at least {MINIMUM_SPEAKERS}, so that "
-            "the result can be tested on speakers that it was not fitted on. Add speakers rather than recordings."
+            "the result can be tested on held-out speakers. Add speakers rather than recordings."
         )
 
 
@@ -175,14 +176,14 @@ def logistic_regression(
         features: `(N, F)`, none of them constant.
         labels: `(N,)`, 1 for target, 0 for impostor.
         prior: probability of a target that the cost is weighted for, in (0, 1).
-        counts: `(N,)`, how often each trial counts, at least 0; None for once.
+        counts: `(N,)` weights of the trials, at least 0; None for 1.
         ridge: strength of the regularisation.
 
     Returns:
         The offset, and the weights `(F,)`, of the log-likelihood ratio.
 
     Raises:
-        ValueError: one class only, or a prior out of range.
+        ValueError: only one class, or a prior out of range.
     """
     values, is_target = np.asarray(features, dtype=np.float64), np.asarray(labels) == 1
     if not 0 < prior < 1:
@@ -196,8 +197,8 @@ def logistic_regression(
         )
     mean = np.average(values, axis=0, weights=counted)
     deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=counted))
-    # In a resampled list a feature may be constant; its weight is then 0.
-    deviation = np.where(deviation > SMALLEST_DEVIATION, deviation, np.inf)
+    # A feature may be constant in a resampled list; its weight is then 0.
+    deviation = np.where(deviation > SMALLEST_SPREAD, deviation, np.inf)
     design = np.concatenate([np.ones((len(values), 1)), (values - mean) / deviation], axis=1)
     weight = counted * np.where(is_target, prior / targets, (1 - prior) / impostors)
     penalty = np.full(design.shape[1], ridge / min(targets, impostors))
@@ -210,7 +211,7 @@ def logistic_regression(
 def _minimise(
     design: NDArray[np.float64], is_target: NDArray[np.bool_], weight: NDArray, penalty: NDArray, shift: float
 ) -> NDArray[np.float64]:
-    """Newton's method with halved steps on the weighted logistic cost; the coefficients `(1 + F,)`."""
+    """Coefficients `(1 + F,)` that minimise the weighted logistic cost, by Newton's method with step halving."""
     sign = np.where(is_target, 1.0, -1.0)
 
     def cost(solution: NDArray) -> float:
@@ -222,7 +223,7 @@ def _minimise(
         probability = expit(design @ solution + shift)
         gradient = design.T @ (weight * (probability - is_target)) + penalty * solution
         curvature = (design.T * (weight * probability * (1 - probability))) @ design + np.diag(penalty)
-        # Least squares: a feature without any spread leaves the matrix singular.
+        # Least squares, as a constant feature makes the matrix singular.
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
         for _ in range(MOST_HALVINGS):
             after = cost(solution - step)
@@ -232,7 +233,7 @@ def _minimise(
         else:
             return solution
         solution, now = solution - step, after
-        if np.abs(step).max() < TOLERANCE:
+        if np.abs(step).max() < SMALLEST_STEP:
             break
     return solution
 
@@ -244,13 +245,13 @@ def fit_map(
     counts: ArrayLike | None = None,
     chosen: NDArray | None = None,
 ) -> AffineMap:
-    """Fit the map on the trials.
+    """Fit the map from features to log-likelihood ratios.
 
     Args:
         trials: the trials.
         names: features to use.
         prior: as in `logistic_regression`.
-        counts: `(N,)`, how often each trial counts; None for once.
+        counts: `(N,)` weights of the trials; None for 1.
         chosen: `(N,)` bool, the trials to fit on; None for all.
     """
     rows = slice(None) if chosen is None else chosen
@@ -260,7 +261,7 @@ def fit_map(
 
 
 def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """A fold for each side of each trial, `(N, 2)`: all of a speaker in one, the speakers dealt out at random."""
+    """The fold of each side of each trial, `(N, 2)`; the speakers are dealt to the folds at random."""
     count = int(speakers.max()) + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[speakers]
@@ -272,7 +273,7 @@ def cross_validate(
     """Log-likelihood ratios `(N,)`, each from a map fitted on trials with neither of its two speakers.
 
     Raises:
-        ValueError: without the speakers of two folds, trials of one kind only are left.
+        ValueError: without the speakers of two folds, only trials of one kind are left.
     """
     places = speaker_folds(trials.speakers, folds)
     ratios = np.zeros(len(trials))
@@ -287,7 +288,7 @@ def cross_validate(
                 raise ValueError(
                     f"Too few speakers to calibrate on: without those of two of {folds} folds, {int(kinds.sum())} "
                     f"target and {len(kinds) - int(kinds.sum())} impostor trials are left. Pair every speaker with "
-                    "several others, and record everybody at least twice."
+                    "several others, and record every speaker at least twice."
                 )
             ratios[tested] = fit_map(trials, names, prior, chosen=rest)(trials.features)[tested]
     return ratios
@@ -299,16 +300,16 @@ def fit(
     operating_points: Sequence[OperatingPoint] = DEFAULT_OPERATING_POINTS,
     prior: float = 0.5,
 ) -> FittedCalibration:
-    """Fit a map, and measure it by cross-validation over speakers.
+    """Fit a map and measure it by cross-validation over speakers.
 
     Args:
-        trials: at least `check_size`.
-        names: features; those that are constant over the trials are left out.
-        operating_points: where error rates are measured.
+        trials: as many as `check_size` requires.
+        names: features; constant ones are left out.
+        operating_points: error rates are measured at their thresholds.
         prior: as in `logistic_regression`.
 
     Raises:
-        ValueError: too few pairs or speakers, one class only, or larger scores are less evidence for the same speaker.
+        ValueError: too few pairs or speakers, only one class, or target scores that are not larger.
     """
     used = trials.varying(names)
     check_size(trials, 1 + len(used))

@@ -1,23 +1,22 @@
 """Confidence intervals and paired tests that resample speakers, not trials.
 
-A trial list pairs few speakers in many trials; trials that share a speaker rise and fall together, and an interval that
-takes them for independent is several times too narrow. So the speakers are drawn with replacement, as many as there
-are, and every trial is weighted by how often its speakers were drawn: a target trial by the multiplicity `m` of its
-speaker, an impostor trial by the product of the multiplicities of its two speakers. A speaker drawn twice counts as two
-speakers with the same recordings: target trials lie within each copy, impostor trials between any two copies of
-different people, and nothing is known of trials between two copies of one person, which are left out.
+A trial list pairs few speakers in many trials. Trials that share a speaker are correlated, and an interval that treats
+them as independent is several times too narrow. So the speakers are drawn with replacement, as many as there are, and
+every trial is weighted by how often its speakers were drawn: a target trial by the multiplicity of its speaker, an
+impostor trial by the product of the multiplicities of its two speakers. A speaker drawn twice counts as two speakers
+with the same recordings: target trials lie within each copy, impostor trials between copies of different speakers;
+there are no trials between two copies of one speaker.
 
-The resampling of subsets that belong together is R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern
-recognition systems: the subsets bootstrap", CVIU 93, 2004 (in speech: M. Bisani and H. Ney, ICASSP 2004; N. Poh, A.
-Martin and S. Bengio, IEEE TPAMI 29, 2007); the product of weights for pairs is A. Owen, "The pigeonhole bootstrap",
-Annals of Applied Statistics 1, 2007. For the part of the variance that comes from the speakers the weights are right;
-the part that comes from the single trial is counted up to three times, so that the intervals err on the wide side.
+Sources: for resampling subsets of trials, R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern recognition
+systems: the subsets bootstrap", CVIU 93, 2004 (in speech: M. Bisani and H. Ney, ICASSP 2004; N. Poh, A. Martin and S.
+Bengio, IEEE TPAMI 29, 2007); for the product of weights, A. Owen, "The pigeonhole bootstrap", Annals of Applied
+Statistics 1, 2007. The weights are right for the part of the variance that comes from the speakers; the part that comes
+from single trials is counted up to three times, so the intervals are rather too wide than too narrow.
 
-The limits are percentiles of the replicates; those of a minDCF are mirrored at the estimate (the basic bootstrap of A.
-Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2): a minimum over thresholds comes
-out too low on a list of few speakers, in the replicates once more, and percentiles would be too low twice. An interval
-holds for other speakers recorded and paired alike, not for other recording conditions, and not for other runs of the
-training.
+The limits are percentiles of the replicates. Those of a minDCF are mirrored at the estimate (the basic bootstrap of A.
+Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2): a minimum over thresholds is too
+low on a list of few speakers, and in the replicates once more, so percentiles would be too low twice. An interval holds
+for other speakers recorded and paired in the same way, not for other recording conditions or training runs.
 """
 
 import math
@@ -33,13 +32,13 @@ from .calibration_metrics import CLLR_SCALE
 from .metrics import check_trials, detection_cost, detection_errors
 from .speakers import TrialSpeakers
 
-# Below this many speakers the replicates are too few different draws for a percentile to mean anything.
+# With fewer speakers there are too few different draws for a percentile to mean anything.
 FEWEST_SPEAKERS = 10
 REPLICATES = 1000
 CONFIDENCE = 0.95
-# Fewer leave nothing beyond a percentile.
+# With fewer replicates, none lie beyond a percentile.
 FEWEST_REPLICATES = 100
-# How the names of minimum detection costs begin.
+# Prefix of the names of minimum detection costs.
 MINIMUM = "min_dcf"
 # Seconds of work before a bar is shown.
 BAR_DELAY = 2.0
@@ -54,7 +53,19 @@ class PairedDifference:
         second: of the second system.
         difference: `second - first`; below 0 the second is better.
         interval: confidence limits of the difference.
-        p_value: two-sided, in (0, 1]: how readily the resampled speakers turn the sign of the difference around.
+        p_value: two-sided, in (0, 1]: small if few draws of the speakers reverse the sign of the difference.
+
+    Example:
+        ```python
+        import numpy as np
+        from hf_hamspk.evaluation import TrialSpeakers, paired_test
+
+        enrolment, test = np.triu_indices(12)  # every speaker against itself and the others
+        labels, draw = (enrolment == test).astype(int), np.random.default_rng(0)
+        worse, better = (scale * labels + draw.normal(size=len(labels)) for scale in (1, 4))
+        speakers = TrialSpeakers(tuple("abcdefghijkl"), enrolment, test)
+        print(paired_test(worse, better, labels, speakers, progress=False)["eer"])
+        ```
     """
 
     first: float
@@ -64,16 +75,28 @@ class PairedDifference:
     p_value: float
 
 
-# An array has no single truth value, so a generated `__eq__` would raise: compared by identity.
+# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class BootstrapResult:
-    """Numbers of a system, and how they spread over resampled speakers.
+    """Numbers of a system, and their spread over resampled speakers.
 
     Attributes:
-        estimates: name to the number on the trials as they are.
+        estimates: name to the number on the original trials.
         replicates: name to float64, shape `(R,)`: the numbers on the resampled speakers.
-        left_out: replicates that drew no target or no impostor trial, for which no number exists.
+        left_out: number of replicates without target or without impostor trials.
         confidence: of the intervals, in (0, 1).
+
+    Example:
+        ```python
+        import numpy as np
+        from hf_hamspk.evaluation import TrialSpeakers, bootstrap
+
+        enrolment, test = np.triu_indices(12)  # every speaker against itself and the others
+        labels = (enrolment == test).astype(int)
+        scores = 2 * labels + np.random.default_rng(0).normal(size=len(labels))
+        found = bootstrap(scores, labels, TrialSpeakers(tuple("abcdefghijkl"), enrolment, test), progress=False)
+        print(found.estimates["eer"], found.interval("eer"))
+        ```
     """
 
     estimates: dict[str, float]
@@ -82,7 +105,7 @@ class BootstrapResult:
     confidence: float
 
     def interval(self, name: str) -> tuple[float, float]:
-        """The confidence limits of a number; see the module for how they are made."""
+        """The confidence limits of a number; the module says how they are computed."""
         low, high = _percentiles(self.replicates[name], self.confidence)
         if not name.startswith(MINIMUM):
             return low, high
@@ -102,7 +125,7 @@ def bootstrap(
     seed: int = 0,
     progress: bool = True,
 ) -> BootstrapResult:
-    """Error rates with what is needed for their confidence intervals.
+    """Error rates with confidence intervals, by resampling the speakers.
 
     The names of the numbers are `eer` (step convention), `min_dcf NAME` for each operating point, and for log-
     likelihood ratios also `cllr`, and for each operating point `act_dcf NAME`, `miss_rate NAME` and
@@ -117,7 +140,7 @@ def bootstrap(
         log_likelihood_ratios: whether the scores are natural log-likelihood ratios.
         replicates: how often the speakers are drawn, at least 100.
         confidence: of the intervals, in (0, 1).
-        seed: of the draws; the same seed and speakers, the same draws.
+        seed: of the draws; the same seed and speakers give the same draws.
         progress: show a bar.
 
     Raises:
@@ -148,7 +171,7 @@ def paired_test(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, PairedDifference]:
-    """Is the second system better than the first? Both are measured on the same draws of the speakers.
+    """Test whether the second system is better than the first; both are measured on the same draws of the speakers.
 
     The p-value is the smallest level at which the percentile interval of the difference excludes 0: twice the smaller
     share of replicates on either side of 0, each count with one added (A. Davison and D. Hinkley, "Bootstrap methods
@@ -157,17 +180,17 @@ def paired_test(
     Args:
         first: scores of the first system, shape `(N,)`.
         second: scores of the second system on the same trials, shape `(N,)`; the scale may differ.
-        labels: as for `bootstrap`, as all that follows.
-        speakers: see there.
-        points: see there.
-        log_likelihood_ratios: of both systems.
-        replicates: see there.
-        confidence: see there.
-        seed: see there.
-        progress: see there.
+        labels: as for `bootstrap`.
+        speakers: as for `bootstrap`.
+        points: as for `bootstrap`.
+        log_likelihood_ratios: whether the scores of both systems are natural log-likelihood ratios.
+        replicates: as for `bootstrap`.
+        confidence: as for `bootstrap`.
+        seed: as for `bootstrap`.
+        progress: show a bar.
 
     Returns:
-        The names of `bootstrap` to the difference.
+        Name to the difference, with the names of `bootstrap`.
 
     Raises:
         ValueError: as `bootstrap`.
@@ -194,8 +217,8 @@ def paired_test(
 class _System:
     """The trials of one system, sorted once, so that a replicate needs one pass over them.
 
-    With weights, "how many targets lie below a threshold" becomes the running sum of the weights of the sorted targets
-    at the place of that threshold. Everything else is looked up in these two running sums.
+    With weights, the number of targets below a threshold is the running sum of the weights of the sorted targets at the
+    place of the threshold. All numbers are looked up in this running sum and in that of the impostors.
     """
 
     def __init__(
@@ -206,36 +229,36 @@ class _System:
         points: Sequence[OperatingPoint],
         log_likelihood_ratios: bool,
     ) -> None:
-        detection_errors(scores, labels)  # For its checks: what it refuses has no equal error rate.
+        detection_errors(scores, labels)  # Checks that there is an equal error rate.
         values, is_target = check_trials(scores, labels)
         _check_speakers(speakers, is_target)
         if len({point.name for point in points}) < len(points):
             raise ValueError(f"points must have distinct names, got {', '.join(point.name for point in points)}.")
         self.points = tuple(points)
         self.log_likelihood_ratios = log_likelihood_ratios
-        self.names = _names(points, log_likelihood_ratios)
+        self.names = _number_names(points, log_likelihood_ratios)
         rows = [np.flatnonzero(mask) for mask in (is_target, ~is_target)]
         rows = [row[np.argsort(values[row])] for row in rows]
         targets, impostors = (values[row] for row in rows)
         self.target_speaker = speakers.enrolment[rows[0]]
         self.impostor_speakers = speakers.enrolment[rows[1]], speakers.test[rows[1]]
-        # Every distinct score as a place among the sorted targets and among the sorted impostors; then "reject all".
+        # The place of every distinct score among the sorted targets and the sorted impostors; then "reject all".
         self.target_places, self.impostor_places = _places(targets, impostors, np.union1d(targets, impostors))
-        # A cheapest threshold lies at a target score or rejects all: between two of them only false alarms can fall.
+        # A cheapest threshold is a target score, or rejects all: between two of them only false alarms can fall.
         self.cheap_places = _places(targets, impostors, np.unique(targets))
         if log_likelihood_ratios:
             thresholds = [point.threshold for point in points]
             self.point_places = [np.searchsorted(side, thresholds) for side in (targets, impostors)]
             self.target_costs = np.logaddexp(0.0, -targets.astype(np.float64))
             self.impostor_costs = np.logaddexp(0.0, impostors.astype(np.float64))
-        # Running sums, and room to gather weights in, reused by every replicate.
+        # Running sums, and buffers for the gathered weights, reused by every replicate.
         self.misses, self.rejected = np.zeros(targets.size + 1), np.zeros(impostors.size + 1)
         self.room = np.empty(max(targets.size, impostors.size)), np.empty(impostors.size)
 
     def compute(self, multiplicities: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """The numbers of `names` for speakers that count this often `(S,)`, once each by default; NaN without a class.
+        """The numbers of `names` for speakers with these multiplicities `(S,)`, 1 by default; NaN without a class.
 
-        Weights are whole numbers in float64, so that sums are exact.
+        Multiplicities are whole numbers in float64, so that sums are exact.
         """
         targets, impostors = (self.room[0][: self.target_speaker.size], self.room[1])
         if multiplicities is None:
@@ -262,7 +285,7 @@ class _System:
         return np.array(numbers)
 
     def _equal_error_rate(self) -> float:
-        """As `DetectionErrors.equal_error_rate`, by bisection, in whole numbers."""
+        """`DetectionErrors.equal_error_rate` by bisection, in whole numbers."""
         targets, impostors = int(self.misses[-1]), int(self.rejected[-1])
 
         def products(point: int) -> tuple[int, int]:
@@ -280,9 +303,9 @@ class _System:
         return max(nearest) / (targets * impostors)
 
     def _minimum_cost(self, point: OperatingPoint) -> float:
-        """As `DetectionErrors.minimum_detection_cost`, without looking where a bound says that nothing can be found.
+        """`DetectionErrors.minimum_detection_cost`, skipping runs of thresholds whose lower bound is too high.
 
-        Thresholds are cut into runs; no threshold of a run misses fewer than its first, or alarms fewer than its last.
+        No threshold of a run has fewer misses than its first, or fewer false alarms than its last.
         """
         missed, rejected = self.cheap_places
 
@@ -300,7 +323,7 @@ class _System:
         return float(cheapest)
 
     def _actual_costs(self) -> list[float]:
-        """actDCF, miss rate and false-alarm rate of each point, in the order of `_names`."""
+        """actDCF, miss rate and false-alarm rate of each point, in the order of `_number_names`."""
         numbers = []
         for number, point in enumerate(self.points):
             miss_rate = self.misses[self.point_places[0][number]] / self.misses[-1]
@@ -324,7 +347,7 @@ def _cost(miss_rate: NDArray, alarm_rate: NDArray, point: OperatingPoint) -> NDA
     return detection_cost(miss_rate, alarm_rate, point.prior, point.cost_miss, point.cost_false_alarm)
 
 
-def _names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool) -> list[str]:
+def _number_names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool) -> list[str]:
     names = ["eer", *(f"{MINIMUM} {point.name}" for point in points)]
     if log_likelihood_ratios:
         names += ["cllr"]
@@ -335,7 +358,7 @@ def _names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool) -> lis
 
 
 def _places(targets: NDArray, impostors: NDArray, thresholds: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many sorted targets and impostors lie below each threshold, and below `inf`."""
+    """Numbers of sorted targets and impostors below each threshold, and below `inf`."""
     below = np.searchsorted(targets, thresholds), np.searchsorted(impostors, thresholds)
     return np.append(below[0], targets.size), np.append(below[1], impostors.size)
 
@@ -359,10 +382,10 @@ def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> No
 def _check_request(speakers: TrialSpeakers, replicates: int, confidence: float) -> None:
     if len(speakers.names) < FEWEST_SPEAKERS:
         raise ValueError(
-            f"These trials have {len(speakers.names)} speakers; resampling them says something from {FEWEST_SPEAKERS} "
-            "on, and something reliable from about 50. Report the numbers without an interval."
+            f"These trials have {len(speakers.names)} speakers; resampling needs at least {FEWEST_SPEAKERS}, and is "
+            "reliable from about 50. Report the numbers without an interval."
         )
     if replicates < FEWEST_REPLICATES:
-        raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}; 1000 are customary.")
+        raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}; 1000 is customary.")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 is customary.")

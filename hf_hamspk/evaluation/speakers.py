@@ -1,9 +1,10 @@
-"""Who speaks in the files of a trial list, and what else a table says of them.
+"""The speakers in the files of a trial list, and other metadata of the files.
 
-A trial list says which pairs are of one speaker, not who that is. `find_speakers` reads it off the names: the speaker
-is the folder, or the first part of the file name, that agrees in every target trial and differs in every impostor
-trial. In VoxCeleb's `id10270/x6uYqmx31kE/00001.wav` that is the first folder, in `corpus/speaker/utterance.flac` the
-second, in `1089-134686-0000.flac` the part before the first hyphen. Where names follow no such rule, a table tells.
+A trial list says which pairs have the same speaker, but not the speaker's name. `find_speakers` reads it off the file
+names: it is the folder, or the first part of the file name, that is the same in every target trial and different in
+every impostor trial. In VoxCeleb's `id10270/x6uYqmx31kE/00001.wav` that is the first folder, in
+`corpus/speaker/utterance.flac` the second, in `1089-134686-0000.flac` the part before the first hyphen. For names
+without such a rule, give a table.
 """
 
 import csv
@@ -15,17 +16,16 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from .trials import Trials
+from .trials import Trials, first_names
 
 PATH_COLUMN, SPEAKER_COLUMN = "path", "speaker_id"
-# Columns of numbers with more values than this are cut into as many equal parts as below, like ages.
+# Columns of numbers with more values than this, such as ages, are cut into `PARTS` groups of about the same size.
 MOST_VALUES = 8
 PARTS = 4
-_NAMES_SHOWN = 3
 _RANGE = re.compile(r"(\d+\.?\d*) ?- ?(\d+\.?\d*)")
 
 
-# Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
+# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class TrialSpeakers:
     """The speakers of `N` trials.
@@ -34,6 +34,14 @@ class TrialSpeakers:
         names: the `S` speakers, sorted.
         enrolment: int32, shape `(N,)`: index into `names` of the enrolment's speaker.
         test: int32, shape `(N,)`: of the test's speaker.
+
+    Example:
+        ```python
+        from hf_hamspk.evaluation import Trials, find_speakers
+
+        speakers = find_speakers(Trials([1, 0], ["ann/1.wav", "ann/1.wav"], ["ann/2.wav", "bob/1.wav"]))
+        print(speakers.names, speakers.test)  # ('ann', 'bob') [0 1]
+        ```
     """
 
     names: tuple[str, ...]
@@ -45,25 +53,25 @@ class TrialSpeakers:
         return len(self.enrolment)
 
     def select(self, rows: NDArray) -> "TrialSpeakers":
-        """The speakers of some of the trials, without those that no trial is left of."""
+        """The speakers of the given trials; speakers without a trial are left out."""
         used, indices = np.unique(np.stack((self.enrolment[rows], self.test[rows])), return_inverse=True)
         enrolment, test = indices.reshape(2, -1).astype(np.int32)
         return TrialSpeakers(tuple(self.names[i] for i in used), enrolment, test)
 
 
 def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> TrialSpeakers:
-    """Who speaks in each trial: by a table, or by the names of the files (see the module).
+    """The speakers of each trial, from a table or from the file names (see the module).
 
     Args:
         trials: at least one.
-        table: file to speaker, for every file of the list; None to go by the names.
+        table: file to speaker, for every file of the list; None reads the speakers off the file names.
 
     Raises:
-        ValueError: a file is not in the table, the table contradicts a label, or the names follow no rule that all
-            labels agree with; the message says what to do.
+        ValueError: a file is not in the table, the table contradicts a label, or no part of the file names agrees with
+            all labels.
     """
     if not len(trials):
-        raise ValueError("There is no trial, and so no speaker.")
+        raise ValueError("There are no trials, so no speakers.")
     trials = trials.single()
     row = {name: i for i, name in enumerate(trials.files)}
     sides = np.array([[row[name] for name in names] for names in (trials.enrolment, trials.test)])
@@ -72,8 +80,8 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         absent = [name for name in trials.files if name not in table]
         if absent:
             raise ValueError(
-                f"{len(absent)} of {len(trials.files)} files of the trial list are not in the table of speakers: "
-                f"{', '.join(absent[:_NAMES_SHOWN])}. Its column {PATH_COLUMN!r} must hold the names as the list does."
+                f"{len(absent)} of {len(trials.files)} files of the trial list are not in the table of speakers "
+                f"({first_names(absent, 3)}). Its column {PATH_COLUMN!r} must hold the names as the list does."
             )
         speakers = _index([table[name] for name in trials.files], sides)
         wrong = (speakers.enrolment == speakers.test) != is_target
@@ -89,14 +97,14 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         if np.array_equal(speakers.enrolment == speakers.test, is_target):
             return speakers
     raise ValueError(
-        "Who speaks cannot be read off the names of the files: there is no folder, nor first part of a file name, that "
-        f"agrees in every target trial and differs in every impostor trial ({', '.join(trials.files[:_NAMES_SHOWN])}). "
-        f"Give a table with the columns {PATH_COLUMN} and {SPEAKER_COLUMN}."
+        "The speakers cannot be read off the names of the files: no folder, and no first part of a file name, is the "
+        f"same in every target trial and different in every impostor trial ({first_names(trials.files, 3)}). Give a "
+        f"table with the columns {PATH_COLUMN} and {SPEAKER_COLUMN} (--metadata)."
     )
 
 
 def _candidates(files: Sequence[str]) -> list[list[str]]:
-    """What might name the speaker, outermost folder first; each a value for every file."""
+    """Parts of the names that may be the speaker, outermost folder first; a value for every file each."""
     parts = [name.replace("\\", "/").split("/") for name in files]
     folders = [["/".join(p[: depth + 1]) for p in parts] for depth in range(min(map(len, parts)) - 1)]
     # Without its extension, so that a name without any separator is its own first part.
@@ -110,14 +118,14 @@ def _index(speaker_of_file: Sequence[str], sides: NDArray) -> TrialSpeakers:
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
-    """Read a CSV file about audio files: a header with `path`, and any other columns.
+    """Read a CSV file about audio files, with the column `path` and any other columns.
 
     Returns:
-        File to its other columns; cells without white space around them, empty ones left in.
+        File to its other columns; cells are stripped, and may be empty.
 
     Raises:
-        ValueError: no such file, not UTF-8, no column `path`, a row of another length, or two rows that contradict
-            each other about one file.
+        ValueError: no such file, not UTF-8, no column `path`, a row of another length, or two different rows for one
+            file.
     """
     table: dict[str, dict[str, str]] = {}
     try:
@@ -139,7 +147,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
                 row = dict(zip(header, map(str.strip, cells), strict=True))
                 name = row.pop(PATH_COLUMN)
                 if table.setdefault(name, row) != row:
-                    raise ValueError(f"{path}, line {reader.line_num}: {name} is described twice, differently.")
+                    raise ValueError(f"{path}, line {reader.line_num}: {name} has two different rows.")
     except FileNotFoundError:
         raise ValueError(f"There is no table {path}.") from None
     except UnicodeDecodeError as error:
@@ -148,7 +156,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
 
 
 def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None:
-    """File to speaker, of a table with the column `speaker_id`; None without that column."""
+    """File to speaker, from the column `speaker_id` of a table; None if there is no such column."""
     if not all(SPEAKER_COLUMN in row for row in metadata.values()):
         return None
     return {name: row[SPEAKER_COLUMN] for name, row in metadata.items() if row[SPEAKER_COLUMN]}
@@ -157,21 +165,21 @@ def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] |
 def group_trials(
     trials: Trials, metadata: Mapping[str, Mapping[str, str]], columns: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """The trials both sides of which are of one group, for each value of each column.
+    """The trials within each group: both files have the same value of a column.
 
-    Numbers of many values, such as ages (`20-30` counts as 25), are cut into quarters of about as many files. Files
-    that the table does not have, or whose cell is empty, are in no group.
+    Columns of many numbers, such as ages (`20-30` counts as 25), are cut into four groups with about as many files
+    each. Files that are not in the table, or have an empty cell, are in no group.
 
     Args:
         trials: `N` of them.
         metadata: from `read_metadata`.
-        columns: of it, such as `gender`.
+        columns: such as `gender`.
 
     Returns:
-        `"column value"` to a mask, shape `(N,)`; sorted within a column; groups that hold no trial are left out.
+        `"column value"` to a mask, shape `(N,)`, sorted within a column; groups without trials are left out.
 
     Raises:
-        ValueError: no row has such a column.
+        ValueError: there is no such column.
     """
     groups: dict[str, NDArray[np.bool_]] = {}
     trials = trials.single()
@@ -190,9 +198,9 @@ def group_trials(
 
 
 def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Labels of the groups in order, and file to the place of its group; -1 for none."""
+    """Names of the groups in order, and file to the index of its group, -1 if it is in none."""
     distinct = sorted({value for value in value_of.values() if value})
-    numbers = _numbers(distinct)
+    numbers = _as_numbers(distinct)
     if numbers is None or len(distinct) <= MOST_VALUES:
         distinct = distinct if numbers is None else [distinct[i] for i in np.argsort(numbers, kind="stable")]
         place = {value: i for i, value in enumerate(distinct)}
@@ -209,8 +217,8 @@ def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, i
     return labels, {name: place.get(value, -1) for name, value in value_of.items()}
 
 
-def _numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    """The values as finite numbers, a range such as `20-30` by its middle; None where one is neither."""
+def _as_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
+    """The values as finite numbers, a range such as `20-30` as its middle; None if a value is neither."""
     try:
         parts = [[value] if (found := _RANGE.fullmatch(value)) is None else found.groups() for value in values]
         numbers = np.array([np.mean([float(part) for part in of_value]) for of_value in parts], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Verification of a model on a trial list: embed each file once, score every trial, compute the error rates."""
+"""Scores of a model on a trial list: embed each file once, score every trial, compute error rates."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,10 +23,10 @@ from .trials import Trials
 
 PROTOCOLS = ("whole", "paper")
 PAPER_SEGMENTS = 5
-# 300 frames of 10 ms and the rest of the last window, as the released code cuts them.
+# 300 frames of 10 ms and the rest of the last window, as in the released code.
 PAPER_SEGMENT_SAMPLES = 48240
-# Decoded audio held at once while embedding; sorting by length happens within it.
-CHUNK_SECONDS = 1200.0
+# Decoded audio held at once while embedding; files are sorted by length within it.
+SECONDS_HELD = 1200.0
 # The priors of the published results.
 PRIORS = (0.01, 0.05)
 
@@ -37,9 +37,9 @@ class EmbeddedFiles:
 
     Attributes:
         embeddings: name to `(S, D)`: row 0 is the whole utterance, the others the segments of the protocol, if any.
-        failures: name to reason for the files that could not be used.
-        seconds: audio embedded.
-        measures: name to what was measured of the recording, where that was asked for.
+        failures: name to the reason why the file could not be used.
+        seconds: duration of the embedded audio.
+        measures: name to the speech measures of the recording, if they were measured.
     """
 
     embeddings: dict[str, Tensor] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class EmbeddedFiles:
     measures: dict[str, SpeechMeasures] = field(default_factory=dict)
 
     def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
-        """Add what other processes embedded."""
+        """Add the files that other processes embedded."""
         for other in others:
             self.embeddings.update(other.embeddings)
             self.failures.update(other.failures)
@@ -57,7 +57,7 @@ class EmbeddedFiles:
         return self
 
     def part(self, files: Collection[str]) -> "EmbeddedFiles":
-        """What concerns some of the files; the seconds are left out."""
+        """The embeddings, failures and measures of the given files; without the seconds."""
         wanted = frozenset(files)
         return EmbeddedFiles(
             embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
@@ -66,7 +66,7 @@ class EmbeddedFiles:
         )
 
     def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
-        """The same with measured files of less speech than this, in seconds, among the failures."""
+        """Move measured files with less speech than this, in seconds, to the failures."""
         short = {
             name: f"not enough speech: {found.speech:.2f} s, at least {minimum_speech:g} s are needed"
             for name, found in self.measures.items()
@@ -81,13 +81,13 @@ class VerificationResult:
     """Error rates of a model on a trial list.
 
     Attributes:
-        scores: `(N,)` of the trials that could be scored, larger is more alike.
+        scores: `(N,)` of the trials that could be scored, larger for more similar recordings.
         labels: `(N,)` 1 for target, 0 for impostor.
         eer: equal error rate, a fraction.
         eer_threshold: score at which it is reached.
         min_dcf: prior of a target to minimum detection cost.
-        skipped: trials left out because a file could not be used.
-        failures: those files and the reasons.
+        skipped: number of trials left out, as a file could not be used.
+        failures: unusable file to reason.
     """
 
     scores: np.ndarray
@@ -99,7 +99,7 @@ class VerificationResult:
     failures: dict[str, str]
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, for JSON."""
+        """The numbers as a dictionary for JSON."""
         return {
             "trials": len(self.labels),
             "targets": int(self.labels.sum()),
@@ -120,16 +120,16 @@ def embed_files(
     measure: bool = False,
     change: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> EmbeddedFiles:
-    """Embed audio files, in chunks of bounded memory.
+    """Embed audio files in bounded memory.
 
     Args:
-        model: left in the mode it is in; embeds in evaluation mode.
+        model: embeds in evaluation mode; its training mode is not changed.
         names: paths, relative to `audio_root` or absolute.
         audio_root: folder of the names.
         protocol: `"whole"` (the utterance) or `"paper"` (the utterance and five 3 s segments).
         progress: show a bar.
-        measure: measure the speech in each file, too (`measure_speech`).
-        change: takes the name and the waveform `(L,)` to what is embedded in its place; None for the file as it is.
+        measure: measure the speech in each file as well (`measure_speech`).
+        change: maps name and waveform `(L,)` to the waveform that is embedded; None embeds the files unchanged.
 
     Raises:
         ValueError: unknown protocol.
@@ -151,7 +151,7 @@ def embed_files(
         if measure:
             result.measures[name] = measure_speech(chunk[name], rate)
         pending += len(chunk[name]) / rate
-        if pending > CHUNK_SECONDS:
+        if pending > SECONDS_HELD:
             _embed_chunk(model, chunk, protocol, result)
             chunk, pending = {}, 0.0
     _embed_chunk(model, chunk, protocol, result)
@@ -174,14 +174,14 @@ def _embed_chunk(
 def score_trials(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, mean: Tensor | None = None
 ) -> np.ndarray:
-    """Score every trial with the model's similarity.
+    """Score every trial with the similarity of the model.
 
     With segments, the score is the mean of the score of the whole utterances and of the mean score over all pairs of
     segments: the published protocol of VoxCeleb1-O.
 
     Args:
         model: gives the similarity.
-        trials: their files are all in `embedded`.
+        trials: all their files are in `embedded`.
         embedded: from `embed_files`.
         mean: `(D,)`, subtracted from every embedding first; None for none.
 
@@ -193,16 +193,16 @@ def score_trials(
 
 
 def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
-    """Add the models of the trials, each from its utterances: the mean direction of their embeddings.
+    """Add the enrolment models of the trials, each as the mean direction of the embeddings of its files.
 
-    The speech of a model is that of its utterances together, its other measures are their means.
+    The speech of a model is the sum over its files, its other measures are means.
 
     Args:
-        trials: the files of its models are all in `embedded`.
-        embedded: from `embed_files`; it is not changed.
+        trials: all files of their models are in `embedded`.
+        embedded: from `embed_files`; not changed.
 
     Raises:
-        ValueError: the directions of a model's embeddings cancel.
+        ValueError: the embeddings of a model cancel.
     """
     if not trials.models:
         return embedded
@@ -277,7 +277,7 @@ def score_ratios(
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """All embeddings, `(U, S, D)` in the order of `embedded`, and of each trial the rows of its two sides, `(N,)`."""
+    """All embeddings `(U, S, D)` in the order of `embedded`, and the rows `(N,)` of the enrolments and of the tests."""
     row = {name: i for i, name in enumerate(embedded.embeddings)}
     enrolment, test = (
         np.fromiter((row[name] for name in side), np.int64, len(side)) for side in (trials.enrolment, trials.test)
@@ -286,14 +286,14 @@ def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndar
 
 
 def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
-    """The trials whose files can all be used.
+    """The trials without unusable files.
 
     Args:
         trials: the list.
         failures: unusable file to reason.
 
     Raises:
-        ValueError: no target or no impostor trial is left; the message says why files were skipped.
+        ValueError: no target or no impostor trial is left; the message gives the first reasons.
     """
     usable = trials.without(failures)
     if not 0 < int(usable.labels.sum()) < len(usable):

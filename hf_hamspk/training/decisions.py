@@ -9,16 +9,16 @@ from ..modeling_hamspk import HamSpkForXVector
 
 
 def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> Calibration:
-    """A calibration of the bare scores: what `hamspk calibrate` adds to it, a user's own recordings must show.
+    """A calibration of the raw scores, without normalisation and quality measures.
 
     Args:
-        model: whose weights will not change any more.
+        model: with its final weights.
         trials: of speakers that the model was not trained on.
-        embedded: their files, measured.
-        audio: what the trials are, in words.
+        embedded: their files, from `embed_files` with `measure`.
+        audio: description of the trials.
 
     Raises:
-        ValueError: too few trials or speakers, speakers that cannot be told, or a model that does not tell them apart.
+        ValueError: too few trials or speakers, unknown speakers, or a model that does not tell them apart.
     """
     scored = ScoredTrials(model, trials, embedded)
     return choose_calibration(scored, normalisation="none", audio=audio).calibration

@@ -49,7 +49,7 @@ def test_table_numbers_report_and_plots(tmp_path, hamspk, model_folder, audio):
     assert head == "trial list scores trials skipped speakers EER % threshold minDCF(0.01) minDCF(0.5) minCllr"
     assert out.splitlines()[1].split()[:5] == ["first", "cosine", "4", "0", "?"]
     assert out.splitlines()[2].split()[:5] == ["second", "cosine", "2", "1", "?"]
-    assert "first: no intervals: Who speaks cannot be read off the names" in out
+    assert "first: no intervals: The speakers cannot be read off the names" in out
     assert "1 files could not be used" in out
     assert "silence.wav: holds no sound" in out
 

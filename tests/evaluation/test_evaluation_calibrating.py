@@ -179,7 +179,7 @@ def test_a_useful_quality_measure_lowers_the_held_out_cost():
             8,
             3,
             [SCORE, "snr_min"],
-            "expected at least 30 of each, 10 for each of 3 numbers that are fitted. Add pairs, or",
+            "expected at least 30 of each, 10 for each of 3 fitted numbers. Add pairs, or",
         ),
     ],
 )

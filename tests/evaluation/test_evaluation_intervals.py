@@ -164,7 +164,7 @@ def test_bad_requests_are_refused():
     scores, labels, speakers = simulate(12)
     few = simulate(9)
     cases = [
-        (few, {}, "These trials have 9 speakers; resampling them says something from 10 on"),
+        (few, {}, "These trials have 9 speakers; resampling needs at least 10"),
         ((scores[1:], labels[1:], speakers), {}, "speakers must be of the same trials, got"),
         ((scores, ~labels, speakers), {}, f"The speakers contradict {len(labels)} of {len(labels)} labels"),
         ((scores * 0, labels, speakers), {}, "nothing is ranked"),

@@ -53,7 +53,7 @@ def test_names_without_a_rule_ask_for_a_table():
     assert speakers.names == ("ann", "bob")
     assert (speakers.enrolment.tolist(), speakers.test.tolist()) == ([0, 0], [0, 1])
     with pytest.raises(
-        ValueError, match=re.escape("1 of 3 files of the trial list are not in the table of speakers: c.wav")
+        ValueError, match=re.escape("1 of 3 files of the trial list are not in the table of speakers (c.wav)")
     ):
         find_speakers(trials, {"a.wav": "ann", "b.wav": "ann"})
     with pytest.raises(
@@ -85,7 +85,7 @@ def test_tables_are_read_and_refused(tmp_path):
             "expected a column 'path' with the files as the trial lists name them, found file, gender",
         ),
         ("path,gender\na.wav\n", "line 2: expected 2 cells, found 1"),
-        ("path,gender\na.wav,f\na.wav,m\n", "line 3: a.wav is described twice, differently"),
+        ("path,gender\na.wav,f\na.wav,m\n", "line 3: a.wav has two different rows"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             read_metadata(write(tmp_path, text))
