@@ -482,7 +482,8 @@ def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
             raise InputError("is no regular file (a pipe or a device); give an audio file", name)
         raise InputError(NO_SUCH_FILE, name)
     try:
-        with open(path, "rb") as file:
+        # By its number: soundfile takes a file for raw samples if its name ends in ".raw".
+        with open(os.open(path, os.O_RDONLY), "rb") as file:
             return _decode(file, name, limits)
     except OSError as error:
         said = f"cannot be read ({type(error).__name__}); check its permissions and its disk"
@@ -561,6 +562,8 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
     in_header = wav_frames(file)
     try:
         with soundfile.SoundFile(file) as sound:
+            # Otherwise it seeks after each block, which fails at the end of FLAC that was written to a pipe.
+            sound.seekable = lambda: False
             mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), name, limits)
             frames = max(1, DECODED_AT_ONCE // sound.channels)
             while True:
@@ -570,7 +573,7 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
                     return mixdown
     except InputError:
         raise
-    # Its own errors, and what damaged headers make it raise besides; TypeError for headerless ".raw" files.
+    # Its own errors, and what damaged headers make it raise besides.
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
         # The whole message of a LibsndfileError repeats the path.
         said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".").replace("/", ", ")
