@@ -51,18 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for evaluation.json, report.html and plots/ (default: that of the model)",
     )
-    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id, gender, age, ...")
-    parser.add_argument("--group-by", nargs="+", default=[], metavar="COLUMN", help="columns of --metadata")
-    parser.add_argument("--subtract-mean", action="store_true", help="subtract the mean of the model's cohort")
-    parser.add_argument("--uncalibrated", action="store_true", help="leave the decisions of a calibrated model out")
-    parser.add_argument("--compare", metavar="MODEL", help="test the difference from another model on the same trials")
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        metavar="N",
-        help="resamplings of the speakers for the intervals, 0 for none (default: 1000)",
-    )
-    parser.add_argument("--confidence", type=float, metavar="P", help="of the intervals (default: 0.95)")
+    _add_measuring_options(parser)
     parser.epilog = """\
 A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,
 relative to --audio-root. Lists of CN-Celeb and SITW ('model test label') are recognised; --enrolment gives the files
@@ -77,6 +66,22 @@ evaluation.json (numbers), report.html (one file with everything) and plots/ are
 where `hamspk push`, the model card and the Space find them. Another list adds to the file, the same list replaces its
 earlier numbers. For a model on the Hub, and without --output, they go into a folder in the working directory.
 """
+
+
+def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for groups, intervals and comparisons."""
+    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id, gender, age, ...")
+    parser.add_argument("--group-by", nargs="+", default=[], metavar="COLUMN", help="columns of --metadata")
+    parser.add_argument("--subtract-mean", action="store_true", help="subtract the mean of the model's cohort")
+    parser.add_argument("--uncalibrated", action="store_true", help="leave the decisions of a calibrated model out")
+    parser.add_argument("--compare", metavar="MODEL", help="test the difference from another model on the same trials")
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        metavar="N",
+        help="resamplings of the speakers for the intervals, 0 for none (default: 1000)",
+    )
+    parser.add_argument("--confidence", type=float, metavar="P", help="of the intervals (default: 0.95)")
 
 
 def check(arguments: argparse.Namespace) -> None:

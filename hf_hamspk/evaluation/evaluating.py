@@ -45,7 +45,7 @@ from .verification import (
 RATIO = "log-likelihood ratio"
 HISTOGRAM_BINS = 60
 
-TrialList = Trials | str | os.PathLike[str]
+TrialListLike = Trials | str | os.PathLike[str]
 SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
 
 
@@ -174,7 +174,7 @@ class Evaluation:
 
 def evaluate(
     model: SomeModel,
-    trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList],
+    trials: TrialListLike | Sequence[TrialListLike] | Mapping[str, TrialListLike],
     audio_root: str | os.PathLike[str] = ".",
     settings: EvaluationSettings | None = None,
     *,
@@ -398,7 +398,7 @@ def _at(
 
 
 def read_lists(
-    trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList],
+    trials: TrialListLike | Sequence[TrialListLike] | Mapping[str, TrialListLike],
     audio_root: str | os.PathLike[str] = ".",
     enrolment: str | os.PathLike[str] | None = None,
     official: Sequence[str] = (),
@@ -433,7 +433,9 @@ def read_lists(
     return lists
 
 
-def _named_lists(trials: TrialList | Sequence[TrialList] | Mapping[str, TrialList]) -> dict[str, TrialList]:
+def _named_lists(
+    trials: TrialListLike | Sequence[TrialListLike] | Mapping[str, TrialListLike],
+) -> dict[str, TrialListLike]:
     if isinstance(trials, Mapping):
         return {str(name): one for name, one in trials.items()}
     several = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)

@@ -160,8 +160,8 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
         found.append(f"{name}: no intervals: {values['interval_note']}")
     if decisions.get("without_decision"):
         found.append(
-            f"{name}: {_without(decisions)} trials get no decision, as a recording has too little speech; the row of "
-            "log-likelihood ratios is over the others."
+            f"{name}: {decisions['without_decision']} trials get no decision, as a recording has too little speech; "
+            "the row of log-likelihood ratios is over the others."
         )
     if decisions.get("note") is not None:
         found.append(f"{name}: decisions were not measured: {decisions['note']}.")

@@ -223,7 +223,7 @@ def record_folder(model: str | os.PathLike[str]) -> Path:
 
 def software() -> dict[str, Any]:
     """Versions of the packages that numbers depend on, and the commit of this one."""
-    return {"versions": {name: _installed_version(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
+    return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -258,7 +258,7 @@ def _check_numbers(values: Any, where: str) -> None:
                 _check_numbers({key: number}, f"{place}: {prior}")
         elif key in _CHECKS:
             fits, expected = _CHECKS[key]
-            _require(fits(value), place, expected, value)
+            _require_value(fits(value), place, expected, value)
 
 
 def _check_sweeps(sweeps: Mapping[str, Any], where: str) -> None:
@@ -266,17 +266,17 @@ def _check_sweeps(sweeps: Mapping[str, Any], where: str) -> None:
         place = f"{where}: sweeps: {name}"
         _check_numbers(entry, place)
         for kind, points in _object(entry.get("conditions"), f"{place}: conditions").items():
-            _require(isinstance(points, list), f"{place}: {kind}", "a list of points", points)
+            _require_value(isinstance(points, list), f"{place}: {kind}", "a list of points", points)
             for point in points:
                 _check_numbers(point, f"{place}: {kind}")
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
-    _require(isinstance(value, Mapping), where, "an object", value)
+    _require_value(isinstance(value, Mapping), where, "an object", value)
     return value
 
 
-def _require(fits: bool, where: str, expected: str, value: Any) -> None:
+def _require_value(fits: bool, where: str, expected: str, value: Any) -> None:
     if not fits:
         raise ValueError(f"{where} must be {expected}, got {value!r:.80}. Evaluate the model again.")
 
@@ -342,7 +342,7 @@ def _public_name(name: str) -> str:
     return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
 
 
-def _installed_version(package: str) -> str | None:
+def _version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.conditions import SWEEPS, Condition, sweep_conditions
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from .evaluating import SomeModel, TrialList, check_replicates, given_model, list_digest, read_lists
+from .evaluating import SomeModel, TrialListLike, check_replicates, given_model, list_digest, read_lists
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, bootstrap
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
@@ -92,7 +92,7 @@ class Sweep:
 
 def sweep(
     model: SomeModel,
-    trials: TrialList,
+    trials: TrialListLike,
     audio_root: str | os.PathLike[str] = ".",
     over: Sequence[str] = SWEEPS,
     values: Sequence[float] | None = None,

@@ -1,4 +1,8 @@
-"""What only people know of a model: its data and the licences of it, its limits, where it was timed. A YAML file."""
+"""Facts of a model that only its authors know: training data, licences, limits, measured speed; read from YAML.
+
+The checks are this module's own: those of huggingface_hub's strict dataclasses name types of Python instead of what to
+write in YAML, refuse whole numbers as hours, and suggest no key for a misspelt one.
+"""
 
 import difflib
 import json
@@ -16,15 +20,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A corpus that the model has heard.
+    """A training corpus.
 
     Attributes:
-        name: for people.
-        licence: of the corpus.
-        dataset: its name on the Hub, `owner/name`, if it is there.
-        url: where it is described.
-        speakers, utterances, hours: what was used of it.
-        note: what else should be known.
+        name: shown in the card.
+        licence: licence of the corpus.
+        dataset: name on the Hub, `owner/name`, if it is there.
+        url: its description.
+        speakers, utterances, hours: size of the used part.
+        note: further remarks.
     """
 
     name: str
@@ -39,15 +43,15 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrialList:
-    """What a trial list of the evaluation is.
+    """The description of a trial list of the evaluation.
 
     Attributes:
-        name: for people, for example `VoxCeleb1`.
+        name: shown in the card, for example `VoxCeleb1`.
         config: which list of it, for example `O (cleaned)`.
         dataset: benchmark on the Hub, `owner/name`, if it is one.
         task: identifier of the task within that benchmark.
         revision: commit of that benchmark.
-        note: what else should be known.
+        note: further remarks.
     """
 
     name: str
@@ -60,19 +64,26 @@ class TrialList:
 
 @dataclass(frozen=True)
 class About:
-    """Facts that a person states; all may be missing, and the card then says so.
+    """Facts stated by the authors of a model; the card says of missing ones that they are not stated.
+
+    Example:
+        ```python
+        about = About(title="My model", training_data=[TrainingData("Corpus", licence="CC BY 4.0", speakers=342)])
+        print(about.data_licences())
+        print(About.from_dict(about.to_dict()) == about)
+        ```
 
     Attributes:
         title: of the card.
         summary: a sentence or two.
-        licence: of the weights; without it, one that carries the licences of the training data on.
+        licence: licence of the weights; None takes one that the licences of the training data allow.
         licence_link: URL of a licence that the Hub does not know.
         languages: ISO 639 codes of the training data.
-        base_model: name on the Hub of the model that this one was made of.
+        base_model: name on the Hub of the model that this one was made from.
         training_data: corpora.
-        trial_lists: by the name of the trial list in the evaluation.
+        trial_lists: name of a trial list in the evaluation to its description.
         limitations: sentences.
-        speed: what was measured, by what it is: text and numbers.
+        speed: name of a measurement to its value, text or number.
     """
 
     title: str | None = None
@@ -91,25 +102,27 @@ class About:
         return [hub_licence(data.licence) for data in self.training_data if data.licence is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without what is missing."""
+        """The stated facts, for JSON."""
         return _without_missing(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "about") -> "About":
-        """Read a mapping.
+        """Facts from a mapping.
 
         Raises:
             ValueError: an unknown key (with the nearest known one) or a value of the wrong kind.
         """
-        values = dict(_check(cls, values, where))
+        values = dict(_known_values(cls, values, where))
         data, lists = values.get("training_data", []), values.get("trial_lists", {})
         if not isinstance(data, list):
             raise ValueError(f"{where}: training_data must be a list of corpora, got {data!r}.")
         if not isinstance(lists, Mapping):
-            raise ValueError(f"{where}: trial_lists must map names of trial lists to what they are, got {lists!r}.")
-        values["training_data"] = [_build(TrainingData, one, f"{where}: training_data") for one in data]
+            raise ValueError(
+                f"{where}: trial_lists must map names of trial lists to their descriptions, got {lists!r}."
+            )
+        values["training_data"] = [_build_part(TrainingData, one, f"{where}: training_data") for one in data]
         values["trial_lists"] = {
-            str(name): _build(TrialList, one, f"{where}: trial_lists: {name}") for name, one in lists.items()
+            str(name): _build_part(TrialList, one, f"{where}: trial_lists: {name}") for name, one in lists.items()
         }
         return cls(**values)
 
@@ -122,7 +135,7 @@ class About:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"There is no file {path}. Expected YAML with some of: {', '.join(_names(cls))}.")
+            raise ValueError(f"There is no file {path}. Expected YAML with some of: {', '.join(_field_names(cls))}.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -132,18 +145,18 @@ class About:
         return cls.from_dict({} if values is None else values, str(path))
 
 
-def _names(kind: type) -> list[str]:
+def _field_names(kind: type) -> list[str]:
     return [one.name for one in fields(kind)]
 
 
-def _check(kind: type, values: Any, where: str) -> Mapping[str, Any]:
-    """The mapping, its keys known and its values of the right kind."""
+def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
+    """The values that are not None, after a check of their keys and types."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping with some of {', '.join(_names(kind))}; got {values!r}.")
+        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}; got {values!r}.")
     for key, value in values.items():
-        if key not in _names(kind):
-            near = difflib.get_close_matches(str(key), _names(kind), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_names(kind))}."
+        if key not in _field_names(kind):
+            near = difflib.get_close_matches(str(key), _field_names(kind), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_field_names(kind))}."
             raise ValueError(f"{where}: there is no key {key!r}. {hint}")
         if key in ("languages", "limitations"):
             fits = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
@@ -161,8 +174,8 @@ def _check(kind: type, values: Any, where: str) -> Mapping[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _build(kind: type[T], values: Any, where: str) -> T:
-    given = _check(kind, values, where)
+def _build_part(kind: type[T], values: Any, where: str) -> T:
+    given = _known_values(kind, values, where)
     if "name" not in given:
         raise ValueError(f"{where}: a name is missing in {values!r}.")
     return kind(**given)

@@ -1,4 +1,4 @@
-"""The code that travels with a model: that of this package as it is now, whatever version saved the model."""
+"""The code that travels with a model: that of the installed package, whichever version saved the model."""
 
 import json
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from ..modeling_hamspk import HamSpkModel
 from ..pipeline_hamspk import announce_pipeline
 from .facts import CONFIG_FILE, read_json_object
 
-PACKAGE = Path(__file__).parents[1]
-# Of the configuration: where transformers finds the code.
+CODE_FOLDER = Path(__file__).parents[1]
+# Keys of the configuration that tell transformers where the code is.
 _NAMING = ("auto_map", "custom_pipelines")
 
 # The code files of version 0.1.0 that have other names today; `push` removes them from a repository.
@@ -31,12 +31,12 @@ EARLIER_CODE = frozenset(
 
 @dataclass(frozen=True)
 class TravellingCode:
-    """What loads a model elsewhere.
+    """The files that load a model without this package.
 
     Attributes:
-        config: of the model, naming the code.
-        files: each code file by its name, as it is in this package.
-        changed: names of the files that the model folder lacks or holds otherwise, `config.json` among them.
+        config: configuration of the model, naming the code.
+        files: name of a code file to its path in this package.
+        changed: names of the files that the model folder lacks or holds with other content, `config.json` among them.
     """
 
     config: dict[str, Any]
@@ -58,7 +58,7 @@ def travelling_code(folder: Path) -> TravellingCode:
     modules |= {part["impl"].partition(".")[0] for part in naming["custom_pipelines"].values()}
     files: dict[str, Path] = {}
     for module in sorted(modules):
-        path = PACKAGE / f"{module}.py"
+        path = CODE_FOLDER / f"{module}.py"
         files |= {Path(one).name: Path(one) for one in (path, *get_relative_import_files(path))}
     changed = [name for name, path in sorted(files.items()) if not _same(folder / name, path)]
     if any(saved.get(key) != value for key, value in naming.items()):
@@ -69,13 +69,13 @@ def travelling_code(folder: Path) -> TravellingCode:
 
 
 def renew_code(folder: Path) -> list[str]:
-    """Have a model folder hold the code of this package.
+    """Write the code of this package into a model folder.
 
     Returns:
-        The names of the files that were written.
+        The names of the written files.
 
     Raises:
-        ValueError: the model does not load with this code; then nothing is written.
+        ValueError: the model does not load with this code; nothing is written.
     """
     code = travelling_code(folder)
     for name in code.changed:
@@ -94,7 +94,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _check_loads(folder: Path) -> None:
-    """Refuse a model that this code does not load."""
+    """Refuse a model that does not load with this code."""
     remedy = (
         f"The code in {folder} is not that of the installed package, and the model does not load with the latter: "
         "install the version of the package that saved it, or another one that reads it."

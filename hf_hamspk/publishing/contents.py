@@ -125,7 +125,7 @@ def plan_upload(
             its files; a file cannot be read, or holds a path of a machine or a token (the message gives file and line).
     """
     folder = Path(model_folder)
-    check_folder(folder, run_folder)
+    check_model_folder(folder, run_folder)
     facts = gather_facts(folder, repository, run_folder, about, cohort)
     notes: list[str] = []
     code = travelling_code(folder)
@@ -168,7 +168,7 @@ def plan_upload(
     return UploadPlan(planned, _left_out(folder, files, cohort), notes, facts)
 
 
-def check_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
+def check_model_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
     """Refuse a folder that holds no model of this package, or that holds pickles."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Give the folder of a trained model, such as a run's 'final'.")

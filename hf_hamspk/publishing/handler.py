@@ -1,12 +1,12 @@
-"""What runs on Inference Endpoints: their toolkit looks for this file at the root of a repository.
+"""The handler of Inference Endpoints; their toolkit looks for this file at the root of a repository.
 
     {"inputs": {"enrolment": BASE64 or [BASE64, ...], "test": BASE64}, "parameters": {"operating_point": "strict"}}
 
 gives the score, the log-likelihood ratio, the decision and the warnings. A single recording, as `{"inputs": BASE64}` or
 as a body of type `audio/*`, gives its embedding. Recordings are files of WAV, FLAC, OGG, Opus or MP3.
 
-The toolkit answers an exception with status 400 and its message. Messages say what is wrong with the request; of a
-mistake of ours they give a number, under which the log of the endpoint has the rest.
+The toolkit answers an exception with status 400 and its message. Messages say what is wrong with the request; those of
+internal errors give only an id, under which the log of the endpoint has the details.
 """
 
 import base64
@@ -19,10 +19,10 @@ from typing import Any
 from transformers import pipeline
 
 LONGEST_SECONDS = 120.0
-# Of all recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
+# All recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
 LARGEST_BYTES = 24 << 20
 LARGEST_ENROLMENT = 10
-# Requests that are decoded and computed at once, each with up to a few hundred MB, and how long another waits for them.
+# Requests decoded and computed at once, each with up to a few hundred MB, and how long another request waits.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered; the message is for whoever sent it."""
+    """A request that cannot be answered. The message is safe to show to the caller."""
 
 
 class EndpointHandler:
-    """Answers requests, from several threads.
+    """Answers requests; may be called from several threads.
 
     Args:
         path: the folder of the model.
@@ -46,7 +46,7 @@ class EndpointHandler:
         # Its name is not among the overloads of transformers.
         make: Any = pipeline
         self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
-        # The first request should not have to wait for this.
+        # Built now, so that the first request does not wait for it.
         _ = self.pipeline.verifier
         self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)
 
@@ -54,11 +54,11 @@ class EndpointHandler:
         """Answer a request.
 
         Args:
-            data: the body: `inputs`, and maybe `parameters`.
+            data: the body: `inputs`, and optional `parameters`.
 
         Raises:
-            RequestError: it cannot be answered, or only later.
-            RuntimeError: a mistake of ours, by its number.
+            RequestError: the request is invalid, or there are too many at once.
+            RuntimeError: an internal error, with an id for the log.
         """
         try:
             inputs, parameters = _inputs(data), _parameters(data)
@@ -73,7 +73,7 @@ class EndpointHandler:
         except Exception:
             number = uuid.uuid4().hex[:8]
             logger.exception("request %s failed", number)
-            raise RuntimeError(f"The request failed by a mistake on this side, number {number}.") from None
+            raise RuntimeError(f"The request failed by an internal error, id {number} in the log.") from None
         raise RequestError(message)
 
     def _answer(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(recording: Any, room: list[int]) -> bytes:
-    """The bytes of an audio file, of base64 if need be; `room` is what the request may still hold."""
+    """The bytes of an audio file, decoded if they are base64; `room` is the size that the request has left."""
     if isinstance(recording, str):
         _, comma, text = recording.partition(",") if recording.startswith("data:") else ("", ",", recording)
         if not comma:

@@ -1,4 +1,4 @@
-"""What must not leave the machine: its paths, and tokens. Looked for in every file before anything is sent."""
+"""The search for paths of this machine and tokens in every file before anything is sent."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Below a root folder of a machine, anything; not the path of a URL, nor a fraction or a regular expression.
+# Any path below a root folder; not the path of a URL, a fraction or a regular expression.
 _ROOTS = (
     "home|Users|root|tmp|work|workspace|workspaces|mnt|media|var|private|scratch|data|datasets|srv|opt|content|kaggle|"
     "gpfs|lustre|nfs|Volumes|cluster|export|storage|run|dev/shm"
@@ -29,7 +29,7 @@ _SECRETS = {
     "a password in a URL": re.compile(r"\b\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
 }
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
-# Shorter values of a variable would be found everywhere.
+# Shorter values would be found everywhere.
 _SHORTEST_TOKEN = 8
 LEAKS_SHOWN = 5
 
@@ -40,8 +40,8 @@ class Leak:
 
     Attributes:
         file: its name in the repository.
-        line: from 1; None in a file that has no lines.
-        what: for the message; of a secret, only its kind.
+        line: from 1; None in a file without lines.
+        what: description for the message; of a secret, only its kind.
     """
 
     file: str
@@ -54,11 +54,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class Private:
-    """What this machine and its user have that nobody else should read.
+    """Paths and tokens of this machine and its user, which must not be published.
 
     Attributes:
         paths: absolute folders.
-        tokens: values.
+        tokens: their values.
     """
 
     paths: tuple[str, ...]
@@ -81,12 +81,12 @@ def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, s
 
     Args:
         name: of the file, for the report.
-        text: its content; bytes that are no text may be decoded as Latin-1.
-        private: what is known of this machine.
-        has_lines: whether line numbers mean anything.
-        strict: also look for whatever looks like the path of some machine; in bytes that are no text, anything does.
+        text: its content; bytes that are not text may be decoded as Latin-1.
+        private: paths and tokens of this machine.
+        has_lines: whether line numbers have a meaning.
+        strict: also search for paths of any machine; random bytes would match.
     """
-    # No pattern reaches over the end of a line, and most files hold nothing: one look at the whole is enough.
+    # No pattern spans lines, and most files hold nothing: one search over the whole text is enough.
     if _leak_in(text, private, strict) is None:
         return []
     found = [_leak_in(line, private, strict) for line in (text.splitlines() if has_lines else [text])]
@@ -121,7 +121,7 @@ def _path_in(text: str, private: Private, strict: bool) -> str | None:
 
 
 def refuse_leaks(leaks: list[Leak]) -> None:
-    """Raise what was found.
+    """Refuse files with leaks.
 
     Raises:
         ValueError: there is a leak; the message names files and lines.
@@ -131,6 +131,6 @@ def refuse_leaks(leaks: list[Leak]) -> None:
     shown = "; ".join(map(str, leaks[:LEAKS_SHOWN]))
     more = f"; and {len(leaks) - LEAKS_SHOWN} more" if len(leaks) > LEAKS_SHOWN else ""
     raise ValueError(
-        f"Nothing was sent, because it holds what should stay on this machine. {shown}{more}. Take it out of the files "
-        "and give the command again."
+        f"Nothing was sent, because files hold private paths or tokens. {shown}{more}. Remove them from the files and "
+        "give the command again."
     )

@@ -1,10 +1,10 @@
-"""The licence of weights: what the licences of the training data leave to choose."""
+"""The licence of weights that the licences of the training data allow."""
 
 import re
 from collections.abc import Sequence
 
-# By the Hub's identifiers. What is asked of those who pass the data on: attribution, share alike, no commerce, no
-# derivatives. Creative Commons licences are read from their names.
+# Identifiers of the Hub by their conditions: attribution, share alike, no commerce, no derivatives. Those of Creative
+# Commons licences are read from their names.
 _PERMISSIVE = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "pddl", "unlicense", "cdla-permissive-2.0"}
 )
@@ -21,7 +21,7 @@ def hub_licence(name: str) -> str:
 
 
 def conditions(licence: str) -> frozenset[str] | None:
-    """What a licence asks: some of `by`, `sa`, `nc`, `nd`; None for a licence that this package does not know."""
+    """The conditions of a licence: some of `by`, `sa`, `nc`, `nd`; None for a licence unknown to this package."""
     name = hub_licence(licence)
     if name in _PERMISSIVE:
         return frozenset()
@@ -34,16 +34,16 @@ def conditions(licence: str) -> frozenset[str] | None:
 
 
 def weights_licence(of_data: Sequence[str]) -> str | None:
-    """The licence for weights that keeps what the licences of the training data ask.
+    """The licence for weights that keeps the conditions of the licences of the training data.
 
-    Whether weights are a work derived of their training data is not settled; this takes the careful side.
+    Whether weights are a work derived from their training data is not settled; this is the careful answer.
 
     Args:
         of_data: licences of all training data.
 
     Returns:
-        Identifier of the Hub: the most permissive one that carries every condition on; `"other"` where a licence is not
-        known, forbids derivatives, or two cannot be carried on together; None without any licence.
+        Identifier of the Hub: the most permissive one that keeps every condition; `"other"` if a licence is unknown,
+        forbids derivatives, or contradicts another; None without any licence.
     """
     if not of_data:
         return None
@@ -71,7 +71,7 @@ _WORDS = {
 
 
 def dropped_conditions(licence: str, of_data: Sequence[str]) -> list[str]:
-    """What the training data asks and `licence` does not, in words; empty where a licence is not known."""
+    """The conditions of the training data that `licence` drops, in words; empty if a licence is unknown."""
     given = conditions(licence)
     if given is None:
         return []

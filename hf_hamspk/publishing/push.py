@@ -1,4 +1,4 @@
-"""One commit to the Hub that holds the whole model, or nothing."""
+"""The upload of a model to the Hub, as one commit."""
 
 import os
 import re
@@ -32,27 +32,27 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publish a model folder: weights, code, calibration, cohort, recipe, evaluation, plots, card and licence.
 
-    One commit: the repository holds all of it or is as it was. After a broken upload, call it again; what has arrived
-    is not sent again.
+    All files go in one commit: an interrupted upload leaves the repository unchanged. Call the function again; files
+    that have arrived are not sent again.
 
     Args:
-        model_folder: that `save_pretrained` wrote.
+        model_folder: written by `save_pretrained`.
         repository: `owner/name`; it is made if it is not there.
-        private: whether a new repository is private. One that is there keeps its visibility, and a public one is
+        private: whether a new repository is private. An existing one keeps its visibility, and a public one is
             refused unless this is False.
-        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` where the model folder does not.
-        about: what people state in the card.
-        licence: of the weights; wins over the one in `about`.
+        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` if the model folder does not.
+        about: facts stated by the authors, for the card.
+        licence: licence of the weights; takes precedence over the one in `about`.
         cohort: send the cohort, which is data of people.
         message: of the commit.
-        api: client with an endpoint and a token of its own.
+        api: client with another endpoint or token.
 
     Returns:
         The commit; its `oid` is the revision to pin.
 
     Raises:
         ValueError: see `plan_upload`; or the repository is public, or holds pickles.
-        OSError: the Hub refuses, or the connection broke.
+        OSError: the Hub refuses, or the connection is lost.
     """
     check_repository(repository)
     stated = About() if about is None else about
@@ -61,10 +61,10 @@ def push_to_hub(
 
 
 def check_repository(name: str) -> None:
-    """Refuse what is not `owner/name`.
+    """Refuse a name that is not `owner/name`.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the name has another form, or is a folder.
     """
     if not _REPOSITORY_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name, such as alice/my-speaker-model.")
@@ -79,13 +79,13 @@ def check_repository(name: str) -> None:
 def send(
     plan: UploadPlan, repository: str, private: bool = True, message: str = MESSAGE, api: HfApi | None = None
 ) -> CommitInfo:
-    """Carry out a plan.
+    """Send the files of a plan.
 
-    Files that an earlier push left and that the plan does not have are deleted in the same commit; other files stay.
+    Files of an earlier push that the plan does not have are deleted in the same commit; other files stay.
 
     Raises:
         ValueError: the repository is public and `private` was asked for, or it holds pickles.
-        OSError: the Hub refuses, or the connection broke; nothing was changed in the repository.
+        OSError: the Hub refuses, or the connection is lost; the repository is unchanged.
     """
     client = HfApi() if api is None else api
     try:
@@ -106,12 +106,12 @@ def send(
         raise OSError("There is no token of the Hub here. Log in with `hf auth login`, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise OSError(_explain(error, repository)) from error
-    # Whatever the client's HTTP library raises for a connection that breaks, and the client's own wrapping of it.
+    # The client's HTTP library has many errors for a lost connection, and the client wraps them in its own.
     except Exception as error:
         cause = error if error.__cause__ is None else error.__cause__
         raise OSError(
             f"The upload to {repository} broke off ({type(cause).__name__}: {cause}). Give the same command again: "
-            "what has arrived is not sent again, and the repository changes only when everything is there."
+            "files that have arrived are not sent again, and the repository changes only when all are there."
         ) from error
 
 
@@ -122,7 +122,7 @@ def _additions(plan: UploadPlan) -> Iterable[CommitOperationAdd]:
 
 
 def stale_files(plan: UploadPlan, there: Iterable[str]) -> list[str]:
-    """Of the files in a repository, those of an earlier push that the plan does not have."""
+    """The files in a repository that an earlier push may have written and the plan does not have."""
     return sorted(name for name in there if is_managed_file(name) and name not in plan.names)
 
 

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, for its card."""
+"""The speed of a model on this machine, for its card."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ _SEED = 0
 
 
 def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """Time `embed` on noise: the median over some repetitions, after one that is not counted.
+    """Time `embed` on noise: the median of some repetitions, after one to warm up.
 
     Args:
         model: on the device to be timed.
@@ -23,8 +23,8 @@ def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int
         repetitions: of each measurement.
 
     Returns:
-        For `About.speed`: the device and its threads, milliseconds for one utterance, and seconds of audio embedded in
-        a second, in batches.
+        For `About.speed`: the device and its threads, milliseconds for one utterance, and seconds of audio embedded per
+        second, in batches.
     """
     rate = model.config.sampling_rate
     noise = 0.1 * torch.randn(_BATCH, round(seconds * rate), generator=torch.Generator().manual_seed(_SEED))

@@ -43,7 +43,7 @@ def evaluated_lists(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str,
 
 def priors(lists: Lists) -> list[str]:
     """The priors of a target at which a detection cost was measured on any list, in order."""
-    return sorted({prior for part in _parts(lists) for prior in measured(part, "min_dcf")}, key=float)
+    return sorted({prior for part in _measured_parts(lists) for prior in measured(part, "min_dcf")}, key=float)
 
 
 def result_head(lists: Lists) -> CardRow:
@@ -110,17 +110,17 @@ def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
     return row + ([decimal(values.get("min_cllr"))] if _any(lists, "min_cllr") else [])
 
 
-def _parts(lists: Lists) -> list[Mapping[str, Any]]:
+def _measured_parts(lists: Lists) -> list[Mapping[str, Any]]:
     """The numbers of all rows: of raw scores and of decisions."""
     return [part for values in lists.values() for part in (values, measured(values, "decisions"))]
 
 
 def _actual_priors(lists: Lists) -> list[str]:
-    return sorted({prior for part in _parts(lists) for prior in measured(part, "act_dcf")}, key=float)
+    return sorted({prior for part in _measured_parts(lists) for prior in measured(part, "act_dcf")}, key=float)
 
 
 def _any(lists: Lists, key: str) -> bool:
-    return any(part.get(key) is not None for part in _parts(lists))
+    return any(part.get(key) is not None for part in _measured_parts(lists))
 
 
 def describe_scores(values: Mapping[str, Any]) -> str:

@@ -152,15 +152,17 @@ def test_requests_that_cannot_be_answered(handler, data, message):
     assert error.value.__cause__ is None and error.value.__context__ is None
 
 
-def test_a_mistake_of_ours_is_told_by_number_only(handler, monkeypatch, caplog):
+def test_an_internal_error_is_told_by_its_id_only(handler, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise OSError("/root/secret/model.safetensors: no such file")
 
     monkeypatch.setattr(handler, "pipeline", type("P", (), {"input_error": ValueError, "__call__": fail})())
-    with pytest.raises(RuntimeError, match=r"^The request failed by a mistake on this side, number \w{8}\.$") as error:
+    with pytest.raises(
+        RuntimeError, match=r"^The request failed by an internal error, id \w{8} in the log\.$"
+    ) as error:
         handler({"inputs": SPEECH})
     assert error.value.__cause__ is None
-    assert "secret" in caplog.text and str(error.value).split()[-1].strip(".") in caplog.text
+    assert "secret" in caplog.text and str(error.value).split()[-4] in caplog.text
 
 
 def post(url: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
@@ -226,7 +228,7 @@ def assert_clear(name: str, status: int, answer: dict) -> None:
         assert answer.get("score") is not None or "embedding" in answer or answer["warnings"], name
         return
     assert status == 400 and answer.keys() == {"error"} and len(answer["error"]) > 20, (name, answer)
-    assert not re.search(r"/\w+/|\.py\b|Traceback|line \d|0x[0-9a-f]{6}|mistake on this side", answer["error"]), (
+    assert not re.search(r"/\w+/|\.py\b|Traceback|line \d|0x[0-9a-f]{6}|internal error", answer["error"]), (
         name,
         answer,
     )

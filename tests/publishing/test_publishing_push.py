@@ -3,18 +3,22 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
+import hf_hamspk
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.publishing.about import About, TrainingData
-from hf_hamspk.publishing.contents import plan_upload
+from hf_hamspk.publishing.code import EARLIER_CODE
+from hf_hamspk.publishing.contents import HANDLER_FILE, plan_upload
 from hf_hamspk.publishing.push import check_repository, push_to_hub, send
 
 NAME = "tester/tiny"
+TRUNK = {path.name for path in Path(hf_hamspk.__file__).parent.glob("*.py") if not path.name.startswith("__")}
 # Of the client, about itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 TENSORS = ("model.safetensors", "cohort.safetensors")
@@ -79,6 +83,22 @@ def test_a_change_is_a_second_commit_and_the_first_stays(hub, api, model_folder,
     gone = {"verification.json", "cohort.safetensors", "evaluation.json", "recipe.yaml", "plots/det.png"}
     assert before.keys() - {".gitattributes"} - now.keys() == gone, "what no longer belongs is taken away"
     assert yaml.safe_load(now["README.md"].decode().split("---\n")[1])["license"] == "cc-by-sa-4.0"
+
+
+def test_the_code_files_of_version_0_1_0_are_taken_away(hub, api):
+    """A model of that version, pushed by this one: a repository that holds its 28 code files then holds today's."""
+    folder = Path(__file__).parents[1] / "earlier_version" / "0.1.0" / "ecapa"
+    earlier = {path.name: path for path in folder.glob("*.py")}
+    assert len(earlier) == 28 and earlier.keys() - TRUNK == EARLIER_CODE
+    api.create_repo(NAME, private=True)
+    there = [*earlier.values(), folder / "config.json", folder / "model.safetensors"]
+    operations = [CommitOperationAdd(path.name, path.read_bytes()) for path in there]
+    operations.append(CommitOperationAdd("app.py", b"theirs"))
+    api.create_commit(NAME, operations, commit_message="version 0.1.0")
+    push_to_hub(folder, NAME, api=api)
+    code = {name for name in hub.files(NAME) if name.endswith(".py")}
+    assert code == TRUNK | {HANDLER_FILE, "app.py"}
+    assert json.loads(hub.files(NAME)["config.json"])["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
 
 
 def test_files_of_others_stay(hub, api, plan):
