@@ -98,7 +98,7 @@ def test_in_bytes_only_what_is_known_is_found():
 
 def test_the_message_names_files_and_lines():
     leaks = [Leak("config.json", n, "a path of a machine, '/tmp/a'") for n in range(1, 9)]
-    with pytest.raises(ValueError, match=r"Nothing was sent.*config.json, line 1: a path.*and 3 more.*Take it out"):
+    with pytest.raises(ValueError, match=r"Nothing was sent.*config.json, line 1: a path.*and 3 more.*Remove them"):
         refuse_leaks(leaks)
     refuse_leaks([])
 
