@@ -300,7 +300,10 @@ def assert_printed(shown: str, printed: str, masked: bool) -> None:
 
 
 def run_page(page: Path, capsys) -> None:
-    """Run the blocks of a page in their order; output that the page shows must be printed."""
+    """Run the blocks of a page in their order; output that the page shows must be printed.
+
+    YAML that begins with a file's name is written to that file.
+    """
     for block in blocks(page):
         if block.language == "python":
             exec(compile(block.text, page.name, "exec"), {"__name__": page.name})
@@ -310,6 +313,8 @@ def run_page(page: Path, capsys) -> None:
                 assert_printed(
                     re.sub("^# ", "", shown[0], flags=re.MULTILINE), printed, "from_pretrained" in block.text
                 )
+        elif block.language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block.text)):
+            Path(name[1]).write_text(block.text)
         elif block.language in COMMAND_BLOCKS:
             for command, shown in steps(block):
                 if not is_parsed_only(page.name, command):
