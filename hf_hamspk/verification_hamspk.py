@@ -29,7 +29,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -194,12 +194,9 @@ class MeasuredRecording(NamedTuple):
     """A recording, measured and embedded.
 
     Attributes:
-        digest: SHA-256 of the samples, as float32.
-        samples: `(L,)` float32.
-        measures: of its speech.
+        digest: SHA-256 of the samples `(L,)`, as float32.
         embedding: `(D,)`; None if there is hardly any speech.
-        pieces: `(N, D)` embeddings of consecutive pieces, at least two; None if there is not enough speech for two, or
-            they were not asked for.
+        pieces: `(N, D)` embeddings of consecutive pieces, at least two; None if there are fewer, or none were wanted.
         warnings: of the reader.
     """
 
@@ -211,19 +208,13 @@ class MeasuredRecording(NamedTuple):
     warnings: list[str]
 
     def quality(self, model: SpeakerModel) -> Quality:
-        """The quality measures that a calibration may use.
-
-        Raises:
-            ValueError: there is no embedding.
-        """
+        """The quality measures that a calibration may use."""
         if self.embedding is None:
             raise ValueError("A recording without speech has no embedding, and no quality.")
         return Quality(self.measures.speech, self.measures.snr_db, float(model.magnitude(self.embedding)))
 
 
-def read_recording(
-    source: Any, rate: int, label: str, limits: Limits | None = None, sampling_rate: int | None = None
-) -> Sound:
+def read_recording(source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None) -> Sound:
     """Read a recording as `read_sound` does; a `Sound` that was read already is returned as it is."""
     # Its class differs between an installed package and the code that came with a model.
     is_read = hasattr(source, "waveform") and hasattr(source, "warnings")
@@ -233,13 +224,7 @@ def read_recording(
 def read_enrolment(
     source: Any, rate: int, limits: Limits | None = None, sampling_rate: int | None = None
 ) -> "list[Sound] | SpeakerProfile":
-    """Read the enrolment side of a pair.
-
-    Args:
-        source: a recording, a list of recordings of one speaker, a profile, or the path of a profile.
-        rate: of the model, in Hz.
-        limits: how much is read of each recording.
-        sampling_rate: of arrays that come without one, in Hz.
+    """Read the enrolment side of a pair: a recording, a list of recordings, a profile, or the path of a profile.
 
     Raises:
         InputError: no recording, too many, or one that cannot be used.
@@ -274,28 +259,25 @@ def measure_and_embed(
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
     sounds = {
-        key: sound for group, sounds in zip(keys, groups, strict=True) for key, sound in zip(group, sounds, strict=True)
+        key: sound for own, group in zip(keys, groups, strict=True) for key, sound in zip(own, group, strict=True)
     }
     measures = {key: measure_sound(sound) for key, sound in sounds.items()}
     spoken = [key for key, found in measures.items() if found.speech >= SHORTEST_UTTERANCE]
     pieces = {key: _spoken_pieces(sounds[key], measures[key]) if with_pieces else [] for key in spoken}
     batch = [sounds[key].waveform for key in spoken] + [piece for key in spoken for piece in pieces[key]]
-    embedded = model.embed_waveforms(batch) if batch else None
     embeddings: dict[str, Tensor] = {}
     of_pieces: dict[str, Tensor] = {}
-    if embedded is not None:
+    if batch:
+        embedded = model.embed_waveforms(batch)
         embeddings = dict(zip(spoken, embedded, strict=False))
         parts = embedded[len(spoken) :].split([len(pieces[key]) for key in spoken])
         of_pieces = {key: part for key, part in zip(spoken, parts, strict=True) if len(part)}
-    return [
-        [
-            MeasuredRecording(
-                key, sound.waveform, measures[key], embeddings.get(key), of_pieces.get(key), sound.warnings
-            )
-            for key, sound in zip(group, sounds_of, strict=True)
-        ]
-        for group, sounds_of in zip(keys, groups, strict=True)
-    ]
+
+    def measured(key: str, sound: Sound) -> MeasuredRecording:
+        found = measures[key], embeddings.get(key), of_pieces.get(key)
+        return MeasuredRecording(key, sound.waveform, *found, sound.warnings)
+
+    return [[measured(*pair) for pair in zip(own, group, strict=True)] for own, group in zip(keys, groups, strict=True)]
 
 
 def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
@@ -319,13 +301,7 @@ def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bo
 
 
 def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
-    """Sentences about what is wrong with a recording that holds speech.
-
-    Args:
-        recording: measured.
-        label: what to call it, for example "The test".
-        with_length: whether the recording must hold enough speech alone.
-    """
+    """Sentences about what is wrong with a recording, also that it is short if `with_length`."""
     measures, sentences = recording.measures, []
     if with_length and measures.speech < SHORT_SPEECH:
         # 2.96 s must not be shown as 3.0 s.
@@ -363,11 +339,9 @@ def cohesion_warnings(
     """Sentences that name the utterances of an enrolment which do not fit the others, each left out in turn.
 
     Args:
-        embeddings: `(N, D)` of an enrolment.
-        qualities: of each.
-        labels: of each.
+        embeddings: `(N, D)` of an enrolment, with the quality and the label of each.
         combine: `(N - 1, D)` to `(D,)`.
-        scorer: calibrated; without a calibration nothing defines what does not fit, and the list is empty.
+        scorer: without a calibration nothing defines what does not fit, and the list is empty.
     """
     count = len(labels)
     if scorer.calibration is None or count < 2:
@@ -391,16 +365,7 @@ def cohesion_warnings(
 def leave_one_out_scores(
     embeddings: Tensor, combine: Callable[[Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Score each utterance against the combination of the others: `(N,)`.
-
-    Args:
-        embeddings: `(N, D)`, N at least 2.
-        combine: `(N - 1, D)` to `(D,)`.
-        score: `(N, D)` and `(N, D)` to `(N,)`.
-
-    Raises:
-        ValueError: fewer than two utterances.
-    """
+    """Score each of `(N, D)` utterances, N at least 2, against the combination of the others: `(N,)`."""
     count = embeddings.shape[0]
     if count < 2:
         raise ValueError(f"Cohesion needs at least 2 utterances, got {count}.")
@@ -439,12 +404,7 @@ def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """What a decision compares with what: the ratio with an operating point, or the score with a threshold.
-
-    Attributes:
-        point: of the log-likelihood ratio; None if a threshold on the score decides, or nothing does.
-        threshold: of the ratio or of the score; None if nothing is decided.
-    """
+    """What decides: an operating point, on the ratio; a threshold on the score (no point); or nothing (both None)."""
 
     point: OperatingPoint | None
     threshold: float | None
@@ -465,20 +425,13 @@ def decision_rule(
 ) -> DecisionRule:
     """The rule that a caller asks for.
 
-    Args:
-        calibration: of the model; None if it is not calibrated.
-        operating_point: a name of the calibration's, or one of the caller's own; None is the calibration's first.
-        threshold: on the score, instead of an operating point.
-
     Raises:
         ValueError: both are given, the threshold is not finite, or there is no such operating point.
     """
     if threshold is not None:
         if operating_point is not None:
-            raise ValueError(
-                f"Give threshold ({threshold!r}, on the score) instead of operating_point ({operating_point!r}, on the "
-                "log-likelihood ratio), not both."
-            )
+            given = f"threshold ({threshold!r}, on the score) instead of operating_point ({operating_point!r})"
+            raise ValueError(f"Give {given}, not both.")
         if not is_number(threshold):
             raise ValueError(f"threshold must be a finite number, got {threshold!r}.")
         return DecisionRule(None, float(threshold))
@@ -490,8 +443,9 @@ def decision_rule(
                 "calibrate`), or give a threshold on the score."
             )
         return DecisionRule(None, None)
-    point = operating_point
-    if not isinstance(point, OperatingPoint):
+    # A point of the caller's own, of whichever class.
+    point: Any = operating_point
+    if point is None or isinstance(point, str):
         point = calibration.operating_point(point)
     return DecisionRule(point, point.threshold)
 
@@ -567,17 +521,11 @@ class _CalibratedModel:
         cohort: Cohort | None = None,
         check_voices: bool = True,
     ):
-        self.model = model
-        self.calibration = calibration
-        self.check_voices = check_voices
+        self.model, self.rate = model, model.config.sampling_rate
+        self.calibration, self.check_voices = calibration, check_voices
         self.minimum_speech = MINIMUM_SPEECH if calibration is None else calibration.minimum_speech
         self.scorer = Scorer(model, calibration, cohort)
         self.fingerprint = self.scorer.fingerprint
-
-    @property
-    def rate(self) -> int:
-        """Sampling rate of the model, in Hz."""
-        return self.model.config.sampling_rate
 
     def _measure(self, groups: Sequence[Sequence[Sound]]) -> list[list[MeasuredRecording]]:
         # Without a calibration nothing says how unlike the pieces of one voice may be.
@@ -617,15 +565,7 @@ class Comparison:
 
 
 class SpeakerVerifier(_CalibratedModel):
-    """Verifies pairs of recordings with one model. `model.verifier()` makes one.
-
-    Example:
-        ```python
-        verifier = model.verifier()
-        profile = verifier.enrol(["anna1.wav", "anna2.wav"], name="anna")
-        answer = verifier.verify(profile, "test.wav", operating_point="strict")
-        ```
-    """
+    """Verifies pairs of recordings with one model. `model.verifier()` makes one."""
 
     def enrol(
         self,
@@ -639,10 +579,10 @@ class SpeakerVerifier(_CalibratedModel):
 
         Args:
             recordings: of the speaker; anything that `read_sound` reads.
-            sampling_rate: of arrays that come without one, in Hz; None takes the model's, with a warning.
-            combine: `"mean"`, `"length_weighted"` or `"barycentre"`; see `geometry_hamspk.COMBINATIONS`.
+            sampling_rate: as in `verify`.
+            combine: as in `verify`.
             name: of the speaker.
-            limits: how much is read of each recording.
+            limits: as in `verify`.
 
         Returns:
             The profile; its `warnings` say what is wrong with the recordings.
@@ -650,8 +590,8 @@ class SpeakerVerifier(_CalibratedModel):
         Raises:
             ValueError: no recording, not enough speech in all of them, or a recording that cannot be used.
         """
-        sounds = read_enrolment(list(recordings), self.rate, limits, sampling_rate)
-        enrolled = self._enrol(self._measure([sounds])[0], combine, name)  # pyright: ignore[reportArgumentType]
+        sounds: Any = read_enrolment(list(recordings), self.rate, limits, sampling_rate)
+        enrolled = self._enrol(self._measure([sounds])[0], combine, name)
         if enrolled.profile is None:
             raise ValueError(
                 f"Not enough speech to enrol a speaker: {sum(enrolled.seconds):.1f} s in {len(enrolled.seconds)} "
@@ -790,27 +730,21 @@ class SpeakerVerifier(_CalibratedModel):
         return _Enrolled(profile, recordings, seconds, warnings)
 
     def _answers(self, sides: list[tuple[_Enrolled, MeasuredRecording]], rule: DecisionRule) -> list[Verification]:
-        rows = [
-            i for i, (enrolled, test) in enumerate(sides) if enrolled.profile is not None and self._has_enough(test)
-        ]
+        whole = {i: (e.profile, t) for i, (e, t) in enumerate(sides) if e.profile is not None and self._has_enough(t)}
         scored = {}
-        if rows:
-            scores = self._score([sides[i] for i in rows])
-            scored = {i: _score_row(scores, row) for row, i in enumerate(rows)}
+        if whole:
+            profiles, tests = zip(*whole.values(), strict=True)
+            scores = self.scorer.scores(
+                torch.stack([profile.embedding for profile in profiles]).to(self.model.device),
+                torch.stack([test.embedding for test in tests]),
+                [profile.quality for profile in profiles],
+                [test.quality(self.model) for test in tests],
+            )
+            scored = {i: _score_row(scores, row) for row, i in enumerate(whole)}
         return [
             self._answer(*side, rule, scored[i]) if i in scored else self._refusal(*side)
             for i, side in enumerate(sides)
         ]
-
-    def _score(self, sides: list[tuple[_Enrolled, MeasuredRecording]]) -> Scores:
-        profiles = [enrolled.profile for enrolled, _ in sides if enrolled.profile is not None]
-        tests = [test.embedding for _, test in sides if test.embedding is not None]
-        return self.scorer.scores(
-            torch.stack([profile.embedding for profile in profiles]).to(self.model.device),
-            torch.stack(tests),
-            [profile.quality for profile in profiles],
-            [test.quality(self.model) for _, test in sides],
-        )
 
     def _answer(
         self, enrolled: _Enrolled, test: MeasuredRecording, rule: DecisionRule, scores: tuple[float, Any, Any]
@@ -864,8 +798,8 @@ class SpeakerVerifier(_CalibratedModel):
 
 def _score_row(scores: Scores, row: int) -> tuple[float, Any, Any]:
     """Raw score, normalised score and ratio of one pair, as numbers or None."""
-    raw, *rest = (None if column is None else float(column[row]) for column in scores)
-    return (float(scores.raw[row]) if raw is None else raw, *rest)  # pyright: ignore[reportReturnType]
+    raw, normalised, ratio = (None if column is None else float(column[row]) for column in scores)
+    return cast(float, raw), normalised, ratio
 
 
 def _enrolment_label(position: int, count: int) -> str:
@@ -940,15 +874,11 @@ class SpeakerIdentifier(_CalibratedModel):
     """Identifies among enrolled speakers with one model. `model.identifier(profiles)` makes one.
 
     Args:
-        model: embeds and compares.
         profiles: at least one, each with a name of its own.
-        calibration: as of `SpeakerVerifier`.
-        cohort: as of `SpeakerVerifier`.
-        check_voices: as of `SpeakerVerifier`.
+        model, calibration, cohort, check_voices: as of `SpeakerVerifier`.
 
     Raises:
-        ValueError: no profile, a profile without a name or with that of another, or a profile, calibration or cohort of
-            another model.
+        ValueError: no profile, a profile without a name or with that of another, or anything of another model.
     """
 
     def __init__(
@@ -993,9 +923,8 @@ class SpeakerIdentifier(_CalibratedModel):
 
         Args:
             recordings: each of one speaker; anything that `read_sound` reads.
-            sampling_rate: of arrays that come without one, in Hz; None takes the model's, with a warning.
-            operating_point: its prior is the probability that the speaker is any of the enrolled; a name of the
-                calibration's, None is its first.
+            sampling_rate: as in `SpeakerVerifier.verify`.
+            operating_point: as in `SpeakerVerifier.verify`; its prior is that the speaker is any of the enrolled.
             threshold: on the score of the best, instead of an operating point.
             margin: at least 0, that the best must have over the runner-up: of log-likelihood ratios (default log 3), or
                 of scores if `threshold` is given (default 0).
