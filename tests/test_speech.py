@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_hamspk.audio_hamspk import HIGHEST_SNR_DB, LOWEST_LEVEL_DB, LOWEST_SNR_DB, measure_speech
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.synthetic import make_speech
 
 RATE = 16000
@@ -134,7 +134,7 @@ def test_real_speech_is_nearly_all_speech(shared):
         pytest.skip("no real speech beside the checkout")
     files = sorted(folder.rglob("*.flac"))[::150]
     assert len(files) > 20
-    measures = [measure_speech(read_audio(file, RATE), RATE) for file in files]
+    measures = [measure_speech(read_utterance(file, RATE).waveform, RATE) for file in files]
     shares = np.array([measure.speech / measure.duration for measure in measures])
     assert np.median(shares) > 0.8
     assert np.mean([measure.speech > 0.6 for measure in measures]) > 0.95

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 # Those of the package, which a test compares.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
-SEARCHED_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".mp4", ".aac")
+SEARCHED_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
+    *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
+)
 PRECISIONS = ("float32", "bfloat16")
 # Processes may end days apart: each has its own share.
 LONGEST_WAIT = timedelta(days=30)

@@ -1,6 +1,6 @@
 """Audio files, corpora, crops, augmentation and synthetic speech: what a training or an evaluation reads."""
 
-from .audio import AudioError, import_torchaudio, read_audio, resample
+from .audio import import_torchaudio, read_utterance
 from .augmentation import Augmentation
 from .corpus import BadFile, CorpusReport, check_corpus, load_corpus, speaker_labels
 from .crops import even_segments, random_crop
@@ -9,7 +9,6 @@ from .sampling import GlobalBatchSampler
 from .synthetic import make_corpus, make_speech
 
 __all__ = [
-    "AudioError",
     "Augmentation",
     "BadFile",
     "CorpusReport",
@@ -23,7 +22,6 @@ __all__ = [
     "make_corpus",
     "make_speech",
     "random_crop",
-    "read_audio",
-    "resample",
+    "read_utterance",
     "speaker_labels",
 ]

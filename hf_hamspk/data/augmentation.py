@@ -18,8 +18,8 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from .audio import SAMPLING_RATE, AudioError, import_torchaudio, read_audio, resample
-from .corpus import AUDIO_SUFFIXES
+from ..audio_hamspk import resample
+from .audio import AUDIO_SUFFIXES, SAMPLING_RATE, import_torchaudio, read_utterance
 from .crops import random_crop, wrap_pad
 
 SampleOther = Callable[[np.random.Generator], np.ndarray]
@@ -103,7 +103,7 @@ class NoiseSource(Protocol):
         """A random crop of a random recording, `(samples,)` float32; a short one is repeated.
 
         Raises:
-            AudioError: the recording cannot be read.
+            InputError: the recording cannot be read.
         """
         ...
 
@@ -111,7 +111,7 @@ class NoiseSource(Protocol):
         """A random recording, `(L,)` float32.
 
         Raises:
-            AudioError: the recording cannot be read.
+            InputError: the recording cannot be read.
         """
         ...
 
@@ -138,6 +138,9 @@ class NoiseFolder:
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
         file = self._draw(generator)
+        if not os.path.isfile(file):
+            # A named pipe would be waited for.
+            return random_crop(self._read(file), samples, generator)
         try:
             with sf.SoundFile(file) as sound:
                 spare = sound.frames - samples
@@ -147,7 +150,7 @@ class NoiseFolder:
                     crop = sound.read(samples, dtype="float32", always_2d=True).mean(axis=1)
                     if len(crop) == samples and np.isfinite(crop).all():
                         return crop
-        except (sf.SoundFileError, OSError):
+        except (sf.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
             pass  # Decoding it whole says better what is wrong.
         return random_crop(self._read(file), samples, generator)
 
@@ -158,10 +161,7 @@ class NoiseFolder:
         return self.files[int(generator.integers(len(self.files)))]
 
     def _read(self, file: str) -> np.ndarray:
-        try:
-            return read_audio(file, self.sampling_rate, min_duration=0.0)
-        except AudioError as error:
-            raise AudioError(error.reason, file) from error
+        return read_utterance(file, self.sampling_rate, min_duration=0.0).waveform
 
 
 def _is_audio(name: str) -> bool:
@@ -236,7 +236,7 @@ class Augmentation:
 
         Raises:
             ValueError: babble is drawn and there is no `sample_other`.
-            AudioError: a recording of one of the sources cannot be read.
+            InputError: a recording of one of the sources cannot be read.
         """
         if generator.random() >= self.probability:
             return waveform

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from .audio import resample
+from ..audio_hamspk import resample
 from .augmentation import add_at_snr, coloured_noise, limit_band, reverberate, room_response, telephone
 from .crops import random_crop
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from datasets import Dataset
 from tqdm import tqdm
 
-from .audio import MIN_DURATION, AudioError, header_duration, read_sound
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+from ..audio_hamspk import SHORTEST_SECONDS, InputError
+from .audio import AUDIO_SUFFIXES, read_utterance
 
 NAMED_IN_ERRORS = 5
 """Files that a message lists before it only counts: enough to see the pattern in them."""
@@ -116,7 +116,7 @@ def speaker_labels(dataset: Dataset) -> list[str]:
 def check_corpus(
     dataset: Dataset,
     full: bool = True,
-    min_duration: float = MIN_DURATION,
+    min_duration: float = SHORTEST_SECONDS,
     threads: int = 4,
     progress: bool = True,
 ) -> CorpusReport:
@@ -139,8 +139,8 @@ def check_corpus(
 
     def check(path: str) -> float | str:
         try:
-            return read_sound(path, min_duration).duration if full else _header(path, min_duration)
-        except AudioError as error:
+            return _duration(path, min_duration, full)
+        except InputError as error:
             return error.reason
 
     found: list[float | str] = []
@@ -162,11 +162,16 @@ def check_corpus(
     return report
 
 
-def _header(path: str, min_duration: float) -> float:
-    duration = header_duration(path)
-    if duration < min_duration:
-        raise AudioError(f"lasts {duration:.3g} s, at least {min_duration:g} s are needed; leave it out", path)
-    return duration
+def _duration(path: str, min_duration: float, full: bool) -> float:
+    """Seconds of a usable file, from its samples or (not `full`) from its header, if soundfile reads it."""
+    if not full and os.path.isfile(path):
+        try:
+            duration = float(soundfile.info(path).duration)
+            if duration >= min_duration:
+                return duration
+        except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
+            pass  # Decoding it says what is wrong.
+    return read_utterance(path, None, min_duration=min_duration).duration
 
 
 def _scan_folder(root: Path) -> tuple[list[str], list[str]]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .audio import MIN_DURATION, SAMPLING_RATE, AudioError, read_audio, resample
+from ..audio_hamspk import SHORTEST_SECONDS, InputError, resample
+from .audio import SAMPLING_RATE, read_utterance
 from .augmentation import SampleOther
 from .crops import random_crop
 
@@ -70,7 +71,7 @@ class Utterances(Protocol):
         """A random crop, see `random_crop`: `(samples,)` float32.
 
         Raises:
-            AudioError: the utterance cannot be read. Its `source`, where there is one, says what cannot.
+            InputError: the utterance cannot be read. Its `name`, if it has one, says which file or shard.
         """
         ...
 
@@ -97,7 +98,7 @@ class CorpusUtterances:
         self,
         corpus: datasets.Dataset,
         sampling_rate: int = SAMPLING_RATE,
-        min_duration: float = MIN_DURATION,
+        min_duration: float = SHORTEST_SECONDS,
         cache_bytes: int = 0,
     ):
         self.corpus = corpus
@@ -131,7 +132,7 @@ class CorpusUtterances:
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
         try:
             waveform = self._read(utterance)
-        except AudioError:
+        except InputError:
             self._failed[utterance] = True
             raise
         return random_crop(waveform, samples, generator)
@@ -148,7 +149,7 @@ class CorpusUtterances:
     def _read(self, utterance: int) -> np.ndarray:
         kept = self._cache.get(utterance)
         if kept is None:
-            waveform = read_audio(self.name(utterance), self.sampling_rate, self.min_duration)
+            waveform = read_utterance(self.name(utterance), self.sampling_rate, min_duration=self.min_duration).waveform
             if self.cache_bytes == 0:
                 return waveform
             kept = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
@@ -208,7 +209,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         augmentation: CropAugmentation | None = None,
         *,
         sampling_rate: int = SAMPLING_RATE,
-        min_duration: float = MIN_DURATION,
+        min_duration: float = SHORTEST_SECONDS,
         cache_bytes: int = 0,
         pairs: bool = False,
     ):
@@ -287,7 +288,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: the sample is out of range.
-            AudioError: no file of the corpus can be read.
+            InputError: no file of the corpus can be read.
         """
         epoch, sample = index
         if not 0 <= sample < len(self):
@@ -325,9 +326,9 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
         try:
             return augmentation(crop, generator, sample_other)
-        except AudioError as error:
+        except InputError as error:
             # A noise or room file: the crop stays clean.
-            self._note_failure(error.source, error.reason)
+            self._note_failure(error.name, error.reason)
             return crop
 
     def _cut(self, utterance: int, samples: int, generator: np.random.Generator) -> tuple[int, np.ndarray]:
@@ -335,11 +336,11 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         for candidate in self.utterances.candidates(utterance):
             try:
                 return candidate, self.utterances.cut(candidate, samples, generator)
-            except AudioError as error:
-                # The source of some errors is not the utterance but the shard that it lies in.
-                name = error.source if error.source else self.utterances.name(candidate)
+            except InputError as error:
+                # Some errors name not the utterance but the shard that holds it.
+                name = error.name if error.name else self.utterances.name(candidate)
                 self._note_failure(name, error.reason)
-        raise AudioError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
+        raise InputError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:
         """Take over what a loader process found and logged."""

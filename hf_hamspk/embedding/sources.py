@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..data.audio import AudioError, read_audio
-from ..shards.decoding import AAC_SUFFIXES, decode_audio
+from ..audio_hamspk import InputError
+from ..data.audio import read_utterance
 from ..shards.reading import ShardReader
 
 
@@ -69,15 +69,10 @@ class AudioFiles:
 
     def read(self, piece: int) -> list[Recording]:
         name = self.names[piece]
-        path = self.root / name
         try:
-            if path.suffix.lower() in AAC_SUFFIXES and path.is_file():
-                return [Recording(name, decode_audio(path.read_bytes(), name, self.sampling_rate))]
-            return [Recording(name, read_audio(path, self.sampling_rate))]
-        except AudioError as error:
+            return [Recording(name, read_utterance(self.root / name, self.sampling_rate, name).waveform)]
+        except InputError as error:
             return [Recording(name, reason=error.reason)]
-        except OSError as error:
-            return [Recording(name, reason=f"cannot be read ({error.strerror}); see to its permissions and its disk")]
 
 
 class ShardedCorpus:
@@ -98,14 +93,14 @@ class ShardedCorpus:
     def read(self, piece: int) -> list[Recording]:
         try:
             group = self.reader.read(piece)
-        except AudioError as error:
+        except InputError as error:
             place = self.reader.name_of(piece)
             return [Recording(f"{place}, row {row}", reason=error.reason) for row in range(self.sizes[piece])]
         found = []
         for row, (name, speaker) in enumerate(zip(group.names, group.speakers, strict=True)):
             try:
-                waveform = decode_audio(bytes(group.audio(row)), name, self.sampling_rate)
+                waveform = read_utterance(bytes(group.audio(row)), self.sampling_rate, name).waveform
                 found.append(Recording(name, waveform, speaker=speaker))
-            except AudioError as error:
+            except InputError as error:
                 found.append(Recording(name, reason=error.reason, speaker=speaker))
         return found

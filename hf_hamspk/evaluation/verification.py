@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio_hamspk import SpeechMeasures, measure_speech
+from ..audio_hamspk import InputError, SpeechMeasures, measure_speech
 from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
-from ..data.audio import AudioError, read_audio
+from ..data.audio import read_utterance
 from ..data.crops import even_segments
 from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
@@ -142,8 +142,8 @@ def embed_files(
     pending = 0.0
     for name in tqdm(names, desc="embedding", unit="file", disable=not progress, leave=False):
         try:
-            chunk[name] = read_audio(Path(audio_root) / name, rate)
-        except AudioError as error:
+            chunk[name] = read_utterance(Path(audio_root) / name, rate).waveform
+        except InputError as error:
             result.failures[name] = error.reason
             continue
         if change is not None:

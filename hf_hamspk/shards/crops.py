@@ -6,40 +6,44 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from ..data.audio import SAMPLING_RATE, AudioError
+from ..audio_hamspk import InputError
+from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
-from .decoding import decode_audio
 
 AAC_SETTLING = 2048
 """Samples decoded before an AAC crop: a frame of 1,024 overlaps the one before."""
 
 
 def decode_crop(
-    content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int = SAMPLING_RATE
+    content: bytes | memoryview,
+    samples: int,
+    generator: np.random.Generator,
+    sampling_rate: int = SAMPLING_RATE,
+    name: str = "",
 ) -> np.ndarray:
     """A random crop of an encoded recording.
 
-    The same as `random_crop(read_audio(content), samples, generator)` where the recording is lossless (FLAC, WAV). The
-    decoders of lossy formats settle after a seek (Opus, Vorbis, MP3) or fill in noise of their own (AAC), so there some
-    samples differ from those of a decoding from the start; they are the same whenever the same crop is decoded. The
-    start of a crop of AAC is drawn by the length in its header, up to a frame off that of what is decoded. A recording
-    at another sampling rate is decoded whole.
+    For lossless recordings (FLAC, WAV) this equals `random_crop(read_utterance(content).waveform, samples, generator)`.
+    Decoders of lossy formats settle after a seek (Opus, Vorbis, MP3) or fill in noise of their own (AAC), so some
+    samples differ from those of a decoding from the start; the same crop always has the same samples. The start of a
+    crop of AAC is drawn by the length in its header, which is up to a frame off. A recording at another sampling rate
+    is decoded whole.
 
-    The recording is not checked for silence or its length, as `read_audio` does: this is for shards, whose content was
-    checked when they were made.
+    A crop is not checked for silence: shards were checked when they were made.
 
     Args:
         content: of an audio file.
         samples: length of the crop, at least 1.
         generator: source of the start; drawn from only where the recording is longer than the crop.
         sampling_rate: samples per second of the crop.
+        name: of the recording, for errors.
 
     Returns:
         `(samples,)` float32.
 
     Raises:
-        AudioError: the content cannot be decoded.
-        ImportError: it is AAC and PyAV is not installed.
+        InputError: the content cannot be decoded.
+        MissingDecoderError: it is AAC and PyAV is not installed.
     """
     start = None
     try:
@@ -53,9 +57,11 @@ def decode_crop(
                 if file.samplerate == sampling_rate and spare > 0 and file.seekable():
                     file.seek(int(generator.integers(spare + 1)))
                     return _one_channel(file.read(samples, dtype="float32", always_2d=True), samples)
-    except (sf.SoundFileError, OSError, TypeError, ImportError):
+    except InputError:
+        raise
+    except (sf.SoundFileError, OSError, TypeError, ValueError, RuntimeError, ImportError):
         pass  # Decoding it whole says better what is wrong.
-    waveform = decode_audio(bytes(content), "", sampling_rate, min_duration=0.0)
+    waveform = read_utterance(bytes(content), sampling_rate, name, min_duration=0.0).waveform
     if start is None or len(waveform) <= samples:
         return random_crop(waveform, samples, generator)
     start = min(start, len(waveform) - samples)
@@ -117,7 +123,7 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
 
 def _one_channel(crop: np.ndarray, samples: int) -> np.ndarray:
     if len(crop) < samples:
-        raise AudioError(f"is cut short: {samples} samples of its middle were wanted, {len(crop)} could be decoded")
+        raise InputError(f"is cut short: {samples} samples of its middle were wanted, {len(crop)} could be decoded")
     if not np.isfinite(crop).all():
-        raise AudioError("holds NaN or infinite samples; leave it out")
+        raise InputError("holds NaN or infinite samples; leave it out")
     return crop[:, 0] if crop.shape[1] == 1 else crop.mean(axis=1)

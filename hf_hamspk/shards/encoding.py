@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import soundfile as sf
 
-from ..data.audio import AudioError, resample
-from .decoding import decode_sound
+from ..audio_hamspk import InputError, resample
+from ..data.audio import read_utterance
 
 FULL_SCALE = 32768
 """Steps of a 16-bit sample for an amplitude of 1. libsndfile reads with this number and writes floats with one less,
@@ -72,10 +72,10 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
         min_duration: seconds.
 
     Raises:
-        AudioError: the file cannot be used.
-        ImportError: it is AAC and PyAV is not installed.
+        InputError: the file cannot be used.
+        MissingDecoderError: it is AAC and PyAV is not installed.
     """
-    sound = decode_sound(content, name, min_duration)
+    sound = read_utterance(content, None, name, min_duration)
     if codec == "source":
         suffix = PurePosixPath(name).suffix.lower()
         return Encoded(content, suffix if suffix else _suffix(content), len(sound.waveform), sound.sampling_rate)
@@ -83,7 +83,7 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
         return Encoded(content, ".flac", len(sound.waveform), sampling_rate)
     waveform = resample(sound.waveform, sound.sampling_rate, sampling_rate)
     if not np.isfinite(waveform).all():
-        raise AudioError("has infinite samples after resampling; convert it anew from its original", name)
+        raise InputError("has infinite samples after resampling; convert it anew from its original", name)
     return Encoded(encode_waveform(waveform, sampling_rate, codec), f".{codec}", len(waveform), sampling_rate)
 
 

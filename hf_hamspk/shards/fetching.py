@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ..data.audio import AudioError
+from ..audio_hamspk import InputError
 
 READ_TIMEOUT_S = 60.0
 """Seconds without a byte after which an HTTP request counts as failed."""
@@ -86,7 +86,7 @@ class Fetcher:
         """The bytes `start` to `end - 1` of a file of the folder, or all of it.
 
         Raises:
-            AudioError: it could not be had, after all attempts.
+            InputError: it could not be had, after all attempts.
             RangesError: the server sends whole files.
         """
         attempt = 0
@@ -99,11 +99,11 @@ class Fetcher:
             # Every file system has its own errors for a lost connection or a busy server.
             except Exception as error:
                 if _hopeless(error):
-                    raise AudioError(
+                    raise InputError(
                         f"cannot be read ({_said(error)}); see whether {self.folder} is whole", file
                     ) from error
                 if attempt >= self.retry.attempts or self.stop.wait(self.retry.pause(attempt, self._draws)):
-                    raise AudioError(f"cannot be fetched, {attempt} attempts ({_said(error)})", file) from error
+                    raise InputError(f"cannot be fetched, {attempt} attempts ({_said(error)})", file) from error
 
     def _fetch_once(self, file: str, start: int | None, end: int | None) -> bytes:
         filesystem, path = self._open(file)

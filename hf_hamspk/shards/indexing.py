@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
+from ..data.audio import AUDIO_SUFFIXES
 from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
-from .listing import SUFFIXES
 from .manifest import (
     MANIFEST_NAME,
     SCHEMA,
@@ -194,7 +194,7 @@ def _index_tar(
         refused.append((f"{address}/{bad.name}", bad.reason))
 
     def take(member: Member) -> Member | None:
-        return member if member.name.lower().endswith(SUFFIXES) else None
+        return member if member.name.lower().endswith(AUDIO_SUFFIXES) else None
 
     rows: list[dict[str, Any]] = []
     with filesystem.open(path, "rb") as file:

@@ -16,13 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..data.corpus import AUDIO_SUFFIXES
+from ..data.audio import AUDIO_SUFFIXES
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
-from .decoding import AAC_SUFFIXES
-
-SUFFIXES = (*AUDIO_SUFFIXES, *AAC_SUFFIXES)
-"""Endings of audio files, by preference: of two files of one utterance the one whose ending comes first is used."""
-
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")
 """How the path of a file names its speaker: a folder or the start of the file name `id00012` (VoxCeleb, CN-Celeb); the
@@ -110,7 +105,7 @@ class Listing:
         base = name.rsplit("/", 1)[-1]
         suffix = os.path.splitext(base)[1].lower()
         # macOS leaves "._name.wav" files that hold no audio.
-        audio = suffix in SUFFIXES and not base.startswith(".")
+        audio = suffix in AUDIO_SUFFIXES and not base.startswith(".")
         if not audio:
             self.ignored[suffix] += 1
         return audio
@@ -212,7 +207,7 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
 
 def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
     """Sorted by key (by preference of suffix within), with one row for each; and the second files of a key."""
-    rank = {suffix: place for place, suffix in enumerate(SUFFIXES)}
+    rank = {suffix: place for place, suffix in enumerate(AUDIO_SUFFIXES)}
     ranks = [rank.get(os.path.splitext(str(name))[1].lower(), 0) for name in strings(table, "name")]
     table = table.append_column("rank", pa.array(ranks, pa.int8()))
     table = table.sort_by([("key", "ascending"), ("rank", "ascending"), ("container", "ascending")])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data.audio import AudioError
+from ..audio_hamspk import InputError, MissingDecoderError
 from .archives import ArchiveError
 from .encoding import Encoded, encode_file
 from .listing import MemberReader
@@ -92,7 +92,7 @@ def make_shard(output: str, progress: str, index: int) -> int:
 
     Raises:
         SourceChanged: a file is gone or altered.
-        ImportError: a package for decoding is missing.
+        MissingDecoderError: a package for decoding is missing.
         OSError: the shard cannot be written.
     """
     plan = load_plan(progress)
@@ -133,7 +133,9 @@ def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded
     try:
         content = reader.read(row)
         return encode_file(content, row["name"], options.codec, options.sampling_rate, options.min_duration)
-    except AudioError as error:
+    except MissingDecoderError:
+        raise
+    except InputError as error:
         return error.reason
     except ArchiveError as error:
         return str(error)

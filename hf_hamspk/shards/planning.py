@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.audio import MIN_DURATION, SAMPLING_RATE, AudioError
+from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
+from ..data.audio import AUDIO_SUFFIXES, SAMPLING_RATE
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_file
-from .listing import LAYOUTS, SUFFIXES, Container, Listing, MemberReader, differences, digest, name_utterances, strings
+from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings
 from .manifest import CODECS, FORMATS, even_shard_count
 from .writing import write_atomically
 
@@ -67,7 +68,7 @@ class PrepareOptions:
     shards: int | None = None
     shard_bytes: int = 256 * 2**20
     rows_per_group: int = 64
-    min_duration: float = MIN_DURATION
+    min_duration: float = SHORTEST_SECONDS
     licence: str = ""
     seed: int = 0
 
@@ -85,8 +86,8 @@ class PrepareOptions:
                 "sampling_rate, speaker_level, shard_bytes, rows_per_group and shards must be at least 1 and seed at "
                 f"least 0, got {counts}, {self.shards} and {self.seed}"
             )
-        if self.min_duration < MIN_DURATION:
-            raise ValueError(f"min_duration must be at least {MIN_DURATION} s, got {self.min_duration}")
+        if self.min_duration < SHORTEST_SECONDS:
+            raise ValueError(f"min_duration must be at least {SHORTEST_SECONDS} s, got {self.min_duration}")
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _check_survey(found: Survey, source: str) -> None:
         )
         raise ValueError(
             f"no utterance in {source}: {len(found.refused)} files were refused{f' ({reasons})' if reasons else ''}, "
-            f"other files: {others if others else 'none'}; audio ends in {', '.join(SUFFIXES)}"
+            f"other files: {others if others else 'none'}; audio ends in {', '.join(AUDIO_SUFFIXES)}"
         )
     speakers = table["speaker"].unique().to_pylist()
     if len(speakers) < 2:
@@ -210,7 +211,9 @@ def _mean_size(plan: Plan) -> float:
             try:
                 content = reader.read(row)
                 encoded = encode_file(content, row["name"], options.codec, options.sampling_rate, options.min_duration)
-            except (AudioError, ArchiveError, OSError):
+            except MissingDecoderError:
+                raise
+            except (InputError, ArchiveError, OSError):
                 continue
             sizes.append(len(encoded.content))
     return float(np.mean(sizes)) if sizes else float(np.mean([row["size"] for row in rows]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from ..data.audio import AudioError
+from ..audio_hamspk import InputError
 from .order import EpochOrder, Read
 from .reading import Group, ShardReader
 
@@ -90,11 +90,11 @@ class GroupStore:
         """A group, waited for or fetched now where it is not there.
 
         Raises:
-            AudioError: it cannot be read.
+            InputError: it cannot be read.
             ConnectionError: nor could those before it.
         """
         if group in self._broken:
-            raise AudioError(self._broken[group], self.reader.name_of(group))
+            raise InputError(self._broken[group], self.reader.name_of(group))
         if group not in self._fetched:
             if self._batch is None and len(self._fetched) >= GROUPS_KEPT:
                 self._drop(next(iter(self._fetched)))
@@ -102,7 +102,7 @@ class GroupStore:
             self._start(group, now, now)
         try:
             found = self._fetched[group].result()
-        except AudioError as error:
+        except InputError as error:
             self._drop(group)
             self._broken[group] = error.reason
             self._broken_in_a_row += 1

@@ -72,7 +72,7 @@ def prepare(
     Raises:
         ValueError: the source or an option cannot be used, or is not that of the preparation that is to go on.
         OSError: the shards cannot be written, or workers are ended again and again.
-        ImportError: a package for decoding is missing.
+        MissingDecoderError: a package for decoding is missing; the same command continues once it is installed.
     """
     options = PrepareOptions() if options is None else options
     output = Path(output)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.audio import AudioError
+from ..audio_hamspk import InputError
 from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
@@ -74,7 +74,7 @@ class ShardReader:
 
     Raises:
         ValueError: there is no manifest, or it cannot be used.
-        AudioError: the manifest cannot be fetched.
+        InputError: the manifest cannot be fetched.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ShardReader:
         """Fetch a group.
 
         Raises:
-            AudioError: it cannot be read, after all attempts; `source` is `name_of(group)`.
+            InputError: it cannot be read, after all attempts; `source` is `name_of(group)`.
         """
         number = int(self._shard_of[group])
         shard, place = self.manifest.shards[number], group - int(self._first_group[number])
@@ -130,18 +130,18 @@ class ShardReader:
                 found = self._read_row_group(number, shard, place)
             else:
                 found = self._read_members(number, shard, place)
-        except AudioError as error:
-            raise AudioError(error.reason, self.name_of(group)) from error
+        except InputError as error:
+            raise InputError(error.reason, self.name_of(group)) from error
         except RangesError:
             raise
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise AudioError(
+            raise InputError(
                 f"is damaged or not that of the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
                 "--verify` on the folder, or copy the shard anew",
                 self.name_of(group),
             ) from error
         if len(found) != self.group_sizes[group]:
-            raise AudioError(
+            raise InputError(
                 f"has {len(found)} utterances, the manifest says {self.group_sizes[group]}; copy the shard anew",
                 self.name_of(group),
             )
@@ -305,7 +305,7 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
 
     Raises:
         ValueError: there is no manifest at the URL, or it cannot be used.
-        AudioError: the manifest cannot be fetched.
+        InputError: the manifest cannot be fetched.
     """
     text = os.fspath(source)
     if os.path.basename(text) == MANIFEST_NAME:
@@ -314,7 +314,7 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
         return None
     try:
         return ShardReader(text, storage_options=storage_options)
-    except AudioError as error:
+    except InputError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise ValueError(

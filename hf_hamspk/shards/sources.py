@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO, TextIO
 
 from .archives import (
@@ -48,6 +49,9 @@ KINDS = (
     "a folder of audio, a zip or tar or the parts of one (..._partaa), a CSV file, Parquet files, a folder or Hub "
     "repository of `datasets`"
 )
+
+
+NO_FILE = "is no regular file (a folder, a pipe or a device)"
 
 
 def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:
@@ -227,7 +231,10 @@ def _sort_out(listing: Listing, container: int, entries: list, seen: set[tuple[i
         elif not _is_text(name):
             listing.refuse(container, repr(name), "its name is not UTF-8; rename it")
         elif listing.is_audio(name):
-            listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns))
+            if S_ISREG(stat.st_mode):
+                listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns))
+            else:
+                listing.refuse(container, name, NO_FILE)
 
 
 def _is_text(name: str) -> bool:
@@ -340,6 +347,8 @@ def _stat(root: Path, name: Any) -> os.stat_result | None:
 def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os.stat_result | None) -> None:
     if not isinstance(name, str) or not name or speaker in (None, ""):
         listing.refuse(container, str(name), f"its line in the table is not complete (the speaker is {speaker!r})")
+    elif stat is not None and not S_ISREG(stat.st_mode):
+        listing.refuse(container, name, NO_FILE)
     elif stat is None:
         listing.refuse(container, name, "no such file; check the path and the folder that it is relative to")
     else:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..data.audio import SAMPLING_RATE, AudioError
+from ..audio_hamspk import InputError
+from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.dataset import SpeakerCrops, collate
 from .crops import decode_crop
-from .decoding import decode_audio
 from .order import LANES, WINDOW, EpochOrder, micro_batch_slots, worker_slots
 from .prefetching import READ_AHEAD_BYTES, GroupStore
 from .reading import ShardReader, choose_shuffle
@@ -98,8 +98,8 @@ class ShardUtterances:
         found = self.store.get(group)
         try:
             return decode_crop(found.audio(row), samples, generator, self.sampling_rate)
-        except AudioError as error:
-            raise AudioError(error.reason, f"{found.names[row]} ({self.reader.name_of(group)})") from error
+        except InputError as error:
+            raise InputError(error.reason, f"{found.names[row]} ({self.reader.name_of(group)})") from error
 
     def failed(self) -> list[str]:
         # The reasons travel with the samples of loader processes.
@@ -303,11 +303,12 @@ class NoiseShards:
         return vars(self) | {"_store": None}
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
-        return decode_crop(self._draw(generator)[0], samples, generator, self.sampling_rate)
+        content, name = self._draw(generator)
+        return decode_crop(content, samples, generator, self.sampling_rate, name)
 
     def whole(self, generator: np.random.Generator) -> np.ndarray:
         content, name = self._draw(generator)
-        return decode_audio(bytes(content), name, self.sampling_rate, min_duration=0.0)
+        return read_utterance(bytes(content), self.sampling_rate, name, min_duration=0.0).waveform
 
     def _draw(self, generator: np.random.Generator) -> tuple[memoryview, str]:
         utterance = int(generator.integers(self.reader.manifest.utterances))

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data.audio import MIN_DURATION, AudioError
+from ..audio_hamspk import InputError
+from ..data.audio import read_utterance
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
-from .decoding import decode_sound
 from .making import make_pool
 from .manifest import MANIFEST_NAME, SCHEMA, TAR_INDEX, UNREADABLE_NAME, Manifest, Shard, load_manifest, read_unreadable
 from .writing import hash_file
@@ -159,8 +159,8 @@ def hash_key(key: str) -> int:
 
 def _row_problems(row: dict[str, Any], sampling_rate: int | None) -> Iterator[str]:
     try:
-        sound = decode_sound(row["content"], row["key"], MIN_DURATION)
-    except (AudioError, ImportError) as error:
+        sound = read_utterance(row["content"], None, row["key"])
+    except InputError as error:
         yield str(error)
         return
     if sampling_rate is not None and sound.sampling_rate != sampling_rate:

@@ -38,8 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from hf_hamspk.data import Augmentation, SpeakerCrops, make_speech, random_crop, read_audio
-from hf_hamspk.shards.decoding import decode_audio
+from hf_hamspk.data import Augmentation, SpeakerCrops, make_speech, random_crop, read_utterance
 from hf_hamspk.shards.encoding import Encoded, encode_waveform
 from hf_hamspk.shards.manifest import Manifest, shard_name
 from hf_hamspk.shards.reading import ShardReader
@@ -71,7 +70,7 @@ def recordings(speech: Path | None, count: int) -> Iterator[np.ndarray]:
         draws.shuffle(files)
         pieces, samples = [], 0
         for file in files:
-            pieces.append(read_audio(file))
+            pieces.append(read_utterance(file).waveform)
             samples += len(pieces[-1])
             if samples > count * SECONDS * RATE:
                 break
@@ -263,9 +262,9 @@ def wespeaker(folder: Path) -> Iterator[torch.Tensor]:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Whole, mono. The checks of `read_audio` are left out: the others have none."""
+    """Whole, mono. The checks of `read_utterance` are left out: the others have none."""
     if content[4:8] == b"ftyp":
-        return decode_audio(content)
+        return read_utterance(content).waveform
     import soundfile
 
     return soundfile.read(io.BytesIO(content), dtype="float32")[0]

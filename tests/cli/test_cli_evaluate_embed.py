@@ -20,7 +20,7 @@ from tiny_models import RATE, cosine, noises
 from hf_hamspk.__main__ import main
 from hf_hamspk.cli import evaluate as cli_evaluate
 from hf_hamspk.cli import sweep as cli_sweep
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.conditions import SWEEPS
 from hf_hamspk.evaluation import evaluating, sweep
 from hf_hamspk.evaluation.evaluating import Evaluation
@@ -221,7 +221,7 @@ def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     stored = read_embeddings(output)
     assert set(stored) == {str(file) for file in files}
-    expected = load_model(str(model_folder), "cpu").embed([read_audio(file) for file in files], 16000)
+    expected = load_model(str(model_folder), "cpu").embed([read_utterance(file).waveform for file in files], 16000)
     for file, row in zip(files, expected, strict=True):
         assert stored[str(file)].dtype == np.float32
         torch.testing.assert_close(torch.from_numpy(stored[str(file)]), row, rtol=1e-4, atol=1e-5)
@@ -294,7 +294,7 @@ def test_killed_and_resumed_by_several_processes(tmp_path, model_folder, audio):
     names = [str(audio / f"{name}") for name in ("a.wav", "b.wav", "c.wav", "d.wav", "one_second.flac")]
     stored = np.load(output)
     assert len(stored.files) == len(set(stored.files)) == 7 and set(names) < set(stored.files)
-    expected = load_model(str(model_folder), "cpu").embed([read_audio(name) for name in names], RATE)
+    expected = load_model(str(model_folder), "cpu").embed([read_utterance(name).waveform for name in names], RATE)
     for name, row in zip(names, expected, strict=True):
         np.testing.assert_allclose(stored[name], row.numpy(), rtol=1e-5, atol=1e-5)
 

@@ -80,16 +80,15 @@ def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, mon
 
 def test_choices_are_those_of_the_package():
     from hf_hamspk.conversion import SOURCES
-    from hf_hamspk.data.corpus import AUDIO_SUFFIXES
+    from hf_hamspk.data.audio import AUDIO_SUFFIXES
     from hf_hamspk.embedding import FORMATS
     from hf_hamspk.shards import manifest
-    from hf_hamspk.shards.decoding import AAC_SUFFIXES
     from hf_hamspk.shards.listing import LAYOUTS
     from hf_hamspk.verification_hamspk import COMBINATIONS
 
     assert verify.COMBINE_CHOICES == COMBINATIONS
     assert embed.OUTPUT_FORMATS == FORMATS
-    assert (*AUDIO_SUFFIXES, *AAC_SUFFIXES) == embed.SEARCHED_SUFFIXES
+    assert embed.SEARCHED_SUFFIXES == AUDIO_SUFFIXES
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
     assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
     assert tuple(SOURCES) == convert.SOURCE_KINDS

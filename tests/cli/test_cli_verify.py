@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.loading.models import load_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verify.py"
@@ -29,7 +29,7 @@ def test_ratio_operating_point_and_decision(hamspk, calibrated_folder, voices):
     code, out, _ = hamspk("verify", calibrated_folder, voices / "a.wav", voices / "b.wav")
     assert hamspk("verify", calibrated_folder, voices / "a.wav", "--test", voices / "b.wav")[1] == out
     model = HamSpkModel.from_pretrained(calibrated_folder).eval()
-    a, b = model.embed([read_audio(voices / f"{name}.wav") for name in "ab"], 16000)
+    a, b = model.embed([read_utterance(voices / f"{name}.wav").waveform for name in "ab"], 16000)
     score = model.score(a, b).item()
     assert code == 0
     assert f"score      {score:.4f} (cosine similarity)" in out
@@ -214,7 +214,7 @@ def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, cali
 
     a, b = (voices / f"{name}.wav" for name in "ab")
     model = load_model(str(calibrated_folder), "cpu")
-    embedded = model.embed([read_audio(path) for path in (a, b)], 16000)
+    embedded = model.embed([read_utterance(path).waveform for path in (a, b)], 16000)
     out = run(calibrated_folder, a, b)
     assert float(out.split()[1]) == pytest.approx(model.score(*embedded).item(), abs=2e-4)
     assert "log-likelihood ratio" in out

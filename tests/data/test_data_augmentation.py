@@ -8,7 +8,8 @@ import soundfile as sf
 import torch
 import torchaudio
 
-from hf_hamspk.data.audio import SAMPLING_RATE, AudioError
+from hf_hamspk.audio_hamspk import InputError
+from hf_hamspk.data.audio import SAMPLING_RATE
 from hf_hamspk.data.augmentation import (
     BABBLE_SNR_DB,
     EQUALISER_HZ,
@@ -169,7 +170,7 @@ def test_files_of_the_user_take_the_place_of_generated_noise_and_rooms(tmp_path)
     wet = Augmentation(1.0, ("reverb",), rir_dir=str(tmp_path / "rir"))(waveform, np.random.default_rng(0))
     np.testing.assert_allclose(wet, waveform, atol=1e-6)
     (tmp_path / "noise" / "sub" / "n.wav").write_bytes(b"broken")
-    with pytest.raises(AudioError, match=re.escape("n.wav: cannot be decoded")):
+    with pytest.raises(InputError, match=re.escape("n.wav: cannot be decoded")):
         Augmentation(1.0, ("noise",), noise_dir=str(tmp_path / "noise"))(waveform, np.random.default_rng(0))
 
 

@@ -1,5 +1,6 @@
 """Tables of corpora, what is wrong with them, and the check of their audio."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from hf_hamspk.audio_hamspk import InputError
+from hf_hamspk.data.augmentation import NoiseFolder
 from hf_hamspk.data.corpus import check_corpus, load_corpus, speaker_labels
 
 SPEECH = Path(__file__).resolve().parents[3] / "shared" / "speech"
@@ -149,3 +152,54 @@ def test_real_speech():
     report = check_corpus(dataset, progress=False)
     assert len(report.bad) == 0
     assert report.durations.min() > 0.5
+
+
+def strange_files(root: Path) -> dict[str, str]:
+    """Files beside good ones that must not end a command; name to what the report says of them."""
+    tone = 0.1 * np.sin(np.arange(8_000))
+    sf.write(root / "id01" / "odd.wav", tone, 11_127)
+    sf.write(root / "id01" / "high.wav", tone, 48_001)
+    sf.write(root / "id01" / "voicemail.wav", tone, 8_000, subtype="GSM610")
+    sf.write(root / "id01" / "slow.wav", np.tile(tone, 2), 1_000)
+    (root / "id02" / "lying.flac").write_bytes(b"fLaC" + bytes(40) + b"\xff" * 400)
+    os.mkfifo(root / "id02" / "pipe.wav")
+    return {"slow.wav": "sampling rate of 1000 Hz", "lying.flac": "cannot be decoded", "pipe.wav": "no regular file"}
+
+
+def test_one_strange_file_ends_nothing(tree):
+    expected = strange_files(tree)
+    dataset = load_corpus(tree)
+    for full in (True, False):
+        report = check_corpus(dataset, full=full, progress=False)
+        bad = {Path(file.path).name: file.reason for file in report.bad}
+        # The header of a file says nothing about its rate being of use.
+        assert bad.keys() == (expected.keys() if full else expected.keys() - {"slow.wav"})
+        assert all(expected[name] in reason for name, reason in bad.items())
+    noises = NoiseFolder(tree / "id02")
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        try:
+            assert noises.crop(4_000, generator).shape == (4_000,)
+        except InputError as error:
+            assert Path(error.name).name in expected
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".webm"])
+def test_formats_of_phones_and_browsers_are_read(tree, suffix):
+    av = pytest.importorskip("av")
+    with av.open(tree / "id01" / f"phone{suffix}", "w") as file:
+        stream = file.add_stream("aac" if suffix == ".m4a" else "libopus", rate=48_000, layout="mono")
+        samples = (0.1 * np.sin(np.arange(96_000) / 20)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        resampler = av.AudioResampler(stream.format, "mono", 48_000, stream.frame_size)
+        for each in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(each))
+        file.mux(stream.encode(None))
+    dataset = load_corpus(tree)
+    for full in (True, False):
+        report = check_corpus(dataset, full=full, progress=False)
+        assert not report.bad
+        assert report.durations[list(map(str, dataset["path"])).index(str(tree / "id01" / f"phone{suffix}"))] == (
+            pytest.approx(2.0, abs=0.03)
+        )

@@ -11,7 +11,8 @@ import soundfile as sf
 import torch
 from torch.utils.data import DataLoader
 
-from hf_hamspk.data.audio import AudioError, read_audio
+from hf_hamspk.audio_hamspk import InputError
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.augmentation import Augmentation
 from hf_hamspk.data.corpus import load_corpus, speaker_labels
 from hf_hamspk.data.dataset import SpeakerCrops, collate
@@ -53,7 +54,7 @@ def test_items_are_a_function_of_seed_epoch_and_sample(corpus, augmentation):
 
 
 def test_epoch_seed_and_sample_change_the_crop(corpus):
-    long = max(range(len(corpus)), key=lambda index: len(read_audio(corpus[index]["path"])))
+    long = max(range(len(corpus)), key=lambda index: len(read_utterance(corpus[index]["path"]).waveform))
     base = crops(corpus)[0, long]["input_values"]
     assert not np.array_equal(base, crops(corpus)[1, long]["input_values"])
     assert not np.array_equal(base, crops(corpus, seed=2)[0, long]["input_values"])
@@ -63,7 +64,7 @@ def test_a_clean_crop_is_a_run_of_its_file(corpus):
     dataset = crops(corpus)
     for sample in range(len(dataset)):
         item = dataset[0, sample]
-        waveform = np.resize(read_audio(corpus[sample]["path"]), 9_000)
+        waveform = np.resize(read_utterance(corpus[sample]["path"]).waveform, 9_000)
         starts = np.flatnonzero(waveform == item["input_values"][0])
         assert any(np.array_equal(np.resize(waveform[s : s + CROP], CROP), item["input_values"]) for s in starts)
         assert item["labels"] == "abc".index(corpus[sample]["speaker"])
@@ -164,7 +165,7 @@ def test_nothing_to_read_and_indices_out_of_range(corpus):
         crops(corpus)[0, 12]
     for path in corpus["path"]:
         sf.write(path, np.zeros(0), 16_000)
-    with pytest.raises(AudioError, match=re.escape("none of the 12 files of the corpus can be read")):
+    with pytest.raises(InputError, match=re.escape("none of the 12 files of the corpus can be read")):
         crops(corpus)[0, 0]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.corpus import check_corpus, load_corpus, speaker_labels
 from hf_hamspk.data.synthetic import LEVEL_DBFS, draw_speaker, make_corpus, make_speech
 
@@ -97,7 +97,7 @@ def test_corpus_layout(tmp_path):
     assert report.bad == ()
     assert 0.5 <= report.durations.min() < report.durations.max() <= 0.8
     speech = make_speech(1_000_002, 3, float(report.durations[2 * 5 + 3]))
-    np.testing.assert_allclose(read_audio(root / "train/syn00002/s00/u0003.flac"), speech, atol=1.6e-5)
+    np.testing.assert_allclose(read_utterance(root / "train/syn00002/s00/u0003.flac").waveform, speech, atol=1.6e-5)
     trials = [line.split() for line in (root / "trials.txt").read_text().splitlines()]
     assert Counter(label for label, *_ in trials) == {"1": 20, "0": len(trials) - 20}
     # Impostor pairs are drawn with repetition: of the 25 there are, a few may be missing.

@@ -1,10 +1,12 @@
 """Embedding of corpora: what one call of the model gives, whatever the chunks, processes, interruptions, formats."""
 
+import os
 import threading
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 import torch
 from safetensors.numpy import load_file
 from small_shards import RATE, encoded, make_shards, recording
@@ -185,4 +187,9 @@ def test_files_are_found_by_name_and_root(tmp_path):
     source = AudioFiles(["a.wav", "gone.wav"], RATE, tmp_path)
     assert source.read(0)[0].waveform.shape == (4000,)
     assert source.read(1)[0].reason.startswith("no such file")
+    sf.write(tmp_path / "voicemail.wav", 0.1 * np.sin(np.arange(8_000)), 8_000, subtype="GSM610")
+    os.mkfifo(tmp_path / "pipe.wav")
+    strange = AudioFiles(["voicemail.wav", "pipe.wav"], RATE, tmp_path)
+    assert len(strange.read(0)[0].waveform) == pytest.approx(16_000, abs=1_000)
+    assert "no regular file" in strange.read(1)[0].reason
     assert source.fingerprint() != AudioFiles(["gone.wav", "a.wav"], RATE, tmp_path).fingerprint()

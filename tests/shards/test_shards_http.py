@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_shards import make_shards
 
-from hf_hamspk.data.audio import AudioError
+from hf_hamspk.audio_hamspk import InputError
 from hf_hamspk.data.dataset import SpeakerCrops
 from hf_hamspk.shards.fetching import RangesError, Retry
 from hf_hamspk.shards.reading import ShardReader
@@ -148,7 +148,7 @@ def test_a_server_that_ignores_ranges_is_named_at_once(tmp_path, serve, containe
 
 def test_a_folder_that_is_not_there(tmp_path, serve):
     server = serve(faults=0.0)
-    with pytest.raises(AudioError, match=r"manifest.json: cannot be read \(FileNotFoundError"):
+    with pytest.raises(InputError, match=r"manifest.json: cannot be read \(FileNotFoundError"):
         ShardReader(server.url + "/nowhere", PATIENT)
 
 
@@ -157,5 +157,5 @@ def test_a_manifest_from_afar_names_no_files_elsewhere(tmp_path, serve):
     text = (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace("shard-00000-of-00001.parquet", "file:///etc/hosts"))
     server = serve(faults=0.0)
-    with pytest.raises(AudioError, match="a manifest that is not local may not name files elsewhere"):
+    with pytest.raises(InputError, match="a manifest that is not local may not name files elsewhere"):
         ShardReader(server.url, PATIENT).read(0)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_shards import encoded, make_shards, recording
 
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.crops import random_crop
 from hf_hamspk.data.dataset import SpeakerCrops
 from hf_hamspk.shards.indexing import index_shards
@@ -70,7 +70,9 @@ def test_an_index_makes_shards_of_what_lies_elsewhere(foreign, kind):
     for sample in range(20):
         item = crops[0, sample]
         draws = np.random.default_rng((0, 0, sample))
-        np.testing.assert_array_equal(item["input_values"], random_crop(read_audio(contents[sample]), 1_600, draws))
+        np.testing.assert_array_equal(
+            item["input_values"], random_crop(read_utterance(contents[sample]).waveform, 1_600, draws)
+        )
         assert item["labels"] == sample % 3
     seen = Counter(crop.numpy().tobytes() for batch in StreamedBatches(crops, 4) for crop in batch["input_values"])
     assert len(seen) == 20 and set(seen.values()) == {1}

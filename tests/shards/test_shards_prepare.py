@@ -18,7 +18,7 @@ from prepare_sources import as_file, as_m4a, noise, voxceleb, write
 
 import hf_hamspk.shards.making as making
 import hf_hamspk.shards.streams as streams
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.shards import PrepareOptions, load_manifest, prepare, verify_shards
 from hf_hamspk.shards.encoding import to_16_bit
 from hf_hamspk.shards.listing import find_layout, key_of, speaker_of
@@ -41,7 +41,7 @@ def rows(output: Path) -> dict[str, dict]:
 
 
 def waveforms(output: Path) -> dict[str, np.ndarray]:
-    return {key: to_16_bit(read_audio(row["audio"])) for key, row in rows(output).items()}
+    return {key: to_16_bit(read_utterance(row["audio"]).waveform) for key, row in rows(output).items()}
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -124,7 +124,9 @@ def test_webdataset_members_lie_where_the_index_says(tree, out):
             names = tar.getnames()
         assert names == [name for key in index["key"] for name in (f"{key}.flac", f"{key}.json")]
         for key, offset, size in zip(index["key"], index["offset"], index["size"], strict=True):
-            np.testing.assert_array_equal(to_16_bit(read_audio(content[offset : offset + size])), made[key])
+            np.testing.assert_array_equal(
+                to_16_bit(read_utterance(content[offset : offset + size]).waveform), made[key]
+            )
         keys += index["key"]
     assert sorted(keys) == sorted(made)
 
@@ -304,6 +306,20 @@ def test_bad_files_are_listed_and_the_others_used(tree, out):
         ("id00000/loop", "second way"),
     ):
         assert re.search(reason, reasons[name]), reasons[name]
+
+
+def test_one_strange_file_ends_nothing(tree, out):
+    root, made = tree
+    tone = 0.1 * np.sin(np.arange(8_000))
+    for name, rate, subtype in (("odd", 11_127, "PCM_16"), ("high", 48_001, "PCM_16"), ("voicemail", 8_000, "GSM610")):
+        sf.write(root / f"id00000/{name}.wav", tone, rate, subtype=subtype)
+    sf.write(root / "id00001/slow.wav", tone, 1_000)
+    os.mkfifo(root / "id00001/pipe.wav")
+    make(root, out, shards=2)
+    assert waveforms(out).keys() - made.keys() == {f"id00000/{name}" for name in ("odd", "high", "voicemail")}
+    reasons = dict(read_unreadable(out))
+    assert "sampling rate of 1000 Hz" in reasons["id00001/slow.wav"]
+    assert "is no regular file" in reasons["id00001/pipe.wav"]
 
 
 class Killed(BaseException):

@@ -18,7 +18,7 @@ import pytest
 from prepare_sources import RATE, as_file, as_m4a, deadly_make_shard, deadly_try_row, noise, write
 
 import hf_hamspk.shards.making as making
-from hf_hamspk.data.audio import read_audio
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.shards import PrepareOptions, load_manifest, prepare, verify_shards
 from hf_hamspk.shards.encoding import to_16_bit
@@ -66,7 +66,7 @@ def check(output: Path, good: dict, bad: set) -> None:
     assert found.keys() == good.keys()
     for key, samples in good.items():
         if samples is not None:
-            np.testing.assert_array_equal(to_16_bit(read_audio(found[key]["audio"])), samples)
+            np.testing.assert_array_equal(to_16_bit(read_utterance(found[key]["audio"]).waveform), samples)
     assert {path for path, _ in read_unreadable(output)} == bad
     assert all(reason for _, reason in read_unreadable(output))
 

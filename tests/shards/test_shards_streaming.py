@@ -11,7 +11,7 @@ import torch
 from small_shards import RATE, make_shards
 from torch.utils.data import DataLoader
 
-from hf_hamspk.data.audio import AudioError
+from hf_hamspk.audio_hamspk import InputError
 from hf_hamspk.data.augmentation import Augmentation
 from hf_hamspk.data.corpus import load_corpus
 from hf_hamspk.data.dataset import CorpusUtterances, SpeakerCrops, collate
@@ -170,7 +170,7 @@ def test_a_broken_utterance_is_replaced_by_the_next_of_its_group(tmp_path):
 
 def test_nothing_can_be_read(tmp_path):
     make_shards(tmp_path, [[2, 2]], replace=dict.fromkeys(range(4), b"broken"))
-    with pytest.raises(AudioError, match="none of the 4 files of the corpus can be read"):
+    with pytest.raises(InputError, match="none of the 4 files of the corpus can be read"):
         list(StreamedBatches(crops_of(tmp_path), 2))
 
 
