@@ -1,4 +1,4 @@
-"""The two passes of the fused loss over blocks of centres; see the module `fused` for what it is and why.
+"""The forward and the backward pass of the fused loss over blocks of centres; the module `fused` explains the method.
 
 Letters: `B` batch, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..networks_hamspk import add_margin
 from .lifting import (
-    BITS,
+    BITS_PER_NAT,
     HeadSettings,
     PairDistance,
     Radial,
@@ -32,7 +32,7 @@ from .lifting import (
     radial_parts,
     target_similarity,
 )
-from .sharding import Shard, largest_over_ranks, sum_over_ranks
+from .sharding import CentreShard, largest_over_ranks, sum_over_ranks
 
 # Entries of a block, B x N: the passes over it should stay in the cache of a CPU, and each should fill a GPU.
 CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 24
@@ -40,8 +40,16 @@ SMALLEST_BLOCK = 64
 ROOT_OF_TWO = 2**0.5
 
 
-class ClassBlocks:
-    """One loss: what it is of, and what its backward pass needs besides the inputs."""
+class BlockwiseLoss:
+    """State shared by the forward and backward pass over blocks of classes.
+
+    Args:
+        settings: the head's.
+        curvature: of a hyperbolic similarity, if it is not learned; else None.
+        chosen: rows of the centres that take part, ascending; None for all.
+        shard: the centres of this rank; None for all.
+        kept_bytes: derivatives of logits that are kept for the backward pass.
+    """
 
     needs_grad = True
 
@@ -50,15 +58,15 @@ class ClassBlocks:
         settings: HeadSettings,
         curvature: float | None,
         chosen: Tensor | None,
-        shard: Shard | None,
+        shard: CentreShard | None,
         kept_bytes: int,
     ):
         self.settings, self.fixed_curvature, self.chosen, self.shard = settings, curvature, chosen, shard
         self.kept_bytes = kept_bytes
-        # What is taken off every logit; None where it is the largest of its row so far, then `running`, in bits.
+        # Subtracted from every logit; None if it is the largest of its row so far, which is `running`, in bits.
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
-        # Memory that each block uses again.
+        # Memory that the blocks share.
         self.scratch: dict[str, Tensor] = {}
         self.pairs: PairDistance | None = None
         # `running` as it was at each block.
@@ -86,7 +94,7 @@ class ClassBlocks:
         self.keep = self.kept_bytes // (batch * self.block * x.element_size()) if batch and self.needs_grad else 0
         self.total, self.grad = x.new_zeros(batch), new_rows(batch, self.lifted.shape[1], x).zero_()
         self.distance_sum = None if curvature is None else x.new_zeros(batch)
-        self.running = self.target_logit * BITS if self.shift is None else None
+        self.running = self.target_logit * BITS_PER_NAT if self.shift is None else None
         for number, span in enumerate(self._spans()):
             lifted = self._lift(weight, bias, span)
             derivative = self._derivative(number, lifted)
@@ -98,24 +106,24 @@ class ClassBlocks:
         return self._losses()
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
-        """Where each label is among the rows that take part, -1 for a speaker of another rank."""
+        """Positions of the labels among the rows that take part, -1 for a speaker on another rank."""
         self.own, self.local = None, labels
         if self.shard is not None:
             local = labels - self.shard.first
             self.own = (local >= 0) & (local < weight.shape[0])
             self.local = local.clamp(0, weight.shape[0] - 1)
         places = self.local if self.chosen is None else torch.searchsorted(self.chosen, self.local)
-        return self._of_own(places, -1)
+        return self._fill_remote(places, -1)
 
-    def _of_own(self, values: Tensor, other: float) -> Tensor:
-        """`values` `(B,)`, and `other` for speakers of other ranks."""
+    def _fill_remote(self, values: Tensor, other: float) -> Tensor:
+        """`values` `(B,)`, with `other` in place of those of speakers on other ranks."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
         """The target of distances whose curvature is not learned, without a graph.
 
         Raises:
-            ValueError: the margin is an angle, which a distance has not.
+            ValueError: the margin is an angle, which a distance does not have.
         """
         if self.settings.margin_kind == "angular":
             raise ValueError("An angular margin is for cosines; a hyperbolic head takes an additive one.")
@@ -138,7 +146,7 @@ class ClassBlocks:
         self._share_target(similarity)
 
     def _share_target(self, similarity: Tensor) -> None:
-        known = self._of_own(similarity.detach(), 0.0)
+        known = self._fill_remote(similarity.detach(), 0.0)
         self.target_logit = self.settings.scale * sum_over_ranks(known, self.shard)
 
     def _taking_part(self, tensor: Tensor, span: slice = slice(None)) -> Tensor:
@@ -149,7 +157,7 @@ class ClassBlocks:
         return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
     def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> Tensor:
-        """Lifted centres `(N, A)` of a block, good until others are written there."""
+        """Lifted centres `(N, A)` of a block, valid until the next block is lifted."""
         dtype = self.lifted.dtype
         rows = self._taking_part(weight, span).to(dtype)
         block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
@@ -158,20 +166,20 @@ class ClassBlocks:
         return lifted
 
     def _lifted_scratch(self, count: int) -> Tensor:
-        """`(count, A)`, for the lifted centres of a block or their gradient."""
+        """Shared memory `(count, A)` for the lifted centres of a block or their gradient."""
         if "lifted" not in self.scratch:
             self.scratch["lifted"] = new_rows(min(self.block, self.count), self.lifted.shape[1], self.lifted)
         return self.scratch["lifted"][:count]
 
     def _block_scratch(self, name: str, columns: int) -> Tensor:
-        """`(B, columns)`."""
+        """Shared memory `(B, columns)` of a name."""
         batch = self.lifted.shape[0]
         if name not in self.scratch:
             self.scratch[name] = self.lifted.new_empty(batch * min(self.block, self.count))
         return self.scratch[name][: batch * columns].view(batch, columns)
 
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
-        """Derivatives `(B, N)` of the logits of a block times their exponentials; the sums go on, unless `again`."""
+        """Derivatives `(B, N)` of the logits of a block times their exponentials; adds to the sums unless `again`."""
         columns = lifted.shape[0]
         is_kept = number < self.keep and not again
         product = torch.mm(self.lifted, lifted.mT, out=None if is_kept else self._block_scratch("product", columns))
@@ -179,7 +187,7 @@ class ClassBlocks:
             self._mark(product, number, torch.inf)
             sinh = to_distance(product, self._block_scratch("sinh", columns))
             distance = product.clone() if self.distance_sum is not None and not again else None
-            logits = product.mul_(-BITS * self._distance_scale())
+            logits = product.mul_(-BITS_PER_NAT * self._distance_scale())
             masked = None
         else:
             sinh, distance, logits = None, None, product
@@ -207,25 +215,25 @@ class ClassBlocks:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """`s f`: what a distance of the unit ball is multiplied by to be minus a logit."""
+        """`s f`: the factor from a distance of the unit ball to minus a logit."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors to 0 where the margin asks for it; returns where that was, `(B, N)`."""
+        """Set the logits of easy impostors to 0 if the margin is "real"; returns their mask `(B, N)`, else None."""
         if self.settings.margin_kind != "real":
             return None
         shift = 0.0 if self.shift is None else self.shift
-        easy = logits < (self.target_logit - shift).mul_(BITS)[:, None]
-        logits.masked_fill_(easy, -shift * BITS)
+        easy = logits < (self.target_logit - shift).mul_(BITS_PER_NAT)[:, None]
+        logits.masked_fill_(easy, -shift * BITS_PER_NAT)
         return easy
 
     def _exponentials(self, number: int, logits: Tensor, again: bool) -> Tensor:
         if self.running is None:
             if self.settings.kind == "hyperbolic" and self.shift:
-                logits.sub_(self.shift * BITS)
+                logits.sub_(self.shift * BITS_PER_NAT)
             return logits.exp2_()
         if not again:
             largest = torch.maximum(self.running, logits.amax(1))
@@ -234,7 +242,7 @@ class ClassBlocks:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Bring the sums from one shift, in bits, to a larger one."""
+        """Rescale the sums from one shift, in bits, to a larger one."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]
@@ -246,7 +254,7 @@ class ClassBlocks:
         if self.running is not None:
             largest = largest_over_ranks(self.running.clone(), self.shard)
             self._shrink(self.running, largest)
-            self.running, shift = largest, largest / BITS
+            self.running, shift = largest, largest / BITS_PER_NAT
         total = sum_over_ranks(self.total, self.shard)
         # The logarithm of the odds of an impostor. Without impostors it is minus infinity, and the loss 0.
         odds = total.log() + shift - self.target_logit
@@ -281,9 +289,9 @@ class ClassBlocks:
         return grad_x, grad_weight, grad_bias, sum_over_ranks(grad_c, self.shard)
 
     def _target_gradient(self) -> list[Any]:
-        """What the similarity to the own centre passes on: to embedding, row, bias and curvature."""
-        # Another rank's targets were computed with some row of this one.
-        given = self._of_own(self.wrong_grad, 0.0)
+        """Gradients of embedding, row, bias and curvature through the similarity to the own centre."""
+        # Targets of other ranks were computed with an arbitrary row of this one.
+        given = self._fill_remote(self.wrong_grad, 0.0)
         if self.pairs is not None:
             return [*pull_back_pairs(given * self._distance_scale(), self.pairs), None, None]
         inputs, similarity = self.target
@@ -293,7 +301,7 @@ class ClassBlocks:
         return [None if tensor is None else next(found) for tensor in inputs]
 
     def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Gradient `(B, D)` by way of the impostors, and those of lengths and times `(B,)`."""
+        """Gradient `(B, D)` through the impostors, and those of lengths and times `(B,)`."""
         size = x.shape[1]
         # The space part of a lifted embedding is minus `X`, or the scaled direction.
         hyperbolic = self.settings.kind == "hyperbolic"
@@ -308,8 +316,8 @@ class ClassBlocks:
     def _centres_gradient(
         self, factor: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients of centres and bias by way of the impostors, and, where a curvature is learned, those of lengths
-        and times `(2, N)`."""
+        """Gradients of centres and bias through the impostors, and, if a curvature is learned, those of lengths and
+        times `(2, N)`."""
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
@@ -317,7 +325,7 @@ class ClassBlocks:
         parts = None if self.distance_sum is None else factor.new_zeros(2, self.count)
         if self.settings.kind != "hyperbolic":
             # The lifted embeddings make logits in bits.
-            factor = factor / BITS
+            factor = factor / BITS_PER_NAT
         batch, columns = self.lifted.shape
         weighted = torch.mul(self.lifted, factor[:, None], out=new_rows(batch, columns, factor))
         for number, span in enumerate(self._spans()):
@@ -353,7 +361,7 @@ class ClassBlocks:
             grad[self.chosen[span]] = values.to(grad.dtype)
 
     def _scale_gradient(self, curvature: Tensor) -> Tensor:
-        """What the factor of the distances adds to the gradient of a learned curvature."""
+        """Gradient of a learned curvature through the factor of the distances."""
         with torch.enable_grad():
             c = curvature.detach().requires_grad_()
             factor = c**-0.5
@@ -365,7 +373,8 @@ class ClassBlocks:
 def to_distance(u: Tensor, out: Tensor) -> Tensor:
     """Turn `u = cosh d - 1` into `d`, in place; returns `sinh d / sqrt(2)`, written into `out`. Any shape.
 
-    Below the rounding of `u` its direction is noise: the floor, that of `poincare.arcosh1p`, bounds the derivative.
+    Below the rounding of `u` its direction is noise: the floor, that of `geometry_hamspk.arcosh1p`, bounds the
+    derivative.
     """
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)

@@ -13,28 +13,35 @@ from torch import Tensor
 from ..networks_hamspk import JointHead, SpeakerHead
 from .fused import fused_losses
 from .lifting import HeadSettings
-from .sharding import Shard, choose_rows, gather_embeddings, gather_labels, shard_rows
+from .sharding import CentreShard, choose_rows, gather_embeddings, gather_labels, shard_rows
 
 # Under torch.compile the plain form is used for up to this many logits, B x K; more would not fit.
 COMPILED_LOGITS = 1 << 26
 
 
 class BlockwiseEngine:
-    """The loss of one head over blocks of speakers; memory does not grow with B x K.
+    """Computes the loss of one head over blocks of speakers; memory does not grow with B x K.
 
-    `use_blocks(head)` makes one for each part of a head:
+    `use_blocks(head)` makes one for each part of a head.
 
-        head = use_blocks(HamSpkForXVector(config).head)
-        head(embeddings, labels).loss.backward()
+    Example:
+        ```python
+        import torch
+        from hf_hamspk import HamSpkConfig, HamSpkForXVector
+        from hf_hamspk.losses import use_blocks
+
+        head = use_blocks(HamSpkForXVector(HamSpkConfig(ecapa_channels=64, num_labels=1000)).head)
+        head(torch.randn(8, 192), torch.arange(8)).loss.backward()
+        ```
 
     Attributes:
         class_sampling: share of the speakers that take part in a step of training.
-        shard: which centres this process holds; None for all of them.
+        shard: the centres of this process; None for all of them.
     """
 
     def __init__(self) -> None:
         self.class_sampling = 1.0
-        self.shard: Shard | None = None
+        self.shard: CentreShard | None = None
 
     @property
     def gives_logits(self) -> bool:
@@ -68,18 +75,18 @@ class BlockwiseEngine:
 
 
 def head_settings(head: SpeakerHead) -> HeadSettings:
-    """What the blockwise loss needs to know of a head besides its parameters."""
+    """The settings of a head that the blockwise loss needs besides its parameters."""
     kind = head.similarity.kind
     return HeadSettings(kind, head.margin_kind, head.margin, head.scale, head.projection, head.clip_radius)
 
 
 def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
-    """The heads that a head is made of: itself, or the two of `joint`."""
+    """The parts of a head: itself, or the two of `joint`."""
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
 def use_blocks(head: SpeakerHead | JointHead) -> SpeakerHead | JointHead:
-    """Have a head compute its loss over blocks of speakers from now on; returns the head."""
+    """Make a head compute its loss over blocks of speakers from now on; returns the head."""
     for part in head_parts(head):
         if not isinstance(part.engine, BlockwiseEngine):
             part.engine = BlockwiseEngine()
@@ -91,7 +98,7 @@ def _engines(head: SpeakerHead | JointHead) -> list[BlockwiseEngine]:
 
 
 def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
-    """Train each step on the speakers of the batch and others drawn at random, `share` (in (0, 1]) of all in sum.
+    """Train each step on a share (in (0, 1]) of the speakers: those of the batch, and others drawn at random.
 
     The loss is then the cross-entropy over these (An et al. 2022); each part of `joint` draws its own speakers. All
     speakers take part in evaluation mode.
@@ -118,12 +125,12 @@ def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
 
 
 def undivide_head(head: SpeakerHead | JointHead) -> None:
-    """Take the centres to be all of them again, after the caller has put all rows back."""
+    """Mark the head as undivided, after the caller has restored all rows of the centres."""
     for engine in _engines(head):
         engine.shard = None
 
 
-def shard_of(head: SpeakerHead | JointHead) -> Shard | None:
-    """Which centres of a head this process holds; None for all of them."""
+def shard_of(head: SpeakerHead | JointHead) -> CentreShard | None:
+    """The centres of a head that this process holds; None for all of them."""
     engine = head_parts(head)[-1].engine
     return engine.shard if isinstance(engine, BlockwiseEngine) else None

@@ -10,8 +10,8 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | cosine     | `s x/|x|, -shift` in bits | `w/|w|, 1`           | the logit - shift in bits | `s cos`              |
 | hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
 
-`X` and `X0` are the lift to the hyperboloid (see the module `poincare`); `f` is 1, or `1 / sqrt(c)` in the curved
-projection. The radial parts come from `project_norm`.
+`X` and `X0` are the lift to the hyperboloid (see the module `geometry_hamspk`); `f` is 1, or `1 / sqrt(c)` in the
+curved projection. The radial parts come from `geometry_hamspk.project_norm`.
 """
 
 import math
@@ -42,19 +42,19 @@ RADIAL_ROWS = 1 << 17
 # A float32 holds exp(-87) to exp(88); sums and factors need room above.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -80.0, 50.0
 # A logit in bits is a number of doublings.
-BITS = 1 / math.log(2)
+BITS_PER_NAT = 1 / math.log(2)
 # Bytes of a line of the cache.
 CACHE_LINE = 64
 
 
 class HeadSettings(NamedTuple):
-    """What a head computes.
+    """What a head computes, besides its parameters.
 
     Attributes:
         kind: of the similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
-        margin_kind, margin: see `margins.add_margin`.
+        margin_kind, margin: see `modeling_hamspk.add_margin`.
         scale: positive.
-        projection, clip_radius: of `"hyperbolic"`; see `scoring.project`.
+        projection, clip_radius: of `"hyperbolic"`; see `geometry_hamspk.project`.
     """
 
     kind: str
@@ -85,7 +85,7 @@ def target_similarity(
 ) -> Tensor:
     """Similarity `(B,)` of each embedding `(B, D)` to the row `(B, D)` (and bias `(B,)`) of its own centre.
 
-    Of distances it is exact also where the two almost coincide: computed from their difference.
+    Distances are computed from the difference of the two vectors, so they are exact for nearly equal ones, too.
     """
     if settings.kind == "linear":
         product = (embeddings * rows).sum(-1)
@@ -93,7 +93,7 @@ def target_similarity(
     if settings.kind == "cosine":
         return score(embeddings, rows, settings.kind, settings.projection, 1.0, settings.clip_radius)
     c = 1.0 if curvature is None else curvature
-    # Both at once: on a small batch the time is that of the calls.
+    # Both at once, because the calls dominate the time of a small batch.
     both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
     x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
     return -distance(x, y) * factor
@@ -136,7 +136,7 @@ def radial_parts(
     if settings.kind == "linear":
         return [None for _ in vectors]
     norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
-    # Together: on few speakers the time is that of the calls.
+    # Together, because the calls dominate the time with few speakers.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
     parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
@@ -147,7 +147,7 @@ def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: Hea
     """The parts of a `Radial`, `(5, N)`."""
     if settings.kind == "cosine":
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
-        # Below that norm a vector is only made longer, above it keeps its length.
+        # Below that norm a vector is only scaled, above it is normalised to length 1.
         return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
     c = 1.0 if curvature is None else curvature
     position, conformal, ball_slope = project_norm(radius, settings.projection, c, settings.clip_radius)
@@ -162,13 +162,13 @@ def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: He
     """`(B, D)` to `(B, A)`, see the table."""
     batch, size = x.shape
     out = new_rows(batch, size + (2 if settings.kind == "hyperbolic" else 1), x)
-    space, scale = out[:, :size], settings.scale * BITS
+    space, scale = out[:, :size], settings.scale * BITS_PER_NAT
     if radial is None:
         torch.mul(x, scale, out=space)
         out[:, size] = scale
     elif settings.kind == "cosine":
         torch.mul(x, (scale * radial.scale)[:, None], out=space)
-        out[:, size] = -shift * BITS
+        out[:, size] = -shift * BITS_PER_NAT
     else:
         torch.mul(x, -radial.scale[:, None], out=space)
         out[:, size] = radial.time
@@ -177,7 +177,7 @@ def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: He
 
 
 def new_rows(count: int, columns: int, like: Tensor) -> Tensor:
-    """An empty matrix `(count, columns)`, the rows of which begin on a line of the cache: products are faster then."""
+    """An empty matrix `(count, columns)` whose rows begin on a line of the cache, which makes products faster."""
     line = CACHE_LINE // like.element_size()
     return like.new_empty(count, -(-columns // line) * line)[:, :columns]
 
@@ -219,7 +219,7 @@ def ball_parts(lift: Radial) -> Radial:
 
 
 class DistanceSlopes(NamedTuple):
-    """What backpropagation needs of some distances.
+    """The derivatives of some distances.
 
     Attributes:
         apart: difference of the positions of `x` and `y`, `(..., D)`.
@@ -246,7 +246,7 @@ def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceS
 
 
 class PairDistance(NamedTuple):
-    """Distances of embeddings to their own centres, and what backpropagation needs of them.
+    """Distances of embeddings to their own centres, and what their gradient needs.
 
     Attributes:
         distance: `(B,)`, of the unit ball.
@@ -262,7 +262,7 @@ class PairDistance(NamedTuple):
 
 
 def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
-    """What `target_similarity` does for distances, of `vectors` `(2 B, D)` whose lift is known, and without a graph."""
+    """Distances as in `target_similarity`, for `vectors` `(2 B, D)` whose lift is known, without a graph."""
     ball = ball_parts(lift)
     positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
     x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
@@ -283,7 +283,7 @@ def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
 def curvature_gradient(
     radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
 ) -> Tensor:
-    """What the lift of some vectors adds to the gradient of a learned curvature, a scalar."""
+    """Gradient of a learned curvature through the lift of some vectors, a scalar."""
     with torch.enable_grad():
         c = curvature.detach().requires_grad_()
         parts = radial_lift(radial.radius, c, settings)
@@ -291,7 +291,7 @@ def curvature_gradient(
 
 
 def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
-    """Smallest and largest logit of an impostor; infinite where the similarity has no bound."""
+    """Smallest and largest logit of an impostor; infinite if the similarity has no bound."""
     if settings.kind == "linear":
         return -math.inf, math.inf
     if settings.kind == "cosine":
@@ -303,7 +303,7 @@ def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float,
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """What to take off every logit so that exponentials stay within float32; None where no number does for all."""
+    """The number to subtract from every logit so that exponentials stay within float32; None if no number does."""
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None

@@ -10,12 +10,12 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..losses.engine import divide_head, shard_of, undivide_head
-from ..losses.sharding import Shard, shard_rows
+from ..losses.sharding import CentreShard, shard_rows
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import JointHead, SpeakerHead
 
 # As in `torch.nn.utils.clip_grad_norm_`: a gradient of 0 stays 0.
-SMALLEST_NORM = 1e-6
+SMALLEST_TOTAL_NORM = 1e-6
 
 
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
@@ -54,7 +54,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
         divide_head(head, shard.rank, shard.ranks)
 
 
-def gather_rows(part: Tensor, shard: Shard) -> Tensor:
+def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
     """The rows of all ranks, in order; shards may differ in size."""
     counts = [count_of(rank, shard) for rank in range(shard.ranks)]
     padded = part.new_zeros(max(counts), *part.shape[1:])
@@ -64,7 +64,7 @@ def gather_rows(part: Tensor, shard: Shard) -> Tensor:
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
-def count_of(rank: int, shard: Shard) -> int:
+def count_of(rank: int, shard: CentreShard) -> int:
     """How many rows `rank` holds."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
@@ -81,6 +81,6 @@ def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: floa
             (own if id(parameter) in divided else shared).append(parameter.grad)
     total = torch.nn.utils.get_total_norm(own).square()
     distributed.all_reduce(total)
-    factor = largest / ((total + torch.nn.utils.get_total_norm(shared).square()).sqrt() + SMALLEST_NORM)
+    factor = largest / ((total + torch.nn.utils.get_total_norm(shared).square()).sqrt() + SMALLEST_TOTAL_NORM)
     for gradient in (*own, *shared):
         gradient.mul_(factor.clamp_max(1.0))
