@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, brought into the format of this one."""
+"""Converts checkpoints of other projects into models of this package."""
 
 from .building import Converted
 from .official import convert_official_state_dict

@@ -1,4 +1,4 @@
-"""Speaker models made of other projects' weights."""
+"""Builds speaker models from the weights of other projects."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..configuration_hamspk import HamSpkConfig
 from ..modeling_hamspk import HamSpkModel
 
-_NAMES_SHOWN = 3
-# Batch normalisation counts its batches only to average without a momentum, which nobody here does.
+WEIGHTS_SHOWN = 3
+# Batch normalisation counts its batches only to average without a momentum, which no model here does.
 _COUNTER = ".num_batches_tracked"
 
 Rules = Sequence[tuple[str, str]]
@@ -27,8 +27,8 @@ class Converted:
         model: in evaluation mode, float32, without a head.
         source: the project and the architecture, such as `"SpeechBrain ECAPA-TDNN"`.
         read: names of the files that were used.
-        left_out: what was not taken, and why.
-        notes: what else the user should know.
+        left_out: what was not converted, with the reason.
+        notes: further remarks for the user.
     """
 
     model: HamSpkModel
@@ -38,8 +38,32 @@ class Converted:
     notes: list[str]
 
 
-def renamed(name: str, rules: Rules) -> str | None:
-    """`name` with the first rule (pattern at its beginning, replacement) that fits applied; None if none does."""
+@dataclass(frozen=True)
+class Renaming:
+    """Maps the names of the weights of another project's ECAPA-TDNN to those of `HamSpkModel`.
+
+    Attributes:
+        rules: pattern at the beginning of a name, and its replacement; the first that fits is applied.
+        block: pattern at the beginning of the names in a block; its group is the number of the block.
+        first_block: number of the first block.
+        block_rules: as `rules`, for the rest of the names in a block.
+    """
+
+    rules: Rules
+    block: str
+    first_block: int
+    block_rules: Rules
+
+    def apply(self, name: str) -> str | None:
+        """Our name of a weight; None if it is not a weight of that model."""
+        block = re.match(self.block, name)
+        if block is None:
+            return _renamed(name, self.rules)
+        rest = _renamed(name[block.end() :], self.block_rules)
+        return None if rest is None else f"backbone.blocks.{int(block[1]) - self.first_block}.{rest}"
+
+
+def _renamed(name: str, rules: Rules) -> str | None:
     for pattern, replacement in rules:
         result, count = re.subn("^" + pattern, replacement, name)
         if count:
@@ -47,11 +71,27 @@ def renamed(name: str, rules: Rules) -> str | None:
     return None
 
 
-def make_config(source: str, **fields: Any) -> HamSpkConfig:
+def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse settings of another project that have no equivalent here.
+
+    Args:
+        where: file and key of the settings, for the message.
+        given: the settings.
+        wanted: the only values that can be converted.
+
+    Raises:
+        ValueError: names the first setting with another value.
+    """
+    for name, value in wanted.items():
+        if given[name] != value:
+            raise ValueError(f"{where} has {name} {given[name]}; only models with {name} {value} can be converted.")
+
+
+def converted_config(source: str, **fields: Any) -> HamSpkConfig:
     """The configuration of a converted model.
 
     Raises:
-        ValueError: the source has a value that our models do not take.
+        ValueError: the source has a value that our models do not support.
     """
     try:
         return HamSpkConfig(converted_from=source, **fields)
@@ -60,7 +100,7 @@ def make_config(source: str, **fields: Any) -> HamSpkConfig:
         raise ValueError(f"This checkpoint of {source} cannot be converted: {reason}") from error
 
 
-def build_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkModel:
+def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkModel:
     """A model with these weights, in evaluation mode.
 
     Raises:
@@ -86,6 +126,6 @@ def build_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMo
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few of `names`, and that there are more."""
+    """The first few of `names`, and an ellipsis if there are more."""
     names = list(names)
-    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return ", ".join(names[:WEIGHTS_SHOWN]) + (", ..." if len(names) > WEIGHTS_SHOWN else "")

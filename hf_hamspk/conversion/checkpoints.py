@@ -1,4 +1,4 @@
-"""Files of other projects, read without running anything that is in them."""
+"""Reads files of other projects without running code in them."""
 
 import pickle
 import re
@@ -15,9 +15,9 @@ from torch import Tensor
 # Where trainers put the weights beside other things.
 _WRAPPERS = ("state_dict", "model")
 _REFERENCE = re.compile(r"<([^<>]+)>")
-# Part of torch's message where a pickle asks for something else than tensors and plain values.
+# Part of torch's message if a pickle asks for anything but tensors and plain values.
 _OBJECT = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
-# References to references, as deep as anybody writes them; more is a circle.
+# Levels of references to references; deeper ones are a circle.
 _DEEPEST_REFERENCE = 10
 
 
@@ -25,7 +25,7 @@ class Tagged(NamedTuple):
     """A YAML value with a tag such as `!new:package.Class`, as data.
 
     Attributes:
-        tag: what follows the exclamation mark.
+        tag: the text after the exclamation mark.
         value: a mapping, a list or a text, without the tag.
     """
 
@@ -49,7 +49,7 @@ _TagsAsData.add_multi_constructor("!", _construct_tagged)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping with tags as data (`Tagged`) and `!ref <key>` replaced by what it refers to.
+    """A YAML mapping with tags as data (`Tagged`) and `!ref <key>` replaced by the value of the key.
 
     Raises:
         ValueError: no such file, no YAML, or no mapping.
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
-    """`value` with its references to keys of `content` replaced; what refers to nothing stays as it is written."""
+    """`value` with its references to keys of `content` replaced; other references stay as they are written."""
     if depth == 0:
         return value
     if isinstance(value, Tagged) and value.tag == "ref" and isinstance(value.value, str):
@@ -87,7 +87,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, floating ones as float32, without the prefix `module.`.
 
     Args:
-        path: a safetensors file, or what torch.save wrote: a state dict, by itself or under `state_dict` or `model`.
+        path: a safetensors file, or one of torch.save: a state dict, by itself or under `state_dict` or `model`.
 
     Raises:
         ValueError: no such file, it is damaged, holds more than tensors and plain values (loading that would run code
@@ -95,7 +95,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Give the folder as its project lays it out, {path.name} included.")
-    content = _load(path)
+    content = _load_checkpoint(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -110,12 +110,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _load(path: Path) -> Any:
+def _load_checkpoint(path: Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}. Copy or download it anew.") from error
+            raise ValueError(f"{path} cannot be read: {error}. Copy or download it again.") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, KeyError, ValueError) as error:
@@ -123,12 +123,12 @@ def _load(path: Path) -> Any:
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """Why a file that torch does not read as weights alone is refused, and what to do."""
+    """The message for a file that torch refuses to read as weights alone: the reason, and what to do."""
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines and isinstance(error, RuntimeError) else type(error).__name__
-        return f"{path} cannot be read as a checkpoint ({reason}). Copy or download it anew."
+        return f"{path} cannot be read as a checkpoint ({reason}). Copy or download it again."
     return (
         f"{path} holds more than weights: it asks for {wanted[1]}, and loading Python objects can run any code that is "
         "in the file. If you trust it, save its weights by themselves with the project that made it: "

@@ -15,7 +15,6 @@
 A checkpoint of their trainer has these under `speaker_encoder.`, and the classifier beside them.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,39 +22,42 @@ from torch import Tensor
 
 from ..configuration_hamspk import HamSpkConfig
 from ..networks_hamspk import FilterBank
-from .building import Converted, Rules, build_model, make_config, renamed, shown
+from .building import Converted, Renaming, converted_config, fill_model, shown
 from .checkpoints import read_tensors
 
-SOURCE = "TaoRuijie ECAPA-TDNN"
-_ENCODER = "speaker_encoder."
+OFFICIAL_SOURCE = "TaoRuijie ECAPA-TDNN"
+_PREFIX = "speaker_encoder."
 _FILTERS, _WINDOW = "torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"
 # Fixed in their code.
-_DILATIONS = (2, 3, 4)
+OFFICIAL_DILATIONS = (2, 3, 4)
 # Their filters are computed in float32, ours in float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
-_RULES: Rules = [
-    (r"conv1\.", "backbone.input.conv."),
-    (r"bn1\.", "backbone.input.norm."),
-    (r"layer4\.", "backbone.aggregate."),
-    (r"attention\.0\.", "pooling.hidden."),
-    (r"attention\.2\.", "pooling.norm."),
-    (r"attention\.4\.", "pooling.scores."),
-    (r"bn5\.", "pooled_norm."),
-    (r"fc6\.", "projection."),
-    (r"bn6\.", "embedding_norm."),
-]
-_BLOCK = re.compile(r"layer([1-3])\.")
-_BLOCK_RULES: Rules = [
-    (r"conv1\.", "reduce.conv."),
-    (r"bn1\.", "reduce.norm."),
-    (r"convs\.(\d+)\.", r"groups.\1.conv."),
-    (r"bns\.(\d+)\.", r"groups.\1.norm."),
-    (r"conv3\.", "expand.conv."),
-    (r"bn3\.", "expand.norm."),
-    (r"se\.se\.1\.", "excitation.down."),
-    (r"se\.se\.3\.", "excitation.up."),
-]
+OFFICIAL_NAMES = Renaming(
+    rules=[
+        (r"conv1\.", "backbone.input.conv."),
+        (r"bn1\.", "backbone.input.norm."),
+        (r"layer4\.", "backbone.aggregate."),
+        (r"attention\.0\.", "pooling.hidden."),
+        (r"attention\.2\.", "pooling.norm."),
+        (r"attention\.4\.", "pooling.scores."),
+        (r"bn5\.", "pooled_norm."),
+        (r"fc6\.", "projection."),
+        (r"bn6\.", "embedding_norm."),
+    ],
+    block=r"layer([1-3])\.",
+    first_block=1,
+    block_rules=[
+        (r"conv1\.", "reduce.conv."),
+        (r"bn1\.", "reduce.norm."),
+        (r"convs\.(\d+)\.", r"groups.\1.conv."),
+        (r"bns\.(\d+)\.", r"groups.\1.norm."),
+        (r"conv3\.", "expand.conv."),
+        (r"bn3\.", "expand.norm."),
+        (r"se\.se\.1\.", "excitation.down."),
+        (r"se\.se\.3\.", "excitation.up."),
+    ],
+)
 
 
 def official_name(name: str) -> str | None:
@@ -66,14 +68,9 @@ def official_name(name: str) -> str | None:
     """
     if name.startswith("torchfbank."):
         return None
-    prefix, rest, rules = "", name, _RULES
-    block = _BLOCK.match(name)
-    if block is not None:
-        prefix = f"backbone.blocks.{int(block[1]) - 1}."
-        rest, rules = name[block.end() :], _BLOCK_RULES
-    ours = renamed(rest, rules)
+    ours = OFFICIAL_NAMES.apply(name)
     if ours is not None:
-        return prefix + ours
+        return ours
     raise ValueError(
         f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint holds the "
         "trainer's whole state, pass only the entries of the encoder, without their 'speaker_encoder.' prefix."
@@ -87,36 +84,36 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is one of that encoder, or of the trainer around it."""
-    return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _ENCODER))
+    """Whether a state dict is that of this encoder, or of the trainer around it."""
+    return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 
 def convert_official(path: Path) -> Converted:
     """Read and convert a checkpoint file of the trainer, or one of the encoder alone.
 
     Raises:
-        ValueError: the file cannot be read, holds another model, or one that was trained on other filters.
+        ValueError: the file cannot be read, holds another model, or one that was trained with other filters.
     """
     tensors = read_tensors(path)
     if not is_official(tensors):
         raise ValueError(
             f"{path} holds no ECAPA-TDNN encoder of the released code: conv1.weight and fc6.weight are missing, by "
-            f"themselves or under '{_ENCODER}'. It has {shown(sorted(tensors))}."
+            f"themselves or under '{_PREFIX}'. It has {shown(sorted(tensors))}."
         )
-    encoder = {name.removeprefix(_ENCODER): t for name, t in tensors.items() if name.startswith(_ENCODER)}
-    others = [name for name in tensors if not name.startswith(_ENCODER)] if encoder else []
+    encoder = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
+    others = [name for name in tensors if not name.startswith(_PREFIX)] if encoder else []
     weights = encoder if encoder else tensors
     sizes = {name: list(tensor.shape) for name, tensor in weights.items()}
     ours = convert_official_state_dict(weights)
     try:
-        config = make_config(
-            SOURCE,
+        config = converted_config(
+            OFFICIAL_SOURCE,
             ecapa_channels=sizes["conv1.weight"][0],
             num_mel_bins=sizes["conv1.weight"][1],
             ecapa_output_channels=sizes["layer4.weight"][0],
             ecapa_bottleneck=sizes["layer1.se.se.1.weight"][0],
             ecapa_groups=sizes["conv1.weight"][0] // sizes["layer1.convs.0.weight"][0],
-            ecapa_dilations=_DILATIONS,
+            ecapa_dilations=OFFICIAL_DILATIONS,
             pooling_channels=sizes["attention.0.weight"][0],
             embedding_size=sizes["fc6.weight"][0],
         )
@@ -126,11 +123,11 @@ def convert_official(path: Path) -> Converted:
         ) from error
     _check_filters(weights, config, path)
     left_out = {shown(others): "the classifier of its training speakers"} if others else {}
-    return Converted(build_model(config, ours), SOURCE, [path.name], left_out, [])
+    return Converted(fill_model(config, ours), OFFICIAL_SOURCE, [path.name], left_out, [])
 
 
 def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Path) -> None:
-    """Refuse an encoder whose own window or filters are not those that our front-end computes."""
+    """Refuse an encoder whose window or filters differ from those of our front-end."""
     window, bank = FilterBank(config).constants()
     for name, ours in ((_WINDOW, window), (_FILTERS, bank)):
         theirs = weights.get(name)
@@ -138,6 +135,6 @@ def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Pa
             continue
         if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > _LARGEST_FILTER_ERROR:
             raise ValueError(
-                f"{path} was trained on another front-end: its {name} is not that of the released code "
+                f"{path} was trained with another front-end: its {name} is not that of the released code "
                 "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz)."
             )

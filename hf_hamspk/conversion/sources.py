@@ -1,4 +1,4 @@
-"""From a folder or file of another project to a model of this one."""
+"""Recognises the source of a checkpoint and converts it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,9 @@ from huggingface_hub.repocard import metadata_load
 from .building import Converted
 from .checkpoints import read_tensors
 from .official import convert_official, is_official
-from .speechbrain import SETTINGS as SPEECHBRAIN_SETTINGS
-from .speechbrain import convert_speechbrain
-from .wespeaker import SETTINGS as WESPEAKER_SETTINGS
-from .wespeaker import convert_wespeaker
-from .xvector import SETTINGS as TRANSFORMERS_SETTINGS
-from .xvector import convert_xvector, is_xvector, read_json
+from .speechbrain import SPEECHBRAIN_YAML, convert_speechbrain
+from .wespeaker import WESPEAKER_YAML, convert_wespeaker
+from .xvector import XVECTOR_JSON, convert_xvector, is_xvector, read_json_object
 
 SOURCES: dict[str, Callable[[Path], Converted]] = {
     "speechbrain": convert_speechbrain,
@@ -24,8 +21,8 @@ SOURCES: dict[str, Callable[[Path], Converted]] = {
 }
 _README = "README.md"
 _EXPECTED = (
-    f"Expected a folder with {SPEECHBRAIN_SETTINGS} (SpeechBrain), {WESPEAKER_SETTINGS} (WeSpeaker) or "
-    f"{TRANSFORMERS_SETTINGS} of a *ForXVector model (transformers), or a checkpoint file of the released code"
+    f"Expected a folder with {SPEECHBRAIN_YAML} (SpeechBrain), {WESPEAKER_YAML} (WeSpeaker) or "
+    f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of the released code"
 )
 
 
@@ -34,10 +31,10 @@ def convert(source: Path, kind: str | None = None) -> Converted:
 
     Args:
         source: a folder as its project lays it out, or a checkpoint file of the released code.
-        kind: a key of `SOURCES`; None finds out by the files.
+        kind: a key of `SOURCES`; None recognises it by the files.
 
     Raises:
-        ValueError: there is no such source, its kind cannot be found out, or it cannot be read or converted.
+        ValueError: there is no such source, it is not recognised, or it cannot be read or converted.
     """
     if not source.exists():
         raise ValueError(f"There is no file or folder {source}. Only local files are converted: download them first.")
@@ -46,7 +43,7 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     if kind not in SOURCES:
         raise ValueError(f"There is no kind of source {kind!r}; known are {', '.join(SOURCES)}.")
     if source.is_dir() and kind == "official":
-        raise ValueError(f"{source} is a folder; of the released code give the checkpoint file, such as exps/x.model.")
+        raise ValueError(f"{source} is a folder; give the checkpoint file of the released code, such as exps/x.model.")
     if source.is_file() and kind != "official":
         source = source.parent
     return SOURCES[kind](source)
@@ -59,12 +56,12 @@ def detect(source: Path) -> str:
         ValueError: none does, or it is a model of this package already.
     """
     folder = source if source.is_dir() else source.parent
-    if (folder / SPEECHBRAIN_SETTINGS).is_file():
+    if (folder / SPEECHBRAIN_YAML).is_file():
         return "speechbrain"
-    if (folder / WESPEAKER_SETTINGS).is_file():
+    if (folder / WESPEAKER_YAML).is_file():
         return "wespeaker"
-    if (folder / TRANSFORMERS_SETTINGS).is_file():
-        settings = read_json(folder / TRANSFORMERS_SETTINGS)
+    if (folder / XVECTOR_JSON).is_file():
+        settings = read_json_object(folder / XVECTOR_JSON)
         if settings.get("model_type") == "hamspk":
             raise ValueError(f"{folder} is a model of this package already; it needs no conversion.")
         if is_xvector(settings):
@@ -75,18 +72,18 @@ def detect(source: Path) -> str:
         )
     if source.is_file() and is_official(read_tensors(source)):
         return "official"
-    raise ValueError(f"What {source} is cannot be told. {_EXPECTED}. Say which with --from {'|'.join(SOURCES)}.")
+    raise ValueError(f"{source} is not recognised. {_EXPECTED}. Choose with --from {'|'.join(SOURCES)}.")
 
 
 def stated_licence(source: Path) -> str | None:
-    """The licence that the `README.md` beside the source names in its metadata; None where there is none."""
+    """The licence in the metadata of the `README.md` beside the source; None if there is none."""
     readme = (source if source.is_dir() else source.parent) / _README
     if not readme.is_file():
         return None
     try:
         metadata = metadata_load(readme)
     except (ValueError, yaml.YAMLError, UnicodeDecodeError):
-        # A broken description is no reason to refuse the weights; the licence is then unknown.
+        # A broken description is no reason to refuse the weights; the licence stays unknown.
         return None
     licence = metadata.get("license") if isinstance(metadata, dict) else None
     return licence if isinstance(licence, str) else None

@@ -21,44 +21,46 @@ of the features, but neither the convolutions nor the loudest entry, below which
 of a padded utterance is not the one that it has alone, while ours is.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .building import Converted, Rules, build_model, make_config, renamed
+from .building import Converted, Renaming, converted_config, fill_model, require_values
 from .checkpoints import Tagged, read_tensors, read_yaml
 
-SOURCE = "SpeechBrain ECAPA-TDNN"
-SETTINGS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
+SPEECHBRAIN_SOURCE = "SpeechBrain ECAPA-TDNN"
+SPEECHBRAIN_YAML, SPEECHBRAIN_WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
 _LEFT_OUT = {
     "classifier.ckpt": "the classifier of its training speakers",
     "label_encoder.txt": "the names of its training speakers",
     "mean_var_norm_emb.ckpt": "a mean of embeddings, which its verification does not use",
 }
 # SpeechBrain's floor of a variance.
-_SMALLEST_VARIANCE = 1e-12
+_VARIANCE_FLOOR = 1e-12
 
-_RULES: Rules = [
-    (r"blocks\.0\.(conv|norm)\.\1\.", r"backbone.input.\1."),
-    (r"mfa\.conv\.conv\.", "backbone.aggregate."),
-    (r"mfa\.norm\.norm\.", "backbone.aggregate_norm."),
-    (r"asp\.tdnn\.conv\.conv\.", "pooling.hidden."),
-    (r"asp\.tdnn\.norm\.norm\.", "pooling.norm."),
-    (r"asp\.conv\.conv\.", "pooling.scores."),
-    (r"asp_bn\.norm\.", "pooled_norm."),
-    (r"fc\.conv\.", "projection."),
-]
-_BLOCK = re.compile(r"blocks\.([1-9]\d*)\.")
-_BLOCK_RULES: Rules = [
-    (r"tdnn1\.(conv|norm)\.\1\.", r"reduce.\1."),
-    (r"tdnn2\.(conv|norm)\.\1\.", r"expand.\1."),
-    (r"res2net_block\.blocks\.(\d+)\.(conv|norm)\.\2\.", r"groups.\1.\2."),
-    (r"se_block\.conv1\.conv\.", "excitation.down."),
-    (r"se_block\.conv2\.conv\.", "excitation.up."),
-]
+SPEECHBRAIN_NAMES = Renaming(
+    rules=[
+        (r"blocks\.0\.(conv|norm)\.\1\.", r"backbone.input.\1."),
+        (r"mfa\.conv\.conv\.", "backbone.aggregate."),
+        (r"mfa\.norm\.norm\.", "backbone.aggregate_norm."),
+        (r"asp\.tdnn\.conv\.conv\.", "pooling.hidden."),
+        (r"asp\.tdnn\.norm\.norm\.", "pooling.norm."),
+        (r"asp\.conv\.conv\.", "pooling.scores."),
+        (r"asp_bn\.norm\.", "pooled_norm."),
+        (r"fc\.conv\.", "projection."),
+    ],
+    block=r"blocks\.([1-9]\d*)\.",
+    first_block=1,
+    block_rules=[
+        (r"tdnn1\.(conv|norm)\.\1\.", r"reduce.\1."),
+        (r"tdnn2\.(conv|norm)\.\1\.", r"expand.\1."),
+        (r"res2net_block\.blocks\.(\d+)\.(conv|norm)\.\2\.", r"groups.\1.\2."),
+        (r"se_block\.conv1\.conv\.", "excitation.down."),
+        (r"se_block\.conv2\.conv\.", "excitation.up."),
+    ],
+)
 
 # Arguments of SpeechBrain's classes, with their defaults. Those of the features must stay as they are here.
 _FEATURES = {
@@ -79,7 +81,7 @@ _FEATURES = {
     "hop_length": 10,
 }
 _NORMALIZATION = {"norm_type": "global", "std_norm": True, "mean_norm": True}
-_ENCODER = {
+_ECAPA = {
     "input_size": None,
     "device": "cpu",
     "lin_neurons": 192,
@@ -96,17 +98,23 @@ _ENCODER = {
 
 
 def convert_speechbrain(folder: Path) -> Converted:
-    """Read and convert.
+    """Read and convert a folder of SpeechBrain.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model is none that ours can be.
+        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
     """
-    settings = read_yaml(folder / SETTINGS)
+    settings = read_yaml(folder / SPEECHBRAIN_YAML)
     features = _arguments(settings, "compute_features", "Fbank", _FEATURES)
-    _require("compute_features", features, {k: v for k, v in _FEATURES.items() if k != "n_mels"})
+    require_values(
+        f"{SPEECHBRAIN_YAML}: compute_features", features, {k: v for k, v in _FEATURES.items() if k != "n_mels"}
+    )
     normalization = _arguments(settings, "mean_var_norm", "InputNormalization", _NORMALIZATION)
-    _require("mean_var_norm", normalization, {"norm_type": "sentence", "std_norm": False, "mean_norm": True})
-    encoder = _arguments(settings, "embedding_model", "ECAPA_TDNN", _ENCODER)
+    require_values(
+        f"{SPEECHBRAIN_YAML}: mean_var_norm",
+        normalization,
+        {"norm_type": "sentence", "std_norm": False, "mean_norm": True},
+    )
+    encoder = _arguments(settings, "embedding_model", "ECAPA_TDNN", _ECAPA)
     channels, dilations = encoder["channels"], encoder["dilations"]
     blocks = len(channels) - 2
     constant = {
@@ -116,9 +124,9 @@ def convert_speechbrain(folder: Path) -> Converted:
         "groups": [1] * (blocks + 2),
         "input_size": features["n_mels"],
     }
-    _require("embedding_model", encoder, constant)
-    config = make_config(
-        SOURCE,
+    require_values(f"{SPEECHBRAIN_YAML}: embedding_model", encoder, constant)
+    config = converted_config(
+        SPEECHBRAIN_SOURCE,
         frontend="speechbrain",
         num_mel_bins=features["n_mels"],
         ecapa_channels=channels[0],
@@ -132,13 +140,15 @@ def convert_speechbrain(folder: Path) -> Converted:
         pooling_channels=encoder["attention_channels"],
         pooling_context=encoder["global_context"],
         pooling_unbiased=False,
-        pooling_smallest_variance=_SMALLEST_VARIANCE,
+        pooling_smallest_variance=_VARIANCE_FLOOR,
         embedding_size=encoder["lin_neurons"],
         normalize_embedding=False,
     )
-    tensors = convert_speechbrain_state_dict(read_tensors(folder / WEIGHTS), config.ecapa_groups)
+    tensors = convert_speechbrain_state_dict(read_tensors(folder / SPEECHBRAIN_WEIGHTS), config.ecapa_groups)
     left_out = {name: why for name, why in _LEFT_OUT.items() if (folder / name).exists()}
-    return Converted(build_model(config, tensors), SOURCE, [SETTINGS, WEIGHTS], left_out, [])
+    return Converted(
+        fill_model(config, tensors), SPEECHBRAIN_SOURCE, [SPEECHBRAIN_YAML, SPEECHBRAIN_WEIGHTS], left_out, []
+    )
 
 
 def speechbrain_name(name: str) -> str:
@@ -147,26 +157,21 @@ def speechbrain_name(name: str) -> str:
     Raises:
         ValueError: not a weight of that encoder.
     """
-    block = _BLOCK.match(name)
-    if block is None:
-        ours = renamed(name, _RULES)
-    else:
-        rest = renamed(name[block.end() :], _BLOCK_RULES)
-        ours = None if rest is None else f"backbone.blocks.{int(block[1]) - 1}.{rest}"
+    ours = SPEECHBRAIN_NAMES.apply(name)
     if ours is None:
         raise ValueError(
             f"{name!r} is not a weight of SpeechBrain's ECAPA_TDNN with blocks of equal width; give its "
-            f"{WEIGHTS} as SpeechBrain saved it."
+            f"{SPEECHBRAIN_WEIGHTS} as SpeechBrain saved it."
         )
     return ours
 
 
 def convert_speechbrain_state_dict(state_dict: Mapping[str, Tensor], groups: int) -> dict[str, Tensor]:
     """Their encoder's state dict to that of `HamSpkModel`; `groups` is their `res2net_scale`."""
-    return {ours: _in_our_order(ours, state_dict[name], groups) for name, ours in _names(state_dict)}
+    return {ours: _in_our_order(ours, state_dict[name], groups) for name, ours in _renamed_weights(state_dict)}
 
 
-def _names(state_dict: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+def _renamed_weights(state_dict: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     return [(name, speechbrain_name(name)) for name in state_dict]
 
 
@@ -186,26 +191,20 @@ def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mappi
     tag = found.tag if isinstance(found, Tagged) else ""
     if not tag.startswith("new:speechbrain.") or tag.rpartition(".")[2] != name:
         raise ValueError(
-            f"{SETTINGS}: {key} must be SpeechBrain's {name} (!new:speechbrain. ... .{name}), got "
+            f"{SPEECHBRAIN_YAML}: {key} must be SpeechBrain's {name} (!new:speechbrain. ... .{name}), got "
             f"{tag if tag else found!r}. Only ECAPA-TDNN models on SpeechBrain's Fbank can be converted."
         )
     given = found.value if isinstance(found, Tagged) and isinstance(found.value, dict) else {}
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
-        raise ValueError(f"{SETTINGS}: {key} sets {', '.join(map(str, unknown))}, which cannot be converted.")
+        raise ValueError(f"{SPEECHBRAIN_YAML}: {key} sets {', '.join(map(str, unknown))}, which cannot be converted.")
     wrong = [k for k in given if isinstance(defaults[k], list) and not _is_list_of_integers(given[k])]
     if wrong:
-        raise ValueError(f"{SETTINGS}: {key} must have a list of at least 3 integers as {wrong[0]}: {given[wrong[0]]}.")
+        raise ValueError(
+            f"{SPEECHBRAIN_YAML}: {key} must have a list of at least 3 integers as {wrong[0]}: {given[wrong[0]]}."
+        )
     return {**defaults, **given}
 
 
 def _is_list_of_integers(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 2 and all(isinstance(entry, int) for entry in value)
-
-
-def _require(key: str, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if arguments[name] != value:
-            raise ValueError(
-                f"{SETTINGS}: {key} has {name} {arguments[name]}; only models with {name} {value} can be converted."
-            )

@@ -15,7 +15,7 @@ A folder with `config.yaml` and `avg_model.pt`, as WeSpeaker publishes its model
 | `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
 
 WeSpeaker has no masks: it embeds one utterance at a time. The dither of its configuration is for training; its
-extraction has none, nor has ours.
+extraction has none, and neither has ours.
 """
 
 import re
@@ -25,64 +25,69 @@ from typing import Any
 
 from torch import Tensor
 
-from .building import Converted, Rules, build_model, make_config, renamed
+from .building import Converted, Renaming, converted_config, fill_model, require_values
 from .checkpoints import read_tensors, read_yaml
 
-SOURCE = "WeSpeaker ECAPA-TDNN"
-SETTINGS = "config.yaml"
-WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "avg_model.safetensors")
+WESPEAKER_SOURCE = "WeSpeaker ECAPA-TDNN"
+WESPEAKER_YAML = "config.yaml"
+WESPEAKER_WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "avg_model.safetensors")
 _CLASSIFIER = "projection."
 _CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2, 3, 4)
-# WeSpeaker adds it to the variance in the attention's context, and floors the pooled variance there.
+# WeSpeaker adds it to the variance in the attention's context, and floors the pooled variance with it.
 _VARIANCE_OFFSET = 1e-7
 _MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 
-_RULES: Rules = [
-    (r"layer1\.conv\.", "backbone.input.conv."),
-    (r"layer1\.bn\.", "backbone.input.norm."),
-    (r"conv\.", "backbone.aggregate."),
-    (r"pool\.linear1\.", "pooling.hidden."),
-    (r"pool\.linear2\.", "pooling.scores."),
-    (r"bn\.", "pooled_norm."),
-    (r"linear\.", "projection."),
-    (r"bn2\.", "embedding_norm."),
-]
-_BLOCK = re.compile(r"layer([2-9])\.se_res2block\.")
-_BLOCK_RULES: Rules = [
-    (r"0\.conv\.", "reduce.conv."),
-    (r"0\.bn\.", "reduce.norm."),
-    (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
-    (r"1\.bns\.(\d+)\.", r"groups.\1.norm."),
-    (r"2\.conv\.", "expand.conv."),
-    (r"2\.bn\.", "expand.norm."),
-    (r"3\.linear1\.", "excitation.down."),
-    (r"3\.linear2\.", "excitation.up."),
-]
+WESPEAKER_NAMES = Renaming(
+    rules=[
+        (r"layer1\.conv\.", "backbone.input.conv."),
+        (r"layer1\.bn\.", "backbone.input.norm."),
+        (r"conv\.", "backbone.aggregate."),
+        (r"pool\.linear1\.", "pooling.hidden."),
+        (r"pool\.linear2\.", "pooling.scores."),
+        (r"bn\.", "pooled_norm."),
+        (r"linear\.", "projection."),
+        (r"bn2\.", "embedding_norm."),
+    ],
+    block=r"layer([2-9])\.se_res2block\.",
+    first_block=2,
+    block_rules=[
+        (r"0\.conv\.", "reduce.conv."),
+        (r"0\.bn\.", "reduce.norm."),
+        (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
+        (r"1\.bns\.(\d+)\.", r"groups.\1.norm."),
+        (r"2\.conv\.", "expand.conv."),
+        (r"2\.bn\.", "expand.norm."),
+        (r"3\.linear1\.", "excitation.down."),
+        (r"3\.linear2\.", "excitation.up."),
+    ],
+)
 
 
 def convert_wespeaker(folder: Path) -> Converted:
-    """Read and convert.
+    """Read and convert a folder of WeSpeaker.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model is none that ours can be.
+        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
     """
-    settings = read_yaml(folder / SETTINGS)
+    settings = read_yaml(folder / WESPEAKER_YAML)
     name = str(settings.get("model"))
     model = _MODEL.fullmatch(name)
     if model is None:
-        raise ValueError(f"{SETTINGS}: model is {name}; only the models ECAPA_TDNN... of WeSpeaker can be converted.")
+        raise ValueError(
+            f"{WESPEAKER_YAML}: model is {name}; only the models ECAPA_TDNN... of WeSpeaker can be converted."
+        )
     data = _mapping(settings, "dataset_args")
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
     _check_features(data)
     arguments = _mapping(settings, "model_args")
     given = {"feat_dim": arguments.get("feat_dim", 80), "pooling_func": arguments.get("pooling_func", "ASTP")}
-    _require("model_args", given, {"feat_dim": bins, "pooling_func": "ASTP"})
-    weights = next((path for path in WEIGHTS if (folder / path).is_file()), WEIGHTS[0])
+    require_values(f"{WESPEAKER_YAML}: model_args", given, {"feat_dim": bins, "pooling_func": "ASTP"})
+    weights = next((path for path in WESPEAKER_WEIGHTS if (folder / path).is_file()), WESPEAKER_WEIGHTS[0])
     tensors = read_tensors(folder / weights)
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
     channels = model["channels"] if model["channels"] is not None else arguments.get("channels", _CHANNELS)
-    config = make_config(
-        SOURCE,
+    config = converted_config(
+        WESPEAKER_SOURCE,
         frontend="kaldi",
         sampling_rate=data.get("resample_rate", 16000),
         num_mel_bins=bins,
@@ -103,8 +108,8 @@ def convert_wespeaker(folder: Path) -> Converted:
     left_out = {}
     if len(encoder) < len(tensors):
         left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of its training speakers"
-    converted = build_model(config, convert_wespeaker_state_dict(encoder))
-    return Converted(converted, SOURCE, [SETTINGS, weights], left_out, [])
+    converted = fill_model(config, convert_wespeaker_state_dict(encoder))
+    return Converted(converted, WESPEAKER_SOURCE, [WESPEAKER_YAML, weights], left_out, [])
 
 
 def wespeaker_name(name: str) -> str:
@@ -113,12 +118,7 @@ def wespeaker_name(name: str) -> str:
     Raises:
         ValueError: not a weight of that encoder.
     """
-    block = _BLOCK.match(name)
-    if block is None:
-        ours = renamed(name, _RULES)
-    else:
-        rest = renamed(name[block.end() :], _BLOCK_RULES)
-        ours = None if rest is None else f"backbone.blocks.{int(block[1]) - 2}.{rest}"
+    ours = WESPEAKER_NAMES.apply(name)
     if ours is None:
         raise ValueError(f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN; give its avg_model.pt as it was saved.")
     return ours
@@ -134,24 +134,18 @@ def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
 
 def _check_features(data: Mapping[str, Any]) -> None:
     """Refuse features that are not Kaldi's filter bank of 25 ms every 10 ms with the mean removed."""
-    _require("dataset_args", {"frontend": data.get("frontend", "fbank")}, {"frontend": "fbank"})
-    _require("dataset_args", {"cmvn": data.get("cmvn", True)}, {"cmvn": True})
+    require_values(
+        f"{WESPEAKER_YAML}: dataset_args", {"frontend": data.get("frontend", "fbank")}, {"frontend": "fbank"}
+    )
+    require_values(f"{WESPEAKER_YAML}: dataset_args", {"cmvn": data.get("cmvn", True)}, {"cmvn": True})
     wanted = {"frame_length": 25, "frame_shift": 10}
-    _require("fbank_args", {**wanted, **_mapping(data, "fbank_args")}, wanted)
+    require_values(f"{WESPEAKER_YAML}: fbank_args", {**wanted, **_mapping(data, "fbank_args")}, wanted)
     wanted = {"norm_mean": True, "norm_var": False}
-    _require("cmvn_args", {**wanted, **_mapping(data, "cmvn_args")}, wanted)
+    require_values(f"{WESPEAKER_YAML}: cmvn_args", {**wanted, **_mapping(data, "cmvn_args")}, wanted)
 
 
 def _mapping(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = settings.get(key)
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{SETTINGS}: {key} must hold 'key: value' lines, got {value!r}.")
+        raise ValueError(f"{WESPEAKER_YAML}: {key} must hold 'key: value' lines, got {value!r}.")
     return {} if value is None else value
-
-
-def _require(key: str, values: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if values[name] != value:
-            raise ValueError(
-                f"{SETTINGS}: {key} has {name} {values[name]}; only models with {name} {value} can be converted."
-            )

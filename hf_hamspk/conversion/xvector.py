@@ -25,20 +25,25 @@ from torch import Tensor
 from transformers import AutoModelForAudioXVector, PreTrainedConfig, PreTrainedModel
 
 from ..loading.models import quiet_transformers
-from .building import Converted, build_model, make_config, shown
+from .building import Converted, converted_config, fill_model, shown
 from .checkpoints import refusal
 
-SETTINGS, PREPROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Kinds whose embeddings were compared.
-KINDS = ("wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio")
-# What is not taken, and a mask of the features in training, which a model trained without does not have.
+XVECTOR_JSON, PREPROCESSOR = "config.json", "preprocessor_config.json"
+XVECTOR_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Types of models whose embeddings were compared with transformers'.
+XVECTOR_TYPES = ("wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio")
+# The classifier, which is left out, and a mask used in training, which some models lack.
 _NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "masked_spec_embed")
-# A variance of 0 has no slope in our root; transformers has no floor.
-_SMALLEST_VARIANCE = 1e-12
+# Our square root needs a floor to have a gradient at a variance of 0; transformers has none.
+_ROOT_FLOOR = 1e-12
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -54,34 +59,36 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def convert_xvector(folder: Path) -> Converted:
-    """Read and convert.
+    """Read and convert a folder of transformers.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model is none that ours can be.
+        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
     """
-    settings = read_json(folder / SETTINGS)
+    settings = read_json_object(folder / XVECTOR_JSON)
     kind = settings.get("model_type")
-    if kind not in KINDS:
-        raise ValueError(f"{folder / SETTINGS} describes a {kind!r} model; those of {', '.join(KINDS)} are converted.")
-    theirs, weights = _load(folder)
+    if kind not in XVECTOR_TYPES:
+        raise ValueError(
+            f"{folder / XVECTOR_JSON} describes a {kind!r} model; only {', '.join(XVECTOR_TYPES)} can be converted."
+        )
+    theirs, weights = _load_theirs(folder)
     backbone_config: PreTrainedConfig = copy.deepcopy(theirs.base_model.config)  # pyright: ignore[reportAssignmentType]
-    # Where the files lie on this machine is nobody's business.
+    # The folder on this machine is private.
     backbone_config.name_or_path = ""
     notes = []
     if (folder / PREPROCESSOR).is_file():
-        preprocessor = read_json(folder / PREPROCESSOR)
+        preprocessor = read_json_object(folder / PREPROCESSOR)
     else:
         preprocessor = {}
-        notes.append(f"no {PREPROCESSOR}: waveforms are normalised and 16 kHz is taken, transformers' defaults")
+        notes.append(f"no {PREPROCESSOR}: transformers' defaults are used, normalised waveforms at 16 kHz")
     source = f"transformers {type(theirs).__name__}"
-    config = make_config(
+    config = converted_config(
         source,
         backbone_config=backbone_config,
         sampling_rate=preprocessor.get("sampling_rate", 16000),
         normalize_waveform=preprocessor.get("do_normalize", True),
         mix_layers=bool(theirs.config.use_weighted_layer_sum),
         pooling="xvector",
-        pooling_smallest_variance=_SMALLEST_VARIANCE,
+        pooling_smallest_variance=_ROOT_FLOOR,
         tdnn_channels=list(theirs.config.tdnn_dim),
         tdnn_kernel_sizes=list(theirs.config.tdnn_kernel),
         tdnn_dilations=list(theirs.config.tdnn_dilation),
@@ -89,9 +96,9 @@ def convert_xvector(folder: Path) -> Converted:
         embedding_size=theirs.config.xvector_output_dim,
         normalize_embedding=False,
     )
-    read = [SETTINGS, *([PREPROCESSOR] if preprocessor else []), weights]
+    read = [XVECTOR_JSON, *([PREPROCESSOR] if preprocessor else []), weights]
     left_out = {"classifier.*, objective.*": "the classifier of its training speakers"}
-    return Converted(build_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)
+    return Converted(fill_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)
 
 
 def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
@@ -112,11 +119,11 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
     return ours | {f"projection.{name}": state[f"feature_extractor.{name}"] for name in ("weight", "bias")}
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel, str]:
+def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
     """Their model and the name of the file of its weights."""
-    weights = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    weights = next((name for name in XVECTOR_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise ValueError(f"{folder} holds none of {', '.join(WEIGHTS)}. Give the whole folder of the model.")
+        raise ValueError(f"{folder} holds none of {', '.join(XVECTOR_WEIGHTS)}. Give the whole folder of the model.")
     try:
         with quiet_transformers():
             model, info = AutoModelForAudioXVector.from_pretrained(

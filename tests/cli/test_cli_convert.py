@@ -67,7 +67,7 @@ def test_refusals(refusal, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.safetensors").touch()
     assert "full exists and is not an empty folder; choose a new one" in refusal("convert", tmp_path, tmp_path / "full")
-    assert "What" in refusal("convert", tmp_path, tmp_path / "out") and not (tmp_path / "out").exists()
+    assert "is not recognised. Expected a folder" in refusal("convert", tmp_path, tmp_path / "out") and not (tmp_path / "out").exists()
     assert "There is no file or folder" in refusal("convert", tmp_path / "absent", tmp_path / "out")
     torch.save({"weight": torch.zeros(1), "run": print}, tmp_path / "a.pt")
     assert "a.pt holds more than weights: it asks for" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")

@@ -53,7 +53,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_a_damaged_file_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} cannot be read.* Copy or download it anew"):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read.* Copy or download it again"):
         read_tensors(tmp_path / name)
 
 
@@ -127,14 +127,14 @@ def test_what_cannot_be_told_is_refused(tmp_path):
     refuses(
         "There is no file or folder .*absent. Only local files are converted: download them first", tmp_path / "absent"
     )
-    refuses("cannot be told. Expected a folder with hyperparams.yaml .* Say which with --from speechbrain", tmp_path)
+    refuses("is not recognised. Expected a folder with hyperparams.yaml .* Choose with --from speechbrain", tmp_path)
     refuses(
         "There is no kind of source 'kaldi'; known are speechbrain, wespeaker, official, xvector", tmp_path, "kaldi"
     )
     refuses("is a folder; of the released code give the checkpoint file", tmp_path, "official")
     refuses("There is no file .*hyperparams.yaml. Give the folder as its project lays it out", tmp_path, "speechbrain")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
-    refuses("a.pt is cannot be told", tmp_path / "a.pt")
+    refuses("a.pt is not recognised", tmp_path / "a.pt")
     refuses(r"holds no ECAPA-TDNN encoder .* It has a\.", tmp_path / "a.pt", "official")
     HamSpkModel(tiny_config()).save_pretrained(tmp_path / "ours")
     refuses("is a model of this package already; it needs no conversion", tmp_path / "ours")

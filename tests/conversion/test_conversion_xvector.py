@@ -126,7 +126,7 @@ def test_an_adapter_and_other_kinds_are_refused(tmp_path):
     folder = write_xvector(tmp_path / "model", tiny_xvector("wav2vec2"))
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "wav2vec2-bert"}))
-    with pytest.raises(ValueError, match="describes a 'wav2vec2-bert' model; those of wavlm, wav2vec2, unispeech-sat"):
+    with pytest.raises(ValueError, match="describes a 'wav2vec2-bert' model; only wavlm, wav2vec2, unispeech-sat"):
         convert(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"add_adapter": True, "output_hidden_size": 32}))
     with pytest.raises(ValueError, match=r"lacks \d+ weights|add_adapter=True is not supported"):
