@@ -1,1 +1,1 @@
-"""Models in formats that other runtimes read."""
+"""Writes models in formats of other runtimes."""

@@ -28,11 +28,11 @@ _TRACED_SECONDS = (1.0, 0.7)
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near the file comes to the model.
+    """The difference between the file and the model for one batch.
 
     Attributes:
         seconds: of the longest utterance of a batch.
-        batch: utterances; of different lengths where the file takes a mask.
+        batch: utterances; of different lengths if the file takes a mask.
         difference: largest difference of an embedding, as a share of its largest value.
     """
 
@@ -43,7 +43,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The written file.
 
     Attributes:
         path: of the file.
@@ -59,7 +59,7 @@ class Exported:
 
 
 class _Embedder(nn.Module):
-    """Waveforms and maybe a mask to embeddings, with tensors alone at its ends."""
+    """Maps waveforms and an optional mask to embeddings, with tensors as its only inputs and outputs."""
 
     def __init__(self, model: HamSpkModel):
         super().__init__()
@@ -78,25 +78,25 @@ def export_onnx(
     """Write the model without its head as one file, after it has been checked.
 
     The inputs are `input_values` `(B, L)` float32 and, unless the backbone normalises over time, `attention_mask`
-    `(B, L)` int64; the output is `embeddings` `(B, D)`. A graph cannot refuse: whoever runs it must give at least 0.1 s
+    `(B, L)` int64; the output is `embeddings` `(B, D)`. A graph cannot check its inputs: they must hold at least 0.1 s
     of sound, padded on the right.
 
     Args:
         model: in float32, on the CPU.
         path: of the file.
-        seconds: of the utterances of the check.
-        batches: of the check.
+        seconds: durations of the utterances that are compared.
+        batches: batch sizes that are compared.
 
     Raises:
         ImportError: the packages for ONNX are missing.
-        ValueError: the model is not in float32 on the CPU, it cannot be exported, or the file does not agree with it;
-            then none is left.
+        ValueError: the model is not in float32 on the CPU, it cannot be exported, or the file differs from it; no file
+            is left then.
     """
     encoder = model.base_model
     if not isinstance(encoder, HamSpkModel):
         raise ValueError(f"Expected a speaker model of this package, got {type(model).__name__}.")
     if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
-        raise ValueError("A model is exported in float32 on the CPU: model.float().cpu().")
+        raise ValueError("Only a model in float32 on the CPU can be exported: model.float().cpu().")
     masked = not encoder.groups_by_length
     rate = encoder.config.sampling_rate
     description = OnnxDescription(encoder.fingerprint(), rate, encoder.config.embedding_size, masked)
@@ -104,7 +104,7 @@ def export_onnx(
     was_training = encoder.training
     encoder.eval()
     try:
-        _write(encoder, partial, description)
+        _write_graph(encoder, partial, description)
         agreements = check_agreement(encoder, partial, seconds, batches)
         os.replace(partial, path)
     finally:
@@ -113,13 +113,13 @@ def export_onnx(
     return Exported(Path(path), Path(path).stat().st_size, masked, agreements)
 
 
-def _write(encoder: HamSpkModel, path: Path, description: OnnxDescription) -> None:
+def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"Exporting takes onnx, onnxscript and onnxruntime: pip install 'hf_hamspk[onnx]' ({error})."
+            f"Exporting needs onnx, onnxscript and onnxruntime: pip install 'hf_hamspk[onnx]' ({error})."
         ) from error
     values, mask = _batch(_TRACED_SECONDS, description.sampling_rate)
     inputs = (values, mask) if description.masked else (values[:, : int(mask.sum(-1).min())],)
@@ -144,7 +144,7 @@ def _write(encoder: HamSpkModel, path: Path, description: OnnxDescription) -> No
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of torchvision, which nobody asked for, and of what it will do one day."""
+    """Silence the exporter's remarks about torchvision and future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -159,7 +159,7 @@ def _quiet() -> Iterator[None]:
 def check_agreement(
     encoder: HamSpkModel, path: str | os.PathLike, seconds: Sequence[float], batches: Sequence[int]
 ) -> list[Agreement]:
-    """Compare a file with the model it was made of, on noise.
+    """Compare a file with its model on noise.
 
     Raises:
         ValueError: they differ by more than `LARGEST_DIFFERENCE`.

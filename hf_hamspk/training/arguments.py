@@ -22,7 +22,7 @@ _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """What HfArgumentParser can read of an annotation of the configuration: numbers are floats, sequences lists."""
+    """A type that HfArgumentParser can read, for an annotation of the configuration: float for numbers, else the first."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation
@@ -52,7 +52,7 @@ def _make_model_arguments() -> type:
 
 
 ModelArguments = _make_model_arguments()
-ModelArguments.__doc__ = """The model: every field of `HamSpkConfig` (None: its default), and where it starts from.
+ModelArguments.__doc__ = """The model: every field of `HamSpkConfig` (None: its default), and its initial weights.
 
 `backbone` names a pretrained transformers encoder, `initial_model` a folder of this package to fine-tune with a new
 head; at most one of them.
@@ -80,18 +80,18 @@ class DataArguments:
         speed_factors: each but the first, 1.0, makes new speakers, for example 1.0 0.9 1.1.
         augment_probability: share of crops that are augmented.
         augment_kinds: some of noise, music, babble, reverb, band, codec, equaliser, gain.
-        augment_most: largest number of kinds in one crop.
+        augment_most: most kinds of augmentation in one crop.
         augment_pairs: train on each crop clean and augmented in the same step, the losses added, as in the paper; with
             augment_probability 1 every copy is augmented.
         noise_folder, rir_folder: recordings, or shards of them, for noise and reverberation instead of synthetic ones.
         music_folder: the same for music, which needs it.
         speech_folder: the same for babble instead of the training set.
-        dev_trials: trial list on which the best model is chosen.
+        dev_trials: trial list on which the best model is chosen and the final one is calibrated.
         test_trials: trial lists reported at the end.
         trial_root: folder of the paths in the trial lists.
         protocol: `"whole"` utterance, or the `"paper"`'s: whole and five 3 s segments.
-        cache_megabytes: decoded audio kept in memory by each loading process.
-        num_workers: loading processes for each training process.
+        cache_megabytes: decoded audio that each loading process keeps in memory, in megabytes.
+        num_workers: loading processes per training process.
     """
 
     train_data: str | None = None
@@ -122,7 +122,7 @@ class DataArguments:
         _between(self, "crop_seconds", 0.1, 60)
         _between(self, "augment_probability", 0, 1)
         if self.augment_pairs and self.augment_probability == 0:
-            raise ValueError("augment_pairs is on and augment_probability 0: set it, to 1.0 as in the paper.")
+            raise ValueError("augment_pairs needs augment_probability above 0, 1.0 as in the paper.")
 
 
 @dataclass
@@ -138,33 +138,34 @@ class TrainingArguments:
 
     Attributes:
         output_dir: receives checkpoints, logs and the models `best`, `last` and `final`.
-        seed: of everything random.
+        seed: of all random numbers.
         epochs: passes over the training set.
         max_steps: stop after this many optimiser steps (0: no limit); an epoch cut short counts as one in `final`.
         batch_size: utterances per optimiser step, over all processes and accumulation steps.
-        utterances_per_speaker: of a batch, which then is of `batch_size` divided by this many different speakers, all
-            of whom come equally often however many utterances they have; 0: utterances in random order. For corpora in
-            files, not in shards.
+        utterances_per_speaker: in a batch, which then has `batch_size` divided by this many different speakers. All
+            speakers come equally often, however many utterances they have. 0: utterances in random order. For corpora
+            in files, not in shards.
         gradient_accumulation_steps: forward passes per optimiser step.
         optimizer: `"adam"` (weight decay as L2 penalty: the paper's), `"adamw"` or `"sgd"` (Nesterov).
         learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: see `schedules.learning_rate`.
         momentum: of `"sgd"`.
-        weight_decay: on every parameter, as in the paper.
+        weight_decay: applied to every parameter, as in the paper.
         margin_start_epoch, margin_end_epoch: see `schedules.margin`; both 0 for a constant margin.
         max_grad_norm: clip the gradient to this norm (0: do not clip).
-        class_sampling: share of the speakers that take part in a step, those of the batch among them, the others drawn
-            at random (Partial-FC; for very many speakers). Weight decay and the optimiser's momenta act on all.
-        shard_centres: each process holds only its part of the speaker centres (for very many speakers). All of them
-            come together where a model or a checkpoint is saved, which are as always.
+        class_sampling: share of the speakers that take part in a step: those of the batch, and others drawn at random
+            (Partial-FC; for very many speakers). Weight decay and the optimiser's momenta act on all.
+        shard_centres: each process holds only its part of the speaker centres (for very many speakers). Saved models
+            and checkpoints hold all of them, as usual.
         mixed_precision: autocast of the encoder; geometry and loss stay in float32.
-        freeze_batch_norm: keep the running statistics, and normalise with them.
+        freeze_batch_norm: keep the running statistics of batch normalisation, and normalise with them.
         sync_batch_norm: batch statistics over all processes (GPUs only).
         evaluate_every: epochs between evaluations on `dev_trials`.
-        save_steps: optimiser steps between checkpoints, besides one at each end of an epoch (0: only these).
-        keep_checkpoints: resumable checkpoints kept.
+        save_steps: optimiser steps between checkpoints, besides one at the end of each epoch (0: only these).
+        keep_checkpoints: number of checkpoints that are kept.
         average_last: epochs whose weights are averaged into `final`; 5 in the paper.
         log_steps: optimiser steps between log entries.
-        resume: continue from the newest checkpoint in `output_dir`, if there is one; False forgets the run in it.
+        resume: continue from the newest checkpoint in `output_dir`, if there is one; False removes those of an earlier
+            run.
         cpu: use the CPU even where there is a GPU.
     """
 
@@ -237,7 +238,7 @@ class TrainingArguments:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run, whole.
+    """All arguments of a training run.
 
     Attributes:
         model: fields of the configuration that the recipe sets (`ModelArguments`).
@@ -250,12 +251,12 @@ class Recipe:
     training: TrainingArguments
 
     def config_fields(self) -> dict[str, Any]:
-        """What the recipe says of `HamSpkConfig`."""
+        """The fields of `HamSpkConfig` that the recipe sets."""
         given = dataclasses.asdict(self.model)
         return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat, for a YAML file that reads back to the same recipe."""
+        """A flat dictionary; written as YAML, it reads back as the same recipe."""
         parts = (self.config_fields(), dataclasses.asdict(self.data), dataclasses.asdict(self.training))
         flat = {key: value for part in parts for key, value in part.items() if value is not None and value != []}
         starts = {name: getattr(self.model, name) for name in ("backbone", "initial_model")}
@@ -325,7 +326,7 @@ def _parse(words: Sequence[str]) -> Recipe:
 
 
 def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
-    """A configuration, or a ValueError with the plain message of what is wrong."""
+    """A configuration; a bad value is a ValueError with a plain message."""
     try:
         return HamSpkConfig(**fields)
     except StrictDataclassError as error:
@@ -372,7 +373,7 @@ def _check_key(key: str, where: str) -> None:
 
 def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
     value = getattr(arguments, name)
-    # Written so that NaN is refused, too.
+    # This form refuses NaN, too.
     if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limits}, got {value}.")

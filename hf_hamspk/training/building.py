@@ -1,4 +1,4 @@
-"""What a recipe asks for, built: trial lists, training crops, model, optimiser."""
+"""Builds the parts of a training run from its recipe: trial lists, training crops, model, optimiser."""
 
 import dataclasses
 import json
@@ -50,12 +50,12 @@ _SHARED_DATA_ARGUMENTS = (
     "augment_most",
     "augment_pairs",
 )
-# Of a configuration, what says nothing about the architecture.
+# Fields of a configuration that do not describe the architecture.
 _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path")
 
 
 def check_run(args: TrainingArguments, processes: int) -> None:
-    """Refuse a batch that batch normalisation cannot use, and an output folder that is a file."""
+    """Refuse a batch too small for batch normalisation, and an output folder that is a file."""
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:
         raise ValueError(
@@ -67,7 +67,7 @@ def check_run(args: TrainingArguments, processes: int) -> None:
 
 
 def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerator:
-    """What runs the model on the devices and processes there are."""
+    """An Accelerator for the available devices and processes."""
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
     unused = config.backbone_config is not None
     accelerator = Accelerator(
@@ -86,14 +86,14 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether PyTorch multiplies matrices of bfloat16 on this CPU with instructions made for it."""
+    """Whether this CPU has instructions for products of bfloat16 matrices that PyTorch uses."""
     if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
-    """What a checkpoint must share with the run that resumes it, as JSON has it: model, arguments and data."""
+    """The model, arguments and data that a checkpoint must share with the run that resumes it, as JSON values."""
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
@@ -110,7 +110,7 @@ def trial_root(data: DataArguments) -> str:
 
 
 def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
-    """The dev and test lists by their paths, after a check that their audio files exist."""
+    """The development and test lists by path, after a check that their audio files exist."""
     lists = [data.dev_trials] if data.dev_trials is not None else []
     trials = {}
     for path in [*lists, *data.test_trials]:
@@ -126,20 +126,20 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
 
 
 def build_crops(
-    recipe: Recipe, rate: int, say: Callable[[str], None], progress: bool
+    recipe: Recipe, rate: int, report: Callable[[str], None], progress: bool
 ) -> tuple[SpeakerCrops, list[str]]:
     """The training set, and the name of each of its labels.
 
-    A speaker at another speed is a speaker of its own, named `speaker@speed`.
+    A speaker at another speed is a class of its own, named `speaker@speed`.
 
     Args:
         recipe: what to load.
         rate: the model's sampling rate, in Hz.
-        say: receives the report on the audio check, or on the shards.
+        report: receives a line on the audio check, or on the shards.
         progress: show a bar.
     """
     data = recipe.data
-    corpus, speakers = _open_corpus(data, rate, say, progress)
+    corpus, speakers = _open_corpus(data, rate, report, progress)
     augmentation = None
     if data.augment_probability > 0:
         augmentation = Augmentation(
@@ -167,17 +167,19 @@ def build_crops(
 
 
 def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
-    """What an augmentation takes: shards where the folder holds some, else the folder."""
+    """The source of noises for an augmentation: shards if the folder holds some, else the folder."""
     reader = None if folder is None else open_shards(folder)
     return folder if reader is None else NoiseShards(reader, rate)
 
 
-def _open_corpus(data: DataArguments, rate: int, say: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
-    """What `SpeakerCrops` reads and its speakers: of shards, which were checked when they were made, or of files."""
+def _open_corpus(
+    data: DataArguments, rate: int, report: Callable[[str], None], progress: bool
+) -> tuple[Any, list[str]]:
+    """The utterances for `SpeakerCrops` and their speakers, from shards, which were checked before, or from files."""
     reader = open_shards(str(data.train_data))
     if reader is not None:
         manifest = reader.manifest
-        say(
+        report(
             f"{manifest.utterances} utterances of {len(manifest.speakers)} speakers, {manifest.seconds / 3600:.2f} h, "
             f"in {len(manifest.shards)} shards at {reader.folder}"
         )
@@ -186,20 +188,20 @@ def _open_corpus(data: DataArguments, rate: int, say: Callable[[str], None], pro
         return ShardUtterances(reader, rate), manifest.speakers
     corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
     if data.check_audio != "none":
-        report = check_corpus(corpus, data.check_audio == "full", progress=progress)
-        say(report.summary())
-        corpus = report.dataset
+        checked = check_corpus(corpus, data.check_audio == "full", progress=progress)
+        report(checked.summary())
+        corpus = checked.dataset
     return corpus, speaker_labels(corpus)
 
 
 def training_batches(
     recipe: Recipe, crops: SpeakerCrops, epoch: int, first_batch: int, accelerator: Accelerator
 ) -> tuple[int, Iterator[dict[str, torch.Tensor]]]:
-    """What a rank trains on in an epoch, from its global batch number `first_batch` on.
+    """The batches of a rank in an epoch, from the global batch number `first_batch` on.
 
     Returns:
-        The global batches of the whole epoch; and the micro-batches of this rank, `gradient_accumulation_steps` for
-        each global batch that is left.
+        The number of global batches in the whole epoch; and the micro-batches of this rank,
+        `gradient_accumulation_steps` for each remaining global batch.
     """
     args, workers = recipe.training, recipe.data.num_workers
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -207,8 +209,8 @@ def training_batches(
     if isinstance(crops.utterances, ShardUtterances):
         if args.utterances_per_speaker:
             raise ValueError(
-                "utterances_per_speaker is for corpora in files: shards are read one by one, and the utterances "
-                "of a speaker lie in many. Leave it out, or give a CSV file or a folder as train_data."
+                "utterances_per_speaker is for corpora in files: shards are read one by one, and hold the utterances "
+                "of a speaker in many places. Leave it out, or give a CSV file or a folder as train_data."
             )
         batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
         batches.epoch, batches.batch = epoch, first_batch
@@ -228,7 +230,7 @@ def training_batches(
 
 
 def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np.ndarray:
-    """The samples of the global batches of an epoch, one after the other, each of so many speakers.
+    """The samples of an epoch in the order of its global batches, `utterances_per_speaker` of each speaker in a batch.
 
     Raises:
         ValueError: there are fewer speakers than one batch needs.
@@ -240,9 +242,9 @@ def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np
 
 
 def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The batches that pass through the model one after the other: of pairs the clean crops, then the augmented ones.
+    """The batches for the model, one after the other: of pairs first the clean crops, then the augmented ones.
 
-    Each view has batch statistics of its own, and their mean losses add up, as in the released trainer.
+    Each view has its own batch statistics, and their mean losses are added, as in the released trainer.
     """
     inputs = batch["input_values"]
     if inputs.ndim == 2:
@@ -253,8 +255,8 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 def build_config(recipe: Recipe) -> HamSpkConfig:
     """The configuration that a recipe describes, before the training speakers are known.
 
-    Fine-tuning takes everything from the initial model but what the recipe sets, and the scale, margin and
-    curvature if the recipe chooses another head: those are the new head's published ones.
+    Fine-tuning takes all fields from the initial model that the recipe does not set. If the recipe chooses another
+    head, scale, margin and curvature are the published ones of the new head.
 
     Raises:
         ValueError: a value is out of range or does not fit the others, or there is no such model.
@@ -264,7 +266,9 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
         if start.initial_model is not None:
             values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
             if values.get("model_type") != HamSpkConfig.model_type:
-                raise ValueError(f"it is a {values.get('model_type')!r} model; expected one of this package")
+                raise ValueError(
+                    f"it is a {values.get('model_type')!r} model; expected a speaker model of this package"
+                )
             new_head = (
                 {"scale", "margin", "curvature"}
                 if fields.get("head", values.get("head")) != values.get("head")
@@ -311,7 +315,7 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights of initial_model {start.initial_model} do not fit the model that the recipe "
-            f"describes, such as {wrong[0]}: leave out of the recipe what describes the encoder."
+            f"describes, such as {wrong[0]}: remove the keys of the encoder from the recipe."
         )
     return model
 

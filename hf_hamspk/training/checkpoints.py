@@ -1,9 +1,9 @@
-"""Folders of a run, written whole or not at all.
+"""Writes and reads the folders of a run; each is complete or absent.
 
 ```
 output_dir/
-  recipe.yaml               what was asked for
-  checkpoints/step-00001200/  everything to resume: model, optimiser, random states, progress.json
+  recipe.yaml               the recipe of the run
+  checkpoints/step-00001200/  the state to resume from: model, optimiser, random states, progress.json
   epochs/epoch-0012.safetensors  weights of the last epochs, to be averaged
   best/ last/ final/        models that `from_pretrained` loads
   metrics.jsonl  logs/      losses and dev error rates; TensorBoard
@@ -29,13 +29,13 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """The position of a run.
 
     Attributes:
         epoch: the epoch in progress, from 0.
-        batch: global batches of it that are done.
-        step: optimiser steps done.
-        best_eer: lowest dev EER so far, a fraction.
+        batch: finished global batches of that epoch.
+        step: finished optimiser steps.
+        best_eer: lowest development EER so far, a fraction.
         best_epoch: epochs done when it was reached.
         config: the architecture and the arguments that a resumed run must share.
     """
@@ -49,9 +49,9 @@ class Progress:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, then put it in the place of `folder`, which is never half written.
+    """Have `write` fill a temporary folder, then rename it to `folder`, which is therefore never half written.
 
-    A kill between the two renamings leaves the old folder as `.NAME.old`; a resumed run writes the new one again.
+    A kill between the two renames leaves the old folder as `.NAME.old`; a resumed run writes the new one again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
@@ -104,17 +104,17 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
         raise ValueError(
             f"{checkpoint} is a checkpoint of another model or run, so it cannot be resumed:\n  "
             + "\n  ".join(differences)
-            + ".\nChoose another output_dir, or pass --resume false, which removes what the old run left in this one."
+            + ".\nChoose another output_dir, or pass --resume false, which removes the checkpoints of the old run."
         )
     return progress
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """What to say of a checkpoint or a file of weights that cannot be read."""
-    said = " ".join(str(error).split())[:200]
+    """The error for a checkpoint or a file of weights that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
     return ValueError(
-        f"{path} is damaged ({type(error).__name__}: {said}). Delete it and give the same command again: the run then "
-        "continues from what is left."
+        f"{path} is damaged ({type(error).__name__}: {reason}). Delete it and give the same command again: the run "
+        "then continues from the newest checkpoint that is left."
     )
 
 
@@ -126,7 +126,7 @@ def forget_run(output_dir: Path) -> None:
 
 
 def trim_metrics(output_dir: Path, step: int) -> None:
-    """Drop the entries after `step`, which a resumed run writes again."""
+    """Remove the entries after `step`, which a resumed run writes again."""
     file = output_dir / METRICS_FILE
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -147,7 +147,7 @@ def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int
 
 
 def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Element-wise mean of the newest `count` epochs, batch-norm statistics included, as the paper's final model.
+    """The mean of the weights of the newest `count` epochs, batch-norm statistics included, as in the paper.
 
     Returns:
         The averaged state dict (whole numbers are the newest epoch's), and the names of the files.

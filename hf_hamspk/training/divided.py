@@ -1,4 +1,4 @@
-"""Training with the centres divided among the ranks: told to data parallelism, made whole to be saved, clipped."""
+"""Training with the centres divided among the ranks: set-up, restoring them for saving, clipping of gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ SMALLEST_TOTAL_NORM = 1e-6
 
 
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
-    """Leave each process its part of the centres, which `DistributedDataParallel` is then to leave alone."""
+    """Keep only this process's part of the centres, and exclude it from `DistributedDataParallel`."""
     divide_head(model.head, accelerator.process_index, accelerator.num_processes)
     names = [f"head.{name}" for name in model.head.centre_parameters()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -27,10 +27,10 @@ def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
 
 @contextmanager
 def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer) -> Iterator[None]:
-    """Let every process hold all centres, and what the optimiser knows of them, for as long as the context lasts.
+    """Restore all centres and their optimiser state on every process while the context lasts.
 
-    Saving and loading then work as of an undivided head, and a run can be resumed with other processes. All ranks must
-    enter. Nothing is done where the head is not divided, or whole already.
+    Saving and loading then work as for an undivided head, and a run can be resumed with another number of processes.
+    All ranks must enter. Does nothing if the head is not divided.
     """
     shard = shard_of(head)
     if shard is None:
@@ -65,7 +65,7 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def count_of(rank: int, shard: CentreShard) -> int:
-    """How many rows `rank` holds."""
+    """The number of rows that `rank` holds."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 

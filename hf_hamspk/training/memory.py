@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what training on a CPU frees and asks for again at every step."""
+"""Makes the C library's allocator keep the memory that training on a CPU frees and allocates in every step."""
 
 import ctypes
 import sys
@@ -9,14 +9,14 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc serve large blocks from the heap and never give it back, instead of mapping fresh pages each time.
+    """Make glibc serve large blocks from the heap and keep the heap, instead of mapping new pages each time.
 
-    On a CPU the pages of activations are otherwise faulted in anew at every step, which can take half of the time. It
-    is the same as setting `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` before the start. Other C libraries are
-    left alone.
+    Otherwise the pages of activations are mapped again in every step, which can take half of the time on a CPU. The
+    effect is that of `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment. Other C libraries are
+    not changed.
 
     Returns:
-        Whether the allocator took it.
+        Whether the allocator accepted the settings.
     """
     if not sys.platform.startswith("linux"):
         return False

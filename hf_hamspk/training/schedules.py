@@ -1,4 +1,4 @@
-"""Learning rate and margin as pure functions of the position in training, so that a resumed run needs no state."""
+"""Learning rate and margin as functions of the position in training, so that a resumed run needs no state."""
 
 import math
 
@@ -9,7 +9,7 @@ def learning_rate(
     """Learning rate at a position in training.
 
     Args:
-        progress: epochs done, with fraction, in [0, epochs].
+        progress: finished epochs, with fraction, in [0, epochs].
         epochs: of the whole run.
         initial: largest learning rate.
         schedule: `"epoch_decay"`: `initial * decay ** floor(progress)`, the paper's (0.97 per epoch);
@@ -39,7 +39,7 @@ def margin(progress: float, final: float, start_epoch: float, end_epoch: float) 
     half of it is reached after a tenth of the way.
 
     Args:
-        progress: epochs done, with fraction.
+        progress: finished epochs, with fraction.
         final: the configured margin.
         start_epoch: see above.
         end_epoch: at least `start_epoch`; equal to it for a step, both 0 for a constant margin.

@@ -1,8 +1,8 @@
 """The trainer, on Accelerate: from one CPU to many GPUs and nodes.
 
-What a step sees depends on (seed, epoch, sample) only, never on the number of processes, workers or accumulation steps,
-and every rank does the same number of steps. A run that was killed continues from its newest checkpoint and ends with
-the weights it would have had.
+The data of a step depends on (seed, epoch, sample) only, not on the number of processes, workers or accumulation steps,
+and every rank does the same number of steps. A killed run continues from its newest checkpoint and ends with the
+weights of an uninterrupted one.
 """
 
 import json
@@ -91,7 +91,7 @@ class Trainer:
         self.trials = read_trial_lists(self.data)
         self.list_names = list_names(self.trials)
         self.crops, speakers = build_crops(
-            recipe, config.sampling_rate, self._say, self.accelerator.is_local_main_process
+            recipe, config.sampling_rate, self._print, self.accelerator.is_local_main_process
         )
         set_seed(self.args.seed)
         model = build_model(recipe, config, speakers)
@@ -148,10 +148,10 @@ class Trainer:
             self.progress = read_progress(found[-1], self.identity)
             try:
                 self.accelerator.load_state(str(found[-1]))
-            # Whatever a truncated or missing file makes the readers of Accelerate raise.
+            # The readers of Accelerate raise many kinds of errors for a truncated or missing file.
             except Exception as error:
                 raise damaged(found[-1], error) from error
-            self._say(f"resumed from {found[-1]}: epoch {self.progress.epoch}, step {self.progress.step}")
+            self._print(f"resumed from {found[-1]}: epoch {self.progress.epoch}, step {self.progress.step}")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ class Trainer:
         return (list(group) for group in zip(*[micro_batches] * steps, strict=True))
 
     def _train_step(self, micro_batches: list[dict[str, torch.Tensor]], position: float) -> torch.Tensor:
-        """One optimiser step; returns this rank's mean loss, a scalar: of pairs the sum of both views'."""
+        """One optimiser step; returns this rank's mean loss, a scalar: the sum of both views for pairs."""
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
         passes = [view for batch in micro_batches for view in views(batch)]
@@ -244,7 +244,7 @@ class Trainer:
 
     @property
     def bare_model(self) -> HamSpkForXVector:
-        """The model without what Accelerate wraps around it."""
+        """The model without the wrappers of Accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
     def _whole_centres(self) -> AbstractContextManager[None]:
@@ -278,7 +278,7 @@ class Trainer:
             return
         costs = {f"dev_min_dcf_{prior}": cost for prior, cost in result.record["min_dcf"].items()}
         self._log({"dev_eer": result.eer} | costs)
-        self._say(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
+        self._print(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
         if self.progress.best_eer is None or result.eer < self.progress.best_eer:
             self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
             record = self._new_record("best")
@@ -286,7 +286,7 @@ class Trainer:
             self._save_model("best", record)
 
     def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
-        """Embed the files of a trial list, shared among the ranks."""
+        """Embed the files of a trial list; the ranks share the work."""
         accelerator = self.accelerator
         mine = self.trials[trial_list].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(
@@ -308,7 +308,7 @@ class Trainer:
         try:
             return evaluate_list(self.bare_model, self.trials[trial_list], embedded, settings)
         except ValueError as error:
-            self._say(f"{trial_list} could not be evaluated: {error}")
+            self._print(f"{trial_list} could not be evaluated: {error}")
             return None
 
     def _new_record(self, name: str) -> EvaluationRecord:
@@ -328,7 +328,7 @@ class Trainer:
     def _save_model(self, name: str, record: EvaluationRecord | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
-        # transformers draws a bar for the one file that is written.
+        # transformers shows a bar for the one file that is written.
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
 
@@ -382,7 +382,7 @@ class Trainer:
         record.lists = {name: result.record for name, result in found.items()}
         if self.crops.failures:
             count = len(self.crops.failures)
-            self._say(f"{count} training files could not be read: they are listed in final/evaluation.json")
+            self._print(f"{count} training files could not be read: they are listed in final/evaluation.json")
         if self.accelerator.is_main_process:
             calibration = self.bare_model.calibration
             points = () if calibration is None else calibration.operating_points
@@ -399,14 +399,14 @@ class Trainer:
                 audio = Path(trial_list).name
                 self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
             except ValueError as error:
-                self._say(f"'final' is not calibrated and makes no decisions, as {trial_list} is not enough: {error}")
+                self._print(f"'final' is not calibrated and makes no decisions, as {trial_list} is not enough: {error}")
             self._save_model("final")
         return self._evaluate(trial_list, embedded)
 
-    # -- telling ----------------------------------------------------------------------------------------------------
+    # -- logging ----------------------------------------------------------------------------------------------------
 
     def _require_finite(self) -> None:
-        """Nothing that has diverged is saved."""
+        """Refuse to save weights that have diverged."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.bare_model.parameters()):
             raise ValueError(
                 f"The weights are not finite after step {self.progress.step}: the run diverged. {DIVERGED}"
@@ -436,6 +436,6 @@ class Trainer:
             with open(self.output_dir / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": self.progress.epoch, "step": self.progress.step} | values) + "\n")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)

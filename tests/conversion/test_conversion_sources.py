@@ -131,7 +131,7 @@ def test_what_cannot_be_told_is_refused(tmp_path):
     refuses(
         "There is no kind of source 'kaldi'; known are speechbrain, wespeaker, official, xvector", tmp_path, "kaldi"
     )
-    refuses("is a folder; of the released code give the checkpoint file", tmp_path, "official")
+    refuses("is a folder; give the checkpoint file of the released code", tmp_path, "official")
     refuses("There is no file .*hyperparams.yaml. Give the folder as its project lays it out", tmp_path, "speechbrain")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     refuses("a.pt is not recognised", tmp_path / "a.pt")

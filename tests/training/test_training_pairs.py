@@ -72,7 +72,7 @@ def test_two_processes_train_on_pairs_as_one_does(tmp_path, run_words):
 
 
 def test_pairs_without_augmentation_are_refused(tmp_path, run_words):
-    with pytest.raises(ValueError, match="augment_pairs is on and augment_probability 0"):
+    with pytest.raises(ValueError, match="augment_pairs needs augment_probability above 0"):
         read_recipe(run_words(tmp_path, augment_pairs="true"))
 
 
