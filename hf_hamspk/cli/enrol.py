@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
 from .embed import find_audio
-from .options import PROFILE_SUFFIX, add_model_arguments, count_of, given_options
+from .options import PROFILE_EXTENSION, add_model_arguments, count_of, given_options
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
-    from ..verification_hamspk import SpeakerVerifier
+    from ..modeling_hamspk import HamSpkModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..loading.models import load_model
 
     speakers = arguments.speakers
-    verifier, folder = load_model(arguments.model, arguments.device).verifier(), Path(arguments.profiles)
+    model, folder = load_model(arguments.model, arguments.device), Path(arguments.profiles)
     folder.mkdir(parents=True, exist_ok=True)
     combine = given_options(arguments, "combine")
-    used = {name: _enrol_speaker(verifier, name, files, folder, combine) for name, files in speakers.items()}
+    used = {name: _enrol_speaker(model, name, files, folder, combine) for name, files in speakers.items()}
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
     summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
@@ -82,23 +82,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if partly or enrolled < len(used) else 0
 
 
-def _enrol_speaker(verifier: "SpeakerVerifier", name: str, files: list[str], folder: Path, combine: dict) -> int:
+def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, combine: dict) -> int:
     """Enrol a speaker; returns from how many recordings, 0 if there was not enough speech."""
     from ..audio_hamspk import InputError, read_sound
 
-    rate, waveforms = verifier.model.config.sampling_rate, []
+    sounds = []
     for file in files:
         try:
-            waveforms.append(read_sound(file, rate, file))
+            sounds.append(read_sound(file, model.config.sampling_rate, file))
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:
-        profile = verifier.enrol(waveforms, rate, name=name, **combine)
+        profile = model.enrol(sounds, name=name, **combine)
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
         return 0
-    profile.save(folder / f"{name}{PROFILE_SUFFIX}")
+    profile.save(folder / f"{name}{PROFILE_EXTENSION}")
     print(f"{name}: {count_of(profile.utterances, 'recording')}, {sum(profile.seconds):.1f} s of speech")
     for warning in profile.warnings:
         print(f"  warning: {warning}")
-    return len(waveforms)
+    return len(sounds)

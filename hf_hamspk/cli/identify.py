@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
-from .options import PROFILE_SUFFIX, add_model_arguments, check_folder, check_ways_to_decide, given_options
+from .options import PROFILE_EXTENSION, add_model_arguments, check_folder, check_ways_to_decide, given_options
 
 if TYPE_CHECKING:
     from ..verification_hamspk import Identification, SpeakerProfile
@@ -67,20 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
         options["operating_point"] = OperatingPoint("--prior", arguments.prior)
     model = load_model(arguments.model, arguments.device)
     identifier = model.identifier(read_profiles(arguments.profiles, model.fingerprint()))
-    rate, waveforms = model.config.sampling_rate, {}
+    sounds = {}
     for name in dict.fromkeys(arguments.test):
         try:
-            waveforms[name] = read_sound(name, rate, name)
+            sounds[name] = read_sound(name, model.config.sampling_rate, name)
         except InputError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
-    answers = identifier.identify(list(waveforms.values()), rate, **options)
-    named = dict(zip(waveforms, answers, strict=True))
+    answers = identifier.identify(list(sounds.values()), **options)
+    named = dict(zip(sounds, answers, strict=True))
     if arguments.json:
         print(json.dumps({name: answer.to_dict() for name, answer in named.items()}, indent=2))
     else:
         for name, answer in named.items():
             print(format_identification(name, answer))
-    return 1 if len(waveforms) < len(set(arguments.test)) else 0
+    return 1 if len(sounds) < len(set(arguments.test)) else 0
 
 
 def find_profiles(folder: str) -> list[Path]:
@@ -90,9 +90,9 @@ def find_profiles(folder: str) -> list[Path]:
         ValueError: no such folder, or no profile in it.
     """
     check_folder(folder, "--profiles")
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix == PROFILE_SUFFIX)
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix == PROFILE_EXTENSION)
     if not files:
-        raise ValueError(f"{folder} holds no profile ({PROFILE_SUFFIX}); `hamspk enrol` makes them.")
+        raise ValueError(f"{folder} holds no profile ({PROFILE_EXTENSION}); `hamspk enrol` makes them.")
     return files
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROFILE_SUFFIX = ".safetensors"
+# That of the package, which a test compares.
+PROFILE_EXTENSION = ".safetensors"
 # As the reader of recordings shortens names in messages.
 LONGEST_NAME = 200
 

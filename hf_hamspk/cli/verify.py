@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..loading.names import check_model
 from .options import (
-    PROFILE_SUFFIX,
+    PROFILE_EXTENSION,
     add_model_arguments,
     check_enrolment,
     check_recording,
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--combine", choices=COMBINE_CHOICES, help="how several enrolments become one (default: their mean)"
     )
-    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_SUFFIX}", help="write the enrolment to a file")
+    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="write the enrolment to a file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = (
         "The decision is made on the log-likelihood ratio (natural logarithm): how many times more likely the\n"
@@ -71,7 +71,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Refuse what can be refused before torch is imported; sets `enrolment` and `test`."""
     _check_options(arguments)
     _split_recordings(arguments)
-    profiles = [name for name in arguments.enrolment if Path(name).suffix == PROFILE_SUFFIX]
+    profiles = [name for name in arguments.enrolment if Path(name).suffix == PROFILE_EXTENSION]
     if profiles and len(arguments.enrolment) > 1:
         raise ValueError(f"Give one profile or recordings, not both, got {', '.join(arguments.enrolment)}.")
     if profiles and arguments.save_profile is not None:
@@ -91,8 +91,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     check_ways_to_decide(arguments)
     if arguments.prior is None and given_options(arguments, "cost_miss", "cost_false_alarm"):
         raise ValueError("--cost-miss and --cost-false-alarm go with --prior.")
-    if arguments.save_profile is not None and Path(arguments.save_profile).suffix != PROFILE_SUFFIX:
-        raise ValueError(f"--save-profile must end in {PROFILE_SUFFIX}, got {arguments.save_profile}.")
+    if arguments.save_profile is not None and Path(arguments.save_profile).suffix != PROFILE_EXTENSION:
+        raise ValueError(f"--save-profile must end in {PROFILE_EXTENSION}, got {arguments.save_profile}.")
 
 
 def _split_recordings(arguments: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = load_model(arguments.model, arguments.device)
     enrolment: Any = arguments.enrolment
-    if Path(enrolment[0]).suffix == PROFILE_SUFFIX:
+    if Path(enrolment[0]).suffix == PROFILE_EXTENSION:
         enrolment = enrolment[0]
     combine = given_options(arguments, "combine")
     if arguments.save_profile is not None:

@@ -22,7 +22,7 @@ _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """A type that HfArgumentParser can read, for an annotation of the configuration: float for numbers, else the first."""
+    """A type that HfArgumentParser can read for an annotation: float for numbers, else the first option."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation

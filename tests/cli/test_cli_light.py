@@ -82,11 +82,13 @@ def test_choices_are_those_of_the_package():
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.data.audio import AUDIO_SUFFIXES
     from hf_hamspk.embedding import FORMATS
+    from hf_hamspk.geometry_hamspk import COMBINATIONS
     from hf_hamspk.shards import manifest
     from hf_hamspk.shards.listing import LAYOUTS
-    from hf_hamspk.verification_hamspk import COMBINATIONS
+    from hf_hamspk.verification_hamspk import PROFILE_SUFFIX
 
     assert verify.COMBINE_CHOICES == COMBINATIONS
+    assert options.PROFILE_EXTENSION == PROFILE_SUFFIX
     assert embed.OUTPUT_FORMATS == FORMATS
     assert embed.SEARCHED_SUFFIXES == AUDIO_SUFFIXES
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
