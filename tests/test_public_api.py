@@ -130,7 +130,8 @@ def examples() -> list:
             for block in re.findall(r"```python\n(.*?)```", docstring if docstring else "", re.DOTALL):
                 where = f"{path.relative_to(PACKAGE).as_posix()}:{getattr(node, 'name', '')}"
                 marks = [pytest.mark.slow] if any(word in block for word in SLOW) else []
-                found.append(pytest.param(textwrap.dedent(block), id=where, marks=marks))
+                module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+                found.append(pytest.param(module, textwrap.dedent(block), id=where, marks=marks))
     return found
 
 
@@ -163,10 +164,11 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", examples())
-def test_examples_of_docstrings_run(block, workplace, monkeypatch):
+@pytest.mark.parametrize(("module", "block"), examples())
+def test_examples_of_docstrings_run(module, block, workplace, monkeypatch):
+    """With the names of their module at hand, as in doctest."""
     monkeypatch.chdir(workplace)
-    names = {"__name__": "example"}
+    names = dict(vars(importlib.import_module(module.removesuffix(".__init__"))))
     if re.search(r"\bmodel\b", block) and "model =" not in block:
         names["model"] = hf_hamspk.HamSpkModel.from_pretrained("model")
     exec(compile(block, "example", "exec"), names)
