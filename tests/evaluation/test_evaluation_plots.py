@@ -141,6 +141,23 @@ def test_costs_are_those_at_the_bayes_thresholds(tmp_path, scored, figures):
     assert [text.get_text() for text in axes.texts] == ["balanced", "rare"]
 
 
+def test_a_sweep_joins_strengths_and_nothing_else(tmp_path, figures):
+    rates = [
+        ("as it is", None, 0.1, None),
+        ("1 s", 1.0, 0.2, (0.15, 0.25)),
+        ("2 s", 2.0, 0.15, None),
+        ("MP3", None, 0.1, None),
+    ]
+    plots.plot_sweep(rates, tmp_path / "sweep.png")
+    axes = figures[0].axes[0]
+    joined = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1]
+    assert joined == [(1, 2)]
+    assert [text.get_text() for text in axes.texts] == ["10.0", "20.0", "15.0", "10.0"]
+    assert axes.get_ylim()[1] > 25
+    with pytest.raises(ValueError, match=re.escape("rates is empty: pass at least one condition.")):
+        plots.plot_sweep([], tmp_path / "sweep.png")
+
+
 def test_bad_input_is_refused(tmp_path, scored):
     with pytest.raises(ValueError, match=re.escape("curves is empty: pass at least one name")):
         plots.plot_det({}, tmp_path / "det.png")
