@@ -1,32 +1,23 @@
-"""Files that hold what a decision rests on, written so that a change by hand is noticed.
+"""Score normalisation and calibration, from raw scores to log-likelihood ratios, and the files that hold them.
 
-A checksum guards against mistakes (an edited number, a damaged file), not against somebody who computes it anew.
+**Files** carry a checksum, which reveals damage and edits by hand. It is no protection against forgery.
 
-Score normalisation: how unusual a score is among the scores of other speakers, the cohort.
-
-Letters: `N` trials, `M` embeddings, `C` cohort embeddings, `D` embedding size.
-
-With the mean and the standard deviation of the scores of the enrolment (e) and of the test (t) against the cohort:
+**Normalisation** says how unusual a score is among the scores against other speakers, the cohort. With the mean and
+the standard deviation (divided by their number) of the scores of enrolment (e) and test (t) against the cohort:
 
 - `"z"`: `(s - mean_e) / std_e` (Li and Porter 1988; Reynolds 1997)
 - `"t"`: `(s - mean_t) / std_t` (Auckenthaler et al. 2000)
 - `"s"`: half the sum of both (Kenny 2010)
-- `"as"`: the same, each side with the `top` cohort scores nearest to it, its largest (AS-norm1 of Matejka et al. 2017,
-  equation 5; AS-norm2 would take the statistics of one side over the cohort members nearest to the other)
+- `"as"`: the same, each side with the `top` largest of its cohort scores (AS-norm1 of Matejka et al. 2017, equation 5;
+  AS-norm2 would take the statistics of one side over the cohort members nearest to the other)
 
-Standard deviations are those of the scores at hand (divided by their number, not by one less).
+**Calibration** maps a score, and measures of the quality of the recordings, to a natural log-likelihood ratio (LLR):
+how many times likelier the two recordings are if they are of one speaker than if they are of two. The map is affine,
+fitted by logistic regression on trials (Brummer and du Preez 2006; with quality measures: Thienpondt et al. 2021). A
+decision needs only the prior of a target and the costs of the two errors: "same speaker" at an LLR of at least
+`log(cost_false_alarm (1 - prior) / (cost_miss prior))`, the Bayes threshold.
 
-From a score to a decision that can be defended: a log-likelihood ratio, a prior and costs.
-
-A calibrated model maps its score, and measures of the quality of the recordings, to a natural log-likelihood ratio
-(LLR): how many times likelier the two recordings are if they are of one speaker than if they are of two. The map is
-affine, fitted by logistic regression on trials (Brummer and du Preez 2006; with quality measures: Thienpondt et al.
-2021). The decision then takes nothing but the prior of a target and the costs of the two errors: "same speaker" at an
-LLR of at least `log(cost_false_alarm (1 - prior) / (cost_miss prior))`, the Bayes threshold.
-
-Scores of pairs of embeddings with one model: raw, normalised, and as log-likelihood ratios.
-
-Letters: `P` pairs, `C` cohort embeddings, `D` embedding size, `N` utterances, `L` samples.
+Letters: `N` trials or utterances, `P` pairs, `M` embeddings, `C` cohort embeddings, `D` embedding size.
 """
 
 import hashlib
@@ -35,7 +26,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -50,15 +41,14 @@ CHECKSUM = "checksum"
 # Hexadecimal digits of a fingerprint that messages show.
 SHOWN_DIGITS = 12
 NORMALISATIONS = ("none", "z", "t", "s", "as")
-# A standard deviation needs two scores.
 SMALLEST_COHORT = 2
-# Below this spread of the scores a cohort is all alike, to the rounding of float32 cosines.
-SMALLEST_DEVIATION = 1e-6
+# Rounding of float32 cosines: scores that spread less are all alike.
+SMALLEST_SPREAD = 1e-6
 COHORT_FILE = "cohort.safetensors"
 CALIBRATION_FILE = "verification.json"
-SCHEMA = 1
-SIMILARITIES = ("cosine", "hyperbolic")
-# Floor of speech under the logarithm: what is below is refused for lack of speech anyway.
+CALIBRATION_SCHEMA = 1
+SCORE_KINDS = ("cosine", "hyperbolic")
+# Floor of speech under the logarithm; recordings below it get no decision.
 SHORTEST_SPEECH = 0.1
 # Quality measures, in the order of `quality_features`. All but the last are symmetric in enrolment and test.
 QUALITY_FEATURES = (
@@ -71,7 +61,7 @@ QUALITY_FEATURES = (
     "log_enrolment_utterances",
 )
 SCORE = "score"
-_Value = float | np.ndarray
+FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray)
 # Cohort scores held at once: 64 MiB of float32.
 BLOCK_SCORES = 1 << 24
 
@@ -82,10 +72,10 @@ def shorten(fingerprint: str) -> str:
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 over canonical JSON (sorted keys, no blanks) of everything but the checksum itself.
+    """SHA-256 over canonical JSON (sorted keys, no blanks) of everything except the checksum itself.
 
     Raises:
-        ValueError: a value is NaN or infinite, which JSON does not have.
+        ValueError: a value is NaN or infinite, which JSON cannot hold.
     """
     rest = {key: value for key, value in values.items() if key != CHECKSUM}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -94,48 +84,38 @@ def dict_checksum(values: Mapping[str, Any]) -> str:
 
 def array_checksum(array: np.ndarray) -> str:
     """SHA-256 over shape, type and values of an array."""
-    array = np.ascontiguousarray(array)
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Refuse a dictionary whose checksum is absent or is that of other values.
-
-    Raises:
-        ValueError: the reason, and what to do.
-    """
+    """Raise a ValueError if the checksum of a dictionary, read from `path`, is missing or that of other values."""
     if values.get(CHECKSUM) != dict_checksum(values):
         state = "has no checksum" if CHECKSUM not in values else "was altered: its checksum is that of other values"
         raise ValueError(
-            f"{os.fspath(path)} {state}. What a decision rests on is not edited by hand: fetch or measure it anew, or "
-            "delete the file to go without it."
+            f"{path} {state}. What a decision rests on is not edited by hand: fetch or make it again, or delete the "
+            "file to go without it."
         )
 
 
 def save_array(path: str | os.PathLike, name: str, array: np.ndarray, description: Mapping[str, Any]) -> None:
-    """Write one float32 array and its description (what JSON can hold) as a safetensors file with a checksum."""
+    """Write one float32 array and its description (values that JSON can hold) to a safetensors file with checksums."""
     array = np.ascontiguousarray(array, dtype=np.float32)
     described = dict(description) | {"array": array_checksum(array)}
     described[CHECKSUM] = dict_checksum(described)
-    # safetensors takes text only, and mmaps what it reads: the file is replaced, never written over.
-    temporary = f"{os.fspath(path)}.part"
+    # safetensors maps files that it reads into memory: an open one must be replaced, not written over.
+    temporary = f"{path}.part"
     save_file({name: array}, temporary, {"description": json.dumps(described, sort_keys=True)})
     os.replace(temporary, path)
 
 
 def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read what `save_array` wrote.
-
-    Returns:
-        The float32 array, finite, and its description.
+    """Read what `save_array` wrote: the float32 array, finite, and its description.
 
     Raises:
-        ValueError: not such a file, or altered.
+        ValueError: the file is missing, altered, or not one that `save_array` wrote.
     """
-    text = os.fspath(path)
     if not os.path.isfile(path):
-        raise ValueError(f"There is no file {text}.")
+        raise ValueError(f"There is no file {path}.")
     try:
         with safe_open(path, "np") as file:
             metadata, names = file.metadata(), list(file.keys())
@@ -143,27 +123,22 @@ def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str
         described = json.loads((metadata or {})["description"])
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise ValueError(
-            f"{text} cannot be read ({type(error).__name__}: {error}); expected a file that this package wrote, with "
+            f"{path} cannot be read ({type(error).__name__}: {error}); expected a file that this package wrote, with "
             f"the tensor {name!r}."
         ) from error
     if array is None or not isinstance(described, dict):
-        raise ValueError(f"{text} holds the tensors {names}; expected {name!r} with a description.")
+        raise ValueError(f"{path} holds the tensors {names}; expected {name!r} with a description.")
     check_dict(described, path)
     if described.pop("array") != array_checksum(array):
-        raise ValueError(f"{text} was altered: its tensor {name!r} is not the one that was saved. Make it anew.")
+        raise ValueError(f"{path} was altered: its tensor {name!r} is not the one that was saved. Make it again.")
     if array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ValueError(f"{text} holds {array.dtype} values that are not all finite float32. Make it anew.")
+        raise ValueError(f"{path} holds {array.dtype} values that are not all finite float32. Make it again.")
     del described[CHECKSUM]
     return array, described
 
 
 class CohortStatistics(NamedTuple):
-    """Of the scores of M embeddings against the cohort.
-
-    Attributes:
-        mean: `(M,)`.
-        deviation: `(M,)` standard deviation, above 0.
-    """
+    """Mean `(M,)` and standard deviation `(M,)`, above 0, of the scores of M embeddings against the cohort."""
 
     mean: Tensor
     deviation: Tensor
@@ -174,11 +149,7 @@ class CohortStatistics(NamedTuple):
 
 
 def check_normalisation(kind: str, top: int | None) -> None:
-    """Refuse an unknown kind, and a `top` that does not go with it.
-
-    Raises:
-        ValueError: names what is known.
-    """
+    """Raise a ValueError if the kind is unknown, or `top` does not go with it."""
     if kind not in NORMALISATIONS:
         raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {kind!r}.")
     if kind == "as" and (isinstance(top, bool) or not isinstance(top, int) or top < SMALLEST_COHORT):
@@ -192,10 +163,10 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
 
     Args:
         scores: `(M, C)` of embeddings against the cohort.
-        top: only the largest this many of each row; None for all. More than C is C.
+        top: take only so many of each row, the largest; None or more than C takes all.
 
     Raises:
-        ValueError: not two-dimensional, fewer than two cohort scores, not finite, or all alike.
+        ValueError: the scores are not two-dimensional, fewer than two a row, not finite, or all alike.
     """
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
@@ -212,8 +183,8 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     if top is not None and top < scores.shape[1]:
         scores = scores.topk(top, dim=1).values
     deviation, mean = torch.std_mean(scores, dim=1, correction=0)
-    if bool((deviation < SMALLEST_DEVIATION).any()):
-        row = int((deviation < SMALLEST_DEVIATION).nonzero()[0])
+    if bool((deviation < SMALLEST_SPREAD).any()):
+        row = int((deviation < SMALLEST_SPREAD).nonzero()[0])
         raise ValueError(
             f"All cohort scores of embedding {row} are alike, so nothing can be normalised by them. Is the cohort one "
             "recording many times?"
@@ -237,47 +208,17 @@ def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortSt
     return t if kind == "t" else (z + t) / 2
 
 
-def normalise_scores(
-    scores: Tensor, enrolment_cohort: Tensor, test_cohort: Tensor, kind: str, top: int | None = None
-) -> Tensor:
-    """Normalise the scores of N trials.
-
-    Args:
-        scores: `(N,)`.
-        enrolment_cohort: `(N, C)` scores of each trial's enrolment against the cohort.
-        test_cohort: `(N, C')` scores of each trial's test against the cohort.
-        kind: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`; see the module.
-        top: of `"as"`, the number of cohort scores on each side; more than there are is all.
-
-    Returns:
-        `(N,)`. With many trials over few files, take `cohort_statistics` of the files and `apply_statistics`.
-
-    Raises:
-        ValueError: unknown kind, `top` missing or not fitting, shapes that do not fit, a cohort of fewer than two.
-    """
-    check_normalisation(kind, top)
-    if kind == "none":
-        return scores
-    for cohort in (enrolment_cohort, test_cohort):
-        if cohort.ndim != 2 or cohort.shape[0] != scores.shape[0]:
-            raise ValueError(
-                f"Cohort scores have shape {tuple(cohort.shape)}; expected ({scores.shape[0]}, cohort): one row per "
-                "trial."
-            )
-    return apply_statistics(scores, cohort_statistics(enrolment_cohort, top), cohort_statistics(test_cohort, top), kind)
-
-
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Embeddings of speakers that are nobody's enrolment, to normalise scores with.
+    """Embeddings of other speakers than those compared, to normalise scores with.
 
     Attributes:
-        embeddings: `(C, D)` float32 on the CPU, C at least 2: usually the mean of each training speaker.
+        embeddings: `(C, D)` float32 on the CPU, finite, C at least 2: usually the mean of each training speaker.
         fingerprint: of the model that made them.
-        audio: what they were made of, in words.
+        audio: description of the recordings.
 
     Raises:
-        ValueError: not two-dimensional, fewer than two, or not finite.
+        ValueError: the embeddings have another shape, or are not finite.
     """
 
     embeddings: Tensor = field(repr=False)
@@ -297,22 +238,14 @@ class Cohort:
 
     @property
     def checksum(self) -> str:
-        """Of the embeddings; a calibration remembers the cohort it was measured with by it."""
+        """SHA-256 of the embeddings, by which a calibration names its cohort."""
         return array_checksum(self.embeddings.numpy())
 
     def check_model(self, fingerprint: str, path: str | os.PathLike = "This cohort") -> None:
-        """Refuse to be used with another model than the one that made it.
-
-        Args:
-            fingerprint: of the model at hand.
-            path: what the message calls the cohort.
-
-        Raises:
-            ValueError: names both.
-        """
+        """Raise a ValueError, which calls the cohort `path`, if the model at hand has another fingerprint."""
         if self.fingerprint != fingerprint:
             raise ValueError(
-                f"{os.fspath(path)} is of another model ({shorten(self.fingerprint)}) than the one at hand "
+                f"{path} is of another model ({shorten(self.fingerprint)}) than the one at hand "
                 f"({shorten(fingerprint)}): embeddings of two models cannot be compared. Embed the cohort with this "
                 "model, or load the model that it belongs to."
             )
@@ -324,18 +257,18 @@ class Cohort:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "Cohort":
-        """Read a cohort.
+        """Read a file that `save` wrote.
 
         Args:
-            path: what `save` wrote.
-            fingerprint: of the model it is for; None to take it as it is.
+            path: of the file.
+            fingerprint: of the model that will use it; None does not check.
 
         Raises:
-            ValueError: no such file, altered, or of another model.
+            ValueError: the file is missing, altered, no cohort, or of another model.
         """
         embeddings, description = load_array(path, "embeddings")
         if description.keys() != {"fingerprint", "audio"}:
-            raise ValueError(f"{os.fspath(path)} is no cohort: it describes {sorted(description)}.")
+            raise ValueError(f"{path} is no cohort: it describes {sorted(description)}.")
         cohort = cls(torch.from_numpy(np.array(embeddings)), str(description["fingerprint"]), str(description["audio"]))
         if fingerprint is not None:
             cohort.check_model(fingerprint, path)
@@ -344,13 +277,13 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of one side of a trial, or, with arrays `(N,)`, of one side of N trials.
+    """Quality measures of one side of a trial, or, with arrays `(N,)`, of one side of N trials.
 
     Attributes:
         speech: seconds of speech, summed over the utterances.
         snr_db: signal-to-noise ratio in dB, mean over the utterances.
-        magnitude: of the embedding (`scoring.magnitude`: its norm, or its hyperbolic radius), mean over the utterances.
-        utterances: how many there are.
+        magnitude: of the embedding (its norm, or its hyperbolic radius), mean over the utterances.
+        utterances: number of utterances.
     """
 
     speech: Any
@@ -359,10 +292,8 @@ class Quality:
     utterances: Any = 1
 
     def rows(self, index: np.ndarray) -> "Quality":
-        """Of arrays: the given rows, one for each entry of `index`."""
-        columns = (self.speech, self.snr_db, self.magnitude, self.utterances)
-        speech, snr_db, magnitude, utterances = (np.asarray(column)[index] for column in columns)
-        return Quality(speech, snr_db, magnitude, utterances)
+        """The given rows of arrays, one for each entry of `index`."""
+        return Quality(*(np.asarray(column)[index] for column in vars(self).values()))
 
 
 def combine_qualities(qualities: Sequence[Quality]) -> Quality:
@@ -378,12 +309,10 @@ def combine_qualities(qualities: Sequence[Quality]) -> Quality:
 
 
 def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]:
-    """The quality measures of trials, by name: the one place that defines them.
+    """The `QUALITY_FEATURES` of trials by name, each `(N,)` or a scalar array, float64.
 
-    Returns:
-        `QUALITY_FEATURES`, each `(N,)` or a scalar array, float64:
-        `log_speech_min`, `log_speech_max`: log of the smaller and the larger number of seconds of speech of the two
-        sides; `snr_min`, `snr_max`: dB; `magnitude_min`, `magnitude_max`; `log_enrolment_utterances`.
+    Minimum and maximum are those of the two sides, speech is in seconds, the logarithms are natural, and the
+    signal-to-noise ratios in dB.
     """
 
     def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -404,15 +333,24 @@ def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where a decision is made, and what it was measured to cost in errors.
+    """Prior and costs that set the threshold of a decision, with the error rates measured there.
+
+    Example:
+        ```python
+        from hf_hamspk import OperatingPoint
+
+        door = OperatingPoint("door", prior=0.01, cost_false_alarm=10.0)
+        print(door.threshold)  # 6.9: the recordings must be 990 times likelier to be of one speaker
+        print(model.verify("a.wav", "b.wav", operating_point=door).decision)
+        ```
 
     Attributes:
         name: for example "balanced".
-        prior: probability of a target before listening, in (0, 1).
+        prior: probability of a target before the recordings are compared, in (0, 1).
         cost_miss: of refusing the same speaker, above 0.
         cost_false_alarm: of accepting another speaker, above 0.
-        miss_rate: share of the target trials that were refused when this was measured; None where nobody has.
-        false_alarm_rate: share of the impostor trials that were accepted, likewise.
+        miss_rate: share of the target trials that were refused; None if not measured.
+        false_alarm_rate: share of the impostor trials that were accepted; None if not measured.
 
     Raises:
         ValueError: a number is out of range.
@@ -444,7 +382,7 @@ class OperatingPoint:
         return math.log(self.cost_false_alarm * (1 - self.prior) / (self.cost_miss * self.prior))
 
 
-# Even odds; accepting an impostor is what must not happen; missing a target is what must not happen.
+# Even odds; for doors, where accepting an impostor is worse; for searches, where missing a target is worse.
 DEFAULT_OPERATING_POINTS = (
     OperatingPoint("balanced", prior=0.5),
     OperatingPoint("strict", prior=0.01),
@@ -454,24 +392,32 @@ DEFAULT_OPERATING_POINTS = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """How scores of one model become log-likelihood ratios: `offset + sum of weight x feature`.
+    """Map from scores of one model to log-likelihood ratios: `offset + sum of weight x feature`.
+
+    Example:
+        ```python
+        from hf_hamspk import Calibration
+
+        calibration = Calibration.load("model/verification.json")
+        print(calibration.log_likelihood_ratio(0.8) >= calibration.operating_point("strict").threshold)
+        ```
 
     Attributes:
-        fingerprint: of the model whose scores they are.
-        similarity: `"cosine"` or `"hyperbolic"`, what the score was.
+        fingerprint: of the model.
+        similarity: of the scores, `"cosine"` or `"hyperbolic"`.
         offset: of the LLR.
         weights: by feature: "score" (above 0) and any of `QUALITY_FEATURES`.
         operating_points: the first is the default.
-        normalisation: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`: whether "score" is a normalised one.
-        top: of `"as"`: cohort scores on each side.
-        cohort: `Cohort.checksum` of the cohort it was measured with; None without normalisation.
-        trials, targets, speakers: how many it was measured on.
-        enrolment_utterances: per trial, when it was measured.
-        audio: what it was measured on, in words.
+        normalisation: of the scores: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`.
+        top: cohort scores on each side; for `"as"` only.
+        cohort: `Cohort.checksum` of the cohort of the normalisation; None without one.
+        trials, targets, speakers: numbers of each that it was fitted on.
+        enrolment_utterances: of each of these trials.
+        audio: description of their recordings.
         minimum_speech: seconds of speech below which there is no decision.
 
     Raises:
-        ValueError: a number is not finite or out of range, a feature is unknown, two points have one name.
+        ValueError: a number is not finite or out of range, a feature is unknown, or two points have the same name.
     """
 
     fingerprint: str
@@ -492,8 +438,8 @@ class Calibration:
     def __post_init__(self) -> None:
         if not isinstance(self.fingerprint, str) or not self.fingerprint:
             raise ValueError(f"A calibration needs the fingerprint of its model, got {self.fingerprint!r}.")
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}.")
+        if self.similarity not in SCORE_KINDS:
+            raise ValueError(f"similarity must be one of {', '.join(SCORE_KINDS)}, got {self.similarity!r}.")
         check_normalisation(self.normalisation, self.top)
         if (self.normalisation == "none") != (self.cohort is None):
             raise ValueError(
@@ -530,56 +476,39 @@ class Calibration:
         return len(self.weights) > 1
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:
-        """The operating point of a name; None is the first.
+        """The operating point with this name, or the first for None; a ValueError lists the names."""
+        points = {point.name: point for point in self.operating_points}
+        if name is not None and name not in points:
+            raise ValueError(f"There is no operating point {name!r}; this calibration has {', '.join(points)}.")
+        return self.operating_points[0] if name is None else points[name]
 
-        Raises:
-            ValueError: names those there are.
-        """
-        if name is None:
-            return self.operating_points[0]
-        for point in self.operating_points:
-            if point.name == name:
-                return point
-        raise ValueError(
-            f"There is no operating point {name!r}; this calibration has "
-            f"{', '.join(point.name for point in self.operating_points)}."
-        )
-
-    @overload
-    def log_likelihood_ratio(self, score: float, quality: Mapping[str, _Value] | None = None) -> float: ...
-
-    @overload
-    def log_likelihood_ratio(self, score: np.ndarray, quality: Mapping[str, _Value] | None = None) -> np.ndarray: ...
-
-    def log_likelihood_ratio(self, score: _Value, quality: Mapping[str, _Value] | None = None) -> _Value:
+    def log_likelihood_ratio(
+        self, score: FloatOrArray, quality: Mapping[str, float | np.ndarray] | None = None
+    ) -> FloatOrArray:
         """The natural log-likelihood ratio.
 
         Args:
-            score: a number or `(N,)`; normalised where `normalisation` says so.
-            quality: from `quality_features`; may be left out where no weight asks for it.
+            score: a number or `(N,)`; normalised if `normalisation` says so.
+            quality: from `quality_features`; may be left out if no weight needs it.
 
         Returns:
-            As `score`: a float, or `(N,)` float64.
+            A float, or `(N,)` float64, like `score`.
 
         Raises:
-            ValueError: a quality measure that a weight asks for is missing.
+            ValueError: a quality measure that has a weight is missing.
         """
         given = {} if quality is None else quality
-        total = self.offset + self.weights[SCORE] * np.asarray(score, dtype=np.float64)
+        total: Any = self.offset + self.weights[SCORE] * np.asarray(score, dtype=np.float64)
         for name, weight in self.weights.items():
             if name == SCORE:
                 continue
             if name not in given:
                 raise ValueError(f"This calibration weighs {name!r}, which was not given; take it of quality_features.")
             total = total + weight * np.asarray(given[name], dtype=np.float64)
-        return total if isinstance(score, np.ndarray) else float(total)
+        return total if isinstance(score, np.ndarray) else total.item()
 
     def check_model(self, fingerprint: str, similarity: str) -> None:
-        """Refuse to be used with a model other than the one it was measured on.
-
-        Raises:
-            ValueError: which differs, and what to do.
-        """
+        """Raise a ValueError if the model at hand has another fingerprint or similarity."""
         if self.fingerprint != fingerprint:
             raise ValueError(
                 f"This calibration is of another model ({shorten(self.fingerprint)}) than the one at hand "
@@ -589,38 +518,34 @@ class Calibration:
         if self.similarity != similarity:
             raise ValueError(
                 f"This calibration is of {self.similarity} scores, but the model compares by {similarity!r}. Set "
-                f"config.similarity to {self.similarity!r}, or calibrate anew."
+                f"config.similarity to {self.similarity!r}, or calibrate again."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON holds, with schema and checksum; the operating points with their thresholds, for readers."""
-        values: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
+        """As JSON holds it: with schema and checksum, and, for people, the thresholds of the operating points."""
+        values: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, **asdict(self)}
         values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
         values[CHECKSUM] = dict_checksum(values)
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: str | os.PathLike = "The calibration") -> "Calibration":
-        """Read what `to_dict` gave.
-
-        Args:
-            values: with their checksum.
-            path: what messages call it.
+        """Read what `to_dict` returned; messages call it `path`.
 
         Raises:
             ValueError: altered, of another schema, unknown or missing keys, or values out of range.
         """
-        if values.get("schema") != SCHEMA:
+        if values.get("schema") != CALIBRATION_SCHEMA:
             raise ValueError(
-                f"{os.fspath(path)} has schema {values.get('schema')!r}; this version reads {SCHEMA}. Install the "
-                "version of hf_hamspk that wrote it, or calibrate anew."
+                f"{path} has schema {values.get('schema')!r}; this version reads {CALIBRATION_SCHEMA}. "
+                "Install the version of hf_hamspk that wrote it, or calibrate again."
             )
         check_dict(values, path)
         given = {key: value for key, value in values.items() if key not in ("schema", CHECKSUM)}
         expected = {field.name for field in fields(cls)}
         if given.keys() != expected:
             raise ValueError(
-                f"{os.fspath(path)} has unknown keys {sorted(given.keys() - expected)} and lacks "
+                f"{path} has unknown keys {sorted(given.keys() - expected)} and lacks "
                 f"{sorted(expected - given.keys())}; expected what Calibration.save wrote."
             )
         points = given.pop("operating_points")
@@ -628,68 +553,52 @@ class Calibration:
             made = tuple(OperatingPoint(**{k: v for k, v in point.items() if k != "threshold"}) for point in points)
             return cls(**given, operating_points=made)
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"{os.fspath(path)} does not hold a calibration: {error}.") from error
+            raise ValueError(f"{path} does not hold a calibration: {error}.") from error
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write JSON."""
+        """Write a JSON file."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Calibration":
-        """Read a file that `save` wrote; whether it fits a model is for `check_model`.
+        """Read a file that `save` wrote; `check_model` tells whether it fits a model.
 
         Raises:
-            ValueError: no such file, no JSON, altered, or of another version.
+            ValueError: the file is missing, no JSON, altered, or of another version.
         """
         try:
             with open(path, encoding="utf-8") as file:
                 values = json.load(file)
         except FileNotFoundError:
-            raise ValueError(f"There is no file {os.fspath(path)}.") from None
+            raise ValueError(f"There is no file {path}.") from None
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(path)} cannot be read as JSON ({error}). Fetch or measure it anew."
-            ) from error
+            raise ValueError(f"{path} cannot be read as JSON ({error}). Fetch or make it again.") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{os.fspath(path)} holds no calibration, but a JSON {type(values).__name__}.")
+            raise ValueError(f"{path} holds no calibration, but a JSON {type(values).__name__}.")
         return cls.from_dict(values, path)
 
 
 class SpeakerModel(Protocol):
-    """What a verifier needs of a model; every model of this package has it."""
+    """The part of a model that verification needs; `modeling_hamspk.SpeakerModelMixin` documents the methods."""
 
     config: Any
     device: torch.device
 
-    def embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """Waveforms at the model's sampling rate to `(N, D)`."""
-        ...
-
-    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """`(..., D)` and `(..., D)` to `(...)`."""
-        ...
-
-    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """`(P, D)` and `(C, D)` to `(P, C)`."""
-        ...
-
-    def magnitude(self, embeddings: Tensor) -> Tensor:
-        """`(..., D)` to `(...)`."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Of the weights."""
-        ...
+    def embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> Tensor: ...
+    def score(self, enrolment: Tensor, test: Tensor) -> Tensor: ...
+    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor: ...
+    def magnitude(self, embeddings: Tensor) -> Tensor: ...
+    def fingerprint(self) -> str: ...
 
 
 class Scores(NamedTuple):
-    """Of P pairs, each `(P,)` float64.
+    """Scores of P pairs, each `(P,)` float64.
 
     Attributes:
         raw: similarity of the embeddings.
-        normalised: with the cohort; None where the calibration asks for none.
-        log_likelihood_ratio: natural logarithm; None where the model is not calibrated.
+        normalised: with the cohort; None if the calibration asks for no normalisation.
+        log_likelihood_ratio: natural logarithm; None if the model is not calibrated.
     """
 
     raw: np.ndarray
@@ -700,17 +609,7 @@ class Scores(NamedTuple):
 def compare_with_cohort(
     model: SpeakerModel, embeddings: Tensor, cohort: Tensor, top: int | None = None
 ) -> CohortStatistics:
-    """Mean and standard deviation of the scores of each embedding against the cohort, in blocks of bounded memory.
-
-    Args:
-        model: gives the similarity.
-        embeddings: `(M, D)`.
-        cohort: `(C, D)`, on the same device.
-        top: as in `cohort_statistics`.
-
-    Returns:
-        Statistics `(M,)`, on the same device.
-    """
+    """`cohort_statistics` of embeddings `(M, D)` against a cohort `(C, D)` on the same device, in bounded memory."""
     blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
     parts = [cohort_statistics(model.score_matrix(block, cohort), top) for block in blocks]
     return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
@@ -722,16 +621,13 @@ def trial_features(
     statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
     quality: tuple[Quality, Quality] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a calibration weighs: the score, normalised if asked for, and the quality measures of P trials.
+    """The features that a calibration weighs: `SCORE` and `QUALITY_FEATURES` of P trials, each `(P,)` float64.
 
     Args:
         raw: `(P,)` similarities; they are normalised in their own precision.
         normalisation: one of `NORMALISATIONS`.
         statistics: of the enrolments and of the tests against the cohort, `(P,)` each; None without normalisation.
         quality: of the enrolments and of the tests, with arrays `(P,)`; None leaves the quality measures out.
-
-    Returns:
-        `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
 
     Raises:
         ValueError: statistics are missing.
@@ -742,11 +638,11 @@ def trial_features(
             raise ValueError(f"normalisation {normalisation!r} needs the statistics of both sides against a cohort.")
         enrolment, test = (CohortStatistics(side.mean.to(raw), side.deviation.to(raw)) for side in statistics)
         scores = apply_statistics(raw, enrolment, test, normalisation)
-    return {SCORE: _numbers(scores)} | ({} if quality is None else quality_features(*quality))
+    return {SCORE: _float64(scores)} | ({} if quality is None else quality_features(*quality))
 
 
 class Scorer:
-    """Scores of one model with its calibration and cohort, checked to belong together.
+    """Scores pairs of embeddings with a model, its calibration and its cohort, checked to belong together.
 
     The weights of the model must not change while the scorer is used.
 
@@ -756,8 +652,8 @@ class Scorer:
         cohort: the one that the calibration was measured with; None if its scores are not normalised.
 
     Raises:
-        ValueError: the calibration or the cohort is of another model, or the cohort that the calibration was measured
-            with is missing or is another one.
+        ValueError: the calibration or the cohort is of another model, or the cohort is missing or not that of the
+            calibration.
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
@@ -788,31 +684,19 @@ class Scorer:
     def scores(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> Scores:
-        """Score each row of `enrolment` `(P, D)` against the same row of `test` `(P, D)`.
-
-        Args:
-            enrolment: embeddings.
-            test: embeddings.
-            enrolment_quality: of each row; used if the calibration weighs it.
-            test_quality: of each row.
-        """
+        """Score each row of `enrolment` `(P, D)`, of the given quality, against the same row of `test` `(P, D)`."""
         raw = self.model.score(enrolment, test)
         if self.calibration is None:
-            return Scores(_numbers(raw), None, None)
+            return Scores(_float64(raw), None, None)
         sides = self.statistics(enrolment), self.statistics(test)
         statistics = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
-        return Scores(
-            _numbers(raw), *self.calibrated(raw, statistics, (_stack(enrolment_quality), _stack(test_quality)))
-        )
+        quality = _stack_qualities(enrolment_quality), _stack_qualities(test_quality)
+        return Scores(_float64(raw), *self.calibrated(raw, statistics, quality))
 
     def ratios(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> np.ndarray:
-        """The log-likelihood ratios of `scores`, `(P,)`.
-
-        Raises:
-            ValueError: the model is not calibrated.
-        """
+        """The log-likelihood ratios `(P,)` of `scores`; a ValueError if the model is not calibrated."""
         ratios = self.scores(enrolment, test, enrolment_quality, test_quality).log_likelihood_ratio
         if ratios is None:
             raise ValueError("Without a calibration there is no log-likelihood ratio.")
@@ -833,15 +717,13 @@ class Scorer:
         """From raw scores of P pairs to log-likelihood ratios: the one place where they are computed.
 
         Args:
-            raw: `(P,)` similarities.
-            statistics: of the enrolments and of the tests, a row for each pair; None if scores are not normalised.
-            quality: of the enrolments and of the tests, with arrays `(P,)`; needed if the calibration weighs it.
+            raw, statistics, quality: as in `trial_features`.
 
         Returns:
             The normalised scores, None without normalisation, and the natural log-likelihood ratios, `(P,)` each.
 
         Raises:
-            ValueError: the model is not calibrated, or what its calibration needs is missing.
+            ValueError: the model is not calibrated, or statistics or quality that its calibration needs are missing.
         """
         if self.calibration is None:
             raise ValueError("Without a calibration there is no log-likelihood ratio.")
@@ -851,11 +733,11 @@ class Scorer:
         return None if kind == "none" else features[SCORE], ratios
 
 
-def _numbers(scores: Tensor) -> np.ndarray:
+def _float64(scores: Tensor) -> np.ndarray:
     return scores.detach().double().cpu().numpy()
 
 
-def _stack(qualities: Sequence[Quality]) -> Quality:
+def _stack_qualities(qualities: Sequence[Quality]) -> Quality:
     """N qualities as one of arrays `(N,)`."""
-    columns = zip(*((q.speech, q.snr_db, q.magnitude, q.utterances) for q in qualities), strict=True)
+    columns = zip(*(vars(quality).values() for quality in qualities), strict=True)
     return Quality(*(np.array(column, dtype=np.float64) for column in columns))

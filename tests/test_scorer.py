@@ -5,7 +5,14 @@ import pytest
 import torch
 from speakers import SIZE, KnownSpeakers, calibration_of
 
-from hf_hamspk.calibration_hamspk import Cohort, Quality, Scorer, normalise_scores, quality_features
+from hf_hamspk.calibration_hamspk import (
+    Cohort,
+    Quality,
+    Scorer,
+    apply_statistics,
+    cohort_statistics,
+    quality_features,
+)
 
 PAIRS = 7
 
@@ -33,8 +40,8 @@ def test_scores_are_those_of_the_parts(monkeypatch, sides, similarity, kind, top
     monkeypatch.setattr("hf_hamspk.calibration_hamspk.BLOCK_SCORES", 3 * len(cohort.embeddings))
     scores = Scorer(model, calibration, cohort).scores(*sides)
     raw = model.score(*sides[:2]).double()
-    against = [model.score_matrix(side, cohort.embeddings).double() for side in sides[:2]]
-    normalised = normalise_scores(raw, *against, kind, top).numpy()
+    against = [cohort_statistics(model.score_matrix(side, cohort.embeddings).double(), top) for side in sides[:2]]
+    normalised = apply_statistics(raw, *against, kind).numpy()
     np.testing.assert_allclose(scores.raw, raw, rtol=1e-6)
     if kind == "none":
         assert scores.normalised is None
