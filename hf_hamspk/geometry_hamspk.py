@@ -1,6 +1,6 @@
-"""The Poincaré ball, as pure functions.
+"""The Poincaré ball as pure functions, and scores and means of embeddings.
 
-Letters: `B` batch, `K` second batch (speakers), `D` dimension.
+Letters: `B` enrolment and `K` test embeddings (or batch and speakers), `N` embeddings of a speaker, `D` dimension.
 
 One convention. Every point is held as a position `p` of the **unit** ball (`|p| < 1`) together with its conformal
 factor `lambda = 2 / (1 - |p|^2)`. Two losses are built on it, and the number `c > 0` means something different in each:
@@ -16,14 +16,10 @@ factor `lambda = 2 / (1 - |p|^2)`. Two losses are built on it, and the number `c
 
 With the lift `X = lambda p`, `X0 - 1 = lambda |p|^2`, the identity `cosh d - 1 = (X0-1) + (Y0-1) + (X0-1)(Y0-1) - X.Y`
 turns all B x K distances into one matrix product; for a single pair `cosh d - 1 = lambda_x lambda_y |x - y|^2 / 2` has
-no cancellation, so it is exact near coincidence.
+no cancellation, so it is exact for nearly equal points.
 
 References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
 (feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant).
-
-Scores of pairs of embeddings. Larger means more alike, for every similarity.
-
-Letters: `B` enrolment embeddings, `K` test embeddings, `D` embedding size.
 """
 
 import math
@@ -39,18 +35,14 @@ SMALLEST_VARIANCE = 1e-4
 RELEASED_MARGIN = 1e-5
 # In float32 the conformal factor of a point at hyperbolic radius 2*5 is 11,014: the largest that leaves three digits.
 MAX_TANGENT_RADIUS = 5.0
-# Ways to make one embedding of several utterances of a speaker:
-# - "mean": the mean direction, with the mean norm, which hyperbolic scoring uses;
-# - "length_weighted": the same, weighted by the seconds of speech of each utterance;
-# - "barycentre": the point of the ball with the least sum of squared distances (`karcher_mean`), for models that
-#   compare by hyperbolic distance; a cosine model uses the direction of that point.
+# Ways to combine the embeddings of a speaker's utterances; see `combine_embeddings`.
 COMBINATIONS = ("mean", "length_weighted", "barycentre")
 # Below this norm an embedding has no direction: its cosine fades to 0, and the gradient stays below the inverse, 1e6.
 SMALLEST_NORM = 1e-6
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Statistics over time are summed in float32 even where the layers run in half precision."""
+    """`x` in float32, or as it is if its precision is higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -89,13 +81,13 @@ def released_radius(c: float) -> float:
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
     """Shorten `v` `(..., D)` to norm `radius` where it is longer. The gradient at the origin is the identity."""
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    # Written out, so that the slope on the radius itself is that from within, however torch treats ties in clamp_min.
+    # Not clamp_min, so that the slope on the radius itself is that from within, whatever torch does with ties.
     outside = norm > radius
     return v * torch.where(outside, radius / norm.where(outside, torch.ones_like(norm)), 1.0)
 
 
 def project_released(v: Tensor, c: float) -> BallPoints:
-    """Clip `v` `(..., D)` to the released radius of `c`: a hard Euclidean clip, no exponential map."""
+    """Clip features `(..., D)` to the released radius of `c`: a hard Euclidean clip, no exponential map."""
     position = clip_norm(v, released_radius(c))
     return BallPoints(position, conformal_factor(position.square().sum(-1, keepdim=True)))
 
@@ -111,27 +103,31 @@ def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> Ba
     Args:
         v: features `(..., D)`, any norm.
         c: positive; a tensor with a gradient where the curvature is learned.
-        clip_radius: largest feature norm; the largest distance from the origin is twice that. The product
-            `sqrt(c) * clip_radius` may be at most 5, beyond which float32 cannot hold the points.
+        clip_radius: largest feature norm, half the largest distance from the origin. `sqrt(c) * clip_radius` may be at
+            most 5, beyond which float32 cannot hold the points.
 
     Returns:
         The points scaled by `sqrt(c)`, that is, in the unit ball.
     """
     v = clip_norm(v, clip_radius)
-    # The smallest normal number keeps v/|v| finite at the origin; clamped, it passes no gradient there.
-    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    norm = _positive(torch.linalg.vector_norm(v, dim=-1, keepdim=True))
     position, conformal = curved_norm(norm, c)
     return BallPoints(v * (position / norm), conformal)
 
 
+def _positive(x: Tensor) -> Tensor:
+    """`x`, or the smallest normal number if that is larger: a divisor, whose gradient there is 0."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def curved_norm(norm: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Norm and conformal factor, any shape, of the points that `project_curved` makes of features of norm `norm`."""
+    """Norm and conformal factor of the points to which `project_curved` maps features of norm `norm`, any shape."""
     argument = (c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)) * norm
     return torch.tanh(argument), 2 * torch.cosh(argument).square()
 
 
 class _Arcosh1p(torch.autograd.Function):
-    """`arcosh(1 + u)` for `u >= 0`, whose derivative is held finite at `u = 0`, where two points coincide."""
+    """`arcosh(1 + u)` for `u >= 0`, with a finite derivative at `u = 0`, where two points coincide."""
 
     @staticmethod
     def forward(ctx, u: Tensor) -> Tensor:
@@ -182,67 +178,54 @@ def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
 
 
 def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
-    """Features `(..., D)` that `project_released` or `project_curved` takes to `point`, which is within their reach."""
+    """Features `(..., D)` that `project_released` or `project_curved` maps to `point`, a point in their range."""
     if projection == "released":
         return point.position
     root_c = math.sqrt(curvature)
-    # As in `project_curved`: the smallest normal number keeps the direction finite at the origin.
-    norm = torch.linalg.vector_norm(point.position, dim=-1, keepdim=True).clamp_min(
-        torch.finfo(point.position.dtype).tiny
-    )
+    norm = _positive(torch.linalg.vector_norm(point.position, dim=-1, keepdim=True))
     return point.position * (torch.atanh(norm) / (root_c * norm))
 
 
-def einstein_midpoint(points: BallPoints, weights: Tensor) -> BallPoints:
-    """Weighted Einstein midpoint: `(N, D)` with weights `(N,)` at least 0 to `(D,)`, in closed form.
-
-    In the Klein model it is the mean weighted by the Lorentz factors (Ungar 2008); on the hyperboloid that is the sum
-    of the lifted points, scaled back to the hyperboloid (the Lorentzian centroid of Law et al. 2019).
-    """
-    time = (weights[:, None] * (points.conformal - 1)).sum(0)
-    space = (weights[:, None] * points.conformal * points.position).sum(0)
-    length = (time.square() - space.square().sum()).sqrt()
-    return _from_hyperboloid(time / length, space / length)
-
-
 def karcher_mean(points: BallPoints, weights: Tensor, steps: int = 100, tolerance: float = 1e-12) -> BallPoints:
-    """The point of least weighted sum of squared distances (Karcher 1977), unique in hyperbolic space.
+    """The point with the least weighted sum of squared distances (Karcher 1977), unique in hyperbolic space.
 
-    Gradient descent along geodesics from the Einstein midpoint. The Hessian of `d^2 / 2` lies between 1 and
-    `d coth d`, so a step of one over the mean of the latter never overshoots.
+    Gradient descent along geodesics from the weighted sum of the lifted points, scaled back to the hyperboloid: the
+    Einstein midpoint (Ungar 2008), or Lorentzian centroid (Law et al. 2019). The Hessian of `d^2 / 2` lies between 1
+    and `d coth d`, so a step of one over the mean of the latter never overshoots.
 
     Args:
         points: `(N, D)`, better in float64.
         weights: `(N,)`, at least 0, of positive sum.
-        steps: at most.
-        tolerance: of the length of a step, where it ends.
+        steps: largest number of steps.
+        tolerance: length of a step at which the descent ends.
 
     Returns:
-        `(D,)`, within the geodesic hull of the points: no farther from the origin than the farthest of them.
+        `(D,)`, no farther from the origin than the farthest of the points.
     """
     weights = weights / weights.sum()
     lifted = torch.cat([points.conformal - 1, points.conformal * points.position], dim=-1)
-    middle = einstein_midpoint(points, weights)
-    mean = torch.cat([middle.conformal - 1, middle.conformal * middle.position], dim=-1)
+    total = (weights[:, None] * lifted).sum(0)
+    mean = total / (total[0].square() - total[1:].square().sum()).sqrt()
     for _ in range(steps):
-        d = distance(points, _from_hyperboloid(mean[:1], mean[1:]))
+        d = distance(points, _from_hyperboloid(mean))
         # log_m(x) = d / sinh(d) (x - cosh(d) m), whose factor is 1 where the points coincide.
-        factor = torch.where(d > 0, d / torch.sinh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        factor = torch.where(d > 0, d / _positive(torch.sinh(d)), 1.0)
         tangent = ((weights * factor)[:, None] * (lifted - torch.cosh(d)[:, None] * mean)).sum(0)
-        curving = torch.where(d > 0, d / torch.tanh(d).clamp_min(torch.finfo(d.dtype).tiny), torch.ones_like(d))
+        curving = torch.where(d > 0, d / _positive(torch.tanh(d)), 1.0)
         step = tangent / (weights * curving).sum()
         length = (step[1:].square().sum() - step[0].square()).clamp_min(0).sqrt()
         if length <= tolerance:
             break
         mean = torch.cosh(length) * mean + torch.sinh(length) / length * step
-        # Back onto the hyperboloid, where rounding left it.
+        # Rounding errors must not lead away from the hyperboloid.
         mean = torch.cat([(1 + mean[1:].square().sum(0, keepdim=True)).sqrt(), mean[1:]])
-    return _from_hyperboloid(mean[:1], mean[1:])
+    return _from_hyperboloid(mean)
 
 
-def _from_hyperboloid(time: Tensor, space: Tensor) -> BallPoints:
-    """`(1,)` and `(D,)` of the hyperboloid `time^2 - |space|^2 = 1` to the ball."""
-    return BallPoints(space / (1 + time), 1 + time)
+def _from_hyperboloid(point: Tensor) -> BallPoints:
+    """Point `(1 + D,)` of the hyperboloid, its time coordinate first, in the ball."""
+    conformal = 1 + point[:1]
+    return BallPoints(point[1:] / conformal, conformal)
 
 
 def normalize(embeddings: Tensor) -> Tensor:
@@ -257,7 +240,7 @@ def project(
 
     Args:
         embeddings: features of any norm.
-        projection: `"released"` or `"curved"`; see the module `poincare` for what `c` does in each.
+        projection: `"released"` or `"curved"`; see the top of this module for what `c` does in each.
         curvature: `c`, above 1 for released, above 0 for curved.
         clip_radius: largest feature norm of the curved projection; unused in the released one.
 
@@ -275,15 +258,12 @@ def score(
     """Score each row of `enrolment` `(..., D)` against the same row of `test` `(..., D)`.
 
     Args:
-        enrolment: embeddings.
-        test: embeddings.
+        enrolment, test: embeddings.
         similarity: `"cosine"` (range [-1, 1]) or `"hyperbolic"` (minus the distance, range (-inf, 0]).
-        projection: as in `project`.
-        curvature: as in `project`.
-        clip_radius: as in `project`.
+        projection, curvature, clip_radius: as in `project`.
 
     Returns:
-        `(...)` scores in float32 or better.
+        `(...)` scores in float32 or better; larger means more alike.
     """
     enrolment, test = at_least_float32(enrolment), at_least_float32(test)
     if similarity == "cosine":
@@ -296,7 +276,7 @@ def score(
 def score_matrix(
     enrolment: Tensor, test: Tensor, similarity: str, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> Tensor:
-    """Score every row of `enrolment` `(..., B, D)` against every row of `test` `(..., K, D)`: `(..., B, K)`."""
+    """Score every row of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`, as `score`: `(..., B, K)`."""
     enrolment, test = at_least_float32(enrolment), at_least_float32(test)
     if similarity == "cosine":
         return normalize(enrolment) @ normalize(test).mT
@@ -308,9 +288,9 @@ def score_matrix(
 def magnitude(
     embeddings: Tensor, similarity: str, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> Tensor:
-    """How far embeddings `(..., D)` lie from the origin, `(...)`: a measure of the quality of what was embedded.
+    """Distance `(...)` of embeddings `(..., D)` from the origin, a measure of their quality.
 
-    The Euclidean norm for `"cosine"`, the distance from the origin of the ball for `"hyperbolic"`.
+    It is the Euclidean norm for `"cosine"`, the distance in the ball for `"hyperbolic"`.
     """
     embeddings = at_least_float32(embeddings)
     if similarity == "cosine":
@@ -344,14 +324,12 @@ def barycentre(
 
     Args:
         embeddings: at least one.
-        projection: as in `project`.
-        curvature: as in `project`.
-        clip_radius: as in `project`.
+        projection, curvature, clip_radius: as in `project`.
         weights: `(N,)`, at least 0; None for equal ones.
     """
     shares = _shares(embeddings, weights)
     points, _ = project(embeddings.double(), projection, curvature, clip_radius)
-    mean = karcher_mean(BallPoints(*points), shares.double())
+    mean = karcher_mean(points, shares.double())
     return to_features(mean, projection, curvature).to(at_least_float32(embeddings).dtype)
 
 
@@ -380,14 +358,14 @@ def combine_embeddings(
 
     Args:
         embeddings: at least one.
-        combine: `"mean"`, `"length_weighted"` or `"barycentre"`; see `COMBINATIONS`.
-        seconds: of speech in each utterance, for `"length_weighted"`.
-        projection: of `"barycentre"`, as in the model's configuration.
-        curvature: likewise.
-        clip_radius: likewise.
+        combine: `"mean"` (the mean direction, with the mean norm, which hyperbolic scoring uses), `"length_weighted"`
+            (the same, weighted by `seconds`), or `"barycentre"` (the point of the ball with the least sum of squared
+            distances, for models that compare by hyperbolic distance; a cosine model uses its direction).
+        seconds: of speech in each utterance.
+        projection, curvature, clip_radius: of the model's configuration, for `"barycentre"`.
 
     Raises:
-        ValueError: unknown way, no embedding, or seconds that are missing or do not fit.
+        ValueError: unknown `combine`, no embedding, or seconds that are missing or do not fit.
     """
     if combine == "mean":
         return mean_direction(embeddings)
