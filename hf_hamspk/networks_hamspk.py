@@ -1,22 +1,26 @@
 """Layers: front-ends, pooling, the ECAPA-TDNN encoder, and the training heads. Masks reach every layer.
 
+Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
+transformers backbone, `D` embedding size, `K` speakers.
+
 **Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each; valid
-frames of the features do not depend on the padding. Their constants lie in float32 buffers that are not saved: they are
-computed again whenever the model is built, loaded or cast. `"fbank"` agrees with the encoder of the released code
+frames of the features do not depend on the padding. Their constants lie in float32 buffers that are not saved but
+computed whenever the model is built, loaded or cast. `"fbank"` agrees with the encoder of the released code
 (torchaudio's MelSpectrogram after a pre-emphasis), `"kaldi"` with Kaldi's compute-fbank-feats without dither,
 `"speechbrain"` with SpeechBrain's Fbank and normalisation of each sentence.
 
-**Pooling** makes one vector of the valid frames: Desplanques et al. 2020 (attentive statistics with global context);
+**Pooling** reduces the valid frames to one vector: Desplanques et al. 2020 (attentive statistics with global context);
 Peng et al. 2022, arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors).
 
 **ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is convolution, ReLU, batch normalisation, in
-this order. Frames outside the mask are zeroed after each, so that a padded batch gives what each utterance gives alone,
-and batch statistics in training see valid frames only. With the defaults of the configuration encoder and pooling agree
-with the released code of arXiv 2601.19709 (C = 1024 there), with its options with SpeechBrain and WeSpeaker.
+this order. Frames outside the mask are zeroed after each, so that each utterance of a padded batch gives what it gives
+alone, and batch statistics in training see valid frames only. With the defaults of the configuration encoder and
+pooling agree with the released code of arXiv 2601.19709 (C = 1024 there), with its options with SpeechBrain and
+WeSpeaker.
 
-**Heads** are each a *similarity* to K learned speaker centres times a *margin*:
+**Heads** are each a *similarity* to K learned speaker centres with a *margin* on the target's:
 
-| head                 | similarity             | margin on the target     | logits                             |
+| head                 | similarity             | margin on the target     | logit of the target                |
 |----------------------|------------------------|--------------------------|------------------------------------|
 | `softmax`            | linear, with bias      | none                     | `W x + b`                          |
 | `scaled_softmax`     | linear, with bias      | none                     | `s (W x + b)`                      |
@@ -28,18 +32,14 @@ with the released code of arXiv 2601.19709 (C = 1024 there), with its options wi
 | `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
 | `joint`              | both kinds             | of each                  | weighted sum of the two losses     |
 
-The logits column is the target's; every other speaker has the same expression at m = 0. `h` is `ham` at m = 0. All of
-it runs in float32 (or float64) with autocast off. The loss is the plain form, over the B x K similarities; a trainer
-may set `SpeakerHead.engine`, which computes the same loss otherwise (`hf_hamspk.losses`: over blocks of speakers).
-Numbers agree with the released code (RAM included: it sets the logit of an easy impostor to 0). Fang and He 2026, arXiv
-2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
-
-Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
-transformers backbone or points of the Fourier transform, `D` embedding size, `K` speakers.
+The logits of the other speakers have m = 0. All runs in float32 (or float64) with autocast off. The loss is the plain
+form, over the B x K similarities; a trainer may set `SpeakerHead.engine`, which computes the same loss over blocks of
+speakers (`hf_hamspk.losses`). Numbers agree with the released code (RAM included: it sets the logit of an easy impostor
+to 0). Fang and He 2026, arXiv 2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv
+2110.09116 (RAM).
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -61,20 +61,20 @@ from .geometry_hamspk import (
 )
 
 PRE_EMPHASIS = 0.97
-WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
-LOWEST_HZ = 20.0
+WINDOW_SECONDS, FBANK_HOP_SECONDS = 0.025, 0.010
+FBANK_LOWEST_HZ = 20.0
 # The released encoder stops below the anti-aliasing filter of 16 kHz recordings; Kaldi goes to half the sampling rate.
 RELEASED_HIGHEST_FRACTION = 7600 / 16000
 # Added before the logarithm by the released encoder; a silent frame is log(1e-6) = -13.8.
 RELEASED_LOG_OFFSET = 1e-6
 # Kaldi counts samples as 16-bit integers and floors the energy at the float32 epsilon.
 KALDI_SAMPLE_SCALE = 32768.0
-# SpeechBrain counts in decibels, floors the energy, and cuts what is further below the loudest entry of the utterance.
+# SpeechBrain floors the energy, and then decibels at this distance below the loudest entry of the utterance.
 SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
-# Standard deviation of the centres of the released code: they start almost at the origin.
+# Of the initial centres in the released code, close to the origin.
 CENTRE_STD = 1e-3
 # A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
 SMALLEST_CURVATURE = 1e-2
@@ -85,49 +85,31 @@ class Features(NamedTuple):
 
     Attributes:
         values: `(B, F, T)`, or `(B, L)` of the waveform front-end; 0 where not valid.
-        lengths: `(B,)` valid frames (or samples), or None where all are.
+        lengths: `(B,)` valid frames (or samples); None if all are valid.
     """
 
     values: Tensor
     lengths: Tensor | None
 
 
-def released_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
-    """Triangles on the scale `2595 log10(1 + f / 700)`, linear in Hz, `(points // 2 + 1, bins)`."""
-    edges = _edges(LOWEST_HZ, RELEASED_HIGHEST_FRACTION * sampling_rate, bins)
-    return _triangles(_frequencies(points, sampling_rate), edges[:-2], edges[1:-1], edges[2:])
+def mel_bank(kind: str | None, bins: int, points: int, sampling_rate: int) -> np.ndarray:
+    """Triangular filters over the power spectrum of `points` samples, `(points // 2 + 1, bins)`.
 
-
-def speechbrain_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
-    """Triangles on the scale of `released_mel_bank`, from 0 Hz, each as wide above its centre as below it."""
-    edges = _edges(0.0, sampling_rate / 2, bins)
-    left, centre = edges[:-2], edges[1:-1]
-    return _triangles(_frequencies(points, sampling_rate), left, centre, 2 * centre - left)
-
-
-def kaldi_mel_bank(bins: int, points: int, sampling_rate: int) -> np.ndarray:
-    """Triangles linear on the mel scale `1127 ln(1 + f / 700)`, `(points // 2 + 1, bins)`."""
-
-    def mel(hertz: np.ndarray) -> np.ndarray:
-        return 1127 * np.log1p(hertz / 700)
-
-    low, high = mel(np.array([LOWEST_HZ, sampling_rate / 2]))
-    edges = np.linspace(low, high, bins + 2)
-    return _triangles(mel(_frequencies(points, sampling_rate)), edges[:-2], edges[1:-1], edges[2:])
-
-
-def _frequencies(points: int, sampling_rate: int) -> np.ndarray:
-    """Hz of the points of the spectrum, `(points // 2 + 1,)`."""
-    return np.linspace(0, sampling_rate / 2, points // 2 + 1)
-
-
-def _edges(lowest: float, highest: float, bins: int) -> np.ndarray:
-    """Hz where filters begin, peak and end, equally far apart on the scale `2595 log10(1 + f / 700)`, `(bins + 2,)`."""
-    low, high = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
-    return 700 * (10 ** (np.linspace(low, high, bins + 2) / 2595) - 1)
-
-
-def _triangles(at: np.ndarray, left: np.ndarray, centre: np.ndarray, right: np.ndarray) -> np.ndarray:
+    They are equally far apart on a mel scale: `2595 log10(1 + f / 700)`, or `1127 ln(1 + f / 700)` for `"kaldi"`. Their
+    sides are straight in Hz, for `"kaldi"` on the mel scale. Those of `"speechbrain"` are symmetric, from 0 Hz.
+    """
+    at = np.linspace(0, sampling_rate / 2, points // 2 + 1)
+    lowest = 0.0 if kind == "speechbrain" else FBANK_LOWEST_HZ
+    highest = RELEASED_HIGHEST_FRACTION * sampling_rate if kind == "fbank" else sampling_rate / 2
+    if kind == "kaldi":
+        at, (low, high) = (1127 * np.log1p(hertz / 700) for hertz in (at, np.array([lowest, highest])))
+        edges = np.linspace(low, high, bins + 2)
+    else:
+        low, high = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
+        edges = 700 * (10 ** (np.linspace(low, high, bins + 2) / 2595) - 1)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    if kind == "speechbrain":
+        right = 2 * centre - left
     rising = (at[:, None] - left) / (centre - left)
     falling = (right - at[:, None]) / (right - centre)
     return np.maximum(0, np.minimum(rising, falling))
@@ -152,7 +134,7 @@ class FilterBank(nn.Module):
         self.mask_mel_bins = config.mask_mel_bins
         self.mask_frames = config.mask_frames
         self.window_length = round(WINDOW_SECONDS * config.sampling_rate)
-        self.hop = round(HOP_SECONDS * config.sampling_rate)
+        self.hop = round(FBANK_HOP_SECONDS * config.sampling_rate)
         is_speechbrain = self.kind == "speechbrain"
         self.points = self.window_length if is_speechbrain else 1 << (self.window_length - 1).bit_length()
         window, bank = self.constants()
@@ -161,23 +143,22 @@ class FilterBank(nn.Module):
 
     @property
     def smallest_length(self) -> int:
-        """Samples that the shortest utterance must have: one window."""
+        """Least number of samples of an utterance: one window."""
         return self.window_length
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Hamming window `(window_length,)` and mel bank `(N // 2 + 1, F)`, float32, made with NumPy.
+        """Hamming window `(window_length,)` and mel bank `(points // 2 + 1, F)`, float32.
 
-        NumPy, because a model is built on the meta device before its weights are loaded.
+        NumPy computes them, because a model is built on the meta device before its weights are loaded.
         """
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
         window = 0.54 - 0.46 * np.cos(2 * np.pi * n / period)
-        banks = {"fbank": released_mel_bank, "kaldi": kaldi_mel_bank, "speechbrain": speechbrain_mel_bank}
-        bank = banks[str(self.kind)](self.bins, self.points, self.sampling_rate)
+        bank = mel_bank(self.kind, self.bins, self.points, self.sampling_rate)
         return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
 
     def restore_constants(self) -> None:
-        """Fill the buffers again, after a load through the meta device or a cast."""
+        """Fill the buffers after a load through the meta device."""
         window, bank = self.constants()
         init.copy_(self.window, window.to(self.window))
         init.copy_(self.bank, bank.to(self.bank))
@@ -190,7 +171,7 @@ class FilterBank(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """Features of right-padded `waveforms` `(B, L)`; `lengths` `(B,)` in samples, None where all are valid."""
+        """Features of right-padded `waveforms` `(B, L)`; `lengths` `(B,)` in samples, None if all are valid."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
@@ -202,45 +183,35 @@ class FilterBank(nn.Module):
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames of utterances of `lengths` samples: those of Kaldi lie inside, the others are centred."""
+        """Frames of utterances of `lengths` samples: Kaldi's lie inside the utterance, the others are centred."""
         inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
     def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """What the window is laid on: `(B, T, window_length)`."""
+        """Samples under each window, `(B, T, window_length)`."""
         if self.kind == "kaldi":
             return self._kaldi_frames(waveforms)
-        # torch.stft would centre the window in N points; only the window's own samples are needed.
+        # torch.stft would centre the window in `points` samples; only those under the window are needed.
         margin = self.points // 2 - (self.points - self.window_length) // 2
-        if self.kind == "speechbrain":
-            extended = self._between_zeros(waveforms, margin, lengths)
+        if self.kind == "fbank":
+            emphasised = waveforms - PRE_EMPHASIS * torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
+            at = reflected_positions(waveforms.shape[1], margin, lengths, waveforms.device)
+            extended = emphasised.gather(1, at.expand(waveforms.shape[0], -1))
         else:
-            extended = self._emphasised_and_reflected(waveforms, margin, lengths)
+            if lengths is not None:
+                waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
+            extended = F.pad(waveforms, (margin, margin))
         return extended.unfold(1, self.window_length, self.hop)
 
-    @staticmethod
-    def _between_zeros(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
-        return nn.functional.pad(waveforms, (margin, margin))
-
-    @staticmethod
-    def _emphasised_and_reflected(waveforms: Tensor, margin: int, lengths: Tensor | None) -> Tensor:
-        """The released encoder's, reflected at both ends of each utterance."""
-        previous = torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
-        emphasised = waveforms - PRE_EMPHASIS * previous
-        at = reflected_positions(waveforms.shape[1], margin, lengths, waveforms.device)
-        return emphasised.gather(1, at.expand(waveforms.shape[0], -1))
-
     def _kaldi_frames(self, waveforms: Tensor) -> Tensor:
-        """Frames inside the waveform, mean removed, pre-emphasised one by one."""
+        """Frames inside the waveform, each without its mean and pre-emphasised."""
         frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
         frames = frames - frames.mean(-1, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         return frames - PRE_EMPHASIS * previous
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Of `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
+        """Logarithm of energies `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":
@@ -248,13 +219,13 @@ class FilterBank(nn.Module):
         decibels = 10 * energies.clamp_min(SPEECHBRAIN_SMALLEST_ENERGY).log10()
         valid = decibels
         if lengths is not None:
-            # SpeechBrain takes the loudest entry of the padding, too.
+            # Unlike in SpeechBrain, whose loudest entry may lie in the padding.
             valid = decibels.masked_fill(~length_mask(lengths, decibels.shape[-1])[:, None], -math.inf)
         return torch.maximum(decibels, valid.amax((1, 2), keepdim=True) - SPEECHBRAIN_DECIBELS)
 
 
 class Waveform(nn.Module):
-    """The samples themselves, brought to zero mean and unit variance where the configuration says so."""
+    """The samples themselves, normalised to zero mean and unit variance if `config.normalize_waveform`."""
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
@@ -298,7 +269,7 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
     """`(B, size)` bool: a stretch of 0 to `longest` places, uniform inside each length."""
-    # At most half of an utterance, however short.
+    # At most half of a short utterance.
     widest = (lengths // 2).clamp_max(longest)
     width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
     start = (torch.rand_like(width, dtype=torch.float32) * (lengths - width + 1).clamp_min(1)).long()[:, None]
@@ -312,7 +283,7 @@ def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
 
 
 class Deviation(NamedTuple):
-    """How a standard deviation is made of squared differences.
+    """Options of a standard deviation.
 
     Attributes:
         smallest_variance: floor before the root; above 0, where the root has no slope.
@@ -335,7 +306,7 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         norm: `nn.BatchNorm1d` or what it was converted to (SyncBatchNorm).
         x: frames.
-        mask: `(B, T)` bool, True where valid, or None where all are.
+        mask: `(B, T)` bool, True where valid; None if all frames are.
     """
     if mask is None or not norm.training:
         return norm(x)
@@ -345,10 +316,10 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def overwrites(norm: nn.Module, x: Tensor) -> bool:
-    """Whether `x`, fresh from a layer, is overwritten by what follows, where nothing will read it again.
+    """Whether the next layer may overwrite `x`, the output of a layer that nothing else reads.
 
-    In evaluation without gradients on a CPU, where new memory costs more than the arithmetic done on it. What compiles
-    or exports plans its memory itself.
+    It may in evaluation without gradients on a CPU, where new memory costs more than the arithmetic. Compilers and
+    exporters plan memory themselves.
     """
     plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
     return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -364,29 +335,25 @@ def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) ->
 
 
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the frames of `x` `(B, C, T)` outside `mask` `(B, T)`, so that a convolution sees what it pads with."""
+    """Zero the frames of `x` `(B, C, T)` outside `mask` `(B, T)`, like the padding of a convolution."""
     return x if mask is None else x * mask[:, None].to(x.dtype)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of `x` `(B, C, T)` over the valid frames, `(B, C)`."""
-    if mask is None:
-        return x.mean(-1)
-    return keep_valid(x, mask).sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
+    """Mean over the valid frames of `x` `(B, C, T)`, which is 0 outside `mask`: `(B, C)`."""
+    return x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
 def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: torch.device) -> Tensor:
-    """Where to read utterances of `size` places that are mirrored at both ends, `margin` places beyond them.
+    """Indices that mirror utterances at both ends, `margin` places beyond them: `(B, size + 2 * margin)`.
 
     Args:
-        size: of the padded batch.
+        size: places of the padded batch.
         margin: places before the first and after the last.
-        lengths: `(B,)` valid places of each utterance, at whose own end it is mirrored; None: all are valid.
+        lengths: `(B,)` valid places of each utterance, which is mirrored at its own end; None (all valid) gives B = 1.
         device: of the result.
 
-    Returns:
-        `(B, size + 2 * margin)` indices, B = 1 without `lengths`. The end itself is not repeated; an utterance too
-        short for its mirror image repeats its first or last place.
+    The end itself is not repeated; an utterance too short for its mirror image repeats its first or last place.
     """
     at = torch.arange(-margin, size + margin, device=device).abs()
     last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
@@ -395,7 +362,7 @@ def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: 
 
 def mean_and_deviation(x: Tensor, mask: Tensor | None, deviation: Deviation) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of `x` `(B, C, T)` over the valid frames, each `(B, C)`."""
-    mean = masked_mean(x, mask)
+    mean = masked_mean(keep_valid(x, mask), mask)
     squares = keep_valid((x - mean[..., None]).square(), mask).sum(-1)
     count = torch.full_like(mean[:, :1], x.shape[-1]) if mask is None else mask.sum(-1, keepdim=True)
     # A single frame has no deviation; dividing by 1 gives it 0.
@@ -404,52 +371,33 @@ def mean_and_deviation(x: Tensor, mask: Tensor | None, deviation: Deviation) -> 
 
 
 class StatisticsPooling(nn.Module):
-    """Mean and standard deviation: `(B, C, T)` to `(B, 2C)`.
+    """Mean and standard deviation: `(B, C, T)` to `(B, 2C)`."""
 
-    Args:
-        channels: C.
-        deviation: how the standard deviation is made.
-    """
-
-    def __init__(self, channels: int, deviation: Deviation):
+    def __init__(self, config: HamSpkConfig, channels: int):
         super().__init__()
         self.output_size = 2 * channels
-        self.deviation = deviation
+        self.deviation = Deviation(float(config.pooling_smallest_variance))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
 
 
 class XVectorPooling(nn.Module):
-    """Time-delay layers, then mean and standard deviation: `(B, C, T)` to `(B, 2 * channels[-1])`.
+    """Time-delay layers, then mean and standard deviation: `(B, C, T)` to `(B, 2 * config.tdnn_channels[-1])`.
 
-    The layers see no padding: they shorten the frames, and an utterance shorter than what they see at once (15 frames
-    as transformers' models have them, 0.3 s) is followed by zeros. Agrees with the `*ForXVector` models of transformers
-    on utterances that are not padded. Of a padded one they take too many frames into the statistics, as their count
-    leaves out the dilation.
-
-    Args:
-        inputs: C.
-        channels: of the projection and the first layer, and of each layer after it.
-        kernel_sizes: of each layer, in frames.
-        dilations: of each layer, in frames.
-        deviation: how the standard deviation is made.
+    The layers shorten the frames; zeros follow an utterance shorter than their receptive field (15 frames or 0.3 s in
+    transformers' models). Agrees with the `*ForXVector` models of transformers on utterances that are not padded. Those
+    include too many frames of a padded one in the statistics, as their count ignores the dilation.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        channels: Sequence[int],
-        kernel_sizes: Sequence[int],
-        dilations: Sequence[int],
-        deviation: Deviation,
-    ):
+    def __init__(self, config: HamSpkConfig, channels: int):
         super().__init__()
-        self.output_size = 2 * channels[-1]
-        self.deviation = deviation
+        outputs, kernel_sizes, dilations = config.tdnn_channels, config.tdnn_kernel_sizes, config.tdnn_dilations
+        self.output_size = 2 * outputs[-1]
+        self.deviation = Deviation(float(config.pooling_smallest_variance))
         self.span = sum(dilation * (size - 1) for size, dilation in zip(kernel_sizes, dilations, strict=True))
-        self.project = nn.Conv1d(inputs, channels[0], 1)
-        shapes = zip([channels[0], *channels], channels, kernel_sizes, dilations, strict=False)
+        self.project = nn.Conv1d(channels, outputs[0], 1)
+        shapes = zip([outputs[0], *outputs], outputs, kernel_sizes, dilations, strict=False)
         self.layers = nn.ModuleList(nn.Conv1d(c, d, size, dilation=dilation) for c, d, size, dilation in shapes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -458,7 +406,7 @@ class XVectorPooling(nn.Module):
         for layer in self.layers:
             x = F.relu(layer(x))
         if mask is not None:
-            # A frame is valid if all that it saw is; the first one always counts.
+            # A frame is valid if its receptive field is; the first one always counts.
             first = torch.arange(x.shape[-1], device=x.device) == 0
             mask = F.pad(mask, (0, missing))[:, self.span :] | first
         return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
@@ -467,25 +415,19 @@ class XVectorPooling(nn.Module):
 class AttentivePooling(nn.Module):
     """Attentive statistics with global context: `(B, C, T)` to `(B, 2C)`.
 
-    Each channel has its own attention over the frames, computed from the frame and, with context, from the mean and
-    deviation of the utterance.
-
-    Args:
-        channels: C.
-        hidden: channels of the attention's hidden layer.
-        context: whether the attention sees the mean and deviation of the utterance.
-        hidden_norm: ReLU and batch normalisation before the attention's tanh.
-        context_deviation: how the deviation in the context is made; the floor holds for the pooled one, too.
+    Each channel has its own attention over the frames, computed from the frame and, with `config.pooling_context`, from
+    the mean and deviation of the utterance.
     """
 
-    def __init__(self, channels: int, hidden: int, context: bool, hidden_norm: bool, context_deviation: Deviation):
+    def __init__(self, config: HamSpkConfig, channels: int):
         super().__init__()
+        smallest, hidden = float(config.pooling_smallest_variance), config.pooling_channels
         self.output_size = 2 * channels
-        self.context = context
-        self.context_deviation = context_deviation
-        self.deviation = Deviation(context_deviation.smallest_variance)
-        self.hidden = nn.Conv1d(3 * channels if context else channels, hidden, 1)
-        self.norm = nn.BatchNorm1d(hidden) if hidden_norm else None
+        self.context = config.pooling_context
+        self.context_deviation = Deviation(smallest, config.pooling_unbiased, float(config.pooling_variance_offset))
+        self.deviation = Deviation(smallest)
+        self.hidden = nn.Conv1d(3 * channels if self.context else channels, hidden, 1)
+        self.norm = nn.BatchNorm1d(hidden) if config.pooling_hidden_norm else None
         self.scores = nn.Conv1d(hidden, channels, 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -495,7 +437,6 @@ class AttentivePooling(nn.Module):
         scores = at_least_float32(self.scores(torch.tanh(hidden)))
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
-        # Frames that are not valid have weight 0.
         mean, variance = _weighted_moments(scores.softmax(-1), x)
         return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
 
@@ -514,7 +455,7 @@ def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         mean = (weights * x).sum(-1)
         return mean, (weights * (x - mean[..., None]).square()).sum(-1)
-    # The same in one piece of new memory.
+    # The same with less memory.
     products = weights * x
     mean = products.sum(-1)
     torch.sub(x, mean[..., None], out=products).square_().mul_(weights)
@@ -543,17 +484,13 @@ class LayerMix(nn.Module):
 class FactorisedAttentivePooling(nn.Module):
     """Multi-head factorised attention over all layers of a backbone: N times `(B, T, C)` to `(B, H * compressed)`.
 
-    Keys and values have their own layer weights and their own compression; each head is one attention over time.
-
-    Args:
-        layers: N.
-        channels: C.
-        compressed: size of the compressed keys and values.
-        heads: H.
+    Keys and values have their own layer weights and their own compression to `config.pooling_channels`; each head is
+    one attention over time.
     """
 
-    def __init__(self, layers: int, channels: int, compressed: int, heads: int):
+    def __init__(self, config: HamSpkConfig, channels: int, layers: int):
         super().__init__()
+        compressed, heads = config.pooling_channels, config.mhfa_heads
         self.output_size = heads * compressed
         self.key_mix = LayerMix(layers)
         self.value_mix = LayerMix(layers)
@@ -577,7 +514,7 @@ class ConvBlock(nn.Module):
         outputs: C'.
         kernel_size: odd, in frames.
         dilation: in frames.
-        reflect: mirror the frames at both ends of each utterance, where otherwise zeros are.
+        reflect: pad each utterance with its mirror image, not with zeros.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
@@ -592,8 +529,8 @@ class ConvBlock(nn.Module):
 
         Args:
             x: frames.
-            mask: `(B, T)` bool, or None where all are valid.
-            out: `(B, C', T)`, where the result is written if `overwrites` holds; it may be `x`.
+            mask: `(B, T)` bool; None if all are valid.
+            out: `(B, C', T)`, into which the result is written if `overwrites` holds; it may be `x`.
         """
         if self.margin:
             x = mirrored(x, self.margin, mask)
@@ -613,7 +550,7 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Weigh the channels of `(B, C, T)` by a gate computed from their means over the valid frames, and add the rest."""
+    """Weights the channels of `(B, C, T)` by a gate computed from their means over the valid frames."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
@@ -622,8 +559,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """`residual` plus the gated `x`, both `(B, C, T)` and 0 outside `mask`; written to `out` if that is given."""
-        mean = x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
-        gate = torch.sigmoid(self.up(F.relu(self.down(mean[..., None]))))
+        gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
         return torch.addcmul(residual, x, gate, out=out)
 
 
@@ -653,7 +589,7 @@ class SERes2Block(nn.Module):
         return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
 
     def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
-        """What `forward` makes of the reduced frames, each group written where its input was."""
+        """The rest of `forward` after `reduce`, with the output of each group in the memory of its input."""
         before = None
         for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
             before = group(part if before is None else part.add_(before), mask, out=part)
@@ -662,9 +598,7 @@ class SERes2Block(nn.Module):
 
 
 class Ecapa(nn.Module):
-    """Frame encoder: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
-
-    The outputs of all blocks are aggregated.
+    """Frame encoder that aggregates the outputs of all blocks: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
 
     Args:
         config: `num_mel_bins` and the fields that begin with `ecapa_`.
@@ -686,7 +620,7 @@ class Ecapa(nn.Module):
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
         if overwrites(self.input.norm, x):
-            # The blocks write side by side into what they would be copied to.
+            # The blocks write side by side into one tensor, which saves `torch.cat`.
             together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
             slots = list(together.chunk(len(slots), dim=1))
         outputs = []
@@ -705,18 +639,11 @@ Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAtte
 
 
 def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
-    """The pooling that `config.pooling` names, of frames of `channels`, or of all `layers` of a backbone for MHFA."""
-    smallest = float(config.pooling_smallest_variance)
+    """The pooling of `config.pooling` for frames of `channels`; MHFA pools all `layers` of a backbone."""
     if config.pooling == "mhfa":
-        return FactorisedAttentivePooling(layers, channels, config.pooling_channels, config.mhfa_heads)
-    if config.pooling == "statistics":
-        return StatisticsPooling(channels, Deviation(smallest))
-    if config.pooling == "xvector":
-        shapes = (config.tdnn_channels, config.tdnn_kernel_sizes, config.tdnn_dilations)
-        return XVectorPooling(channels, *shapes, Deviation(smallest))
-    deviation = Deviation(smallest, config.pooling_unbiased, float(config.pooling_variance_offset))
-    hidden = config.pooling_channels
-    return AttentivePooling(channels, hidden, config.pooling_context, config.pooling_hidden_norm, deviation)
+        return FactorisedAttentivePooling(config, channels, layers)
+    kinds = {"statistics": StatisticsPooling, "xvector": XVectorPooling, "attentive": AttentivePooling}
+    return kinds[config.pooling](config, channels)
 
 
 def add_angle(cosine: Tensor, margin: float) -> Tensor:
@@ -724,7 +651,7 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
 
     Args:
         cosine: any shape, range [-1, 1].
-        margin: radians, in [0, pi).
+        margin: in radians, in [0, pi).
     """
     # Rounding may push 1 - cos^2 below 0, and the slope of the square root is infinite there.
     sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
@@ -734,7 +661,7 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
 
 
 def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """The similarity to the own centre, made harder.
+    """Similarities to the own centre with a margin.
 
     Args:
         target: any shape.
@@ -747,16 +674,13 @@ def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
 
 
 def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
-    """Scaled logits with the margin on the target.
+    """Scaled logits `(B, K)` with the margin on the target.
 
     Args:
         similarity: `(B, K)`.
         labels: `(B,)`, in [0, K).
         kind, margin: as in `add_margin`.
         scale: positive.
-
-    Returns:
-        `(B, K)` logits.
     """
     if kind == "none":
         return scale * similarity
@@ -772,8 +696,7 @@ class HeadOutput(NamedTuple):
     """Result of a head.
 
     Attributes:
-        logits: `(B, K)`, scaled, without margin: what identifies a training speaker; None where they were not asked
-            for.
+        logits: `(B, K)`, scaled, without margin, to identify training speakers; None if not asked for.
         loss: scalar, the mean cross-entropy with margin; None without labels.
     """
 
@@ -795,7 +718,7 @@ class LossEngine(Protocol):
 
 
 def make_centres(config: HamSpkConfig) -> nn.Parameter:
-    """Centres `(K, D)`, to be drawn by their owner."""
+    """Centres `(K, D)`, not yet drawn."""
     return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
 
 
@@ -849,7 +772,7 @@ class HyperbolicSimilarity(nn.Module):
     """Minus the distance to the centres, in the projection of the configuration: `(B, D)` to `(B, K)`, at most 0.
 
     With labels, the distance of each embedding to its own centre is computed from the difference of the two points,
-    which is exact where they almost coincide; the matrix product serves all the others.
+    which is exact for nearly equal points; the others come from one matrix product.
     """
 
     kind = "hyperbolic"
@@ -872,16 +795,16 @@ class HyperbolicSimilarity(nn.Module):
             init.constant_(self.log_curvature, math.log(self.initial_curvature))
 
     def curvature(self) -> float | Tensor:
-        """`c` in use: a number, or a scalar tensor where it is learned (in float32 or better, inside its bounds)."""
+        """`c`: a number, or a scalar tensor inside its bounds, in float32 or better, if it is learned."""
         if self.log_curvature is None:
             return self.initial_curvature
         log_c = at_least_float32(self.log_curvature)
-        # The bound acts on the value and not on the gradient, or a parameter that steps over it could not come back.
+        # The bound acts on the value, not on the gradient, so that a parameter that steps over it can come back.
         bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
         return (log_c + (bounded - log_c).detach()).exp()
 
     def recorded_curvature(self) -> float:
-        """`c` in use as a number that the configuration accepts: rounding may put it just over its bound."""
+        """`c` as a number that the configuration accepts: rounding may put it just over its bound."""
         return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -895,14 +818,14 @@ class HyperbolicSimilarity(nn.Module):
         return -distances * factor
 
 
-SIMILARITIES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "hyperbolic": HyperbolicSimilarity}
+SIMILARITY_MODULES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "hyperbolic": HyperbolicSimilarity}
 
 
 class SpeakerHead(nn.Module):
     """One head of the table above, chosen by `config.head`.
 
-    The margin is a plain attribute, to be moved by a schedule with `set_margin`; it is saved in the configuration and
-    not in the weights. `engine` belongs to a training run and is saved nowhere.
+    The margin is a plain attribute, which a schedule changes by `set_margin`; it is saved in the configuration, not in
+    the weights. `engine` belongs to a training run and is not saved.
 
     Args:
         config: `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for hyperbolic heads `projection`,
@@ -913,7 +836,7 @@ class SpeakerHead(nn.Module):
     def __init__(self, config: HamSpkConfig, head: str | None = None):
         super().__init__()
         similarity, self.margin_kind = HEAD_PARTS[config.head if head is None else head]
-        self.similarity = SIMILARITIES[similarity](config)
+        self.similarity = SIMILARITY_MODULES[similarity](config)
         self.scale = cast(float, config.scale)
         self.projection, self.clip_radius = config.projection, float(config.clip_radius)
         self.engine: LossEngine | None = None
@@ -926,7 +849,7 @@ class SpeakerHead(nn.Module):
         self.margin = float(margin)
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that have a row for each speaker, by name."""
+        """Parameters with a row for each speaker, by name."""
         return {name: p for name, p in self.named_parameters() if name in ("similarity.weight", "similarity.bias")}
 
     def forward(
@@ -937,7 +860,7 @@ class SpeakerHead(nn.Module):
         Args:
             embeddings: `(B, D)`.
             labels: `(B,)` int64 in [0, K), or None.
-            return_logits: None for logits unless a loss is trained on, which needs no tensor of B x K.
+            return_logits: None returns logits except in training with labels, which needs no tensor of B x K.
         """
         if return_logits is None:
             return_logits = labels is None or not self.training
@@ -953,7 +876,7 @@ class SpeakerHead(nn.Module):
             return HeadOutput(logits, self.engine(self, embeddings, labels))
 
     def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss as its definition reads, over the B x K similarities."""
+        """The loss by its definition, over the B x K similarities."""
         similarity = self.similarity(embeddings, labels)
         return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
 
@@ -980,14 +903,14 @@ class JointHead(nn.Module):
         return self.hyperbolic.margin
 
     def set_margin(self, margin: float) -> None:
-        """Use `margin` (in [0, 3)) in both parts from now on."""
+        """As `SpeakerHead.set_margin`, in both parts."""
         self.euclidean.set_margin(margin)
         self.hyperbolic.set_margin(margin)
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """As `SpeakerHead.centre_parameters`, of both parts."""
-        parts = {"euclidean": self.euclidean, "hyperbolic": self.hyperbolic}
-        return {f"{part}.{name}": p for part, head in parts.items() for name, p in head.centre_parameters().items()}
+        names = [f"{part}.similarity.{name}" for part in ("euclidean", "hyperbolic") for name in ("weight", "bias")]
+        return {name: p for name, p in self.named_parameters() if name in names}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
@@ -998,11 +921,6 @@ class JointHead(nn.Module):
             return HeadOutput(logits, None)
         euclidean = cast(Tensor, self.euclidean(embeddings, labels, False).loss)
         return HeadOutput(logits, self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic)
-
-    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """As `SpeakerHead.plain_loss`."""
-        euclidean, hyperbolic = (part.plain_loss(embeddings, labels) for part in (self.euclidean, self.hyperbolic))
-        return self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic
 
 
 def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:

@@ -31,7 +31,7 @@ def compare(rank: int, ranks: int, fields: dict) -> None:
                 parameter.normal_(0, 0.1)
     every = (0.3 * torch.randn(ranks * BATCH, SIZE, dtype=torch.float64)).requires_grad_()
     labels = torch.randint(0, SPEAKERS, (ranks * BATCH,))
-    loss = whole.plain_loss(every, labels)
+    loss = whole(every, labels).loss
     loss.backward()
     divided = copy.deepcopy(whole)
     divided.zero_grad()
