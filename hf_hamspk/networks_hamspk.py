@@ -51,7 +51,6 @@ from transformers import initialization as init
 from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
 from .geometry_hamspk import (
     MAX_TANGENT_RADIUS,
-    SMALLEST_VARIANCE,
     at_least_float32,
     distance,
     length_mask,
@@ -74,8 +73,10 @@ SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
-# Of the initial centres in the released code, close to the origin.
+# Standard deviation of the initial centres in the released code, which are close to the origin.
 CENTRE_STD = 1e-3
+# Endings of the names of parameters with a row for each speaker.
+CENTRE_NAMES = ("similarity.weight", "similarity.bias")
 # A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
 SMALLEST_CURVATURE = 1e-2
 
@@ -118,6 +119,8 @@ def mel_bank(kind: str | None, bins: int, points: int, sampling_rate: int) -> np
 class FilterBank(nn.Module):
     """Log mel filter bank with the mean of each utterance removed: `(B, L)` to `(B, F, T)`.
 
+    An utterance has at least `smallest_length` samples, one window.
+
     Args:
         config: `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`, `num_mel_bins`, `mask_mel_bins`,
             `mask_frames`.
@@ -133,18 +136,13 @@ class FilterBank(nn.Module):
         self.bins = config.num_mel_bins
         self.mask_mel_bins = config.mask_mel_bins
         self.mask_frames = config.mask_frames
-        self.window_length = round(WINDOW_SECONDS * config.sampling_rate)
+        self.window_length = self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
         self.hop = round(FBANK_HOP_SECONDS * config.sampling_rate)
         is_speechbrain = self.kind == "speechbrain"
         self.points = self.window_length if is_speechbrain else 1 << (self.window_length - 1).bit_length()
         window, bank = self.constants()
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("bank", bank, persistent=False)
-
-    @property
-    def smallest_length(self) -> int:
-        """Least number of samples of an utterance: one window."""
-        return self.window_length
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Hamming window `(window_length,)` and mel bank `(points // 2 + 1, F)`, float32.
@@ -188,9 +186,11 @@ class FilterBank(nn.Module):
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
     def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """Samples under each window, `(B, T, window_length)`."""
+        """Samples under each window, `(B, T, window_length)`; Kaldi treats each frame by itself."""
         if self.kind == "kaldi":
-            return self._kaldi_frames(waveforms)
+            frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
+            frames = frames - frames.mean(-1, keepdim=True)
+            return frames - PRE_EMPHASIS * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         # torch.stft would centre the window in `points` samples; only those under the window are needed.
         margin = self.points // 2 - (self.points - self.window_length) // 2
         if self.kind == "fbank":
@@ -202,13 +202,6 @@ class FilterBank(nn.Module):
                 waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
             extended = F.pad(waveforms, (margin, margin))
         return extended.unfold(1, self.window_length, self.hop)
-
-    def _kaldi_frames(self, waveforms: Tensor) -> Tensor:
-        """Frames inside the waveform, each without its mean and pre-emphasised."""
-        frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
-        frames = frames - frames.mean(-1, keepdim=True)
-        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        return frames - PRE_EMPHASIS * previous
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
         """Logarithm of energies `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
@@ -278,7 +271,7 @@ def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
 
 
 def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
-    """The front-end that `config.frontend` names."""
+    """The front-end of `config.frontend`."""
     return Waveform(config) if config.frontend == "waveform" else FilterBank(config)
 
 
@@ -291,12 +284,12 @@ class Deviation(NamedTuple):
         offset: added to the variance before the floor.
     """
 
-    smallest_variance: float = SMALLEST_VARIANCE
+    smallest_variance: float
     unbiased: bool = True
     offset: float = 0.0
 
     def of_variance(self, variance: Tensor) -> Tensor:
-        """The root of a variance, or of the floor where that is larger."""
+        """Standard deviation of a variance, any shape."""
         return (variance + self.offset).clamp_min(self.smallest_variance).sqrt()
 
 
@@ -653,7 +646,7 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
         cosine: any shape, range [-1, 1].
         margin: in radians, in [0, pi).
     """
-    # Rounding may push 1 - cos^2 below 0, and the slope of the square root is infinite there.
+    # Rounding may push 1 - cos^2 below 0; at 0 the slope of the root is infinite.
     sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
     shifted = cosine * math.cos(margin) - sine * math.sin(margin)
     past_turn = cosine <= math.cos(math.pi - margin)
@@ -761,7 +754,7 @@ class CosineSimilarity(nn.Module):
         """A cosine has none."""
 
     def reset_centres(self) -> None:
-        """Draw the centres from Xavier's normal distribution, as the released code does."""
+        """Draw the centres from Xavier's normal distribution, as in the released code."""
         init.xavier_normal_(self.weight)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -789,7 +782,7 @@ class HyperbolicSimilarity(nn.Module):
         self.reset_centres()
 
     def reset_centres(self) -> None:
-        """Draw the centres close to the origin, as the released code does, and set the initial curvature."""
+        """Draw the centres close to the origin, as in the released code, and set the initial curvature."""
         init.normal_(self.weight, std=CENTRE_STD)
         if self.log_curvature is not None:
             init.constant_(self.log_curvature, math.log(self.initial_curvature))
@@ -822,7 +815,7 @@ SIMILARITY_MODULES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "h
 
 
 class SpeakerHead(nn.Module):
-    """One head of the table above, chosen by `config.head`.
+    """One head of the table at the top of the module, chosen by `config.head`.
 
     The margin is a plain attribute, which a schedule changes by `set_margin`; it is saved in the configuration, not in
     the weights. `engine` belongs to a training run and is not saved.
@@ -850,7 +843,7 @@ class SpeakerHead(nn.Module):
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters with a row for each speaker, by name."""
-        return {name: p for name, p in self.named_parameters() if name in ("similarity.weight", "similarity.bias")}
+        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
@@ -909,8 +902,7 @@ class JointHead(nn.Module):
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
         """As `SpeakerHead.centre_parameters`, of both parts."""
-        names = [f"{part}.similarity.{name}" for part in ("euclidean", "hyperbolic") for name in ("weight", "bias")]
-        return {name: p for name, p in self.named_parameters() if name in names}
+        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
@@ -924,5 +916,5 @@ class JointHead(nn.Module):
 
 
 def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
-    """The head that `config.head` names."""
+    """The head of `config.head`."""
     return JointHead(config) if config.head == "joint" else SpeakerHead(config)
