@@ -17,7 +17,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .audio_hamspk import InputError, Limits, Sound, measure_sound, read_sound, require_sound
 from .geometry_hamspk import COMBINATIONS
-from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, read_enrolment
+from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, read_enrolment_side
 
 TASK = "speaker-verification"
 ENROLMENT, TEST = "enrolment", "test"
@@ -168,7 +168,7 @@ class SpeakerVerificationPipeline(Pipeline):
             if return_embeddings:
                 return _read_recording(input_, rate, limits, sampling_rate)
             enrolment, test = _sides(input_)
-            enrolled = read_enrolment(enrolment, rate, limits, sampling_rate)
+            enrolled = read_enrolment_side(enrolment, rate, limits, sampling_rate)
             return _Pair(enrolled, read_sound(test, rate, "The test", limits, sampling_rate))
         except ValueError as error:
             where = "" if position is None else f"Input {position}: "

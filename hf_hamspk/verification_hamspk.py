@@ -221,7 +221,7 @@ def read_recording(source: Any, rate: int, label: str, limits: Limits | None, sa
     return source if is_read else read_sound(source, rate, label, limits, sampling_rate)
 
 
-def read_enrolment(
+def read_enrolment_side(
     source: Any, rate: int, limits: Limits | None = None, sampling_rate: int | None = None
 ) -> "list[Sound] | SpeakerProfile":
     """Read the enrolment side of a pair: a recording, a list of recordings, a profile, or the path of a profile.
@@ -590,7 +590,7 @@ class SpeakerVerifier(_CalibratedModel):
         Raises:
             ValueError: no recording, not enough speech in all of them, or a recording that cannot be used.
         """
-        sounds: Any = read_enrolment(list(recordings), self.rate, limits, sampling_rate)
+        sounds: Any = read_enrolment_side(list(recordings), self.rate, limits, sampling_rate)
         enrolled = self._enrol(self._measure([sounds])[0], combine, name)
         if enrolled.profile is None:
             raise ValueError(
@@ -624,7 +624,7 @@ class SpeakerVerifier(_CalibratedModel):
             ValueError: a recording that cannot be used, a profile of another model, or a way to decide that does not
                 exist. Silence and short recordings are no error.
         """
-        pair = (read_enrolment(enrolment, self.rate, limits, sampling_rate), test)
+        pair = (read_enrolment_side(enrolment, self.rate, limits, sampling_rate), test)
         return self.verify_pairs([pair], sampling_rate, operating_point, threshold, combine, limits)[0]
 
     def verify_pairs(
@@ -640,7 +640,7 @@ class SpeakerVerifier(_CalibratedModel):
         rule = decision_rule(self.calibration, operating_point, threshold)
         read = []
         for enrolment, test in pairs:
-            enrolled = read_enrolment(enrolment, self.rate, limits, sampling_rate)
+            enrolled = read_enrolment_side(enrolment, self.rate, limits, sampling_rate)
             if not isinstance(enrolled, list):
                 enrolled.check_model(self.fingerprint)
             read.append((enrolled, read_recording(test, self.rate, "The test", limits, sampling_rate)))
