@@ -279,13 +279,8 @@ def _input_name(source: Any, label: str) -> str:
 class _Mixdown:
     """Collects decoded blocks as one channel, within limits.
 
-    Args:
-        rate: in Hz, as the source says.
-        channels: of the blocks.
-        promised: frames that a header promises; 0 if it does not.
-        name: of the recording, for errors.
-        limits: how much is taken.
-        filler: frames that the encoder may have added behind the end of the sound.
+    `promised` is the number of frames in the header (0 if unknown), `filler` the number that the encoder may have added
+    behind the end of the sound.
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
@@ -324,12 +319,9 @@ class _Mixdown:
         self.blocks.append(planes.mean(axis=0))
 
     def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
-        """The recording `(L,)` float32, finite, in about [-1, 1].
+        """The recording `(L,)` float32, finite, in about [-1, 1]; what is wrong but usable is added to `warnings`.
 
-        Args:
-            label: what warnings call the recording.
-            warnings: to which what is wrong, but can be used, is added.
-            min_duration: None takes what is cut short, short or silent, too.
+        With `min_duration`, recordings that are cut short, shorter than that, or silent are refused.
         """
         if self.frames < DECODED_SHARE * self.promised:
             if min_duration is not None:
@@ -372,34 +364,19 @@ class _Mixdown:
         return self.products[np.ix_(audible, audible)].sum() / count**2 < ALIKE_CHANNELS * power[audible].mean()
 
     def _too_long(self, frames: int) -> InputError:
-        if frames > self.limits.seconds * self.rate:
-            return InputError(
-                f"lasts {frames / self.rate:.0f} s, at most {self.limits.seconds:g} s are taken; cut out a part. A "
-                "minute is plenty",
-                self.name,
-            )
-        return InputError(
-            f"lasts {frames / self.rate:.0f} s or more in {self.channels} channels, more than {self.limits.values} "
-            "samples; cut it into utterances",
-            self.name,
-        )
+        seconds, limits = frames / self.rate, self.limits
+        if seconds > limits.seconds:
+            said = f"lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part. A minute is plenty"
+        else:
+            said = f"lasts {seconds:.0f} s or more in {self.channels} channels, more than {limits.values} samples; "
+            said += "cut it into utterances"
+        return InputError(said, self.name)
 
 
 def require_sound(
     waveform: np.ndarray, rate: int, name: str, min_duration: float = SHORTEST_SECONDS, channels: int = 1
 ) -> None:
-    """Refuse a waveform `(L,)` that is empty, shorter than `min_duration` seconds, or silent.
-
-    Args:
-        waveform: finite.
-        rate: in Hz.
-        name: what errors call it.
-        min_duration: in seconds.
-        channels: that were averaged.
-
-    Raises:
-        InputError: the reason.
-    """
+    """Refuse a waveform `(L,)` that is empty, shorter than `min_duration` seconds, or silent, with an `InputError`."""
     if not len(waveform):
         raise InputError("is empty (0 samples); record it again or leave it out", name)
     if len(waveform) < round(min_duration * rate):
@@ -640,11 +617,7 @@ def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixd
 
 
 def check_rate(rate: Any, name: str) -> int:
-    """A sampling rate in Hz as an int.
-
-    Raises:
-        InputError: not a whole number from 4,000 to 384,000.
-    """
+    """A sampling rate in Hz as an int; an `InputError` if it is not a whole number from 4,000 to 384,000."""
     if not is_number(rate) or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise InputError(
             f"has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
@@ -679,11 +652,7 @@ def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
 def wav_frames(file: Any) -> int:
     """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
 
-    Args:
-        file: binary, seekable, at its start; it is left there.
-
-    Returns:
-        0 for another file, and for one that was written to a pipe and does not say.
+    The binary file is left where it was. 0 for other files, and for one that was written to a pipe and does not say.
     """
     start = file.tell()
     try:
@@ -708,12 +677,9 @@ def wav_frames(file: Any) -> int:
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample `(L,)` to `(ceil(L * to_rate / from_rate),)` float32; the waveform itself where the rates are equal.
+    """Resample `(L,)` from one rate in Hz to another: `(ceil(L * to_rate / from_rate),)` float32.
 
-    Args:
-        waveform: floating point.
-        from_rate: of the waveform, in Hz, positive.
-        to_rate: wanted, in Hz, positive.
+    The waveform itself is returned if the rates are equal.
     """
     if from_rate == to_rate:
         return waveform
@@ -732,13 +698,11 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
             np.einsum("nk,k->n", windows[phase * step // phases :: step][: len(own)], taps[phase], out=own)
         return result
     block = max(1, BLOCK_VALUES // windows.shape[1])
-    table = _taps(np.arange(phases) / phases, reach, scale) if phases <= block else None
     for begin in range(0, len(result), block):
         # Output sample n is at the time n * step / phases, counted in input samples.
         n = np.arange(begin, min(len(result), begin + block))
         first, phase = np.divmod(n * step, phases)
-        taps = _taps(phase / phases, reach, scale) if table is None else table[phase]
-        result[n] = np.einsum("nk,nk->n", windows[first], taps)
+        result[n] = np.einsum("nk,nk->n", windows[first], _taps(phase / phases, reach, scale))
     return result
 
 
@@ -753,11 +717,7 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
     """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
     return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=sampling_rate,
-        padding_value=0.0,
-        do_normalize=False,
-        return_attention_mask=True,
+        sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
     )
 
 

@@ -199,8 +199,7 @@ class SpeakerVerificationPipeline(Pipeline):
                 answers.append(next(decided).to_dict())
         return answers
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore
-        """Nothing: the answers are complete."""
+    def postprocess(self, model_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return model_outputs
 
     def run_single(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -131,7 +131,7 @@ class SpeakerProfile:
         numbers = (*self.seconds, self.snr_db, self.magnitude)
         if not self.seconds or not all(is_number(number) for number in numbers):
             raise ValueError(
-                f"A profile needs the seconds of at least one utterance and finite measures, got {numbers}."
+                f"A profile needs the seconds of at least one utterance and finite numbers, got {numbers}."
             )
         if self.combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine!r}.")
@@ -148,11 +148,7 @@ class SpeakerProfile:
         return Quality(sum(self.seconds), self.snr_db, self.magnitude, self.utterances)
 
     def check_model(self, fingerprint: str) -> None:
-        """Refuse any model but the one that made the profile.
-
-        Raises:
-            ValueError: it is another model; the message names both.
-        """
+        """Refuse any model but the one that made the profile, with a ValueError that names both."""
         if self.fingerprint != fingerprint:
             whose = "This profile" if self.name is None else f"The profile of {self.name!r}"
             model = "another model" if self.model_id is None else f"the model {self.model_id}"
