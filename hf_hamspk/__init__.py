@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .audio_hamspk import InputError, Limits
     from .calibration_hamspk import Calibration, OperatingPoint
     from .configuration_hamspk import HamSpkConfig
+    from .evaluation.evaluating import evaluate
+    from .evaluation.model_calibration import calibrate
+    from .evaluation.sweeps import sweep
     from .evaluation.trials import Trials, read_trials
     from .modeling_hamspk import HamSpkForXVector, HamSpkModel, HamSpkPreTrainedModel
     from .pipeline_hamspk import SpeakerVerificationPipeline
@@ -50,13 +53,19 @@ __all__ = [
     "TrainingArguments",
     "Trials",
     "Verification",
+    "calibrate",
+    "evaluate",
     "read_trials",
+    "sweep",
 ]
 
 _MODULES = {
     "audio_hamspk": ("InputError", "Limits"),
     "calibration_hamspk": ("Calibration", "OperatingPoint"),
     "configuration_hamspk": ("HamSpkConfig",),
+    "evaluation.evaluating": ("evaluate",),
+    "evaluation.model_calibration": ("calibrate",),
+    "evaluation.sweeps": ("sweep",),
     "evaluation.trials": ("Trials", "read_trials"),
     "modeling_hamspk": ("HamSpkForXVector", "HamSpkModel", "HamSpkPreTrainedModel"),
     "pipeline_hamspk": ("SpeakerVerificationPipeline",),

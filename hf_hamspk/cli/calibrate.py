@@ -4,31 +4,23 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
+from ..loading.names import check_model
+from .options import add_model_arguments, check_folder, check_trial_lists, given_options
 
-from ..audio_hamspk import MINIMUM_SPEECH
-from ..calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS, OperatingPoint
-from ..evaluation.model_calibration import AUTO, NONE, CalibrationReport, calibrate
-from ..evaluation.scored_trials import QUALITY_GROUPS
-from ..loading.models import load_model
-from ..publishing.code import renew_code
-from .options import add_model_arguments
+if TYPE_CHECKING:
+    from ..calibration_hamspk import OperatingPoint
+    from ..evaluation.model_calibration import CalibrationReport
 
+# Those of the package, which a test compares.
+NORMALISATION_CHOICES = ("auto", "none", "z", "t", "s", "as")
+QUALITY_CHOICES = ("auto", "none", "speech", "snr", "magnitude")
+DEFAULT_POINTS = "balanced=0.5,1,1, strict=0.01,1,1, screening=0.5,10,1"
 # Files of the cohort that are named.
 COHORT_FILES_SHOWN = 5
 # Not copied into a new folder: an earlier evaluation does not describe the calibrated model.
-_STALE = (CALIBRATION_FILE, "evaluation.json", "report.html", "plots", "__pycache__")
-CALIBRATE_EPILOG = """\
-PAIRS are trial lists with lines 'label enrolment test': 1 for the same speaker, 0 for different speakers, and two audio
-files relative to --audio-root; lists with the label last are recognised. Use recordings like those to be decided on, of
-speakers that the model was not trained on: at least 20 pairs of each kind, better some dozens of speakers with a few
-recordings each; the command says how certain the thresholds are. The speaker of a file is read off its name, or taken
-from the column speaker_id of --metadata.
-
-The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights and are used
-wherever the model is loaded. Normalisation and quality measures are chosen by the cost on held-out speakers.
-"""
+_STALE = ("verification.json", "evaluation.json", "report.html", "plots", "__pycache__")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,35 +39,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort-root", metavar="DIR", help="folder of the paths in the CSV file of --cohort")
     parser.add_argument(
         "--normalisation",
-        choices=(AUTO, *NORMALISATIONS),
-        default=AUTO,
+        choices=NORMALISATION_CHOICES,
         help="of the scores, with the cohort; auto (the default) is AS-norm if it helps",
     )
     parser.add_argument("--top", type=int, metavar="N", help="cohort scores of AS-norm (default: the best of several)")
     parser.add_argument(
         "--quality",
         nargs="+",
-        choices=(AUTO, NONE, *QUALITY_GROUPS),
-        default=[AUTO],
+        choices=QUALITY_CHOICES,
         help="quality measures of the recordings in the log-likelihood ratio; auto (the default) takes those that help",
     )
     parser.add_argument(
         "--operating-point",
         action="append",
-        type=parse_point,
         metavar="NAME=PRIOR[,COST_MISS,COST_FALSE_ALARM]",
-        help="operating point of decisions; may be repeated, the first is the default of the model. Without any: "
-        + ", ".join(f"{p.name}={p.prior:g},{p.cost_miss:g},{p.cost_false_alarm:g}" for p in DEFAULT_OPERATING_POINTS),
+        help="operating point of decisions; may be repeated, the first is the default of the model (default: "
+        f"{DEFAULT_POINTS})",
     )
     parser.add_argument(
         "--minimum-speech",
         type=float,
-        default=MINIMUM_SPEECH,
         metavar="SECONDS",
-        help="speech below which no decision is made (default: %(default)s)",
+        help="speech below which no decision is made (default: 1)",
     )
     parser.add_argument("--output", metavar="DIR", help="a new folder for the calibrated model (default: MODEL itself)")
-    parser.epilog = CALIBRATE_EPILOG
+    parser.epilog = (
+        "PAIRS are trial lists with lines 'label enrolment test': 1 for the same speaker, 0 for different speakers,\n"
+        "and two audio files relative to --audio-root; lists with the label last are recognised. Use recordings like\n"
+        "those to be decided on, of speakers that the model was not trained on: at least 20 pairs of each kind,\n"
+        "better some dozens of speakers with a few recordings each; the command says how certain the thresholds are.\n"
+        "The speaker of a file is read off its name, or taken from the column speaker_id of --metadata.\n"
+        "\n"
+        "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights and\n"
+        "are used wherever the model is loaded. Normalisation and quality measures are chosen by the cost on\n"
+        "held-out speakers."
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -83,25 +81,25 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.cohort_root is not None and arguments.cohort is None:
         raise ValueError("--cohort-root is the folder of the paths in --cohort; give that, too.")
     _check_target_folder(arguments.model, arguments.output)
+    check_trial_lists(arguments.pairs)
+    check_folder(arguments.audio_root, "--audio-root")
+    check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, print what was measured, and save."""
-    model = load_model(arguments.model, arguments.device)
-    report = calibrate(
-        model,
-        arguments.pairs,
-        arguments.audio_root,
-        enrolment=arguments.enrolment,
-        metadata=arguments.metadata,
-        cohort=arguments.cohort,
-        cohort_root=arguments.cohort_root,
-        normalisation=arguments.normalisation,
-        top=arguments.top,
-        quality=arguments.quality,
-        operating_points=tuple(arguments.operating_point or DEFAULT_OPERATING_POINTS),
-        minimum_speech=arguments.minimum_speech,
+    from ..evaluation.model_calibration import calibrate
+    from ..loading.models import load_model
+    from ..publishing.code import renew_code
+
+    options = given_options(
+        arguments,
+        *("enrolment", "metadata", "cohort", "cohort_root", "normalisation", "top", "quality", "minimum_speech"),
     )
+    if arguments.operating_point is not None:
+        options["operating_points"] = tuple(map(parse_point, arguments.operating_point))
+    model = load_model(arguments.model, arguments.device)
+    report = calibrate(model, arguments.pairs, arguments.audio_root, **options)
     _tell_about_cohort(report)
     print(f"{report}\n")
     folder = _output_folder(arguments.model, arguments.output)
@@ -113,8 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def parse_point(text: str) -> OperatingPoint:
-    """An operating point of `name=prior` or `name=prior,cost_miss,cost_false_alarm`."""
+def parse_point(text: str) -> "OperatingPoint":
+    """An operating point of `name=prior` or `name=prior,cost_miss,cost_false_alarm`.
+
+    Raises:
+        ValueError: the text is not of this form, or a number is out of range.
+    """
+    from ..calibration_hamspk import OperatingPoint
+
     name, _, numbers = text.partition("=")
     try:
         values = [float(number) for number in numbers.split(",")]
@@ -122,13 +126,13 @@ def parse_point(text: str) -> OperatingPoint:
             raise ValueError(f"{len(values)} numbers")
         return OperatingPoint(name.strip(), *values)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"{text!r} is no operating point ({error}); expected NAME=PRIOR or NAME=PRIOR,COST_MISS,COST_FALSE_ALARM, "
             "such as strict=0.01,1,1."
         ) from None
 
 
-def _tell_about_cohort(report: CalibrationReport) -> None:
+def _tell_about_cohort(report: "CalibrationReport") -> None:
     for file, reason in list(report.cohort_skipped.items())[:COHORT_FILES_SHOWN]:
         print(f"cohort: left out {file}: {reason}", file=sys.stderr)
     if report.cohort_left_out:
@@ -157,5 +161,7 @@ def _output_folder(model: str, output: str | None) -> Path:
     if Path(model).is_dir():
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_STALE))
     else:
+        from huggingface_hub import snapshot_download
+
         snapshot_download(model, local_dir=folder)
     return folder

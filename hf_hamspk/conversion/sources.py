@@ -11,7 +11,7 @@ from .checkpoints import read_tensors
 from .official import convert_official, is_official
 from .speechbrain import SPEECHBRAIN_YAML, convert_speechbrain
 from .wespeaker import WESPEAKER_YAML, convert_wespeaker
-from .xvector import XVECTOR_JSON, convert_xvector, is_xvector, read_json_object
+from .xvector import XVECTOR_JSON, convert_xvector, is_xvector, read_settings
 
 SOURCES: dict[str, Callable[[Path], Converted]] = {
     "speechbrain": convert_speechbrain,
@@ -61,7 +61,7 @@ def detect(source: Path) -> str:
     if (folder / WESPEAKER_YAML).is_file():
         return "wespeaker"
     if (folder / XVECTOR_JSON).is_file():
-        settings = read_json_object(folder / XVECTOR_JSON)
+        settings = read_settings(folder / XVECTOR_JSON)
         if settings.get("model_type") == "hamspk":
             raise ValueError(f"{folder} is a model of this package already; it needs no conversion.")
         if is_xvector(settings):

@@ -43,7 +43,7 @@ _NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "mask
 _ROOT_FLOOR = 1e-12
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -64,7 +64,7 @@ def convert_xvector(folder: Path) -> Converted:
     Raises:
         ValueError: a file is missing or cannot be read, or the model has no equivalent here.
     """
-    settings = read_json_object(folder / XVECTOR_JSON)
+    settings = read_settings(folder / XVECTOR_JSON)
     kind = settings.get("model_type")
     if kind not in XVECTOR_TYPES:
         raise ValueError(
@@ -76,7 +76,7 @@ def convert_xvector(folder: Path) -> Converted:
     backbone_config.name_or_path = ""
     notes = []
     if (folder / PREPROCESSOR).is_file():
-        preprocessor = read_json_object(folder / PREPROCESSOR)
+        preprocessor = read_settings(folder / PREPROCESSOR)
     else:
         preprocessor = {}
         notes.append(f"no {PREPROCESSOR}: transformers' defaults are used, normalised waveforms at 16 kHz")

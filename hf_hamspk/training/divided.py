@@ -56,7 +56,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
 
 def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
     """The rows of all ranks, in order; shards may differ in size."""
-    counts = [count_of(rank, shard) for rank in range(shard.ranks)]
+    counts = [rows_of_rank(rank, shard) for rank in range(shard.ranks)]
     padded = part.new_zeros(max(counts), *part.shape[1:])
     padded[: len(part)] = part
     gathered = [torch.empty_like(padded) for _ in counts]
@@ -64,7 +64,7 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
-def count_of(rank: int, shard: CentreShard) -> int:
+def rows_of_rank(rank: int, shard: CentreShard) -> int:
     """The number of rows that `rank` holds."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 

@@ -11,7 +11,7 @@ import pytest
 
 from hf_hamspk.__main__ import COMMANDS
 from hf_hamspk.audio_hamspk import InputError, read_sound
-from hf_hamspk.cli import convert, embed, options, prepare, verify
+from hf_hamspk.cli import calibrate, convert, embed, options, prepare, verify
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub")
 # Runs commands in one process and reports after each, which heavy packages are imported.
@@ -50,21 +50,21 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path, model_folder, au
         "There is no folder nope (--profiles)": ["identify", model, a, "--profiles", "nope"],
         "nowhere is no folder": ["enrol", model, "nowhere", "--profiles", str(tmp_path)],
         "There is no trial list nowhere.txt": ["embed", model, "--trials", "nowhere.txt", "--output", "e.npz"],
+        "There is no trial list nope.txt": ["calibrate", model, "nope.txt", "--audio-root", str(audio)],
+        "There is no trial list none.txt": ["evaluate", model, "none.txt", "--audio-root", str(audio)],
+        "There is no trial list null.txt": ["sweep", model, "null.txt", "--audio-root", str(audio)],
         "There is no file or folder nowhere.": ["convert", "nowhere", str(tmp_path / "new")],
         "There is no file nobody (--speakers)": ["prepare", str(audio), "out", "--speakers", "nobody"],
         "it must end in .onnx": ["export", model, "model.pt"],
         "--seed must be at least 0": ["demo", "--seed=-1"],
     }
-    helps = [["--help"], ["--version"], *([name, "--help"] for name in LIGHT)]
+    helps = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
     found = answers(*helps, *refused.values())
     for words, (code, heavy, _, err) in zip(helps, found, strict=False):
         assert (code, heavy, err) == (0, [], ""), words
     for message, (code, heavy, out, err) in zip(refused, found[len(helps) :], strict=True):
         assert (code, heavy, out) == (2, [], ""), message
         assert message in err
-
-
-LIGHT = [name for name in COMMANDS if name not in ("evaluate", "sweep", "calibrate", "push", "card")]
 
 
 @pytest.mark.parametrize("name", ["nowhere.wav", "", "x" * 201, "/dev/null"])
@@ -79,9 +79,13 @@ def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, mon
 
 
 def test_choices_are_those_of_the_package():
+    from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
+    from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.data.audio import AUDIO_SUFFIXES
     from hf_hamspk.embedding import FORMATS
+    from hf_hamspk.evaluation.model_calibration import AUTO, NONE
+    from hf_hamspk.evaluation.scored_trials import QUALITY_GROUPS
     from hf_hamspk.geometry_hamspk import COMBINATIONS
     from hf_hamspk.shards import manifest
     from hf_hamspk.shards.listing import LAYOUTS
@@ -89,6 +93,12 @@ def test_choices_are_those_of_the_package():
 
     assert verify.COMBINE_CHOICES == COMBINATIONS
     assert options.PROFILE_EXTENSION == PROFILE_SUFFIX
+    assert (AUTO, *NORMALISATIONS) == calibrate.NORMALISATION_CHOICES
+    assert (AUTO, NONE, *QUALITY_GROUPS) == calibrate.QUALITY_CHOICES
+    points = (f"{p.name}={p.prior:g},{p.cost_miss:g},{p.cost_false_alarm:g}" for p in DEFAULT_OPERATING_POINTS)
+    assert ", ".join(points) == calibrate.DEFAULT_POINTS
+    assert calibrate._STALE[0] == CALIBRATION_FILE
+    assert f"(default: {MINIMUM_SPEECH:g})" in help_of("calibrate")["minimum_speech"]
     assert embed.OUTPUT_FORMATS == FORMATS
     assert embed.SEARCHED_SUFFIXES == AUDIO_SUFFIXES
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
