@@ -25,10 +25,10 @@ from .crops import random_crop, wrap_pad
 SampleOther = Callable[[np.random.Generator], np.ndarray]
 """Draws a waveform `(L,)` of another utterance of the training corpus."""
 
-KINDS = ("noise", "babble", "reverb", "band", "codec", "equaliser", "gain")
+AUGMENTATION_KINDS = ("noise", "babble", "reverb", "band", "codec", "equaliser", "gain")
 """What can be made without any recordings."""
 
-ALL_KINDS = (*KINDS, "music")
+ALL_KINDS = (*AUGMENTATION_KINDS, "music")
 
 NAMES_OF_SOURCES = ("noise_dir", "music_dir", "speech_dir", "rir_dir")
 
@@ -129,7 +129,9 @@ class NoiseFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE, argument: str = "folder"):
-        found = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if _is_audio(name)]
+        found = [
+            os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if _is_noise_file(name)
+        ]
         if not found:
             suffixes = ", ".join(AUDIO_SUFFIXES)
             raise ValueError(f"no audio in {argument} {Path(folder)}: expected files ending in {suffixes}")
@@ -164,7 +166,7 @@ class NoiseFolder:
         return read_utterance(file, self.sampling_rate, min_duration=0.0).waveform
 
 
-def _is_audio(name: str) -> bool:
+def _is_noise_file(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
 
 
@@ -191,7 +193,7 @@ class Augmentation:
     """
 
     probability: float = 0.6
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = AUGMENTATION_KINDS
     noise_dir: str | NoiseSource | None = None
     rir_dir: str | NoiseSource | None = None
     sampling_rate: int = SAMPLING_RATE
@@ -305,7 +307,7 @@ def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.nda
     Returns:
         `(L,)` float32; the waveform itself where it or the noise is silent.
     """
-    signal_power, noise_power = _power(waveform), _power(noise)
+    signal_power, noise_power = _mean_square(waveform), _mean_square(noise)
     if min(signal_power, noise_power) < FLOOR_POWER:
         return waveform
     scale = math.sqrt(signal_power / noise_power * 10.0 ** (-snr_db / 10.0))
@@ -327,7 +329,7 @@ def babble(samples: int, generator: np.random.Generator, sample_other: SampleOth
     total = np.zeros(samples, dtype=np.float32)
     for _ in range(int(generator.integers(BABBLE_VOICES[0], BABBLE_VOICES[1] + 1))):
         voice = random_crop(sample_other(generator), samples, generator)
-        power = _power(voice)
+        power = _mean_square(voice)
         if power >= FLOOR_POWER:
             total += voice / np.float32(math.sqrt(power))
     return total
@@ -369,7 +371,7 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
     size = fast_fft_length(len(waveform) + len(response) - 1)
     spectrum = np.fft.rfft(waveform, size) * np.fft.rfft(response, size)
     wet = np.fft.irfft(spectrum, size)[: len(waveform)].astype(np.float32, copy=False)
-    power, wet_power = _power(waveform), _power(wet)
+    power, wet_power = _mean_square(waveform), _mean_square(wet)
     if min(power, wet_power) < FLOOR_POWER:
         return waveform
     return wet * np.float32(math.sqrt(power / wet_power))
@@ -467,5 +469,5 @@ def fast_fft_length(samples: int) -> int:
     return best
 
 
-def _power(waveform: np.ndarray) -> float:
+def _mean_square(waveform: np.ndarray) -> float:
     return float(np.dot(waveform, waveform)) / len(waveform)

@@ -21,11 +21,11 @@ Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 """Changes a waveform `(L,)` of a sampling rate."""
 
 # Power falls as 1/f: between the hiss of electronics and the rumble of traffic.
-NOISE_SLOPE = 1.0
+SWEEP_NOISE_SLOPE = 1.0
 # Energy of the direct sound over that of the reverberation, dB: some metres away.
 DIRECT_DB = 0.0
 # From a small sound booth's to the lower edge of speech; the upper cut-off is what is swept.
-LOWEST_HZ = 50.0
+SWEEP_LOWEST_HZ = 50.0
 DURATIONS_S = (1.0, 2.0, 3.0, 5.0)
 SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)
 RT60S_S = (0.2, 0.4, 0.7, 1.0)
@@ -91,7 +91,7 @@ def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[C
     return [clean, *(Condition(f"{value:g} {unit}", make(value), float(value)) for value in steps)]
 
 
-def _cut(seconds: float) -> Change:
+def _shorten(seconds: float) -> Change:
     def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
         samples = round(seconds * rate)
         return random_crop(waveform, samples, generator) if len(waveform) > samples else waveform
@@ -101,7 +101,7 @@ def _cut(seconds: float) -> Change:
 
 def _add_noise(snr_db: float) -> Change:
     def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-        return add_at_snr(waveform, coloured_noise(len(waveform), NOISE_SLOPE, generator), snr_db)
+        return add_at_snr(waveform, coloured_noise(len(waveform), SWEEP_NOISE_SLOPE, generator), snr_db)
 
     return change
 
@@ -115,7 +115,7 @@ def _reverberate(rt60: float) -> Change:
 
 def _low_pass(cut_off: float) -> Change:
     def change(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-        return limit_band(waveform, LOWEST_HZ, cut_off, rate)
+        return limit_band(waveform, SWEEP_LOWEST_HZ, cut_off, rate)
 
     return change
 
@@ -140,7 +140,7 @@ def _telephone(law: str) -> Change:
 
 
 _STRENGTHS: dict[str, tuple[tuple[float, ...], str, Callable[[float], Change]]] = {
-    "duration": (DURATIONS_S, "s", _cut),
+    "duration": (DURATIONS_S, "s", _shorten),
     "snr": (SNRS_DB, "dB", _add_noise),
     "reverberation": (RT60S_S, "s", _reverberate),
     "bandwidth": (CUT_OFFS_HZ, "Hz", _low_pass),

@@ -21,7 +21,7 @@ def random_crop(waveform: np.ndarray, samples: int, generator: np.random.Generat
     Raises:
         ValueError: `waveform` is empty or not one-dimensional, or `samples` is not positive.
     """
-    _check(waveform, samples)
+    _check_crop(waveform, samples)
     spare = len(waveform) - samples
     if spare <= 0:
         return wrap_pad(waveform, samples)
@@ -45,7 +45,7 @@ def even_segments(waveform: np.ndarray, samples: int, count: int) -> np.ndarray:
     Raises:
         ValueError: `waveform` is empty or not one-dimensional, or `samples` or `count` is not positive.
     """
-    _check(waveform, samples)
+    _check_crop(waveform, samples)
     if count < 1:
         raise ValueError(f"count must be at least 1 segment, got {count}")
     padded = wrap_pad(waveform, max(samples, len(waveform)))
@@ -60,7 +60,7 @@ def wrap_pad(waveform: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waveform, (0, samples - len(waveform)), mode="wrap")
 
 
-def _check(waveform: np.ndarray, samples: int) -> None:
+def _check_crop(waveform: np.ndarray, samples: int) -> None:
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"expected a waveform of shape (L,) with L >= 1, got {waveform.shape}; average its channels")
     if samples < 1:

@@ -57,7 +57,7 @@ GROUP_PITCH_HZ = (118.0, 205.0)
 GROUP_TRACT = (1.0, 1.15)
 """Mean pitch and formant scale of two groups of voices (men's and women's averages), equally frequent."""
 
-NOISE_SNR_DB = (15.0, 30.0)
+SYNTHETIC_SNR_DB = (15.0, 30.0)
 MICROPHONE_DB = 2.5
 """Standard deviation, in dB, of each of the smooth bumps of a microphone's response."""
 
@@ -292,7 +292,7 @@ def _record(speech: np.ndarray, sampling_rate: int, draw: np.random.Generator) -
     noise[1:] += np.float32(colour) * noise[:-1]
     clean = np.fft.irfft(spectrum * 10.0 ** (response / np.float32(20.0)), len(speech))
     clean /= np.sqrt(np.mean(clean**2)) + FLOOR
-    noise *= 10.0 ** (-draw.uniform(*NOISE_SNR_DB) / 20.0) / (np.sqrt(np.mean(noise**2)) + FLOOR)
+    noise *= 10.0 ** (-draw.uniform(*SYNTHETIC_SNR_DB) / 20.0) / (np.sqrt(np.mean(noise**2)) + FLOOR)
     mixed = (clean + noise) * 10.0 ** (draw.uniform(*LEVEL_DBFS) / 20.0)
     return (mixed * min(1.0, PEAK / (float(np.abs(mixed).max()) + FLOOR))).astype(np.float32)
 

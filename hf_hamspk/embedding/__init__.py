@@ -2,14 +2,14 @@
 
 from .extracting import Speed, extract
 from .parts import EmbeddingParts
-from .sources import AudioFiles, Recording, ShardedCorpus
-from .writing import FORMATS, write_embeddings
+from .sources import AudioFiles, DecodedUtterance, ShardedCorpus
+from .writing import EMBEDDING_FORMATS, write_embeddings
 
 __all__ = [
-    "FORMATS",
+    "EMBEDDING_FORMATS",
     "AudioFiles",
+    "DecodedUtterance",
     "EmbeddingParts",
-    "Recording",
     "ShardedCorpus",
     "Speed",
     "extract",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
 from .parts import EmbeddingParts
-from .sources import Recording, Source
+from .sources import DecodedUtterance, Source
 
 CHUNK_SECONDS = 600.0
 """Audio sorted by length at once. Three such chunks of 38 MB are in memory: embedded, waiting, being read."""
@@ -50,7 +50,7 @@ class Speed:
 @dataclass
 class _Chunk:
     part: int
-    recordings: list[Recording]
+    recordings: list[DecodedUtterance]
     completes_part: bool
 
 
@@ -82,7 +82,7 @@ def extract(
     total, left = (sum(parts.utterances(part) for part in some) for some in (own, todo))
     rate = model.config.sampling_rate
     speed, start = Speed(), time.perf_counter()
-    rows: list[tuple[Recording, float, np.ndarray]] = []
+    rows: list[tuple[DecodedUtterance, float, np.ndarray]] = []
     bar = tqdm(total=total, initial=total - left, desc="embedding", unit="utt", disable=not progress, leave=False)
     with bar, _Ahead(_chunks(source, parts, todo, rate, workers)) as chunks:
         for chunk in chunks:
@@ -99,8 +99,8 @@ def extract(
 
 
 def _embed(
-    model: HamSpkPreTrainedModel, recordings: list[Recording], batch_seconds: float
-) -> list[tuple[Recording, float, np.ndarray]]:
+    model: HamSpkPreTrainedModel, recordings: list[DecodedUtterance], batch_seconds: float
+) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
     """Utterance without waveform, its seconds (0 where it cannot be used), and embedding (then empty)."""
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
@@ -122,7 +122,7 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
     """The parts in chunks of about `CHUNK_SECONDS`."""
     with ThreadPoolExecutor(workers, thread_name_prefix="decoding") as pool:
         order = ((part, piece) for part in todo for piece in parts.pieces[part])
-        held: list[Recording] = []
+        held: list[DecodedUtterance] = []
         seconds = 0.0
         for (part, piece), found in _in_order(pool, source, order, 2 * workers):
             held += found
@@ -135,10 +135,10 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
 
 def _in_order(
     pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
-) -> Iterator[tuple[tuple[int, int], list[Recording]]]:
+) -> Iterator[tuple[tuple[int, int], list[DecodedUtterance]]]:
     """Read pieces in threads, so many ahead, and give them in order."""
     left = iter(order)
-    reading: deque[tuple[tuple[int, int], Future[list[Recording]]]] = deque()
+    reading: deque[tuple[tuple[int, int], Future[list[DecodedUtterance]]]] = deque()
     try:
         while True:
             for place in itertools.islice(left, ahead - len(reading)):

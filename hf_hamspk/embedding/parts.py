@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .sources import Recording
+from .sources import DecodedUtterance
 
 PART_UTTERANCES = 128
 """Utterances of a part, at least: what is done again after a kill, at most, by each process."""
@@ -39,7 +39,7 @@ class EmbeddingParts:
 
     def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
         self.folder, self.sizes, self.dimension = folder, sizes, dimension
-        self.pieces = list(_cut(sizes))
+        self.pieces = list(_cut_parts(sizes))
         self.schema = pa.schema(
             [
                 ("name", pa.string()),
@@ -82,23 +82,27 @@ class EmbeddingParts:
         return sum(self.sizes[piece] for piece in self.pieces[part])
 
     def write(
-        self, part: int, recordings: Sequence[Recording], seconds: Sequence[float], embeddings: Sequence[np.ndarray]
+        self,
+        part: int,
+        utterances: Sequence[DecodedUtterance],
+        seconds: Sequence[float],
+        embeddings: Sequence[np.ndarray],
     ) -> None:
         """Keep a part; in place at once.
 
         Args:
             part: its number.
-            recordings: `N` utterances, the waveforms let go of.
+            utterances: `N` of them, without their waveforms.
             seconds: of each.
             embeddings: `(D,)` float32 of each; empty where there is none.
         """
         table = pa.table(
             {
-                "name": [recording.name for recording in recordings],
-                "speaker": [recording.speaker for recording in recordings],
+                "name": [utterance.name for utterance in utterances],
+                "speaker": [utterance.speaker for utterance in utterances],
                 "seconds": list(seconds),
                 "embedding": [row if len(row) else None for row in embeddings],
-                "reason": [recording.reason for recording in recordings],
+                "reason": [utterance.reason for utterance in utterances],
             },
             schema=self.schema,
         )
@@ -125,7 +129,7 @@ class EmbeddingParts:
         shutil.rmtree(self.folder)
 
 
-def _cut(sizes: Sequence[int]) -> Iterator[range]:
+def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
     """Runs of pieces that hold `PART_UTTERANCES` or more; the last may hold fewer."""
     first = held = 0
     for piece, size in enumerate(sizes):

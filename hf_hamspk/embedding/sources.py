@@ -15,7 +15,7 @@ from ..shards.reading import ShardReader
 
 
 @dataclass(frozen=True)
-class Recording:
+class DecodedUtterance:
     """An utterance that was decoded, or could not be.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source(Protocol):
         """Hexadecimal; sources of the same utterances in the same order have the same."""
         ...
 
-    def read(self, piece: int) -> list[Recording]:
+    def read(self, piece: int) -> list[DecodedUtterance]:
         """The utterances of a piece, as many as `sizes` says, those that cannot be used with the reason."""
         ...
 
@@ -67,12 +67,12 @@ class AudioFiles:
             digest.update(b"\0" + os.fsencode(name))
         return digest.hexdigest()
 
-    def read(self, piece: int) -> list[Recording]:
+    def read(self, piece: int) -> list[DecodedUtterance]:
         name = self.names[piece]
         try:
-            return [Recording(name, read_utterance(self.root / name, self.sampling_rate, name).waveform)]
+            return [DecodedUtterance(name, read_utterance(self.root / name, self.sampling_rate, name).waveform)]
         except InputError as error:
-            return [Recording(name, reason=error.reason)]
+            return [DecodedUtterance(name, reason=error.reason)]
 
 
 class ShardedCorpus:
@@ -90,17 +90,17 @@ class ShardedCorpus:
     def fingerprint(self) -> str:
         return self.reader.fingerprint()
 
-    def read(self, piece: int) -> list[Recording]:
+    def read(self, piece: int) -> list[DecodedUtterance]:
         try:
             group = self.reader.read(piece)
         except InputError as error:
             place = self.reader.name_of(piece)
-            return [Recording(f"{place}, row {row}", reason=error.reason) for row in range(self.sizes[piece])]
+            return [DecodedUtterance(f"{place}, row {row}", reason=error.reason) for row in range(self.sizes[piece])]
         found = []
         for row, (name, speaker) in enumerate(zip(group.names, group.speakers, strict=True)):
             try:
                 waveform = read_utterance(bytes(group.audio(row)), self.sampling_rate, name).waveform
-                found.append(Recording(name, waveform, speaker=speaker))
+                found.append(DecodedUtterance(name, waveform, speaker=speaker))
             except InputError as error:
-                found.append(Recording(name, reason=error.reason, speaker=speaker))
+                found.append(DecodedUtterance(name, reason=error.reason, speaker=speaker))
         return found

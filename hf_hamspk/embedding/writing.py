@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .parts import EmbeddingParts
 
-FORMATS = (".parquet", ".safetensors", ".npz")
+EMBEDDING_FORMATS = (".parquet", ".safetensors", ".npz")
 
 ROW_GROUP = 16_384
 """Utterances of a row group: 13 MB of embeddings of 192 numbers."""

@@ -23,7 +23,7 @@ from ..data.audio import AUDIO_SUFFIXES
 from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
 from .manifest import (
     MANIFEST_NAME,
-    SCHEMA,
+    MANIFEST_SCHEMA,
     UNREADABLE_NAME,
     Manifest,
     Shard,
@@ -211,7 +211,7 @@ def _index_tar(
         except ArchiveError as error:
             refused.append((address, f"{error}; what came before is used"))
     columns = {column: [row[column] for row in rows] for column in (rows[0] if rows else ("key", "speaker"))}
-    text = json.dumps({"schema": SCHEMA} | columns, ensure_ascii=False)
+    text = json.dumps({"schema": MANIFEST_SCHEMA} | columns, ensure_ascii=False)
     own = index_name(name)
     write_atomically(output / own, lambda target: target.write_text(text, encoding="utf-8"))
     size = int(filesystem.info(path)["size"])

@@ -29,7 +29,7 @@ SURE_SHARE = 0.95
 _VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[/-])")
 _LIBRISPEECH = re.compile(r"(?:^|/)(\d+)/(\d+)/\1-\2-\d+[^/]*$")
 
-SCHEMA = pa.schema(
+LISTING_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("speaker", pa.string()),
@@ -113,13 +113,13 @@ class Listing:
     def table(self) -> pa.Table:
         """All rows so far, as they were found."""
         self._flush()
-        return pa.Table.from_batches(self._batches, SCHEMA)
+        return pa.Table.from_batches(self._batches, LISTING_SCHEMA)
 
     def _flush(self) -> None:
         if self._rows:
             columns = zip(*self._rows, strict=True)
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
-            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, LISTING_SCHEMA.types, strict=True)]
+            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA))
             self._rows.clear()
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+MANIFEST_SCHEMA = 1
 """Of `manifest.json`; another number is refused."""
 
 MANIFEST_NAME = "manifest.json"
@@ -103,7 +103,7 @@ class Manifest:
     seed: int = 0
     fingerprint: str = ""
     columns: dict[str, str] = field(default_factory=dict)
-    schema: int = field(default=SCHEMA)
+    schema: int = field(default=MANIFEST_SCHEMA)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -121,10 +121,10 @@ class Manifest:
         except ValueError as error:
             raise ValueError(f"{name} is not JSON ({error}); prepare the folder anew or copy it again") from error
         schema = values.get("schema") if isinstance(values, dict) else None
-        if schema != SCHEMA:
+        if schema != MANIFEST_SCHEMA:
             raise ValueError(
-                f"{name} has schema {schema!r}, expected {SCHEMA}: it was made by another version of hf_hamspk or is "
-                "no manifest of shards; prepare the folder anew"
+                f"{name} has schema {schema!r}, expected {MANIFEST_SCHEMA}: it was made by another version of hf_hamspk "
+                "or is no manifest of shards; prepare the folder anew"
             )
         try:
             shards = [Shard(**shard) for shard in values.pop("shards")]

@@ -24,7 +24,7 @@ PROGRESS_NAME = ".progress"
 """Folder in the output for what is needed to go on; it is removed at the end."""
 PLAN_NAME, TABLE_NAME = "plan.json", "plan.arrow"
 
-NAMED_IN_ERRORS = 3
+FILES_NAMED = 3
 """Files that a message names."""
 
 PROBED = 48
@@ -95,7 +95,7 @@ class Plan:
     """What is to be done.
 
     Attributes:
-        table: a row for each utterance, in the order of the shards, see `listing.SCHEMA`.
+        table: a row for each utterance, in the order of the shards, see `listing.LISTING_SCHEMA`.
         containers: where they lie.
         shards: number of shards.
         source: what the user named.
@@ -182,11 +182,11 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
 
 def _check_survey(found: Survey, source: str) -> None:
     table = found.table
-    reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:NAMED_IN_ERRORS])
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:FILES_NAMED])
     if not len(table):
         others = ", ".join(
             f"{count} {suffix if suffix else 'without an ending'}"
-            for suffix, count in found.listing.ignored.most_common(NAMED_IN_ERRORS)
+            for suffix, count in found.listing.ignored.most_common(FILES_NAMED)
         )
         raise ValueError(
             f"no utterance in {source}: {len(found.refused)} files were refused{f' ({reasons})' if reasons else ''}, "

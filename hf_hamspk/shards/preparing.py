@@ -27,7 +27,7 @@ from .manifest import (
     load_manifest,
 )
 from .planning import (
-    NAMED_IN_ERRORS,
+    FILES_NAMED,
     PLAN_NAME,
     PROGRESS_NAME,
     Plan,
@@ -195,7 +195,7 @@ def _finish(plan: Plan, output: Path) -> Manifest:
         speakers.update(record.speakers)
     options = plan.options
     if not speakers:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:NAMED_IN_ERRORS])
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:FILES_NAMED])
         raise ValueError(
             f"every one of the {len(unreadable)} files was left out, so there are no shards ({reasons}). Mend the "
             "source or the options, and give the command again with --restart"

@@ -45,7 +45,7 @@ HUB_PREFIX = "hf://datasets/"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-KINDS = (
+KNOWN_SOURCES = (
     "a folder of audio, a zip or tar or the parts of one (..._partaa), a CSV file, Parquet files, a folder or Hub "
     "repository of `datasets`"
 )
@@ -76,7 +76,7 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
         elif path.suffix.lower() == ".csv":
             _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
-            raise ValueError(f"{source} is no source that is known: give {KINDS}")
+            raise ValueError(f"{source} is no source that is known: give {KNOWN_SOURCES}")
     for parts in archive_sets(archives):
         list_archive(listing, parts)
     return listing, streams
@@ -150,7 +150,7 @@ def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
         return _repository(repository, options)
     if "://" in source and source.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
         raise _remote_tars(source)
-    raise ValueError(f"there is no {source}: give {KINDS}")
+    raise ValueError(f"there is no {source}: give {KNOWN_SOURCES}")
 
 
 def _remote_tars(source: str) -> ValueError:

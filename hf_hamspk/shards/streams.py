@@ -90,7 +90,7 @@ class DataSetStream:
         data = self._load()
         audio, speaker = self._columns(data)
         speaker_type = None if data.features is None else data.features.get(speaker)
-        data = data.cast_column(audio, datasets.Audio(decode=False)) if _is_audio(data, audio) else data
+        data = data.cast_column(audio, datasets.Audio(decode=False)) if _holds_audio(data, audio) else data
         number = 0
         if state is not None:
             number = state["rows"]
@@ -113,7 +113,7 @@ class DataSetStream:
     def _columns(self, data: datasets.IterableDataset) -> tuple[str, str]:
         """The columns with the audio and the speaker."""
         columns = [] if data.column_names is None else data.column_names
-        audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _is_audio(data, c)]
+        audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _holds_audio(data, c)]
         speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
         if len(audio) != 1 or audio[0] not in columns:
             raise ValueError(
@@ -153,7 +153,7 @@ def _streaming(data: Any) -> datasets.IterableDataset:
     return data
 
 
-def _is_audio(data: datasets.IterableDataset, column: str) -> bool:
+def _holds_audio(data: datasets.IterableDataset, column: str) -> bool:
     """Audio, or what a shard without the name of it has: bytes and path."""
     kind = None if data.features is None else data.features.get(column)
     return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})

@@ -18,7 +18,16 @@ from ..audio_hamspk import InputError
 from ..data.audio import read_utterance
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
 from .making import make_pool
-from .manifest import MANIFEST_NAME, SCHEMA, TAR_INDEX, UNREADABLE_NAME, Manifest, Shard, load_manifest, read_unreadable
+from .manifest import (
+    MANIFEST_NAME,
+    MANIFEST_SCHEMA,
+    TAR_INDEX,
+    UNREADABLE_NAME,
+    Manifest,
+    Shard,
+    load_manifest,
+    read_unreadable,
+)
 from .writing import hash_file
 
 DURATION_TOLERANCE = 1e-6
@@ -208,7 +217,11 @@ def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list
     try:
         content = file.read_bytes()
         index = json.loads(content)
-        if index["schema"] == SCHEMA and hash_file(file) == shard.index_sha256 and set(TAR_INDEX) <= set(index):
+        if (
+            index["schema"] == MANIFEST_SCHEMA
+            and hash_file(file) == shard.index_sha256
+            and set(TAR_INDEX) <= set(index)
+        ):
             return index
         problems.append(f"{file.name} is not the index that was written with it")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .encoding import Encoded
-from .manifest import SCHEMA, TAR_INDEX, Shard, index_name
+from .manifest import MANIFEST_SCHEMA, TAR_INDEX, Shard, index_name
 
 MAX_GROUP_BYTES = 64 * 2**20
 """A row group ends here, however few utterances it has: it is held in memory as a whole."""
@@ -182,7 +182,7 @@ class TarShard:
         self._tar.close()
         self._file.close()
         index = self.path.with_name(index_name(self.path.name))
-        text = json.dumps({"schema": SCHEMA, **self._index}, ensure_ascii=False)
+        text = json.dumps({"schema": MANIFEST_SCHEMA, **self._index}, ensure_ascii=False)
         write_atomically(index, lambda path: path.write_text(text, encoding="utf-8"))
         shard = Shard(
             self.path.name,

@@ -11,9 +11,9 @@ import torchaudio
 from hf_hamspk.audio_hamspk import InputError
 from hf_hamspk.data.audio import SAMPLING_RATE
 from hf_hamspk.data.augmentation import (
+    AUGMENTATION_KINDS,
     BABBLE_SNR_DB,
     EQUALISER_HZ,
-    KINDS,
     NOISE_SNR_DB,
     Augmentation,
     NoiseFolder,
@@ -41,7 +41,7 @@ def snr_db(clean: np.ndarray, mixed: np.ndarray) -> float:
     return float(10 * np.log10(np.mean(clean**2) / np.mean((mixed - clean) ** 2)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATION_KINDS)
 @pytest.mark.parametrize("samples", [1_601, 32_000])
 def test_each_kind_keeps_shape_dtype_and_input_and_is_a_function_of_the_generator(kind, samples):
     waveform = white(samples)
@@ -56,7 +56,7 @@ def test_each_kind_keeps_shape_dtype_and_input_and_is_a_function_of_the_generato
     assert not np.array_equal(first, waveform)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATION_KINDS)
 def test_silence_and_single_samples_stay_finite(kind):
     augmentation = Augmentation(probability=1.0, kinds=(kind,))
     for waveform in (np.zeros(1_000, np.float32), white(1), white(2)):

@@ -14,7 +14,7 @@ from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.embedding import AudioFiles, EmbeddingParts, ShardedCorpus, extract, extracting, parts, write_embeddings
-from hf_hamspk.embedding.sources import Recording
+from hf_hamspk.embedding.sources import DecodedUtterance
 from hf_hamspk.shards.reading import open_shards
 
 SAMPLES = (1_700, 9_000)
@@ -40,7 +40,8 @@ class Waves:
         self.asked.append(piece)
         own = [f"u{i}" for i in range(self.firsts[piece], self.firsts[piece + 1])]
         return [
-            Recording(name, reason="broken") if name in self.bad else Recording(name, self.waves[name]) for name in own
+            DecodedUtterance(name, reason="broken") if name in self.bad else DecodedUtterance(name, self.waves[name])
+            for name in own
         ]
 
     def expected(self, model):
@@ -172,7 +173,7 @@ def test_shards(tmp_path, model, small_parts, container):
 def test_names_that_come_twice(tmp_path, model):
     class Twice(Waves):
         def read(self, piece):
-            return [Recording("same", next(iter(self.waves.values())))]
+            return [DecodedUtterance("same", next(iter(self.waves.values())))]
 
     source = Twice([1, 1])
     kept = open_parts(tmp_path, source)
