@@ -1,7 +1,7 @@
 """Recordings: reading and resampling them, checking them, and measuring how much speech they hold.
 
-`read_sound` is the one reader of recordings: training, evaluation, the commands, the pipeline and the endpoint all use
-it. It decodes block by block, within limits, and never trusts a header. Input that cannot be used raises an
+`read_sound` is the one reader of whole recordings: training, evaluation, the commands, the pipeline and the endpoint all
+use it. (Random crops of shards and noise files are decoded where they are cut, in `shards/` and `data/`.) It decodes block by block, within limits, and never trusts a header. Input that cannot be used raises an
 `InputError` that says what was expected, what came, and what to do.
 
 Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`, in NumPy alone:
@@ -85,7 +85,7 @@ NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
 _MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
-# Seconds of speech below which no decision is made; see tests/test_speech.py and the module `verifier`.
+# Seconds of speech below which no decision is made; see `verification_hamspk` and tests/test_speech.py.
 MINIMUM_SPEECH = 1.0
 # Range of a signal-to-noise ratio, in dB: below, speech is not found; above, 16-bit audio has no room.
 LOWEST_SNR_DB, HIGHEST_SNR_DB = -10.0, 60.0

@@ -411,7 +411,7 @@ class DecisionRule:
         return None if self.point is None else self.point.name
 
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
-        """Whether the evidence reaches the threshold; None if nothing is decided."""
+        """Whether the ratio (of an operating point) or the raw score reaches the threshold: "same speaker"."""
         evidence = raw if self.point is None else ratio
         return None if self.threshold is None or evidence is None else evidence >= self.threshold
 

@@ -52,7 +52,7 @@ class HeadSettings(NamedTuple):
 
     Attributes:
         kind: of the similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
-        margin_kind, margin: see `modeling_hamspk.add_margin`.
+        margin_kind, margin: see `networks_hamspk.add_margin`.
         scale: positive.
         projection, clip_radius: of `"hyperbolic"`; see `geometry_hamspk.project`.
     """
