@@ -113,7 +113,8 @@ def is_explained(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """The message of an error without its line breaks; of a refused configuration, the reason itself."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
-    return " ".join(str(error if cause is None else cause).split())
+    lines = str(error if cause is None else cause).splitlines()
+    return " ".join(line.strip() for line in lines if line.strip())
 
 
 def _is_refused_configuration(error: Exception) -> bool:

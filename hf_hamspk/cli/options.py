@@ -50,7 +50,7 @@ def check_recording(name: str, label: str = "The recording") -> None:
             "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
         )
     shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-    raise ValueError(f"{label} {shown}: {reason}")
+    raise ValueError(f"{label} {shown}: {reason}" if name.isprintable() else f"{label}: {reason}")
 
 
 def check_enrolment(names: Sequence[str]) -> None:
