@@ -1,6 +1,7 @@
 """The Space without its page: read two recordings, compare them, explain the answer, place the score on a histogram.
 
-Needs torch, transformers, huggingface_hub, numpy, scipy, soundfile and matplotlib, not the package that made the model.
+Needs torch, transformers, huggingface_hub, numpy, soundfile, av and matplotlib, not the package that made the model:
+the code that travels with the model reads the recordings.
 """
 
 import html
@@ -12,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from matplotlib.figure import Figure
-from scipy.signal import resample_poly
 from transformers import AutoModel
 
 EVALUATION_FILE = "evaluation.json"
 RATIO = "log-likelihood ratio"
-# Longer recordings take memory and add little evidence.
-MOST_SECONDS = 300.0
 SAME, DIFFERENT = "same speaker", "different speakers"
 _HEADLINES = {SAME: "Same speaker", DIFFERENT: "Different speakers", "not enough speech": "Not enough speech"}
 _CLASSES = {SAME: "same", DIFFERENT: "different"}
@@ -45,8 +42,8 @@ def load_model(name: str, revision: str | None = None) -> Any:
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name.startswith(".")):
         raise ValueError(f"There is no folder {name}; give the folder of a model, or its name on the Hub.")
     model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True)
-    if not hasattr(model, "verifier"):
-        raise ValueError(f"{name} is no speaker verification model: it has no verifier().")
+    if not hasattr(model, "verify"):
+        raise ValueError(f"{name} is no speaker verification model: it has no verify().")
     return model.eval()
 
 
@@ -65,43 +62,15 @@ def read_evaluation(name: str, revision: str | None = None) -> dict[str, Any] | 
     return values if isinstance(values, dict) else None
 
 
-def read_recording(path: str, sampling_rate: int, most_seconds: float = MOST_SECONDS) -> np.ndarray:
-    """Decode a recording, average its channels, resample it.
-
-    Returns:
-        `(L,)` float32 at `sampling_rate`, in Hz.
-
-    Raises:
-        ValueError: it cannot be read, is empty, or is longer than `most_seconds`; the message can be shown.
-    """
-    try:
-        found = soundfile.info(path)
-        if found.frames > most_seconds * found.samplerate:
-            raise ValueError(
-                f"A recording has {found.duration:.0f} s; at most {most_seconds:.0f} s are taken. Cut it: half a "
-                "minute of speech is plenty."
-            )
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError("A recording cannot be read. Expected WAV, FLAC, OGG, Opus or MP3.") from error
-    if not len(samples):
-        raise ValueError("A recording is empty.")
-    mono = samples.mean(axis=1)
-    if rate != sampling_rate:
-        divisor = math.gcd(rate, sampling_rate)
-        mono = resample_poly(mono, sampling_rate // divisor, rate // divisor)
-    return np.ascontiguousarray(mono, dtype=np.float32)
-
-
 def compare(model: Any, first: str, second: str, operating_point: str | None = None) -> Any:
     """The model's answer for two files; a model without a calibration gives a score and no decision.
 
     Raises:
-        ValueError: from `read_recording` or the model, for example for NaN samples.
+        ValueError: a recording cannot be used; the message can be shown.
     """
-    rate = model.config.sampling_rate
-    one, other = (read_recording(path, rate) for path in (first, second))
-    return model.verifier().verify([one], other, rate, operating_point=operating_point)
+    # As bytes: messages would name the paths of this machine.
+    recordings = [Path(path).read_bytes() for path in (first, second)]
+    return model.verify(*recordings, operating_point=operating_point)
 
 
 def points_of(model: Any) -> list[str]:
