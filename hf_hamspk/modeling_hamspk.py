@@ -32,7 +32,6 @@ from .audio_hamspk import (
     check_labels,
     length_batches,
     make_feature_extractor,
-    require_sound,
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
@@ -103,8 +102,8 @@ class SpeakerModelMixin(nn.Module):
             `(N, D)` float32 on the model's device, in the order given. An embedding does not depend on the others.
 
         Raises:
-            InputError: a recording that cannot be used, or that is silent or shorter than 0.1 s; the message begins
-                with its number, from 1.
+            InputError: a recording that cannot be used, or that is cut short, silent or shorter than 0.1 s; the message
+                begins with its number, from 1.
         """
         if isinstance(recordings, str | bytes | os.PathLike | dict):
             raise InputError(
@@ -112,12 +111,10 @@ class SpeakerModelMixin(nn.Module):
             )
         rate = self.config.sampling_rate
         assumed = rate if sampling_rate is None else sampling_rate
-        waveforms = []
-        for number, one in enumerate(recordings, 1):
-            label = f"Recording {number}"
-            sound = read_recording(one, rate, label, limits, assumed)
-            require_sound(sound.waveform, rate, label)
-            waveforms.append(sound.waveform)
+        waveforms = [
+            read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True).waveform
+            for number, one in enumerate(recordings, 1)
+        ]
         return self.embed_waveforms(waveforms, batch_seconds)
 
     def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedConfig
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .audio_hamspk import InputError, Limits, Sound, measure_sound, read_sound, require_sound
+from .audio_hamspk import InputError, Limits, Sound, measure_sound, read_sound
 from .geometry_hamspk import COMBINATIONS
 from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, read_enrolment_side
 
@@ -172,10 +172,10 @@ class SpeakerVerificationPipeline(Pipeline):
             return _Pair(enrolled, read_sound(test, rate, "The test", limits, sampling_rate))
         except ValueError as error:
             where = "" if position is None else f"Input {position}: "
-            refused = InputError(f"{where}{error}")
+            # Not kept in a variable: its traceback would hold the samples until garbage is collected.
             if errors == "raise":
-                raise refused from None
-            return refused
+                raise InputError(f"{where}{error}") from None
+            return InputError(f"{where}{error}")
 
     def _forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -241,10 +241,7 @@ def _read_recording(source: Any, rate: int, limits: Limits | None, sampling_rate
     """Read a recording whose embedding is wanted."""
     if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
         raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
-    label = "The recording"
-    sound = read_sound(source, rate, label, limits, sampling_rate)
-    require_sound(sound.waveform, rate, label)
-    return _Pair(None, sound)
+    return _Pair(None, read_sound(source, rate, "The recording", limits, sampling_rate, strict=True))
 
 
 def _sides(source: Any) -> tuple[Any, Any]:

@@ -44,6 +44,7 @@ from .audio_hamspk import (
     is_number,
     measure_sound,
     read_sound,
+    require_sound,
 )
 from .calibration_hamspk import (
     Calibration,
@@ -210,11 +211,16 @@ class MeasuredRecording(NamedTuple):
         return Quality(self.measures.speech, self.measures.snr_db, float(model.magnitude(self.embedding)))
 
 
-def read_recording(source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None) -> Sound:
+def read_recording(
+    source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None, strict: bool = False
+) -> Sound:
     """Read a recording as `read_sound` does; a `Sound` that was read already is returned as it is."""
     # Its class differs between an installed package and the code that came with a model.
-    is_read = hasattr(source, "waveform") and hasattr(source, "warnings")
-    return source if is_read else read_sound(source, rate, label, limits, sampling_rate)
+    if not (hasattr(source, "waveform") and hasattr(source, "warnings")):
+        return read_sound(source, rate, label, limits, sampling_rate, strict)
+    if strict:
+        require_sound(source.waveform, rate, label)
+    return source
 
 
 def read_enrolment_side(
