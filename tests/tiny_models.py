@@ -1,9 +1,11 @@
 """Models small enough for two cores, and speech-like noise."""
 
+from pathlib import Path
+
 import torch
 from transformers import HubertConfig, PreTrainedConfig, Wav2Vec2Config, WavLMConfig
 
-from hf_hamspk import HamSpkConfig
+from hf_hamspk import Calibration, HamSpkConfig, HamSpkForXVector
 
 RATE = 16000
 BACKBONES = {"wavlm": WavLMConfig, "wav2vec2": Wav2Vec2Config, "hubert": HubertConfig}
@@ -91,3 +93,18 @@ def settle(model: torch.nn.Module) -> torch.nn.Module:
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Cosine of rows, in float64."""
     return torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=-1)
+
+
+def save_model(folder: Path, **fields) -> Path:
+    """Save a tiny model without a calibration; `fields` are of its configuration."""
+    torch.manual_seed(0)
+    settle(HamSpkForXVector(tiny_config(**fields))).save_pretrained(folder)
+    return folder
+
+
+def save_calibrated_model(folder: Path) -> Path:
+    """Save the same model with a calibration; its log-likelihood ratio is 100 x score - 90."""
+    model = HamSpkForXVector.from_pretrained(save_model(folder))
+    model.calibration = Calibration(model.fingerprint(), "cosine", -90.0, {"score": 100.0}, trials=100, targets=50)
+    model.save_pretrained(folder)
+    return folder

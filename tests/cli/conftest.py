@@ -5,12 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
-from tiny_models import RATE, noises, settle, tiny_config
+from tiny_models import RATE, noises, save_calibrated_model, save_model
 
-from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import main
-from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
 
 
@@ -23,17 +20,7 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def calibrated_folder(tmp_path_factory) -> Path:
     """The same model with a calibration; its log-likelihood ratio is 100 x score - 90."""
-    folder = save_model(tmp_path_factory.mktemp("calibrated"))
-    model = HamSpkForXVector.from_pretrained(folder)
-    model.calibration = Calibration(model.fingerprint(), "cosine", -90.0, {"score": 100.0}, trials=100, targets=50)
-    model.save_pretrained(folder)
-    return folder
-
-
-def save_model(folder: Path, **fields) -> Path:
-    torch.manual_seed(0)
-    settle(HamSpkForXVector(tiny_config(**fields))).save_pretrained(folder)
-    return folder
+    return save_calibrated_model(tmp_path_factory.mktemp("calibrated"))
 
 
 @pytest.fixture(scope="session")
