@@ -1,4 +1,4 @@
-"""Audio files, corpora, crops, augmentation and synthetic speech: what a training or an evaluation reads."""
+"""Training and evaluation data: audio files, corpora, crops, augmentation and synthetic speech."""
 
 from .audio import import_torchaudio, read_utterance
 from .augmentation import Augmentation

@@ -1,4 +1,4 @@
-"""How the rooms read recordings: the trunk's reader with the settings of corpora, and the one import of torchaudio."""
+"""Reading the recordings of a corpus, with its limits and file endings; and the one import of torchaudio."""
 
 import os
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def read_utterance(
     Args:
         source: a path, the bytes of an audio file, or anything else that `read_sound` takes.
         rate: wanted, in Hz; None keeps the rate of the recording.
-        name: what errors call the recording; "" takes its path.
+        name: of the recording, for errors; "" takes its path.
         min_duration: in seconds, at least 0.
 
     Returns:
@@ -48,7 +48,7 @@ def read_utterance(
 
 
 def import_torchaudio() -> ModuleType:
-    """torchaudio, or an error that says how to get one that works.
+    """Import torchaudio, or raise an error that says how to install one that works.
 
     PyPI's torchaudio for Linux is a CUDA build. Beside a CPU-only torch its import raises OSError (a CUDA library is
     missing), beside a torch of another CUDA version RuntimeError.

@@ -1,8 +1,8 @@
 """Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, codec, tone and gain.
 
-One kind or several are drawn per crop. All randomness comes from the generator passed in, so a crop is augmented
-the same way whenever it is drawn again. Folders with real noises and room responses (MUSAN, RIRS_NOISES) take the place
-of the generated ones where they are given.
+One kind or several are drawn per crop. All randomness comes from the generator that is passed in, so the same generator
+augments a crop in the same way. Folders with recorded noises and room responses (MUSAN, RIRS_NOISES) replace the
+generated ones if they are given.
 """
 
 import functools
@@ -26,7 +26,7 @@ SampleOther = Callable[[np.random.Generator], np.ndarray]
 """Draws a waveform `(L,)` of another utterance of the training corpus."""
 
 AUGMENTATION_KINDS = ("noise", "babble", "reverb", "band", "codec", "equaliser", "gain")
-"""What can be made without any recordings."""
+"""Kinds that need no recordings."""
 
 ALL_KINDS = (*AUGMENTATION_KINDS, "music")
 
@@ -120,9 +120,9 @@ class NoiseFolder:
     """The audio files of a folder and its sub-folders, each equally likely.
 
     Args:
-        folder: where they are.
+        folder: with the recordings.
         sampling_rate: samples per second wanted.
-        argument: what an error calls the folder.
+        argument: name of the folder in errors.
 
     Raises:
         ValueError: there is no audio in it.
@@ -153,7 +153,7 @@ class NoiseFolder:
                     if len(crop) == samples and np.isfinite(crop).all():
                         return crop
         except (sf.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
-            pass  # Decoding it whole says better what is wrong.
+            pass  # Decoding the whole file gives a better error.
         return random_crop(self._read(file), samples, generator)
 
     def whole(self, generator: np.random.Generator) -> np.ndarray:
@@ -172,7 +172,15 @@ def _is_noise_file(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a crop: with `probability`, one to `most` different `kinds` in turn, each equally likely.
+    """Augments a crop: with `probability`, one to `most` different `kinds` one after the other, each equally likely.
+
+    Example:
+        ```python
+        import numpy as np
+
+        augment = Augmentation(probability=1.0, kinds=("noise", "reverb"), most=2)
+        louder = augment(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), np.random.default_rng(1))
+        ```
 
     Attributes:
         probability: share of the crops that are augmented, 0 to 1.
@@ -182,11 +190,11 @@ class Augmentation:
             line: its band, 8 kHz and 8 bits by mu- or A-law), "equaliser" (the tone of another microphone) and "gain"
             (level, with clipping).
         noise_dir: folder with noise recordings, searched with its sub-folders, or another `NoiseSource`.
-        rir_dir: likewise with room impulse responses.
+        rir_dir: the same with room impulse responses.
         sampling_rate: samples per second of the crops.
         most: largest number of kinds in one crop, at least 1; how many is drawn uniformly.
-        music_dir: likewise with music.
-        speech_dir: likewise with voices for babble.
+        music_dir: the same with music.
+        speech_dir: the same with voices for babble.
 
     Raises:
         ValueError: a value is out of range, or a folder has no audio.
@@ -211,7 +219,7 @@ class Augmentation:
             raise ValueError(f"most must lie between 1 and the number of kinds, {len(self.kinds)}, got {self.most}")
         if "music" in self.kinds and self.music_dir is None:
             raise ValueError("music cannot be generated: give music_dir, or leave it out of kinds")
-        # Now, so that an empty folder is found before the training and not by a loader process.
+        # Here, so that an empty folder is found before the training and not by a loader process.
         _ = self._sources
 
     @cached_property
@@ -400,10 +408,10 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
 
 
 def telephone(waveform: np.ndarray, law: str, sampling_rate: int) -> np.ndarray:
-    """What a telephone line leaves: 300 to 3,400 Hz, 8,000 samples per second, 8 bits by G.711's companding.
+    """Pass a waveform through a telephone line: 300 to 3,400 Hz, 8,000 samples a second, 8 bits by G.711.
 
     Args:
-        waveform: `(L,)`; what lies beyond full scale is clipped.
+        waveform: `(L,)`; samples beyond full scale are clipped.
         law: `"mu"` or `"a"`.
         sampling_rate: samples per second.
 
@@ -460,7 +468,7 @@ def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> 
 
 @functools.lru_cache(maxsize=1024)
 def fast_fft_length(samples: int) -> int:
-    """The smallest length from `samples` up that is even and has no prime factor above 5, quick to transform."""
+    """The smallest even length of at least `samples` without a prime factor above 5: quick to transform."""
     best = 1 << max(1, (samples - 1).bit_length())
     for fives in (1, 5, 25, 125, 625):
         for threes in (1, 3, 9, 27, 81, 243):

@@ -1,8 +1,8 @@
 """Recording conditions of a stated strength, to sweep over: duration, noise, reverberation, codec, bandwidth.
 
-Each condition changes a clean recording in one way, and is the same whenever it is asked for: what is random (where the
-piece is cut, the noise, the room) comes from a generator seeded by the name of the file, so that a file sounds alike in
-all trials and the steps of a sweep differ in strength alone.
+Each condition changes a clean recording in one way. Random choices (the place of a cut, the noise, the room) come from
+a generator seeded by the name of the file, so a file is the same in all trials, and the steps of a sweep differ in
+strength only.
 """
 
 import io
@@ -37,9 +37,9 @@ class Condition:
     """A recording condition.
 
     Attributes:
-        label: what it is, with its unit.
+        label: its name, with a unit.
         change: makes it of a clean recording; None for the recordings as they are.
-        value: its strength, for the axis of a plot; None where conditions have no order.
+        value: its strength, for the axis of a plot; None if the conditions have no order.
     """
 
     label: str

@@ -25,7 +25,7 @@ NAMED_IN_ERRORS = 5
 """Files that a message lists before it only counts: enough to see the pattern in them."""
 
 CHECK_CHUNK = 1024
-"""Files handed to the threads at once: the queue of a million files would not fit beside the data."""
+"""Files given to the threads at once: a queue of a million files would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BadFile:
 
     Attributes:
         path: as in the corpus.
-        reason: why, and what to do about it.
+        reason: why, and how to correct it.
     """
 
     path: str
@@ -43,7 +43,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What `check_corpus` found.
+    """Result of `check_corpus`.
 
     Attributes:
         dataset: the rows whose files can be used, in their order.
@@ -77,7 +77,7 @@ def load_corpus(
 
     Args:
         source: a CSV file with a header, in UTF-8; or a folder in VoxCeleb's style, whose first level is the speaker
-            and below which every WAV, FLAC, OGG, MP3 or Opus file is an utterance, in sorted order.
+            and below which every file that ends in one of `AUDIO_SUFFIXES` is an utterance, in sorted order.
         audio_root: folder that the paths of a CSV file are relative to; None is the folder of the CSV file. A folder
             as `source` has its own paths and does not use it.
         audio_column: column of the CSV file with the paths.
@@ -120,7 +120,7 @@ def check_corpus(
     threads: int = 4,
     progress: bool = True,
 ) -> CorpusReport:
-    """Open every file and leave out those that cannot be used, so that a training run goes on without them.
+    """Open every file and leave out those that cannot be used, so that training runs without them.
 
     Args:
         dataset: columns `path` and `speaker`, see `load_corpus`.
@@ -170,7 +170,7 @@ def _duration(path: str, min_duration: float, full: bool) -> float:
             if duration >= min_duration:
                 return duration
         except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
-            pass  # Decoding it says what is wrong.
+            pass  # Decoding it gives the reason.
     return read_utterance(path, None, min_duration=min_duration).duration
 
 

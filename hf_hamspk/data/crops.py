@@ -13,7 +13,7 @@ def random_crop(waveform: np.ndarray, samples: int, generator: np.random.Generat
     Args:
         waveform: `(L,)`, `L >= 1`.
         samples: length of the piece, at least 1.
-        generator: source of the start; drawn from only where `L > samples`.
+        generator: source of the start; used only if `L > samples`.
 
     Returns:
         `(samples,)`, the dtype of `waveform`; a view of it where `L >= samples`.
@@ -54,7 +54,7 @@ def even_segments(waveform: np.ndarray, samples: int, count: int) -> np.ndarray:
 
 
 def wrap_pad(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """`(samples,)`: the waveform repeated from its start up to `samples`, or itself where it is long enough."""
+    """`(samples,)`: the waveform repeated from its start up to `samples`, or itself if it is long enough."""
     if len(waveform) >= samples:
         return waveform
     return np.pad(waveform, (0, samples - len(waveform)), mode="wrap")

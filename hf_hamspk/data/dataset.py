@@ -1,4 +1,4 @@
-"""The training set: fixed-length crops with class indices, and the sampler that deals them out to ranks.
+"""The training set: fixed-length crops with class indices.
 
 Everything random about a sample is a pure function of (seed, epoch, sample): the index that the data set takes carries
 the epoch, and each item draws from a generator of its own. So a run that is resumed, or that uses another number of
@@ -52,7 +52,7 @@ class Utterances(Protocol):
         ...
 
     def name(self, utterance: int) -> str:
-        """What a report calls an utterance."""
+        """Name of an utterance in reports."""
         ...
 
     def speaker(self, utterance: int) -> str:
@@ -60,7 +60,7 @@ class Utterances(Protocol):
         ...
 
     def candidates(self, utterance: int) -> Iterable[int]:
-        """The utterance, then those that take its place, in turn, where one cannot be read."""
+        """The utterance, then those that replace it, in order, if it cannot be read."""
         ...
 
     def others(self, utterance: int) -> Sequence[int]:
@@ -160,7 +160,7 @@ class CorpusUtterances:
 
 
 class CropAugmentation(Protocol):
-    """What `SpeakerCrops` asks of an augmentation; `hf_hamspk.data.Augmentation` is one."""
+    """The interface of an augmentation of `SpeakerCrops`; `hf_hamspk.data.Augmentation` is one."""
 
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
@@ -179,6 +179,15 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     An utterance that cannot be read is replaced by the next readable one (with the label of that one), counted in
     `failures` and logged once.
 
+    Example:
+        ```python
+        from hf_hamspk.data import load_corpus, speaker_labels
+
+        corpus = load_corpus("corpus/train.csv", "corpus")
+        labels = {speaker: index for index, speaker in enumerate(speaker_labels(corpus))}
+        crop = SpeakerCrops(corpus, labels, crop_samples=16_000, seed=0)[0, 3]
+        ```
+
     Args:
         corpus: a table with the columns `path` and `speaker`, see `load_corpus`; or another source of utterances, which
             then has its own `sampling_rate`, `min_duration` and cache.
@@ -193,7 +202,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         min_duration: seconds below which a file counts as unreadable.
         cache_bytes: budget per process for decoded waveforms, kept as 16-bit integers until it is spent (nothing is
             dropped again). 0 keeps none. Above 0 every waveform is rounded to 16 bits, kept or not, so that an item
-            does not depend on what was read before; for 16-bit mono files at `sampling_rate` this changes nothing.
+            does not depend on earlier ones; for 16-bit mono files at `sampling_rate` this changes nothing.
 
     Raises:
         ValueError: an argument is out of range, or a speaker of the corpus has no label.
@@ -296,7 +305,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         generator = np.random.default_rng((self.seed, epoch, sample))
         factor_index, wanted = divmod(sample, len(self.utterances))
         factor = self.speed_factors[factor_index]
-        # Cut first, then sped up: only what is kept is resampled.
+        # Cut before the change of speed: only the crop is resampled.
         utterance, crop = self._cut(wanted, int(np.ceil(self.crop_samples * factor)), generator)
         crop = self._speed_up(crop, factor)
         if self.augmentation is not None:
@@ -343,7 +352,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         raise InputError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:
-        """Take over what a loader process found and logged."""
+        """Record failures that a loader process found and logged."""
         self._reasons.update(reasons)
 
     def _note_failure(self, path: str, reason: str) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Deals the global batches of one epoch out to ranks and micro-batches.
+    """Divides the global batches of one epoch among ranks and micro-batches.
 
     The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless one is given.
     Global batch `k` is the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch
@@ -19,6 +19,12 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     depends neither on the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
 
     Give it to a `DataLoader` as `batch_sampler`, with `collate`; make a new one for each epoch.
+
+    Example:
+        ```python
+        sampler = GlobalBatchSampler(100, 8, rank=0, world_size=2, accumulation_steps=1, seed=0, epoch=0)
+        first_micro_batch = next(iter(sampler))
+        ```
 
     Args:
         number_of_samples: length of the data set.
@@ -104,11 +110,18 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of `speakers_per_batch` different speakers with `utterances_per_speaker` utterances each.
 
     For losses that compare utterances in a batch, and for corpora in which some speakers have far more utterances than
-    others. Speakers come in turn, in a new random order each time round; the utterances of a speaker are dealt without
-    repetition until all were used. A speaker with fewer than `utterances_per_speaker` comes with some of them twice (as
-    different crops of `SpeakerCrops`).
+    others. Every speaker comes once before any comes again, in a new random order each time; the utterances of one
+    speaker are drawn without repetition until all were used. A speaker with fewer than `utterances_per_speaker` comes with
+    some of them twice (as different crops of `SpeakerCrops`).
 
     Give it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
+
+    Example:
+        ```python
+        labels = [0, 0, 1, 1, 2, 2]
+        sampler = SpeakerBatchSampler(labels, speakers_per_batch=2, utterances_per_speaker=2, seed=0, epoch=0)
+        first_batch = next(iter(sampler))
+        ```
 
     Args:
         labels: class of each sample.
@@ -172,8 +185,8 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         draws = np.random.default_rng((self.seed, self.epoch))
         waiting: dict[int, list[int]] = {}
-        dealt = itertools.islice(self._turns(draws), self.batches)
-        for number, speakers in enumerate(dealt):
+        runs = itertools.islice(self._turns(draws), self.batches)
+        for number, speakers in enumerate(runs):
             batch = [self._deal(int(speaker), waiting, draws) for speaker in speakers]
             if number >= self.start_batch:
                 yield [(self.epoch, sample) for samples in batch[self._own] for sample in samples]
@@ -183,14 +196,14 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         count, left = len(self._samples), np.empty(0, dtype=np.int64)
         while True:
             fresh = draws.permutation(count)
-            # A speaker that is left over is not to meet itself in one batch: it moves to the end of its new turn.
+            # A speaker that is left over must not be twice in one batch: it moves to the end of its new turn.
             twice = np.isin(fresh, left)
             turn = np.concatenate([left, fresh[~twice], fresh[twice]])
             full = len(turn) // self.speakers_per_batch * self.speakers_per_batch
             for start in range(0, full, self.speakers_per_batch):
                 run = turn[start : start + self.speakers_per_batch]
                 if len(np.unique(run)) < len(run):
-                    # Only where nearly all speakers are in each batch: such a run is completed by others.
+                    # Only if nearly all speakers are in each batch: such a run is filled up with others.
                     others = draws.permutation(np.setdiff1d(np.arange(count), run))
                     run = np.concatenate([np.unique(run), others])[: self.speakers_per_batch]
                 yield run

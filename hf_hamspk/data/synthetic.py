@@ -2,8 +2,8 @@
 
 Glottal pulses with jitter, shimmer and a pitch contour, and breath and friction noise, pass through moving formants.
 A speaker is a draw of pitch, vocal tract, formants, breathiness, tilt and rate; an utterance is a draw of words, mood
-and channel (microphone, noise, level). The filtering is done frame by frame in the spectrum, which is what makes it
-fast. Error rates on it say that a pipeline works and nothing about real voices.
+and channel (microphone, noise, level). The filtering is done frame by frame in the spectrum, which makes it
+fast. Error rates on it show that a pipeline works, and nothing about real voices.
 """
 
 import csv
@@ -85,7 +85,7 @@ FLOOR = 1e-9
 
 @dataclass(frozen=True)
 class Speaker:
-    """What stays the same in all utterances of a synthetic speaker.
+    """Constants of a synthetic speaker, the same in all utterances.
 
     Attributes:
         pitch: mean fundamental frequency, Hz.
@@ -116,7 +116,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Frames:
-    """What the voice does, frame by frame (`T` frames of 10 ms).
+    """Parameters of the voice, frame by frame (`T` frames of 10 ms).
 
     Attributes:
         pitch: Hz, `(T,)`.
@@ -373,7 +373,7 @@ def _check_corpus_arguments(
 
 
 def _draw_trials(utterances: list[tuple[str, str]], draw: np.random.Generator) -> list[str]:
-    """Lines `label enrolment test`: all target pairs and thrice as many impostor pairs, each up to a limit."""
+    """Lines `label enrolment test`: all target pairs and three times as many impostor pairs, each up to a limit."""
     total = len(utterances)
     of_speaker: dict[str, list[int]] = {}
     for index, (_, speaker) in enumerate(utterances):

@@ -1,4 +1,4 @@
-"""Embeddings of whole corpora: read ahead, embedded by length, kept part by part, resumed after a kill."""
+"""Embeddings of whole corpora: read ahead, batched by length, saved part by part, resumed after a kill."""
 
 from .extracting import Speed, extract
 from .parts import EmbeddingParts

@@ -22,7 +22,7 @@ CHUNK_SECONDS = 600.0
 
 @dataclass
 class Speed:
-    """What a run did, of what it found not yet done.
+    """Amount of work of one run, without the parts that were done before.
 
     Attributes:
         utterances: embedded or skipped.
@@ -40,7 +40,7 @@ class Speed:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing for a second of audio; 0 where there was no audio."""
+        """Seconds of computing for a second of audio; 0 if there was no audio."""
         return self.wall_seconds / self.audio_seconds if self.audio_seconds else 0.0
 
     def __str__(self) -> str:
@@ -65,12 +65,12 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> Speed:
-    """Embed what the parts lack, every `world_size`-th part beginning with that of `rank`.
+    """Embed the missing parts, every `world_size`-th from number `rank` on.
 
     Args:
         model: on the device of this process.
         source: of utterances at the model's sampling rate.
-        parts: where the embeddings go.
+        parts: that receive the embeddings.
         rank: of this process.
         world_size: number of processes that share the work.
         batch_seconds: padded audio of one forward pass.
@@ -101,7 +101,7 @@ def extract(
 def _embed(
     model: HamSpkPreTrainedModel, recordings: list[DecodedUtterance], batch_seconds: float
 ) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
-    """Utterance without waveform, its seconds (0 where it cannot be used), and embedding (then empty)."""
+    """Utterance without waveform, its seconds (0 if it cannot be used), and embedding (then empty)."""
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
     embeddings = iter(model.embed_waveforms(waveforms, batch_seconds).cpu().numpy())
@@ -112,7 +112,7 @@ def _embed(
             seconds, embedding = len(recording.waveform) / rate, next(embeddings)
             recording = replace(recording, waveform=None)
             if not np.isfinite(embedding).all():
-                reason = "its embedding is not finite; embed it in float32, and see whether the weights are damaged"
+                reason = "its embedding is not finite; embed it in float32, and check that the weights are not damaged"
                 recording, seconds, embedding = replace(recording, reason=reason), 0.0, embedding[:0]
         rows.append((recording, seconds, embedding))
     return rows
@@ -186,7 +186,7 @@ class _Ahead:
                 self._queue.put(item)
                 if self._stop.is_set():
                     return
-        # Raised where the items are used.
+        # Raised in the thread that uses the items.
         except BaseException as error:
             last = error
         finally:

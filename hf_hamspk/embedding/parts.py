@@ -1,4 +1,4 @@
-"""What is done so far: parts of a fixed run of utterances, each in a file that is whole or absent.
+"""Finished embeddings: parts of a fixed run of utterances, each in a file that is complete or absent.
 
 The parts do not depend on the number of processes, so that a run can be resumed by more or fewer of them.
 """
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from .sources import DecodedUtterance
 
 PART_UTTERANCES = 128
-"""Utterances of a part, at least: what is done again after a kill, at most, by each process."""
+"""Utterances of a part, at least: after a kill, each process repeats at most one part."""
 
 RUN_FILE = "run.json"
 
@@ -25,10 +25,10 @@ class EmbeddingParts:
     """A folder of parts.
 
     Args:
-        folder: made where it is absent.
+        folder: created if absent.
         sizes: utterances of each piece of the source.
         dimension: D.
-        run: what the embeddings depend on, by name; JSON.
+        run: everything that the embeddings depend on, by name; values that JSON holds.
 
     Attributes:
         pieces: the pieces of each part.
@@ -65,8 +65,8 @@ class EmbeddingParts:
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
-                f"{self.folder} holds what an interrupted run has embedded, and that run differs in "
-                f"{', '.join(different)}. Give the same command as then to complete it, or delete the folder."
+                f"{self.folder} holds the embeddings of an interrupted run, which differs in "
+                f"{', '.join(different)}. Give the same command as that run to complete it, or delete the folder."
             )
 
     def path(self, part: int) -> Path:
@@ -94,7 +94,7 @@ class EmbeddingParts:
             part: its number.
             utterances: `N` of them, without their waveforms.
             seconds: of each.
-            embeddings: `(D,)` float32 of each; empty where there is none.
+            embeddings: `(D,)` float32 of each; empty if it has none.
         """
         table = pa.table(
             {
@@ -142,7 +142,7 @@ def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file that is whole or absent, also after a kill or a power cut."""
+    """Write a file atomically: after a kill or a power cut it is complete or absent."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     with open(unfinished, "wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Where utterances come from, piece by piece: an audio file, or a group of a shard."""
+"""Sources of utterances, read piece by piece: audio files, or groups of shards."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ from ..shards.reading import ShardReader
 
 @dataclass(frozen=True)
 class DecodedUtterance:
-    """An utterance that was decoded, or could not be.
+    """An utterance that was decoded, or the reason why not.
 
     Attributes:
-        name: what the output calls it.
-        waveform: `(L,)` float32 in [-1, 1]; None where it cannot be used.
-        reason: why not.
-        speaker: where the source knows it.
+        name: in the output.
+        waveform: `(L,)` float32 in [-1, 1]; None if it cannot be used.
+        reason: why it cannot be used; else None.
+        speaker: None if the source does not name one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class AudioFiles:
     """Audio files, each a piece.
 
     Args:
-        names: what the output calls them; paths, relative to `root` or absolute.
+        names: in the output; paths, relative to `root` or absolute.
         sampling_rate: wanted, in Hz.
         root: folder of the names.
     """

@@ -1,4 +1,4 @@
-"""From parts to the file that was asked for, part by part, in place at once: `.parquet`, `.safetensors` or `.npz`."""
+"""Writing finished parts to one file, part by part: `.parquet`, `.safetensors` or `.npz`."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SAFETENSORS_HEADER_BYTES = 100_000_000
 """The longest header that readers of the format accept: about a million names."""
 
 SAFETENSORS_ALIGNMENT = 8
-"""Bytes of which the header is a multiple."""
+"""The length of the header is a multiple of this many bytes."""
 
 
 def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str]) -> int:

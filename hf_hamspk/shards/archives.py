@@ -1,8 +1,9 @@
-"""Listing and reading the members of tar and zip archives. Nothing is extracted, and memory stays bounded.
+"""Listing and reading the members of tar and zip archives; nothing is extracted to disk.
 
-Archives come from strangers. A name that leads out of the folder, a link, a device, or a member that is (or says it is)
-larger than any utterance is reported with the reason and not read; of the others only the bytes are read, into memory,
-and never more of them than the archive said.
+Archives are not trusted. A name that leads out of the folder, a link, a device, or a member that is (or claims to be)
+larger than any utterance is reported with the reason and not read. The others are read into memory, and never more
+bytes than the archive announces. Archives that were split for download (`vox1_dev_wav_partaa`, `..._partab`, ...) are
+read as one file, without joining them.
 """
 
 import bisect
@@ -45,7 +46,7 @@ class ArchiveError(ValueError):
 
 
 class Member(NamedTuple):
-    """Where a file lies in an archive.
+    """Place of a file in an archive.
 
     Attributes:
         name: with forward slashes.
@@ -95,10 +96,10 @@ def _too_large(size: int) -> str | None:
 
 
 class Guarded:
-    """A file that refuses to read much at once, for parsers that believe what a header claims.
+    """A file that refuses to read much at once, for parsers that trust the sizes in headers.
 
     Attributes:
-        last: what was read last.
+        last: bytes of the last read.
     """
 
     def __init__(self, file: BinaryIO):
@@ -128,7 +129,7 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
     caller may read each member from `file` as it comes.
 
     Raises:
-        ArchiveError: after the members that could be read, where the tar is damaged, cut short or no tar.
+        ArchiveError: the tar is damaged, cut short or no tar; raised after the members that could be read.
     """
     try:
         guarded = Guarded(file)
@@ -149,14 +150,14 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
                     yield Member(member.name, member.offset_data, member.size, member.size)
                 else:
                     yield Refused(member.name, reason)
-            # TarFile takes whatever is no header for the end.
+            # TarFile takes anything that is no header for the end.
             if guarded.last != tarfile.NUL * tarfile.BLOCKSIZE:
-                said = f"what follows byte {tar.offset} is no header" if guarded.last else "its end mark is missing"
-                raise ArchiveError(f"the tar is damaged or cut short ({said}); copy it anew")
+                reason = f"after byte {tar.offset} is no header" if guarded.last else "its end mark is missing"
+                raise ArchiveError(f"the tar is damaged or cut short ({reason}); copy it again")
     except ArchiveError:
         raise
     except (tarfile.TarError, EOFError, zlib.error, RecursionError, ValueError) as error:
-        raise ArchiveError(f"the tar is damaged or cut short ({error}); copy it anew") from error
+        raise ArchiveError(f"the tar is damaged or cut short ({error}); copy it again") from error
 
 
 def read_forwards(file: BinaryIO, member: Member) -> bytes:
@@ -206,7 +207,7 @@ def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
         if reason is None and member.flag_bits & ENCRYPTED:
             reason = "is encrypted"
         if reason is None and member.compress_type not in (STORED, DEFLATED):
-            reason = f"is compressed by method {member.compress_type}, of which only 0 and 8 (deflate) are read"
+            reason = f"is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read"
         reason = _too_large(max(member.file_size, member.compress_size)) if reason is None else reason
         if reason is None:
             where = (member.header_offset, member.compress_size, member.file_size)
@@ -224,29 +225,29 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
         zipped: the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged there, or the member is not of the size that was said.
+        ArchiveError: the archive is damaged there, or the member has another size than announced.
     """
     if not zipped:
         return read_forwards(file, member)
     file.seek(member.offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-        raise ArchiveError("the zip is damaged where the file should be; copy it anew")
+        raise ArchiveError("the zip is damaged where the file should be; copy it again")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     file.seek(member.offset + _LOCAL.size + name_length + extra_length)
     content = file.read(member.stored)
     if member.method == DEFLATED:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            # One byte more than was said is enough to see that it lies.
+            # One byte more than announced shows that the size is wrong.
             content = inflate.decompress(content, member.size + 1)
         except zlib.error as error:
-            raise ArchiveError(f"cannot be inflated ({error}); copy the archive anew") from error
+            raise ArchiveError(f"cannot be inflated ({error}); copy the archive again") from error
     if len(content) != member.size:
         more = "more" if len(content) > member.size else f"{len(content)}, not"
-        raise ArchiveError(f"holds {more} than the {member.size} bytes that the archive says; copy it anew")
+        raise ArchiveError(f"holds {more} than the {member.size} bytes that the archive says; copy it again")
     if zlib.crc32(content) != member.check:
-        raise ArchiveError("is damaged (its CRC-32 differs); copy the archive anew")
+        raise ArchiveError("is damaged (its CRC-32 differs); copy the archive again")
     return content
 
 
@@ -351,7 +352,7 @@ def group_samples(
 
     Args:
         file: the tar, which is read forwards only.
-        refuse: called with what cannot be used.
+        refuse: called with each member that cannot be used.
         take: called for each member as it is reached, for its value; None leaves it out.
     """
     waiting: list[Any] = []

@@ -1,4 +1,4 @@
-"""A random crop of an encoded recording, of which little more than the crop is decoded."""
+"""A random crop of an encoded recording; little more than the crop is decoded."""
 
 import io
 from typing import Any
@@ -34,7 +34,7 @@ def decode_crop(
     Args:
         content: of an audio file.
         samples: length of the crop, at least 1.
-        generator: source of the start; drawn from only where the recording is longer than the crop.
+        generator: source of the start; used only if the recording is longer than the crop.
         sampling_rate: samples per second of the crop.
         name: of the recording, for errors.
 
@@ -60,7 +60,7 @@ def decode_crop(
     except InputError:
         raise
     except (sf.SoundFileError, OSError, TypeError, ValueError, RuntimeError, ImportError):
-        pass  # Decoding it whole says better what is wrong.
+        pass  # Decoding the whole recording gives a better error.
     waveform = read_utterance(bytes(content), sampling_rate, name, min_duration=0.0).waveform
     if start is None or len(waveform) <= samples:
         return random_crop(waveform, samples, generator)
@@ -71,7 +71,7 @@ def decode_crop(
 def _middle_of_aac(
     content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
 ) -> tuple[int | None, np.ndarray | None]:
-    """Start and crop of AAC in m4a; None for what only a decoding of the whole can tell."""
+    """Start and crop of AAC in m4a; None if the whole must be decoded to know."""
     import av
     from av.error import FFmpegError
 
@@ -92,7 +92,7 @@ def _middle_of_aac(
 
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
-    """The samples from `start` on of decoded frames, averaged over channels; None where they are not all there."""
+    """The samples from `start` on of decoded frames, averaged over channels; None if some are missing."""
     kept: list[Any] = []
     first = 0
     for frame in frames:

@@ -1,4 +1,4 @@
-"""A source's file to what a shard holds of it: 16-bit FLAC, Opus, or the file as it is."""
+"""Encoding a source's file for a shard: 16-bit FLAC, Opus, or the file unchanged."""
 
 import io
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Encoded:
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
-    """Round `(L,)` float32 of full scale 1 to int16; what came from 16 bits gets its own values back."""
+    """Round `(L,)` float32 of full scale 1 to int16; samples that came from 16 bits get their values back."""
     return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
@@ -60,9 +60,9 @@ def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> byt
 
 
 def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_duration: float) -> Encoded:
-    """Decode a file, which finds its faults, and encode it for a shard.
+    """Decode a file, which checks it, and encode it for a shard.
 
-    A FLAC file that is 16-bit, mono and at the rate already is taken as it is; "source" takes every file as it is.
+    A FLAC file that is 16-bit, mono and at the rate already is taken unchanged; "source" takes every file unchanged.
 
     Args:
         content: the bytes of the file.
@@ -83,7 +83,7 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
         return Encoded(content, ".flac", len(sound.waveform), sampling_rate)
     waveform = resample(sound.waveform, sound.sampling_rate, sampling_rate)
     if not np.isfinite(waveform).all():
-        raise InputError("has infinite samples after resampling; convert it anew from its original", name)
+        raise InputError("has infinite samples after resampling; convert it again from its original", name)
     return Encoded(encode_waveform(waveform, sampling_rate, codec), f".{codec}", len(waveform), sampling_rate)
 
 

@@ -1,4 +1,4 @@
-"""Bytes of files in a folder that is anywhere: requests for ranges, repeated with growing pauses where they fail."""
+"""Fetching bytes of the files of a folder, local or remote: ranges, retried with growing pauses."""
 
 import os
 import random
@@ -16,7 +16,7 @@ READ_TIMEOUT_S = 60.0
 """Seconds without a byte after which an HTTP request counts as failed."""
 
 HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
-"""Errors that another request does not mend."""
+"""Errors that another request does not cure."""
 
 BUSY = (408, 425, 429)
 """HTTP answers below 500 that mean later, not never: timeout, too early, too many requests."""
@@ -52,7 +52,7 @@ class RangesError(ValueError):
 class Fetcher:
     """The files of a folder.
 
-    It can be copied and handed to another process: open connections stay behind.
+    It can be copied and pickled; open connections are left out.
 
     Args:
         folder: a local path or a URL that fsspec reads.
@@ -100,27 +100,27 @@ class Fetcher:
             except Exception as error:
                 if _hopeless(error):
                     raise InputError(
-                        f"cannot be read ({_said(error)}); see whether {self.folder} is whole", file
+                        f"cannot be read ({_one_line(error)}); check that {self.folder} is complete", file
                     ) from error
                 if attempt >= self.retry.attempts or self.stop.wait(self.retry.pause(attempt, self._draws)):
-                    raise InputError(f"cannot be fetched, {attempt} attempts ({_said(error)})", file) from error
+                    raise InputError(f"cannot be fetched, {attempt} attempts ({_one_line(error)})", file) from error
 
     def _fetch_once(self, file: str, start: int | None, end: int | None) -> bytes:
         filesystem, path = self._open(file)
-        # Files of the Hub read ahead otherwise, more than what was asked for.
+        # Files of the Hub would read ahead otherwise.
         options = {"cache_type": "none"} if "hf" in filesystem.protocol else {}
         content = filesystem.cat_file(path, start=start, end=end, **options)
         if start is not None and end is not None and len(content) != end - start:
-            said = f"{len(content)} bytes came where {end - start} were asked for"
+            counts = f"{len(content)} bytes came, {end - start} were requested"
             if isinstance(filesystem, LocalFileSystem):
-                raise ValueError(f"{said}: the file is shorter than the manifest says")
+                raise ValueError(f"{counts}: the file is shorter than the manifest says")
             if len(content) > end - start:
                 raise RangesError(
                     f"{self.folder} cannot be streamed from: its server ignores requests for a part of a file "
-                    f"({said}), as `python -m http.server` does. Serve it by one that honours ranges (nginx, "
+                    f"({counts}), as `python -m http.server` does. Serve it by one that honours ranges (nginx, "
                     "Apache, Caddy, S3, the Hub), or copy the folder here."
                 )
-            raise OSError(f"{said}: the connection broke off")
+            raise OSError(f"{counts}: the connection broke off")
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:
@@ -153,12 +153,12 @@ def _timeout() -> Any:
 
 
 def _hopeless(error: Exception) -> bool:
-    """Whether another request would end in the same way."""
+    """Whether another request would fail in the same way."""
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
         return 400 <= status < 500 and status not in BUSY
     return isinstance(error, HOPELESS)
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

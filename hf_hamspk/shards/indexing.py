@@ -1,8 +1,8 @@
-"""Shards that others made, read as they are: an index is written, the audio stays where it is.
+"""Index of shards that other projects made: the audio is not copied.
 
 Parquet files of `datasets` and WebDataset tars (members `KEY.m4a` and `KEY.cls`, say) then stream with all the
-guarantees of prepared shards. What they lack is what preparing does once: not every file was decoded and checked,
-speakers may lie in runs instead of mixed, and m4a takes longer to decode than FLAC.
+guarantees of prepared shards. They lack the checks of preparing: not every file was decoded, the utterances of a
+speaker may stand together instead of mixed, and m4a takes longer to decode than FLAC.
 """
 
 import json
@@ -48,10 +48,10 @@ def index_shards(
     licence: str = "",
     progress: bool = True,
 ) -> Manifest:
-    """Write a folder with a manifest (and, of tars, indices) of shards that stay where they are.
+    """Write a folder with a manifest (and, for tars, indices) of shards that are not moved.
 
-    Of a Parquet file the footer and the column of speakers are read; a tar has no list of its members, so it is gone
-    through once, which fetches all of a remote one.
+    Of a Parquet file the footer and the column of speakers are read; a tar has no list of its members, so it is read
+    once, which fetches all of a remote one.
 
     Args:
         sources: Parquet files or tars, all of one kind: paths, URLs that fsspec reads, with `*`; or folders. A
@@ -135,7 +135,7 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
 
 
 def _at_commit(source: str, options: dict[str, Any]) -> str:
-    """Of a Hub repository the address at its present commit, so that offsets hold when it goes on; else the source."""
+    """Of a Hub repository the address at its present commit, so that offsets stay valid; else the source."""
     user, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, slash, inner = rest.partition("/")
     if not source.startswith(HUB_PREFIX) or "@" in name:
@@ -209,7 +209,7 @@ def _index_tar(
                     | {"offset": member.offset, "size": member.size, "suffix": suffix}
                 )
         except ArchiveError as error:
-            refused.append((address, f"{error}; what came before is used"))
+            refused.append((address, f"{error}; the members before it are used"))
     columns = {column: [row[column] for row in rows] for column in (rows[0] if rows else ("key", "speaker"))}
     text = json.dumps({"schema": MANIFEST_SCHEMA} | columns, ensure_ascii=False)
     own = index_name(name)

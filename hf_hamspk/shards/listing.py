@@ -1,4 +1,4 @@
-"""What a source holds, as a table with a row for each utterance: who speaks, and where its bytes lie.
+"""The utterances of a source as a table: speaker, and place of the bytes of each; and reading them.
 
 The table is made of Arrow columns: a million utterances as Python objects would take gigabytes.
 """
@@ -56,7 +56,7 @@ class Container:
     Attributes:
         kind: "folder" (names are paths below it), "zip" or "tar".
         paths: the folder, or the file or its parts in order, absolute.
-        name: what reports call it.
+        name: in reports.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Container:
     name: str
 
     def file_name(self, member: str) -> str:
-        """What reports call a file in it."""
+        """Name of a file in reports."""
         return member if self.kind == "folder" else f"{self.name}::{member}"
 
 
@@ -73,8 +73,8 @@ class Listing:
     """Utterances as they are found.
 
     Attributes:
-        containers: where they lie.
-        refused: path and reason of what cannot be used.
+        containers: folders and archives that hold the utterances.
+        refused: path and reason of the files that cannot be used.
         ignored: number of other files by suffix.
     """
 
@@ -143,7 +143,7 @@ def find_layout(names: Iterable[str | None]) -> str:
 
 
 def speaker_of(name: str, layout: str, level: int) -> str | None:
-    """The speaker that the path of a file names, None where it names none.
+    """The speaker that the path of a file names, None if it names none.
 
     Args:
         name: path with forward slashes.
@@ -167,7 +167,7 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
     """Fill in keys and speakers, refuse second files of one utterance, and sort by key.
 
     Args:
-        listing: what was found.
+        listing: the utterances found.
         layout: one of `LAYOUTS`, or None to recognise it.
         level: see `speaker_of`.
 
@@ -189,7 +189,9 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
         path = "" if name is None else name
         own = speaker_of(path, layout, level) if speaker is None else speaker
         if own is None:
-            expected = f"a folder at level {level}" if layout == "folders" else f"what {layout} names a speaker by"
+            expected = (
+                f"a folder at level {level}" if layout == "folders" else f"the part that names the speaker in {layout}"
+            )
             file = listing.containers[int(containers[row])].file_name(path)
             refused.append((file, f"its path names no speaker: it lacks {expected}"))
             continue
@@ -228,12 +230,12 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
             )
         kept[row] = False
         file = listing.containers[second["container"]].file_name(second["name"])
-        refused.append((file, f"is a second file of the utterance {key}, of which {first['name']} is used"))
+        refused.append((file, f"is a second file of the utterance {key}, and {first['name']} is used"))
     return (table if kept.all() else table.filter(pa.array(kept))), refused
 
 
 def digest(table: pa.Table) -> str:
-    """SHA-256 over what the rows say, hexadecimal; the same for the same source wherever it is mounted."""
+    """SHA-256 over the rows, hexadecimal; it does not depend on the path at which the source is mounted."""
     total = hashlib.sha256()
     for batch in table.select(["key", "speaker", "name", "size", "check"]).to_batches(FLUSHED):
         columns = [column.to_pylist() for column in batch.columns]
@@ -257,7 +259,7 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
 
 
 class SourceChanged(ValueError):
-    """A file is not what it was when the source was listed."""
+    """A file has changed since the source was listed."""
 
 
 class MemberReader:
@@ -295,7 +297,7 @@ class MemberReader:
                 self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
             except FileNotFoundError as error:
                 raise SourceChanged(
-                    f"{container.paths[0]} (or a part of it) is gone; bring it back and give the same command"
+                    f"{container.paths[0]} (or a part of it) is missing; restore it and give the same command again"
                 ) from error
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")
@@ -305,13 +307,16 @@ def _read_file(path: str, size: int, changed: int) -> bytes:
     if size > MAX_MEMBER:
         raise ArchiveError(f"has {size} bytes, more than the {MAX_MEMBER} of any utterance")
     try:
-        # An unbuffered file reads what there is; a pipe or device in place of the file would never end.
+        # The size is checked first: a file may have been replaced since.
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             if (stat.st_size, stat.st_mtime_ns) != (size, changed):
-                raise SourceChanged(f"{path} was altered while it was being prepared; let it be, or begin anew")
+                raise SourceChanged(
+                    f"{path} was altered while it was being prepared; restore it, or start over (--restart)"
+                )
             return file.read(size)
     except FileNotFoundError as error:
         raise SourceChanged(
-            f"{path} is gone since the source was listed: was a disk taken off? Bring it back and give the same command"
+            f"{path} has disappeared since the source was listed: is a disk missing? Restore it and give the same "
+            "command again"
         ) from error

@@ -1,4 +1,4 @@
-"""One shard from its part of the plan: read, check, encode, write. Runs in a worker process."""
+"""Making shards, in several processes: read, check, encode, write; decoders that crash are found and reported."""
 
 import dataclasses
 import json
@@ -41,11 +41,11 @@ POLL_SECONDS = 0.5
 """Between two looks at the workers' notes, for the bar."""
 
 MAX_BREAKS = 3
-"""Times that a worker may be ended without a file that does it again: then it is memory, or somebody who kills."""
+"""Times that workers may be killed without a file that causes it: then memory is short, or something kills them."""
 
 
 def record_path(progress: Path, shard: int) -> Path:
-    """Where the record of a finished shard lies."""
+    """Path of the record of a finished shard."""
     return progress / f"shard-{shard:05d}.json"
 
 
@@ -55,7 +55,7 @@ def place_path(progress: Path, shard: int) -> Path:
 
 
 def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
-    """Rows of a shard that are done, and the row being decoded (-1 for none); None where nobody has begun it."""
+    """Rows of a shard that are done, and the row being decoded (-1 for none); None if it was not started."""
     try:
         return _PLACE.unpack(place_path(progress, shard).read_bytes())
     except (OSError, struct.error):
@@ -64,7 +64,7 @@ def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
-    """What came of a part of the plan.
+    """Result of one shard of the plan.
 
     Attributes:
         shard: for the manifest.
@@ -91,7 +91,7 @@ def make_shard(output: str, progress: str, index: int) -> int:
     """Make one shard and its record, under their names only when whole; returns `index`.
 
     Raises:
-        SourceChanged: a file is gone or altered.
+        SourceChanged: a file is missing or altered.
         MissingDecoderError: a package for decoding is missing.
         OSError: the shard cannot be written.
     """
@@ -198,7 +198,7 @@ def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], proce
             if breaks >= MAX_BREAKS:
                 raise OSError(
                     f"worker processes were ended {breaks} times from outside, likely for want of memory; give fewer "
-                    "--processes, and the same command goes on"
+                    "--processes, and the same command continues"
                 ) from error
 
 
@@ -223,7 +223,7 @@ def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processe
             running = sum(place[0] for place in places if place is not None)
             bar.update(max(0, before + finished + running - bar.n))
     except BaseException:
-        # Whatever ended this, nobody waits for shards that take minutes.
+        # After an error, do not wait for shards that take minutes.
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
         raise

@@ -1,11 +1,11 @@
-"""`manifest.json`: what lies in a folder of shards. The one agreement between those who write shards and who read them.
+"""`manifest.json`: the description of a folder of shards, which writers and readers of shards share.
 
 A prepared folder holds
 
 - `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances, speakers mixed over all shards in a seeded order.
   Every shard is there and whole, also one without rows. The number of rows differs by a few from shard to shard.
-- `shard-00000-of-00064.index.json` beside each tar: where each member lies, for random access (see `TAR_INDEX`).
-- `manifest.json`: this. It is written last, so where it is, everything is.
+- `shard-00000-of-00064.index.json` beside each tar: place of each member, for random access (see `TAR_INDEX`).
+- `manifest.json`: this. It is written last, so if it exists, the folder is complete.
 - `unreadable.csv` (columns `path,reason`): the files of the source that were left out.
 
 Parquet columns: `audio` (struct `bytes: binary, path: string`, which `datasets` takes for its `Audio`), `speaker`
@@ -73,9 +73,9 @@ class Manifest:
     Attributes:
         format: "parquet" or "webdataset".
         codec: "flac", "opus", or "source" for the bytes of the source as they were.
-        sampling_rate: of the stored audio, samples per second; None where the codec is "source" (files may differ).
-        licence: what the user said of the source's licence; empty where nothing was said.
-        source: what it was made from, in words.
+        sampling_rate: of the stored audio, samples per second; None if the codec is "source" (files may differ).
+        licence: of the source, as the user gave it; empty if not given.
+        source: description of the source.
         shards: in order.
         speakers: names, sorted; the place in the list is the label.
         speaker_utterances: number of utterances of each, in the same order.
@@ -119,18 +119,18 @@ class Manifest:
         try:
             values: dict[str, Any] = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{name} is not JSON ({error}); prepare the folder anew or copy it again") from error
+            raise ValueError(f"{name} is not JSON ({error}); prepare the folder again, or copy it again") from error
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema != MANIFEST_SCHEMA:
             raise ValueError(
-                f"{name} has schema {schema!r}, expected {MANIFEST_SCHEMA}: it was made by another version of hf_hamspk "
-                "or is no manifest of shards; prepare the folder anew"
+                f"{name} has schema {schema!r}, expected {MANIFEST_SCHEMA}: it comes from another version of "
+                "hf_hamspk or is not a manifest of shards; prepare the folder again"
             )
         try:
             shards = [Shard(**shard) for shard in values.pop("shards")]
             manifest = cls(shards=shards, **values)
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{name} is no manifest of shards ({error}); prepare the folder anew") from error
+            raise ValueError(f"{name} is no manifest of shards ({error}); prepare the folder again") from error
         manifest._check(name)
         return manifest
 
@@ -138,7 +138,7 @@ class Manifest:
         if self.format not in FORMATS or self.codec not in CODECS:
             raise ValueError(
                 f"{name} has format {self.format!r} and codec {self.codec!r}, expected one of {', '.join(FORMATS)} and "
-                f"one of {', '.join(CODECS)}; prepare the folder anew"
+                f"one of {', '.join(CODECS)}; prepare the folder again"
             )
         rows = sum(shard.rows for shard in self.shards)
         grouped = self.format != "parquet" or all(sum(shard.row_groups) == shard.rows for shard in self.shards)
@@ -146,7 +146,7 @@ class Manifest:
         if not (grouped and counted and len(self.speakers) == len(self.speaker_utterances)):
             raise ValueError(
                 f"{name} contradicts itself: {self.utterances} utterances, {rows} in the shards, "
-                f"{sum(self.speaker_utterances)} by speaker; it was altered: prepare the folder anew"
+                f"{sum(self.speaker_utterances)} by speaker; it was altered: prepare the folder again"
             )
 
 
@@ -160,7 +160,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not path.is_file():
         raise ValueError(
             f"there is no {path}: {folder} is not a folder of shards, or its preparation has not ended; "
-            "`hamspk prepare SOURCE OUTPUT` makes one, the same command again goes on with it"
+            "`hamspk prepare SOURCE OUTPUT` makes one, the same command again continues it"
         )
     return Manifest.from_json(path.read_bytes(), str(path))
 

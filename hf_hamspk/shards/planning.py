@@ -1,4 +1,4 @@
-"""Which utterance goes into which shard: fixed before the first is made, so that a run goes on after any end."""
+"""Assigns utterances to shards before the first is made, so that an interrupted run can continue."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from .manifest import CODECS, FORMATS, even_shard_count
 from .writing import write_atomically
 
 PROGRESS_NAME = ".progress"
-"""Folder in the output for what is needed to go on; it is removed at the end."""
+"""Folder in the output with the state of an unfinished run; it is removed at the end."""
 PLAN_NAME, TABLE_NAME = "plan.json", "plan.arrow"
 
 FILES_NAMED = 3
@@ -92,13 +92,13 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """The plan of a preparation.
 
     Attributes:
         table: a row for each utterance, in the order of the shards, see `listing.LISTING_SCHEMA`.
-        containers: where they lie.
+        containers: folders and archives that hold them.
         shards: number of shards.
-        source: what the user named.
+        source: as the user named it.
         fingerprint: of source and options.
         options: as given.
         refused: path and reason of files that are left out from the start.
@@ -130,7 +130,7 @@ class Survey:
         table: the utterances by key, those of unwanted speakers left out.
         refused: path and reason of files that are none.
         fingerprint: of the utterances, the streams and the options, hexadecimal.
-        listing: of which this is.
+        listing: that it was made from.
     """
 
     table: pa.Table
@@ -143,9 +143,9 @@ def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = (
     """Put a listing in order.
 
     Args:
-        listing: what was found.
+        listing: the utterances found.
         options: see `PrepareOptions`.
-        streams: what identifies the sources that are not listed before they are copied.
+        streams: identities of the sources that are copied before they can be listed.
     """
     table, refused = name_utterances(listing, options.layout, options.speaker_level)
     if options.speakers is not None:
@@ -162,7 +162,7 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
     Args:
         found: all utterances.
         options: see `PrepareOptions`.
-        source: what the user named.
+        source: as the user named it.
         fingerprint: of source and options.
 
     Raises:
@@ -202,7 +202,7 @@ def _check_survey(found: Survey, source: str) -> None:
 
 
 def _mean_size(plan: Plan) -> float:
-    """Bytes that an utterance takes in a shard, from a few of them; of the source where none can be read."""
+    """Mean bytes of an utterance in a shard, from a few of them; of the source if none can be read."""
     sizes = []
     rows = plan.table.slice(0, PROBED).to_pylist()
     options = plan.options
@@ -253,21 +253,21 @@ def load_plan(folder: str | os.PathLike[str]) -> Plan:
 
 
 def check_unchanged(plan: Plan, found: Survey, options: PrepareOptions, output: Path) -> None:
-    """Refuse to go on with a plan that another source or other options would not give.
+    """Refuse to continue a plan that was made from another source or with other options.
 
     Raises:
-        ValueError: with what differs.
+        ValueError: with the differences.
     """
     # Through JSON, which knows no tuples.
     old, new = (json.loads(json.dumps(dataclasses.asdict(each))) for each in (plan.options, options))
     changed = [f"{name} was {old[name]!r} and is {new[name]!r}" for name in old if old[name] != new[name]]
-    cure = f"give the same again, or another folder than {output}, or begin anew (--restart)"
+    cure = f"give the same again, or another folder than {output}, or start over (--restart)"
     if changed:
         raise ValueError(f"{output} was begun with other options: {'; '.join(changed)}; {cure}")
     if found.fingerprint != plan.fingerprint:
         added, lost, altered, names = differences(plan.table, found.table)
         raise ValueError(
-            f"the source has changed since {output} was begun: {added} utterances were added, {lost} are gone, "
+            f"the source has changed since {output} was begun: {added} utterances were added, {lost} are missing, "
             f"{altered} are altered (such as {', '.join(names)}); {cure}"
         )
 

@@ -1,4 +1,4 @@
-"""Groups in memory: those that the coming batches need, fetched ahead of them, and no others."""
+"""Groups in memory: those that the next batches need, fetched ahead of time, and no others."""
 
 import copy
 import heapq
@@ -17,7 +17,7 @@ READ_AHEAD_BYTES = 64 << 20
 """Fetched before it is needed, per process: some seconds of training."""
 
 GROUPS_KEPT = 4
-"""Groups kept that no plan asks for, where utterances are read one by one."""
+"""Groups kept in memory when utterances are read one by one, without a plan."""
 
 BROKEN_IN_A_ROW = 8
 """Groups, one after the other, that cannot be read before the whole source is given up."""
@@ -72,7 +72,7 @@ class GroupStore:
         self.advance(batch)
 
     def advance(self, batch: int) -> None:
-        """Let go of what only earlier batches needed, and fetch on."""
+        """Drop groups that only earlier batches needed, and fetch the next ones."""
         self._batch = batch
         for group in [group for group, (_, last) in self._uses.items() if last < batch]:
             self._drop(group)
@@ -87,7 +87,7 @@ class GroupStore:
             self._next = next(self._reads, None)
 
     def get(self, group: int) -> Group:
-        """A group, waited for or fetched now where it is not there.
+        """A group; it is fetched now if it was not fetched ahead.
 
         Raises:
             InputError: it cannot be read.
@@ -110,7 +110,7 @@ class GroupStore:
                 raise
             raise ConnectionError(
                 f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder}, the last: {error}. "
-                "See to the network or the source, then give the same command again to resume from the last checkpoint"
+                "Check the network or the source, then give the same command again to resume from the last checkpoint"
             ) from error
         self._broken_in_a_row = 0
         return found

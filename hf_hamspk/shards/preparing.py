@@ -1,10 +1,10 @@
-"""`prepare`: from a source to a folder of shards, going on where an earlier run was ended.
+"""`prepare`: makes a folder of shards of a source, and continues an interrupted run.
 
 The order and number of the shards are settled before the first is made (`planning`), so a shard depends on the plan
-only, and a killed preparation goes on with the shards that are not there yet. The manifest is written last.
+only, and a killed preparation continues with the missing shards. The manifest is written last.
 
-Memory does not grow with the corpus but for its table (some 150 bytes for each utterance, of which the workers map the
-file): a worker holds one row group and one decoded file.
+Memory does not grow with the corpus but for its table (about 150 bytes for each utterance, in a file that the
+workers map): a worker holds one row group and one decoded file.
 """
 
 import errno
@@ -58,19 +58,19 @@ def prepare(
     """Make shards of a corpus.
 
     Files that cannot be used are left out and listed with the reason in `unreadable.csv`. Ended at any moment, also by
-    `kill -9`, it goes on when it is called with the same arguments.
+    `kill -9`, it continues when it is called with the same arguments.
 
     Args:
         sources: folders, zip or tar archives or their parts, CSV files, folders or repositories of `datasets`.
-        output: folder for the shards; made where it is absent, else it must be empty or from the same call.
+        output: folder for the shards; created if absent; otherwise it must be empty or from the same call.
         options: see `PrepareOptions`; None takes the defaults.
         processes: worker processes; 0 does the work in this one. Scripts that ask for any must keep their own work
             under `if __name__ == "__main__"`, as for every use of multiprocessing.
         progress: show progress bars on stderr.
-        restart: first remove what an earlier preparation left in `output`.
+        restart: first remove the shards of an earlier preparation in `output`.
 
     Raises:
-        ValueError: the source or an option cannot be used, or is not that of the preparation that is to go on.
+        ValueError: the source or an option cannot be used, or differs from the preparation that is to be continued.
         OSError: the shards cannot be written, or workers are ended again and again.
         MissingDecoderError: a package for decoding is missing; the same command continues once it is installed.
     """
@@ -109,13 +109,13 @@ def prepare(
 
 @contextmanager
 def _advice_where_full(output: Path) -> Iterator[None]:
-    """Say what to do where there is no room for the shards."""
+    """Add advice to the error of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        advice = "shards that are whole stay, so make room and give the same command again, or begin anew with Opus"
+        advice = "complete shards stay, so make room and give the same command again, or start over with --codec opus"
         raise OSError(error.errno, f"{os.strerror(error.errno)} ({advice})", str(output)) from error
 
 
@@ -125,7 +125,7 @@ def _size(plan: Plan, index: int) -> int:
 
 
 def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: bool) -> Plan | Manifest:
-    """A new plan, that of the run to go on with, or the manifest of a run that had ended."""
+    """A new plan, that of the run to continue, or the manifest of a finished run."""
     folder = output / PROGRESS_NAME
     listing, streams = find_utterances(sources, options)
     found = survey(listing, options, [stream.identity for stream in streams])
@@ -150,7 +150,7 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder of somebody else's files."""
+    """Refuse a folder with other files."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is no folder; give a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
@@ -175,7 +175,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a killed run was in the middle of."""
+    """Remove unfinished files of a killed run."""
     for path in [*folder.glob("*.tmp"), *folder.glob("at-*")]:
         path.unlink(missing_ok=True)
 
@@ -197,7 +197,7 @@ def _finish(plan: Plan, output: Path) -> Manifest:
     if not speakers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:FILES_NAMED])
         raise ValueError(
-            f"every one of the {len(unreadable)} files was left out, so there are no shards ({reasons}). Mend the "
+            f"every one of the {len(unreadable)} files was left out, so there are no shards ({reasons}). Correct the "
             "source or the options, and give the command again with --restart"
         )
     manifest = Manifest(
@@ -232,7 +232,7 @@ def _remove_progress(output: Path) -> None:
 
 
 def _remove_shards(output: Path) -> None:
-    """Remove what a preparation has written, and nothing else; the manifest first, without which nothing is whole."""
+    """Remove the files of a preparation, and nothing else; the manifest first, which marks the folder as complete."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for path in output.iterdir():
         if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:

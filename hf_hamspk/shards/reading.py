@@ -1,8 +1,7 @@
 """Reading shards, group by group, from wherever fsspec reaches: a folder, `hf://`, `s3://`, `https://`.
 
 A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request for its bytes;
-where it lies is known from the footer of the Parquet file or the index of the tar, of which those of a number of shards
-are kept.
+its place is known from the footer of the Parquet file or the index of the tar, which are kept for a number of shards.
 """
 
 import copy
@@ -36,11 +35,11 @@ LAYOUTS_KEPT = 128
 
 
 class Group:
-    """The utterances of a group, in memory as they lie in the shard.
+    """The utterances of a group, in memory as in the shard.
 
     Attributes:
         speakers: of each utterance.
-        names: what reports call each.
+        names: of each, for reports.
     """
 
     def __init__(self, audio: "pa.Array | list[memoryview]", speakers: list[str], names: list[str], size: int):
@@ -60,7 +59,7 @@ class Group:
 class ShardReader:
     """The groups of a folder of shards.
 
-    It can be copied and handed to another process: connections and what was read of the shards stay behind.
+    It can be copied and pickled; connections and the footers read so far are left out.
 
     Args:
         folder: with `manifest.json`; a local path or a URL that fsspec reads.
@@ -113,7 +112,7 @@ class ShardReader:
         return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
 
     def name_of(self, group: int) -> str:
-        """What reports call a group."""
+        """Name of a group in reports."""
         shard = int(self._shard_of[group])
         return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
 
@@ -137,12 +136,12 @@ class ShardReader:
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"is damaged or not that of the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
-                "--verify` on the folder, or copy the shard anew",
+                "--verify` on the folder, or copy the shard again",
                 self.name_of(group),
             ) from error
         if len(found) != self.group_sizes[group]:
             raise InputError(
-                f"has {len(found)} utterances, the manifest says {self.group_sizes[group]}; copy the shard anew",
+                f"has {len(found)} utterances, the manifest says {self.group_sizes[group]}; copy the shard again",
                 self.name_of(group),
             )
         return found
@@ -154,8 +153,8 @@ class ShardReader:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         start, end = _span(metadata.row_group(place))
         source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
-        # A checksum of the pages is checked where the file has one. Nothing is read ahead: that is work of Arrow's own
-        # threads, of which a forked loader process has none, and may wait for them for ever.
+        # Pages are checked if they have a checksum. Nothing is read ahead: Arrow's threads do that, and a forked loader
+        # process, which has none, might wait for them for ever.
         file = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
         columns = self.manifest.columns
         speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")
@@ -260,7 +259,7 @@ def _span(row_group: Any) -> tuple[int, int]:
 
 
 class _Range:
-    """A file of which only some bytes are there, for Arrow, which asks for no others."""
+    """A file of which only one range of bytes is present; Arrow reads no others."""
 
     closed = False
 
@@ -299,7 +298,7 @@ class _Range:
 
 
 def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ShardReader | None:
-    """The reader of a folder of shards, or None where the source is another kind of corpus.
+    """The reader of a folder of shards, or None if the source is another kind of corpus.
 
     A URL is taken for a folder of shards; a local path is one if it holds `manifest.json`, or is that file.
 

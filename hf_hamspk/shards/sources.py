@@ -1,4 +1,4 @@
-"""Finding the utterances of a source: folders, archives and their parts, CSV files."""
+"""Finding the utterances of the sources that a user names: folders, archives and their parts, CSV files, data sets."""
 
 import csv
 import itertools
@@ -30,7 +30,7 @@ LISTING_THREADS = 8
 """Folders listed at once: on a network disk the time goes into waiting."""
 
 FOLDERS_AT_ONCE = 1000
-"""Folders handed to the threads together; with all 145,000 of VoxCeleb2 the results would pile up."""
+"""Folders given to the threads at once: the results of all 145,000 of VoxCeleb2 would take much memory."""
 
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
@@ -55,7 +55,7 @@ NO_FILE = "is no regular file (a folder, a pipe or a device)"
 
 
 def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:
-    """List what can be listed, and open the rest as streams.
+    """List the sources that can be listed, and open data sets as streams.
 
     Args:
         sources: see `prepare`.
@@ -76,14 +76,14 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
         elif path.suffix.lower() == ".csv":
             _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
-            raise ValueError(f"{source} is no source that is known: give {KNOWN_SOURCES}")
+            raise ValueError(f"{source} is not a known kind of source: give {KNOWN_SOURCES}")
     for parts in archive_sets(archives):
         list_archive(listing, parts)
     return listing, streams
 
 
 def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[DataSetStream]) -> bool:
-    """Put a file with its kind; whether it has one."""
+    """Add a file to those of its kind; False if its kind is unknown."""
     name = path.name.lower()
     if is_part(path) or name.endswith(ARCHIVE_SUFFIXES):
         archives.append(path)
@@ -201,7 +201,7 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
-    """Name, whether it is a folder, its stat (None where that fails) and the reason of the failure; sorted."""
+    """Name, whether it is a folder, its stat (None if that fails) and the reason of the failure; sorted."""
     entries = []
     try:
         with os.scandir(root / folder) as scan:
@@ -246,7 +246,7 @@ def _is_text(name: str) -> bool:
 
 
 def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
-    """The audio files of a zip or tar, whose parts may lie in several files.
+    """The audio files of a zip or tar, which may be split into several files.
 
     Raises:
         ValueError: it is neither, or cannot be read from its start.
@@ -266,7 +266,7 @@ def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
         except ArchiveError as error:
             if zipped:
                 raise ValueError(f"{listing.containers[container].name}: {error}") from error
-            listing.refused.append((listing.containers[container].name, f"{error}; what came before is used"))
+            listing.refused.append((listing.containers[container].name, f"{error}; the members before it are used"))
 
 
 def _list_plain(listing: Listing, container: int, members: Iterator[Member | Refused]) -> None:
@@ -288,7 +288,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
     """The files that a CSV or JSONL file names; one that is not there is refused.
 
     Args:
-        listing: what was found.
+        listing: to which the utterances are added.
         source: a CSV file in UTF-8 with a header, or (`.jsonl`) an object in each line.
         root: folder that its paths are relative to.
         audio_column: column with the paths.

@@ -1,4 +1,4 @@
-"""Training on shards: the same crops as from files, in an order that never needs more than a few groups in memory.
+"""Training on shards: the same crops as from files, with only a few groups in memory at any time.
 
 Guarantees: every rank does the same number of steps; an epoch is the whole corpus less fewer samples than one global
 batch; which samples make up a global batch depends on (seed, epoch) and the shards only, neither on the number of
@@ -106,7 +106,7 @@ class ShardUtterances:
         return []
 
     def fingerprint(self) -> str:
-        # With what the order of an epoch depends on besides the seed.
+        # Besides the seed, the order of an epoch depends on these.
         lanes, window = shuffle_of(self.reader)
         return f"{self.reader.fingerprint()} in {lanes} lanes of {window} groups"
 
@@ -118,7 +118,7 @@ class ShardUtterances:
 class StreamedCrops(IterableDataset[dict[str, Any]]):
     """The micro-batches of one rank in one epoch, in shares of the loader processes.
 
-    Each process yields its share of every micro-batch, a dictionary as `collate` makes it (and `failures`, where there
+    Each process yields its share of every micro-batch, a dictionary as `collate` makes it (and `failures`, if there
     are new ones), so the shares of a `DataLoader(..., batch_size=None)` come in turn: `StreamedBatches` joins them.
 
     Args:
@@ -197,7 +197,7 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
 
 
 class StreamedBatches:
-    """Micro-batches of one rank, epoch after epoch, from anywhere: what a training loop iterates over.
+    """Micro-batches of one rank, epoch after epoch, for a training loop.
 
     Each iteration runs from the present place to the end of the epoch, then stands at the start of the next one.
     The place is `epoch` and `batch` (global batches done), and both can be set: with the same shards, seed and batch

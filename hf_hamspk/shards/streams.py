@@ -26,10 +26,10 @@ from .listing import Listing
 from .writing import publish, write_atomically
 
 SEGMENT_BYTES = 512 * 2**20
-"""A segment ends here: what a kill may cost."""
+"""A segment ends at this size: at most this much is copied again after a kill."""
 
 SEGMENT_ITEMS = 20_000
-"""Or here: its names are held in memory."""
+"""Or at this number of files: their names are held in memory."""
 
 SPOOL_NAME = "spool.json"
 
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 
 
 class DataSetStream:
-    """What `datasets` reads: a Hub repository, a folder, or a Parquet file, with audio and speakers as columns.
+    """A data set of `datasets` (Hub repository, folder, or Parquet file) with columns of audio and speakers.
 
     Args:
         path: as for `datasets.load_dataset`; or one Parquet file; or a folder that `save_to_disk` wrote.
@@ -117,8 +117,8 @@ class DataSetStream:
         speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
         if len(audio) != 1 or audio[0] not in columns:
             raise ValueError(
-                f"{self.name} has the columns {', '.join(columns)}, of which {len(audio)} hold audio; name the right "
-                "one with --audio-column"
+                f"{self.name} has the columns {', '.join(columns)}, and {len(audio)} of them hold audio; name the "
+                "right one with --audio-column"
             )
         if not speaker:
             raise ValueError(
@@ -154,7 +154,7 @@ def _streaming(data: Any) -> datasets.IterableDataset:
 
 
 def _holds_audio(data: datasets.IterableDataset, column: str) -> bool:
-    """Audio, or what a shard without the name of it has: bytes and path."""
+    """Whether a column is of type `Audio`, or a structure of bytes and path as in Parquet files."""
     kind = None if data.features is None else data.features.get(column)
     return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
@@ -168,7 +168,7 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
 def copy_streams(
     streams: Sequence[DataSetStream], listing: Listing, folder: Path, fingerprint: str, progress: bool
 ) -> None:
-    """Copy what is not there yet, and list all of it.
+    """Copy the rows that are not copied yet, and list all of them.
 
     Args:
         streams: in order.
@@ -178,14 +178,14 @@ def copy_streams(
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: what lies there is of another source.
+        ValueError: the folder holds segments of another source.
         OSError: the source cannot be reached, or the disk is full.
     """
     note = folder / SPOOL_NAME
     if note.is_file() and json.loads(note.read_text())["fingerprint"] != fingerprint:
         raise ValueError(
             f"{folder.parent} was begun with another source or other options; give the same again, or another folder, "
-            "or begin anew (--restart)"
+            "or start over (--restart)"
         )
     write_atomically(note, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
     with tqdm(desc="copying", unit="utt", disable=not progress) as bar:

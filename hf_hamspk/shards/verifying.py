@@ -1,4 +1,4 @@
-"""Reading every shard again: are all files, rows and samples what the manifest says?"""
+"""Reading every shard again: do all files, rows and samples agree with the manifest?"""
 
 import hashlib
 import json
@@ -39,10 +39,10 @@ NAMED_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class ShardFindings:
-    """What one shard holds.
+    """Content and faults of one shard.
 
     Attributes:
-        problems: faults, empty where there are none.
+        problems: sentences, empty if there are none.
         keys: a hash of each key, `(rows,)` uint64.
         speakers: utterances of each speaker.
     """
@@ -61,7 +61,7 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
         progress: show a bar on stderr.
 
     Returns:
-        The faults in words; empty where there are none.
+        A sentence for each fault; empty if there are none.
 
     Raises:
         ValueError: there is no manifest, or one that contradicts itself.
@@ -80,9 +80,9 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
     total = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     if (twice := len(total) - len(np.unique(total))) > 0:
         problems.append(f"{twice} keys come more than once")
-    said = dict(zip(manifest.speakers, manifest.speaker_utterances, strict=True))
-    if dict(speakers) != said:
-        wrong = sorted(name for name in speakers.keys() | said.keys() if speakers[name] != said.get(name, 0))
+    listed = dict(zip(manifest.speakers, manifest.speaker_utterances, strict=True))
+    if dict(speakers) != listed:
+        wrong = sorted(name for name in speakers.keys() | listed.keys() if speakers[name] != listed.get(name, 0))
         problems.append(
             f"{len(wrong)} speakers have another number of utterances than {MANIFEST_NAME} says, first {wrong[0]}"
         )
@@ -162,7 +162,7 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
 
 
 def hash_key(key: str) -> int:
-    """64 bits of a key: among ten million keys, two alike have a chance of three in a million."""
+    """64 bits of a key: among ten million keys, the chance that two are equal is three in a million."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
@@ -206,13 +206,13 @@ def _tar_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[st
             facts = json.loads(read_forwards(file, member))
             audio = waiting.pop(key)
             if places.get(key) != (audio.offset, audio.size):
-                problems.append(f"{key}: the index says {places.get(key)}, it lies at {(audio.offset, audio.size)}")
+                problems.append(f"{key}: the index says {places.get(key)}, it is at {(audio.offset, audio.size)}")
             yield facts | {"key": key, "content": read_forwards(file, audio)}
     problems += [f"{key}: its .json is missing" for key in waiting]
 
 
 def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list]:
-    """The index beside a tar; empty, with a problem, where it cannot be used."""
+    """The index beside a tar; empty, with a problem, if it cannot be used."""
     file = path.with_name(str(shard.index))
     try:
         content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Writing one shard, Parquet or tar: under another name first, and under its own when it is whole and on the disk."""
+"""Writing one shard, Parquet or tar: under a temporary name first, and renamed once it is complete and on disk."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, bring it to the disk, and give it its name.
 
     Args:
-        path: the file, which is replaced where it exists.
+        path: the file; it is replaced if it exists.
         write: called with the name to write to.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Bring a file to the disk and give it its name; a crash leaves it whole or absent."""
+    """Bring a file to the disk and give it its name; after a crash it is complete or absent."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -53,7 +53,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 class ShardWriter(Protocol):
-    """What writes a shard."""
+    """Writer of one shard."""
 
     def add(self, key: str, speaker: str, encoded: Encoded) -> None:
         """The next utterance."""
@@ -65,7 +65,7 @@ class ShardWriter(Protocol):
 
 
 def audio_schema(sampling_rate: int | None) -> pa.Schema:
-    """Of a Parquet shard; with what makes `datasets` take the column `audio` for its `Audio`."""
+    """Schema of a Parquet shard, with the metadata by which `datasets` reads the column `audio` as its `Audio`."""
     features = {
         "audio": {"_type": "Audio"} if sampling_rate is None else {"sampling_rate": sampling_rate, "_type": "Audio"},
         "speaker": {"dtype": "string", "_type": "Value"},
@@ -91,7 +91,7 @@ class ParquetShard:
     Args:
         path: of the shard.
         temporary: name to write under.
-        sampling_rate: of the audio, None where files differ.
+        sampling_rate: of the audio, None if files differ.
         rows_per_group: utterances in a row group.
     """
 

@@ -301,7 +301,7 @@ def test_bad_files_are_listed_and_the_others_used(tree, out):
         ("id00002/v/cut.flac", "cut short|cannot be decoded"),
         ("id00002/v/half.m4a", "cannot be decoded"),
         ("id00002/v/long.wav", "more than the 268435456"),
-        ("id00000/video0/00000.m4a", "second file of the utterance id00000/video0/00000, of which .*00000.wav is used"),
+        ("id00000/video0/00000.m4a", "second file of the utterance id00000/video0/00000, and .*00000.wav is used"),
         ("id00000/broken.wav", "broken link"),
         ("id00000/loop", "second way"),
     ):
@@ -407,7 +407,7 @@ def test_a_full_disk_says_what_to_do(tree, out, monkeypatch):
 
     with monkeypatch.context() as context:
         context.setattr(making.ParquetShard, "finish", full)
-        with pytest.raises(OSError, match="shards that are whole stay, so make room") as caught:
+        with pytest.raises(OSError, match="complete shards stay, so make room") as caught:
             make(root, out, shards=3)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(out)
     make(root, out, shards=3)
@@ -420,7 +420,9 @@ def test_a_changed_source_is_refused_with_what_changed(tree, out, monkeypatch):
     write(root, "id00000/new/00009.wav", as_file(noise(77)))
     (root / "id00001/video0/00000.wav").unlink()
     write(root, "id00002/video0/00001.wav", as_file(noise(78)))
-    with pytest.raises(ValueError, match=r"source has changed .*: 1 utterances were added, 1 are gone, 1 are altered"):
+    with pytest.raises(
+        ValueError, match=r"source has changed .*: 1 utterances were added, 1 are missing, 1 are altered"
+    ):
         make(root, out, shards=3)
     make(root, out, shards=3, restart=True)
     assert len(rows(out)) == len(made)
@@ -481,7 +483,7 @@ def test_the_folder_of_somebody_else_is_refused(tree, out):
     ("source", "message"),
     [
         ("nowhere", "there is no .*nowhere: give a folder"),
-        ("file.xyz", "is no source that is known: give a folder"),
+        ("file.xyz", "is not a known kind of source: give a folder"),
         ("empty", "no utterance in empty"),
         ("mixed", r"holds archives \(a.zip\) and folders \(b\), perhaps the same audio twice"),
         ("bad.zip", r"bad.zip: it is no zip"),
