@@ -111,8 +111,8 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
 
     For losses that compare utterances in a batch, and for corpora in which some speakers have far more utterances than
     others. Every speaker comes once before any comes again, in a new random order each time; the utterances of one
-    speaker are drawn without repetition until all were used. A speaker with fewer than `utterances_per_speaker` comes with
-    some of them twice (as different crops of `SpeakerCrops`).
+    speaker are drawn without repetition until all were used. A speaker with fewer than `utterances_per_speaker`
+    utterances comes with some of them twice (as different crops of `SpeakerCrops`).
 
     Give it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
 
