@@ -35,6 +35,13 @@ Number = float | int
 class HamSpkConfig(PreTrainedConfig):
     """Everything that rebuilds a speaker model. Training speakers are `num_labels` / `id2label`, as in transformers.
 
+    Example:
+        ```python
+        from hf_hamspk import HamSpkConfig
+        config = HamSpkConfig(head="ham", num_labels=1211)
+        print(config.scale, config.margin, config.curvature)  # the published values: 30.0 0.2 3.0
+        ```
+
     Backbone
         backbone_config: configuration (or its dict, with `model_type`) of a transformers speech encoder such as WavLM,
             wav2vec2 or HuBERT; None for ECAPA-TDNN, which the five `ecapa_*` fields describe.
@@ -43,61 +50,53 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_bottleneck: channels inside squeeze-and-excitation.
         ecapa_groups: Res2Net scale, the number of channel groups of a block.
         ecapa_dilations: dilation of each block, in frames; as many blocks as numbers.
-        ecapa_block_input: what a block sees: the `"sum"` of the outputs of all layers before it, as in the released
+        ecapa_block_input: input of a block: the `"sum"` of the outputs of all layers before it, as in the released
             encoder, or the output of the `"previous"` one, as in SpeechBrain and WeSpeaker.
-        ecapa_padding: what convolutions see beyond the ends of an utterance: `"zeros"`, or the frames in reverse
-            (`"reflect"`, SpeechBrain).
+        ecapa_padding: beyond the ends of an utterance: `"zeros"`, or its mirror image (`"reflect"`, SpeechBrain).
         ecapa_normalize_aggregate: batch normalisation after multi-layer feature aggregation (SpeechBrain).
         mix_layers: pool a learned convex sum of the layers of a transformers backbone; False pools its last layer.
-        freeze_backbone: the backbone of transformers gets no gradient and stays in evaluation mode.
-        freeze_feature_encoder: its convolutions alone get no gradient, as is usual in fine-tuning; set it to False for
-            a backbone that was not pretrained.
+        freeze_backbone: a transformers backbone gets no gradient and stays in evaluation mode.
+        freeze_feature_encoder: its convolutions get no gradient; False for a backbone that was not pretrained.
 
     Front-end
-        frontend: `"fbank"` (the released code's log mel filter bank, torchaudio's convention), `"kaldi"` (Kaldi's),
-            `"speechbrain"` (SpeechBrain's) or `"waveform"` (the samples themselves, for transformers backbones). None
-            chooses by the backbone.
+        frontend: log mel filter banks of the released code (`"fbank"`, torchaudio's), of `"kaldi"` or `"speechbrain"`,
+            or `"waveform"`, the samples themselves, for transformers backbones. None chooses by the backbone.
         sampling_rate: in Hz.
         num_mel_bins: filters of the filter banks.
-        normalize_waveform: `"waveform"` only: bring each utterance to zero mean and unit variance over its valid
-            samples, as large WavLM and wav2vec2 models expect.
+        normalize_waveform: for `"waveform"`: each utterance gets mean 0 and variance 1, as large WavLM models expect.
         mask_mel_bins, mask_frames: in training, one band of up to this many filters and one stretch of up to this many
-            frames of each utterance are set to the mean; 0 switches it off. Transformers backbones mask by their own
-            configuration (`mask_time_prob`, ...).
+            frames of each utterance become the mean; 0 for none (transformers backbones have `mask_time_prob`, ...).
 
     Embedding
         pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
             transformers backbones only), `"statistics"` (mean and standard deviation) or `"xvector"` (time-delay
             layers, then mean and standard deviation, as in the `*ForXVector` models of transformers).
         pooling_channels: hidden channels of attentive pooling, or of the compression in MHFA.
-        pooling_context: attentive pooling sees the mean and deviation of the utterance.
         pooling_hidden_norm: attentive pooling has ReLU and batch normalisation before its tanh; False in WeSpeaker.
-        pooling_unbiased: the deviation that attentive pooling sees is divided by the number of frames less 1, not by
-            the number of frames (False in SpeechBrain).
-        pooling_variance_offset: added to the variance of that deviation (1e-7 in WeSpeaker).
+        pooling_context: attentive pooling also depends on the mean and deviation of the utterance.
+        pooling_unbiased: divide the variance in that context by frames less 1, not by frames; False in SpeechBrain.
+        pooling_variance_offset: added to that variance (1e-7 in WeSpeaker).
         pooling_smallest_variance: floor of a variance before its root, above 0 and at most 1.
         tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: the time-delay layers of `"xvector"`.
         normalize_pooled: batch normalisation between pooling and projection.
         mhfa_heads: attention heads of MHFA.
         embedding_size: D.
-        normalize_embedding: end in a batch normalisation, as the released encoder does.
+        normalize_embedding: batch normalisation of the embedding, as in the released encoder.
 
     Head (training only)
-        head: see the table in `heads.py`.
-        scale, margin, curvature: None takes the published value of the head (`softmax` scale 1, others 30; margin 0.2;
-            curvature 5 for `h`, 3 for the others). What `curvature` means depends on `projection`: see `poincare.py`.
+        head: see the table in `networks_hamspk.py`.
+        scale, margin, curvature: None for the published value of the head (`softmax` scale 1, others 30; margin 0.2;
+            curvature 5 for `h`, 3 for the others). `curvature` depends on `projection`: see `geometry_hamspk.py`.
         projection: `"released"` (hard clip, unit-ball distance: the published results; needs curvature > 1) or
             `"curved"` (exponential map at the origin of the ball of curvature `-curvature`).
         clip_radius: largest feature norm before the exponential map of `"curved"`.
-        learnable_curvature: `"curved"` only: the curvature is a parameter, within bounds.
+        learnable_curvature: for `"curved"`: the curvature is a parameter, within bounds.
         euclidean_head, euclidean_weight, hyperbolic_weight: the parts of `"joint"`.
 
-    Scoring
-        similarity: how two embeddings are compared: `"cosine"`, as in the paper, or `"hyperbolic"`.
-
-    Origin
-        converted_from: whose checkpoint the weights were made of; None where they were trained here.
-        source_licence: of that checkpoint, and so of the weights; None where it is not known.
+    Scoring and origin
+        similarity: of two embeddings: `"cosine"`, as in the paper, or `"hyperbolic"`.
+        converted_from: project whose checkpoint the weights come from; None if they were trained here.
+        source_licence: of that checkpoint, and so of the weights; None if not known.
 
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
@@ -158,24 +157,26 @@ class HamSpkConfig(PreTrainedConfig):
 
     converted_from: str | None = None
     source_licence: str | None = None
-
     auto_map: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_misspelt(kwargs, {"num_labels", *(f.name for f in fields(self))})
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = _backbone_from_dict(self.backbone_config)
+            if "model_type" not in self.backbone_config:
+                raise ValueError(
+                    "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert'; it has the keys "
+                    f"{sorted(self.backbone_config)}."
+                )
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         if self.backbone_config is not None and getattr(self.backbone_config, "layerdrop", 0):
             # transformers leaves a dropped layer out of the hidden states, whose sum and attention need them all.
             self.backbone_config.layerdrop = 0.0
         if self.frontend is None:
             self.frontend = "fbank" if self.backbone_config is None else "waveform"
-        if self.scale is None:
-            self.scale = PUBLISHED_SCALE.get(self.head, OTHER_SCALE)
-        if self.margin is None:
-            self.margin = MARGIN
-        if self.curvature is None:
-            self.curvature = PUBLISHED_CURVATURE.get(self.head, OTHER_CURVATURE)
+        self.scale = PUBLISHED_SCALE.get(self.head, OTHER_SCALE) if self.scale is None else self.scale
+        self.margin = MARGIN if self.margin is None else self.margin
+        published = PUBLISHED_CURVATURE.get(self.head, OTHER_CURVATURE)
+        self.curvature = published if self.curvature is None else self.curvature
         # Both Auto classes must find the code, whichever model class was saved.
         self.auto_map = {
             "AutoConfig": "configuration_hamspk.HamSpkConfig",
@@ -191,23 +192,11 @@ class HamSpkConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Counts are positive and fit together."""
-        for name in (
-            "ecapa_channels",
-            "ecapa_output_channels",
-            "ecapa_bottleneck",
-            "ecapa_groups",
-            "sampling_rate",
-            "num_mel_bins",
-            "pooling_channels",
-            "mhfa_heads",
-            "embedding_size",
-            "num_labels",
-        ):
-            _at_least(self, name, 1)
+        _at_least(self, 1, "ecapa_channels", "ecapa_output_channels", "ecapa_bottleneck", "ecapa_groups", "num_labels")
+        _at_least(self, 1, "sampling_rate", "num_mel_bins", "pooling_channels", "mhfa_heads", "embedding_size")
         # Below, no speech band is left and a window holds too few samples for the filters.
-        _at_least(self, "sampling_rate", 4000)
-        _at_least(self, "mask_mel_bins", 0)
-        _at_least(self, "mask_frames", 0)
+        _at_least(self, 4000, "sampling_rate")
+        _at_least(self, 0, "mask_mel_bins", "mask_frames")
         if self.ecapa_groups < 2 or self.ecapa_channels % self.ecapa_groups:
             raise ValueError(
                 f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({self.ecapa_groups}), and "
@@ -240,26 +229,27 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError("pooling 'mhfa' weighs the layers itself: leave mix_layers True.")
 
     def validate_frontend(self) -> None:
-        """The front-end feeds the backbone."""
-        if self.backbone_config is None and self.frontend == "waveform":
+        """Front-end, backbone and pooling fit together."""
+        backbone = self.backbone_config
+        if backbone is None and self.frontend == "waveform":
             raise ValueError(
                 "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'; 'waveform' needs a backbone_config."
             )
-        if self.backbone_config is not None and not hasattr(self.backbone_config, "conv_kernel"):
+        if backbone is not None and not hasattr(backbone, "conv_kernel"):
             raise ValueError(
-                f"backbone_config describes a {getattr(self.backbone_config, 'model_type', '?')!r} model; expected a "
+                f"backbone_config describes a {getattr(backbone, 'model_type', '?')!r} model; expected a "
                 "speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or 'hubert'."
             )
-        if self.backbone_config is not None and self.frontend != "waveform":
+        if backbone is not None and self.frontend != "waveform":
             raise ValueError(
                 f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}; leave backbone_config out "
                 "for ECAPA-TDNN."
             )
-        if self.backbone_config is None and self.pooling == "mhfa":
+        if backbone is None and self.pooling == "mhfa":
             raise ValueError("pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none.")
-        if self.backbone_config is None and self.freeze_backbone:
+        if backbone is None and self.freeze_backbone:
             raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
-        if getattr(self.backbone_config, "add_adapter", False):
+        if getattr(backbone, "add_adapter", False):
             raise ValueError(
                 "A backbone with add_adapter=True is not supported: its adapter shortens the frames that are pooled. "
                 "Set add_adapter=False in backbone_config."
@@ -281,10 +271,9 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError(f"clip_radius must be above 0 and finite, got {self.clip_radius}.")
         if self.learnable_curvature and self.head not in ("h", "ham", "joint"):
             raise ValueError(f"learnable_curvature needs a hyperbolic head ('h', 'ham' or 'joint'), got {self.head!r}.")
-        if curvature is not None and self.is_hyperbolic:
-            self._validate_curvature(float(curvature))
-
-    def _validate_curvature(self, curvature: float) -> None:
+        if curvature is None or not self.is_hyperbolic:
+            return
+        curvature = float(curvature)
         if self.projection == "released":
             if self.learnable_curvature:
                 raise ValueError(
@@ -302,18 +291,10 @@ class HamSpkConfig(PreTrainedConfig):
             )
 
 
-def _at_least(config: HamSpkConfig, name: str, smallest: int) -> None:
-    if getattr(config, name) < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}.")
-
-
-def _backbone_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
-    if "model_type" not in values:
-        raise ValueError(
-            "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert'; it has the keys "
-            f"{sorted(values)}."
-        )
-    return AutoConfig.for_model(**values)
+def _at_least(config: HamSpkConfig, smallest: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}.")
 
 
 def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:
