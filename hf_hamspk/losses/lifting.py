@@ -11,7 +11,7 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
 
 `X` and `X0` are the lift to the hyperboloid (see the module `geometry_hamspk`); `f` is 1, or `1 / sqrt(c)` in the
-curved projection. The radial parts come from `geometry_hamspk.project_norm`.
+curved projection. The radial parts come from `project_norm`.
 """
 
 import math
