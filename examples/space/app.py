@@ -78,7 +78,14 @@ def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Bl
         gr.Markdown(f"# Same person or not?\n\nTwo recordings of a few seconds of speech each, compared by `{title}`.")
         with gr.Row():
             recordings = [
-                gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, elem_id=name)
+                # Without Gradio's share button, which uploads the recording on a Space.
+                gr.Audio(
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    label=label,
+                    elem_id=name,
+                    buttons=["download"],
+                )
                 for label, name in (
                     ("First recording (the enrolment)", "first"),
                     ("Second recording (the test)", "second"),
