@@ -37,7 +37,7 @@ def main() -> None:
             sys.exit(f"{file} has {rate} Hz, the model works at {model.config.sampling_rate} Hz: resample it first.")
         waveforms.append(samples.mean(axis=1))
 
-    # 3. The answer; silence and crumbs of speech get none
+    # 3. The answer; recordings with too little speech get no decision
     *enrolment, test = waveforms
     try:
         answer = model.verifier().verify(enrolment, test, model.config.sampling_rate)
@@ -48,7 +48,7 @@ def main() -> None:
     if answer.log_likelihood_ratio is not None:
         print(f"log-likelihood ratio {answer.log_likelihood_ratio:.2f}, threshold {answer.threshold:.2f}")
     if answer.decision is None:
-        print("no decision: the model is not calibrated; `hamspk calibrate` does that with pairs of your own")
+        print("no decision: the model is not calibrated; `hamspk calibrate` calibrates it with your own pairs")
     else:
         print(answer.decision)
     for warning in answer.warnings:

@@ -22,6 +22,7 @@ from ..data.dataset import SpeakerCrops, collate
 from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
 from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..loading.models import quiet_transformers
+from ..loading.names import check_model
 from ..modeling_hamspk import HamSpkForXVector
 from ..shards.reading import open_shards
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
@@ -264,6 +265,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
     fields, start = recipe.config_fields(), recipe.model
     try:
         if start.initial_model is not None:
+            check_model(start.initial_model)
             values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
             if values.get("model_type") != HamSpkConfig.model_type:
                 raise ValueError(
@@ -277,6 +279,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             dropped = {"auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
             return valid_config({k: v for k, v in values.items() if k not in dropped} | fields)
         if start.backbone is not None:
+            check_model(start.backbone)
             backbone = AutoConfig.from_pretrained(start.backbone)
             if backbone.model_type == HamSpkConfig.model_type:
                 raise ValueError("it is a whole speaker model; to fine-tune it, name it as initial_model")
