@@ -1,8 +1,8 @@
 """Recordings: reading and resampling them, checking them, and measuring how much speech they hold.
 
-`read_sound` is the one reader of whole recordings: training, evaluation, the commands, the pipeline and the endpoint all
-use it. (Random crops of shards and noise files are decoded where they are cut, in `shards/` and `data/`.) It decodes block by block, within limits, and never trusts a header. Input that cannot be used raises an
-`InputError` that says what was expected, what came, and what to do.
+`read_sound` is the one reader of whole recordings, used by training, evaluation, the commands, the pipeline and the
+endpoint. (Random crops of shards and noise files are decoded where they are cut, in `shards/` and `data/`.) It decodes
+block by block, within limits, and never trusts a header. Input that cannot be used raises an `InputError`.
 
 Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`, in NumPy alone:
 a model gives the same numbers where torchaudio is absent, and memory does not grow for odd rates.
@@ -65,7 +65,7 @@ MOST_CHANNELS = 32
 LOUDEST = 16.0
 # Full scale of integer samples.
 INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
-# Share of the samples that a header promises below which a file counts as cut short. MP3 headers are off by a frame or
+# Share of the samples that a header declares, below which a file counts as cut short. MP3 headers are off by a frame or
 # two (72 ms), so it is not 1.
 DECODED_SHARE = 0.9
 FETCH_SECONDS = 20.0
@@ -130,7 +130,7 @@ CLIPPED_RUN = 3
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, of Python or of NumPy, and no bool."""
+    """Return whether a value is a finite int or float of Python or NumPy, and not a bool."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
@@ -144,8 +144,8 @@ class InputError(ValueError):
     """Invalid input. The message is safe to show to the caller: it names only paths the caller gave.
 
     Attributes:
-        reason: what is wrong, without the name.
-        name: what the message calls the input; "" if it has no name.
+        reason: the problem, without the name.
+        name: name of the input in the message; "" if it has none.
     """
 
     # One positional argument is enough to build it again: PyTorch re-raises a worker's exception that way.
@@ -156,12 +156,12 @@ class InputError(ValueError):
 
 
 class MissingDecoderError(InputError, ImportError):
-    """A file that needs a package which is not installed."""
+    """The decoder of a file is not installed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is read of one recording.
+    """Limits on one recording.
 
     Example:
         ```python
@@ -171,13 +171,13 @@ class Limits:
         ```
 
     Attributes:
-        seconds: of audio; a longer recording is refused.
-        size: of a file, in bytes.
-        values: samples times channels that are decoded, whatever a header promises.
-        remote: fetch URLs and open paths; False takes only bytes, arrays and decoders.
+        seconds: longest recording.
+        size: largest file, in bytes.
+        values: largest number of decoded samples times channels, whatever the header declares.
+        remote: whether URLs are fetched and paths opened; False accepts only bytes, arrays and decoders.
 
     Raises:
-        InputError: a limit is not a positive number, or of another type.
+        InputError: a limit has the wrong type or is not positive.
     """
 
     seconds: float = 600.0
@@ -198,12 +198,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording as a waveform that was checked: one channel, finite.
+    """A recording that was read and checked: one channel, finite samples.
 
     Attributes:
         waveform: `(L,)` float32, full scale is 1.
-        sampling_rate: of the waveform, in Hz.
-        warnings: sentences about what is wrong with the recording.
+        sampling_rate: rate of the waveform, in Hz.
+        warnings: sentences about problems of the recording.
     """
 
     waveform: np.ndarray
@@ -227,25 +227,24 @@ def read_sound(
 ) -> Sound:
     """Decode a recording, average its channels, and resample it.
 
-    Files are decoded by soundfile (WAV, FLAC, OGG, Opus, MP3, AIFF, ...), and by PyAV, if installed, where they are AAC
-    (m4a, mp4, aac), Matroska or WebM. The format is told from the first bytes, not from the name.
+    soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and others. PyAV, if installed, decodes AAC (m4a, mp4, aac),
+    Matroska and WebM. The first bytes of a file decide its format, not its name.
 
     Args:
         source: a path, a URL, the bytes of an audio file, an open binary file, an array or tensor `(L,)` (or with
             channels), a decoder of torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}`, or `{"bytes",
             "path"}` as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
-        rate: wanted, in Hz; None keeps the rate of the recording.
-        label: what messages call the recording, for example "The test", or its path.
-        limits: how much is read; None for the defaults of `Limits`.
-        source_rate: of arrays that come without one, in Hz; None takes `rate`, with a warning.
-        strict: refuse recordings that no model should be trained or measured on: those that are cut short, shorter than
-            `min_duration`, or silent. Otherwise a recording that is cut short has a warning, and silence is returned
-            as it is.
-        min_duration: in seconds, if `strict`.
+        rate: sampling rate of the result, in Hz; None keeps the rate of the recording.
+        label: name of the recording in messages, for example "The test", or its path.
+        limits: limits on the recording; None is `Limits()`.
+        source_rate: sampling rate of arrays that have none, in Hz; None assumes `rate`, with a warning.
+        strict: raise an error if the recording is truncated, silent, or shorter than `min_duration`. Otherwise a
+            truncated recording gets a warning, and silence is returned.
+        min_duration: shortest recording in seconds, if `strict`.
 
     Raises:
-        InputError: not a recording, or one that cannot be used.
-        MissingDecoderError: the file needs soundfile or PyAV, which is not installed.
+        InputError: the source is not a recording, or cannot be used.
+        MissingDecoderError: soundfile or PyAV is needed and not installed.
     """
     limits = Limits() if limits is None else limits
     mixdown = _read(source, rate if source_rate is None else source_rate, _input_name(source, label), limits)
@@ -265,7 +264,7 @@ def read_sound(
 
 
 def _input_name(source: Any, label: str) -> str:
-    """What errors call a recording: the label, and the path or URL that the caller gave."""
+    """Return the name of a recording in errors: the label, and the path or URL that the caller gave."""
     if isinstance(source, Mapping):
         source = source.get("path") if all(source.get(key) is None for key in ("array", "raw", "bytes")) else None
     if not isinstance(source, str | os.PathLike):
@@ -277,10 +276,10 @@ def _input_name(source: Any, label: str) -> str:
 
 
 class _Mixdown:
-    """Collects decoded blocks as one channel, within limits.
+    """Mixes decoded blocks down to one channel, within limits.
 
-    `promised` is the number of frames in the header (0 if unknown), `filler` the number that the encoder may have added
-    behind the end of the sound.
+    `promised` is the number of frames that the header declares (0 if unknown), `filler` the number of frames that the
+    encoder may have appended.
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
@@ -299,7 +298,7 @@ class _Mixdown:
             raise self._too_long(self.promised)
 
     def add(self, samples: np.ndarray) -> None:
-        """Take a block `(L, C)` float32."""
+        """Add a block `(L, C)` of float32 samples."""
         self.frames += len(samples)
         if self.frames > self.most + self.filler:
             raise self._too_long(self.frames)
@@ -319,19 +318,21 @@ class _Mixdown:
         self.blocks.append(planes.mean(axis=0))
 
     def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
-        """The recording `(L,)` float32, finite, in about [-1, 1]; what is wrong but usable is added to `warnings`.
+        """Return the recording `(L,)`, finite float32 in about [-1, 1]; add sentences on its problems to `warnings`.
 
-        With `min_duration`, recordings that are cut short, shorter than that, or silent are refused.
+        With `min_duration`, raise an InputError for recordings that are truncated, shorter than that, or silent.
         """
         if self.frames < DECODED_SHARE * self.promised:
             if min_duration is not None:
                 raise InputError(
-                    f"is cut short: its header promises {self.promised} samples, {self.frames} could be decoded; copy "
+                    f"is cut short: its header declares {self.promised} samples, {self.frames} could be decoded; copy "
                     "it again",
                     self.name,
                 )
-            promised, there = self.promised / self.rate, self.frames / self.rate
-            warnings.append(f"{label} is cut short: {promised:.1f} s are promised, {there:.1f} s are there.")
+            declared, decoded = self.promised / self.rate, self.frames / self.rate
+            warnings.append(
+                f"{label} is cut short: its header declares {declared:.1f} s, {decoded:.1f} s were decoded."
+            )
         if self.bad:
             samples = self.frames * self.channels
             said = f"holds {self.bad} NaN or infinite samples of {samples}; convert it again from its original"
@@ -355,7 +356,7 @@ class _Mixdown:
         return waveform
 
     def _channels_differ(self) -> bool:
-        """Whether the channels that hold sound are of different things, or cancel each other."""
+        """Return whether the audible channels are unlike or cancel each other."""
         power = np.diag(self.products)
         audible = power > SILENT_CHANNEL * power.max()
         count = np.count_nonzero(audible)
@@ -376,7 +377,7 @@ class _Mixdown:
 def require_sound(
     waveform: np.ndarray, rate: int, name: str, min_duration: float = SHORTEST_SECONDS, channels: int = 1
 ) -> None:
-    """Refuse a waveform `(L,)` that is empty, shorter than `min_duration` seconds, or silent, with an `InputError`."""
+    """Raise an `InputError` if a waveform `(L,)` is empty, shorter than `min_duration` seconds, or silent."""
     if not len(waveform):
         raise InputError("is empty (0 samples); record it again or leave it out", name)
     if len(waveform) < round(min_duration * rate):
@@ -446,7 +447,7 @@ def _list_to_array(samples: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(samples, dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError("holds a list that is no list of numbers; expected samples in [-1, 1]", name) from error
+        raise InputError("holds a list with other values than numbers; expected samples in [-1, 1]", name) from error
 
 
 def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
@@ -459,7 +460,7 @@ def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
         if os.path.isdir(path):
             raise InputError("is a folder; give one audio file", name)
         if os.path.exists(path):
-            raise InputError("is no regular file (a pipe or a device); give an audio file", name)
+            raise InputError("is not a regular file (a pipe or a device); give an audio file", name)
         raise InputError(NO_SUCH_FILE, name)
     try:
         # By its number: soundfile takes a file for raw samples if its name ends in ".raw".
@@ -486,7 +487,7 @@ def _fetch(url: str, name: str, limits: Limits) -> bytes:
 
 
 def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
-    """Read a decoder of torchcodec, which `datasets` gives."""
+    """Read a decoder of torchcodec, as `datasets` returns it."""
     try:
         seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
         if seconds is not None and seconds > limits.seconds:
@@ -502,7 +503,7 @@ def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
-    """Take an array or tensor `(L,)`, or with channels in front or behind."""
+    """Read an array or tensor `(L,)`, `(C, L)` or `(L, C)`."""
     if not isinstance(samples, np.ndarray | torch.Tensor):
         raise InputError(f"holds {type(samples).__name__}; expected an array of samples", name)
     shape: tuple[int, ...] = tuple(samples.shape)
@@ -520,7 +521,7 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
-    """Decode a seekable binary file, as far as the limits go."""
+    """Decode a seekable binary file, within the limits."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size > limits.size:
@@ -565,7 +566,7 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _av_container(start: bytes) -> str | None:
-    """FFmpeg's name of the container whose first 12 bytes are given, if it is one that soundfile does not read."""
+    """Return FFmpeg's name for a container that soundfile does not read, from its first 12 bytes; None for others."""
     if start[4:8] == b"ftyp":
         return "mov"
     if start.startswith(b"\x1a\x45\xdf\xa3"):
@@ -617,7 +618,7 @@ def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixd
 
 
 def check_rate(rate: Any, name: str) -> int:
-    """A sampling rate in Hz as an int; an `InputError` if it is not a whole number from 4,000 to 384,000."""
+    """Return a sampling rate in Hz as an int; raise an `InputError` if it is not whole or outside [4000, 384000]."""
     if not is_number(rate) or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise InputError(
             f"has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
@@ -634,11 +635,11 @@ def _to_numpy(samples: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         samples = samples.detach().cpu()
         return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
     except (TypeError, RuntimeError) as error:
-        raise InputError(f"is a tensor of {samples.dtype} that is no plain array of samples", name) from error
+        raise InputError(f"is a tensor of {samples.dtype} that is not a plain array of samples", name) from error
 
 
 def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
-    """Float32 with full scale 1, in any order of bytes and axes."""
+    """Convert samples of any byte order to float32 with full scale 1."""
     if samples.dtype.name in INTEGER_SCALE:
         return samples.astype(np.float32) / np.float32(INTEGER_SCALE[samples.dtype.name])
     if not np.issubdtype(samples.dtype, np.floating):
@@ -650,9 +651,9 @@ def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def wav_frames(file: Any) -> int:
-    """Frames that the header of a WAV file promises, where soundfile tells only those that are there.
+    """Return the number of frames that the header of a WAV file declares; soundfile reports only those it finds.
 
-    The binary file is left where it was. 0 for other files, and for one that was written to a pipe and does not say.
+    The position in the file is restored. The result is 0 for other files, and if the header does not declare a length.
     """
     start = file.tell()
     try:
@@ -677,9 +678,9 @@ def wav_frames(file: Any) -> int:
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample `(L,)` from one rate in Hz to another: `(ceil(L * to_rate / from_rate),)` float32.
+    """Resample `(L,)` between two rates in Hz: `(ceil(L * to_rate / from_rate),)` float32.
 
-    The waveform itself is returned if the rates are equal.
+    If the rates are equal, the waveform itself is returned.
     """
     if from_rate == to_rate:
         return waveform
@@ -707,7 +708,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
-    """`(N, K)` float32 for output samples that lie `fraction` `(N,)` of a sample behind an input sample."""
+    """Return the filters `(N, K)` of output samples that lie `fraction` `(N,)` of a sample after an input sample."""
     time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
     time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
@@ -715,17 +716,17 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
 
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
-    """transformers' own feature extractor: it pads and makes the mask; all else is inside the model."""
+    """Return transformers' own feature extractor, which pads and makes the mask; the rest is inside the model."""
     return Wav2Vec2FeatureExtractor(
         sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
     )
 
 
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
-    """Refuse a batch that is not `(B, L)` with a mask of the same shape and enough samples in every row.
+    """Raise a ValueError unless a batch is `(B, L)`, with a mask of this shape and enough samples in every row.
 
-    What the mask holds is checked on the CPU only, elsewhere the device would have to be waited for; and not where
-    the model is compiled or exported, as a graph cannot refuse.
+    The values of the mask are checked on the CPU only, as another device would have to be waited for, and not while the
+    model is compiled or exported.
     """
     if input_values.ndim != 2:
         raise ValueError(
@@ -751,7 +752,7 @@ def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_le
 
 
 def check_labels(labels: Tensor, speakers: int) -> None:
-    """Refuse labels `(B,)` outside [0, speakers)."""
+    """Raise a ValueError if a label `(B,)` lies outside [0, speakers)."""
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < speakers:
         raise ValueError(
             f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has {speakers} "
@@ -760,7 +761,7 @@ def check_labels(labels: Tensor, speakers: int) -> None:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions of `lengths`, sorted by length and cut into runs of little padding, within `budget` samples with it."""
+    """Group the indices of `lengths` into batches of similar lengths, each of at most `budget` samples with padding."""
     batches: list[list[int]] = []
     held = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -776,14 +777,14 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class SpeechMeasures:
-    """What was measured of a recording.
+    """Measurements of a recording.
 
     Attributes:
-        duration: seconds.
-        speech: seconds of speech, pauses of up to 0.3 s included; in [0, duration].
-        snr_db: power of the speech over that of the noise under it, in dB, in [-10, 60]; -10 where there is no speech.
-        clipped: share of the samples that are cut off at the extreme, in [0, 1].
-        level_db: root mean square, in dB below full scale; at least -120.
+        duration: length in seconds.
+        speech: seconds of speech, including pauses of up to 0.3 s; in [0, duration].
+        snr_db: signal-to-noise ratio of the speech in dB, in [-10, 60]; -10 if there is no speech.
+        clipped: share of clipped samples, in [0, 1].
+        level_db: root mean square level in dBFS; at least -120.
     """
 
     duration: float
@@ -794,7 +795,7 @@ class SpeechMeasures:
 
 
 class _Block(NamedTuple):
-    """Of one stretch: frames that are speech, the power of each, and the power of the noise."""
+    """Measurements of one stretch: whether each frame is speech, its power, and the power of the noise."""
 
     speech: np.ndarray
     power: np.ndarray
@@ -802,14 +803,14 @@ class _Block(NamedTuple):
 
 
 def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
-    """Measure how much speech a waveform holds, and how clean it is.
+    """Measure how much speech a waveform contains, and how clean it is.
 
     Args:
         waveform: `(L,)` floating point in [-1, 1], of any length.
-        sampling_rate: in Hz, at least 8000.
+        sampling_rate: rate in Hz, at least 8000.
 
     Raises:
-        ValueError: not one-dimensional, integers, NaN or infinite samples, or a sampling rate below 8 kHz.
+        ValueError: the waveform is not a finite floating-point vector, or the sampling rate is below 8 kHz.
     """
     samples = np.asarray(waveform)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
@@ -823,7 +824,7 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
 
 
 def measure_sound(sound: Sound) -> SpeechMeasures:
-    """As `measure_speech`, of a recording that `read_sound` read."""
+    """Measure a recording that `read_sound` returned, like `measure_speech`."""
     samples, sampling_rate = sound.waveform, sound.sampling_rate
     if sampling_rate < 2 * HIGHEST_HZ:
         raise ValueError(f"Speech is measured at 8000 Hz or more, got {sampling_rate} Hz.")
@@ -853,7 +854,7 @@ def _decibels(power: float) -> float:
 
 
 def _clipped_share(samples: np.ndarray) -> float:
-    """Share of the samples in runs of equal values at the largest or the smallest value."""
+    """Return the share of samples in runs of equal values at the largest or smallest value."""
     if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
         return 0.0
     total = 0
@@ -887,13 +888,13 @@ def _measure_block(samples: np.ndarray, sampling_rate: int) -> _Block:
 
 
 def _band_power(power: np.ndarray) -> np.ndarray:
-    """Sum `(T, F)` over bands of equal width: `(T, B)`."""
+    """Sum the power `(T, F)` over bands of equal width: `(T, B)`."""
     edges = np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS
     return np.add.reduceat(power, np.rint(edges).astype(int)[:-1], axis=1)
 
 
 def _periodicity(power: np.ndarray) -> np.ndarray:
-    """Largest autocorrelation of each frame at the lags of voices, of its flattened spectrum: `(T,)`, about [0, 1]."""
+    """Return the largest autocorrelation of each frame at the lags of voices, after flattening its spectrum: `(T,)`."""
     low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
     width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
     padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")
@@ -911,14 +912,14 @@ def _periodicity(power: np.ndarray) -> np.ndarray:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and end of each run of True."""
+    """Return the first index of each run of True, and the index after its end."""
     at = np.concatenate([[False], mask, [False]])
     edges = np.flatnonzero(at[1:] != at[:-1])
     return edges[::2], edges[1::2]
 
 
 def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
-    """Only the runs of True that are at least so long."""
+    """Keep only runs of True of at least `shortest` frames."""
     result = np.zeros_like(mask)
     for begin, end in zip(*_runs(mask), strict=True):
         result[begin:end] = end - begin >= shortest
@@ -926,7 +927,7 @@ def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
 
 
 def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
-    """Fill runs of False between runs of True that are at most so long."""
+    """Fill gaps of at most `longest` frames between runs of True."""
     result = mask.copy()
     begins, ends = _runs(mask)
     for end, begin in zip(ends[:-1], begins[1:], strict=True):
@@ -936,7 +937,7 @@ def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
 
 
 def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
-    """True within so many frames of a True."""
+    """Extend each run of True by `reach` frames on both sides."""
     result = np.zeros_like(mask)
     for begin, end in zip(*_runs(mask), strict=True):
         result[max(0, begin - reach) : end + reach] = True

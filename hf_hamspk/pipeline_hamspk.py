@@ -26,14 +26,14 @@ ERRORS = ("raise", "return")
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair that was read; `enrolment` is None if only an embedding is wanted."""
+    """A pair that was read; `enrolment` is None if only an embedding is requested."""
 
     enrolment: list[Sound] | SpeakerProfile | None
     test: Sound
 
 
 class SpeakerVerificationPipeline(Pipeline):
-    """Are these recordings of the same speaker? With `return_embeddings=True`: the embeddings of recordings.
+    """Verifies pairs of recordings, or embeds recordings with `return_embeddings=True`.
 
     A recording is a path, a URL, the bytes of an audio file, an array or tensor of samples in [-1, 1], a decoder of
     torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}` or `{"bytes", "path"}`, as in `datasets`.
@@ -48,11 +48,11 @@ class SpeakerVerificationPipeline(Pipeline):
         ```
 
     Args:
-        check_voices: look for several voices in long recordings of a calibrated model; about doubles the time.
-        onnx_file: compute the embeddings with ONNX Runtime, from this file of `hamspk export`: a path, or a name
-            beside the weights.
-        onnx_threads: of ONNX Runtime; None: all cores.
-        kwargs: of transformers' pipelines, and defaults for the arguments of a call.
+        check_voices: whether long recordings are searched for several voices, which about doubles the time.
+        onnx_file: file of `hamspk export` from which ONNX Runtime computes the embeddings: a path, or a name beside the
+            weights.
+        onnx_threads: threads of ONNX Runtime; None uses all cores.
+        kwargs: arguments of transformers' pipelines, and defaults for the arguments of a call.
     """
 
     _load_tokenizer = False
@@ -85,10 +85,10 @@ class SpeakerVerificationPipeline(Pipeline):
 
     @property
     def verifier(self) -> SpeakerVerifier:
-        """Made at the first use; the weights must not change afterwards.
+        """Verifier, made at its first use; the weights must not change afterwards.
 
         Raises:
-            ValueError: the calibration is of other weights.
+            ValueError: the calibration belongs to other weights.
         """
         if self._verifier is None:
             self._verifier = self.embedder.verifier(self._check_voices)
@@ -102,22 +102,21 @@ class SpeakerVerificationPipeline(Pipeline):
                 a list of recordings of one speaker, or a speaker's profile; a list of pairs; or a stream of pairs (a
                 generator, a data set). With `return_embeddings=True`, recordings take the place of pairs.
             kwargs:
-                operating_point: name of an operating point of the calibration; by default its first.
-                threshold: decide on the score instead. Without a calibration and without it nothing is decided.
-                combine: `"mean"`, `"length_weighted"` or `"barycentre"`, of several enrolment recordings.
-                return_embeddings: embed recordings instead.
-                sampling_rate: of arrays that come without one, in Hz; by default the model's, with a warning.
-                errors: `"raise"`, or `"return"` `{"error": message}` in place of an answer.
-                limits: of each recording; `Limits`, or a dictionary with some of its fields.
-                batch_size, num_workers: of lists and streams, as in transformers.
+                operating_point: name of an operating point of the calibration; the first one by default.
+                threshold: threshold on the score instead. With neither calibration nor threshold nothing is decided.
+                combine: `"mean"`, `"length_weighted"` or `"barycentre"`, for several enrolment recordings.
+                return_embeddings: whether recordings are embedded instead.
+                sampling_rate: rate of arrays that have none, in Hz; the model's by default, with a warning.
+                errors: `"raise"`, or `"return"` for `{"error": message}` in place of an answer.
+                limits: limits on each recording: `Limits`, or a dictionary with some of its fields.
+                batch_size, num_workers: as in transformers, for lists and streams.
 
         Returns:
-            For a pair the dictionary of `Verification`: score, log-likelihood ratio, decision, operating point,
-            threshold, seconds of speech, warnings. For a recording `embedding` (`(D,)` float32), `speech` (seconds) and
-            `warnings`. For a list a list, for a stream an iterator, which reads as it is read.
+            The dictionary of a `Verification`; with `return_embeddings` one with `embedding` (`(D,)` float32), `speech`
+            (seconds) and `warnings`. A list for a list, and a lazy iterator for a stream.
 
         Raises:
-            InputError: an input that cannot be used; in a list or stream the message begins with its position.
+            InputError: an input cannot be used; in a list or stream the message begins with its position.
         """
         if more:
             raise InputError("Expected one input; give a pair as a tuple: verify((enrolment, test)).")
@@ -217,7 +216,7 @@ class SpeakerVerificationPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[dict[str, Any]]:
-        """As in transformers, but a batch is a list: recordings of any lengths, batched by length by the model."""
+        """Yield answers as transformers does, but with lists as batches: the model batches recordings by length."""
         numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
         dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
             numbered, self._preprocess_numbered, preprocess_params
@@ -232,13 +231,13 @@ class SpeakerVerificationPipeline(Pipeline):
 
 
 def announce_pipeline(config: PreTrainedConfig) -> None:
-    """Have the configuration name the pipeline, where transformers looks for it."""
+    """Name the pipeline in the configuration, where transformers looks for it."""
     pipeline = f"{__name__.rpartition('.')[2]}.{SpeakerVerificationPipeline.__name__}"
     config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "audio"}}
 
 
 def _read_recording(source: Any, rate: int, limits: Limits | None, sampling_rate: int | None) -> _Pair:
-    """Read a recording whose embedding is wanted."""
+    """Read a recording that is to be embedded."""
     if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
         raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
     return _Pair(None, read_sound(source, rate, "The recording", limits, sampling_rate, strict=True))
@@ -257,7 +256,7 @@ def _sides(source: Any) -> tuple[Any, Any]:
 
 
 def _is_stream(inputs: Any) -> bool:
-    """Whether an input is an iterable of pairs or recordings that is read one by one."""
+    """Return whether an input is an iterable that is read one by one."""
     ones = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, torch.Tensor, list, tuple, Mapping)
     if isinstance(inputs, ones) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples"):
         return False

@@ -101,16 +101,16 @@ class SpeakerProfile:
         ```
 
     Attributes:
-        name: of the speaker; None if it was not given.
+        name: name of the speaker; None if it was not given.
         embedding: `(D,)` float32 on the CPU, finite.
-        seconds: of speech in each utterance.
-        snr_db: mean over the utterances.
-        magnitude: mean over the utterances; see `geometry_hamspk.magnitude`.
+        seconds: seconds of speech in each utterance.
+        snr_db: signal-to-noise ratio in dB, mean over the utterances.
+        magnitude: magnitude of the embeddings, mean over the utterances (`geometry_hamspk.magnitude`).
         combine: how the utterances were combined.
-        fingerprint: of the model.
-        model_id: where the model was loaded from: a name on the Hub, or the last part of a folder's path.
-        revision: commit of the model on the Hub, None for a folder.
-        recordings: SHA-256 of the samples of each utterance, which tells whether a test is one of them.
+        fingerprint: fingerprint of the model.
+        model_id: name of the model on the Hub, or the last part of its folder's path.
+        revision: commit of the model on the Hub; None for a folder.
+        recordings: SHA-256 of the samples of each utterance, to recognise a test that is one of them.
         warnings: sentences about the enrolment; not saved.
     """
 
@@ -132,7 +132,7 @@ class SpeakerProfile:
         numbers = (*self.seconds, self.snr_db, self.magnitude)
         if not self.seconds or not all(is_number(number) for number in numbers):
             raise ValueError(
-                f"A profile needs the seconds of at least one utterance and finite numbers, got {numbers}."
+                f"A profile needs the seconds of at least one utterance and finite measures, got {numbers}."
             )
         if self.combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine!r}.")
@@ -145,11 +145,11 @@ class SpeakerProfile:
 
     @property
     def quality(self) -> Quality:
-        """The quality measures that a calibration may use."""
+        """Quality measures that a calibration may use."""
         return Quality(sum(self.seconds), self.snr_db, self.magnitude, self.utterances)
 
     def check_model(self, fingerprint: str) -> None:
-        """Refuse any model but the one that made the profile, with a ValueError that names both."""
+        """Raise a ValueError, which names both models, unless the profile was made by this model."""
         if self.fingerprint != fingerprint:
             whose = "This profile" if self.name is None else f"The profile of {self.name!r}"
             model = "another model" if self.model_id is None else f"the model {self.model_id}"
@@ -160,7 +160,7 @@ class SpeakerProfile:
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file: the tensor `embedding`, and everything else as a description with a checksum."""
+        """Write the profile as a safetensors file: the embedding, and a description with a checksum."""
         description = {key: getattr(self, key) for key in _PROFILE_FIELDS} | {"kind": PROFILE_KIND}
         save_array(path, "embedding", self.embedding.numpy(), description)
 
@@ -188,13 +188,13 @@ class SpeakerProfile:
 
 
 class MeasuredRecording(NamedTuple):
-    """A recording, measured and embedded.
+    """A recording with its measurements and embeddings.
 
     Attributes:
-        digest: SHA-256 of the samples `(L,)`, as float32.
-        embedding: `(D,)`; None if there is hardly any speech.
-        pieces: `(N, D)` embeddings of consecutive pieces, at least two; None if there are fewer, or none were wanted.
-        warnings: of the reader.
+        digest: SHA-256 of the float32 samples `(L,)`.
+        embedding: `(D,)`; None if there is too little speech.
+        pieces: embeddings `(N, D)` of consecutive pieces; None if there are fewer than two, or not requested.
+        warnings: warnings of `read_sound`.
     """
 
     digest: str
@@ -205,7 +205,7 @@ class MeasuredRecording(NamedTuple):
     warnings: list[str]
 
     def quality(self, model: SpeakerModel) -> Quality:
-        """The quality measures that a calibration may use."""
+        """Quality measures that a calibration may use."""
         if self.embedding is None:
             raise ValueError("A recording without speech has no embedding, and no quality.")
         return Quality(self.measures.speech, self.measures.snr_db, float(model.magnitude(self.embedding)))
@@ -214,7 +214,7 @@ class MeasuredRecording(NamedTuple):
 def read_recording(
     source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None, strict: bool = False
 ) -> Sound:
-    """Read a recording as `read_sound` does; a `Sound` that was read already is returned as it is."""
+    """Read a recording with `read_sound`; a `Sound` is returned unchanged."""
     # Its class differs between an installed package and the code that came with a model.
     if not (hasattr(source, "waveform") and hasattr(source, "warnings")):
         return read_sound(source, rate, label, limits, sampling_rate, strict)
@@ -229,8 +229,8 @@ def read_enrolment_side(
     """Read the enrolment side of a pair: a recording, a list of recordings, a profile, or the path of a profile.
 
     Raises:
-        InputError: no recording, too many, or one that cannot be used.
-        ValueError: a file of a profile that cannot be read.
+        InputError: there is no recording, there are too many, or one cannot be used.
+        ValueError: the profile cannot be read.
     """
     # A profile, of whichever class.
     if hasattr(source, "check_model"):
@@ -252,12 +252,9 @@ def read_enrolment_side(
 def measure_and_embed(
     model: SpeakerModel, groups: Sequence[Sequence[Sound]], with_pieces: bool
 ) -> list[list[MeasuredRecording]]:
-    """Measure and embed the recordings of each group; equal ones are embedded once.
+    """Measure and embed the recordings of each group; equal recordings are embedded once.
 
-    Args:
-        model: embeds.
-        groups: recordings at the model's sampling rate.
-        with_pieces: embed the pieces of long recordings, too.
+    Recordings are at the model's sampling rate. `with_pieces` also embeds the pieces of long recordings.
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
     sounds = {
@@ -283,7 +280,7 @@ def measure_and_embed(
 
 
 def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
-    """Consecutive pieces of about `VOICE_SECONDS` of speech, or none if fewer than two hold speech."""
+    """Cut a recording into pieces with about `VOICE_SECONDS` of speech; no pieces if fewer than two contain speech."""
     count = int(measures.speech / VOICE_SECONDS)
     if count < 2:
         return []
@@ -293,7 +290,7 @@ def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
 
 
 def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bool:
-    """Whether two recordings are the same samples, bit by bit or except for the level and a little rounding."""
+    """Return whether two recordings have the same samples, up to level and rounding."""
     if first.digest == second.digest:
         return True
     if len(first.samples) != len(second.samples) or first.measures.speech == 0 or second.measures.speech == 0:
@@ -303,7 +300,7 @@ def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bo
 
 
 def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
-    """Sentences about what is wrong with a recording, also that it is short if `with_length`."""
+    """Return sentences about problems of a recording; short speech is one of them if `with_length`."""
     measures, sentences = recording.measures, []
     if with_length and measures.speech < SHORT_SPEECH:
         # 2.96 s must not be shown as 3.0 s.
@@ -322,7 +319,7 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
 
 
 def copy_warnings(recordings: Sequence[MeasuredRecording], labels: Sequence[str]) -> list[str]:
-    """Sentences that name each recording which repeats an earlier one."""
+    """Return sentences that name each recording which repeats an earlier one."""
     sentences = []
     for i, recording in enumerate(recordings):
         first = next((j for j in range(i) if is_same_recording(recordings[j], recording)), None)
@@ -338,12 +335,10 @@ def cohesion_warnings(
     combine: Callable[[Tensor], Tensor],
     scorer: Scorer,
 ) -> list[str]:
-    """Sentences that name the utterances of an enrolment which do not fit the others, each left out in turn.
+    """Return sentences that name the utterances of an enrolment which do not fit the others.
 
-    Args:
-        embeddings: `(N, D)` of an enrolment, with the quality and the label of each.
-        combine: `(N - 1, D)` to `(D,)`.
-        scorer: without a calibration nothing defines what does not fit, and the list is empty.
+    Each of the embeddings `(N, D)` is compared with the combination of the others: `combine` maps `(N - 1, D)` to
+    `(D,)`. Without a calibration there is no criterion, and the list is empty.
     """
     count = len(labels)
     if scorer.calibration is None or count < 2:
@@ -376,15 +371,14 @@ def leave_one_out_scores(
 
 
 def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | None:
-    """The smallest log-likelihood ratio between two pieces of a recording, each of about 2 s of speech.
+    """Return the smallest log-likelihood ratio between two pieces of a recording, each of about 2 s of speech.
 
-    It is low where two speakers take turns of some seconds, in recordings of a few to some twenty seconds; not where
-    two speak at once or in turns shorter than a piece, nor for speakers that the model confuses. It is as good as the
-    model and its calibration are on such short pieces.
+    It is low if two speakers take turns of several seconds in a recording of up to about twenty seconds. It does not
+    reveal two people who speak at once or in shorter turns, or speakers that the model confuses.
 
     Returns:
-        The ratio, plus the logarithm of the number of pairs, as the smallest of many is small by chance; None without a
-        calibration, or if there are not two pieces.
+        The ratio plus the logarithm of the number of pairs, because the smallest of many is small by chance. None
+        without a calibration, or if there are fewer than two pieces.
     """
     pieces = recording.pieces
     if scorer.calibration is None or pieces is None:
@@ -397,7 +391,7 @@ def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | 
 
 
 def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> list[str]:
-    """A sentence if a recording seems to hold several voices, one after the other."""
+    """Return a sentence if a recording seems to contain several voices, one after the other."""
     ratio = lowest_piece_ratio(recording, scorer)
     if ratio is None or ratio >= TWO_VOICES:
         return []
@@ -406,18 +400,18 @@ def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """What decides: an operating point, on the ratio; a threshold on the score (no point); or nothing (both None)."""
+    """Decides by an operating point (on the ratio), by a threshold (on the score, `point` is None), or not at all."""
 
     point: OperatingPoint | None
     threshold: float | None
 
     @property
     def name(self) -> str | None:
-        """Of the operating point."""
+        """Name of the operating point."""
         return None if self.point is None else self.point.name
 
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
-        """Whether the ratio (of an operating point) or the raw score reaches the threshold: "same speaker"."""
+        """Return whether the decision is "same speaker": the ratio (without a point, the raw score) >= threshold."""
         evidence = raw if self.point is None else ratio
         return None if self.threshold is None or evidence is None else evidence >= self.threshold
 
@@ -425,10 +419,10 @@ class DecisionRule:
 def decision_rule(
     calibration: Calibration | None, operating_point: str | OperatingPoint | None, threshold: float | None
 ) -> DecisionRule:
-    """The rule that a caller asks for.
+    """Return the decision rule for the arguments of a caller.
 
     Raises:
-        ValueError: both are given, the threshold is not finite, or there is no such operating point.
+        ValueError: both arguments are given, the threshold is not finite, or the operating point does not exist.
     """
     if threshold is not None:
         if operating_point is not None:
@@ -465,15 +459,14 @@ class Verification:
 
     Attributes:
         score: similarity of the embeddings, larger is more alike; None if there is not enough speech.
-        normalised_score: with the cohort; None if the calibration uses none.
-        log_likelihood_ratio: natural logarithm; None if the model is not calibrated.
+        normalised_score: score after normalisation with the cohort; None if the calibration uses none.
+        log_likelihood_ratio: natural log-likelihood ratio; None if the model is not calibrated.
         decision: `SAME`, `DIFFERENT` or `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
-        operating_point: its name; None if a threshold was given, or nothing was decided.
-        threshold: at or above it the decision is "same speaker": of the log-likelihood ratio, or of the score if the
-            caller gave it.
+        operating_point: name of the operating point; None if a threshold was given, or nothing was decided.
+        threshold: smallest log-likelihood ratio (or score, if the caller gave a threshold) for "same speaker".
         enrolment_speech: seconds of speech of each enrolment recording.
         test_speech: seconds of speech of the test recording.
-        warnings: sentences.
+        warnings: sentences about the recordings and the comparison.
     """
 
     score: float | None
@@ -487,7 +480,7 @@ class Verification:
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as a dictionary that JSON can hold."""
+        """Return the fields as a dictionary that JSON can represent."""
         return asdict(self)
 
 
@@ -501,19 +494,19 @@ class _Enrolled(NamedTuple):
 
 
 class _CalibratedModel:
-    """A model with its calibration and cohort; the base of what verifies and what identifies.
+    """A model with its calibration and cohort: base class of `SpeakerVerifier` and `SpeakerIdentifier`.
 
     The weights must not change while it is used.
 
     Args:
-        model: embeds and compares.
-        calibration: turns scores into log-likelihood ratios; None for scores alone.
-        cohort: for the score normalisation that the calibration was measured with.
-        check_voices: look for several voices in long recordings; about doubles the time.
+        model: model that embeds and compares.
+        calibration: calibration of the scores; None gives scores without log-likelihood ratios.
+        cohort: cohort that the calibration was measured with.
+        check_voices: whether long recordings are searched for several voices, which about doubles the time.
 
     Raises:
-        ValueError: the calibration or the cohort is of another model, or the calibration was measured with a cohort
-            that is missing or is not this one.
+        ValueError: calibration and cohort belong to another model, or the cohort is not the one that the calibration
+            needs.
     """
 
     def __init__(
@@ -543,7 +536,7 @@ class _CalibratedModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of some recordings, compared.
+    """Scores of all pairs of some recordings.
 
     Example:
         ```python
@@ -553,11 +546,11 @@ class Comparison:
         ```
 
     Attributes:
-        scores: `(N, N)` float64, of row against column, larger is more alike; NaN if a recording of the pair does not
-            hold enough speech.
-        log_likelihood_ratios: `(N, N)` float64, likewise; None if the model is not calibrated.
+        scores: `(N, N)` float64, score of row against column, larger is more alike; NaN if one of the two recordings
+            has too little speech.
+        log_likelihood_ratios: `(N, N)` float64, with the same NaN; None if the model is not calibrated.
         speech: seconds of speech of each recording.
-        warnings: sentences, the recordings numbered from 1.
+        warnings: sentences about the recordings, which are numbered from 1.
     """
 
     scores: np.ndarray
@@ -580,17 +573,15 @@ class SpeakerVerifier(_CalibratedModel):
         """Make a profile of a speaker.
 
         Args:
-            recordings: of the speaker; anything that `read_sound` reads.
-            sampling_rate: as in `verify`.
-            combine: as in `verify`.
-            name: of the speaker.
-            limits: as in `verify`.
+            recordings: recordings of the speaker, anything that `read_sound` reads.
+            name: name of the speaker.
+            sampling_rate, combine, limits: see `verify`.
 
         Returns:
-            The profile; its `warnings` say what is wrong with the recordings.
+            The profile; its `warnings` name problems of the recordings.
 
         Raises:
-            ValueError: no recording, not enough speech in all of them, or a recording that cannot be used.
+            ValueError: there is no recording, one cannot be used, or together they have too little speech.
         """
         sounds: Any = read_enrolment_side(list(recordings), self.rate, limits, sampling_rate)
         enrolled = self._enrol(self._measure([sounds])[0], combine, name)
@@ -616,15 +607,15 @@ class SpeakerVerifier(_CalibratedModel):
         Args:
             enrolment: a recording, a list of recordings of one speaker, a profile, or the path of a profile.
             test: a recording. Recordings are anything that `read_sound` reads, at any sampling rate.
-            sampling_rate: of arrays that come without one, in Hz; None takes the model's, with a warning.
-            operating_point: a name of the calibration's, or one of your own; None is the calibration's first.
-            threshold: on the score, instead of an operating point; also for models without a calibration.
-            combine: of several enrolment recordings; see `geometry_hamspk.COMBINATIONS`.
-            limits: how much is read of each recording.
+            sampling_rate: rate of arrays that have none, in Hz; None assumes the model's, with a warning.
+            operating_point: name of an operating point, or an `OperatingPoint`; None is the calibration's first.
+            threshold: threshold on the score instead; it also works without a calibration.
+            combine: how several enrolment recordings are combined; see `geometry_hamspk.COMBINATIONS`.
+            limits: limits on each recording.
 
         Raises:
-            ValueError: a recording that cannot be used, a profile of another model, or a way to decide that does not
-                exist. Silence and short recordings are no error.
+            ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
+                exist. Silence and short recordings are not errors.
         """
         pair = (read_enrolment_side(enrolment, self.rate, limits, sampling_rate), test)
         return self.verify_pairs([pair], sampling_rate, operating_point, threshold, combine, limits)[0]
@@ -638,7 +629,7 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         limits: Limits | None = None,
     ) -> list[Verification]:
-        """As `verify`, for many pairs; each distinct recording is measured and embedded once, batched by length."""
+        """Verify many pairs, like `verify`; each distinct recording is embedded once, batched by length."""
         rule = decision_rule(self.calibration, operating_point, threshold)
         read = []
         for enrolment, test in pairs:
@@ -799,7 +790,7 @@ class SpeakerVerifier(_CalibratedModel):
 
 
 def _score_row(scores: Scores, row: int) -> tuple[float, Any, Any]:
-    """Raw score, normalised score and ratio of one pair, as numbers or None."""
+    """Return raw score, normalised score and ratio of one pair, as numbers or None."""
     raw, normalised, ratio = (None if column is None else float(column[row]) for column in scores)
     return cast(float, raw), normalised, ratio
 
@@ -809,19 +800,19 @@ def _enrolment_label(position: int, count: int) -> str:
 
 
 def _model_id(name: str | None) -> str | None:
-    """The name of a model, without the folders of this machine."""
+    """Return the name of a model without the folders of this machine."""
     return (os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name) if name else None
 
 
 @dataclass(frozen=True)
 class IdentificationCandidate:
-    """An enrolled speaker, compared with a recording.
+    """Scores of a recording against one enrolled speaker.
 
     Attributes:
-        name: of the speaker.
+        name: name of the speaker.
         score: similarity of the embeddings, larger is more alike.
-        normalised_score: with the cohort; None if the calibration uses none.
-        log_likelihood_ratio: natural logarithm; None if the model is not calibrated.
+        normalised_score: score after normalisation with the cohort; None if the calibration uses none.
+        log_likelihood_ratio: natural log-likelihood ratio; None if the model is not calibrated.
     """
 
     name: str
@@ -845,15 +836,15 @@ class Identification:
         speaker: name of the enrolled speaker; None unless the decision is `IDENTIFIED`.
         decision: `IDENTIFIED`, `UNKNOWN`, `AMBIGUOUS` (one of the enrolled, but the runner-up is too near),
             `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
-        candidates: the best, best first.
+        candidates: the best candidates, best first.
         enrolled_ratio: natural log-likelihood ratio of "one of the enrolled" to "none of them"; None if the model is
             not calibrated.
         operating_point: its name; None if a threshold was given, or nothing was decided.
-        threshold: of `enrolled_ratio`, or of the best score if the caller gave it.
-        margin: that the best must have over the runner-up, in log-likelihood ratios or in scores likewise.
+        threshold: threshold on `enrolled_ratio`, or on the best score if the caller gave it.
+        margin: smallest lead over the runner-up, in log-likelihood ratios or in scores.
         enrolled: number of speakers that were compared.
         test_speech: seconds of speech of the recording.
-        warnings: sentences.
+        warnings: sentences about the recordings and the comparison.
     """
 
     speaker: str | None
@@ -868,19 +859,19 @@ class Identification:
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as a dictionary that JSON can hold."""
+        """Return the fields as a dictionary that JSON can represent."""
         return asdict(self)
 
 
 class SpeakerIdentifier(_CalibratedModel):
-    """Identifies among enrolled speakers with one model. `model.identifier(profiles)` makes one.
+    """Identifies enrolled speakers with one model. `model.identifier(profiles)` makes one.
 
     Args:
-        profiles: at least one, each with a name of its own.
-        model, calibration, cohort, check_voices: as of `SpeakerVerifier`.
+        profiles: at least one profile, with different names.
+        model, calibration, cohort, check_voices: see `SpeakerVerifier`.
 
     Raises:
-        ValueError: no profile, a profile without a name or with that of another, or anything of another model.
+        ValueError: there is no profile, names are missing or repeated, or something belongs to another model.
     """
 
     def __init__(
@@ -924,17 +915,16 @@ class SpeakerIdentifier(_CalibratedModel):
         """Identify the speaker of each recording.
 
         Args:
-            recordings: each of one speaker; anything that `read_sound` reads.
-            sampling_rate: as in `SpeakerVerifier.verify`.
-            operating_point: as in `SpeakerVerifier.verify`; its prior is that the speaker is any of the enrolled.
-            threshold: on the score of the best, instead of an operating point.
-            margin: at least 0, that the best must have over the runner-up: of log-likelihood ratios (default log 3), or
-                of scores if `threshold` is given (default 0).
-            candidates: number of speakers that the answer names at most.
-            limits: how much is read of each recording.
+            recordings: recordings of one speaker each, anything that `read_sound` reads.
+            operating_point: see `SpeakerVerifier.verify`; its prior is the probability that the speaker is enrolled.
+            threshold: threshold on the best score instead.
+            margin: smallest lead over the runner-up, at least 0: in log-likelihood ratios (default log 3), or in scores
+                if `threshold` is given (default 0).
+            candidates: largest number of speakers in the answer.
+            sampling_rate, limits: see `SpeakerVerifier.verify`.
 
         Raises:
-            ValueError: a recording that cannot be used, or a way to decide that does not exist. Silence is no error.
+            ValueError: a recording cannot be used, or the operating point does not exist. Silence is not an error.
         """
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}.")

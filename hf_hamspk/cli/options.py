@@ -44,7 +44,7 @@ def check_recording(name: str, label: str = "The recording") -> None:
     if os.path.isdir(name):
         reason = "is a folder; give one audio file"
     elif os.path.exists(name):
-        reason = "is no regular file (a pipe or a device); give an audio file"
+        reason = "is not a regular file (a pipe or a device); give an audio file"
     else:
         reason = (
             "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"

@@ -51,7 +51,7 @@ KNOWN_SOURCES = (
 )
 
 
-NO_FILE = "is no regular file (a folder, a pipe or a device)"
+NO_FILE = "is not a regular file (a folder, a pipe or a device)"
 
 
 def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:

@@ -319,7 +319,7 @@ def test_one_strange_file_ends_nothing(tree, out):
     assert waveforms(out).keys() - made.keys() == {f"id00000/{name}" for name in ("odd", "high", "voicemail")}
     reasons = dict(read_unreadable(out))
     assert "sampling rate of 1000 Hz" in reasons["id00001/slow.wav"]
-    assert "is no regular file" in reasons["id00001/pipe.wav"]
+    assert "is not a regular file" in reasons["id00001/pipe.wav"]
 
 
 class Killed(BaseException):
