@@ -1,7 +1,5 @@
-"""Speaker models: waveforms in, embeddings out, a head for training, and what a trained model is used for.
-
-`SpeakerModelMixin` holds the inference methods (embed, score, enrol, verify, identify, compare); `HamSpkModel` embeds,
-`HamSpkForXVector` adds the training head, `OnnxSpeakerModel` embeds with ONNX Runtime.
+"""Speaker models: `HamSpkModel` embeds waveforms, `HamSpkForXVector` adds the training head, `OnnxSpeakerModel` embeds
+with ONNX Runtime. All of them embed, score, enrol, verify, identify and compare by `SpeakerModelMixin`.
 
 Letters: `B` batch or enrolment embeddings, `L` samples, `T` frames, `D` embedding size, `K` speakers or test
 embeddings, `N` recordings.
@@ -67,8 +65,6 @@ INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
 METADATA_KEY = "hamspk"
 # Arguments of `from_pretrained` that say where a file is looked for.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
-# Arguments of `save_pretrained` that say where on the Hub the files go.
-HUB_ARGUMENTS = ("push_to_hub", "repo_id", "token", "revision", "create_pr", "private", "commit_message")
 
 logger = logging.get_logger(__name__)
 
@@ -102,8 +98,7 @@ class SpeakerModelMixin(nn.Module):
             `(N, D)` float32 on the model's device, in the order given. An embedding does not depend on the others.
 
         Raises:
-            InputError: a recording that cannot be used, or that is cut short, silent or shorter than 0.1 s; the message
-                begins with its number, from 1.
+            InputError: a recording is unusable, cut short, silent or shorter than 0.1 s; the message gives its number.
         """
         if isinstance(recordings, str | bytes | os.PathLike | dict):
             raise InputError(
@@ -134,9 +129,8 @@ class SpeakerModelMixin(nn.Module):
                 for batch in length_batches(sizes, int(batch_seconds * self.config.sampling_rate)):
                     lengths = torch.tensor([sizes[i] for i in batch])
                     values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
-                    mask = None
-                    if lengths[0] != lengths[-1]:
-                        mask = length_mask(lengths, values.shape[1]).to(self.device)
+                    is_padded = lengths[0] != lengths[-1]
+                    mask = length_mask(lengths, values.shape[1]).to(self.device) if is_padded else None
                     embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
         finally:
             self.train(was_training)
@@ -167,13 +161,7 @@ class SpeakerModelMixin(nn.Module):
         return self.verifier().verify(enrolment, test, sampling_rate, operating_point, threshold, combine, limits)
 
     def identify(self, recording: Any, profiles: Sequence[SpeakerProfile], **options: Any) -> Identification:
-        """Decide which of the enrolled speakers a recording is of, if any.
-
-        Args:
-            recording: anything that `read_sound` reads.
-            profiles: of the enrolled speakers.
-            options: of `SpeakerIdentifier.identify`, which also takes many recordings.
-        """
+        """Decide which enrolled speaker a recording is of, if any; options as in `SpeakerIdentifier.identify`."""
         return self.identifier(profiles).identify([recording], **options)[0]
 
     def compare(
@@ -187,19 +175,15 @@ class SpeakerModelMixin(nn.Module):
             limits: how much is read of each recording.
 
         Raises:
-            InputError: a recording that cannot be used.
+            InputError: a recording cannot be used.
         """
         return self.verifier().compare(recordings, sampling_rate, limits)
 
     def score(self, enrolment: Any, test: Any) -> Tensor:
-        """Score pairs of embeddings, row by row, as the configuration says (`similarity`); larger is more alike.
-
-        Args:
-            enrolment: `(..., D)`, a tensor or an array.
-            test: `(..., D)`.
+        """Score pairs of embeddings, tensors or arrays, row by row: `(..., D)` and `(..., D)` to `(...)`.
 
         Returns:
-            `(...)`: the cosine, or minus the hyperbolic distance.
+            The similarity of the configuration, larger for more alike: cosine, or minus the hyperbolic distance.
         """
         return score(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
 
@@ -207,17 +191,17 @@ class SpeakerModelMixin(nn.Module):
         """Score all of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`: `(..., B, K)`."""
         return score_matrix(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
 
-    def magnitude(self, embeddings: Tensor) -> Tensor:
+    def magnitude(self, embeddings: Any) -> Tensor:
         """Distance of embeddings `(..., D)` from the origin, `(...)`: their norm, or their hyperbolic radius."""
-        return magnitude(embeddings, **self._scoring())
+        return magnitude(torch.as_tensor(embeddings), **self._scoring())
 
     def fingerprint(self) -> str:
         """Identifies the weights: the same with or without head, in float32 or bfloat16.
 
         Returns:
             SHA-256, in hexadecimal, over name, shape and values, rounded to bfloat16, of the parameters and buffers
-            that make the embedding (0.1 s for 20 million on a CPU), kept until these change. A float16 or quantised
-            load has rounded otherwise and has another fingerprint.
+            that make the embedding (0.1 s for 20 million on a CPU), kept until these change. A model loaded in float16
+            or quantised is rounded otherwise and has another fingerprint.
         """
         # Counters of batches do not enter an embedding.
         state = {name: t.detach() for name, t in self.base_model.state_dict().items() if t.is_floating_point()}
@@ -232,37 +216,20 @@ class SpeakerModelMixin(nn.Module):
         return self._known_fingerprint[1]
 
     def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
-        """What verifies recordings with the calibration and the cohort of this model.
-
-        Raises:
-            ValueError: they are of other weights, for example of those before further training.
-        """
+        """A verifier with calibration and cohort of this model; a ValueError if they are of weights before training."""
         return SpeakerVerifier(self, self.calibration, self.cohort, check_voices)
 
     def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
-        """What identifies recordings among enrolled speakers.
-
-        Raises:
-            ValueError: no profile, a profile without a name of its own, or anything of another model.
-        """
+        """An identifier of enrolled speakers; a ValueError if one has no name of its own or is of another model."""
         return SpeakerIdentifier(self, profiles, self.calibration, self.cohort, check_voices)
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
-        """This model with embeddings computed by ONNX Runtime, from a file of `hamspk export`.
-
-        Args:
-            file: a path, or a name beside the weights.
-            threads: of one operation; None lets ONNX Runtime choose: all cores.
-
-        Raises:
-            ImportError: ONNX Runtime is not installed.
-            ValueError: there is no such file, it cannot be read, or it is of other weights.
-        """
+        """This model, embedding as `OnnxSpeakerModel`; `file` is a path, or a name beside the weights."""
         return OnnxSpeakerModel(self, _find_beside(file, self.config), threads)
 
-    def _scoring(self) -> dict:
-        config = self.config
-        return {name: getattr(config, name) for name in ("similarity", "projection", "curvature", "clip_radius")}
+    def _scoring(self) -> dict[str, Any]:
+        names = ("similarity", "projection", "curvature", "clip_radius")
+        return {name: getattr(self.config, name) for name in names}
 
 
 @dataclass
@@ -279,7 +246,7 @@ class HamSpkOutput(ModelOutput):
 
 
 class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
-    """Weights, saving and the use of a speaker model, shared by the model with and without head."""
+    """Initialisation, loading and saving, shared by the models with and without head."""
 
     config: HamSpkConfig
     config_class = HamSpkConfig
@@ -321,24 +288,22 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             )
 
     def get_input_embeddings(self) -> None:
-        """There are no token embeddings; quantisation asks."""
+        """None; quantizers call this."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, calibrated: bool = True, **kwargs
     ):
-        """As in transformers, of safetensors only, and the calibration and the cohort that lie beside the weights.
+        """Load as in transformers, from safetensors only, with the calibration and cohort beside the weights.
 
         Args:
-            pretrained_model_name_or_path: as in transformers.
-            args: as in transformers.
+            pretrained_model_name_or_path, args, kwargs: as in transformers.
             calibrated: False leaves calibration and cohort out, for example before further training.
-            kwargs: as in transformers.
 
         Raises:
-            ValueError: they were altered or are of another model.
+            ValueError: the calibration or the cohort was altered or is of another model.
         """
-        # Reading a pickle can run code.
+        # Loading a pickle can run code.
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -349,24 +314,20 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """As in transformers, and the files of the feature extractor, the calibration, the cohort and the pipeline."""
+        """Save as in transformers, with the files of feature extractor, calibration, cohort and pipeline."""
         announce_pipeline(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
-            folder = os.fspath(save_directory)
-            to_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            make_feature_extractor(self.config.sampling_rate).save_pretrained(folder, **to_hub)
-            before = self._get_files_timestamps(folder)
-            for name in self.save_verification(folder):
-                before.pop(name, None)
-            if to_hub.get("push_to_hub") and before.keys() != set(os.listdir(folder)):
-                upload = {
-                    name: to_hub[name]
-                    for name in ("token", "revision", "create_pr", "commit_message")
-                    if name in to_hub
-                }
-                repository = to_hub.get("repo_id", os.path.basename(os.path.normpath(folder)))
-                self._upload_modified_files(folder, repository, before, **upload)
+            self._save_beside(save_directory)
+
+    def _save_beside(self, folder: str | os.PathLike) -> None:
+        make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(folder))
+        self.save_verification(folder)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
+        # With `push_to_hub=True`, transformers uploads before it returns to `save_pretrained`.
+        self._save_beside(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def load_verification(self, source: str | os.PathLike, **where) -> None:
         """Read the calibration and the cohort beside the weights of this model, if they are there.
@@ -378,18 +339,9 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         Raises:
             ValueError: a file was altered or is of another model; the message says which to delete.
         """
-        files = {}
-        for name in (CALIBRATION_FILE, COHORT_FILE):
-            path = cached_file(
-                source,
-                name,
-                **{key: value for key, value in where.items() if key in FETCHING_ARGUMENTS},
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            if path is not None:
-                files[name] = path
+        where = {key: value for key, value in where.items() if key in FETCHING_ARGUMENTS}
+        found = {name: _find_file(source, name, **where) for name in (CALIBRATION_FILE, COHORT_FILE)}
+        files = {name: path for name, path in found.items() if path is not None}
         if not files:
             return
         if not self._keeps_fingerprint():
@@ -406,7 +358,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 if calibration.normalisation != "none" and COHORT_FILE not in files:
                     logger.warning(
                         f"{source} holds a calibration of scores that are normalised with a cohort, and no "
-                        f"{COHORT_FILE}: the model gives scores, no decisions. Calibrate it anew for those."
+                        f"{COHORT_FILE}: the model gives scores, no decisions. Calibrate it again for decisions."
                     )
                     return
                 self.calibration = calibration
@@ -421,35 +373,41 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     def save_verification(self, folder: str | os.PathLike) -> list[str]:
         """Write the calibration and the cohort into a folder, if they are of the weights as they are now.
 
-        What is there of another model, or is left out, is deleted: beside these weights it would be refused.
+        Files there of a calibration or cohort that the model does not have are deleted: they would be refused beside
+        these weights.
 
         Returns:
             The names of the files that were written.
         """
         written = []
-        kept = {CALIBRATION_FILE: self.calibration, COHORT_FILE: self.cohort}
-        fingerprint = None if self.calibration is None and self.cohort is None else self.fingerprint()
-        for name, part in kept.items():
+        for name, part in {CALIBRATION_FILE: self.calibration, COHORT_FILE: self.cohort}.items():
             path = os.path.join(os.fspath(folder), name)
-            if part is not None and part.fingerprint == fingerprint:
+            if part is not None and part.fingerprint == self.fingerprint():
                 part.save(path)
                 written.append(name)
                 continue
             if part is not None:
-                logger.warning(f"{name} is not saved: it was measured with other weights than these. Calibrate anew.")
+                logger.warning(f"{name} is not saved: it was measured with other weights than these. Calibrate again.")
             if os.path.exists(path):
                 os.remove(path)
         return written
 
     def _keeps_fingerprint(self) -> bool:
-        """Whether rounding to bfloat16 gives the same numbers as it gave of the float32 weights."""
+        """Whether the weights, rounded to bfloat16, are the same as the float32 weights rounded to bfloat16."""
         exact = (torch.float64, torch.float32, torch.bfloat16)
-        weights = list(self.base_model.parameters())
-        return all(weight.dtype in exact and not weight.is_meta for weight in weights)
+        return all(weight.dtype in exact and not weight.is_meta for weight in self.base_model.parameters())
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
-    """Waveforms to speaker embeddings: front-end, ECAPA-TDNN or a transformers backbone, pooling, projection."""
+    """Waveforms to speaker embeddings: front-end, ECAPA-TDNN or a transformers backbone, pooling, projection.
+
+    Example:
+        ```python
+        model = HamSpkModel.from_pretrained("model")
+        embeddings = model.embed(["a.wav", "b.wav"])  # (2, D)
+        print(model.verify("a.wav", "b.wav").decision)
+        ```
+    """
 
     def __init__(self, config: HamSpkConfig):
         super().__init__(config)
@@ -462,17 +420,14 @@ class HamSpkModel(HamSpkPreTrainedModel):
         else:
             backbone_config = config.backbone_config
             if not isinstance(backbone_config, PreTrainedConfig):
-                raise ValueError(
-                    "backbone_config must be a configuration; HamSpkConfig makes one of a dict it is given."
-                )
+                raise ValueError("backbone_config must be a configuration; HamSpkConfig makes one from a dict.")
             self.backbone = AutoModel.from_config(backbone_config)
             channels = backbone_config.hidden_size
             layers = backbone_config.num_hidden_layers + 1
             if config.pooling != "mhfa" and config.mix_layers:
                 self.layer_mix = LayerMix(layers)
-        pooling = make_pooling(config, channels, layers)
-        self.pooling = pooling
-        size = pooling.output_size
+        self.pooling = make_pooling(config, channels, layers)
+        size = self.pooling.output_size
         self.pooled_norm = nn.BatchNorm1d(size) if config.normalize_pooled else nn.Identity()
         self.projection = nn.Linear(size, config.embedding_size)
         self.embedding_norm = nn.BatchNorm1d(config.embedding_size) if config.normalize_embedding else nn.Identity()
@@ -481,10 +436,10 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether padding would change the backbone's frames.
+        """Whether padding would change the frames of the backbone, so that each length is run apart.
 
-        It normalises over time (group norm), or convolves many times over frames of which only those before the first
-        convolution are zeroed (data2vec-audio).
+        Such backbones normalise over time (group norm), or convolve several times and zero the padding only before
+        the first convolution (data2vec-audio).
         """
         backbone_config = self.config.backbone_config
         over_time = getattr(backbone_config, "feat_extract_norm", "layer") == "group"
@@ -498,7 +453,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         self._freeze()
 
     def unfreeze_backbone(self) -> None:
-        """Train the backbone, but for its feature encoder unless `config.freeze_feature_encoder` is False."""
+        """Train the backbone, except its feature encoder unless `config.freeze_feature_encoder` is False."""
         self.config.freeze_backbone = False
         self.backbone.requires_grad_(True)
         self.backbone.train(self.training)
@@ -513,24 +468,20 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     def train(self, mode: bool = True) -> "HamSpkModel":
         super().train(mode)
-        # `from_pretrained` makes new parameters, which have a gradient again, and ends in `eval()`.
+        # `from_pretrained` makes new parameters, which require a gradient again, and ends with `eval()`.
         self._freeze()
         return self
 
     def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
+        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None, **kwargs
     ) -> HamSpkOutput | tuple:
         """Embed a batch.
 
         Args:
             input_values: `(B, L)` waveforms in [-1, 1] at `config.sampling_rate`, padded on the right.
-            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None where nothing is padded.
+            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None if nothing is padded.
             return_dict: False for a plain tuple.
-            kwargs: ignored; what a processor may add.
+            kwargs: ignored; a processor may add some.
 
         Raises:
             ValueError: not two-dimensional, a mask of another shape, shorter than one analysis window (25 ms), padded
@@ -539,9 +490,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         check_batch(input_values, attention_mask, self.frontend.smallest_length)
         norms = [norm for norm in (self.pooled_norm, self.embedding_norm) if not isinstance(norm, nn.Identity)]
         if any(norm.training for norm in norms) and input_values.shape[0] < 2:
-            raise ValueError(
-                "Batch normalisation in training needs at least 2 utterances per batch; drop the last batch."
-            )
+            raise ValueError("Batch normalisation in training needs at least 2 utterances; drop the last batch.")
         lengths = None if attention_mask is None else attention_mask.long().sum(-1)
         features, lengths = self.frontend(input_values, lengths)
         if self.config.backbone_config is None:
@@ -574,20 +523,20 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return frames, self.pooling(frames, mask)
 
     def _layers(self, waveforms: Tensor, samples_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What is pooled of the backbone, `(B, T, C)` each: all hidden states, or its output alone."""
+        """The layers of the backbone that are pooled, `(B, T, C)` each: all hidden states, or its output alone."""
         is_output_alone = self.layer_mix is None and not isinstance(self.pooling, FactorisedAttentivePooling)
         output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=not is_output_alone)
         return (output.last_hidden_state,) if is_output_alone else output.hidden_states
 
     def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """As `_layers`, each group of equal length run apart and unpadded, then padded with 0."""
+        """As `_layers`, with each group of equal length run apart and unpadded, then padded with 0."""
         groups, places = [], []
         for length in lengths.unique().tolist():
             at = (lengths == length).nonzero()[:, 0]
             groups.append(self._layers(waveforms[at, :length]))
             places.append(at)
-        size, order = groups[-1][0].shape[1], torch.cat(places).argsort()
         # The last group is the longest.
+        size, order = groups[-1][0].shape[1], torch.cat(places).argsort()
         return tuple(
             torch.cat([nn.functional.pad(part, (0, 0, 0, size - part.shape[1])) for part in layer])[order]
             for layer in zip(*groups, strict=True)
@@ -595,7 +544,15 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
 
 class HamSpkForXVector(HamSpkPreTrainedModel):
-    """A speaker model with its training head: embeddings, logits over the training speakers, loss."""
+    """A speaker model with its training head: embeddings, logits over the training speakers, loss.
+
+    Example:
+        ```python
+        model = HamSpkForXVector(HamSpkConfig(num_labels=2))
+        output = model(torch.randn(4, 16_000), labels=torch.tensor([0, 1, 0, 1]))
+        output.loss.backward()
+        ```
+    """
 
     def __init__(self, config: HamSpkConfig):
         super().__init__(config)
@@ -611,12 +568,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         config: HamSpkConfig | None = None,
         **config_fields,
     ):
-        """Start from a pretrained transformers speech encoder on the Hub or in a folder, with everything else new.
+        """Start from a pretrained transformers speech encoder, with everything else new.
 
         Args:
-            backbone: for example `"microsoft/wavlm-base-plus"`.
-            backbone_kwargs: passed to `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
-            config: the whole model's, with the backbone's configuration in it, instead of `config_fields`.
+            backbone: on the Hub or in a folder, for example `"microsoft/wavlm-base-plus"`.
+            backbone_kwargs: for `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
+            config: of the whole model, with that of the backbone in it, instead of `config_fields`.
             config_fields: fields of `HamSpkConfig`, such as `head`, `num_labels` and `id2label`.
         """
         kwargs = {} if backbone_kwargs is None else backbone_kwargs
@@ -636,19 +593,13 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         self.config.margin = self.head.margin
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in transformers; a learned curvature is written into the configuration, which scoring reads."""
+        """Save as in `HamSpkModel`, with a learned curvature written into the configuration, for scoring."""
         self._record_curvature()
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def score(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """As `HamSpkModel.score`, with the curvature as learned so far."""
+    def _scoring(self) -> dict[str, Any]:
         self._record_curvature()
-        return super().score(enrolment, test)
-
-    def score_matrix(self, enrolment: Tensor, test: Tensor) -> Tensor:
-        """As `HamSpkModel.score_matrix`, with the curvature as learned so far."""
-        self._record_curvature()
-        return super().score_matrix(enrolment, test)
+        return super()._scoring()
 
     def _record_curvature(self) -> None:
         for module in self.head.modules():
@@ -667,16 +618,13 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         """Embeddings, logits and loss.
 
         Args:
-            input_values: `(B, L)` waveforms in [-1, 1] at `config.sampling_rate`, padded on the right.
-            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None where nothing is padded.
+            input_values, attention_mask, return_dict, kwargs: as in `HamSpkModel.forward`.
             labels: `(B,)` speakers in [0, num_labels), for the loss.
-            return_dict: False for a plain tuple.
-            return_logits: None for logits unless a loss is trained on, which does without a tensor of B x K.
-            kwargs: ignored; what a processor may add.
+            return_logits: None for logits except in training with labels, which then needs no `(B, K)` tensor.
 
         Returns:
             `loss`: scalar, with the margin; `logits` `(B, K)`: scaled, without margin; `embeddings` `(B, D)`.
-            What was not asked for is None, or left out of a plain tuple.
+            Loss and logits are None, or left out of a plain tuple, if they are not computed.
 
         Raises:
             ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
@@ -691,7 +639,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
 
 @dataclass(frozen=True)
 class OnnxDescription:
-    """What an exported file says of itself.
+    """Metadata of an exported file.
 
     Attributes:
         fingerprint: of the weights.
@@ -706,16 +654,12 @@ class OnnxDescription:
     masked: bool
 
     def to_metadata(self) -> dict[str, str]:
-        """For the file."""
+        """As the file holds it."""
         return {METADATA_KEY: json.dumps(asdict(self))}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Read it.
-
-        Raises:
-            ValueError: the file was not written by this package.
-        """
+        """Read what `to_metadata` returned; a ValueError, which names the file, if it is something else."""
         try:
             return cls(**json.loads(metadata[METADATA_KEY]))
         except (KeyError, TypeError, ValueError) as error:
@@ -723,15 +667,15 @@ class OnnxDescription:
 
 
 class OnnxEncoder(nn.Module):
-    """The exported graph in a session of ONNX Runtime, called like the model it was made of.
+    """An exported graph in a session of ONNX Runtime, called like the model that was exported.
 
     Args:
-        file: that `hamspk export` wrote.
+        file: written by `hamspk export`.
         threads: of one operation; None lets ONNX Runtime choose: all cores.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
-        ValueError: the file cannot be read, or was not written by this package.
+        ValueError: the file cannot be read, or was not written by `hamspk export`.
     """
 
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
@@ -751,41 +695,34 @@ class OnnxEncoder(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            # Its exceptions have no common base but this one.
+            # Its exceptions have no other base class in common.
             raise ValueError(
-                f"{name} cannot be read by ONNX Runtime ({type(error).__name__}). Export it anew."
+                f"{name} cannot be read by ONNX Runtime ({type(error).__name__}). Export it again."
             ) from error
         self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
         """Embed `(B, L)` waveforms, right-padded where `attention_mask` `(B, L)` is 0: `embeddings` `(B, D)`."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        elif not self.description.masked:
+        if attention_mask is not None and not self.description.masked:
             # Each utterance without its padding.
-            rows = [values[: int(mask.sum())] for values, mask in zip(input_values, attention_mask, strict=True)]
-            return XVectorOutput(embeddings=torch.cat([self._run({INPUTS[0]: row[None]}) for row in rows]))
-        feed = {INPUTS[0]: input_values}
+            rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
+            return XVectorOutput(embeddings=torch.cat([row.embeddings for row in rows]))
+        feed = {INPUTS[0]: input_values.detach().cpu().float().numpy()}
         if self.description.masked:
-            feed[INPUTS[1]] = attention_mask.long()
-        return XVectorOutput(embeddings=self._run(feed))
-
-    def _run(self, feed: dict[str, Tensor]) -> Tensor:
-        arrays = {name: tensor.detach().cpu().float() if name == INPUTS[0] else tensor for name, tensor in feed.items()}
-        return torch.from_numpy(self.session.run([OUTPUT], {name: a.numpy() for name, a in arrays.items()})[0])
+            mask = torch.ones_like(input_values) if attention_mask is None else attention_mask
+            feed[INPUTS[1]] = mask.cpu().long().numpy()
+        return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
 
 
 class OnnxSpeakerModel(SpeakerModelMixin):
-    """Embeds with ONNX Runtime; compares, verifies and is calibrated like the model that the file was made of.
+    """Embeds with ONNX Runtime, with the configuration, calibration and cohort of the model that was exported.
 
     Args:
-        model: whose configuration, calibration and cohort are taken.
-        file: that `hamspk export` wrote.
-        threads: of one operation; None lets ONNX Runtime choose.
+        model: the model that was exported.
+        file, threads: as in `OnnxEncoder`.
 
     Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: the file cannot be read, or is of other weights than those of `model`.
+        ImportError, ValueError: as `OnnxEncoder`; ValueError also if the file is of other weights than `model`.
     """
 
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
@@ -797,33 +734,27 @@ class OnnxSpeakerModel(SpeakerModelMixin):
                 f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
                 f"those at hand ({shorten(own)}). Export this model with `hamspk export`."
             )
-        self.config = model.config
-        self.device = torch.device("cpu")
+        self.config, self.device = model.config, torch.device("cpu")
         self.calibration, self.cohort = model.calibration, model.cohort
         self.base_model: Any = encoder
 
     def fingerprint(self) -> str:
-        """That of the weights that were exported."""
+        """That of the exported weights."""
         return self.base_model.description.fingerprint
 
 
-def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
-    """A file as it is, or beside the weights in their folder or repository.
+def _find_file(source: str | os.PathLike, name: str | os.PathLike, **where) -> str | None:
+    """The path of a file in a folder or on the Hub; None if it is missing or out of reach."""
+    cases = ("gated_repo", "missing_entries", "connection_errors")
+    return cached_file(source, os.fspath(name), **where, **{f"_raise_exceptions_for_{case}": False for case in cases})
 
-    Raises:
-        ValueError: it is in neither place.
-    """
+
+def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
+    """A file as it is, or beside the weights in their folder or repository; a ValueError if it is in neither place."""
     if os.path.isfile(file):
         return file
-    found = None
-    if config.name_or_path:
-        found = cached_file(
-            config.name_or_path,
-            os.fspath(file),
-            revision=getattr(config, "_commit_hash", None),
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+    commit = getattr(config, "_commit_hash", None)
+    found = _find_file(config.name_or_path, file, revision=commit) if config.name_or_path else None
     if found is None:
         raise ValueError(
             f"There is no file {os.fspath(file)}, here or beside the weights. Make it: `hamspk export MODEL OUT.onnx`."
