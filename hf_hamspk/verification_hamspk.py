@@ -104,8 +104,7 @@ class SpeakerProfile:
         name: name of the speaker; None if it was not given.
         embedding: `(D,)` float32 on the CPU, finite.
         seconds: seconds of speech in each utterance.
-        snr_db: signal-to-noise ratio in dB, mean over the utterances.
-        magnitude: magnitude of the embeddings, mean over the utterances (`geometry_hamspk.magnitude`).
+        snr_db, magnitude: signal-to-noise ratio in dB and size of the embeddings, means over the utterances.
         combine: how the utterances were combined.
         fingerprint: fingerprint of the model.
         model_id: name of the model on the Hub, or the last part of its folder's path.
@@ -806,14 +805,7 @@ def _model_id(name: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class IdentificationCandidate:
-    """Scores of a recording against one enrolled speaker.
-
-    Attributes:
-        name: name of the speaker.
-        score: similarity of the embeddings, larger is more alike.
-        normalised_score: score after normalisation with the cohort; None if the calibration uses none.
-        log_likelihood_ratio: natural log-likelihood ratio; None if the model is not calibrated.
-    """
+    """Scores of a recording against the enrolled speaker `name`; the other fields are as in `Verification`."""
 
     name: str
     score: float

@@ -33,7 +33,7 @@ PAIRS_PER_PARAMETER = 10
 MINIMUM_SPEAKERS = 4
 FOLDS = 5
 # A feature with a smaller standard deviation is constant, to the rounding of float32 scores.
-SMALLEST_SPREAD = 1e-6
+SMALLEST_FEATURE_SPREAD = 1e-6
 # Newton's method ends when no coefficient of a standardised feature changes by more.
 SMALLEST_STEP = 1e-9
 MOST_STEPS = 100
@@ -99,7 +99,7 @@ class CalibrationTrials:
 
     def varying(self, names: Sequence[str]) -> list[str]:
         """The named features that are not constant over the trials; "score" is always included."""
-        return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_SPREAD]
+        return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_FEATURE_SPREAD]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ def logistic_regression(
     mean = np.average(values, axis=0, weights=counted)
     deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=counted))
     # A feature may be constant in a resampled list; its weight is then 0.
-    deviation = np.where(deviation > SMALLEST_SPREAD, deviation, np.inf)
+    deviation = np.where(deviation > SMALLEST_FEATURE_SPREAD, deviation, np.inf)
     design = np.concatenate([np.ones((len(values), 1)), (values - mean) / deviation], axis=1)
     weight = counted * np.where(is_target, prior / targets, (1 - prior) / impostors)
     penalty = np.full(design.shape[1], ridge / min(targets, impostors))

@@ -559,7 +559,7 @@ def test_a_manifest_that_cannot_be_used(tree, out):
         ({"schema": 2}, "has schema 2, expected 1"),
         ({"utterances": 21}, "contradicts itself: 21 utterances, 20 in the shards"),
         ({"codec": "mp3"}, "codec 'mp3'"),
-        ({"surprise": 1}, "is no manifest of shards"),
+        ({"surprise": 1}, "is not a manifest of shards"),
     ):
         with pytest.raises(ValueError, match=message):
             Manifest.from_json(json.dumps(values | change))
