@@ -43,7 +43,7 @@ SHOWN_DIGITS = 12
 NORMALISATIONS = ("none", "z", "t", "s", "as")
 SMALLEST_COHORT = 2
 # Rounding of float32 cosines: scores that spread less are all alike.
-SMALLEST_SPREAD = 1e-6
+SMALLEST_COHORT_SPREAD = 1e-6
 COHORT_FILE = "cohort.safetensors"
 CALIBRATION_FILE = "verification.json"
 CALIBRATION_SCHEMA = 1
@@ -183,8 +183,8 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     if top is not None and top < scores.shape[1]:
         scores = scores.topk(top, dim=1).values
     deviation, mean = torch.std_mean(scores, dim=1, correction=0)
-    if bool((deviation < SMALLEST_SPREAD).any()):
-        row = int((deviation < SMALLEST_SPREAD).nonzero()[0])
+    if bool((deviation < SMALLEST_COHORT_SPREAD).any()):
+        row = int((deviation < SMALLEST_COHORT_SPREAD).nonzero()[0])
         raise ValueError(
             f"All cohort scores of embedding {row} are alike, so nothing can be normalised by them. Is the cohort one "
             "recording many times?"
