@@ -89,7 +89,9 @@ def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Pa
     sounds = []
     for file in files:
         try:
-            sounds.append(read_sound(file, model.config.sampling_rate, file))
+            # As `enrol` calls it in its own warnings.
+            label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
+            sounds.append(read_sound(file, model.config.sampling_rate, label))
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     sounds = {}
     for name in dict.fromkeys(arguments.test):
         try:
-            sounds[name] = read_sound(name, model.config.sampling_rate, name)
+            sounds[name] = read_sound(name, model.config.sampling_rate, "The recording")
         except InputError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
     answers = identifier.identify(list(sounds.values()), **options)
