@@ -28,7 +28,7 @@ class Case(NamedTuple):
         write: makes the file at a path, or something else.
         refusal: words of the sentence that refuses it, without the name; "" if it is taken.
         warning: words of a warning; "" if there is nothing to warn of but its length.
-        corpus: words of the sentence that refuses it where recordings are read strictly; None: as `refusal`.
+        corpus: words of the sentence that refuses it in a corpus or for an embedding; None: as `refusal`.
         path: what is given instead of a file of ours.
         is_slow: left out of the fast suite.
     """
@@ -223,7 +223,10 @@ LYING_HEADERS = [
     content_case("unknown-size.wav", lambda: with_wav_size(encode(speech(), "WAV"), 0xFFFFFFFF)),
     content_case("never-closed.wav", lambda: with_riff_size(with_wav_size(encode(speech(), "WAV"), 0), 8)),
     content_case(
-        "large-size.wav", lambda: with_wav_size(encode(speech(), "WAV"), 0x7FFFFFF0), refusal="lasts 67109 s, at most"
+        "large-size.wav",
+        lambda: with_wav_size(encode(speech(), "WAV"), 0x7FFFFFF0),
+        refusal="lasts 67109 s, at most",
+        corpus="lasts 67109 s or more",
     ),
     content_case("small-size.wav", lambda: with_wav_size(encode(speech(seconds=3.0), "WAV"), 2 * 24_000)),
     content_case("unknown-length.flac", lambda: with_flac_length(encode(speech(), "FLAC"), 0)),
@@ -245,11 +248,18 @@ SOUNDS = [
     sound_case("two-in-turn.wav", make=two_in_turn, is_slow=True),
     sound_case("nan.wav", "FLOAT", with_nan, refusal="holds 3 NaN or infinite samples"),
     sound_case("16-bit-scale.wav", "FLOAT", lambda: 32768 * speech(), refusal="holds samples up to"),
-    sound_case("too-long.flac", make=lambda: np.zeros(601 * 4000), rate=4000, refusal="lasts 601 s, at most 600 s"),
+    sound_case(
+        "too-long.flac",
+        make=lambda: np.zeros(601 * 4000),
+        rate=4000,
+        refusal="lasts 601 s, at most 600 s",
+        corpus="holds no sound",
+    ),
     content_case(
         "too-long-unsaid.wav",
         lambda: with_wav_size(encode(np.zeros(601 * 4000), "WAV", "PCM_U8", 4000), 0xFFFFFFFF),
         refusal="lasts 601 s, at most 600 s",
+        corpus="holds no sound",
     ),
 ]
 NO_RECORDINGS = [

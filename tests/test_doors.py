@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from datasets import Dataset
 from strange_files import CASES, NEEDING_AV, NO_FILES, RATE, SECONDS, Case
 from tiny_models import save_calibrated_model
 from transformers import pipeline
@@ -17,8 +19,11 @@ from transformers import pipeline
 import hf_hamspk.loading.models
 from hf_hamspk import HamSpkModel
 from hf_hamspk.__main__ import main
-from hf_hamspk.audio_hamspk import Limits
+from hf_hamspk.audio_hamspk import InputError, Limits, MissingDecoderError
+from hf_hamspk.data.corpus import check_corpus
 from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.embedding import AudioFiles
+from hf_hamspk.evaluation.verification import embed_files
 from hf_hamspk.publishing.handler import LONGEST_SECONDS, EndpointHandler
 
 NEEDS_AV = {case.name for case in NEEDING_AV}
@@ -146,11 +151,11 @@ def test_as_the_enrolment(case, recordings, command_line, verify, model):
     check_same(answer_or_refusal(verify, (strange, ordinary)), answer)
 
 
-# Every third recording, and those that are refused for their content.
+# Every fourth recording, and those that are refused for their content.
 SENT = [
     case
     for i, case in enumerate(CASES)
-    if case not in NO_FILES and not case.is_slow and (i % 3 == 0 or case.refusal or case.corpus)
+    if case not in NO_FILES and not case.is_slow and (i % 4 == 0 or case.refusal or case.corpus)
 ]
 
 
@@ -189,3 +194,62 @@ def embedding_or_reason(embed: Callable[[], np.ndarray]) -> np.ndarray | str:
         return embed()
     except ValueError as error:
         return str(error)
+
+
+def test_in_a_corpus(recordings, model):
+    """Checking a corpus, embedding files and evaluation leave the same files out, for the same reasons."""
+    unusable = {path_of(case, recordings): case for case in [*SENT, *NO_FILES] if case.refusal or case.corpus}
+    paths = [*unusable, str(recordings / "ordinary.wav"), path_of(CASES[0], recordings)]
+    checked = check_corpus(Dataset.from_dict({"path": paths, "speaker": [*("a" * len(unusable)), "b", "c"]}))
+    reasons = {file.path: file.reason for file in checked.bad}
+    assert reasons.keys() == unusable.keys()
+    for path, case in unusable.items():
+        assert (case.refusal if case.corpus is None else case.corpus) in reasons[path]
+    files = AudioFiles(paths, RATE)
+    assert {path: files.read(i)[0].reason for i, path in enumerate(paths[:-2])} == reasons
+    assert embed_files(model, paths, progress=False).failures == reasons
+    for path, reason in reasons.items():
+        # Other limits hold for one recording than for one of a corpus.
+        if "lasts" not in unusable[path].refusal:
+            with pytest.raises(InputError) as error:
+                model.embed([path])
+            assert error.value.reason == reason
+
+
+def test_without_pyav(monkeypatch, recordings, command_line, verify, handler, model):
+    case = NEEDING_AV[0]
+    ordinary, strange = str(recordings / "ordinary.wav"), path_of(case, recordings)
+    # The pipeline and the endpoint run the code that lies beside the weights.
+    for error in {InputError, verify.input_error, handler.pipeline.input_error}:
+        monkeypatch.setattr(sys.modules[error.__module__], "av", None)
+    with pytest.raises(MissingDecoderError, match="which soundfile does not decode: `pip install av`") as error:
+        model.verify(ordinary, strange)
+    answer = str(error.value)
+    assert command_line(ordinary, strange) == answer
+    with pytest.raises(verify.input_error) as of_pipeline:
+        verify((ordinary, strange))
+    assert str(of_pipeline.value) == answer
+    sent = {"enrolment": encoded(ordinary), "test": encoded(strange)}
+    assert answer_or_refusal(lambda: handler({"inputs": sent})) == answer.replace(f" {strange}", "")
+    assert AudioFiles([strange], RATE).read(0)[0].reason == error.value.reason
+
+
+WARNED = ("gsm.wav", "two-people.wav", "cut.wav", "clipped.wav")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in WARNED], ids=lambda case: case.name)
+def test_identified_and_enrolled(case, recordings, tmp_path, command_line, verify, folder, model, capsys):
+    ordinary, strange = str(recordings / "ordinary.wav"), path_of(case, recordings)
+    profile = model.enrol([ordinary], name="anna")
+    profile.save(tmp_path / "anna.safetensors")
+    assert main(["identify", str(folder), strange, "--profiles", str(tmp_path), "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)[strange]["warnings"]
+    assert warnings == model.identify(strange, [profile]).warnings
+    of_pipeline = verify((ordinary, strange))["warnings"]
+    about_it = [warning for warning in of_pipeline if warning.startswith("The test")]
+    assert [warning.replace("The recording", "The test") for warning in warnings] == about_it
+    assert main(["enrol", str(folder), strange, "--name", "bert", "--profiles", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    enrolled = [line.removeprefix("  warning: ") for line in lines if line.startswith("  warning: ")]
+    assert enrolled == list(model.enrol([strange]).warnings)
+    assert enrolled == [warning.replace("The test", "The enrolment") for warning in about_it]
