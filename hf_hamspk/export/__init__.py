@@ -1,1 +1,1 @@
-"""Writes models in formats of other runtimes."""
+"""Export of models to the formats of other runtimes."""

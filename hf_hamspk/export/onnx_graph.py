@@ -1,6 +1,8 @@
-"""A model as an ONNX file: waveforms in, embeddings out, any batch and any length; checked against PyTorch.
+"""Export of a model to an ONNX file that maps waveforms to embeddings, for any batch size and length.
 
-Letters: `B` batch, `L` samples, `D` embedding size.
+Each file is compared with the PyTorch model before it gets its final name.
+
+Letters: `B` batch size, `L` samples, `D` embedding size.
 """
 
 import contextlib
@@ -28,12 +30,12 @@ _TRACED_SECONDS = (1.0, 0.7)
 
 @dataclass(frozen=True)
 class Agreement:
-    """The difference between the file and the model for one batch.
+    """Difference between the embeddings of the ONNX file and of the PyTorch model for one batch.
 
     Attributes:
-        seconds: of the longest utterance of a batch.
-        batch: utterances; of different lengths if the file takes a mask.
-        difference: largest difference of an embedding, as a share of its largest value.
+        seconds: duration of the longest utterance, in seconds.
+        batch: number of utterances. Their lengths differ if the file accepts an attention mask.
+        difference: largest absolute difference, relative to the largest absolute value of the embeddings.
     """
 
     seconds: float
@@ -43,13 +45,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Exported:
-    """The written file.
+    """Result of an export.
 
     Attributes:
-        path: of the file.
-        size: in bytes.
-        masked: whether the graph takes padded batches, with their attention mask.
-        agreements: at several lengths and batches.
+        path: path of the ONNX file.
+        size: size of the file in bytes.
+        masked: whether the graph accepts padded batches with an attention mask.
+        agreements: differences from the PyTorch model, one for each duration and batch size.
     """
 
     path: Path
@@ -59,7 +61,7 @@ class Exported:
 
 
 class _Embedder(nn.Module):
-    """Maps waveforms and an optional mask to embeddings, with tensors as its only inputs and outputs."""
+    """Module that maps waveforms and an optional mask to embeddings, with tensors as its only inputs and outputs."""
 
     def __init__(self, model: HamSpkModel):
         super().__init__()
@@ -75,28 +77,28 @@ def export_onnx(
     seconds: Sequence[float] = CHECKED_SECONDS,
     batches: Sequence[int] = CHECKED_BATCHES,
 ) -> Exported:
-    """Write the model without its head as one file, after it has been checked.
+    """Export the model without its head to one ONNX file and compare the file with the model.
 
     The inputs are `input_values` `(B, L)` float32 and, unless the backbone normalises over time, `attention_mask`
-    `(B, L)` int64; the output is `embeddings` `(B, D)`. A graph cannot check its inputs: they must hold at least 0.1 s
-    of sound, padded on the right.
+    `(B, L)` int64. The output is `embeddings` `(B, D)`. The graph does not check its inputs: each utterance must have
+    at least 0.1 s of sound and be padded on the right.
 
     Args:
-        model: in float32, on the CPU.
-        path: of the file.
-        seconds: durations of the utterances that are compared.
-        batches: batch sizes that are compared.
+        model: model in float32 on the CPU.
+        path: path of the new file.
+        seconds: durations of the compared utterances, in seconds.
+        batches: sizes of the compared batches.
 
     Raises:
-        ImportError: the packages for ONNX are missing.
-        ValueError: the model is not in float32 on the CPU, it cannot be exported, or the file differs from it; no file
-            is left then.
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: the model is not in float32 on the CPU or cannot be exported, or the embeddings of the file differ
+            from the model's. No file is written.
     """
     encoder = model.base_model
     if not isinstance(encoder, HamSpkModel):
         raise ValueError(f"Expected a speaker model of this package, got {type(model).__name__}.")
     if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
-        raise ValueError("Only a model in float32 on the CPU can be exported: model.float().cpu().")
+        raise ValueError("The export needs a model in float32 on the CPU. Convert it with model.float().cpu().")
     masked = not encoder.groups_by_length
     rate = encoder.config.sampling_rate
     description = OnnxDescription(encoder.fingerprint(), rate, encoder.config.embedding_size, masked)
@@ -119,7 +121,7 @@ def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription)
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"Exporting needs onnx, onnxscript and onnxruntime: pip install 'hf_hamspk[onnx]' ({error})."
+            f"The export needs onnx, onnxscript and onnxruntime ({error}). Install them: pip install 'hf_hamspk[onnx]'."
         ) from error
     values, mask = _batch(_TRACED_SECONDS, description.sampling_rate)
     inputs = (values, mask) if description.masked else (values[:, : int(mask.sum(-1).min())],)
@@ -144,7 +146,7 @@ def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks about torchvision and future changes."""
+    """Suppress the exporter's warnings about torchvision and future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -159,10 +161,10 @@ def _quiet() -> Iterator[None]:
 def check_agreement(
     encoder: HamSpkModel, path: str | os.PathLike, seconds: Sequence[float], batches: Sequence[int]
 ) -> list[Agreement]:
-    """Compare a file with its model on noise.
+    """Compare the embeddings of an ONNX file and of its model for random noise.
 
     Raises:
-        ValueError: they differ by more than `LARGEST_DIFFERENCE`.
+        ValueError: the embeddings differ by more than `LARGEST_DIFFERENCE`.
     """
     session, rate, found = OnnxEncoder(path), encoder.config.sampling_rate, []
     for duration in seconds:
@@ -175,14 +177,14 @@ def check_agreement(
             found.append(Agreement(duration, batch, difference))
             if not difference <= LARGEST_DIFFERENCE:
                 raise ValueError(
-                    f"The exported file differs from the model: by {difference:.1e} of the largest value at {duration} "
-                    f"s, batch {batch}; at most {LARGEST_DIFFERENCE:g} is accepted. Nothing was written."
+                    f"The exported file differs from the model by {difference:.1e} of the largest value (at most "
+                    f"{LARGEST_DIFFERENCE:g} is accepted) for {duration} s and a batch of {batch}. Nothing was written."
                 )
     return found
 
 
 def _batch(seconds: Sequence[float] | np.ndarray, rate: int) -> tuple[Tensor, Tensor]:
-    """Noise of the given durations, padded, and its mask."""
+    """Return noise of the given durations, padded on the right, and its attention mask."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([round(duration * rate) for duration in seconds])
     mask = length_mask(lengths, int(lengths.max()))

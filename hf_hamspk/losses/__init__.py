@@ -1,4 +1,4 @@
-"""The training losses computed over blocks of speakers, for up to millions of them."""
+"""Training losses that are computed over blocks of speakers, for up to millions of speakers."""
 
 from .engine import BlockwiseEngine, set_class_sampling, use_blocks
 

@@ -1,13 +1,14 @@
-"""The forward and the backward pass of the fused loss over blocks of centres; the module `fused` explains the method.
+"""Forward and backward pass of the fused loss over blocks of centres. The module `fused` explains the method.
 
-Letters: `B` batch, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
+Letters: `B` batch size, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
 
-With the logits `z` of impostors, those of the targets `t` and `S = sum exp z` over the impostors, a loss is
-`log(1 + exp(log S - t))`. Its gradient is `q exp(z) / S` for an impostor and `-q` for the target, where
-`q = S / (S + exp t)` is the probability that the head gives to the impostors together; there is no cancellation.
+Let `t` be the logit of the target speaker of an utterance, `z` the logits of the impostor speakers, and
+`S = sum exp z` the sum over the impostors. The loss is `log(1 + exp(log S - t))`. Its derivative is `q exp(z) / S` by
+the logit of an impostor and `-q` by the target's. Here `q = S / (S + exp t)` is the total probability that the head
+assigns to the impostors. No step subtracts nearly equal numbers.
 
-Logits of blocks are counted in bits, `z / log 2`, because powers of 2 are faster than exponentials. Rows of lifted
-vectors and of their gradients begin on a line of the cache (`new_rows`), where products are faster, too.
+The logits of a block are stored in bits, `z / log 2`, because powers of 2 are faster than exponentials. The rows of
+lifted vectors and of their gradients are aligned to cache lines (`new_rows`), which makes matrix products faster.
 """
 
 from typing import Any
@@ -41,14 +42,14 @@ ROOT_OF_TWO = 2**0.5
 
 
 class BlockwiseLoss:
-    """State shared by the forward and backward pass over blocks of classes.
+    """Forward and backward pass over blocks of centres, with the state that both need.
 
     Args:
-        settings: the head's.
-        curvature: of a hyperbolic similarity, if it is not learned; else None.
-        chosen: rows of the centres that take part, ascending; None for all.
-        shard: the centres of this rank; None for all.
-        kept_bytes: derivatives of logits that are kept for the backward pass.
+        settings: settings of the head.
+        curvature: fixed curvature of a hyperbolic similarity; None if it is learned or the similarity has none.
+        chosen: row numbers of the centres in the loss, ascending; None for all rows.
+        shard: rows of the centres that this rank holds; None if it holds all.
+        kept_bytes: memory for the derivatives of the logits that are kept for the backward pass, in bytes.
     """
 
     needs_grad = True
@@ -106,7 +107,7 @@ class BlockwiseLoss:
         return self._losses()
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
-        """Positions of the labels among the rows that take part, -1 for a speaker on another rank."""
+        """Return the positions of the labels among the chosen rows; -1 for a speaker on another rank."""
         self.own, self.local = None, labels
         if self.shard is not None:
             local = labels - self.shard.first
@@ -116,23 +117,23 @@ class BlockwiseLoss:
         return self._fill_remote(places, -1)
 
     def _fill_remote(self, values: Tensor, other: float) -> Tensor:
-        """`values` `(B,)`, with `other` in place of those of speakers on other ranks."""
+        """Replace the values of speakers on other ranks by `other`; `values` is `(B,)`."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
-        """The target of distances whose curvature is not learned, without a graph.
+        """Compute the target logits of a hyperbolic head with fixed curvature, without a graph.
 
         Raises:
-            ValueError: the margin is an angle, which a distance does not have.
+            ValueError: the margin is angular; distances accept only an additive one.
         """
         if self.settings.margin_kind == "angular":
-            raise ValueError("An angular margin is for cosines; a hyperbolic head takes an additive one.")
+            raise ValueError("An angular margin needs a cosine head. Choose an additive margin for a hyperbolic head.")
         self.pairs = pair_distance(pairs, radial)
         similarity = self.pairs.distance * (-self._distance_scale() / self.settings.scale)
         self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
-        """Keep the graph of the similarity to the own centre, with its margin: its inputs, and the similarity."""
+        """Keep the graph of the similarity to the target centre, margin included: its inputs and the similarity."""
         with torch.enable_grad():
             own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
             inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
@@ -153,11 +154,11 @@ class BlockwiseLoss:
         return tensor[span] if self.chosen is None else tensor[self.chosen[span]]
 
     def _spans(self) -> list[slice]:
-        """The blocks, as slices of the rows that take part."""
+        """Return the blocks as slices of the chosen rows."""
         return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
     def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> Tensor:
-        """Lifted centres `(N, A)` of a block, valid until the next block is lifted."""
+        """Return the lifted centres `(N, A)` of a block; the next call overwrites them."""
         dtype = self.lifted.dtype
         rows = self._taking_part(weight, span).to(dtype)
         block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
@@ -166,20 +167,26 @@ class BlockwiseLoss:
         return lifted
 
     def _lifted_scratch(self, count: int) -> Tensor:
-        """Shared memory `(count, A)` for the lifted centres of a block or their gradient."""
+        """Return a reused buffer `(count, A)` for the lifted centres of a block or their gradient."""
         if "lifted" not in self.scratch:
             self.scratch["lifted"] = new_rows(min(self.block, self.count), self.lifted.shape[1], self.lifted)
         return self.scratch["lifted"][:count]
 
     def _block_scratch(self, name: str, columns: int) -> Tensor:
-        """Shared memory `(B, columns)` of a name."""
+        """Return the reused buffer `(B, columns)` with this name."""
         batch = self.lifted.shape[0]
         if name not in self.scratch:
             self.scratch[name] = self.lifted.new_empty(batch * min(self.block, self.count))
         return self.scratch[name][: batch * columns].view(batch, columns)
 
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
-        """Derivatives `(B, N)` of the logits of a block times their exponentials; adds to the sums unless `again`."""
+        """Compute the derivatives of the exponentials of a block's logits by the products of lifted vectors.
+
+        The exponentials are also added to the sums unless `again` is true.
+
+        Returns:
+            The derivatives `(B, N)`, up to a constant factor.
+        """
         columns = lifted.shape[0]
         is_kept = number < self.keep and not again
         product = torch.mm(self.lifted, lifted.mT, out=None if is_kept else self._block_scratch("product", columns))
@@ -204,7 +211,7 @@ class BlockwiseLoss:
         return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
 
     def _mark(self, block: Tensor, number: int, value: float) -> None:
-        """Write `value` for the targets in block `number`, `(B, N)`."""
+        """Write `value` at the targets in block `number`; `block` is `(B, N)`."""
         columns = block.shape[1]
         if self.own is None and number == 0 and columns == self.count:
             block.scatter_(1, self.places[:, None], value)
@@ -215,14 +222,18 @@ class BlockwiseLoss:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """`s f`: the factor from a distance of the unit ball to minus a logit."""
+        """Return `s f`, by which a distance in the unit ball is multiplied to give the negative logit."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors to 0 if the margin is "real"; returns their mask `(B, N)`, else None."""
+        """Set the logits of easy impostors to 0 if the margin is "real".
+
+        Returns:
+            The mask `(B, N)` of the easy impostors; None for other margins.
+        """
         if self.settings.margin_kind != "real":
             return None
         shift = 0.0 if self.shift is None else self.shift
@@ -267,7 +278,7 @@ class BlockwiseLoss:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, curvature: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Gradients of embeddings, centres, bias and curvature from that of the losses `(B,)`."""
+        """Compute the gradients of embeddings, centres, bias and curvature from the gradient `(B,)` of the losses."""
         self.wrong_grad = grad * self.wrong
         factor = self.wrong_grad / self.total
         if self.settings.kind == "hyperbolic":
@@ -289,7 +300,7 @@ class BlockwiseLoss:
         return grad_x, grad_weight, grad_bias, sum_over_ranks(grad_c, self.shard)
 
     def _target_gradient(self) -> list[Any]:
-        """Gradients of embedding, row, bias and curvature through the similarity to the own centre."""
+        """Compute the gradients of embedding, centre, bias and curvature through the target similarity."""
         # Targets of other ranks were computed with an arbitrary row of this one.
         given = self._fill_remote(self.wrong_grad, 0.0)
         if self.pairs is not None:
@@ -301,7 +312,12 @@ class BlockwiseLoss:
         return [None if tensor is None else next(found) for tensor in inputs]
 
     def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Gradient `(B, D)` through the impostors, and those of lengths and times `(B,)`."""
+        """Compute the gradient of the embeddings through the impostors.
+
+        Returns:
+            The gradient of the embeddings `(B, D)`, and the gradients of lengths and time parts of their lift, `(B,)`
+            each.
+        """
         size = x.shape[1]
         # The space part of a lifted embedding is minus `X`, or the scaled direction.
         hyperbolic = self.settings.kind == "hyperbolic"
@@ -316,8 +332,11 @@ class BlockwiseLoss:
     def _centres_gradient(
         self, factor: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients of centres and bias through the impostors, and, if a curvature is learned, those of lengths and
-        times `(2, N)`."""
+        """Compute the gradients of centres and bias through the impostors.
+
+        Returns:
+            These gradients and, if the curvature is learned, the gradients of lengths and time parts `(2, N)`.
+        """
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
@@ -354,14 +373,14 @@ class BlockwiseLoss:
         return grad_weight, grad_bias, parts
 
     def _put(self, grad: Tensor, span: slice, values: Tensor) -> None:
-        """Write the gradient of a block of the rows that take part."""
+        """Write the gradient of one block of the chosen rows."""
         if self.chosen is None:
             grad[span] = values.to(grad.dtype)
         else:
             grad[self.chosen[span]] = values.to(grad.dtype)
 
     def _scale_gradient(self, curvature: Tensor) -> Tensor:
-        """Gradient of a learned curvature through the factor of the distances."""
+        """Compute the gradient of a learned curvature through the scale factor of the distances."""
         with torch.enable_grad():
             c = curvature.detach().requires_grad_()
             factor = c**-0.5
@@ -371,10 +390,17 @@ class BlockwiseLoss:
 
 
 def to_distance(u: Tensor, out: Tensor) -> Tensor:
-    """Turn `u = cosh d - 1` into `d`, in place; returns `sinh d / sqrt(2)`, written into `out`. Any shape.
+    """Convert `u = cosh d - 1` to the distance `d`, in place.
 
-    Below the rounding of `u` its direction is noise: the floor, that of `geometry_hamspk.arcosh1p`, bounds the
-    derivative.
+    If `u` is smaller than its rounding error, its gradient is noise. A lower limit of `u`, the same as in
+    `geometry_hamspk.arcosh1p`, therefore bounds the derivative.
+
+    Args:
+        u: any shape; overwritten with `d`.
+        out: buffer of the same shape for the result.
+
+    Returns:
+        `sinh d / sqrt(2)`, written to `out`.
     """
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)

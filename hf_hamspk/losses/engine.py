@@ -1,6 +1,6 @@
-"""Puts the blockwise loss onto the head of a model, with class sampling and centres divided among processes.
+"""Blockwise loss for the head of a model, with class sampling and with centres divided among processes.
 
-Letters: `B` batch, `K` speakers, `D` embedding size.
+Letters: `B` batch size, `K` speakers, `D` embedding size.
 
 References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres).
 """
@@ -20,9 +20,9 @@ COMPILED_LOGITS = 1 << 26
 
 
 class BlockwiseEngine:
-    """Computes the loss of one head over blocks of speakers; memory does not grow with B x K.
+    """Computation of the loss of one head over blocks of speakers, in memory that does not grow with B x K.
 
-    `use_blocks(head)` makes one for each part of a head.
+    `use_blocks(head)` makes one engine for each part of a head.
 
     Example:
         ```python
@@ -35,8 +35,8 @@ class BlockwiseEngine:
         ```
 
     Attributes:
-        class_sampling: share of the speakers that take part in a step of training.
-        shard: the centres of this process; None for all of them.
+        class_sampling: fraction of the speakers in the loss of a training step, in (0, 1].
+        shard: rows of the centres that this process holds; None if it holds all.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class BlockwiseEngine:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether this process holds all centres."""
+        """Whether logits can be computed, which needs all centres in this process."""
         return self.shard is None
 
     def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss, a scalar; with divided centres the mean over the batches of all ranks."""
+        """Compute the mean loss, a scalar. With divided centres it is the mean over the batches of all ranks."""
         similarity, shard = head.similarity, self.shard
         is_sampling = head.training and self.class_sampling < 1
         whole = shard is None and not is_sampling
@@ -75,18 +75,18 @@ class BlockwiseEngine:
 
 
 def head_settings(head: SpeakerHead) -> HeadSettings:
-    """The settings of a head that the blockwise loss needs besides its parameters."""
+    """Read the settings of a head that the blockwise loss needs besides its parameters."""
     kind = head.similarity.kind
     return HeadSettings(kind, head.margin_kind, head.margin, head.scale, head.projection, head.clip_radius)
 
 
 def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
-    """The parts of a head: itself, or the two of `joint`."""
+    """Return the parts of a head: the two parts of a `joint` head, otherwise the head itself."""
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
 def use_blocks(head: SpeakerHead | JointHead) -> SpeakerHead | JointHead:
-    """Make a head compute its loss over blocks of speakers from now on; returns the head."""
+    """Set a head to compute its loss over blocks of speakers, and return the head."""
     for part in head_parts(head):
         if not isinstance(part.engine, BlockwiseEngine):
             part.engine = BlockwiseEngine()
@@ -98,10 +98,17 @@ def _engines(head: SpeakerHead | JointHead) -> list[BlockwiseEngine]:
 
 
 def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
-    """Train each step on a share (in (0, 1]) of the speakers: those of the batch, and others drawn at random.
+    """Limit the loss of each training step to a sample of the speakers (An et al. 2022).
 
-    The loss is then the cross-entropy over these (An et al. 2022); each part of `joint` draws its own speakers. All
-    speakers take part in evaluation mode.
+    The sample contains the speakers of the batch and other speakers drawn at random. The loss is the cross-entropy over
+    the sample. Each part of a `joint` head draws its own sample. In evaluation mode the loss covers all speakers.
+
+    Args:
+        head: head that computes its loss over blocks of speakers.
+        share: fraction of the speakers in the sample, in (0, 1].
+
+    Raises:
+        ValueError: `share` is out of range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {share}.")
@@ -112,11 +119,14 @@ def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
 def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
     """Keep only this rank's part of the centres, for training with `torch.distributed` on `ranks` processes.
 
-    The loss is then the mean over the batches of all ranks, which must be of one size, and equal on every rank. Logits
-    cannot be computed.
+    All ranks must then have batches of the same size. The loss is the mean over the batches of all ranks and has the
+    same value on every rank. Logits cannot be computed.
+
+    Raises:
+        ValueError: the centres are divided already, or there are fewer speakers than ranks.
     """
     if shard_of(head) is not None:
-        raise ValueError("The centres of this head are divided already.")
+        raise ValueError("The centres of this head are divided already. Divide a head only once.")
     for part, engine in zip(head_parts(head), _engines(head), strict=True):
         shard = shard_rows(part.similarity.weight.shape[0], rank, ranks)
         for parameter in part.centre_parameters().values():
@@ -125,12 +135,12 @@ def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
 
 
 def undivide_head(head: SpeakerHead | JointHead) -> None:
-    """Mark the head as undivided, after the caller has restored all rows of the centres."""
+    """Mark the head as undivided. The caller must have restored all rows of the centres before."""
     for engine in _engines(head):
         engine.shard = None
 
 
 def shard_of(head: SpeakerHead | JointHead) -> CentreShard | None:
-    """The centres of a head that this process holds; None for all of them."""
+    """Return the rows of the centres that this process holds; None if it holds all."""
     engine = head_parts(head)[-1].engine
     return engine.shard if isinstance(engine, BlockwiseEngine) else None

@@ -1,21 +1,22 @@
-"""The loss of a head as one operation over blocks of speakers, forward and backward.
+"""Loss of a head as one operation over blocks of speakers, with forward and backward pass.
 
-Letters: `B` batch, `K` speakers, `N` speakers of a block, `D` embedding size, `A` columns of a lifted vector.
+Letters: `B` batch size, `K` speakers, `N` speakers of a block, `D` embedding size, `A` columns of a lifted vector.
 
-The forward pass goes over blocks of centres: lift, one matrix product, exponentials, their sum, and the gradient of the
-embeddings up to a factor per embedding that is known at the end. Up to `KEPT_BYTES` of derivatives of the logits are
-kept for the backward pass, which needs one more product for them; the other blocks are computed again. So memory does
-not grow with `K`, except for the centres, their gradient and a few numbers per centre.
+The forward pass handles one block of centres after the other. It lifts the centres, multiplies them with the lifted
+embeddings, sums the exponentials of the logits, and accumulates the gradient of the embeddings. One factor per
+embedding of this gradient is applied at the end, when the sums are complete. Up to `KEPT_BYTES` of derivatives of the
+logits are kept, so that the backward pass needs only one more matrix product for these blocks. The other blocks are
+computed again. Memory does not grow with `K`, except for the centres, their gradient and a few numbers per centre.
 
-Cosines and distances are bounded, and so are the logits: one fixed shift is enough for all exponentials. If it is not
-(linear, large scales), the shift is the largest logit so far.
+Cosines and distances are bounded, and therefore their logits are too. One fixed shift then keeps all exponentials
+within float32. If no fixed shift does (linear similarity, large scales), the shift is the largest logit so far.
 
-The pair of an embedding and its own centre is left out of the products and computed from the difference of the two,
-because there the product has no correct digit near coincidence.
+The similarity of an embedding to its target centre is computed from the difference of the two vectors, not from the
+matrix product. If the two nearly coincide, the matrix product has no correct digit.
 
-Precision: all computations are in float32 or better, whatever the settings of torch. With TF32 or bfloat16 operands
-`cosh d` is wrong by 1e-3 and more, larger than the distance of two confusable speakers. Embeddings and centres may come
-in any precision; gradients leave in theirs. `tests/benchmarks/benchmark_head.py` prints the errors of both.
+All computations are in float32 or better, even if torch allows lower precision. With TF32 or bfloat16 operands, the
+error of `cosh d` is 1e-3 or more, which exceeds the distance between two confusable speakers. Embeddings and centres
+may have any precision; their gradients have the same one. `tests/benchmarks/benchmark_head.py` prints both errors.
 
 References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres); Milakov and Gimelshein 2018, arXiv
 1805.02867 (online normalisation of the softmax).
@@ -48,21 +49,22 @@ def fused_losses(
     shard: CentreShard | None = None,
     kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
-    """Cross-entropy with margin of each embedding.
+    """Compute the cross-entropy with margin of each embedding.
 
     Args:
-        embeddings: `(B, D)` in float32 or better; those of all ranks if the centres are sharded.
-        weight: centres `(K, D)`; those of this rank if they are sharded.
-        bias: `(K,)` of a linear similarity, or None.
-        curvature: of a hyperbolic similarity; a scalar tensor if it is learned.
-        labels: `(B,)` int64, numbers of speakers of the whole head.
-        settings: the head's.
-        chosen: rows of `weight` `(N,)` that take part, ascending, those of the labels among them; None for all.
-        shard: which rows of the whole head `weight` holds; None for all of them.
-        kept_bytes: see `KEPT_BYTES`; with 0 everything is computed again.
+        embeddings: `(B, D)` in float32 or better. If the centres are sharded, the embeddings of all ranks.
+        weight: centres, `(K, D)`. If the centres are sharded, only the rows of this rank.
+        bias: `(K,)` for a linear similarity, else None.
+        curvature: curvature of a hyperbolic similarity, a scalar tensor if it is learned; None for other similarities.
+        labels: speaker numbers, `(B,)` int64, counted over all ranks.
+        settings: settings of the head.
+        chosen: row numbers `(N,)` of `weight` in the loss, ascending and with all labels of this rank; None for all.
+        shard: rows of the head that `weight` contains; None if it contains all.
+        kept_bytes: memory for derivatives that are kept for the backward pass, in bytes (see `KEPT_BYTES`); with 0, the
+            backward pass computes all blocks again.
 
     Returns:
-        `(B,)` losses, the same on every rank.
+        Losses `(B,)`, the same on every rank.
     """
     learned = curvature if isinstance(curvature, Tensor) else None
     fixed = None if curvature is None or learned is not None else float(curvature)
@@ -75,7 +77,7 @@ def fused_losses(
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast off and compute matrix products in float32; the settings of torch are restored afterwards."""
+    """Disable autocast and compute matrix products in full float32 while the context lasts."""
     # The type stubs do not know of mkldnn's.
     backend: Any = getattr(torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda, "matmul")  # noqa: B009
     before = backend.fp32_precision

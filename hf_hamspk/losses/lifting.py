@@ -1,8 +1,9 @@
-"""Every similarity as one matrix product of lifted vectors, with the derivative of the lift.
+"""Computation of every similarity as one matrix product of lifted vectors, with the derivative of the lift.
 
-Letters: `B` batch, `N` centres, `D` embedding size, `A` columns of a lifted vector.
+Letters: `B` batch size, `N` centres, `D` embedding size, `A` columns of a lifted vector.
 
-The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its direction, with a time part `T(r)`.
+The lifts are radial. A vector of norm `r` keeps its direction, gets the length `L(r)`, and has a time part `T(r)` as
+an additional coordinate.
 
 | similarity | lifted embedding `(A,)`   | lifted centre `(A,)` | their product             | logit                |
 |------------|---------------------------|----------------------|---------------------------|----------------------|
@@ -10,8 +11,8 @@ The lifts are radial: a vector of norm `r` goes to that of length `L(r)` in its 
 | cosine     | `s x/|x|, -shift` in bits | `w/|w|, 1`           | the logit - shift in bits | `s cos`              |
 | hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
 
-`X` and `X0` are the lift to the hyperboloid (see the module `geometry_hamspk`); `f` is 1, or `1 / sqrt(c)` in the
-curved projection. The radial parts come from `project_norm`.
+`(X, X0)` and `(Y, Y0)` are the lifts of embedding and centre to the hyperboloid (see the module `geometry_hamspk`).
+`s` is the scale, and `f` is 1, or `1 / sqrt(c)` in the curved projection. `project_norm` computes the radial parts.
 """
 
 import math
@@ -48,13 +49,13 @@ CACHE_LINE = 64
 
 
 class HeadSettings(NamedTuple):
-    """What a head computes, besides its parameters.
+    """Settings of a head that are not parameters.
 
     Attributes:
-        kind: of the similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
-        margin_kind, margin: see `networks_hamspk.add_margin`.
-        scale: positive.
-        projection, clip_radius: of `"hyperbolic"`; see `geometry_hamspk.project`.
+        kind: similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
+        margin_kind, margin: kind and size of the margin; see `networks_hamspk.add_margin`.
+        scale: factor of the logits, above 0.
+        projection, clip_radius: projection of `"hyperbolic"`; see `geometry_hamspk.project`.
     """
 
     kind: str
@@ -66,10 +67,10 @@ class HeadSettings(NamedTuple):
 
 
 class Radial:
-    """The radial part of the lift of some vectors, `(N,)` each: `L/r`, `L'`, `T`, `T'` and `r`.
+    """Radial parts of the lift of N vectors: `L/r`, `L'`, `T`, `T'` and `r`, `(N,)` each.
 
     Args:
-        parts: these five, `(5, N)`; one tensor, because a slice of it then costs one call.
+        parts: the five parts as one tensor `(5, N)`, because slicing one tensor takes one call instead of five.
     """
 
     def __init__(self, parts: Tensor):
@@ -83,9 +84,9 @@ class Radial:
 def target_similarity(
     embeddings: Tensor, rows: Tensor, bias: Tensor | None, curvature: float | Tensor | None, settings: HeadSettings
 ) -> Tensor:
-    """Similarity `(B,)` of each embedding `(B, D)` to the row `(B, D)` (and bias `(B,)`) of its own centre.
+    """Compute the similarity `(B,)` of each embedding `(B, D)` to its target centre, a row of `rows` `(B, D)`.
 
-    Distances are computed from the difference of the two vectors, so they are exact for nearly equal ones, too.
+    Distances are computed from the difference of the two vectors, so they are accurate even for nearly equal vectors.
     """
     if settings.kind == "linear":
         product = (embeddings * rows).sum(-1)
@@ -102,14 +103,14 @@ def target_similarity(
 def project_norm(
     radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `project` does to the norms of features, of any shape.
+    """Compute the effect of `project` on the norms of features.
 
     Args:
-        radius: norms.
-        projection, curvature, clip_radius: as in `project`.
+        radius: norms of the features, any shape.
+        projection, curvature, clip_radius: settings of the projection; see `project`.
 
     Returns:
-        The norms of the points, their conformal factors, and the derivative of the norm by that of the feature.
+        The norms of the points, their conformal factors, and the derivatives of the norms by `radius`.
     """
     if projection == "released":
         largest = released_radius(float(curvature))
@@ -121,7 +122,7 @@ def project_norm(
 
 
 def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
-    """Length `L` and time part `T`, `(N,)`, of the lift of vectors of norm `radius` `(N,)`."""
+    """Compute length `L` and time part `T`, `(N,)` each, of the lift of vectors with the norms `radius` `(N,)`."""
     if settings.kind == "cosine":
         return normalize(radius[:, None])[:, 0], torch.zeros_like(radius)
     c = 1.0 if curvature is None else curvature
@@ -132,7 +133,7 @@ def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: Head
 def radial_parts(
     vectors: tuple[Tensor, ...], dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
 ) -> list[Radial] | list[None]:
-    """The radial parts of each `(N, D)`, some rows at a time; None for a linear similarity, which lifts nothing."""
+    """Compute the radial parts of each tensor `(N, D)`, block by block; None for a linear similarity (no lift)."""
     if settings.kind == "linear":
         return [None for _ in vectors]
     norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
@@ -159,7 +160,7 @@ def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: Hea
 
 
 def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: HeadSettings) -> Tensor:
-    """`(B, D)` to `(B, A)`, see the table."""
+    """Lift embeddings `(B, D)` to `(B, A)` (see the table in the module docstring)."""
     batch, size = x.shape
     out = new_rows(batch, size + (2 if settings.kind == "hyperbolic" else 1), x)
     space, scale = out[:, :size], settings.scale * BITS_PER_NAT
@@ -177,13 +178,13 @@ def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: He
 
 
 def new_rows(count: int, columns: int, like: Tensor) -> Tensor:
-    """An empty matrix `(count, columns)` whose rows begin on a line of the cache, which makes products faster."""
+    """Return an uninitialised matrix `(count, columns)` with rows aligned to cache lines, for faster products."""
     line = CACHE_LINE // like.element_size()
     return like.new_empty(count, -(-columns // line) * line)[:, :columns]
 
 
 def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: Tensor) -> None:
-    """`(N, D)` to `(N, A)`, see the table, written into `out`."""
+    """Lift centres `(N, D)` to `(N, A)` (see the table in the module docstring) and write them to `out`."""
     size = rows.shape[1]
     if radial is None:
         out[:, :size].copy_(rows)
@@ -196,12 +197,17 @@ def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: 
 
 
 def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, out: Tensor) -> Tensor:
-    """Gradient of vectors `(N, D)` from that of their lift, `grad` `(N, D)` and `time_grad` `(N,)`, into `out`.
+    """Compute the gradient of vectors from the gradient of their lift.
 
-    `out` may be `grad`.
+    Args:
+        grad: gradient of the lifted vectors without the time part, `(N, D)`.
+        time_grad: gradient of the time parts, `(N,)`.
+        vectors: vectors before the lift, `(N, D)`.
+        radial: radial parts of their lift.
+        out: buffer for the result, `(N, D)`; may be `grad`.
 
     Returns:
-        `(N,)`, the gradient of their lengths `L`.
+        The gradient of the lengths `L`, `(N,)`.
     """
     length_grad = (grad * vectors).sum(1).div_(radial.radius)
     along = (radial.slope - radial.scale).mul_(length_grad).addcmul_(radial.time_slope, time_grad).div_(radial.radius)
@@ -211,7 +217,7 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
 
 
 def ball_parts(lift: Radial) -> Radial:
-    """The radial part of the map into the ball, from that of the lift: `p/r`, `p'`, `lambda`, `lambda'` and `r`."""
+    """Compute the radial parts of the map into the ball (`p/r`, `p'`, `lambda`, `lambda'`, `r`) from the lift."""
     # T = lambda p^2 = lambda - 2, L = lambda p, and L' = (lambda + L^2) p'.
     conformal = lift.time + 2
     slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
@@ -219,12 +225,12 @@ def ball_parts(lift: Radial) -> Radial:
 
 
 class DistanceSlopes(NamedTuple):
-    """The derivatives of some distances.
+    """Derivatives of the distances between the points `x` and `y`.
 
     Attributes:
         apart: difference of the positions of `x` and `y`, `(..., D)`.
-        by_position: multiplied by `apart`, it is the derivative by the position of `x`, and minus that by the position
-            of `y`; `(...)`.
+        by_position: factor `(...)`. `by_position * apart` is the derivative of the distance by the position of `x`; its
+            negative is the derivative by the position of `y`.
         by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
     """
 
@@ -235,7 +241,7 @@ class DistanceSlopes(NamedTuple):
 
 
 def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
-    """`distance` `(...)`, and its derivatives without a graph."""
+    """Compute the distances `(...)` of points and their derivatives, without a graph."""
     x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
     apart, conformal = x.position - y.position, x_conformal * y_conformal
     u = cosh_less_1(apart, conformal)
@@ -246,13 +252,13 @@ def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceS
 
 
 class PairDistance(NamedTuple):
-    """Distances of embeddings to their own centres, and what their gradient needs.
+    """Distances of embeddings to their target centres, with the values that the gradient needs.
 
     Attributes:
-        distance: `(B,)`, of the unit ball.
-        slopes: see `DistanceSlopes`.
-        vectors: `(2 B, D)`, the embeddings, and after them the centres.
-        ball: the map of `vectors` into the ball, as `ball_parts` gives it.
+        distance: distances in the unit ball, `(B,)`.
+        slopes: derivatives of the distances.
+        vectors: embeddings followed by their centres, `(2 B, D)`.
+        ball: radial parts of the map of `vectors` into the ball; see `ball_parts`.
     """
 
     distance: Tensor
@@ -262,7 +268,7 @@ class PairDistance(NamedTuple):
 
 
 def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
-    """Distances as in `target_similarity`, for `vectors` `(2 B, D)` whose lift is known, without a graph."""
+    """Compute the distances of `target_similarity` without a graph, for `vectors` `(2 B, D)` with known lift."""
     ball = ball_parts(lift)
     positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
     x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
@@ -270,7 +276,7 @@ def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
 
 
 def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
-    """Gradients of embeddings and centres, `(B, D)` each, from that of their distances, `(B,)`."""
+    """Compute the gradients of embeddings and centres, `(B, D)` each, from the gradient of their distances `(B,)`."""
     slopes, batch = pairs.slopes, given.shape[0]
     grad = torch.empty_like(pairs.vectors)
     torch.mul(slopes.apart, (given * slopes.by_position)[:, None], out=grad[:batch])
@@ -283,7 +289,7 @@ def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
 def curvature_gradient(
     radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
 ) -> Tensor:
-    """Gradient of a learned curvature through the lift of some vectors, a scalar."""
+    """Compute the gradient of a learned curvature through the lift of the given vectors, a scalar."""
     with torch.enable_grad():
         c = curvature.detach().requires_grad_()
         parts = radial_lift(radial.radius, c, settings)
@@ -291,7 +297,7 @@ def curvature_gradient(
 
 
 def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
-    """Smallest and largest logit of an impostor; infinite if the similarity has no bound."""
+    """Return the smallest and largest possible logit of an impostor; infinite if the similarity has no bound."""
     if settings.kind == "linear":
         return -math.inf, math.inf
     if settings.kind == "cosine":
@@ -303,7 +309,7 @@ def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float,
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """The number to subtract from every logit so that exponentials stay within float32; None if no number does."""
+    """Return the number to subtract from all logits to keep exponentials within float32; None if there is none."""
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None

@@ -1,6 +1,6 @@
-"""The centres that take part: those held by this rank of a process group, and a random part of them.
+"""Selection of centres: division among the ranks of a process group, and random sampling for a training step.
 
-Letters: `B` batch of one rank, `R` ranks, `D` embedding size, `K` speakers.
+Letters: `B` batch size of one rank, `R` ranks, `D` embedding size, `K` speakers.
 """
 
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from torch.autograd.function import once_differentiable
 
 
 class CentreShard(NamedTuple):
-    """The rows of the centres that a rank holds.
+    """Rows of the centres that one rank holds.
 
     Attributes:
-        first: number of the first one.
-        count: how many.
-        speakers: rows of all ranks.
-        ranks: of the default process group.
-        rank: this one.
+        first: number of the first row.
+        count: number of rows.
+        speakers: number of rows on all ranks together.
+        ranks: number of ranks in the default process group.
+        rank: number of this rank.
     """
 
     first: int
@@ -29,33 +29,36 @@ class CentreShard(NamedTuple):
 
 
 def shard_rows(speakers: int, rank: int, ranks: int) -> CentreShard:
-    """Rows of `rank`: contiguous, and of sizes that differ by one at most.
+    """Return the contiguous rows of a rank. The numbers of rows of two ranks differ by at most one.
 
     Raises:
-        ValueError: fewer speakers than ranks, or no such rank.
+        ValueError: there are fewer speakers than ranks, or `rank` is out of range.
     """
     if not 0 <= rank < ranks <= speakers:
-        raise ValueError(f"{speakers} speakers cannot be divided among {ranks} ranks for rank {rank}.")
+        raise ValueError(
+            f"{speakers} speakers cannot be divided: expected at least {ranks} (one per rank) and a rank below {ranks}, "
+            f"got rank {rank}."
+        )
     first = rank * speakers // ranks
     return CentreShard(first, (rank + 1) * speakers // ranks - first, speakers, ranks, rank)
 
 
 def sum_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
-    """The sum of a tensor of one shape over all ranks, in place; of an unsharded head, itself."""
+    """Sum a tensor over all ranks, in place. Without a shard it is returned unchanged."""
     if shard is not None:
         distributed.all_reduce(tensor)
     return tensor
 
 
 def largest_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
-    """The elementwise maximum of a tensor over all ranks, as `sum_over_ranks`."""
+    """Take the elementwise maximum of a tensor over all ranks, in place. Without a shard it is returned unchanged."""
     if shard is not None:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
     return tensor
 
 
 def gather_labels(labels: Tensor, shard: CentreShard) -> Tensor:
-    """Labels `(B,)` of every rank, `(R B,)`. Every rank must have as many."""
+    """Collect the labels `(B,)` of all ranks as `(R B,)`. All ranks must have the same number."""
     gathered = [torch.empty_like(labels) for _ in range(shard.ranks)]
     distributed.all_gather(gathered, labels.contiguous())
     return torch.cat(gathered)
@@ -79,25 +82,25 @@ class _GatherEmbeddings(torch.autograd.Function):
 
 
 def gather_embeddings(embeddings: Tensor, shard: CentreShard) -> Tensor:
-    """Embeddings `(B, D)` of every rank, `(R B, D)`; every rank must have as many.
+    """Collect the embeddings `(B, D)` of all ranks as `(R B, D)`. All ranks must have the same number.
 
-    The gradient of a rank's own rows is summed over the ranks, each of which knows the part of its centres, and
-    multiplied by their number: as if the rank had taken the mean over its own batch, which is what the averaging of
-    `DistributedDataParallel` expects.
+    In the backward pass, the gradients of a rank's own rows are summed over all ranks, because each rank computes only
+    the part through its own centres. The sum is multiplied by the number of ranks. It is then the gradient of the mean
+    loss over the rank's own batch, which `DistributedDataParallel` expects for its average over the ranks.
     """
     return _GatherEmbeddings.apply(embeddings, shard)  # pyright: ignore[reportReturnType]
 
 
 def choose_rows(labels: Tensor, count: int, share: float) -> Tensor:
-    """Draw the centres of a step: those of the labels, and others at random.
+    """Draw the centres of a training step: the centres of the labels, and others at random.
 
     Args:
-        labels: `(B,)` rows of this rank; any that are not in [0, count) are of other ranks.
-        count: rows of this rank.
-        share: of the rows to draw, in (0, 1]; at least as many rows as labels are drawn.
+        labels: row numbers relative to this rank, `(B,)`. Numbers outside [0, count) belong to other ranks.
+        count: number of rows on this rank.
+        share: fraction of the rows to draw, in (0, 1]. At least B rows are drawn, so that every label is included.
 
     Returns:
-        Ascending rows.
+        Row numbers in ascending order.
     """
     rank = torch.rand(count, device=labels.device)
     inside = (labels >= 0) & (labels < count)

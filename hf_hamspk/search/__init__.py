@@ -1,4 +1,4 @@
-"""Search over many enrolled speakers: the nearest of a million, exact or approximate."""
+"""Exact and approximate search for the nearest of many (up to millions of) enrolled speakers."""
 
 from .index import SearchResult, SpeakerIndex
 

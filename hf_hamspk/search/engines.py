@@ -1,6 +1,6 @@
 """Engines that find the largest inner products: FAISS, or PyTorch in blocks if FAISS is not installed.
 
-Letters: `N` keys, `Q` queries, `E` size of the vectors.
+Letters: `N` keys, `Q` queries, `E` vector size.
 """
 
 from os import PathLike, fspath
@@ -21,18 +21,24 @@ TRAINING_KEYS_PER_CELL = 64
 
 
 class Engine(Protocol):
-    """Finds the keys of the largest inner products."""
+    """Interface of a search for the keys with the largest inner products."""
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The largest products of queries `(Q, E)` and the rows of their keys, each `(Q, count)`, largest first.
+        """Find the `count` keys that have the largest inner products with each query.
 
-        The row is -1 if an approximate engine found fewer.
+        Args:
+            queries: `(Q, E)` float32.
+            count: number of keys per query, at least 1.
+
+        Returns:
+            The products and the row numbers of the keys, each `(Q, count)`, in descending order of the product. Row
+            numbers are -1 if an approximate engine finds fewer keys.
         """
         ...
 
 
 def import_faiss() -> ModuleType | None:
-    """FAISS, or None if it is not installed."""
+    """Return the module `faiss`, or None if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -41,25 +47,25 @@ def import_faiss() -> ModuleType | None:
 
 
 def require_faiss() -> ModuleType:
-    """FAISS.
+    """Return the module `faiss`.
 
     Raises:
-        ImportError: it is not installed; the message tells how to install it.
+        ImportError: FAISS is not installed. The message explains how to install it.
     """
     faiss = import_faiss()
     if faiss is None:
         raise ImportError(
-            "An approximate index needs FAISS: pip install 'hf_hamspk[search]' (or faiss-cpu). An exact one works "
-            "without."
+            "An approximate index needs FAISS. Install it with pip install 'hf_hamspk[search]' (or faiss-cpu), or use "
+            "an exact index, which does not need it."
         )
     return faiss
 
 
 class TorchEngine:
-    """Computes all products, in blocks of bounded memory.
+    """Exact engine that computes all inner products with PyTorch, in blocks of bounded memory.
 
     Args:
-        keys: `(N, E)` float32.
+        keys: key vectors, `(N, E)` float32.
     """
 
     def __init__(self, keys: Tensor):
@@ -80,10 +86,10 @@ class TorchEngine:
 
 
 class FaissEngine:
-    """Searches a FAISS index of any kind.
+    """Engine that searches a FAISS index of any kind.
 
     Args:
-        index: trained and filled.
+        index: FAISS index that is trained and contains the keys.
     """
 
     def __init__(self, index):
@@ -91,28 +97,30 @@ class FaissEngine:
 
     @classmethod
     def exact(cls, keys: Tensor) -> "FaissEngine":
-        """All products of `(N, E)` float32."""
+        """Make an exact engine, which compares each query with all keys `(N, E)` float32."""
         index = require_faiss().IndexFlatIP(keys.shape[1])
         index.add(keys.numpy())
         return cls(index)
 
     @classmethod
     def cells(cls, keys: Tensor, cells: int | None, probes: int) -> "FaissEngine":
-        """Products with the keys of the nearest cells alone (an inverted file).
+        """Make an approximate engine, which compares each query only with the keys of the nearest cells.
+
+        This is the inverted file (IVF) of FAISS.
 
         Args:
-            keys: `(N, E)` float32.
-            cells: at least 1; None is about four times the root of N.
-            probes: cells that are searched.
+            keys: key vectors, `(N, E)` float32.
+            cells: number of cells, from 1 to N; None means about 4 sqrt(N).
+            probes: number of cells that are searched for each query, at least 1.
 
         Raises:
-            ValueError: a number out of range.
+            ValueError: `cells` or `probes` is out of range.
         """
         faiss, most = require_faiss(), max(1, len(keys) // KEYS_PER_CELL)
         if cells is None:
             cells = min(most, max(1, round(CELLS_PER_ROOT * len(keys) ** 0.5)))
         if not 1 <= cells <= len(keys) or not probes >= 1:
-            raise ValueError(f"cells must lie between 1 and {len(keys)}, probes be at least 1, got {cells}, {probes}.")
+            raise ValueError(f"cells must be from 1 to {len(keys)} and probes at least 1, got {cells} and {probes}.")
         size = keys.shape[1]
         nearest, largest = faiss.IndexFlatL2(size), faiss.IndexFlatIP(size)
         index = faiss.IndexIVFFlat(nearest, size, cells, faiss.METRIC_INNER_PRODUCT)
@@ -133,7 +141,7 @@ class FaissEngine:
         return engine
 
     def set_probes(self, probes: int) -> None:
-        """Set how many cells are searched, at most all."""
+        """Set the number of cells that are searched for each query; numbers above the number of cells mean all."""
         self.index.nprobe = min(probes, self.index.nlist)
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -141,10 +149,10 @@ class FaissEngine:
         return self.index.search(queries.numpy(), count)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write FAISS's own format."""
+        """Write the index to a file in the format of FAISS."""
         require_faiss().write_index(self.index, fspath(path))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "FaissEngine":
-        """Read what `save` wrote; FAISS trusts the file, so its checksum is compared before."""
+        """Read a file written by `save`. FAISS does not validate files, so the caller must check the checksum first."""
         return cls(require_faiss().read_index(fspath(path)))

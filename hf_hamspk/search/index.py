@@ -1,12 +1,15 @@
-"""The nearest of many enrolled speakers.
+"""Search for the nearest of many enrolled speakers.
 
-FAISS (or PyTorch, block by block) finds candidates by float32 inner products; they are scored again in float64 by the
-formula of the model, and sorted. An exact index then proves its answer: a key that is no candidate has at most the
-product of the last candidate, plus the largest rounding error. If that does not rule it out, as with near ties or equal
-embeddings, the query is compared with every key in float64. So the answer is that of brute force with
-`geometry_hamspk.score` in float64; of equal scores the first row comes first.
+The search takes two steps. FAISS (or PyTorch, in blocks) selects candidates by their inner products in float32. The
+candidates are then scored in float64 with the similarity of the model and sorted.
 
-Letters: `N` enrolled, `Q` queries, `D` embedding size.
+An exact index also checks that the candidates include all k nearest embeddings. Every other key has a float32 product
+that is at most the smallest product of a candidate. If this product plus the rounding bound is below the exact product
+of the k-th result, no other key can be nearer. If not, for example because of near ties or equal embeddings, the query
+is compared with every key in float64. The results are therefore the same as with brute force in float64
+(`geometry_hamspk.score`). Equal scores are sorted by row number.
+
+Letters: `N` enrolled embeddings, `Q` queries, `D` embedding size.
 """
 
 import hashlib
@@ -37,12 +40,11 @@ SCORED_AT_ONCE = 1 << 23
 
 
 class SearchResult(NamedTuple):
-    """The nearest enrolled of each query, nearest first.
+    """Result of a search: the nearest enrolled embeddings of each query, nearest first.
 
     Attributes:
-        scores: `(Q, k)` float64, the model's scores.
-        rows: `(Q, k)` int64, rows of the enrolled embeddings; -1, with a score of minus infinity, where an approximate
-            index found fewer.
+        scores: scores of the model, `(Q, k)` float64; minus infinity if an approximate index found fewer than `k`.
+        rows: row numbers of the enrolled embeddings, `(Q, k)` int64; -1 if an approximate index found fewer than `k`.
     """
 
     scores: NDArray[np.float64]
@@ -50,7 +52,7 @@ class SearchResult(NamedTuple):
 
 
 class SpeakerIndex:
-    """Finds the nearest of many enrolled speakers of one model.
+    """Index that finds the nearest of many enrolled speakers of one model.
 
     Example:
         ```python
@@ -62,17 +64,18 @@ class SpeakerIndex:
         ```
 
     Args:
-        model: gives the similarity; it is not kept.
-        embeddings: `(N, D)`, finite.
-        names: of the speakers, N of them; None if only rows are wanted.
-        kind: `"exact"`, or `"cells"`: approximate, searches the nearest of many cells only; needs FAISS.
-        cells: of the approximate index; None is about four times the root of N.
-        probes: cells that are searched; more find more and take longer.
-        use_faiss: for an exact index; None uses it if it is installed. The answer is the same.
+        model: model that made the embeddings. Its similarity and fingerprint are read; the model is not stored.
+        embeddings: enrolled embeddings, `(N, D)`, finite.
+        names: N speaker names, one per embedding; None if the index returns row numbers only.
+        kind: `"exact"` or `"cells"`. An index of cells is approximate: it searches only the cells nearest to the query,
+            and it needs FAISS.
+        cells: number of cells of the approximate index, from 1 to N; None means about 4 sqrt(N).
+        probes: number of cells that are searched for each query. More cells give more complete results and take longer.
+        use_faiss: whether an exact index uses FAISS; None uses FAISS if it is installed. The results are the same.
 
     Raises:
-        ValueError: unknown kind, or shapes or values that are no embeddings.
-        ImportError: FAISS is needed and not installed.
+        ValueError: the kind is unknown, a number is out of range, or the embeddings or names are invalid.
+        ImportError: FAISS is needed but not installed.
     """
 
     def __init__(
@@ -100,12 +103,12 @@ class SpeakerIndex:
         """Make an index of speaker profiles.
 
         Args:
-            model: that made them.
-            profiles: at least one.
-            options: of the class: kind, cells, probes, use_faiss.
+            model: model that made the profiles.
+            profiles: speaker profiles, at least one.
+            options: further arguments of `SpeakerIndex`: kind, cells, probes, use_faiss.
 
         Raises:
-            ValueError: no profile, or one of another model.
+            ValueError: there is no profile, or a profile was made by another model.
         """
         if not profiles:
             raise ValueError("An index needs at least one profile, got none.")
@@ -116,18 +119,18 @@ class SpeakerIndex:
         return cls(model, torch.stack([profile.embedding for profile in profiles]), names, **options)
 
     def __len__(self) -> int:
-        """Number of enrolled embeddings."""
+        """Return the number of enrolled embeddings."""
         return len(self._embeddings)
 
     def search(self, queries: Tensor, k: int = 10) -> SearchResult:
-        """The `k` nearest enrolled of each query, or all of them if there are fewer.
+        """Find the `k` nearest enrolled embeddings of each query, or all of them if there are fewer than `k`.
 
         Args:
-            queries: `(Q, D)`, finite, of the same model.
-            k: at least 1.
+            queries: embeddings of the same model, `(Q, D)`, finite.
+            k: number of results per query, at least 1.
 
         Raises:
-            ValueError: shapes or values that do not fit.
+            ValueError: the queries have another shape or are not finite, or `k` is below 1.
         """
         queries = queries.detach().cpu().float()
         if queries.ndim != 2 or queries.shape[1] != self._embeddings.shape[1] or not bool(queries.isfinite().all()):
@@ -145,31 +148,32 @@ class SpeakerIndex:
         return SearchResult(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def set_probes(self, probes: int) -> None:
-        """Set how many cells are searched from now on.
+        """Set the number of cells that later searches visit for each query.
 
         Raises:
-            ValueError: the index is exact, or the number is below 1.
+            ValueError: the index is exact, or `probes` is below 1.
         """
         if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
             raise ValueError(
-                f"Only an approximate index has cells to search, at least 1; this one is {self.kind!r}, got {probes}."
+                f"probes must be at least 1 and needs an index of kind 'cells', got {probes} for kind {self.kind!r}."
             )
         self._engine.set_probes(probes)
 
     def name_of(self, row: int) -> str:
-        """The name of the speaker of a row that `search` returned.
+        """Return the speaker name of a row number returned by `search`.
 
         Raises:
-            ValueError: the index was made without names, or nothing was found.
+            ValueError: the index has no names, or the row is -1 (no result).
         """
         if self.names is None or row < 0:
-            raise ValueError(f"There is no name for row {row}: the index has no names, or nothing was found.")
+            raise ValueError(f"No name for row {row}: the index has no names, or the search found no speaker.")
         return self.names[row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: the embeddings, and the rest as a description with checksum.
+        """Write the index to a safetensors file with a checksum.
 
-        An approximate index writes its cells beside it, in FAISS's format, whose checksum is in the description.
+        An approximate index also writes its cells to a second file next to it, in the format of FAISS. The first file
+        stores the checksum of the second.
 
         Raises:
             ValueError: the path does not end in `.safetensors`.
@@ -191,21 +195,22 @@ class SpeakerIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: ScoringModel, use_faiss: bool | None = None) -> "SpeakerIndex":
-        """Read an index.
+        """Read an index from a file.
 
         Args:
-            path: what `save` wrote.
-            model: that made the embeddings.
-            use_faiss: as for the class.
+            path: file written by `save`.
+            model: model that made the embeddings.
+            use_faiss: whether an exact index uses FAISS; see `SpeakerIndex`.
 
         Raises:
-            ValueError: no such file, a file that was altered or is no index, another model, or another similarity.
-            ImportError: FAISS is needed and not installed.
+            ValueError: the file is missing, was altered or is not a speaker index, or the index was made with another
+                model or another similarity.
+            ImportError: FAISS is needed but not installed.
         """
         source = _index_path(path)
         array, description = load_array(source, "embeddings")
         if description.get("kind") != INDEX_KIND:
-            raise ValueError(f"{source} is no speaker index: it describes {sorted(description)}.")
+            raise ValueError(f"{source} is not a speaker index: its description has the fields {sorted(description)}.")
         index = cls.__new__(cls)
         index._keep(torch.from_numpy(np.array(array)), description["names"])
         index.similarity = Similarity(**description["similarity"])
@@ -216,8 +221,8 @@ class SpeakerIndex:
             return index
         cells = source.with_suffix(ENGINE_SUFFIX)
         if not cells.is_file() or _file_checksum(cells) != description["engine"]:
-            state = "is not there" if not cells.is_file() else "was altered, or is of another index"
-            raise ValueError(f"{cells}, which belongs to {source}, {state}. Copy both files, or make the index again.")
+            state = "is missing" if not cells.is_file() else "was altered or belongs to another index"
+            raise ValueError(f"{cells} belongs to {source} and {state}. Copy both files, or make the index again.")
         index._engine = FaissEngine.load(cells)
         return index
 
@@ -226,19 +231,19 @@ class SpeakerIndex:
         if self.fingerprint != found:
             raise ValueError(
                 f"{source} was made with another model ({shorten(self.fingerprint)}) than the given one "
-                f"({shorten(found)}): embeddings of two models cannot be compared. Load that model, or enrol the "
+                f"({shorten(found)}). Embeddings of two models cannot be compared. Load the first model, or enrol the "
                 "speakers again."
             )
         if self.similarity != Similarity.of(model):
             raise ValueError(
-                f"{source} was made for {self.similarity}, the model now compares by {Similarity.of(model)}. Make the "
-                "index again."
+                f"{source} was made for {self.similarity}, but the model now compares by {Similarity.of(model)}. Make "
+                "the index again."
             )
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
         if embeddings.ndim != 2 or 0 in embeddings.shape or not bool(embeddings.isfinite().all()):
             raise ValueError(
-                f"Expected finite embeddings of shape (N, D), N at least 1, got {tuple(embeddings.shape)}."
+                f"Expected finite embeddings of shape (N, D) with N at least 1, got {tuple(embeddings.shape)}."
             )
         if names is not None and len(names) != len(embeddings):
             raise ValueError(f"Expected {len(embeddings)} names, one for each embedding, got {len(names)}.")
@@ -274,7 +279,11 @@ class SpeakerIndex:
     def _proven(
         self, queries: Tensor, vectors: Tensor, result: SearchResult, products: NDArray[np.float32]
     ) -> NDArray[np.bool_]:
-        """Whether, for each query, no key besides the candidates can be among the nearest: `(Q,)`."""
+        """Check for each query that no key outside the candidates can be among the nearest.
+
+        Returns:
+            `(Q,)` bool, True if this is certain.
+        """
         last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
         error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()
         return (last > torch.from_numpy(products.min(axis=1)).double() + error).numpy()
@@ -289,7 +298,7 @@ class SpeakerIndex:
 
 def _index_path(path: str | os.PathLike[str]) -> Path:
     if Path(path).suffix != INDEX_SUFFIX:
-        raise ValueError(f"An index is a file ending in {INDEX_SUFFIX}, got {os.fspath(path)!r}.")
+        raise ValueError(f"The path of an index must end in {INDEX_SUFFIX}, got {os.fspath(path)!r}.")
     return Path(path)
 
 

@@ -1,11 +1,13 @@
-"""Nearest neighbours as largest inner products, for every similarity.
+"""Reduction of every similarity to a search for the largest inner products.
 
-A cosine is the inner product of unit vectors. A hyperbolic distance grows with `cosh d`, and with the lift of the
-module `geometry_hamspk` that is linear in either side: `cosh d - 1 = a + b (1 + a) - X.Y`, where `X = lambda p` and
-`a = lambda |p|^2` of the query, `Y` and `b` those of the key. So the nearest keys have the largest inner product of
-`(Y, b)` with `(X, -1 - a)`, and every library that searches by inner products searches the ball.
+The cosine similarity is the inner product of unit vectors. A hyperbolic distance `d` increases with `cosh d`. A point
+`p` of the ball with conformal factor `lambda` is lifted to `(lambda p, lambda |p|^2)` (see `geometry_hamspk`). Let
+`(X, a)` be the lift of the query and `(Y, b)` the lift of the key. Then `cosh d - 1 = a + b (1 + a) - X.Y`. For a given
+query, the nearest keys are therefore the keys whose `(Y, b)` has the largest inner product with `(X, -1 - a)`. Any
+library that searches for the largest inner products can thus search the Poincaré ball.
 
-Letters: `N` keys, `Q` queries, `D` embedding size, `E` size of the vectors of the product (`D`, or `D + 1`).
+Letters: `N` keys, `Q` queries, `D` embedding size, `E` size of the multiplied vectors (`D` for the cosine, else
+`D + 1`).
 """
 
 import math
@@ -24,17 +26,17 @@ ROUNDED_FACTORS = 2
 
 
 class ScoringModel(Protocol):
-    """What an index needs of a model: the similarity in its configuration, and its fingerprint."""
+    """Interface of the models that an index accepts: a configuration with the similarity, and a fingerprint."""
 
     config: HamSpkConfig
 
     def fingerprint(self) -> str:
-        """Identifies the weights."""
+        """Return a checksum that identifies the weights."""
         ...
 
 
 class Similarity(NamedTuple):
-    """How a model compares embeddings; fields as in `geometry_hamspk.score`."""
+    """Similarity of a model; the fields are the arguments of `geometry_hamspk.score`."""
 
     similarity: str
     projection: str
@@ -43,32 +45,40 @@ class Similarity(NamedTuple):
 
     @classmethod
     def of(cls, model: ScoringModel) -> "Similarity":
-        """The similarity in a model's configuration."""
+        """Read the similarity from the configuration of a model."""
         config = model.config
         # A cosine model may have no curvature, and none enters a cosine.
         curvature = 1.0 if config.curvature is None else float(config.curvature)
         return cls(config.similarity, config.projection, curvature, float(config.clip_radius))
 
     def score(self, keys: Tensor, queries: Tensor) -> Tensor:
-        """Score rows in float64: `(..., D)` and `(..., D)` to `(...)`."""
+        """Score keys `(..., D)` against queries `(..., D)` row by row in float64; the result is `(...)`."""
         return score(keys.double(), queries.double(), *self)
 
     def key_vectors(self, keys: Tensor) -> Tensor:
-        """`(N, D)` to `(N, E)` float32."""
+        """Map keys `(N, D)` to the vectors `(N, E)` float32 of the inner product."""
         if self.similarity == "cosine":
             return normalize(keys.double()).float()
         position, conformal, beyond = self._lift(keys)
         return torch.cat([conformal * position, beyond], dim=-1).float()
 
     def query_vectors(self, queries: Tensor) -> Tensor:
-        """`(Q, D)` to `(Q, E)` float32."""
+        """Map queries `(Q, D)` to the vectors `(Q, E)` float32 of the inner product."""
         if self.similarity == "cosine":
             return self.key_vectors(queries)
         position, conformal, beyond = self._lift(queries)
         return torch.cat([conformal * position, -1 - beyond], dim=-1).float()
 
     def product_of_score(self, scores: Tensor, queries: Tensor) -> Tensor:
-        """The inner products `(Q, k)`, float64, of scores `(Q, k)` of queries `(Q, D)`; monotone in the score."""
+        """Convert scores back to inner products; a higher score has a larger product.
+
+        Args:
+            scores: scores of the queries, `(Q, k)` float64.
+            queries: `(Q, D)`.
+
+        Returns:
+            Inner products, `(Q, k)` float64.
+        """
         if self.similarity == "cosine":
             return scores
         factor = 1.0 if self.projection == "released" else self.curvature**-0.5
@@ -81,10 +91,14 @@ class Similarity(NamedTuple):
 
 
 def rounding_bound(size: int) -> float:
-    """The largest error of a float32 inner product of `size` terms, in any order, over the product of the two norms.
+    """Return an upper bound of the rounding error of a float32 inner product, relative to the product of the norms.
 
-    The terms are rounded to float32, multiplied and summed (N. Higham, "Accuracy and Stability of Numerical
-    Algorithms", 2002, section 3.1).
+    The bound covers the rounding of both vectors to float32, the products and their sum in any order (N. Higham,
+    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). It is infinite if `size` is too large for a
+    bound.
+
+    Args:
+        size: number of terms.
     """
     terms = (size + ROUNDED_FACTORS) * ROUNDING
     return terms / (1 - terms) if terms < 1 else math.inf
