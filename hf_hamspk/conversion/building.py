@@ -1,4 +1,4 @@
-"""Builds speaker models from the weights of other projects."""
+"""Construction of speaker models from the weights of other projects."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ Rules = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted model and where it came from.
+    """Result of a conversion: the model, its source and the parts that were left out.
 
     Attributes:
-        model: in evaluation mode, float32, without a head.
-        source: the project and the architecture, such as `"SpeechBrain ECAPA-TDNN"`.
+        model: speaker model in evaluation mode, in float32, without a head.
+        source: project and architecture, such as `"SpeechBrain ECAPA-TDNN"`.
         read: names of the files that were used.
-        left_out: what was not converted, with the reason.
+        left_out: maps the name of each unconverted part to its description.
         notes: further remarks for the user.
     """
 
@@ -40,13 +40,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Maps the names of the weights of another project's ECAPA-TDNN to those of `HamSpkModel`.
+    """Mapping of the weight names of another project's ECAPA-TDNN to the weight names of `HamSpkModel`.
 
     Attributes:
-        rules: pattern at the beginning of a name, and its replacement; the first that fits is applied.
-        block: pattern at the beginning of the names in a block; its group is the number of the block.
+        rules: pairs of a pattern for the beginning of a name and its replacement. The first matching rule is applied.
+        block: pattern for the beginning of the names in a block. Its group is the number of the block.
         first_block: number of the first block.
-        block_rules: as `rules`, for the rest of the names in a block.
+        block_rules: rules for the remainder of the names in a block.
     """
 
     rules: Rules
@@ -55,7 +55,7 @@ class Renaming:
     block_rules: Rules
 
     def apply(self, name: str) -> str | None:
-        """Our name of a weight; None if it is not a weight of that model."""
+        """Return our name of a weight; None if the other model has no such weight."""
         block = re.match(self.block, name)
         if block is None:
             return _renamed(name, self.rules)
@@ -72,15 +72,15 @@ def _renamed(name: str, rules: Rules) -> str | None:
 
 
 def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse settings of another project that have no equivalent here.
+    """Check that the settings of another project have the values that can be converted.
 
     Args:
-        where: file and key of the settings, for the message.
-        given: the settings.
-        wanted: the only values that can be converted.
+        where: file and key of the settings, for the error message.
+        given: settings of the other project.
+        wanted: required values by name of the setting.
 
     Raises:
-        ValueError: names the first setting with another value.
+        ValueError: a setting has another value. The message names the first one.
     """
     for name, value in wanted.items():
         if given[name] != value:
@@ -88,10 +88,10 @@ def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, An
 
 
 def converted_config(source: str, **fields: Any) -> HamSpkConfig:
-    """The configuration of a converted model.
+    """Return the configuration of a converted model.
 
     Raises:
-        ValueError: the source has a value that our models do not support.
+        ValueError: a value of the source is not supported by the models of this package.
     """
     try:
         return HamSpkConfig(converted_from=source, **fields)
@@ -101,10 +101,10 @@ def converted_config(source: str, **fields: Any) -> HamSpkConfig:
 
 
 def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkModel:
-    """A model with these weights, in evaluation mode.
+    """Return a model with these weights, in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, left over, or of another shape than the configuration says.
+        ValueError: a weight is missing, is not part of the model, or has another shape than the configuration requires.
     """
     model = HamSpkModel(config)
     expected = model.state_dict()
@@ -118,7 +118,7 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
     if found:
         raise ValueError(
             f"The weights do not fit the model that the files of {config.converted_from} describe: {', '.join(found)}, "
-            "by the names of hf_hamspk. Give the files of one and the same model."
+            "with names as in hf_hamspk. Check that all files belong to the same model."
         )
     with torch.no_grad():
         model.load_state_dict(given)
@@ -126,6 +126,6 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few of `names`, and an ellipsis if there are more."""
+    """Join the first few names with commas, followed by an ellipsis if there are more."""
     names = list(names)
     return ", ".join(names[:WEIGHTS_SHOWN]) + (", ..." if len(names) > WEIGHTS_SHOWN else "")

@@ -1,4 +1,4 @@
-"""Reads files of other projects without running code in them."""
+"""Reading of checkpoint files of other projects without running code from them."""
 
 import pickle
 import re
@@ -22,11 +22,11 @@ _DEEPEST_REFERENCE = 10
 
 
 class Tagged(NamedTuple):
-    """A YAML value with a tag such as `!new:package.Class`, as data.
+    """YAML value with a tag such as `!new:package.Class`, kept as plain data.
 
     Attributes:
-        tag: the text after the exclamation mark.
-        value: a mapping, a list or a text, without the tag.
+        tag: text after the exclamation mark.
+        value: mapping, list or string without the tag.
     """
 
     tag: str
@@ -34,7 +34,7 @@ class Tagged(NamedTuple):
 
 
 class _TagsAsData(yaml.SafeLoader):
-    """Reads every tag as `Tagged`, and builds nothing."""
+    """YAML loader that reads every tag as `Tagged` and constructs no other objects."""
 
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
@@ -49,24 +49,24 @@ _TagsAsData.add_multi_constructor("!", _construct_tagged)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping with tags as data (`Tagged`) and `!ref <key>` replaced by the value of the key.
+    """Read a YAML mapping, with tags as data (`Tagged`) and each `!ref <key>` replaced by the value of the key.
 
     Raises:
-        ValueError: no such file, no YAML, or no mapping.
+        ValueError: the file is missing, is not YAML or does not contain a mapping.
     """
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Give the folder as its project lays it out, {path.name} included.")
+        raise ValueError(f"There is no file {path}. Use the complete folder of the project, with {path.name}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _TagsAsData)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines; it holds a {type(content).__name__}.")
+        raise ValueError(f"{path} must contain 'key: value' lines, got a {type(content).__name__}.")
     return {str(key): _resolved(value, content, _DEEPEST_REFERENCE) for key, value in content.items()}
 
 
 def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
-    """`value` with its references to keys of `content` replaced; other references stay as they are written."""
+    """Replace references to keys of `content` within `value`; other references are left unchanged."""
     if depth == 0:
         return value
     if isinstance(value, Tagged) and value.tag == "ref" and isinstance(value.value, str):
@@ -84,29 +84,32 @@ def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, floating ones as float32, without the prefix `module.`.
+    """Read the tensors of a checkpoint by name, without the prefix `module.`; floating-point tensors become float32.
 
     Args:
-        path: a safetensors file, or one of torch.save: a state dict, by itself or under `state_dict` or `model`.
+        path: safetensors file or file of `torch.save`. The latter contains a state dict, either at the top level or
+            under `state_dict` or `model`.
 
     Raises:
-        ValueError: no such file, it is damaged, holds more than tensors and plain values (loading that would run code
-            out of the file), holds no tensors, or numbers that are not finite.
+        ValueError: the file is missing or damaged, has no tensors or values that are not finite, or contains other
+            Python objects, whose loading could run code from the file.
     """
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Give the folder as its project lays it out, {path.name} included.")
+        raise ValueError(f"There is no file {path}. Use the complete folder of the project, with {path.name}.")
     content = _load_checkpoint(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected the weights by name (a state dict).")
+        raise ValueError(f"{path}: expected weights by name (a state dict), got a {type(content).__name__}.")
     tensors = {str(name).removeprefix("module."): value for name, value in content.items() if torch.is_tensor(value)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; expected the weights by name (a state dict).")
+        raise ValueError(f"{path}: expected weights by name (a state dict), found no tensors.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite numbers; the checkpoint is of a failed training.")
+            raise ValueError(
+                f"{path}: {name} contains NaN or infinite values. The training diverged; use another checkpoint."
+            )
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
@@ -123,14 +126,14 @@ def _load_checkpoint(path: Path) -> Any:
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """The message for a file that torch refuses to read as weights alone: the reason, and what to do."""
+    """Return the error message for a file that torch cannot read as plain weights, with the reason and a remedy."""
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines and isinstance(error, RuntimeError) else type(error).__name__
         return f"{path} cannot be read as a checkpoint ({reason}). Copy or download it again."
     return (
-        f"{path} holds more than weights: it asks for {wanted[1]}, and loading Python objects can run any code that is "
-        "in the file. If you trust it, save its weights by themselves with the project that made it: "
+        f"{path} contains more than weights: it asks for {wanted[1]}. Loading Python objects can run any code in the "
+        "file. If you trust the file, save the weights alone with the project that made it: "
         "torch.save(model.state_dict(), file)."
     )

@@ -1,4 +1,4 @@
-"""The ECAPA-TDNN that the released code of arXiv 2601.19709 trains (TaoRuijie/ECAPA-TDNN's encoder).
+"""Conversion of the ECAPA-TDNN that the released code of arXiv 2601.19709 trains (encoder of TaoRuijie/ECAPA-TDNN).
 
 | theirs                         | ours (in `HamSpkModel`)                              |
 |--------------------------------|------------------------------------------------------|
@@ -12,7 +12,7 @@
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
 
-A checkpoint of their trainer has these under `speaker_encoder.`, and the classifier beside them.
+In a checkpoint of their trainer, these names have the prefix `speaker_encoder.`, and the classifier is stored as well.
 """
 
 from collections.abc import Mapping
@@ -61,10 +61,10 @@ OFFICIAL_NAMES = Renaming(
 
 
 def official_name(name: str) -> str | None:
-    """Our name of one of their weights, or None for a constant of their front-end.
+    """Return our name of one of their weights; None for a constant of their front-end.
 
     Raises:
-        ValueError: not a weight of that encoder.
+        ValueError: the encoder has no weight of this name.
     """
     if name.startswith("torchfbank."):
         return None
@@ -78,27 +78,27 @@ def official_name(name: str) -> str | None:
 
 
 def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their encoder's state dict to that of `HamSpkModel` (ECAPA backbone, fbank front-end, attentive pooling)."""
+    """Convert the encoder's state dict for `HamSpkModel` (ECAPA backbone, fbank front-end, attentive pooling)."""
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of this encoder, or of the trainer around it."""
+    """Whether the names belong to a state dict of this encoder or of its trainer."""
     return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 
 def convert_official(path: Path) -> Converted:
-    """Read and convert a checkpoint file of the trainer, or one of the encoder alone.
+    """Read and convert a checkpoint file of the trainer or of the encoder alone.
 
     Raises:
-        ValueError: the file cannot be read, holds another model, or one that was trained with other filters.
+        ValueError: the file cannot be read, contains another model, or its model was trained with other filters.
     """
     tensors = read_tensors(path)
     if not is_official(tensors):
         raise ValueError(
-            f"{path} holds no ECAPA-TDNN encoder of the released code: conv1.weight and fc6.weight are missing, by "
-            f"themselves or under '{_PREFIX}'. It has {shown(sorted(tensors))}."
+            f"{path} does not contain an ECAPA-TDNN encoder of the released code: expected conv1.weight and "
+            f"fc6.weight, with or without the prefix '{_PREFIX}', found {shown(sorted(tensors))}."
         )
     encoder = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
     others = [name for name in tensors if not name.startswith(_PREFIX)] if encoder else []
@@ -119,7 +119,7 @@ def convert_official(path: Path) -> Converted:
         )
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{path} is no whole encoder of the released code: {error} is missing or misshapen."
+            f"{path} is not a complete encoder of the released code: {error} is missing or has a wrong shape."
         ) from error
     _check_filters(weights, config, path)
     left_out = {shown(others): "the classifier of its training speakers"} if others else {}
@@ -127,7 +127,7 @@ def convert_official(path: Path) -> Converted:
 
 
 def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Path) -> None:
-    """Refuse an encoder whose window or filters differ from those of our front-end."""
+    """Check that the window and the filters of the encoder agree with our front-end."""
     window, bank = FilterBank(config).constants()
     for name, ours in ((_WINDOW, window), (_FILTERS, bank)):
         theirs = weights.get(name)
@@ -135,6 +135,6 @@ def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Pa
             continue
         if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > _LARGEST_FILTER_ERROR:
             raise ValueError(
-                f"{path} was trained with another front-end: its {name} is not that of the released code "
-                "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz)."
+                f"{path} was trained with another front-end: its {name} differs from the released code "
+                "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz). It cannot be converted."
             )

@@ -1,4 +1,4 @@
-"""Recognises the source of a checkpoint and converts it."""
+"""Detection of the source of a checkpoint, and its conversion."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,30 +30,34 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     """Convert a local checkpoint.
 
     Args:
-        source: a folder as its project lays it out, or a checkpoint file of the released code.
-        kind: a key of `SOURCES`; None recognises it by the files.
+        source: folder in the layout of its project, or a checkpoint file of the released code.
+        kind: key of `SOURCES`; None detects it from the files.
 
     Raises:
-        ValueError: there is no such source, it is not recognised, or it cannot be read or converted.
+        ValueError: the source is missing, is not recognised, or cannot be read or converted.
     """
     if not source.exists():
-        raise ValueError(f"There is no file or folder {source}. Only local files are converted: download them first.")
+        raise ValueError(
+            f"There is no file or folder {source}. Only local files can be converted; download them first."
+        )
     if kind is None:
         kind = detect(source)
     if kind not in SOURCES:
-        raise ValueError(f"There is no kind of source {kind!r}; known are {', '.join(SOURCES)}.")
+        raise ValueError(f"The kind of source must be one of {', '.join(SOURCES)}, got {kind!r}.")
     if source.is_dir() and kind == "official":
-        raise ValueError(f"{source} is a folder; give the checkpoint file of the released code, such as exps/x.model.")
+        raise ValueError(
+            f"Expected a checkpoint file of the released code, such as exps/x.model, got the folder {source}."
+        )
     if source.is_file() and kind != "official":
         source = source.parent
     return SOURCES[kind](source)
 
 
 def detect(source: Path) -> str:
-    """The key of `SOURCES` that fits the files.
+    """Return the key of `SOURCES` that matches the files.
 
     Raises:
-        ValueError: none does, or it is a model of this package already.
+        ValueError: no key matches, or the files are already a model of this package.
     """
     folder = source if source.is_dir() else source.parent
     if (folder / SPEECHBRAIN_YAML).is_file():
@@ -63,12 +67,12 @@ def detect(source: Path) -> str:
     if (folder / XVECTOR_JSON).is_file():
         settings = read_settings(folder / XVECTOR_JSON)
         if settings.get("model_type") == "hamspk":
-            raise ValueError(f"{folder} is a model of this package already; it needs no conversion.")
+            raise ValueError(f"{folder} is a model of this package already. It does not need a conversion.")
         if is_xvector(settings):
             return "xvector"
         raise ValueError(
-            f"{folder} holds a {settings.get('architectures')} of type {settings.get('model_type')!r}, which is no "
-            "*ForXVector model. To start from a pretrained speech encoder, train on it: `hamspk train --backbone ...`."
+            f"{folder} contains {settings.get('architectures')} of type {settings.get('model_type')!r}, which is not a "
+            "*ForXVector model. To train on a pretrained speech encoder, use `hamspk train --backbone ...`."
         )
     if source.is_file() and is_official(read_tensors(source)):
         return "official"
@@ -76,7 +80,7 @@ def detect(source: Path) -> str:
 
 
 def stated_licence(source: Path) -> str | None:
-    """The licence in the metadata of the `README.md` beside the source; None if there is none."""
+    """Return the licence stated in the metadata of the source's `README.md`; None if none is stated."""
     readme = (source if source.is_dir() else source.parent) / _README
     if not readme.is_file():
         return None

@@ -1,6 +1,6 @@
-"""SpeechBrain's ECAPA-TDNN, in the layout of `spkrec-ecapa-voxceleb`.
+"""Conversion of SpeechBrain's ECAPA-TDNN, in the layout of `spkrec-ecapa-voxceleb`.
 
-A folder with `hyperparams.yaml` and `embedding_model.ckpt`. Their names and ours (in `HamSpkModel`):
+The folder contains `hyperparams.yaml` and `embedding_model.ckpt`. Their names and ours (in `HamSpkModel`) are:
 
 | theirs                                 | ours                                            |
 |----------------------------------------|-------------------------------------------------|
@@ -13,12 +13,12 @@ A folder with `hyperparams.yaml` and `embedding_model.ckpt`. Their names and our
 | `asp.tdnn.conv`, `.norm`, `asp.conv`   | `pooling.hidden`, `.norm`, `.scores`            |
 | `asp_bn`, `fc`                         | `pooled_norm`, `projection`                     |
 
-Each of their modules holds another of the same name (`conv.conv.weight`, `norm.norm.weight`). In their Res2Net the
-first channel group passes unchanged, in ours the last one: the channels are put in our order.
+Each of their modules contains another of the same name (`conv.conv.weight`, `norm.norm.weight`). Their Res2Net leaves
+the first channel group unchanged, ours the last one. The conversion reorders the channels accordingly.
 
-Alone, an utterance has the same embedding in both. Of a padded batch they mask the pooling, the squeeze and the mean
-of the features, but neither the convolutions nor the loudest entry, below which features are cut: their embedding
-of a padded utterance is not the one that it has alone, while ours is.
+An utterance without padding has the same embedding in both projects. In a padded batch, SpeechBrain masks the pooling,
+the squeeze and the mean of the features. It does not mask the convolutions or the maximum of the features, which sets
+their lower limit. There, padding therefore changes the embedding of an utterance; in this package it does not.
 """
 
 from collections.abc import Mapping
@@ -98,10 +98,10 @@ _ECAPA = {
 
 
 def convert_speechbrain(folder: Path) -> Converted:
-    """Read and convert a folder of SpeechBrain.
+    """Read and convert a model folder of SpeechBrain.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
+        ValueError: a file is missing or cannot be read, or this package has no equivalent of the model.
     """
     settings = read_yaml(folder / SPEECHBRAIN_YAML)
     features = _arguments(settings, "compute_features", "Fbank", _FEATURES)
@@ -152,22 +152,22 @@ def convert_speechbrain(folder: Path) -> Converted:
 
 
 def speechbrain_name(name: str) -> str:
-    """Our name of one of their weights.
+    """Return our name of one of their weights.
 
     Raises:
-        ValueError: not a weight of that encoder.
+        ValueError: the encoder has no weight of this name.
     """
     ours = SPEECHBRAIN_NAMES.apply(name)
     if ours is None:
         raise ValueError(
-            f"{name!r} is not a weight of SpeechBrain's ECAPA_TDNN with blocks of equal width; give its "
+            f"{name!r} is not a weight of SpeechBrain's ECAPA_TDNN with blocks of equal width. Use the file "
             f"{SPEECHBRAIN_WEIGHTS} as SpeechBrain saved it."
         )
     return ours
 
 
 def convert_speechbrain_state_dict(state_dict: Mapping[str, Tensor], groups: int) -> dict[str, Tensor]:
-    """Their encoder's state dict to that of `HamSpkModel`; `groups` is their `res2net_scale`."""
+    """Convert the encoder's state dict for `HamSpkModel`; `groups` is their `res2net_scale`."""
     return {ours: _in_our_order(ours, state_dict[name], groups) for name, ours in _renamed_weights(state_dict)}
 
 
@@ -186,7 +186,7 @@ def _in_our_order(name: str, tensor: Tensor, groups: int) -> Tensor:
 
 
 def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the class `name` that `key` builds, defaults filled in."""
+    """Return the arguments of the class `name` that the entry `key` constructs, with defaults for missing ones."""
     found = settings.get(key)
     tag = found.tag if isinstance(found, Tagged) else ""
     if not tag.startswith("new:speechbrain.") or tag.rpartition(".")[2] != name:
@@ -201,7 +201,7 @@ def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mappi
     wrong = [k for k in given if isinstance(defaults[k], list) and not _is_list_of_integers(given[k])]
     if wrong:
         raise ValueError(
-            f"{SPEECHBRAIN_YAML}: {key} must have a list of at least 3 integers as {wrong[0]}: {given[wrong[0]]}."
+            f"{SPEECHBRAIN_YAML}: {key} must have a list of at least 3 integers as {wrong[0]}, got {given[wrong[0]]}."
         )
     return {**defaults, **given}
 

@@ -1,7 +1,7 @@
-"""WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...).
+"""Conversion of WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...).
 
-A folder with `config.yaml` and `avg_model.pt`, as WeSpeaker publishes its models, or a folder of a training run
-(`models/avg_model.pt`). Their names and ours (in `HamSpkModel`):
+The folder contains `config.yaml` and `avg_model.pt`, as in the published models, or is the folder of a training run
+(`models/avg_model.pt`). Their names and ours (in `HamSpkModel`) are:
 
 | theirs                                     | ours                                             |
 |--------------------------------------------|--------------------------------------------------|
@@ -14,8 +14,8 @@ A folder with `config.yaml` and `avg_model.pt`, as WeSpeaker publishes its model
 | `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
 | `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
 
-WeSpeaker has no masks: it embeds one utterance at a time. The dither of its configuration is for training; its
-extraction has none, and neither has ours.
+WeSpeaker has no masks; it embeds one utterance at a time. The dither in its configuration applies to training only.
+Neither WeSpeaker nor this package adds dither when embedding.
 """
 
 import re
@@ -64,10 +64,10 @@ WESPEAKER_NAMES = Renaming(
 
 
 def convert_wespeaker(folder: Path) -> Converted:
-    """Read and convert a folder of WeSpeaker.
+    """Read and convert a model folder of WeSpeaker.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
+        ValueError: a file is missing or cannot be read, or this package has no equivalent of the model.
     """
     settings = read_yaml(folder / WESPEAKER_YAML)
     name = str(settings.get("model"))
@@ -113,19 +113,19 @@ def convert_wespeaker(folder: Path) -> Converted:
 
 
 def wespeaker_name(name: str) -> str:
-    """Our name of one of their weights.
+    """Return our name of one of their weights.
 
     Raises:
-        ValueError: not a weight of that encoder.
+        ValueError: the encoder has no weight of this name.
     """
     ours = WESPEAKER_NAMES.apply(name)
     if ours is None:
-        raise ValueError(f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN; give its avg_model.pt as it was saved.")
+        raise ValueError(f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN. Use avg_model.pt as WeSpeaker saved it.")
     return ours
 
 
 def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their encoder's state dict to that of `HamSpkModel`."""
+    """Convert the encoder's state dict for `HamSpkModel`."""
     named = {wespeaker_name(name): tensor for name, tensor in state_dict.items()}
     # Their gates are linear layers, ours convolutions of one frame.
     is_gate = {name: ".excitation." in name and tensor.ndim == 2 for name, tensor in named.items()}
@@ -133,7 +133,7 @@ def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _check_features(data: Mapping[str, Any]) -> None:
-    """Refuse features that are not Kaldi's filter bank of 25 ms every 10 ms with the mean removed."""
+    """Check that the features are Kaldi's filter bank (25 ms every 10 ms) with mean subtraction."""
     require_values(
         f"{WESPEAKER_YAML}: dataset_args", {"frontend": data.get("frontend", "fbank")}, {"frontend": "fbank"}
     )
@@ -147,5 +147,5 @@ def _check_features(data: Mapping[str, Any]) -> None:
 def _mapping(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = settings.get(key)
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{WESPEAKER_YAML}: {key} must hold 'key: value' lines, got {value!r}.")
+        raise ValueError(f"{WESPEAKER_YAML}: {key} must contain 'key: value' lines, got {value!r}.")
     return {} if value is None else value

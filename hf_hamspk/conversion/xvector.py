@@ -1,6 +1,7 @@
-"""Speaker models of transformers (`WavLMForXVector`, `Wav2Vec2ForXVector`, ...).
+"""Conversion of speaker models of transformers (`WavLMForXVector`, `Wav2Vec2ForXVector`, ...).
 
-A folder with `config.json`, `preprocessor_config.json` and the weights. Their names and ours (in `HamSpkModel`):
+The folder contains `config.json`, `preprocessor_config.json` and the weights. Their names and ours (in `HamSpkModel`)
+are:
 
 | theirs                         | ours                                                 |
 |--------------------------------|------------------------------------------------------|
@@ -9,9 +10,10 @@ A folder with `config.json`, `preprocessor_config.json` and the weights. Their n
 | `projector`, `tdnn.i.kernel`   | `pooling.project`, `pooling.layers.i`                |
 | `feature_extractor`            | `projection`                                         |
 
-The embedding is the output of their `feature_extractor`. An utterance that is not padded has the same in both. Of a
-padded one they take frames of the padding into the statistics, as `_get_tdnn_output_lengths` leaves out the dilation
-(6 frames too many with the usual layers); ours is the embedding that the utterance has alone.
+The embedding is the output of their `feature_extractor`. An utterance without padding has the same embedding in both
+projects. In a padded batch, transformers includes frames of the padding in the statistics, because its
+`_get_tdnn_output_lengths` ignores the dilation (6 frames too many with the usual layers). In this package, padding does
+not change the embedding.
 """
 
 import copy
@@ -44,25 +46,25 @@ _ROOT_FLOOR = 1e-12
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        ValueError: the file is not there, or holds something else.
+        ValueError: the file is missing or does not contain a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object; it holds a {type(content).__name__}.")
+        raise ValueError(f"{path} must contain a JSON object, got a {type(content).__name__}.")
     return content
 
 
 def convert_xvector(folder: Path) -> Converted:
-    """Read and convert a folder of transformers.
+    """Read and convert a model folder of transformers.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the model has no equivalent here.
+        ValueError: a file is missing or cannot be read, or this package has no equivalent of the model.
     """
     settings = read_settings(folder / XVECTOR_JSON)
     kind = settings.get("model_type")
@@ -79,7 +81,9 @@ def convert_xvector(folder: Path) -> Converted:
         preprocessor = read_settings(folder / PREPROCESSOR)
     else:
         preprocessor = {}
-        notes.append(f"no {PREPROCESSOR}: transformers' defaults are used, normalised waveforms at 16 kHz")
+        notes.append(
+            f"{PREPROCESSOR} is missing: the defaults of transformers are used (normalised waveforms at 16 kHz)"
+        )
     source = f"transformers {type(theirs).__name__}"
     config = converted_config(
         source,
@@ -102,7 +106,7 @@ def convert_xvector(folder: Path) -> Converted:
 
 
 def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict of `HamSpkModel` of a `*ForXVector` model."""
+    """Convert the weights of a `*ForXVector` model to a state dict of `HamSpkModel`."""
     state, config = theirs.state_dict(), theirs.config
     prefix = f"{theirs.base_model_prefix}."
     ours = {f"backbone.{name.removeprefix(prefix)}": t for name, t in state.items() if name.startswith(prefix)}
@@ -120,10 +124,12 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
-    """Their model and the name of the file of its weights."""
+    """Load their model; return it with the name of its weights file."""
     weights = next((name for name in XVECTOR_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise ValueError(f"{folder} holds none of {', '.join(XVECTOR_WEIGHTS)}. Give the whole folder of the model.")
+        raise ValueError(
+            f"Expected one of {', '.join(XVECTOR_WEIGHTS)} in {folder}, found none. Use the complete model folder."
+        )
     try:
         with quiet_transformers():
             model, info = AutoModelForAudioXVector.from_pretrained(
@@ -135,8 +141,8 @@ def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
     wrong = [*missing, *sorted(map(str, info["mismatched_keys"]))]
     if wrong:
         raise ValueError(
-            f"{folder / weights} lacks {len(wrong)} weights of a {type(model).__name__} ({shown(wrong)}). A bare "
-            "encoder is no speaker model: train on it, `hamspk train --backbone ...`."
+            f"{folder / weights} lacks {len(wrong)} weights of a {type(model).__name__} ({shown(wrong)}). An "
+            "encoder alone is not a speaker model. To train on it, use `hamspk train --backbone ...`."
         )
     return model.eval(), weights
 

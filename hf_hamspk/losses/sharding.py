@@ -36,8 +36,8 @@ def shard_rows(speakers: int, rank: int, ranks: int) -> CentreShard:
     """
     if not 0 <= rank < ranks <= speakers:
         raise ValueError(
-            f"{speakers} speakers cannot be divided: expected at least {ranks} (one per rank) and a rank below {ranks}, "
-            f"got rank {rank}."
+            f"{speakers} speakers cannot be divided for rank {rank}. Expected at least {ranks} speakers (one per rank) "
+            f"and a rank from 0 to {ranks - 1}."
         )
     first = rank * speakers // ranks
     return CentreShard(first, (rank + 1) * speakers // ranks - first, speakers, ranks, rank)

@@ -1,4 +1,4 @@
-"""Training on Accelerate: arguments, schedules, checkpoints, the trainer."""
+"""Training with Accelerate: arguments, schedules, checkpoints and the trainer."""
 
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, read_recipe
 from .trainer import Trainer

@@ -1,4 +1,4 @@
-"""Arguments of a training run, read from a YAML recipe and the command line. Unknown keys are refused."""
+"""Arguments of a training run, read from a YAML recipe and the command line. Unknown keys raise an error."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """A type that HfArgumentParser can read for an annotation: float for numbers, else the first option."""
+    """Return a type that HfArgumentParser accepts for an annotation: float for numbers, else the first option."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation
@@ -32,7 +32,7 @@ def _parser_type(annotation: Any) -> Any:
 
 
 def _make_model_arguments() -> type:
-    """A dataclass with the fields of `HamSpkConfig`; None leaves the configuration's own default."""
+    """Make a dataclass with the fields of `HamSpkConfig`; None means the default of the configuration."""
     base = {f.name for f in dataclasses.fields(PreTrainedConfig)} | _NOT_IN_RECIPES
     own = [f for f in dataclasses.fields(HamSpkConfig) if f.name not in base]
     fields: list[Any] = [
@@ -52,16 +52,16 @@ def _make_model_arguments() -> type:
 
 
 ModelArguments = _make_model_arguments()
-ModelArguments.__doc__ = """The model: every field of `HamSpkConfig` (None: its default), and its initial weights.
+ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` (None: default) and initial weights.
 
-`backbone` names a pretrained transformers encoder, `initial_model` a folder of this package to fine-tune with a new
-head; at most one of them.
+`backbone` is the name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this
+package that is fine-tuned with a new head. At most one of the two can be set.
 """
 
 
 @dataclass
 class DataArguments:
-    """The data of a training run.
+    """Arguments of the data of a training run.
 
     Example:
         ```python
@@ -71,27 +71,29 @@ class DataArguments:
         ```
 
     Attributes:
-        train_data: CSV file, or folder `speaker/.../utterance.flac`.
-        audio_root: folder of the paths in the CSV file and, unless `trial_root` is given, in the trial lists.
-        audio_column, speaker_column: of the CSV file.
-        check_audio: `"full"` decodes every training file once and leaves out the bad ones with a report; `"header"`
-            reads the headers only; `"none"` trusts them (a bad one met in training is then replaced and counted).
-        crop_seconds: length of a training crop; 2.015 s (200 frames) in the paper.
-        speed_factors: each but the first, 1.0, makes new speakers, for example 1.0 0.9 1.1.
-        augment_probability: share of crops that are augmented.
-        augment_kinds: some of noise, music, babble, reverb, band, codec, equaliser, gain.
-        augment_most: most kinds of augmentation in one crop.
-        augment_pairs: train on each crop clean and augmented in the same step, the losses added, as in the paper; with
-            augment_probability 1 every copy is augmented.
-        noise_folder, rir_folder: recordings, or shards of them, for noise and reverberation instead of synthetic ones.
-        music_folder: the same for music, which needs it.
-        speech_folder: the same for babble instead of the training set.
-        dev_trials: trial list on which the best model is chosen and the final one is calibrated.
-        test_trials: trial lists reported at the end.
-        trial_root: folder of the paths in the trial lists.
-        protocol: `"whole"` utterance, or the `"paper"`'s: whole and five 3 s segments.
-        cache_megabytes: decoded audio that each loading process keeps in memory, in megabytes.
-        num_workers: loading processes per training process.
+        train_data: CSV file, folder with files `speaker/.../utterance.flac`, or folder or URL of shards.
+        audio_root: base folder of the paths in the CSV file and, unless `trial_root` is set, in the trial lists.
+        audio_column, speaker_column: column names of the CSV file.
+        check_audio: check of the training files before training. `"full"` decodes every file, `"header"` reads the
+            headers only; both leave out unusable files and report them. `"none"` skips the check; an unusable file is
+            then replaced by another one when it is drawn, and counted.
+        crop_seconds: length of a training crop in seconds; 2.015 (200 frames) in the paper.
+        speed_factors: speeds at which the training set is used, for example 1.0 0.9 1.1. The first must be 1.0. At each
+            other speed, every speaker counts as a new speaker.
+        augment_probability: fraction of the crops that are augmented, in [0, 1].
+        augment_kinds: kinds of augmentation: any of noise, music, babble, reverb, band, codec, equaliser, gain.
+        augment_most: largest number of augmentations of one crop.
+        augment_pairs: whether each step trains on every crop both clean and augmented and adds the two losses, as in
+            the paper. With augment_probability 1, the second copy of every crop is augmented.
+        noise_folder, rir_folder: folders of recordings or shards for noise and reverberation; None generates both.
+        music_folder: folder of recordings or shards for music, required for the kind music.
+        speech_folder: folder of recordings or shards for babble; None uses the training set.
+        dev_trials: trial list that selects the best model and calibrates the final one.
+        test_trials: trial lists that are evaluated at the end.
+        trial_root: base folder of the paths in the trial lists.
+        protocol: evaluation protocol: `"whole"` embeds the complete utterance; `"paper"` also embeds five 3 s segments.
+        cache_megabytes: memory for decoded audio in each loading process, in megabytes.
+        num_workers: number of loading processes per training process.
     """
 
     train_data: str | None = None
@@ -118,16 +120,18 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.train_data is None:
-            raise ValueError("train_data is missing: a CSV file, or a folder of speaker/.../utterance.flac.")
+            raise ValueError(
+                "train_data is missing. Set it to a CSV file or to a folder of speaker/.../utterance.flac."
+            )
         _between(self, "crop_seconds", 0.1, 60)
         _between(self, "augment_probability", 0, 1)
         if self.augment_pairs and self.augment_probability == 0:
-            raise ValueError("augment_pairs needs augment_probability above 0, 1.0 as in the paper.")
+            raise ValueError("augment_pairs needs augment_probability above 0, got 0. Set it to 1.0 as in the paper.")
 
 
 @dataclass
 class TrainingArguments:
-    """How a training run goes on.
+    """Arguments of the optimisation, the checkpoints and the output of a training run.
 
     Example:
         ```python
@@ -137,36 +141,40 @@ class TrainingArguments:
         ```
 
     Attributes:
-        output_dir: receives checkpoints, logs and the models `best`, `last` and `final`.
-        seed: of all random numbers.
-        epochs: passes over the training set.
-        max_steps: stop after this many optimiser steps (0: no limit); an epoch cut short counts as one in `final`.
-        batch_size: utterances per optimiser step, over all processes and accumulation steps.
-        utterances_per_speaker: in a batch, which then has `batch_size` divided by this many different speakers. All
-            speakers come equally often, however many utterances they have. 0: utterances in random order. For corpora
-            in files, not in shards.
-        gradient_accumulation_steps: forward passes per optimiser step.
-        optimizer: `"adam"` (weight decay as L2 penalty: the paper's), `"adamw"` or `"sgd"` (Nesterov).
-        learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: see `schedules.learning_rate`.
-        momentum: of `"sgd"`.
-        weight_decay: applied to every parameter, as in the paper.
-        margin_start_epoch, margin_end_epoch: see `schedules.margin`; both 0 for a constant margin.
-        max_grad_norm: clip the gradient to this norm (0: do not clip).
-        class_sampling: share of the speakers that take part in a step: those of the batch, and others drawn at random
-            (Partial-FC; for very many speakers). Weight decay and the optimiser's momenta act on all.
-        shard_centres: each process holds only its part of the speaker centres (for very many speakers). Saved models
-            and checkpoints hold all of them, as usual.
-        mixed_precision: autocast of the encoder; geometry and loss stay in float32.
-        freeze_batch_norm: keep the running statistics of batch normalisation, and normalise with them.
-        sync_batch_norm: batch statistics over all processes (GPUs only).
-        evaluate_every: epochs between evaluations on `dev_trials`.
-        save_steps: optimiser steps between checkpoints, besides one at the end of each epoch (0: only these).
+        output_dir: folder for checkpoints, logs and the models `best`, `last` and `final`.
+        seed: seed of all random numbers.
+        epochs: number of passes over the training set.
+        max_steps: number of optimiser steps after which training stops (0: no limit). An incomplete last epoch counts
+            as one epoch in the average of `final`.
+        batch_size: number of utterances per optimiser step, over all processes and accumulation steps.
+        utterances_per_speaker: number of utterances per speaker in a batch, which then has
+            `batch_size / utterances_per_speaker` speakers. All speakers are drawn equally often, regardless of their
+            number of utterances. 0 draws utterances in random order. Shards support only 0.
+        gradient_accumulation_steps: number of forward passes per optimiser step.
+        optimizer: `"adam"` (with L2 penalty, as in the paper), `"adamw"` or `"sgd"` (with Nesterov momentum).
+        learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: learning rate schedule; see
+            `schedules.learning_rate`.
+        momentum: momentum of `"sgd"`.
+        weight_decay: weight decay of all parameters, as in the paper.
+        margin_start_epoch, margin_end_epoch: margin schedule; see `schedules.margin`. Both are 0 for a constant margin.
+        max_grad_norm: norm to which the gradient is clipped (0: no clipping).
+        class_sampling: fraction of the speakers in the loss of a step, in (0, 1]: the speakers of the batch, and others
+            drawn at random (Partial FC, for very many speakers). Weight decay and the momenta of the optimiser always
+            apply to all speakers.
+        shard_centres: whether each process holds only its part of the speaker centres (for very many speakers). Saved
+            models and checkpoints contain all centres in any case.
+        mixed_precision: precision of the encoder under autocast. Geometry and loss stay in float32.
+        freeze_batch_norm: whether batch normalisation keeps its running statistics and normalises with them.
+        sync_batch_norm: whether batch statistics are computed over all processes (GPUs only).
+        evaluate_every: number of epochs between evaluations on `dev_trials`.
+        save_steps: number of optimiser steps between checkpoints, in addition to a checkpoint at the end of each epoch
+            (0: only at the end of each epoch).
         keep_checkpoints: number of checkpoints that are kept.
-        average_last: epochs whose weights are averaged into `final`; 5 in the paper.
-        log_steps: optimiser steps between log entries.
-        resume: continue from the newest checkpoint in `output_dir`, if there is one; False removes those of an earlier
-            run.
-        cpu: use the CPU even where there is a GPU.
+        average_last: number of last epochs whose weights are averaged into `final`; 5 in the paper.
+        log_steps: number of optimiser steps between log entries.
+        resume: whether to continue from the newest checkpoint in `output_dir`, if there is one. False removes the
+            checkpoints of an earlier run.
+        cpu: whether to use the CPU even if a GPU is available.
     """
 
     output_dir: str = "runs/hamspk"
@@ -227,23 +235,23 @@ class TrainingArguments:
             raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
-                "shard_centres needs mixed_precision 'bf16' or 'no': each rank would scale fp16 by itself."
+                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale differs among ranks."
             )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
                 f"margin_start_epoch ({self.margin_start_epoch}) and margin_end_epoch ({self.margin_end_epoch}) must "
-                "be at least 0 and in this order."
+                "be at least 0, and the first must not exceed the second."
             )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All arguments of a training run.
+    """Recipe of a training run: all its arguments.
 
     Attributes:
-        model: fields of the configuration that the recipe sets (`ModelArguments`).
-        data: see `DataArguments`.
-        training: see `TrainingArguments`.
+        model: arguments of the model (`ModelArguments`).
+        data: arguments of the data.
+        training: arguments of the optimisation, the checkpoints and the output.
     """
 
     model: Any
@@ -251,12 +259,12 @@ class Recipe:
     training: TrainingArguments
 
     def config_fields(self) -> dict[str, Any]:
-        """The fields of `HamSpkConfig` that the recipe sets."""
+        """Return the fields of `HamSpkConfig` that the recipe sets."""
         given = dataclasses.asdict(self.model)
         return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
 
     def as_dict(self) -> dict[str, Any]:
-        """A flat dictionary; written as YAML, it reads back as the same recipe."""
+        """Return the recipe as a flat dictionary. Written to a YAML file, it can be read as the same recipe again."""
         parts = (self.config_fields(), dataclasses.asdict(self.data), dataclasses.asdict(self.training))
         flat = {key: value for part in parts for key, value in part.items() if value is not None and value != []}
         starts = {name: getattr(self.model, name) for name in ("backbone", "initial_model")}
@@ -274,8 +282,8 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     Relative paths in a recipe are relative to the working directory.
 
     Raises:
-        ValueError: no such recipe, not a flat YAML mapping, an unknown key (with the nearest known one), a value of the
-            wrong type or outside its range.
+        ValueError: the recipe is missing or is not a flat YAML mapping, a key is unknown (the message suggests a
+            similar one), or a value has the wrong type or is out of range.
     """
     words: list[str] = []
     rest = list(arguments)
@@ -284,21 +292,23 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
         words += _words(_read_fields(path), path)
     for word in rest:
         if word.endswith((".yaml", ".yml")):
-            raise ValueError(f"The recipe comes first: {word}, then --key value pairs.")
+            raise ValueError(
+                f"The recipe must be the first argument, got {word} later. Put it before the --key value pairs."
+            )
         if word.startswith("--"):
             _check_key(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), "the command line")
     return _parse([*words, *rest])
 
 
 def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with some keys set to other values.
+    """Return a recipe with changed values.
 
     Args:
-        recipe: a YAML file or a recipe.
-        changes: key to value; None sets the default of the key.
+        recipe: YAML file or recipe.
+        changes: new values by key; None sets the default of the key.
 
     Raises:
-        ValueError: as `read_recipe`.
+        ValueError: the recipe or a change is invalid (see `read_recipe`).
     """
     for key in changes:
         _check_key(key, "the changes")
@@ -308,16 +318,16 @@ def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str,
 
 
 def _parse(words: Sequence[str]) -> Recipe:
-    """A recipe from `--key value` words with known keys."""
+    """Parse `--key value` words with known keys into a recipe."""
     parser = _Parser(_parts(), allow_abbrev=False, prog="train")
     model, data, training, unused = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     if unused:
         raise ValueError(
-            f"Left over: {' '.join(unused)}. Expected --key value; only list arguments take several values."
+            f"Expected --key value, got {' '.join(unused)} in addition. Only list arguments take several values."
         )
     if model.backbone is not None and model.initial_model is not None:
         raise ValueError(
-            "Give backbone (a new model on a pretrained encoder) or initial_model (fine-tuning), not both."
+            "Set only one of backbone (a new model on a pretrained encoder) and initial_model (fine-tuning), not both."
         )
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:
@@ -326,7 +336,11 @@ def _parse(words: Sequence[str]) -> Recipe:
 
 
 def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
-    """A configuration; a bad value is a ValueError with a plain message."""
+    """Make a configuration.
+
+    Raises:
+        ValueError: a value is invalid. The message names it without the traceback of the validator.
+    """
     try:
         return HamSpkConfig(**fields)
     except StrictDataclassError as error:
@@ -334,24 +348,26 @@ def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
 
 
 def _read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a YAML recipe."""
+    """Read the fields of a YAML recipe."""
     check_recipe(os.fspath(path))
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, one level deep; it holds a {type(content).__name__}.")
+        raise ValueError(f"{path} must contain 'key: value' lines without nesting, got a {type(content).__name__}.")
     return {str(key): value for key, value in content.items()}
 
 
 def _words(fields: Mapping[str, Any], where: str) -> list[str]:
-    """The fields of a recipe as command line words."""
+    """Convert the fields of a recipe to command line words."""
     words = []
     for key, value in fields.items():
         _check_key(key, where)
         if isinstance(value, dict):
-            raise ValueError(f"{where}: {key} holds a mapping; recipes are one level deep.")
+            raise ValueError(
+                f"{where}: expected a value or a list for {key}, got a mapping. Recipes have no nested keys."
+            )
         values = value if isinstance(value, list | tuple) else [value]
         if value is not None and values:
             words += [f"--{key}", *map(str, values)] if isinstance(value, list | tuple) else [f"--{key}={value}"]
@@ -359,7 +375,7 @@ def _words(fields: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _parts() -> list[Any]:
-    """The dataclasses whose fields are the keys of a recipe."""
+    """Return the dataclasses whose fields are the keys of a recipe."""
     return [ModelArguments, DataArguments, TrainingArguments]
 
 

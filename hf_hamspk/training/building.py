@@ -1,4 +1,4 @@
-"""Builds the parts of a training run from its recipe: trial lists, training crops, model, optimiser."""
+"""Construction of the parts of a training run from its recipe: trial lists, training crops, model, optimiser."""
 
 import dataclasses
 import json
@@ -56,19 +56,23 @@ _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label
 
 
 def check_run(args: TrainingArguments, processes: int) -> None:
-    """Refuse a batch too small for batch normalisation, and an output folder that is a file."""
+    """Check that the batch is large enough for batch normalisation and that the output folder is not a file.
+
+    Raises:
+        ValueError: one of these conditions does not hold.
+    """
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:
         raise ValueError(
             f"batch_size {args.batch_size} leaves fewer than 2 utterances for each of {parts} forward passes "
-            "(processes x gradient_accumulation_steps), too few for batch normalisation: raise batch_size."
+            "(processes x gradient_accumulation_steps), but batch normalisation needs 2. Increase batch_size."
         )
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise ValueError(f"output_dir {args.output_dir} is a file; choose a folder.")
+        raise ValueError(f"output_dir must be a folder, got the file {args.output_dir}. Choose another path.")
 
 
 def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerator:
-    """An Accelerator for the available devices and processes."""
+    """Make an Accelerator for the available devices and processes."""
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
     unused = config.backbone_config is not None
     accelerator = Accelerator(
@@ -80,21 +84,25 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
     )
     if accelerator.device.type == "cpu" and args.mixed_precision == "bf16" and not has_fast_bfloat16():
         logger.warning(
-            "This CPU has no instructions for bfloat16: with mixed_precision bf16 a step takes many times as long as "
-            "without. Give --mixed_precision no."
+            "This CPU has no bfloat16 instructions, so mixed_precision bf16 makes training many times slower. Use "
+            "--mixed_precision no."
         )
     return accelerator
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16 matrices that PyTorch uses."""
+    """Whether this CPU has instructions for bfloat16 matrix products that PyTorch supports."""
     if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
-    """The model, arguments and data that a checkpoint must share with the run that resumes it, as JSON values."""
+    """Return the settings of model, training and data that must not change between a run and its resumption.
+
+    Returns:
+        Settings by name, as JSON values.
+    """
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
@@ -103,7 +111,7 @@ def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> d
 
 
 def trial_root(data: DataArguments) -> str:
-    """Folder of the paths in the trial lists."""
+    """Return the base folder of the paths in the trial lists."""
     for root in (data.trial_root, data.audio_root):
         if root is not None:
             return root
@@ -111,7 +119,14 @@ def trial_root(data: DataArguments) -> str:
 
 
 def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
-    """The development and test lists by path, after a check that their audio files exist."""
+    """Read the development and test trial lists and check that their audio files exist.
+
+    Returns:
+        Trials by path of the list.
+
+    Raises:
+        ValueError: a list is invalid, lacks targets or impostors, or names a missing file.
+    """
     lists = [data.dev_trials] if data.dev_trials is not None else []
     trials = {}
     for path in [*lists, *data.test_trials]:
@@ -120,7 +135,7 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
         if not 0 < targets < len(trials[path]):
             raise ValueError(
                 f"{path} has {targets} target and {len(trials[path]) - targets} impostor trials; error rates need "
-                "both. Add lines that begin with 1 (same speaker) and with 0 (different speakers)."
+                "both. Add lines that begin with 1 (target) or 0 (impostor)."
             )
         check_trial_files(trials[path], trial_root(data))
     return trials
@@ -129,15 +144,18 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
 def build_crops(
     recipe: Recipe, rate: int, report: Callable[[str], None], progress: bool
 ) -> tuple[SpeakerCrops, list[str]]:
-    """The training set, and the name of each of its labels.
+    """Make the training set.
 
-    A speaker at another speed is a class of its own, named `speaker@speed`.
+    A speaker at another speed counts as a separate speaker with the name `speaker@speed`.
 
     Args:
-        recipe: what to load.
-        rate: the model's sampling rate, in Hz.
-        report: receives a line on the audio check, or on the shards.
-        progress: show a bar.
+        recipe: recipe of the run.
+        rate: sampling rate of the model in Hz.
+        report: function that receives a text about the audio check or about the shards.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The training crops, and the speaker names in the order of the labels.
     """
     data = recipe.data
     corpus, speakers = _open_corpus(data, rate, report, progress)
@@ -168,7 +186,7 @@ def build_crops(
 
 
 def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
-    """The source of noises for an augmentation: shards if the folder holds some, else the folder."""
+    """Return the source of an augmentation: shards if the folder contains some, else the folder itself."""
     reader = None if folder is None else open_shards(folder)
     return folder if reader is None else NoiseShards(reader, rate)
 
@@ -176,7 +194,10 @@ def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
 def _open_corpus(
     data: DataArguments, rate: int, report: Callable[[str], None], progress: bool
 ) -> tuple[Any, list[str]]:
-    """The utterances for `SpeakerCrops` and their speakers, from shards, which were checked before, or from files."""
+    """Open the utterances for `SpeakerCrops` and list their speakers.
+
+    Files are checked first; shards were checked when they were prepared.
+    """
     reader = open_shards(str(data.train_data))
     if reader is not None:
         manifest = reader.manifest
@@ -198,11 +219,14 @@ def _open_corpus(
 def training_batches(
     recipe: Recipe, crops: SpeakerCrops, epoch: int, first_batch: int, accelerator: Accelerator
 ) -> tuple[int, Iterator[dict[str, torch.Tensor]]]:
-    """The batches of a rank in an epoch, from the global batch number `first_batch` on.
+    """Load the batches of one rank for an epoch, beginning with the global batch number `first_batch`.
 
     Returns:
-        The number of global batches in the whole epoch; and the micro-batches of this rank,
-        `gradient_accumulation_steps` for each remaining global batch.
+        The number of global batches in the complete epoch, and an iterator over the micro-batches of this rank:
+        `gradient_accumulation_steps` micro-batches for each remaining global batch.
+
+    Raises:
+        ValueError: `utterances_per_speaker` is set for shards, or the batch size does not fit the data or the ranks.
     """
     args, workers = recipe.training, recipe.data.num_workers
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -210,8 +234,8 @@ def training_batches(
     if isinstance(crops.utterances, ShardUtterances):
         if args.utterances_per_speaker:
             raise ValueError(
-                "utterances_per_speaker is for corpora in files: shards are read one by one, and hold the utterances "
-                "of a speaker in many places. Leave it out, or give a CSV file or a folder as train_data."
+                "utterances_per_speaker is for corpora in files, because each shard contains only some utterances of "
+                "a speaker. Remove it, or set train_data to a CSV file or a folder of recordings."
             )
         batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
         batches.epoch, batches.batch = epoch, first_batch
@@ -231,7 +255,10 @@ def training_batches(
 
 
 def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np.ndarray:
-    """The samples of an epoch in the order of its global batches, `utterances_per_speaker` of each speaker in a batch.
+    """Order the samples of an epoch so that each batch has `utterances_per_speaker` utterances of each of its speakers.
+
+    Returns:
+        Sample numbers in the order of the global batches.
 
     Raises:
         ValueError: there are fewer speakers than one batch needs.
@@ -243,9 +270,9 @@ def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np
 
 
 def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The batches for the model, one after the other: of pairs first the clean crops, then the augmented ones.
+    """Split a batch of pairs into two batches, one of clean and one of augmented crops. Other batches are unchanged.
 
-    Each view has its own batch statistics, and their mean losses are added, as in the released trainer.
+    Each of the two batches has its own batch statistics, and their mean losses are added, as in the released trainer.
     """
     inputs = batch["input_values"]
     if inputs.ndim == 2:
@@ -254,13 +281,13 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def build_config(recipe: Recipe) -> HamSpkConfig:
-    """The configuration that a recipe describes, before the training speakers are known.
+    """Make the configuration that a recipe describes, still without the training speakers.
 
-    Fine-tuning takes all fields from the initial model that the recipe does not set. If the recipe chooses another
-    head, scale, margin and curvature are the published ones of the new head.
+    For fine-tuning, fields that the recipe does not set have the values of the initial model. If the recipe sets
+    another head, its scale, margin and curvature have their published values unless the recipe sets them as well.
 
     Raises:
-        ValueError: a value is out of range or does not fit the others, or there is no such model.
+        ValueError: a value is out of range, two values contradict each other, or a named model cannot be used.
     """
     fields, start = recipe.config_fields(), recipe.model
     try:
@@ -268,9 +295,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             check_model(start.initial_model)
             values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
             if values.get("model_type") != HamSpkConfig.model_type:
-                raise ValueError(
-                    f"it is a {values.get('model_type')!r} model; expected a speaker model of this package"
-                )
+                raise ValueError(f"expected a speaker model of this package, got a {values.get('model_type')!r} model")
             new_head = (
                 {"scale", "margin", "curvature"}
                 if fields.get("head", values.get("head")) != values.get("head")
@@ -282,7 +307,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             check_model(start.backbone)
             backbone = AutoConfig.from_pretrained(start.backbone)
             if backbone.model_type == HamSpkConfig.model_type:
-                raise ValueError("it is a whole speaker model; to fine-tune it, name it as initial_model")
+                raise ValueError("it is a complete speaker model; to fine-tune it, name it as initial_model")
             return valid_config({"backbone_config": backbone} | fields)
     except (OSError, ValueError) as error:
         name = "initial_model" if start.backbone is None else "backbone"
@@ -291,7 +316,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
 
 
 def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
-    """A new model, one on a pretrained backbone, or one to fine-tune with a new head.
+    """Make the model to train: a new one, one with a pretrained backbone, or one to fine-tune with a new head.
 
     Raises:
         ValueError: the weights of the initial model do not fit the configuration outside the head.
@@ -318,13 +343,13 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights of initial_model {start.initial_model} do not fit the model that the recipe "
-            f"describes, such as {wrong[0]}: remove the keys of the encoder from the recipe."
+            f"describes, for example {wrong[0]}. Remove the keys of the encoder from the recipe."
         )
     return model
 
 
 def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters that have a gradient, centres and norms included, as in the paper."""
+    """Make the optimiser for all trainable parameters, including centres and normalisation, as in the paper."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if args.optimizer == "sgd":
         return torch.optim.SGD(

@@ -1,4 +1,4 @@
-"""Writes and reads the folders of a run; each is complete or absent.
+"""Writing and reading of the folders of a training run. Each folder is either complete or absent.
 
 ```
 output_dir/
@@ -29,15 +29,15 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass
 class Progress:
-    """The position of a run.
+    """Progress of a training run.
 
     Attributes:
-        epoch: the epoch in progress, from 0.
-        batch: finished global batches of that epoch.
-        step: finished optimiser steps.
-        best_eer: lowest development EER so far, a fraction.
-        best_epoch: epochs done when it was reached.
-        config: the architecture and the arguments that a resumed run must share.
+        epoch: number of the current epoch, from 0.
+        batch: number of finished global batches in the current epoch.
+        step: number of finished optimiser steps.
+        best_eer: lowest EER on the development trials so far, as a fraction; None if not measured.
+        best_epoch: number of finished epochs at the lowest EER; None if not measured.
+        config: settings that must not change when the run is resumed; see `building.run_identity`.
     """
 
     epoch: int = 0
@@ -49,9 +49,10 @@ class Progress:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary folder, then rename it to `folder`, which is therefore never half written.
+    """Write a folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
 
-    A kill between the two renames leaves the old folder as `.NAME.old`; a resumed run writes the new one again.
+    An existing folder is first renamed to `.NAME.old`. If the process is killed between the two renames, only the old
+    folder remains, and a resumed run writes the new one again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
@@ -66,13 +67,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """List the complete checkpoints, oldest first."""
     found = (output_dir / "checkpoints").glob("step-*")
     return sorted(folder for folder in found if (folder / PROGRESS_FILE).is_file())
 
 
 def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, keep: int) -> None:
-    """Give a written checkpoint its final name, and remove all but the newest `keep`."""
+    """Rename a completed checkpoint to its final name, and remove all but the newest `keep` checkpoints."""
     (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=2))
     folder = output_dir / "checkpoints" / f"step-{progress.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,14 +83,14 @@ def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, ke
 
 
 def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
-    """Progress of a checkpoint, after a check that it belongs to this run.
+    """Read the progress of a checkpoint and check that the checkpoint belongs to this run.
 
     Args:
-        checkpoint: a folder from `checkpoints`.
-        expected: architecture and arguments of the run that resumes.
+        checkpoint: checkpoint folder, one of `checkpoints`.
+        expected: settings of the resuming run; see `building.run_identity`.
 
     Raises:
-        ValueError: they differ; the message lists what.
+        ValueError: the checkpoint is damaged or has other settings. The message lists the differences.
     """
     try:
         progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
@@ -102,31 +103,31 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     ]
     if differences:
         raise ValueError(
-            f"{checkpoint} is a checkpoint of another model or run, so it cannot be resumed:\n  "
+            f"{checkpoint} belongs to another model or run and cannot be resumed:\n  "
             + "\n  ".join(differences)
-            + ".\nChoose another output_dir, or pass --resume false, which removes the checkpoints of the old run."
+            + ".\nChoose another output_dir, or use --resume false, which removes the checkpoints of the old run."
         )
     return progress
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """The error for a checkpoint or a file of weights that cannot be read."""
+    """Return the error for a checkpoint or a weights file that cannot be read."""
     reason = " ".join(str(error).split())[:200]
     return ValueError(
-        f"{path} is damaged ({type(error).__name__}: {reason}). Delete it and give the same command again: the run "
-        "then continues from the newest checkpoint that is left."
+        f"{path} is damaged ({type(error).__name__}: {reason}). Delete it and run the same command again. The run "
+        "then resumes from the newest remaining checkpoint."
     )
 
 
 def forget_run(output_dir: Path) -> None:
-    """Remove the checkpoints, epoch weights and metrics of an earlier run; its models stay until they are replaced."""
+    """Remove the checkpoints, epoch weights and metrics of an earlier run, but not its models."""
     for name in ("checkpoints", "epochs"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def trim_metrics(output_dir: Path, step: int) -> None:
-    """Remove the entries after `step`, which a resumed run writes again."""
+    """Remove metrics entries after `step`, because a resumed run writes them again."""
     file = output_dir / METRICS_FILE
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -136,7 +137,7 @@ def trim_metrics(output_dir: Path, step: int) -> None:
 
 
 def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
-    """Save the weights after `epoch` epochs, and remove all but the newest `keep`."""
+    """Save the weights after `epoch` epochs, and remove all but the newest `keep` files of weights."""
     folder = output_dir / "epochs"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -147,14 +148,21 @@ def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int
 
 
 def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tensor], list[str]]:
-    """The mean of the weights of the newest `count` epochs, batch-norm statistics included, as in the paper.
+    """Average the weights of the newest `count` epochs, including batch-norm statistics, as in the paper.
 
     Returns:
-        The averaged state dict (whole numbers are the newest epoch's), and the names of the files.
+        The averaged state dict, in which integer tensors have the values of the newest epoch, and the names of the
+        averaged files.
+
+    Raises:
+        ValueError: there are no weights, a file is damaged, or the average is not finite.
     """
     files = sorted((output_dir / "epochs").glob("epoch-*.safetensors"))[-count:]
     if not files:
-        raise ValueError(f"{output_dir / 'epochs'} holds no epoch weights to average.")
+        raise ValueError(
+            f"Expected epoch weights to average in {output_dir / 'epochs'}, found none. Restore the deleted files, "
+            "or train again with --resume false."
+        )
     total: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -165,5 +173,8 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
             total[name] = total[name] + tensor if name in total and tensor.is_floating_point() else tensor
     average = {name: t / len(files) if t.is_floating_point() else t for name, t in total.items()}
     if not all(torch.isfinite(t).all() for t in average.values()):
-        raise ValueError(f"The weights in {output_dir / 'epochs'} are not finite: the run diverged.")
+        raise ValueError(
+            f"The weights in {output_dir / 'epochs'} are not finite: the run diverged. Train again with a lower "
+            "learning_rate or with max_grad_norm, in another output_dir or with --resume false."
+        )
     return average, [file.name for file in files]

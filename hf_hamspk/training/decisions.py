@@ -1,4 +1,4 @@
-"""The calibration of a trained model on its development trials."""
+"""Calibration of a trained model on its development trials."""
 
 from ..calibration_hamspk import Calibration
 from ..evaluation.model_calibration import choose_calibration
@@ -9,16 +9,17 @@ from ..modeling_hamspk import HamSpkForXVector
 
 
 def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> Calibration:
-    """A calibration of the raw scores, without normalisation and quality measures.
+    """Fit a calibration of the raw scores, without score normalisation.
 
     Args:
-        model: with its final weights.
-        trials: of speakers that the model was not trained on.
-        embedded: their files, from `embed_files` with `measure`.
-        audio: description of the trials.
+        model: model with its final weights.
+        trials: trials of speakers that are not in the training set.
+        embedded: embeddings of the trial files, made by `embed_files` with `measure=True`.
+        audio: description of the recordings, stored in the calibration.
 
     Raises:
-        ValueError: too few trials or speakers, unknown speakers, or a model that does not tell them apart.
+        ValueError: there are too few trials or speakers, the speakers are unknown, or the scores of targets are not
+            above the scores of impostors.
     """
     scored = ScoredTrials(model, trials, embedded)
     return choose_calibration(scored, normalisation="none", audio=audio).calibration

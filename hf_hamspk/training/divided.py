@@ -1,4 +1,4 @@
-"""Training with the centres divided among the ranks: set-up, restoring them for saving, clipping of gradients."""
+"""Training with centres divided among the ranks: division, restoring for saving, and gradient clipping."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ SMALLEST_TOTAL_NORM = 1e-6
 
 
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
-    """Keep only this process's part of the centres, and exclude it from `DistributedDataParallel`."""
+    """Keep only this process's part of the centres and exclude the centres from `DistributedDataParallel`."""
     divide_head(model.head, accelerator.process_index, accelerator.num_processes)
     names = [f"head.{name}" for name in model.head.centre_parameters()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -29,8 +29,8 @@ def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
 def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer) -> Iterator[None]:
     """Restore all centres and their optimiser state on every process while the context lasts.
 
-    Saving and loading then work as for an undivided head, and a run can be resumed with another number of processes.
-    All ranks must enter. Does nothing if the head is not divided.
+    Saving and loading then work as with an undivided head, and a run can be resumed with another number of processes.
+    All ranks must enter the context. It has no effect if the head is not divided.
     """
     shard = shard_of(head)
     if shard is None:
@@ -55,7 +55,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
 
 
 def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
-    """The rows of all ranks, in order; shards may differ in size."""
+    """Collect the rows of all ranks in order. The ranks may have different numbers of rows."""
     counts = [rows_of_rank(rank, shard) for rank in range(shard.ranks)]
     padded = part.new_zeros(max(counts), *part.shape[1:])
     padded[: len(part)] = part
@@ -65,12 +65,15 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def rows_of_rank(rank: int, shard: CentreShard) -> int:
-    """The number of rows that `rank` holds."""
+    """Return the number of rows of a rank."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 
 def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: float, accelerator: Accelerator) -> None:
-    """Scale all gradients so that their norm, over the centres of every rank, is at most `largest`."""
+    """Scale down all gradients so that their total norm is at most `largest`.
+
+    The norm covers the shared parameters once and the centres of all ranks.
+    """
     if shard_of(head) is None:
         accelerator.clip_grad_norm_(model.parameters(), largest)
         return

@@ -1,4 +1,4 @@
-"""Learning rate and margin as functions of the position in training, so that a resumed run needs no state."""
+"""Schedules of learning rate and margin. They depend only on the progress, so a resumed run needs no saved state."""
 
 import math
 
@@ -6,20 +6,22 @@ import math
 def learning_rate(
     progress: float, epochs: int, initial: float, schedule: str, decay: float, final: float, warmup_epochs: float
 ) -> float:
-    """Learning rate at a position in training.
+    """Compute the learning rate at a given progress of the training.
 
     Args:
-        progress: finished epochs, with fraction, in [0, epochs].
-        epochs: of the whole run.
+        progress: number of finished epochs, including the fraction of the current one, in [0, epochs].
+        epochs: number of epochs of the run.
         initial: largest learning rate.
-        schedule: `"epoch_decay"`: `initial * decay ** floor(progress)`, the paper's (0.97 per epoch);
-            `"exponential"`: from `initial` to `final`, continuously, WeSpeaker's; `"constant"`.
+        schedule: name of the schedule. `"epoch_decay"` is `initial * decay ** floor(progress)`, as in the paper (with
+            decay 0.97). `"exponential"` decreases continuously from `initial` to `final`, as in WeSpeaker. `"constant"`
+            is `initial`.
         decay: factor per epoch of `"epoch_decay"`.
         final: last learning rate of `"exponential"`.
-        warmup_epochs: linear rise from 0 over this many epochs, on top of each schedule.
+        warmup_epochs: number of epochs over which the learning rate is multiplied by a factor that rises linearly from
+            0 to 1, with any schedule.
 
     Returns:
-        At least 0.
+        The learning rate, at least 0.
     """
     if schedule == "epoch_decay":
         rate = initial * decay ** math.floor(progress)
@@ -33,16 +35,17 @@ def learning_rate(
 
 
 def margin(progress: float, final: float, start_epoch: float, end_epoch: float) -> float:
-    """Margin at a position in training: 0 before `start_epoch`, `final` from `end_epoch` on.
+    """Compute the margin at a given progress of the training.
 
-    Between them it rises as WeSpeaker's exponential schedule does, `final * (1 - 10 ** (-3 p))` with `p` from 0 to 1:
-    half of it is reached after a tenth of the way.
+    The margin is 0 before `start_epoch` and `final` from `end_epoch` on. In between it follows WeSpeaker's exponential
+    schedule, `final * (1 - 10 ** (-3 p))`, with `p` rising from 0 to 1. It reaches half of `final` at `p = 0.1`.
 
     Args:
-        progress: finished epochs, with fraction.
-        final: the configured margin.
-        start_epoch: see above.
-        end_epoch: at least `start_epoch`; equal to it for a step, both 0 for a constant margin.
+        progress: number of finished epochs, including the fraction of the current one.
+        final: margin of the configuration.
+        start_epoch: epoch at which the margin begins to rise.
+        end_epoch: epoch at which the margin reaches `final`, at least `start_epoch`. If both are equal, the margin
+            jumps to `final`; if both are 0, it is constant.
     """
     if progress >= end_epoch:
         return final

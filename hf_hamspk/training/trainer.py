@@ -1,8 +1,8 @@
-"""The trainer, on Accelerate: from one CPU to many GPUs and nodes.
+"""Trainer on Accelerate, for anything from one CPU to many GPUs and nodes.
 
-The data of a step depends on (seed, epoch, sample) only, not on the number of processes, workers or accumulation steps,
-and every rank does the same number of steps. A killed run continues from its newest checkpoint and ends with the
-weights of an uninterrupted one.
+The data of a step depend only on seed, epoch and sample number, not on the number of processes, workers or accumulation
+steps. All ranks make the same number of steps. A killed run resumes from its newest checkpoint and ends with the same
+weights as an uninterrupted run.
 """
 
 import json
@@ -57,11 +57,11 @@ from .divided import clip_gradient, divide_centres, whole_centres
 from .memory import keep_freed_memory
 from .schedules import learning_rate, margin
 
-DIVERGED = "Lower learning_rate or set max_grad_norm; the newest checkpoint is from before."
+DIVERGED = "Train again with a lower learning_rate or with max_grad_norm, in another output_dir or with --resume false."
 
 
 class Trainer:
-    """Trains the model that a recipe describes.
+    """Trainer of the model that a recipe describes.
 
     Example:
         ```python
@@ -72,12 +72,12 @@ class Trainer:
         ```
 
     Args:
-        recipe: from `read_recipe`; `Trainer.from_recipe` takes a file.
-        accelerator: None makes one from the recipe.
+        recipe: recipe of the run; see `read_recipe`. `Trainer.from_recipe` accepts a file.
+        accelerator: Accelerator of the run; None makes one from the recipe.
 
     Raises:
-        ValueError: the data or the trial lists cannot be used, the batch size does not divide among the processes, or
-            the checkpoint in the output folder belongs to another run.
+        ValueError: the data or the trial lists cannot be used, the batch size is not divisible by the number of
+            processes, or the checkpoint in the output folder belongs to another run.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
@@ -109,26 +109,26 @@ class Trainer:
 
     @classmethod
     def from_recipe(cls, recipe: str | os.PathLike[str] | Recipe, **changes: Any) -> "Trainer":
-        """A trainer of the model that a recipe describes.
+        """Make a trainer from a recipe file or a recipe.
 
         Args:
-            recipe: a YAML file of `key: value` lines, or a `Recipe`. Relative paths in it are relative to the working
+            recipe: YAML file of `key: value` lines, or a `Recipe`. Its relative paths are relative to the working
                 directory.
-            changes: keys of the recipe with other values; None sets the default of a key.
+            changes: new values by key of the recipe; None sets the default of the key.
 
         Raises:
-            ValueError: no such recipe, an unknown key, a value of the wrong type or outside its range, or as for the
-                class.
+            ValueError: the recipe is missing, a key is unknown, a value has the wrong type or is out of range, or the
+                run cannot start (see `Trainer`).
         """
         return cls(change_recipe(recipe, changes))
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> EvaluationRecord:
-        """Train to the end, average, evaluate on the development and test lists.
+        """Train to the end, average the last epochs, and evaluate on the development and test lists.
 
         Returns:
-            The content of `final/evaluation.json`: numbers of each trial list, and the facts of the run.
+            The content of `final/evaluation.json`: results of each trial list, and information about the run.
         """
         with self._whole_centres():
             self._start()
@@ -188,7 +188,7 @@ class Trainer:
                 break
 
     def _batches(self) -> Iterator[list[dict[str, torch.Tensor]]]:
-        """Global batches of the rest of the epoch, each as this rank's micro-batches."""
+        """Load the remaining global batches of the epoch, each as a list of this rank's micro-batches."""
         self.batches_per_epoch, micro_batches = training_batches(
             self.recipe, self.crops, self.progress.epoch, self.progress.batch, self.accelerator
         )
@@ -196,7 +196,11 @@ class Trainer:
         return (list(group) for group in zip(*[micro_batches] * steps, strict=True))
 
     def _train_step(self, micro_batches: list[dict[str, torch.Tensor]], position: float) -> torch.Tensor:
-        """One optimiser step; returns this rank's mean loss, a scalar: the sum of both views for pairs."""
+        """Make one optimiser step.
+
+        Returns:
+            The mean loss of this rank, a scalar. For pairs it is the sum of the clean and the augmented loss.
+        """
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
         passes = [view for batch in micro_batches for view in views(batch)]
@@ -244,7 +248,7 @@ class Trainer:
 
     @property
     def bare_model(self) -> HamSpkForXVector:
-        """The model without the wrappers of Accelerate."""
+        """Model without the wrappers of Accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
     def _whole_centres(self) -> AbstractContextManager[None]:
@@ -299,7 +303,11 @@ class Trainer:
         return embedded
 
     def _evaluate(self, trial_list: str, embedded: EmbeddedFiles | None = None) -> ListEvaluation | None:
-        """The result on the main process; None elsewhere, and if the list cannot be evaluated."""
+        """Evaluate a trial list on the main process.
+
+        Returns:
+            The result; None on other processes, and None if the list cannot be evaluated.
+        """
         embedded = self._embed(trial_list) if embedded is None else embedded
         if not self.accelerator.is_main_process:
             return None
@@ -312,7 +320,7 @@ class Trainer:
             return None
 
     def _new_record(self, name: str) -> EvaluationRecord:
-        """A record of the model as it is, with the facts of the run so far."""
+        """Make an evaluation record of the current model, with information about the run so far."""
         record = EvaluationRecord.of_model(self.bare_model, f"{self.output_dir.resolve().name}/{name}")
         record.training = {
             "epochs": self.progress.epoch,
@@ -356,9 +364,9 @@ class Trainer:
     # -- the end of the run -----------------------------------------------------------------------------------------
 
     def _finish(self) -> EvaluationRecord:
-        """Average the last epochs into `final`, calibrate and evaluate it, write `final/evaluation.json`.
+        """Average the last epochs into `final`, calibrate it, evaluate it, and write `final/evaluation.json`.
 
-        A last epoch that `max_steps` cut short counts as one.
+        A last epoch that `max_steps` ended early counts as one epoch of the average.
         """
         if self.progress.batch > 0:
             self._keep_epoch_weights(self.progress.epoch + 1)
@@ -382,7 +390,7 @@ class Trainer:
         record.lists = {name: result.record for name, result in found.items()}
         if self.crops.failures:
             count = len(self.crops.failures)
-            self._print(f"{count} training files could not be read: they are listed in final/evaluation.json")
+            self._print(f"{count} training files could not be read. They are listed in final/evaluation.json.")
         if self.accelerator.is_main_process:
             calibration = self.bare_model.calibration
             points = () if calibration is None else calibration.operating_points
@@ -392,21 +400,27 @@ class Trainer:
         return record
 
     def _calibrate(self, trial_list: str) -> ListEvaluation | None:
-        """Calibrate `final` on the development trials, and evaluate it there."""
+        """Calibrate `final` on the development trials, and evaluate it on them."""
         embedded = self._embed(trial_list, measure=True)
         if self.accelerator.is_main_process:
             try:
                 audio = Path(trial_list).name
                 self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
             except ValueError as error:
-                self._print(f"'final' is not calibrated and makes no decisions, as {trial_list} is not enough: {error}")
+                self._print(
+                    f"'final' is not calibrated and makes no decisions. {trial_list} cannot calibrate it: {error}"
+                )
             self._save_model("final")
         return self._evaluate(trial_list, embedded)
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
     def _require_finite(self) -> None:
-        """Refuse to save weights that have diverged."""
+        """Check that all weights are finite before they are saved.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.bare_model.parameters()):
             raise ValueError(
                 f"The weights are not finite after step {self.progress.step}: the run diverged. {DIVERGED}"
@@ -416,7 +430,7 @@ class Trainer:
         """Log the mean loss over all ranks.
 
         Raises:
-            ValueError: it is not finite.
+            ValueError: the mean loss is not finite.
         """
         mean = self.accelerator.reduce(loss, reduction="mean").item()  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.isfinite(torch.tensor(mean)):

@@ -71,4 +71,4 @@ def test_refusals(refusal, tmp_path):
     assert not (tmp_path / "out").exists()
     assert "There is no file or folder" in refusal("convert", tmp_path / "absent", tmp_path / "out")
     torch.save({"weight": torch.zeros(1), "run": print}, tmp_path / "a.pt")
-    assert "a.pt holds more than weights: it asks for" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")
+    assert "a.pt contains more than weights: it asks for" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")

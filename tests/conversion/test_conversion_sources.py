@@ -43,7 +43,7 @@ class Opens:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"weight": torch.zeros(3), "extra": Opens(str(tmp_path / "ran"))}, path)
-    message = "model.pt holds more than weights: it asks for io.open, and loading Python objects can run any code"
+    message = "model.pt contains more than weights: it asks for io.open. Loading Python objects can run any code"
     with pytest.raises(ValueError, match=message):
         read_tensors(path)
     assert not (tmp_path / "ran").exists()
@@ -60,11 +60,11 @@ def test_a_damaged_file_is_refused(name, content, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(3)], "holds a list; expected the weights by name"),
-        ({"epoch": 3}, "holds no tensors; expected the weights by name"),
+        ([torch.zeros(3)], "expected weights by name .* got a list"),
+        ({"epoch": 3}, "expected weights by name .* found no tensors"),
         (
             {"a": torch.tensor([1.0, torch.nan])},
-            "a holds NaN or infinite numbers; the checkpoint is of a failed training",
+            "a contains NaN or infinite values. The training diverged",
         ),
     ],
 )
@@ -103,8 +103,8 @@ def test_tags_of_yaml_are_data(tmp_path):
     [
         ("a: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
         ("a: [", "cannot be read as YAML"),
-        ("- 1", "must hold 'key: value' lines; it holds a list"),
-        ("", "must hold 'key: value' lines; it holds a NoneType"),
+        ("- 1", "must contain 'key: value' lines, got a list"),
+        ("", "must contain 'key: value' lines, got a NoneType"),
     ],
 )
 def test_other_yaml_is_refused(text, message, tmp_path):
@@ -125,25 +125,26 @@ def test_a_source_is_told_by_its_files(weights, tmp_path):
 
 def test_what_cannot_be_told_is_refused(tmp_path):
     refuses(
-        "There is no file or folder .*absent. Only local files are converted: download them first", tmp_path / "absent"
+        "There is no file or folder .*absent. Only local files can be converted; download them first",
+        tmp_path / "absent",
     )
     refuses("is not recognised. Expected a folder with hyperparams.yaml .* Choose with --from speechbrain", tmp_path)
     refuses(
-        "There is no kind of source 'kaldi'; known are speechbrain, wespeaker, official, xvector", tmp_path, "kaldi"
+        "The kind of source must be one of speechbrain, wespeaker, official, xvector, got 'kaldi'", tmp_path, "kaldi"
     )
-    refuses("is a folder; give the checkpoint file of the released code", tmp_path, "official")
-    refuses("There is no file .*hyperparams.yaml. Give the folder as its project lays it out", tmp_path, "speechbrain")
+    refuses("Expected a checkpoint file of the released code, .* got the folder", tmp_path, "official")
+    refuses("There is no file .*hyperparams.yaml. Use the complete folder of the project", tmp_path, "speechbrain")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     refuses("a.pt is not recognised", tmp_path / "a.pt")
-    refuses(r"holds no ECAPA-TDNN encoder .* It has a\.", tmp_path / "a.pt", "official")
+    refuses(r"does not contain an ECAPA-TDNN encoder .* found a\.", tmp_path / "a.pt", "official")
     HamSpkModel(tiny_config()).save_pretrained(tmp_path / "ours")
-    refuses("is a model of this package already; it needs no conversion", tmp_path / "ours")
+    refuses("is a model of this package already. It does not need a conversion", tmp_path / "ours")
     (tmp_path / "config.json").write_text("[]")
-    refuses("must hold a JSON object; it holds a list", tmp_path)
+    refuses("must contain a JSON object, got a list", tmp_path)
     (tmp_path / "config.json").write_text("{")
     refuses("cannot be read as JSON", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wavlm", "architectures": ["WavLMForXVector"]}))
-    refuses("holds none of model.safetensors, .* Give the whole folder of the model", tmp_path)
+    refuses("Expected one of model.safetensors, .* found none. Use the complete model folder", tmp_path)
 
 
 def test_the_licence_is_what_the_readme_says(tmp_path, weights):
@@ -236,7 +237,7 @@ def test_other_models_of_speechbrain_are_refused(old, new, message, weights, tmp
         (
             "data_type: shard",
             "dataset_args: 3",
-            "cannot be read as YAML|dataset_args must hold 'key: value' lines, got 3",
+            "cannot be read as YAML|dataset_args must contain 'key: value' lines, got 3",
         ),
         ("num_frms: 200", "cmvn: false", "dataset_args has cmvn False; only models with cmvn True can be converted"),
     ],
@@ -261,13 +262,13 @@ def test_an_unknown_weight_is_named(name):
 def test_a_missing_weight_is_named(source, weights, tmp_path):
     name = next(name for name in weights[source] if name.startswith(("fc", "linear")) and name.endswith("bias"))
     some = {n: t for n, t in weights[source].items() if n != name}
-    refuses(r"1 missing \(projection.bias\), by the names of hf_hamspk", write(source, tmp_path / "m", some))
+    refuses(r"1 missing \(projection.bias\), with names as in hf_hamspk", write(source, tmp_path / "m", some))
 
 
 def test_half_an_encoder_of_the_released_code_is_refused(weights, tmp_path):
     some = {n: t for n, t in weights["official"].items() if not n.startswith("attention")}
     refuses(
-        "is no whole encoder of the released code: 'attention.0.weight' is missing",
+        "is not a complete encoder of the released code: 'attention.0.weight' is missing",
         write("official", tmp_path / "m", some),
     )
 

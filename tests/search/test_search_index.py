@@ -178,9 +178,9 @@ def test_profiles_and_bad_input(tmp_path):
         (lambda: SpeakerIndex(model, drawn(2), ["one"]), "2 names"),
         (lambda: index.search(drawn(2), 0), "k must be"),
         (lambda: index.search(drawn(2, size=8)), r"\(Q, 16\)"),
-        (lambda: index.save(tmp_path / "index.npz"), "ending in"),
-        (lambda: index.name_of(-1), "no name"),
-        (lambda: index.set_probes(3), "this one is 'exact'"),
+        (lambda: index.save(tmp_path / "index.npz"), "must end in"),
+        (lambda: index.name_of(-1), "No name"),
+        (lambda: index.set_probes(3), "for kind 'exact'"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -43,8 +43,11 @@ def test_published_recipes_are_valid(path):
     [
         (["--warmup_epochs", "nan"], "warmup_epochs must be at least 0, got nan."),
         (["--crop_seconds", "nan"], "crop_seconds must be between 0.1 and 60, got nan."),
-        (["--head", "am", "aam"], "Left over: aam. Expected --key value; only list arguments take several values."),
-        (["recipe.yaml"], "The recipe comes first: recipe.yaml, then --key value pairs."),
+        (
+            ["--head", "am", "aam"],
+            "Expected --key value, got aam in addition. Only list arguments take several values.",
+        ),
+        (["recipe.yaml"], "The recipe must be the first argument, got recipe.yaml later."),
         (["--marginn", "0.2"], "the command line: there is no argument 'marginn'. Did you mean 'margin'?"),
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
         (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),
@@ -68,9 +71,9 @@ def test_bad_arguments_are_refused(words, message):
     [
         ("train_data: a.csv\nmargine: 0.2\n", "there is no argument 'margine'. Did you mean 'margin'?"),
         ("train_data: a.csv\nmargin: -0.2\n", "margin must be at least 0"),
-        ("- a\n- b\n", "must hold 'key: value' lines, one level deep; it holds a list."),
+        ("- a\n- b\n", "must contain 'key: value' lines without nesting, got a list."),
         ("train_data: [unclosed\n", "is not YAML"),
-        ("train_data: {a: b}\n", "train_data holds a mapping; recipes are one level deep."),
+        ("train_data: {a: b}\n", "expected a value or a list for train_data, got a mapping."),
         ("margin: 0.2\n", "train_data is missing"),
     ],
 )
