@@ -72,8 +72,8 @@ def official_name(name: str) -> str | None:
     if ours is not None:
         return ours
     raise ValueError(
-        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint holds the "
-        "trainer's whole state, pass only the entries of the encoder, without their 'speaker_encoder.' prefix."
+        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint is the complete "
+        "state of the trainer, pass only the weights of the encoder, without their prefix 'speaker_encoder.'."
     )
 
 

@@ -35,7 +35,7 @@ SPEECHBRAIN_YAML, SPEECHBRAIN_WEIGHTS = "hyperparams.yaml", "embedding_model.ckp
 _LEFT_OUT = {
     "classifier.ckpt": "the classifier of its training speakers",
     "label_encoder.txt": "the names of its training speakers",
-    "mean_var_norm_emb.ckpt": "a mean of embeddings, which its verification does not use",
+    "mean_var_norm_emb.ckpt": "a mean of embeddings, which SpeechBrain's verification does not use",
 }
 # SpeechBrain's floor of a variance.
 _VARIANCE_FLOOR = 1e-12

@@ -253,7 +253,7 @@ class BlockwiseLoss:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Rescale the sums from one shift, in bits, to a larger one."""
+        """Rescale the sums when the shift (in bits) is replaced by a larger one."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]

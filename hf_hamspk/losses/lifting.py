@@ -145,7 +145,7 @@ def radial_parts(
 
 
 def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Tensor:
-    """The parts of a `Radial`, `(5, N)`."""
+    """Compute the five parts of a `Radial`, `(5, N)`."""
     if settings.kind == "cosine":
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
         # Below that norm a vector is only scaled, above it is normalised to length 1.

@@ -235,7 +235,7 @@ class TrainingArguments:
             raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
-                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale differs among ranks."
+                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale can differ by rank."
             )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
@@ -339,7 +339,7 @@ def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
     """Make a configuration.
 
     Raises:
-        ValueError: a value is invalid. The message names it without the traceback of the validator.
+        ValueError: a value is invalid. The message is the plain one of the configuration.
     """
     try:
         return HamSpkConfig(**fields)
@@ -384,12 +384,12 @@ def _check_key(key: str, where: str) -> None:
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(sorted(known))}."
-        raise ValueError(f"{where}: there is no argument {key!r}.{hint}")
+        raise ValueError(f"{where}: unknown argument {key!r}.{hint}")
 
 
 def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
     value = getattr(arguments, name)
-    # This form refuses NaN, too.
+    # This form also rejects NaN.
     if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limits}, got {value}.")

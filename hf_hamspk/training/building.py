@@ -206,7 +206,7 @@ def _open_corpus(
             f"in {len(manifest.shards)} shards at {reader.folder}"
         )
         if len(manifest.speakers) < 2:
-            raise ValueError(f"{reader.folder} has {len(manifest.speakers)} speakers, at least 2 are needed to train.")
+            raise ValueError(f"Training needs at least 2 speakers, got {len(manifest.speakers)} in {reader.folder}.")
         return ShardUtterances(reader, rate), manifest.speakers
     corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
     if data.check_audio != "none":

@@ -290,7 +290,7 @@ class Trainer:
             self._save_model("best", record)
 
     def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
-        """Embed the files of a trial list; the ranks share the work."""
+        """Embed the files of a trial list. Each rank embeds a part of them."""
         accelerator = self.accelerator
         mine = self.trials[trial_list].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(

@@ -50,7 +50,7 @@ def test_train_refuses(tmp_path, refusal, corpus):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train_data: somewhere\nbatchsize: 4\n")
     message = refusal("train", recipe)
-    assert "there is no argument 'batchsize'. Did you mean 'batch_size'?" in message
+    assert "unknown argument 'batchsize'. Did you mean 'batch_size'?" in message
     assert "Did you mean 'margin'?" in refusal("train", "--train_data", corpus, "--margn", 0.1)
     assert "margin must be at least 0" in refusal("train", "--train_data", corpus, "--margin=-0.1")
     assert "There is no recipe nope.yaml" in refusal("train", "nope.yaml")

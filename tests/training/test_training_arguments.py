@@ -48,7 +48,7 @@ def test_published_recipes_are_valid(path):
             "Expected --key value, got aam in addition. Only list arguments take several values.",
         ),
         (["recipe.yaml"], "The recipe must be the first argument, got recipe.yaml later."),
-        (["--marginn", "0.2"], "the command line: there is no argument 'marginn'. Did you mean 'margin'?"),
+        (["--marginn", "0.2"], "the command line: unknown argument 'marginn'. Did you mean 'margin'?"),
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
         (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),
         (["--head", "hamm"], "argument --head: invalid choice: 'hamm'"),
@@ -69,7 +69,7 @@ def test_bad_arguments_are_refused(words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train_data: a.csv\nmargine: 0.2\n", "there is no argument 'margine'. Did you mean 'margin'?"),
+        ("train_data: a.csv\nmargine: 0.2\n", "unknown argument 'margine'. Did you mean 'margin'?"),
         ("train_data: a.csv\nmargin: -0.2\n", "margin must be at least 0"),
         ("- a\n- b\n", "must contain 'key: value' lines without nesting, got a list."),
         ("train_data: [unclosed\n", "is not YAML"),

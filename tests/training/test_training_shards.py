@@ -123,5 +123,5 @@ def test_other_shards_are_another_run(tmp_path, run_words, shards, capsys):
 def test_shards_of_one_speaker_are_refused(tmp_path, run_words):
     row = {"key": "a", "speaker": "s", "content": b"", "samples": 1}
     make_shards_of(tmp_path / "shards", [row, row], [[2]])
-    with pytest.raises(ValueError, match=re.escape("has 1 speakers, at least 2 are needed to train.")):
+    with pytest.raises(ValueError, match=re.escape("Training needs at least 2 speakers, got 1 in ")):
         train(from_shards(run_words, tmp_path / "shards", tmp_path / "run"))
