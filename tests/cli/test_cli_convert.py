@@ -33,7 +33,7 @@ def test_what_it_says_of_speechbrain(hamspk, tmp_path):
         f"model: {parameters:,} parameters, embeddings of 192, 16000 Hz",
         "not taken: classifier.ckpt (the classifier of its training speakers)",
         "not taken: label_encoder.txt (the names of its training speakers)",
-        "not taken: mean_var_norm_emb.ckpt (a mean of embeddings, which its verification does not use)",
+        "not taken: mean_var_norm_emb.ckpt (a mean of embeddings, which SpeechBrain's verification does not use)",
         "licence: apache-2.0, that of the source",
         f"written: {tmp_path / 'out'} (AutoModel.from_pretrained; to fine-tune with a HAM head: initial_model: "
         f"{tmp_path / 'out'})",
