@@ -58,7 +58,7 @@ def test_published_recipes_are_valid(path):
         (["--crop_seconds", "0.01"], "crop_seconds must be between 0.1 and 60, got 0.01."),
         (["--augment_probability", "2"], "augment_probability must be between 0 and 1, got 2.0."),
         (["--margin_start_epoch", "3"], "margin_start_epoch (3.0) and margin_end_epoch (0.0) must be at least 0"),
-        (["--backbone", "a", "--initial_model", "b"], "Give backbone (a new model on a pretrained encoder) or"),
+        (["--backbone", "a", "--initial_model", "b"], "Set only one of backbone (a new model on a pretrained"),
     ],
 )
 def test_bad_arguments_are_refused(words, message):
