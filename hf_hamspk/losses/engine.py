@@ -135,7 +135,7 @@ def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
 
 
 def undivide_head(head: SpeakerHead | JointHead) -> None:
-    """Mark the head as undivided. The caller must have restored all rows of the centres before."""
+    """Mark the head as undivided. The caller must first restore all rows of the centres."""
     for engine in _engines(head):
         engine.shard = None
 

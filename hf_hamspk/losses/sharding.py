@@ -29,7 +29,7 @@ class CentreShard(NamedTuple):
 
 
 def shard_rows(speakers: int, rank: int, ranks: int) -> CentreShard:
-    """Return the contiguous rows of a rank. The numbers of rows of two ranks differ by at most one.
+    """Return the contiguous rows of a rank. The ranks differ by at most one row.
 
     Raises:
         ValueError: there are fewer speakers than ranks, or `rank` is out of range.

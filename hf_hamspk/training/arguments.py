@@ -61,7 +61,7 @@ package that is fine-tuned with a new head. At most one of the two can be set.
 
 @dataclass
 class DataArguments:
-    """Arguments of the data of a training run.
+    """Arguments that select and prepare the data of a training run.
 
     Example:
         ```python

@@ -59,7 +59,7 @@ def check_run(args: TrainingArguments, processes: int) -> None:
     """Check that the batch is large enough for batch normalisation and that the output folder is not a file.
 
     Raises:
-        ValueError: one of these conditions does not hold.
+        ValueError: the batch is too small, or the output folder is a file.
     """
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:

@@ -137,7 +137,7 @@ def trim_metrics(output_dir: Path, step: int) -> None:
 
 
 def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
-    """Save the weights after `epoch` epochs, and remove all but the newest `keep` files of weights."""
+    """Save the weights after `epoch` epochs, and remove all but the newest `keep` weights files."""
     folder = output_dir / "epochs"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
