@@ -1,4 +1,4 @@
-"""Reading the recordings of a corpus, with its limits and file endings; and the one import of torchaudio."""
+"""Read the recordings of a corpus, define its limits and file suffixes, and import torchaudio."""
 
 import os
 from collections.abc import Mapping
@@ -10,35 +10,38 @@ import torch
 from ..audio_hamspk import SHORTEST_SECONDS, Limits, Sound, read_sound
 
 SAMPLING_RATE = 16_000
-"""Samples per second that the speaker models of the field take."""
+"""Usual sampling rate of speaker models in Hz."""
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
     *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
 )
-"""Endings of the files that count as audio when a folder or an archive is searched. The second line needs PyAV. Of two
-files of one utterance (`00001.wav`, `00001.m4a`), the one whose ending comes first is used."""
+"""Suffixes of the files that count as audio in a folder or an archive. The second line needs PyAV.
+
+If one utterance has two files (`00001.wav`, `00001.m4a`), the file whose suffix comes first is used.
+"""
 
 CORPUS_LIMITS = Limits(seconds=86_400.0, values=1 << 26)
-"""Of one file of a corpus. The samples decide: 70 minutes at 16 kHz, 256 MiB as float32."""
+"""Limits of one file of a corpus. The number of samples decides: 70 minutes at 16 kHz, 256 MiB as float32."""
 
 
 def read_utterance(
     source: Any, rate: int | None = SAMPLING_RATE, name: str = "", min_duration: float = SHORTEST_SECONDS
 ) -> Sound:
-    """Read a recording of a corpus: `read_sound`, strict, with `CORPUS_LIMITS`.
+    """Read a recording of a corpus with `read_sound`, strict and with `CORPUS_LIMITS`.
 
     Args:
-        source: a path, the bytes of an audio file, or anything else that `read_sound` takes.
-        rate: wanted, in Hz; None keeps the rate of the recording.
-        name: of the recording, for errors; "" takes its path.
-        min_duration: in seconds, at least 0.
+        source: path, bytes of an audio file, or any other source that `read_sound` takes.
+        rate: sampling rate of the result in Hz; None keeps the rate of the recording.
+        name: name of the recording in errors; "" takes its path.
+        min_duration: shortest accepted duration in seconds, at least 0.
 
     Returns:
-        One channel; channels are averaged.
+        The recording with one channel; several channels are averaged.
 
     Raises:
-        InputError: missing, no audio, damaged, cut short, empty, too short, too long, silent, NaN or infinite.
+        InputError: the recording is missing, not audio, damaged, cut short, empty, too short, too long or silent, or it
+            contains NaN or infinite samples.
     """
     path = source.get("path") if isinstance(source, Mapping) else source
     if not name and isinstance(path, str | os.PathLike):
@@ -48,13 +51,17 @@ def read_utterance(
 
 
 def import_torchaudio() -> ModuleType:
-    """Import torchaudio, or raise an error that says how to install one that works.
+    """Import torchaudio, or raise an error that names a version to install.
 
-    PyPI's torchaudio for Linux is a CUDA build. Beside a CPU-only torch its import raises OSError (a CUDA library is
-    missing), beside a torch of another CUDA version RuntimeError.
+    PyPI's torchaudio for Linux is a CUDA build. Its import raises OSError if torch is CPU-only, because a CUDA library
+    is
+    missing, and RuntimeError if torch was built for another CUDA version.
+
+    Returns:
+        The module torchaudio.
 
     Raises:
-        ImportError: torchaudio is absent or does not fit the torch that is installed.
+        ImportError: torchaudio is not installed or does not fit the installed torch.
     """
     try:
         import torchaudio

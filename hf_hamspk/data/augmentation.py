@@ -1,7 +1,7 @@
-"""Waveform augmentation that needs no downloads: noise, babble, reverberation, band limits, codec, tone and gain.
+"""Augment waveforms without downloads: noise, babble, reverberation, band limits, codec, tone and gain.
 
-One kind or several are drawn per crop. All randomness comes from the generator that is passed in, so the same generator
-augments a crop in the same way. Folders with recorded noises and room responses (MUSAN, RIRS_NOISES) replace the
+One or several kinds are drawn per crop. All randomness comes from the generator that the caller passes, so the same
+generator state gives the same result. Folders of recorded noises and room responses (MUSAN, RIRS_NOISES) replace the
 generated ones if they are given.
 """
 
@@ -23,84 +23,84 @@ from .audio import AUDIO_SUFFIXES, SAMPLING_RATE, import_torchaudio, read_uttera
 from .crops import random_crop, wrap_pad
 
 SampleOther = Callable[[np.random.Generator], np.ndarray]
-"""Draws a waveform `(L,)` of another utterance of the training corpus."""
+"""Function that draws a waveform `(L,)` of another utterance of the training corpus."""
 
 AUGMENTATION_KINDS = ("noise", "babble", "reverb", "band", "codec", "equaliser", "gain")
-"""Kinds that need no recordings."""
+"""Kinds of augmentation that need no recordings."""
 
 ALL_KINDS = (*AUGMENTATION_KINDS, "music")
 
 NAMES_OF_SOURCES = ("noise_dir", "music_dir", "speech_dir", "rir_dir")
 
 NOISE_SNR_DB = (5.0, 20.0)
-"""Of generated noise: from a busy street to a quiet office."""
+"""Signal-to-noise ratio of generated noise in dB, from a busy street to a quiet office."""
 
 RECORDED_NOISE_SNR_DB = (0.0, 15.0)
-"""Of recorded noise, the published range for MUSAN, most of whose noises pause."""
+"""Signal-to-noise ratio of recorded noise in dB: the published range for MUSAN, whose noises mostly contain pauses."""
 
 MUSIC_SNR_DB = (5.0, 15.0)
-"""The published range for MUSAN's music."""
+"""Signal-to-noise ratio of music in dB: the published range for MUSAN."""
 
 NOISE_SLOPE = (0.0, 2.0)
 """Exponent of the noise's power spectrum 1/f^slope: 0 is white, 1 pink, 2 brown; rooms and traffic lie between."""
 
 BABBLE_SNR_DB = (13.0, 20.0)
-"""The published range for speech: louder voices would make it unclear who is to be recognised."""
+"""Signal-to-noise ratio of babble in dB: the published range. Louder babble would compete with the target speaker."""
 
 BABBLE_VOICES = (3, 8)
-"""The published range: fewer than 3 can be told apart, more than 8 sound like noise."""
+"""Number of voices in babble: the published range. Fewer than 3 remain distinct; more than 8 sound like noise."""
 
 REVERB_RT60_S = (0.1, 0.7)
-"""Seconds in which the sound falls by 60 dB: from a furnished office to a lecture hall."""
+"""Seconds in which the sound falls by 60 dB, from a furnished office to a lecture hall."""
 
 REVERB_DIRECT_DB = (-3.0, 12.0)
-"""Energy of the direct sound over that of the reverberation: from across the room to at arm's length."""
+"""Energy of the direct sound over the energy of the reverberation in dB, from across the room to arm's length."""
 
 REVERB_DELAY_S = 0.002
-"""Seconds between the direct sound and the first reflection: 0.7 m of detour."""
+"""Seconds between the direct sound and the first reflection, for a path that is 0.7 m longer."""
 
 BAND_LOW_HZ = (50.0, 400.0)
-"""Cut-off of the high-pass: 300 Hz is a telephone, 50 Hz a good microphone."""
+"""Cut-off of the high-pass in Hz: 300 Hz is a telephone, 50 Hz a good microphone."""
 
 BAND_HIGH_HZ = (3000.0, 7000.0)
-"""Cut-off of the low-pass: 3.4 kHz is a telephone, 7 kHz wideband speech."""
+"""Cut-off of the low-pass in Hz: 3.4 kHz is a telephone, 7 kHz wideband speech."""
 
 BAND_ORDER = 4
-"""Order of both slopes (24 dB per octave), as that of simple codecs."""
+"""Order of both filter slopes (24 dB per octave), as in simple codecs."""
 
 TELEPHONE_HZ = (300.0, 3400.0)
-"""Band of a telephone line."""
+"""Band of a telephone line in Hz."""
 
 TELEPHONE_RATE = 8000
-"""Samples per second of G.711."""
+"""Sampling rate of G.711 in Hz."""
 
 COMPANDING_LAWS = ("mu", "a")
-"""Of G.711: the one of North America and Japan, and that of the rest of the world."""
+"""Companding laws of G.711: mu-law in North America and Japan, A-law in the rest of the world."""
 
 MU_LEVELS = 256
-"""Of 8 bits."""
+"""Number of levels of 8-bit mu-law."""
 
 A_LAW = 87.6
-"""Compression of G.711's A-law."""
+"""Compression parameter of G.711's A-law."""
 
 EQUALISER_DB = 8.0
-"""Largest gain or loss of the equaliser in a band: what separates the microphones of common telephones."""
+"""Largest gain or loss of the equaliser in a band in dB: the difference between microphones of common telephones."""
 
 EQUALISER_HZ = (100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
-"""Where the gains are drawn, an octave apart; between them they are interpolated over the logarithm of frequency."""
+"""Frequencies in Hz at which gains are drawn. Between them, gains are interpolated over the logarithm of frequency."""
 
 GAIN_DB = (-15.0, 9.0)
-"""Distance and recording level; the upper end drives loud recordings into clipping, as happens."""
+"""Gain in dB, for distance and recording level. The upper end clips loud recordings, as real recorders do."""
 
 FLOOR_POWER = 1e-12
-"""Mean square (-120 dBFS, below a 16-bit step) under which a signal cannot be set to a level relative to another."""
+"""Mean square (-120 dBFS, below one 16-bit step) below which a signal counts as silent and is not scaled."""
 
 
 class NoiseSource(Protocol):
-    """Recordings that an augmentation mixes in. What is drawn depends on the generator only."""
+    """Interface of a source of recordings for an augmentation. Draws depend on the generator only."""
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
-        """A random crop of a random recording, `(samples,)` float32; a short one is repeated.
+        """Return a random crop of a random recording, `(samples,)` float32. Short recordings are repeated.
 
         Raises:
             InputError: the recording cannot be read.
@@ -108,7 +108,7 @@ class NoiseSource(Protocol):
         ...
 
     def whole(self, generator: np.random.Generator) -> np.ndarray:
-        """A random recording, `(L,)` float32.
+        """Return a random recording, `(L,)` float32.
 
         Raises:
             InputError: the recording cannot be read.
@@ -117,15 +117,15 @@ class NoiseSource(Protocol):
 
 
 class NoiseFolder:
-    """The audio files of a folder and its sub-folders, each equally likely.
+    """Audio files of a folder and its sub-folders, as a source of noise. Each file is equally likely.
 
     Args:
-        folder: with the recordings.
-        sampling_rate: samples per second wanted.
-        argument: name of the folder in errors.
+        folder: folder with the recordings.
+        sampling_rate: sampling rate of the drawn waveforms in Hz.
+        argument: name of the folder's argument in errors.
 
     Raises:
-        ValueError: there is no audio in it.
+        ValueError: the folder contains no audio.
     """
 
     def __init__(self, folder: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE, argument: str = "folder"):
@@ -172,7 +172,10 @@ def _is_noise_file(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augments a crop: with `probability`, one to `most` different `kinds` one after the other, each equally likely.
+    """Random augmentation of a crop.
+
+    With the given `probability`, 1 to `most` different `kinds` are applied one after the other. Each kind is equally
+    likely.
 
     Example:
         ```python
@@ -184,20 +187,21 @@ class Augmentation:
 
     Attributes:
         probability: share of the crops that are augmented, 0 to 1.
-        kinds: some of "noise" (coloured Gaussian noise or a file of `noise_dir`), "music" (a file of `music_dir`),
-            "babble" (3 to 8 other utterances of the corpus, or files of `speech_dir`), "reverb" (exponentially decaying
-            noise as a room response, or a file of `rir_dir`), "band" (telephone-like band limits), "codec" (a telephone
-            line: its band, 8 kHz and 8 bits by mu- or A-law), "equaliser" (the tone of another microphone) and "gain"
-            (level, with clipping).
+        kinds: kinds to draw from: "noise" (coloured Gaussian noise or a file of `noise_dir`), "music" (a file of
+            `music_dir`), "babble" (3 to 8 other utterances of the corpus, or files of `speech_dir`), "reverb"
+            (exponentially decaying noise as a room response, or a file of `rir_dir`), "band" (telephone-like band
+            limits),
+            "codec" (a telephone line: its band, 8 kHz and 8 bits by mu- or A-law), "equaliser" (the tone of another
+            microphone) and "gain" (level, with clipping).
         noise_dir: folder with noise recordings, searched with its sub-folders, or another `NoiseSource`.
-        rir_dir: the same with room impulse responses.
-        sampling_rate: samples per second of the crops.
-        most: largest number of kinds in one crop, at least 1; how many is drawn uniformly.
-        music_dir: the same with music.
-        speech_dir: the same with voices for babble.
+        rir_dir: folder with room impulse responses, or another `NoiseSource`.
+        sampling_rate: sampling rate of the crops in Hz.
+        most: largest number of kinds in one crop, at least 1. The number is drawn uniformly.
+        music_dir: folder with music, or another `NoiseSource`.
+        speech_dir: folder with voices for babble, or another `NoiseSource`.
 
     Raises:
-        ValueError: a value is out of range, or a folder has no audio.
+        ValueError: a value is out of range, or a folder contains no audio.
     """
 
     probability: float = 0.6
@@ -218,7 +222,7 @@ class Augmentation:
         if not 1 <= self.most <= len(self.kinds):
             raise ValueError(f"most must lie between 1 and the number of kinds, {len(self.kinds)}, got {self.most}")
         if "music" in self.kinds and self.music_dir is None:
-            raise ValueError("music cannot be generated: give music_dir, or leave it out of kinds")
+            raise ValueError("music cannot be generated: give music_dir, or remove it from kinds")
         # Here, so that an empty folder is found before the training and not by a loader process.
         _ = self._sources
 
@@ -234,18 +238,19 @@ class Augmentation:
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
     ) -> np.ndarray:
-        """Augment a crop, or return it as it is.
+        """Augment a crop, or return it unchanged, as drawn.
 
         Args:
-            waveform: `(L,)` float32, `L >= 1`; it is not changed.
-            generator: source of everything random.
-            sample_other: draws other utterances of the corpus; needed for babble.
+            waveform: float32 samples `(L,)` with `L >= 1`; the array is not changed.
+            generator: random generator of all draws.
+            sample_other: function that draws other utterances of the corpus. Babble needs it if there is no
+                `speech_dir`.
 
         Returns:
-            `(L,)` float32.
+            Float32 samples `(L,)`.
 
         Raises:
-            ValueError: babble is drawn and there is no `sample_other`.
+            ValueError: babble is drawn, but `sample_other` is missing.
             InputError: a recording of one of the sources cannot be read.
         """
         if generator.random() >= self.probability:
@@ -305,15 +310,15 @@ class Augmentation:
 
 
 def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """`waveform + noise` with the noise scaled so that their mean powers differ by `snr_db`.
+    """Add noise to a waveform at a signal-to-noise ratio.
 
     Args:
-        waveform: `(L,)`.
-        noise: `(L,)`.
-        snr_db: signal-to-noise ratio in dB.
+        waveform: samples `(L,)`.
+        noise: samples `(L,)`, which are scaled.
+        snr_db: ratio of the mean powers in dB.
 
     Returns:
-        `(L,)` float32; the waveform itself where it or the noise is silent.
+        Float32 samples `(L,)`; the waveform itself if it or the noise is silent.
     """
     signal_power, noise_power = _mean_square(waveform), _mean_square(noise)
     if min(signal_power, noise_power) < FLOOR_POWER:
@@ -323,7 +328,7 @@ def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.nda
 
 
 def coloured_noise(samples: int, slope: float, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian noise with the power spectrum `1 / f^slope`: `(samples,)` float32, of no particular level."""
+    """Return Gaussian noise with the power spectrum `1 / f^slope`: `(samples,)` float32. Its level is arbitrary."""
     size = fast_fft_length(samples)
     bins = size // 2 + 1
     parts = generator.standard_normal((2, bins), dtype=np.float32)
@@ -333,7 +338,7 @@ def coloured_noise(samples: int, slope: float, generator: np.random.Generator) -
 
 
 def babble(samples: int, generator: np.random.Generator, sample_other: SampleOther) -> np.ndarray:
-    """The sum of 3 to 8 other utterances at equal power: `(samples,)` float32, of no particular level."""
+    """Return the sum of 3 to 8 other utterances at equal power: `(samples,)` float32. Its level is arbitrary."""
     total = np.zeros(samples, dtype=np.float32)
     for _ in range(int(generator.integers(BABBLE_VOICES[0], BABBLE_VOICES[1] + 1))):
         voice = random_crop(sample_other(generator), samples, generator)
@@ -344,16 +349,16 @@ def babble(samples: int, generator: np.random.Generator, sample_other: SampleOth
 
 
 def room_response(rt60: float, direct_db: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-    """A synthetic room: the direct sound, then Gaussian noise that decays by 60 dB in `rt60`.
+    """Return a synthetic room response: the direct sound, then Gaussian noise that decays by 60 dB in `rt60`.
 
     Args:
-        rt60: seconds.
-        direct_db: energy of the direct sound over that of the reverberation, dB.
-        sampling_rate: samples per second.
-        generator: source of the noise.
+        rt60: decay time in seconds.
+        direct_db: energy of the direct sound over the energy of the reverberation, in dB.
+        sampling_rate: sampling rate in Hz.
+        generator: random generator of the noise.
 
     Returns:
-        `(round(rt60 * sampling_rate),)` float32 of unit energy, the direct sound first.
+        Float32 response `(round(rt60 * sampling_rate),)` of unit energy, which starts with the direct sound.
     """
     length = max(2, round(rt60 * sampling_rate))
     # Amplitude falls to 10^-3 over the length.
@@ -366,14 +371,14 @@ def room_response(rt60: float, direct_db: float, sampling_rate: int, generator: 
 
 
 def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Convolve with a room response, cut to the length of the waveform and set back to its level.
+    """Convolve a waveform with a room response. Length and level of the waveform are kept.
 
     Args:
-        waveform: `(L,)`.
-        response: `(R,)`, any level; its peak, the direct sound, is moved to the start so that nothing is delayed.
+        waveform: samples `(L,)`.
+        response: response `(R,)` of any level. Its peak, the direct sound, is moved to the start to avoid a delay.
 
     Returns:
-        `(L,)` float32; the waveform itself where it or the result is silent.
+        Float32 samples `(L,)`; the waveform itself if it or the result is silent.
     """
     response = response[int(np.argmax(np.abs(response))) :][: len(waveform)]
     size = fast_fft_length(len(waveform) + len(response) - 1)
@@ -386,16 +391,18 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rate: int) -> np.ndarray:
-    """Keep `low_hz` to `high_hz`, with the magnitude of 4th-order Butterworth slopes and no phase shift.
+    """Limit a waveform to the band from `low_hz` to `high_hz`, with the slopes of a 4th-order Butterworth filter.
+
+    The phase is not changed.
 
     Args:
-        waveform: `(L,)`.
-        low_hz: cut-off (-3 dB) of the high-pass, above 0.
-        high_hz: cut-off (-3 dB) of the low-pass.
-        sampling_rate: samples per second.
+        waveform: samples `(L,)`.
+        low_hz: cut-off (-3 dB) of the high-pass in Hz, above 0.
+        high_hz: cut-off (-3 dB) of the low-pass in Hz.
+        sampling_rate: sampling rate in Hz.
 
     Returns:
-        `(L,)` float32.
+        Float32 samples `(L,)`.
     """
     size = fast_fft_length(len(waveform))
     hertz = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(sampling_rate / size)
@@ -408,19 +415,19 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
 
 
 def telephone(waveform: np.ndarray, law: str, sampling_rate: int) -> np.ndarray:
-    """Pass a waveform through a telephone line: 300 to 3,400 Hz, 8,000 samples a second, 8 bits by G.711.
+    """Simulate a telephone line: 300 to 3,400 Hz, 8,000 samples per second, 8 bits by G.711.
 
     Args:
-        waveform: `(L,)`; samples beyond full scale are clipped.
-        law: `"mu"` or `"a"`.
-        sampling_rate: samples per second.
+        waveform: samples `(L,)`; samples beyond full scale are clipped.
+        law: companding law, `"mu"` or `"a"`.
+        sampling_rate: sampling rate in Hz.
 
     Returns:
-        `(L,)` float32.
+        Float32 samples `(L,)`.
 
     Raises:
-        ValueError: unknown law.
-        ImportError: torchaudio does not import.
+        ValueError: the law is unknown.
+        ImportError: torchaudio cannot be imported.
     """
     if law not in COMPANDING_LAWS:
         raise ValueError(f"law must be one of {', '.join(COMPANDING_LAWS)}, got {law!r}")
@@ -438,7 +445,7 @@ def _mu_law(waveform: np.ndarray) -> np.ndarray:
 
 
 def _a_law(waveform: np.ndarray) -> np.ndarray:
-    """To 128 levels of magnitude, finest near zero, and back."""
+    """Quantise to 128 levels of magnitude by the A-law, finest near zero, and expand again."""
     scale = 1.0 + math.log(A_LAW)
     size = np.abs(waveform)
     # Linear below 1/A, logarithmic above; the two meet at 1 / scale.
@@ -449,15 +456,15 @@ def _a_law(waveform: np.ndarray) -> np.ndarray:
 
 
 def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Raise and lower bands, without phase shift.
+    """Raise and lower frequency bands without changing the phase.
 
     Args:
-        waveform: `(L,)`.
-        gains_db: one for each frequency of `EQUALISER_HZ`; constant beyond the first and the last.
-        sampling_rate: samples per second.
+        waveform: samples `(L,)`.
+        gains_db: gain in dB at each frequency of `EQUALISER_HZ`; constant below the first and above the last.
+        sampling_rate: sampling rate in Hz.
 
     Returns:
-        `(L,)` float32.
+        Float32 samples `(L,)`.
     """
     size = fast_fft_length(len(waveform))
     hertz = np.arange(size // 2 + 1) * (sampling_rate / size)
@@ -468,7 +475,7 @@ def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> 
 
 @functools.lru_cache(maxsize=1024)
 def fast_fft_length(samples: int) -> int:
-    """The smallest even length of at least `samples` without a prime factor above 5: quick to transform."""
+    """Return the smallest even length of at least `samples` without a prime factor above 5, for a fast transform."""
     best = 1 << max(1, (samples - 1).bit_length())
     for fives in (1, 5, 25, 125, 625):
         for threes in (1, 3, 9, 27, 81, 243):

@@ -1,8 +1,7 @@
-"""Recording conditions of a stated strength, to sweep over: duration, noise, reverberation, codec, bandwidth.
+"""Apply recording conditions of a given strength, for sweeps: duration, noise, reverberation, codec, bandwidth.
 
-Each condition changes a clean recording in one way. Random choices (the place of a cut, the noise, the room) come from
-a generator seeded by the name of the file, so a file is the same in all trials, and the steps of a sweep differ in
-strength only.
+Each condition changes a clean recording in one way. Random choices (the place of a cut, the noise, the room) depend on
+the name of the file only. A file is therefore the same in all trials, and the steps of a sweep differ only in strength.
 """
 
 import io
@@ -18,7 +17,7 @@ from .augmentation import add_at_snr, coloured_noise, limit_band, reverberate, r
 from .crops import random_crop
 
 Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
-"""Changes a waveform `(L,)` of a sampling rate."""
+"""Function that changes a waveform `(L,)` with a given sampling rate and random generator."""
 
 # Power falls as 1/f: between the hiss of electronics and the rumble of traffic.
 SWEEP_NOISE_SLOPE = 1.0
@@ -34,12 +33,12 @@ CUT_OFFS_HZ = (5000.0, 3400.0, 2500.0, 1500.0)
 
 @dataclass(frozen=True)
 class Condition:
-    """A recording condition.
+    """Recording condition.
 
     Attributes:
-        label: its name, with a unit.
-        change: makes it of a clean recording; None for the recordings as they are.
-        value: its strength, for the axis of a plot; None if the conditions have no order.
+        label: name of the condition, with a unit.
+        change: function that applies the condition to a clean recording; None leaves recordings unchanged.
+        value: strength of the condition, for the axis of a plot; None if the conditions have no order.
     """
 
     label: str
@@ -47,15 +46,15 @@ class Condition:
     value: float | None = None
 
     def apply(self, waveform: np.ndarray, sampling_rate: int, name: str) -> np.ndarray:
-        """Change a recording.
+        """Apply the condition to a recording.
 
         Args:
-            waveform: `(L,)` float32.
-            sampling_rate: samples per second.
-            name: of the file: the same name, the same result.
+            waveform: float32 samples `(L,)`.
+            sampling_rate: sampling rate in Hz.
+            name: name of the file, which seeds the random choices.
 
         Returns:
-            `(M,)` float32, M = L but for durations.
+            Float32 samples `(M,)`; M differs from L only for durations.
         """
         if self.change is None:
             return waveform
@@ -64,24 +63,28 @@ class Condition:
 
 
 def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[Condition]:
-    """The steps of a sweep, the recordings as they are first.
+    """Return the conditions of a sweep, starting with the unchanged recordings.
 
     Args:
-        kind: of `SWEEPS`: `"duration"` (a piece of so many seconds; shorter recordings stay whole), `"snr"` (noise with
-            the power spectrum 1/f at so many dB below the recording), `"reverberation"` (a synthetic room with this
-            RT60 in seconds, direct and reverberated sound of equal energy), `"bandwidth"` (a low-pass at so many Hz) or
-            `"codec"` (G.711 mu-law over a telephone band, A-law, Opus, Vorbis and MP3, at the encoders' settings).
-        values: strengths; None for the usual ones. `"codec"` has none.
+        kind: name of the sweep, one of `SWEEPS`. `"duration"` cuts a piece of the given seconds; shorter recordings
+            stay
+            unchanged. `"snr"` adds noise with the power spectrum 1/f at the given ratio in dB. `"reverberation"`
+            applies a
+            synthetic room with the given RT60 in seconds and equal energy of direct and reverberated sound.
+            `"bandwidth"` applies a low-pass at the given Hz. `"codec"` applies G.711 mu-law over a telephone band,
+            A-law,
+            Opus, Vorbis and MP3 at the default settings of the encoders.
+        values: strengths of the conditions; None takes the usual ones. `"codec"` takes no values.
 
     Raises:
-        ValueError: unknown kind, or a value that is not positive (an SNR may be negative).
+        ValueError: the kind is unknown, or a value is not positive (an SNR may be negative).
     """
     if kind not in SWEEPS:
-        raise ValueError(f"Conditions to sweep over are {', '.join(SWEEPS)}, got {kind!r}.")
+        raise ValueError(f"The condition to sweep over must be one of {', '.join(SWEEPS)}, got {kind!r}.")
     clean = Condition("as it is", None)
     if kind == "codec":
         if values is not None:
-            raise ValueError("Codecs have no strength to choose; leave the values out.")
+            raise ValueError("Codecs have no strength; omit the values.")
         return [clean, *(Condition(label, change) for label, change in _CODECS.items())]
     usual, unit, make = _STRENGTHS[kind]
     steps = usual if values is None else values
@@ -121,7 +124,7 @@ def _low_pass(cut_off: float) -> Change:
 
 
 def _through_file(waveform: np.ndarray, rate: int, container: str, subtype: str) -> np.ndarray:
-    """Encode and decode with libsndfile, back to the length it had."""
+    """Encode and decode a waveform with libsndfile, and restore its length."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), rate, format=container, subtype=subtype)
     buffer.seek(0)

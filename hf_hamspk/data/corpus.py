@@ -1,7 +1,8 @@
-"""Corpora: who speaks in which file, as a `datasets.Dataset` with the columns `path` and `speaker`.
+"""Load corpora as a `datasets.Dataset` with the columns `path` and `speaker`.
 
-A corpus is a CSV file or a folder `speaker/.../utterance.flac` as VoxCeleb has it. The tables are built in memory from
-plain string columns: nothing is written beside the audio, and no audio feature is declared, which would ask for
+A corpus is a CSV file or a folder `speaker/.../utterance.flac` as in VoxCeleb. The tables are built in memory from
+plain
+string columns. No files are written beside the audio, and the columns are not declared as audio, which would need
 torchcodec and FFmpeg.
 """
 
@@ -22,19 +23,19 @@ from ..audio_hamspk import SHORTEST_SECONDS, InputError
 from .audio import AUDIO_SUFFIXES, read_utterance
 
 NAMED_IN_ERRORS = 5
-"""Files that a message lists before it only counts: enough to see the pattern in them."""
+"""Number of files that a message lists, enough to recognise a pattern; further files are only counted."""
 
 CHECK_CHUNK = 1024
-"""Files given to the threads at once: a queue of a million files would take too much memory."""
+"""Number of files given to the threads at once. A queue of a million files would take too much memory."""
 
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that cannot be used.
+    """File that cannot be used.
 
     Attributes:
-        path: as in the corpus.
-        reason: why, and how to correct it.
+        path: path of the file in the corpus.
+        reason: reason why it cannot be used, and how to correct it.
     """
 
     path: str
@@ -46,9 +47,9 @@ class CorpusReport:
     """Result of `check_corpus`.
 
     Attributes:
-        dataset: the rows whose files can be used, in their order.
-        bad: the files left out.
-        durations: seconds of the files kept, `(len(dataset),)` float64.
+        dataset: rows whose files can be used, in their order.
+        bad: files that were left out.
+        durations: duration in seconds of each file that was kept, `(len(dataset),)` float64.
     """
 
     dataset: Dataset
@@ -56,7 +57,7 @@ class CorpusReport:
     durations: np.ndarray
 
     def summary(self) -> str:
-        """Counts and hours in one line, then one line for each of the first bad files."""
+        """Return counts and hours in one line, followed by one line for each of the first bad files."""
         speakers = len(speaker_labels(self.dataset))
         lines = [
             f"{len(self.dataset)} files of {speakers} speakers, {self.durations.sum() / 3600:.2f} h; "
@@ -73,13 +74,14 @@ def load_corpus(
     audio_column: str = "path",
     speaker_column: str = "speaker_id",
 ) -> Dataset:
-    """Read the table of a corpus and check that its files exist; no audio is opened.
+    """Read the table of a corpus and check that its files exist. Audio files are not opened.
 
     Args:
-        source: a CSV file with a header, in UTF-8; or a folder in VoxCeleb's style, whose first level is the speaker
-            and below which every file that ends in one of `AUDIO_SUFFIXES` is an utterance, in sorted order.
-        audio_root: folder that the paths of a CSV file are relative to; None is the folder of the CSV file. A folder
-            as `source` has its own paths and does not use it.
+        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. The first level of the folder names the
+            speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an utterance. They are sorted by path.
+        audio_root: folder that the paths of a CSV file are relative to. None takes the folder of the CSV file. If
+            `source`
+            is a folder, this is ignored.
         audio_column: column of the CSV file with the paths.
         speaker_column: column of the CSV file with the speakers.
 
@@ -87,8 +89,8 @@ def load_corpus(
         Dataset with the string columns `path` (joined with the root, not resolved) and `speaker`.
 
     Raises:
-        ValueError: the source, a column or a cell is missing, there is no audio, fewer than 2 speakers, or files that
-            the table names do not exist.
+        ValueError: the source, a column or a cell is missing, there is no audio, there are fewer than 2 speakers, or
+            files in the table do not exist.
     """
     source = Path(source)
     if not source.exists():
@@ -109,7 +111,7 @@ def load_corpus(
 
 
 def speaker_labels(dataset: Dataset) -> list[str]:
-    """The distinct speakers of a corpus, sorted; the place in the list is the class index of the speaker."""
+    """Return the distinct speakers of a corpus, sorted. The place in the list is the class index of the speaker."""
     return sorted(set(dataset["speaker"]))
 
 
@@ -123,17 +125,18 @@ def check_corpus(
     """Open every file and leave out those that cannot be used, so that training runs without them.
 
     Args:
-        dataset: columns `path` and `speaker`, see `load_corpus`.
-        full: decode each file, which alone finds NaN, silence and damage inside; False reads the headers only.
-        min_duration: seconds that a file must last.
-        threads: files opened at the same time (soundfile releases the interpreter lock while it decodes).
+        dataset: dataset with the columns `path` and `speaker`, see `load_corpus`.
+        full: decode each file completely, which is needed to find NaN, silence and damage. False reads only the
+            headers.
+        min_duration: shortest accepted duration in seconds.
+        threads: number of files opened at the same time (soundfile releases the interpreter lock while it decodes).
         progress: show a progress bar on stderr.
 
     Returns:
         The rows that are left, the bad files with reasons, and the durations.
 
     Raises:
-        ValueError: no file can be used, or those that can are of fewer than 2 speakers.
+        ValueError: no file can be used, or the files that can be used have fewer than 2 speakers.
     """
     paths: list[str] = list(dataset["path"])
 
@@ -163,7 +166,10 @@ def check_corpus(
 
 
 def _duration(path: str, min_duration: float, full: bool) -> float:
-    """Seconds of a usable file, from its samples or (not `full`) from its header, if soundfile reads it."""
+    """Return the duration in seconds of a usable file.
+
+    If `full` is False and soundfile can read the file, the duration comes from the header, otherwise from the samples.
+    """
     if not full and os.path.isfile(path):
         try:
             duration = float(soundfile.info(path).duration)
@@ -175,7 +181,7 @@ def _duration(path: str, min_duration: float, full: bool) -> float:
 
 
 def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Paths and speakers of a folder `speaker/.../utterance.flac`, sorted."""
+    """Return paths and speakers of a folder `speaker/.../utterance.flac`, sorted by path."""
     paths, speakers = [], []
     for speaker in sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = []
@@ -196,7 +202,7 @@ def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _read_table(source: Path, root: Path, audio_column: str, speaker_column: str) -> tuple[list[str], list[str]]:
-    """Paths (joined with `root`) and speakers of a CSV file."""
+    """Return paths (joined with `root`) and speakers of a CSV file."""
     # The csv module and not load_dataset("csv"): that one turns the speaker "0012" into the number 12.
     paths, speakers = [], []
     try:

@@ -1,22 +1,22 @@
-"""Pieces of fixed length cut from waveforms of any length.
+"""Cut pieces of fixed length from waveforms of any length.
 
-A waveform shorter than the piece is repeated from its start until the piece is full (`np.pad` with mode "wrap"), as in
-the authors' loader: silence would be a cue of its own.
+A waveform that is shorter than the piece is repeated from its start (`np.pad` with mode "wrap"), as in the published
+training code of these models. Silence as padding would show the model that an utterance is short.
 """
 
 import numpy as np
 
 
 def random_crop(waveform: np.ndarray, samples: int, generator: np.random.Generator) -> np.ndarray:
-    """A piece that starts anywhere with equal probability.
+    """Cut a piece with a random start, uniformly distributed.
 
     Args:
-        waveform: `(L,)`, `L >= 1`.
-        samples: length of the piece, at least 1.
-        generator: source of the start; used only if `L > samples`.
+        waveform: samples `(L,)` with `L >= 1`.
+        samples: length of the piece in samples, at least 1.
+        generator: random generator of the start; used only if `L > samples`.
 
     Returns:
-        `(samples,)`, the dtype of `waveform`; a view of it where `L >= samples`.
+        Samples `(samples,)` of the dtype of `waveform`; a view of it if `L >= samples`.
 
     Raises:
         ValueError: `waveform` is empty or not one-dimensional, or `samples` is not positive.
@@ -30,17 +30,17 @@ def random_crop(waveform: np.ndarray, samples: int, generator: np.random.Generat
 
 
 def even_segments(waveform: np.ndarray, samples: int, count: int) -> np.ndarray:
-    """`count` pieces with evenly spaced starts, the first at the start and the last at the end of the waveform.
+    """Cut `count` pieces with evenly spaced starts. The first is at the start of the waveform, the last at its end.
 
     The published protocol on VoxCeleb1-O takes five pieces of 3 s (48,240 samples).
 
     Args:
-        waveform: `(L,)`, `L >= 1`.
-        samples: length of a piece, at least 1.
-        count: number of pieces, at least 1; one piece is the start of the waveform.
+        waveform: samples `(L,)` with `L >= 1`.
+        samples: length of a piece in samples, at least 1.
+        count: number of pieces, at least 1. A single piece is cut from the start of the waveform.
 
     Returns:
-        `(count, samples)`, the dtype of `waveform`; `count` equal rows where `L <= samples`.
+        Samples `(count, samples)` of the dtype of `waveform`; all rows are equal if `L <= samples`.
 
     Raises:
         ValueError: `waveform` is empty or not one-dimensional, or `samples` or `count` is not positive.
@@ -54,7 +54,7 @@ def even_segments(waveform: np.ndarray, samples: int, count: int) -> np.ndarray:
 
 
 def wrap_pad(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """`(samples,)`: the waveform repeated from its start up to `samples`, or itself if it is long enough."""
+    """Repeat a waveform from its start up to `samples` samples, or return it unchanged if it is long enough."""
     if len(waveform) >= samples:
         return waveform
     return np.pad(waveform, (0, samples - len(waveform)), mode="wrap")
@@ -62,6 +62,8 @@ def wrap_pad(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 def _check_crop(waveform: np.ndarray, samples: int) -> None:
     if waveform.ndim != 1 or len(waveform) == 0:
-        raise ValueError(f"expected a waveform of shape (L,) with L >= 1, got {waveform.shape}; average its channels")
+        raise ValueError(
+            f"expected a waveform of shape (L,) with L >= 1, got {waveform.shape}; average several channels first"
+        )
     if samples < 1:
         raise ValueError(f"a crop must have at least 1 sample, got {samples}")

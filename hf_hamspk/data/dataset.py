@@ -1,8 +1,8 @@
-"""The training set: fixed-length crops with class indices.
+"""Training set of fixed-length crops with class indices.
 
-Everything random about a sample is a pure function of (seed, epoch, sample): the index that the data set takes carries
-the epoch, and each item draws from a generator of its own. So a run that is resumed, or that uses another number of
-workers, ranks or accumulation steps, sees the same crops in the same global batches.
+All random choices of a sample depend only on (seed, epoch, sample). The index of an item includes the epoch, and each
+item has its own random generator. A run that is resumed, or that uses another number of workers, ranks or accumulation
+steps, therefore gets the same crops in the same global batches.
 """
 
 import hashlib
@@ -24,74 +24,80 @@ from .crops import random_crop
 logger = logging.getLogger(__name__)
 
 SPEED_RANGE = (0.5, 2.0)
-"""Speed factors accepted: beyond an octave the result is no voice. Usual are 0.9 and 1.1."""
+"""Accepted speed factors. A change of more than an octave no longer sounds like a voice; 0.9 and 1.1 are usual."""
 
 PERCENT_TOLERANCE = 1e-6
-"""Distance from a whole percent that is rounding. The filter of a resampling grows with the smallest terms of the ratio
-of the rates: at 0.9 it takes under a millisecond, at 1.9999 seconds."""
+"""Distance from a whole percent that counts as rounding.
+
+The resampling filter grows with the smallest terms of the ratio of the rates. A factor of 0.9 takes less than a
+millisecond, a factor of 1.9999 takes seconds.
+"""
 
 DRAWS_OF_OTHER_SPEAKER = 8
-"""Draws before another utterance of the same speaker is accepted as babble: with 2 equally frequent speakers that
-happens to 1 in 256."""
+"""Number of draws before another utterance of the same speaker is accepted as babble. With 2 equally frequent speakers,
+this happens in 1 of 256 cases.
+"""
 
 
 INT16_SCALE = 32768.0
-"""Full scale of 16-bit audio, as soundfile has it."""
+"""Full scale of 16-bit audio, as in soundfile."""
 
 
 class Utterances(Protocol):
-    """The utterances of a training set, numbered from 0."""
+    """Interface of a source of training utterances, which are numbered from 0."""
 
     def __len__(self) -> int:
-        """How many there are, those that cannot be read included."""
+        """Return the number of utterances, including unreadable ones."""
         ...
 
     @property
     def speakers(self) -> Sequence[str]:
-        """The distinct speakers, sorted."""
+        """Return the distinct speakers, sorted."""
         ...
 
     def name(self, utterance: int) -> str:
-        """Name of an utterance in reports."""
+        """Return the name of an utterance in reports."""
         ...
 
     def speaker(self, utterance: int) -> str:
-        """Who speaks."""
+        """Return the speaker of an utterance."""
         ...
 
     def candidates(self, utterance: int) -> Iterable[int]:
-        """The utterance, then those that replace it, in order, if it cannot be read."""
+        """Return the utterance and its replacements, in the order in which they are tried if it cannot be read."""
         ...
 
     def others(self, utterance: int) -> Sequence[int]:
-        """The utterances to draw babble from for this one, among them this one."""
+        """Return the utterances from which babble for this utterance is drawn. They include the utterance itself."""
         ...
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
-        """A random crop, see `random_crop`: `(samples,)` float32.
+        """Return a random crop of an utterance, see `random_crop`: `(samples,)` float32.
 
         Raises:
-            InputError: the utterance cannot be read. Its `name`, if it has one, says which file or shard.
+            InputError: the utterance cannot be read. Its `name`, if not empty, names the file or the shard.
         """
         ...
 
     def failed(self) -> list[str]:
-        """Names of the utterances that could not be read so far, in this process and loader processes."""
+        """Return the names of the utterances that could not be read so far, in this process and in loader processes."""
         ...
 
     def fingerprint(self) -> str:
-        """Hexadecimal; sources with the same utterances in the same order have the same."""
+        """Return a hexadecimal digest. Sources with the same utterances in the same order have the same digest."""
         ...
 
 
 class CorpusUtterances:
-    """Audio files, see `load_corpus`. Each is decoded whole and checked, and may be kept in memory.
+    """Utterances in audio files, see `load_corpus`.
+
+    Each file is decoded completely and checked, and may be kept in memory.
 
     Args:
-        corpus: columns `path` and `speaker`.
-        sampling_rate: samples per second wanted.
-        min_duration: seconds below which a file counts as unreadable.
-        cache_bytes: budget per process for decoded waveforms, see `SpeakerCrops`.
+        corpus: dataset with the columns `path` and `speaker`.
+        sampling_rate: sampling rate in Hz of the decoded waveforms.
+        min_duration: duration in seconds below which a file counts as unreadable.
+        cache_bytes: memory per process for decoded waveforms, see `SpeakerCrops`.
     """
 
     def __init__(
@@ -160,23 +166,23 @@ class CorpusUtterances:
 
 
 class CropAugmentation(Protocol):
-    """The interface of an augmentation of `SpeakerCrops`; `hf_hamspk.data.Augmentation` is one."""
+    """Interface of an augmentation of `SpeakerCrops`, such as `hf_hamspk.data.Augmentation`."""
 
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
     ) -> np.ndarray:
-        """A new waveform of the same shape; everything random is drawn from `generator`."""
+        """Return a new waveform of the same shape. All random choices are drawn from `generator`."""
         ...
 
 
 class SpeakerCrops(Dataset[dict[str, Any]]):
     """Map-style training set of random crops, indexed by (epoch, sample).
 
-    Each speed factor other than the first makes new speakers. With `N` utterances and `K` speakers, sample
+    Each speed factor other than the first adds new classes. With `N` utterances and `K` speakers, sample
     `factor_index * N + utterance` is that utterance at that factor, and its label is
     `factor_index * K + label_of[speaker]`.
 
-    An utterance that cannot be read is replaced by the next readable one (with the label of that one), counted in
+    An utterance that cannot be read is replaced by the next readable one and its label. The failure is recorded in
     `failures` and logged once.
 
     Example:
@@ -189,20 +195,20 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         ```
 
     Args:
-        corpus: a table with the columns `path` and `speaker`, see `load_corpus`; or another source of utterances, which
-            then has its own `sampling_rate`, `min_duration` and cache.
-        label_of: class index of each speaker, the numbers 0 to `K - 1` once each.
-        crop_samples: length of a crop, at least 1.
-        seed: at least 0.
-        speed_factors: speeds, the first 1.0, all different, whole percents between 0.5 and 2. Speed changes tempo and
-            pitch.
-        augmentation: applied to the crop, see `hf_hamspk.data.Augmentation`; None leaves it clean.
-        pairs: each item holds the clean crop and an augmented copy of it, as in the released trainer.
-        sampling_rate: samples per second of the crops.
-        min_duration: seconds below which a file counts as unreadable.
-        cache_bytes: budget per process for decoded waveforms, kept as 16-bit integers until it is spent (nothing is
-            dropped again). 0 keeps none. Above 0 every waveform is rounded to 16 bits, kept or not, so that an item
-            does not depend on earlier ones; for 16-bit mono files at `sampling_rate` this changes nothing.
+        corpus: dataset with the columns `path` and `speaker`, see `load_corpus`; or another source of utterances, which
+            has its own `sampling_rate`, `min_duration` and cache.
+        label_of: class index of each speaker. The indices are 0 to `K - 1`, each used once.
+        crop_samples: length of a crop in samples, at least 1.
+        seed: random seed, at least 0.
+        speed_factors: speed factors, all different, whole percents between 0.5 and 2. The first is 1.0. Speed changes
+            tempo and pitch.
+        augmentation: augmentation of the crops, see `hf_hamspk.data.Augmentation`; None leaves them clean.
+        pairs: return the clean crop and an augmented copy of it in each item, as the released trainer does.
+        sampling_rate: sampling rate of the crops in Hz.
+        min_duration: duration in seconds below which a file counts as unreadable.
+        cache_bytes: memory per process for decoded waveforms. They are kept as 16-bit integers until the memory is used
+            up, and are not removed. 0 keeps none. Above 0, every waveform is rounded to 16 bits, whether it is kept or
+            not, so that an item does not depend on earlier ones. 16-bit mono files at `sampling_rate` are not changed.
 
     Raises:
         ValueError: an argument is out of range, or a speaker of the corpus has no label.
@@ -240,7 +246,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
                 f"got {crop_samples}, {seed} and {cache_bytes}"
             )
         if pairs and augmentation is None:
-            raise ValueError("pairs are of a clean crop and an augmented one: give an augmentation, too")
+            raise ValueError("pairs need an augmentation for the second crop; pass augmentation")
         self._check_arguments()
         self._reasons: dict[str, str] = {}
 
@@ -267,18 +273,20 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             )
 
     def labels(self) -> np.ndarray:
-        """The class of each sample, `(len(self),)` int64."""
+        """Return the class index of each sample, `(len(self),)` int64."""
         one = np.array([self.label_of[self.utterances.speaker(i)] for i in range(len(self.utterances))])
         return np.concatenate([number * len(self.label_of) + one for number in range(len(self.speed_factors))])
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Shape of the `input_values` of an item."""
+        """Return the shape of the `input_values` of an item."""
         return (2, self.crop_samples) if self.pairs else (self.crop_samples,)
 
     @property
     def failures(self) -> dict[str, str]:
-        """Name (or augmentation file) to reason for all that could not be read so far, in this and worker processes."""
+        """Map each utterance or augmentation file that could not be read to the reason, over this and the worker
+        processes.
+        """
         unexplained = "could not be read in a loader process, whose log has the reason"
         return dict.fromkeys(self.utterances.failed(), unexplained) | self._reasons
 
@@ -286,14 +294,14 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         return len(self.utterances) * len(self.speed_factors)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """The crop of a sample in an epoch.
+        """Return the crop of a sample in an epoch.
 
         Args:
-            index: (epoch, sample), the sample from 0 to `len(self) - 1`.
+            index: (epoch, sample), with the sample from 0 to `len(self) - 1`.
 
         Returns:
-            `input_values`: `(crop_samples,)` float32, of pairs `(2, crop_samples)`, the clean crop first; `labels`:
-            int.
+            `input_values`: float32 `(crop_samples,)`, or `(2, crop_samples)` for pairs, the clean crop first; `labels`:
+                int.
 
         Raises:
             IndexError: the sample is out of range.
@@ -315,7 +323,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         return {"input_values": crop, "labels": label}
 
     def _speed_up(self, crop: np.ndarray, factor: float) -> np.ndarray:
-        """`(crop_samples,)`, a copy."""
+        """Return a copy of the crop at another speed, `(crop_samples,)`."""
         crop = resample(crop, round(self.sampling_rate * factor), self.sampling_rate)
         # The rounding of the rate can leave a fast crop a sample short.
         return np.resize(crop, self.crop_samples) if len(crop) != self.crop_samples else crop.copy()
@@ -341,7 +349,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             return crop
 
     def _cut(self, utterance: int, samples: int, generator: np.random.Generator) -> tuple[int, np.ndarray]:
-        """The utterance, or the first readable one of those that take its place, and a random crop of it."""
+        """Return the utterance, or its first readable replacement, and a random crop of it."""
         for candidate in self.utterances.candidates(utterance):
             try:
                 return candidate, self.utterances.cut(candidate, samples, generator)
@@ -352,7 +360,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         raise InputError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:
-        """Record failures that a loader process found and logged."""
+        """Record failures that a loader process has found and logged."""
         self._reasons.update(reasons)
 
     def _note_failure(self, path: str, reason: str) -> None:
@@ -362,10 +370,10 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack items of `SpeakerCrops`.
+    """Stack items of `SpeakerCrops` into a batch.
 
     Returns:
-        `input_values`: `(B, L)` float32, of pairs `(B, 2, L)`; `labels`: `(B,)` int64.
+        `input_values`: float32 `(B, L)`, or `(B, 2, L)` for pairs; `labels`: int64 `(B,)`.
     """
     return {
         "input_values": torch.from_numpy(np.stack([item["input_values"] for item in items])),

@@ -1,6 +1,6 @@
-"""Samplers of training batches: global batches divided among ranks, and batches of so many speakers.
+"""Samplers of training batches: global batches divided among ranks, and batches with a fixed number of speakers.
 
-Both are functions of (seed, epoch), give every rank the same number of batches, and can start anywhere in an epoch.
+Both depend on (seed, epoch), give every rank the same number of batches, and can start at any batch of an epoch.
 """
 
 import itertools
@@ -11,14 +11,18 @@ from torch.utils.data import Sampler
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Divides the global batches of one epoch among ranks and micro-batches.
+    """Sampler that divides the global batches of one epoch among ranks and micro-batches.
 
-    The epoch's order is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless one is given.
-    Global batch `k` is the `k`-th run of `batch_size_global` of it, the remainder is dropped. Within it, micro-batch
-    `a` of rank `r` is the contiguous slice number `a * world_size + r`. Which samples make up a global batch therefore
-    depends neither on the number of ranks nor on the accumulation, and every rank yields equally many micro-batches.
+    The order of the epoch is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless `order`
+    is
+    given. Global batch `k` is its `k`-th run of `batch_size_global` samples; the remainder is dropped. Within the
+    global
+    batch, micro-batch `a` of rank `r` is the contiguous slice number `a * world_size + r`. The samples of a global
+    batch
+    therefore do not depend on the number of ranks or accumulation steps, and every rank yields equally many
+    micro-batches.
 
-    Give it to a `DataLoader` as `batch_sampler`, with `collate`; make a new one for each epoch.
+    Pass it to a `DataLoader` as `batch_sampler`, with `collate`, and make a new one for each epoch.
 
     Example:
         ```python
@@ -28,16 +32,16 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         number_of_samples: length of the data set.
-        batch_size_global: samples per optimiser step over all ranks; divisible by
+        batch_size_global: number of samples per optimiser step over all ranks, a multiple of
             `world_size * accumulation_steps`.
-        rank: from 0 to `world_size - 1`.
+        rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        accumulation_steps: micro-batches per optimiser step.
-        seed: at least 0.
-        epoch: at least 0.
-        start_batch: global batches of this epoch to skip without decoding, to resume in its middle.
-        order: another order of this epoch, `(n,)` with at least all full global batches, for example that in which
-            shards are streamed (`hf_hamspk.shards.EpochOrder`); None draws the permutation.
+        accumulation_steps: number of micro-batches per optimiser step.
+        seed: random seed, at least 0.
+        epoch: number of the epoch, at least 0.
+        start_batch: number of global batches of this epoch to skip, to resume within the epoch. They are not decoded.
+        order: another order of this epoch, `(n,)` with at least all complete global batches, for example the order in
+            which shards are streamed (`hf_hamspk.shards.EpochOrder`). None draws the permutation.
 
     Raises:
         ValueError: an argument is out of range.
@@ -92,7 +96,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.order = order
 
     def __len__(self) -> int:
-        """Micro-batches that this rank yields."""
+        """Return the number of micro-batches that this rank yields."""
         return (self.batches_per_epoch - self.start_batch) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -107,14 +111,16 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of `speakers_per_batch` different speakers with `utterances_per_speaker` utterances each.
+    """Sampler of batches of `speakers_per_batch` different speakers with `utterances_per_speaker` utterances each.
 
-    For losses that compare utterances in a batch, and for corpora in which some speakers have far more utterances than
-    others. Every speaker comes once before any comes again, in a new random order each time; the utterances of one
+    It suits losses that compare utterances in a batch, and corpora in which some speakers have far more utterances than
+    others. Every speaker comes once before any speaker comes again, in a new random order each time. The utterances of
+    one
     speaker are drawn without repetition until all were used. A speaker with fewer than `utterances_per_speaker`
-    utterances comes with some of them twice (as different crops of `SpeakerCrops`).
+    utterances
+    comes with some of them repeated (as different crops of `SpeakerCrops`).
 
-    Give it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
+    Pass it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
 
     Example:
         ```python
@@ -124,15 +130,17 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         ```
 
     Args:
-        labels: class of each sample.
-        speakers_per_batch: of a batch over all ranks; divisible by `world_size`, at most the number of classes.
-        utterances_per_speaker: at least 1.
-        seed: at least 0.
-        epoch: at least 0.
-        batches: of an epoch; None makes as many as hold as many samples as there are.
-        rank: from 0 to `world_size - 1`.
+        labels: class index of each sample.
+        speakers_per_batch: number of speakers in a batch over all ranks, a multiple of `world_size` and at most the
+            number
+            of classes.
+        utterances_per_speaker: number of utterances of each speaker, at least 1.
+        seed: random seed, at least 0.
+        epoch: number of the epoch, at least 0.
+        batches: number of batches in an epoch. None makes enough batches for the number of samples.
+        rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        start_batch: batches of this epoch to skip.
+        start_batch: number of batches of this epoch to skip.
 
     Raises:
         ValueError: an argument is out of range.
@@ -159,7 +167,10 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
                 f"{speakers_per_batch}, {utterances_per_speaker}, {seed} and {epoch}"
             )
         if speakers_per_batch % world_size:
-            raise ValueError(f"{speakers_per_batch} speakers do not divide among {world_size} ranks; use a multiple")
+            raise ValueError(
+                f"{speakers_per_batch} speakers cannot be divided among {world_size} ranks; "
+                f"use a multiple of {world_size}"
+            )
         order = np.argsort(classes, kind="stable")
         self._samples = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
         if len(classes) == 0 or len(self._samples) < speakers_per_batch:
@@ -179,7 +190,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         self._own = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
-        """Batches that are left of the epoch."""
+        """Return the number of batches that are left of the epoch."""
         return self.batches - self.start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -192,7 +203,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
                 yield [(self.epoch, sample) for samples in batch[self._own] for sample in samples]
 
     def _turns(self, draws: np.random.Generator) -> Iterator[np.ndarray]:
-        """Runs of different speakers; those left over at the end of a turn come first in the next."""
+        """Yield groups of different speakers. Speakers left over at the end of a turn come first in the next one."""
         count, left = len(self._samples), np.empty(0, dtype=np.int64)
         while True:
             fresh = draws.permutation(count)
@@ -210,7 +221,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
             left = turn[full:]
 
     def _deal(self, speaker: int, waiting: dict[int, list[int]], draws: np.random.Generator) -> list[int]:
-        """The next utterances of a speaker."""
+        """Return the next utterances of a speaker."""
         dealt: list[int] = []
         while len(dealt) < self.utterances_per_speaker:
             if not waiting.get(speaker):

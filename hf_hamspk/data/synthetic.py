@@ -1,9 +1,9 @@
-"""Synthetic speakers, for demonstrations and tests without downloads: a source-filter synthesiser in NumPy.
+"""Synthesise speakers for demonstrations and tests without downloads, with a source-filter synthesiser in NumPy.
 
-Glottal pulses with jitter, shimmer and a pitch contour, and breath and friction noise, pass through moving formants.
-A speaker is a draw of pitch, vocal tract, formants, breathiness, tilt and rate; an utterance is a draw of words, mood
-and channel (microphone, noise, level). The filtering is done frame by frame in the spectrum, which makes it
-fast. Error rates on it show that a pipeline works, and nothing about real voices.
+Glottal pulses with jitter, shimmer and a pitch contour, together with breath and friction noise, pass through moving
+formants. A speaker is a random draw of pitch, vocal tract, formants, breathiness, tilt and rate. An utterance is a
+random draw of words, mood and channel (microphone, noise, level). Frames are filtered in the spectrum, which is fast.
+Error rates on this speech show that a pipeline works. They say nothing about real voices.
 """
 
 import csv
@@ -17,7 +17,7 @@ import soundfile as sf
 from .audio import SAMPLING_RATE
 
 FRAMES_PER_SECOND = 100
-"""Parameters move in steps of 10 ms, the frame shift of the field."""
+"""Number of frames per second: parameters change every 10 ms, the usual frame shift."""
 
 VOWELS_HZ = np.array(
     [
@@ -34,68 +34,70 @@ VOWELS_HZ = np.array(
     ],
     dtype=np.float32,
 )
-"""First three formants of ten vowels, near the averages of adult men in the phonetic literature."""
+"""First three formants of ten vowels in Hz, near the averages of adult men in the phonetic literature."""
 
 UPPER_FORMANTS_HZ = np.array([3500.0, 4400.0, 5600.0], dtype=np.float32)
-"""Formants 4 to 6: they hardly move with the words, so they carry the speaker."""
+"""Formants 4 to 6 in Hz. They hardly change with the words, so they characterise the speaker."""
 
 BANDWIDTHS_HZ = np.array([80.0, 90.0, 110.0, 140.0, 180.0, 220.0], dtype=np.float32)
 
 FORMANT_PEAK = 10.0
-"""Height of a formant over the spectrum around it, 20 dB."""
+"""Height of a formant over the surrounding spectrum, as an amplitude ratio: 20 dB."""
 
 TILT_FROM_HZ = 300.0
-"""The glottal spectrum is flat up to about here and falls above."""
+"""Frequency in Hz up to which the glottal spectrum is approximately flat; above it falls."""
 
 DB_PER_OCTAVE_OF_POWER = 20.0 * np.log10(2.0)
-"""A power response `(1 + f^2 / f0^2)^-1` falls by this much per octave, 6.02 dB."""
+"""Fall of a power response `(1 + f^2 / f0^2)^-1` in dB per octave, 6.02 dB."""
 
 NOISE_CENTRES_HZ = (1400.0, 6500.0)
-"""Centre of consonant noise, from the burst of a "k" to an "s"."""
+"""Range of the centre of consonant noise in Hz, from the burst of a "k" to an "s"."""
 
 GROUP_PITCH_HZ = (118.0, 205.0)
 GROUP_TRACT = (1.0, 1.15)
-"""Mean pitch and formant scale of two groups of voices (men's and women's averages), equally frequent."""
+"""Mean pitch in Hz and formant scale of two equally frequent groups of voices, near the averages of men and women."""
 
 SYNTHETIC_SNR_DB = (15.0, 30.0)
 MICROPHONE_DB = 2.5
-"""Standard deviation, in dB, of each of the smooth bumps of a microphone's response."""
+"""Standard deviation in dB of each smooth bump in a microphone's response."""
 
 LEVEL_DBFS = (-32.0, -18.0)
-"""RMS level of an utterance."""
+"""RMS level of an utterance in dBFS."""
 
 PEAK = 0.98
-"""Largest sample: a little below full scale, so that 16-bit files do not clip."""
+"""Largest sample, slightly below full scale, so that 16-bit files do not clip."""
 
 UTTERANCES_PER_SESSION = 4
 
 SPEAKERS_PER_SEED = 1_000_000
-"""Corpora of different seeds number their speakers from different millions."""
+"""Number of speaker seeds per corpus seed, so that corpora of different seeds share no speakers."""
 
 MAX_TARGETS = 5_000
 IMPOSTORS_PER_TARGET = 3
-"""At most 20,000 trials, about half of those of VoxCeleb1-O: scored in a second, and enough for an EER to 1 %."""
+"""Impostor trials per target trial. At most 20,000 trials are drawn, about half as many as in VoxCeleb1-O: enough to
+measure an EER to 1 %, and scored in a second.
+"""
 
 DRAWS_PER_IMPOSTOR = 8
-"""Random pairs drawn for each impostor trial: half are in the wrong order, some repeat or are of one speaker."""
+"""Random pairs drawn per impostor trial. Half are in the wrong order, and some repeat or share a speaker."""
 
 FLOOR = 1e-9
-"""Keeps logarithms and divisions finite in silent frames; far below any sample."""
+"""Lower limit that keeps logarithms and divisions finite in silent frames, far below any sample."""
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """Constants of a synthetic speaker, the same in all utterances.
+    """Constants of a synthetic speaker, which are the same in all utterances.
 
     Attributes:
-        pitch: mean fundamental frequency, Hz.
-        tract: factor on all formants, about 1 over the length of the vocal tract.
+        pitch: mean fundamental frequency in Hz.
+        tract: factor on all formants, inversely proportional to the length of the vocal tract.
         formants: factors on the six formants, `(6,)`.
         vowels: factors on the formants of each vowel (an accent), `(10, 3)`.
         bandwidth: factor on the bandwidths.
         breath: level of the breath noise, relative to the pulses.
-        tilt: fall of the glottal spectrum, dB per octave.
-        rate: sounds per second.
+        tilt: fall of the glottal spectrum in dB per octave.
+        rate: number of sounds per second.
         liveliness: standard deviation of the pitch within an utterance, in octaves.
         jitter: standard deviation of a pulse's time, in periods.
         friction: factor on the frequencies of consonant noise.
@@ -116,14 +118,14 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Frames:
-    """Parameters of the voice, frame by frame (`T` frames of 10 ms).
+    """Parameters of the voice in `T` frames of 10 ms.
 
     Attributes:
-        pitch: Hz, `(T,)`.
+        pitch: fundamental frequency in Hz, `(T,)`.
         voicing: amplitude of the pulses, `(T,)`.
         friction: amplitude of the consonant noise, `(T,)`.
-        centre: centre of the consonant noise, Hz, `(T,)`.
-        formants: Hz, `(T, 6)`.
+        centre: centre of the consonant noise in Hz, `(T,)`.
+        formants: frequency of each formant in Hz, `(T, 6)`.
     """
 
     pitch: np.ndarray
@@ -134,7 +136,7 @@ class Frames:
 
 
 def draw_speaker(speaker_seed: int) -> Speaker:
-    """The speaker of a seed (at least 0)."""
+    """Draw the speaker of a seed (at least 0)."""
     draw = np.random.default_rng((speaker_seed, 1))
     group = int(draw.integers(2))
     return Speaker(
@@ -155,16 +157,16 @@ def draw_speaker(speaker_seed: int) -> Speaker:
 def make_speech(
     speaker_seed: int, utterance_seed: int, duration: float = 2.0, sampling_rate: int = SAMPLING_RATE
 ) -> np.ndarray:
-    """One utterance of one synthetic speaker. The same arguments give the same samples on the same machine.
+    """Synthesise an utterance of a synthetic speaker. The same arguments give the same samples on the same machine.
 
     Args:
-        speaker_seed: at least 0.
-        utterance_seed: at least 0; the same number says other words from another speaker.
-        duration: seconds, at least 0.1.
-        sampling_rate: samples per second, at least 8000.
+        speaker_seed: random seed of the speaker, at least 0.
+        utterance_seed: random seed of the utterance, at least 0. Words differ between speakers for the same seed.
+        duration: duration in seconds, at least 0.1.
+        sampling_rate: sampling rate in Hz, at least 8000.
 
     Returns:
-        `(round(duration * sampling_rate),)` float32, between -1 and 1.
+        Float32 samples `(round(duration * sampling_rate),)` between -1 and 1.
 
     Raises:
         ValueError: an argument is out of range.
@@ -184,7 +186,7 @@ def make_speech(
 
 
 def _articulate(speaker: Speaker, count: int, draw: np.random.Generator) -> Frames:
-    """Words: a sequence of vowels, consonants and pauses, `count` frames."""
+    """Return `count` frames of words: a sequence of vowels, consonants and pauses."""
     pitch_shift = draw.normal(0.0, 0.06)  # octaves: the mood of the utterance
     rate = speaker.rate * np.exp(draw.normal(0.0, 0.1))
     lengths = np.maximum(3, np.rint(draw.gamma(4.0, FRAMES_PER_SECOND / rate / 4.0, 2 + count // 3))).astype(int)
@@ -218,7 +220,7 @@ def _articulate(speaker: Speaker, count: int, draw: np.random.Generator) -> Fram
 
 
 def _sound(speaker: Speaker, frames: Frames, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """Source through filter: `(T * hop,)` float32, of no particular level."""
+    """Filter the sound sources: `(T * hop,)` float32. The level is arbitrary."""
     hop = sampling_rate // FRAMES_PER_SECOND
     count = len(frames.pitch)
     pulses = _pulses(speaker, frames, hop, sampling_rate, draw)
@@ -234,7 +236,7 @@ def _sound(speaker: Speaker, frames: Frames, sampling_rate: int, draw: np.random
 
 
 def _pulses(speaker: Speaker, frames: Frames, hop: int, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """Glottal impulses, split over the two samples around each instant: `(T * hop,)` float32."""
+    """Return the glottal impulses, each divided over the two samples around its instant: `(T * hop,)` float32."""
     samples = len(frames.pitch) * hop
     grid = np.arange(0, samples + 1, hop)
     phase = np.concatenate([[0.0], np.cumsum(frames.pitch) * hop / sampling_rate])  # periods at the frames' edges
@@ -251,7 +253,7 @@ def _pulses(speaker: Speaker, frames: Frames, hop: int, sampling_rate: int, draw
 
 
 def _formant_gain(speaker: Speaker, formants: np.ndarray, hertz: np.ndarray) -> np.ndarray:
-    """Magnitude of the vocal tract with the glottal tilt, `(T, bins)` float32, 1 at 0 Hz."""
+    """Return the magnitude of the vocal tract with the glottal tilt, `(T, bins)` float32. It is 1 at 0 Hz."""
     gain = np.ones((len(formants), len(hertz)), dtype=np.float32)
     squared = hertz**2
     # Each formant is a peak of FORMANT_PEAK over a gain of 1 (a resonance over one that many times as damped): the
@@ -265,7 +267,7 @@ def _formant_gain(speaker: Speaker, formants: np.ndarray, hertz: np.ndarray) -> 
 
 
 def _analyse(signal: np.ndarray, hop: int) -> np.ndarray:
-    """Short-time spectrum, `(T, 3 hop // 2 + 1)` complex64: Hann windows of two hops that add up to one."""
+    """Return the short-time spectrum, `(T, 3 hop // 2 + 1)` complex64. The Hann windows of two hops add up to one."""
     blocks = signal.reshape(-1, hop)
     following = np.concatenate([blocks[1:], np.zeros((1, hop), np.float32)])
     window = (0.5 - 0.5 * np.cos(np.pi * np.arange(2 * hop) / hop)).astype(np.float32)
@@ -273,7 +275,7 @@ def _analyse(signal: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _overlap_add(spectrum: np.ndarray, hop: int) -> np.ndarray:
-    """Back to samples, `(T * hop,)` float32: the windows' tails are added up."""
+    """Convert a spectrum back to samples, `(T * hop,)` float32, by adding the overlapping windows."""
     # The filters have no phase: half of their response comes before its time, so the frame is turned by half a hop.
     pieces = np.roll(np.fft.irfft(spectrum, 3 * hop), hop // 2, axis=1).reshape(len(spectrum), 3, hop)
     total = pieces[:, 0].copy()
@@ -283,7 +285,10 @@ def _overlap_add(spectrum: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _record(speech: np.ndarray, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """The channel of the utterance: a microphone with smooth bumps, noise and a level. `(L,)` float32."""
+    """Apply the channel of an utterance: a microphone with smooth bumps, noise and a level.
+
+    The result is float32 `(L,)`.
+    """
     spectrum = np.fft.rfft(speech)
     octaves = np.log2(np.linspace(1.0, 100.0, len(spectrum), dtype=np.float32)) / np.float32(np.log2(100.0))
     response = sum(draw.normal(0.0, MICROPHONE_DB) * np.cos(np.float32(np.pi * wave) * octaves) for wave in range(1, 5))
@@ -298,7 +303,7 @@ def _record(speech: np.ndarray, sampling_rate: int, draw: np.random.Generator) -
 
 
 def _smooth(track: np.ndarray, width: int) -> np.ndarray:
-    """Moving average over an odd number of frames, the ends repeated."""
+    """Return the moving average over an odd number of frames. The first and last frames are repeated at the ends."""
     padded = np.pad(track, width // 2, mode="edge")
     return np.convolve(padded, np.full(width, 1.0 / width), mode="valid")
 
@@ -312,26 +317,28 @@ def make_corpus(
     test_share: float = 0.2,
     sampling_rate: int = SAMPLING_RATE,
 ) -> Path:
-    """Write a corpus of synthetic speakers laid out as VoxCeleb is.
+    """Write a corpus of synthetic speakers in the layout of VoxCeleb.
 
-    Below `folder`, which is the audio root of everything in it: `train/` and `test/` with
-    `speaker/session/utterance.flac` of different speakers, `train.csv` and `test.csv` (columns path, speaker_id,
-    session, duration_s) and `trials.txt` (lines `label enrolment test`, 1 for the same speaker) over the test speakers.
+    `folder` is the audio root of all files in it. It receives `train/` and `test/` with
+    `speaker/session/utterance.flac` of
+    different speakers, `train.csv` and `test.csv` (columns path, speaker_id, session, duration_s), and `trials.txt`
+    (lines
+    `label enrolment test`, where 1 means the same speaker) over the test speakers.
 
     Args:
-        folder: where to write; it is created, and must not hold a corpus already.
+        folder: folder of the corpus. It is created if absent, and must not contain a corpus.
         speakers: number of all speakers, at least 4.
-        utterances: number of utterances of each, at least 2.
-        seed: at least 0; corpora of different seeds share no speakers.
-        duration_range: seconds, shortest and longest utterance.
-        test_share: share of the speakers that is for testing, between 0 and 1; at least 2 are.
-        sampling_rate: samples per second.
+        utterances: number of utterances of each speaker, at least 2.
+        seed: random seed, at least 0. Corpora of different seeds share no speakers.
+        duration_range: durations of the shortest and the longest utterance in seconds.
+        test_share: share of the speakers used for testing, between 0 and 1; at least 2 speakers are used.
+        sampling_rate: sampling rate in Hz.
 
     Returns:
-        `folder`.
+        The path `folder`.
 
     Raises:
-        ValueError: an argument is out of range, or the folder holds a corpus.
+        ValueError: an argument is out of range, or the folder contains a corpus.
     """
     root = Path(folder)
     _check_corpus_arguments(root, speakers, utterances, seed, duration_range, test_share)
@@ -373,7 +380,10 @@ def _check_corpus_arguments(
 
 
 def _draw_trials(utterances: list[tuple[str, str]], draw: np.random.Generator) -> list[str]:
-    """Lines `label enrolment test`: all target pairs and three times as many impostor pairs, each up to a limit."""
+    """Return lines `label enrolment test` of all target pairs and three times as many impostor pairs.
+
+    If there are more than `MAX_TARGETS` target pairs, that many are drawn at random.
+    """
     total = len(utterances)
     of_speaker: dict[str, list[int]] = {}
     for index, (_, speaker) in enumerate(utterances):

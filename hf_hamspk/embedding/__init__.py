@@ -1,4 +1,4 @@
-"""Embeddings of whole corpora: read ahead, batched by length, saved part by part, resumed after a kill."""
+"""Embed complete corpora. Reading runs ahead of the model, and an interrupted run can be resumed."""
 
 from .extracting import Speed, extract
 from .parts import EmbeddingParts

@@ -1,4 +1,7 @@
-"""From a source to parts: decoded in threads ahead of the model, sorted by length, one forward pass per batch."""
+"""Embed the utterances of a source and save them in parts.
+
+Threads decode ahead of the model. Utterances are sorted by length, and each batch takes one forward pass.
+"""
 
 import itertools
 import queue
@@ -17,17 +20,17 @@ from .parts import EmbeddingParts
 from .sources import DecodedUtterance, Source
 
 CHUNK_SECONDS = 600.0
-"""Audio sorted by length at once. Three such chunks of 38 MB are in memory: embedded, waiting, being read."""
+"""Seconds of audio that are sorted by length together. At most three such chunks of 38 MB are in memory."""
 
 
 @dataclass
 class Speed:
-    """Amount of work of one run, without the parts that were done before.
+    """Speed of one run. Parts that an earlier run completed do not count.
 
     Attributes:
-        utterances: embedded or skipped.
-        audio_seconds: embedded.
-        wall_seconds: that it took, reading included.
+        utterances: number of utterances that were embedded or skipped.
+        audio_seconds: seconds of audio that were embedded.
+        wall_seconds: seconds that the run took, including reading.
     """
 
     utterances: int = 0
@@ -40,7 +43,7 @@ class Speed:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing for a second of audio; 0 if there was no audio."""
+        """Return the computing time per second of audio, or 0 if there was no audio."""
         return self.wall_seconds / self.audio_seconds if self.audio_seconds else 0.0
 
     def __str__(self) -> str:
@@ -65,17 +68,22 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> Speed:
-    """Embed the missing parts, every `world_size`-th from number `rank` on.
+    """Embed the parts of this process that are not done yet.
+
+    Process `rank` takes the parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on.
 
     Args:
-        model: on the device of this process.
-        source: of utterances at the model's sampling rate.
-        parts: that receive the embeddings.
-        rank: of this process.
+        model: model on the device of this process.
+        source: source of utterances at the model's sampling rate.
+        parts: folder of parts that receives the embeddings.
+        rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of processes that share the work.
-        batch_seconds: padded audio of one forward pass.
-        workers: threads that read and decode.
-        progress: show a bar, with utterances per second and the real-time factor.
+        batch_seconds: seconds of audio in one forward pass, padding included.
+        workers: number of threads that read and decode.
+        progress: show a bar with utterances per second and the real-time factor.
+
+    Returns:
+        The speed of this process.
     """
     own = range(rank, len(parts.pieces), world_size)
     todo = [part for part in own if not parts.is_done(part)]
@@ -101,7 +109,10 @@ def extract(
 def _embed(
     model: HamSpkPreTrainedModel, recordings: list[DecodedUtterance], batch_seconds: float
 ) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
-    """Utterance without waveform, its seconds (0 if it cannot be used), and embedding (then empty)."""
+    """Return each utterance without its waveform, its seconds and its embedding.
+
+    For an utterance that cannot be used, the seconds are 0 and the embedding is empty.
+    """
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
     embeddings = iter(model.embed_waveforms(waveforms, batch_seconds).cpu().numpy())
@@ -119,7 +130,7 @@ def _embed(
 
 
 def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, workers: int) -> Iterator[_Chunk]:
-    """The parts in chunks of about `CHUNK_SECONDS`."""
+    """Yield the utterances of the parts in chunks of about `CHUNK_SECONDS`."""
     with ThreadPoolExecutor(workers, thread_name_prefix="decoding") as pool:
         order = ((part, piece) for part in todo for piece in parts.pieces[part])
         held: list[DecodedUtterance] = []
@@ -136,7 +147,7 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
 def _in_order(
     pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
 ) -> Iterator[tuple[tuple[int, int], list[DecodedUtterance]]]:
-    """Read pieces in threads, so many ahead, and give them in order."""
+    """Read pieces in threads, at most `ahead` in advance, and yield them in order."""
     left = iter(order)
     reading: deque[tuple[tuple[int, int], Future[list[DecodedUtterance]]]] = deque()
     try:
@@ -153,7 +164,7 @@ def _in_order(
 
 
 class _Ahead:
-    """Runs an iterator in a thread, one item ahead. A context manager: leaving it ends the thread."""
+    """Run an iterator in a thread, one item ahead. Leaving the context manager ends the thread."""
 
     def __init__(self, items: Iterator[_Chunk]):
         self._items = items

@@ -1,6 +1,6 @@
-"""Finished embeddings: parts of a fixed run of utterances, each in a file that is complete or absent.
+"""Save embeddings in parts. Each part is a file of consecutive utterances, which is complete or absent.
 
-The parts do not depend on the number of processes, so that a run can be resumed by more or fewer of them.
+The parts do not depend on the number of processes, so a run can be resumed with more or fewer processes.
 """
 
 import json
@@ -16,25 +16,25 @@ import pyarrow.parquet as pq
 from .sources import DecodedUtterance
 
 PART_UTTERANCES = 128
-"""Utterances of a part, at least: after a kill, each process repeats at most one part."""
+"""Smallest number of utterances in a part. After a kill, each process repeats at most one part."""
 
 RUN_FILE = "run.json"
 
 
 class EmbeddingParts:
-    """A folder of parts.
+    """Folder of the parts of one run.
 
     Args:
-        folder: created if absent.
-        sizes: utterances of each piece of the source.
-        dimension: D.
-        run: everything that the embeddings depend on, by name; values that JSON holds.
+        folder: path of the folder. It is created if absent.
+        sizes: number of utterances in each piece of the source.
+        dimension: dimension D of the embeddings.
+        run: settings that the embeddings depend on, by name. The values must be valid in JSON.
 
     Attributes:
-        pieces: the pieces of each part.
+        pieces: the pieces of the source in each part.
 
     Raises:
-        ValueError: the folder holds parts of another run.
+        ValueError: the folder contains parts of another run.
     """
 
     def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
@@ -65,20 +65,20 @@ class EmbeddingParts:
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
-                f"{self.folder} holds the embeddings of an interrupted run, which differs in "
+                f"{self.folder} contains embeddings of an interrupted run with other settings. It differs in "
                 f"{', '.join(different)}. Give the same command as that run to complete it, or delete the folder."
             )
 
     def path(self, part: int) -> Path:
-        """File of a part."""
+        """Return the path of a part."""
         return self.folder / f"part-{part:06d}.parquet"
 
     def is_done(self, part: int) -> bool:
-        """Whether a part is there, whole."""
+        """Return whether a part is complete."""
         return self.path(part).exists()
 
     def utterances(self, part: int) -> int:
-        """Utterances of a part."""
+        """Return the number of utterances in a part."""
         return sum(self.sizes[piece] for piece in self.pieces[part])
 
     def write(
@@ -88,13 +88,13 @@ class EmbeddingParts:
         seconds: Sequence[float],
         embeddings: Sequence[np.ndarray],
     ) -> None:
-        """Keep a part; in place at once.
+        """Save a part atomically.
 
         Args:
-            part: its number.
-            utterances: `N` of them, without their waveforms.
-            seconds: of each.
-            embeddings: `(D,)` float32 of each; empty if it has none.
+            part: number of the part.
+            utterances: the `N` utterances of the part, without their waveforms.
+            seconds: duration of each utterance.
+            embeddings: float32 embedding `(D,)` of each utterance; empty if it has none.
         """
         table = pa.table(
             {
@@ -111,12 +111,12 @@ class EmbeddingParts:
         _replace(self.path(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """The parts in order; some columns, or all."""
+        """Yield the parts in order, with the named columns, or with all columns if none is named."""
         for part in range(len(self.pieces)):
             yield pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
 
     def failures(self) -> dict[str, str]:
-        """Name to reason of the utterances without embedding."""
+        """Map the name of each utterance without an embedding to the reason."""
         return {
             name: reason
             for table in self.tables("name", "reason")
@@ -125,12 +125,12 @@ class EmbeddingParts:
         }
 
     def remove(self) -> None:
-        """Delete the folder, once its content is elsewhere."""
+        """Delete the folder. Call this after the embeddings have been written elsewhere."""
         shutil.rmtree(self.folder)
 
 
 def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
-    """Runs of pieces that hold `PART_UTTERANCES` or more; the last may hold fewer."""
+    """Yield consecutive pieces that contain at least `PART_UTTERANCES` utterances. The last part may contain fewer."""
     first = held = 0
     for piece, size in enumerate(sizes):
         held += size
@@ -142,7 +142,7 @@ def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file atomically: after a kill or a power cut it is complete or absent."""
+    """Write a file atomically. After a kill or a power cut, it is complete or absent."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     with open(unfinished, "wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Sources of utterances, read piece by piece: audio files, or groups of shards."""
+"""Read utterances piece by piece from audio files or from the groups of shards."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ from ..shards.reading import ShardReader
 
 @dataclass(frozen=True)
 class DecodedUtterance:
-    """An utterance that was decoded, or the reason why not.
+    """Decoded utterance, or the reason why it could not be decoded.
 
     Attributes:
-        name: in the output.
-        waveform: `(L,)` float32 in [-1, 1]; None if it cannot be used.
-        reason: why it cannot be used; else None.
-        speaker: None if the source does not name one.
+        name: name of the utterance in the output.
+        waveform: float32 samples `(L,)` in [-1, 1]; None if the utterance cannot be used.
+        reason: reason why the utterance cannot be used; None if it can.
+        speaker: name of the speaker; None if the source does not name one.
     """
 
     name: str
@@ -32,29 +32,32 @@ class DecodedUtterance:
 
 
 class Source(Protocol):
-    """Utterances in pieces, in a fixed order. Pieces are read in several threads at once."""
+    """Interface of a source of utterances, which come in pieces of fixed order.
+
+    `read` must be safe to call from several threads at once.
+    """
 
     @property
     def sizes(self) -> Sequence[int]:
-        """Utterances of each piece."""
+        """Return the number of utterances in each piece."""
         ...
 
     def fingerprint(self) -> str:
-        """Hexadecimal; sources of the same utterances in the same order have the same."""
+        """Return a hexadecimal digest. Sources with the same utterances in the same order have the same digest."""
         ...
 
     def read(self, piece: int) -> list[DecodedUtterance]:
-        """The utterances of a piece, as many as `sizes` says, those that cannot be used with the reason."""
+        """Return the utterances of a piece, as many as `sizes` declares. Unusable ones come with the reason."""
         ...
 
 
 class AudioFiles:
-    """Audio files, each a piece.
+    """Source of audio files. Each file is one piece.
 
     Args:
-        names: in the output; paths, relative to `root` or absolute.
-        sampling_rate: wanted, in Hz.
-        root: folder of the names.
+        names: paths of the files, absolute or relative to `root`; also the names in the output.
+        sampling_rate: sampling rate in Hz of the decoded waveforms.
+        root: folder of the relative paths.
     """
 
     def __init__(self, names: Sequence[str], sampling_rate: int, root: str | os.PathLike[str] = "."):
@@ -76,11 +79,11 @@ class AudioFiles:
 
 
 class ShardedCorpus:
-    """Shards that `hamspk prepare` wrote; each of their groups is a piece.
+    """Source of the utterances in shards that `hamspk prepare` wrote. Each group of a shard is one piece.
 
     Args:
-        reader: of the shards.
-        sampling_rate: wanted, in Hz.
+        reader: reader of the shards.
+        sampling_rate: sampling rate in Hz of the decoded waveforms.
     """
 
     def __init__(self, reader: ShardReader, sampling_rate: int):

@@ -1,4 +1,4 @@
-"""Writing finished parts to one file, part by part: `.parquet`, `.safetensors` or `.npz`."""
+"""Write the finished parts into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
 
 import json
 import os
@@ -18,30 +18,33 @@ from .parts import EmbeddingParts
 EMBEDDING_FORMATS = (".parquet", ".safetensors", ".npz")
 
 ROW_GROUP = 16_384
-"""Utterances of a row group: 13 MB of embeddings of 192 numbers."""
+"""Number of utterances in a row group: 13 MB of embeddings of dimension 192."""
 
 SAFETENSORS_HEADER_BYTES = 100_000_000
-"""The longest header that readers of the format accept: about a million names."""
+"""Longest header in bytes that readers of the format accept: about a million names."""
 
 SAFETENSORS_ALIGNMENT = 8
-"""The length of the header is a multiple of this many bytes."""
+"""The length of the header is a multiple of this number of bytes."""
 
 
 def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str]) -> int:
-    """Write the embeddings of complete parts, in the order of the source.
+    """Write the embeddings of all parts into one file, in the order of the source.
 
-    `.parquet` has the columns name, speaker, seconds and embedding; the others hold a float32 array `(D,)` by name.
+    `.parquet` files have the columns name, speaker, seconds and embedding. `.safetensors` and `.npz` files contain one
+    float32 array `(D,)` per name.
 
     Args:
-        parts: all of them done.
-        output: its suffix says the format; it replaces a file that is there. Parent folders are made.
-        about: for the metadata of `.parquet` and `.safetensors`.
+        parts: parts of the run, all complete.
+        output: path of the file; the suffix selects the format. An existing file is replaced, and missing parent
+            folders
+            are created.
+        about: metadata for `.parquet` and `.safetensors`.
 
     Returns:
-        The number of embeddings. Where it is 0, nothing is written.
+        The number of embeddings. If it is 0, no file is written.
 
     Raises:
-        ValueError: an unknown format, or names that the format cannot hold.
+        ValueError: the format is unknown or cannot store these names.
     """
     writers = {".parquet": _write_parquet, ".safetensors": _write_safetensors, ".npz": _write_npz}
     if output.suffix not in writers:
@@ -62,13 +65,13 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
 
 def _embedded(parts: EmbeddingParts, *columns: str) -> Iterator[pa.Table]:
-    """Some columns of the utterances that have an embedding, part by part."""
+    """Yield the named columns of the utterances that have an embedding, part by part."""
     for table in parts.tables(*columns, "reason"):
         yield table.filter(pc.field("reason").is_null()).drop_columns("reason")
 
 
 def _rows(parts: EmbeddingParts) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Names and embeddings `(N, D)`, part by part."""
+    """Yield names and embeddings `(N, D)`, part by part."""
     for table in _embedded(parts, "name", "embedding"):
         values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield table["name"].to_pylist(), values.reshape(-1, parts.dimension)
@@ -78,8 +81,8 @@ def _check_names(names: list[str], suffix: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} names come more than once, the first is {twice[0]}, and {suffix} holds one array for each "
-            "name. Nothing is lost: give the same command with an output that ends in .parquet."
+            f"{len(twice)} names come more than once, the first is {twice[0]}. A {suffix} file has one array for each "
+            "name. Run the same command again with an output that ends in .parquet; the embeddings are kept."
         )
 
 
@@ -97,7 +100,10 @@ def _write_parquet(parts: EmbeddingParts, names: list[str], file: BinaryIO, abou
 
 
 def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, about: dict[str, str]) -> None:
-    """The format's own library wants all tensors in memory: https://huggingface.co/docs/safetensors."""
+    """Write a `.safetensors` file part by part; the format's own library needs all tensors in memory.
+
+    Source: https://huggingface.co/docs/safetensors.
+    """
     size = 4 * parts.dimension
     header: dict[str, dict] = {"__metadata__": about}
     for i, name in enumerate(names):
@@ -106,8 +112,9 @@ def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, 
     encoded += b" " * (-len(encoded) % SAFETENSORS_ALIGNMENT)
     if len(encoded) > SAFETENSORS_HEADER_BYTES:
         raise ValueError(
-            f"{len(names)} names make a header of {len(encoded)} bytes, and .safetensors allows "
-            f"{SAFETENSORS_HEADER_BYTES}. Nothing is lost: give the same command with an output that ends in .parquet."
+            f"{len(names)} names need a header of {len(encoded)} bytes, but .safetensors allows "
+            f"{SAFETENSORS_HEADER_BYTES}. Run the same command again with an output that ends in .parquet; "
+            "the embeddings are kept."
         )
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for _, values in _rows(parts):

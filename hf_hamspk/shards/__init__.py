@@ -1,4 +1,4 @@
-"""Corpora at their real size: prepared once as shards, then streamed."""
+"""Prepare large corpora as shards and stream them for training."""
 
 from .indexing import index_shards
 from .manifest import Manifest, Shard, load_manifest

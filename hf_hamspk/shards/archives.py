@@ -1,9 +1,9 @@
-"""Listing and reading the members of tar and zip archives; nothing is extracted to disk.
+"""List and read the members of tar and zip archives without extracting them to disk.
 
-Archives are not trusted. A name that leads out of the folder, a link, a device, or a member that is (or claims to be)
-larger than any utterance is reported with the reason and not read. The others are read into memory, and never more
-bytes than the archive announces. Archives that were split for download (`vox1_dev_wav_partaa`, `..._partab`, ...) are
-read as one file, without joining them.
+Archives are not trusted. A member is reported with a reason and not read if its name leads out of the folder, if it is
+a link or a device, or if its size is above `MAX_MEMBER`. The others are read into memory, and never more bytes than
+the archive declares. Archives that were split for download (`vox1_dev_wav_partaa`, `..._partab`, ...) are read as one
+file, without joining them on disk.
 """
 
 import bisect
@@ -20,20 +20,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 MAX_MEMBER = 256 * 2**20
-"""Bytes of one file: two hours of 16-bit audio at 16 kHz."""
+"""Largest size in bytes of one member: two hours of 16-bit audio at 16 kHz."""
 
 MAX_HEADER = 2**20
-"""Bytes that the tar reader may ask for at once. Extended headers take hundreds, and may claim gigabytes."""
+"""Largest single read of the tar reader in bytes. Extended headers take hundreds, but can declare gigabytes."""
 
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-"""Compression methods of a zip that are read."""
+"""Compression methods of zip archives that can be read."""
 
 SPEAKER_FIELDS = ("speaker", "speaker_id", "spk_id", "spk", "client_id")
-"""Where the JSON beside an utterance, or a column of a data set, names the speaker; the first that is there."""
+"""JSON fields beside an utterance, or columns of a data set, that may name the speaker. The first found counts."""
 
 SPEAKER_SUFFIXES = (".cls", ".spk", ".json")
-"""Members of a WebDataset tar that name the speaker of an utterance."""
+"""Suffixes of the members of a WebDataset tar that name the speaker of an utterance."""
 
 
 _PART = re.compile(r"(?P<stem>.*[._-]part)(?P<letters>[a-z]{2})")
@@ -42,19 +42,19 @@ LETTERS = 26
 
 
 class ArchiveError(ValueError):
-    """An archive, or one of its members, that is not as it should be."""
+    """Error for an archive, or one of its members, that is damaged or cannot be read."""
 
 
 class Member(NamedTuple):
     """Place of a file in an archive.
 
     Attributes:
-        name: with forward slashes.
-        offset: of its data in a tar, of its local header in a zip; bytes.
-        stored: bytes that it takes in the archive.
-        size: bytes of the file.
-        method: of zip's compression; `STORED` in a tar.
-        check: CRC-32 in a zip; 0 in a tar.
+        name: path of the file in the archive, with forward slashes.
+        offset: first byte of the data in a tar, or of the local header in a zip.
+        stored: number of bytes that the file takes in the archive.
+        size: number of bytes of the file.
+        method: compression method of a zip; `STORED` in a tar.
+        check: CRC-32 of the file in a zip; 0 in a tar.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Refused:
-    """A member that is not read.
+    """Member of an archive that is not read.
 
     Attributes:
-        name: as in the archive.
-        reason: why.
+        name: name of the member in the archive.
+        reason: reason why the member is not read.
     """
 
     name: str
@@ -79,9 +79,9 @@ class Refused:
 
 
 def unsafe_name(name: str) -> str | None:
-    """Why a member's name cannot be trusted, or None."""
+    """Return the reason why a member's name is unsafe, or None if it is safe."""
     if not name or "\0" in name:
-        return "its name is empty or holds a zero byte"
+        return "its name is empty or contains a zero byte"
     if name.startswith(("/", "\\")) or (len(name) > 1 and name[1] == ":"):
         return "its name is an absolute path"
     if ".." in PurePosixPath(name.replace("\\", "/")).parts:
@@ -92,11 +92,11 @@ def unsafe_name(name: str) -> str | None:
 def _too_large(size: int) -> str | None:
     if size <= MAX_MEMBER:
         return None
-    return f"claims {size} bytes, more than the {MAX_MEMBER} of any utterance"
+    return f"declares {size} bytes, but at most {MAX_MEMBER} are read"
 
 
 class Guarded:
-    """A file that refuses to read much at once, for parsers that trust the sizes in headers.
+    """File wrapper that limits the size of each read, for parsers that trust the sizes in headers.
 
     Attributes:
         last: bytes of the last read.
@@ -107,29 +107,32 @@ class Guarded:
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file; `ArchiveError` for more than `MAX_HEADER` bytes."""
+        """Read `size` bytes, or raise `ArchiveError` if `size` is above `MAX_HEADER`."""
         if not 0 <= size <= MAX_HEADER:
-            raise ArchiveError(f"a tar header claims {size} bytes of extended header, at most {MAX_HEADER} are read")
+            raise ArchiveError(
+                f"a tar header declares {size} bytes of extended header, but at most {MAX_HEADER} are read"
+            )
         self.last = self.file.read(size)
         return self.last
 
     def seek(self, *place: int) -> int:
-        """As of a file."""
+        """Move to a place in the file and return it."""
         return self.file.seek(*place)
 
     def tell(self) -> int:
-        """As of a file."""
+        """Return the present place in the file."""
         return self.file.tell()
 
 
 def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
-    """The members of an uncompressed tar, in order; folders are left out.
+    """Yield the members of an uncompressed tar in order, without folders.
 
-    The file is read forwards only, and beyond the header of a member nothing is read before the next is asked for: a
-    caller may read each member from `file` as it comes.
+    The file is read forwards only. After the header of a member, nothing is read until the next member is requested, so
+    a
+    caller can read each member from `file` as it comes.
 
     Raises:
-        ArchiveError: the tar is damaged, cut short or no tar; raised after the members that could be read.
+        ArchiveError: the file is damaged, is cut short or is not a tar. The members before the fault are yielded first.
     """
     try:
         guarded = Guarded(file)
@@ -142,7 +145,7 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
                 reason = unsafe_name(member.name)
                 if reason is None and not member.isreg():
                     kind = "a link" if member.issym() or member.islnk() else "a device or another special file"
-                    reason = f"is {kind}, no file"
+                    reason = f"is {kind}, not a file"
                 if reason is None and member.issparse():
                     reason = "is a sparse file"
                 reason = _too_large(member.size) if reason is None else reason
@@ -150,9 +153,9 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
                     yield Member(member.name, member.offset_data, member.size, member.size)
                 else:
                     yield Refused(member.name, reason)
-            # TarFile takes anything that is no header for the end.
+            # TarFile takes anything that is not a header for the end.
             if guarded.last != tarfile.NUL * tarfile.BLOCKSIZE:
-                reason = f"after byte {tar.offset} is no header" if guarded.last else "its end mark is missing"
+                reason = f"no header after byte {tar.offset}" if guarded.last else "its end mark is missing"
                 raise ArchiveError(f"the tar is damaged or cut short ({reason}); copy it again")
     except ArchiveError:
         raise
@@ -161,15 +164,15 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
 
 
 def read_forwards(file: BinaryIO, member: Member) -> bytes:
-    """The bytes of a member of a tar, from a file that seeks forwards only.
+    """Read the bytes of a member of a tar, from a file that only seeks forwards.
 
     Raises:
-        ArchiveError: the tar ends within it.
+        ArchiveError: the tar ends within the member.
     """
     file.seek(member.offset)
     content = file.read(member.size)
     if len(content) < member.size:
-        raise ArchiveError(f"is cut short: {len(content)} bytes of {member.size}")
+        raise ArchiveError(f"is cut short: it has {len(content)} of {member.size} bytes")
     return content
 
 
@@ -181,29 +184,30 @@ ENCRYPTED, FILE_TYPE, LINK = 0x1, 0o170000, 0o120000
 
 
 def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
-    """List the members of a zip, in the order of its directory; folders are left out.
+    """Yield the members of a zip in the order of its directory, without folders.
 
-    `zipfile` holds the whole directory in memory meanwhile: about 650 bytes for each member, 0.7 GB for the million
-    files of VoxCeleb2. Reading a member afterwards (`read_member`) needs no directory.
+    `zipfile` keeps the complete directory in memory meanwhile: about 650 bytes per member, or 0.7 GB for the million
+    files
+    of VoxCeleb2. Reading a member afterwards (`read_member`) needs no directory.
 
     Raises:
-        ArchiveError: it is no zip, damaged, or its end is missing.
+        ArchiveError: the file is not a zip, is damaged or is incomplete.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OSError, ValueError) as error:
         raise ArchiveError(
-            f"it is no zip, or its end is missing ({error}): are all parts there, and complete?"
+            f"it is not a zip, or its end is missing ({error}); check that all parts exist and are complete"
         ) from error
     if any(member.header_offset < 0 for member in members):
-        raise ArchiveError("the zip is cut short: are all parts there, and in order?")
+        raise ArchiveError("the zip is cut short; check that it has all parts there, and in order")
     for member in members:
         if member.is_dir():
             continue
         reason = unsafe_name(member.orig_filename)
         if reason is None and (member.external_attr >> 16) & FILE_TYPE == LINK:
-            reason = "is a link, no file"
+            reason = "is a link, not a file"
         if reason is None and member.flag_bits & ENCRYPTED:
             reason = "is encrypted"
         if reason is None and member.compress_type not in (STORED, DEFLATED):
@@ -217,22 +221,22 @@ def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
 
 
 def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
-    """The bytes of a member.
+    """Read the bytes of a member.
 
     Args:
         file: the archive.
-        member: from `list_zip` or `list_tar`.
-        zipped: the archive is a zip.
+        member: place of the member, from `list_zip` or `list_tar`.
+        zipped: whether the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged there, or the member has another size than announced.
+        ArchiveError: the archive is damaged at this place, or the member differs in size from the declared size.
     """
     if not zipped:
         return read_forwards(file, member)
     file.seek(member.offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-        raise ArchiveError("the zip is damaged where the file should be; copy it again")
+        raise ArchiveError("the zip is damaged: no file begins at the declared place; copy it again")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     file.seek(member.offset + _LOCAL.size + name_length + extra_length)
     content = file.read(member.stored)
@@ -244,18 +248,18 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
         except zlib.error as error:
             raise ArchiveError(f"cannot be inflated ({error}); copy the archive again") from error
     if len(content) != member.size:
-        more = "more" if len(content) > member.size else f"{len(content)}, not"
-        raise ArchiveError(f"holds {more} than the {member.size} bytes that the archive says; copy it again")
+        found = "more" if len(content) > member.size else str(len(content))
+        raise ArchiveError(f"should have {member.size} bytes, but has {found}; copy the archive again")
     if zlib.crc32(content) != member.check:
         raise ArchiveError("is damaged (its CRC-32 differs); copy the archive again")
     return content
 
 
 class JoinedParts(io.RawIOBase):
-    """Several files as one file to read and to seek in.
+    """Read-only, seekable file that joins several files.
 
     Args:
-        paths: in order.
+        paths: paths of the files, in order.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -277,17 +281,17 @@ class JoinedParts(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of a file."""
+        """Move to a place in the joined file and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._ends[-1]}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def tell(self) -> int:
-        """As of a file."""
+        """Return the present place in the joined file."""
         return self._place
 
     def readinto(self, buffer) -> int:
-        """Fill the buffer from the part at this place; fewer bytes at the end of a part."""
+        """Fill the buffer from the part at the present place. At the end of a part, it returns fewer bytes."""
         index = bisect.bisect_right(self._ends, self._place)
         if index == len(self._files):
             return 0
@@ -305,22 +309,22 @@ class JoinedParts(io.RawIOBase):
 
 
 def open_parts(paths: Sequence[Path]) -> BinaryIO:
-    """One file, or several as one, buffered."""
+    """Open one file, or several as one, with a buffer."""
     if len(paths) == 1:
         return open(paths[0], "rb")
     return cast(BinaryIO, io.BufferedReader(JoinedParts(paths), 2**16))
 
 
 def is_part(path: Path) -> bool:
-    """Whether a file is named as a part: `..._partaa`."""
+    """Return whether the name of a file marks it as a part, such as `..._partaa`."""
     return _PART.fullmatch(path.name) is not None
 
 
 def all_parts(path: Path) -> list[Path]:
-    """The parts of the set that a part belongs to, from its folder, in order.
+    """Return all parts of an archive in order, given the path of one part. A file that is not a part is returned alone.
 
     Raises:
-        ValueError: one between the first and the last is missing.
+        ValueError: a part between the first and the last is missing.
     """
     match = _PART.fullmatch(path.name)
     if match is None:
@@ -335,9 +339,7 @@ def all_parts(path: Path) -> list[Path]:
     if missing:
         letters = divmod(missing[0], LETTERS)
         name = stem + "".join(chr(ord("a") + letter) for letter in letters)
-        raise ValueError(
-            f"{path.parent} has {len(found)} parts {stem}.., but not {name}; download it, or the archive has a hole"
-        )
+        raise ValueError(f"{path.parent} has {len(found)} parts {stem}.., but not {name}; download the missing part")
     return [found[number] for number in sorted(found)]
 
 
@@ -348,12 +350,12 @@ def _number(letters: str) -> int:
 def group_samples(
     file: BinaryIO, refuse: Callable[[Refused], None], take: Callable[[Member], Any] = lambda member: member
 ) -> Iterator[tuple[Any, str | None]]:
-    """Members of a tar, each with the speaker that a member of the same key names, or None.
+    """Yield the members of a tar, each with the speaker that a member with the same key names, or None.
 
     Args:
-        file: the tar, which is read forwards only.
-        refuse: called with each member that cannot be used.
-        take: called for each member as it is reached, for its value; None leaves it out.
+        file: the tar. It is read forwards only.
+        refuse: function that is called with each member that cannot be used.
+        take: function that is called with each member when it is reached. Its result is yielded; None leaves it out.
     """
     waiting: list[Any] = []
     key, speaker, failure = None, None, None
@@ -378,14 +380,14 @@ def group_samples(
 
 
 def sample_key(name: str) -> tuple[str, str]:
-    """WebDataset's key of a member (its path up to the first dot of the file name) and the suffix after it."""
+    """Return the WebDataset key of a member (its path up to the first dot of the file name) and the suffix after it."""
     match = re.fullmatch(r"((?:.*/)?[^/.]*)(\.[^/]*)?", name, re.DOTALL)
     key, suffix = (match[1], match[2]) if match is not None else (name, "")
     return key, "" if suffix is None else suffix.lower()
 
 
 def read_speaker(content: bytes, suffix: str) -> str | None:
-    """The speaker that a `.cls`, `.spk` or `.json` member names, or None."""
+    """Return the speaker that a `.cls`, `.spk` or `.json` member names, or None."""
     try:
         text = content.decode("utf-8").strip()
         if suffix != ".json":

@@ -1,4 +1,4 @@
-"""A random crop of an encoded recording; little more than the crop is decoded."""
+"""Cut a random crop from an encoded recording, and decode little more than the crop."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
 AAC_SETTLING = 2048
-"""Samples decoded before an AAC crop: a frame of 1,024 overlaps the one before."""
+"""Number of samples that are decoded before an AAC crop, because each frame of 1,024 overlaps the previous one."""
 
 
 def decode_crop(
@@ -21,29 +21,30 @@ def decode_crop(
     sampling_rate: int = SAMPLING_RATE,
     name: str = "",
 ) -> np.ndarray:
-    """A random crop of an encoded recording.
+    """Decode a random crop of an encoded recording.
 
-    For lossless recordings (FLAC, WAV) this equals `random_crop(read_utterance(content).waveform, samples, generator)`.
-    Decoders of lossy formats settle after a seek (Opus, Vorbis, MP3) or fill in noise of their own (AAC), so some
-    samples differ from those of a decoding from the start; the same crop always has the same samples. The start of a
-    crop of AAC is drawn by the length in its header, which is up to a frame off. A recording at another sampling rate
-    is decoded whole.
+    For lossless recordings (FLAC, WAV), the result equals
+    `random_crop(read_utterance(content).waveform, samples, generator)`. For lossy formats, some samples differ from a
+    decoding from the start, because decoders settle after a seek (Opus, Vorbis, MP3) or add noise (AAC). The same crop
+    always has the same samples. The start of an AAC crop is drawn from the length in the header, which is up to one
+    frame
+    off. A recording at another sampling rate is decoded completely.
 
-    A crop is not checked for silence: shards were checked when they were made.
+    Crops are not checked for silence, because recordings are checked when shards are prepared.
 
     Args:
-        content: of an audio file.
-        samples: length of the crop, at least 1.
-        generator: source of the start; used only if the recording is longer than the crop.
-        sampling_rate: samples per second of the crop.
-        name: of the recording, for errors.
+        content: bytes of an audio file.
+        samples: length of the crop in samples, at least 1.
+        generator: random generator of the start; used only if the recording is longer than the crop.
+        sampling_rate: sampling rate of the crop in Hz.
+        name: name of the recording in errors.
 
     Returns:
-        `(samples,)` float32.
+        Float32 samples `(samples,)`.
 
     Raises:
         InputError: the content cannot be decoded.
-        MissingDecoderError: it is AAC and PyAV is not installed.
+        MissingDecoderError: the content is AAC and PyAV is not installed.
     """
     start = None
     try:
@@ -71,7 +72,7 @@ def decode_crop(
 def _middle_of_aac(
     content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
 ) -> tuple[int | None, np.ndarray | None]:
-    """Start and crop of AAC in m4a; None if the whole must be decoded to know."""
+    """Return start and crop of AAC in m4a. Each is None if it can be found only by decoding the complete recording."""
     import av
     from av.error import FFmpegError
 
@@ -92,7 +93,7 @@ def _middle_of_aac(
 
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
-    """The samples from `start` on of decoded frames, averaged over channels; None if some are missing."""
+    """Return the samples from `start` on, averaged over channels, or None if some are missing."""
     kept: list[Any] = []
     first = 0
     for frame in frames:
@@ -123,7 +124,7 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
 
 def _one_channel(crop: np.ndarray, samples: int) -> np.ndarray:
     if len(crop) < samples:
-        raise InputError(f"is cut short: {samples} samples of its middle were wanted, {len(crop)} could be decoded")
+        raise InputError(f"is cut short: expected {samples} samples from its middle, decoded {len(crop)}")
     if not np.isfinite(crop).all():
-        raise InputError("holds NaN or infinite samples; leave it out")
+        raise InputError("contains NaN or infinite samples; leave it out")
     return crop[:, 0] if crop.shape[1] == 1 else crop.mean(axis=1)

@@ -1,4 +1,4 @@
-"""Encoding a source's file for a shard: 16-bit FLAC, Opus, or the file unchanged."""
+"""Encode a source's file for a shard as 16-bit FLAC or Opus, or keep it unchanged."""
 
 import io
 from dataclasses import dataclass
@@ -11,22 +11,25 @@ from ..audio_hamspk import InputError, resample
 from ..data.audio import read_utterance
 
 FULL_SCALE = 32768
-"""Steps of a 16-bit sample for an amplitude of 1. libsndfile reads with this number and writes floats with one less,
-which would change loud samples by one step, so the samples are rounded here."""
+"""Number of 16-bit steps for an amplitude of 1.
+
+libsndfile divides by this number when reading, but multiplies floats by one less when writing. That would change loud
+samples by one step, so the samples are rounded here.
+"""
 
 OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
-"""Samples per second that the Opus codec knows."""
+"""Sampling rates in Hz that the Opus codec supports."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Audio as it goes into a shard.
+    """Encoded audio of one utterance in a shard.
 
     Attributes:
-        content: the bytes of an audio file.
-        suffix: of its name, with the dot.
+        content: bytes of the audio file.
+        suffix: suffix of the file name, with the dot.
         samples: number of samples.
-        sampling_rate: samples per second.
+        sampling_rate: sampling rate in Hz.
     """
 
     content: bytes
@@ -41,17 +44,17 @@ class Encoded:
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
-    """Round `(L,)` float32 of full scale 1 to int16; samples that came from 16 bits get their values back."""
+    """Round float32 samples `(L,)` of full scale 1 to int16. Samples that came from 16 bits keep their values."""
     return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> bytes:
-    """The bytes of a FLAC or Ogg Opus file.
+    """Encode a waveform as the bytes of a FLAC or Ogg Opus file.
 
     Args:
-        waveform: `(L,)` float32, full scale is 1; louder samples are clipped.
-        sampling_rate: samples per second.
-        codec: "flac" (16 bit, the same bytes for the same samples) or "opus" (lossy; the number of samples is kept).
+        waveform: float32 samples `(L,)` of full scale 1; louder samples are clipped.
+        sampling_rate: sampling rate in Hz.
+        codec: "flac" (16 bit; the same samples give the same bytes) or "opus" (lossy; the number of samples is kept).
     """
     kind, subtype = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}[codec]
     buffer = io.BytesIO()
@@ -60,20 +63,21 @@ def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> byt
 
 
 def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_duration: float) -> Encoded:
-    """Decode a file, which checks it, and encode it for a shard.
+    """Check a file by decoding it, and encode it for a shard.
 
-    A FLAC file that is 16-bit, mono and at the rate already is taken unchanged; "source" takes every file unchanged.
+    A FLAC file that already is 16-bit, mono and at the sampling rate is kept unchanged. The codec "source" keeps every
+    file unchanged.
 
     Args:
-        content: the bytes of the file.
-        name: of the file: for errors, and for the suffix under the codec "source".
+        content: bytes of the file.
+        name: name of the file in errors; it also gives the suffix if the codec is "source".
         codec: "flac", "opus" or "source".
-        sampling_rate: of the shards, samples per second; under the codec "source" the file's own is kept.
-        min_duration: seconds.
+        sampling_rate: sampling rate of the shards in Hz; the codec "source" keeps the rate of the file.
+        min_duration: shortest duration in seconds that is accepted.
 
     Raises:
         InputError: the file cannot be used.
-        MissingDecoderError: it is AAC and PyAV is not installed.
+        MissingDecoderError: the file is AAC and PyAV is not installed.
     """
     sound = read_utterance(content, None, name, min_duration)
     if codec == "source":
@@ -88,7 +92,10 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
 
 
 def _is_plain_flac(content: bytes) -> bool:
-    """16 bits, one channel, and no more than a little besides the audio (covers may be larger than the speech)."""
+    """Return whether a FLAC file has 16 bits, one channel and little metadata.
+
+    Files with much metadata are encoded again, because cover art can be larger than the speech.
+    """
     if content[:4] != b"fLaC":
         return False
     info = sf.info(io.BytesIO(content))
@@ -96,7 +103,7 @@ def _is_plain_flac(content: bytes) -> bool:
 
 
 def _flac_metadata(content: bytes) -> int:
-    """Bytes before the first frame of a FLAC file (RFC 9639, section 8)."""
+    """Return the number of bytes before the first frame of a FLAC file (RFC 9639, section 8)."""
     place = 4
     last = False
     while not last and place + 4 <= len(content):
@@ -106,6 +113,6 @@ def _flac_metadata(content: bytes) -> int:
 
 
 def _suffix(content: bytes) -> str:
-    """From the first bytes, for sources without names."""
+    """Return the suffix that fits the first bytes of a file, for sources without file names."""
     known = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
     return ".m4a" if content[4:8] == b"ftyp" else known.get(content[:4], ".mp3")

@@ -1,4 +1,4 @@
-"""Fetching bytes of the files of a folder, local or remote: ranges, retried with growing pauses."""
+"""Fetch byte ranges of the files of a local or remote folder, with retries and growing pauses."""
 
 import os
 import random
@@ -13,25 +13,25 @@ from fsspec.implementations.local import LocalFileSystem
 from ..audio_hamspk import InputError
 
 READ_TIMEOUT_S = 60.0
-"""Seconds without a byte after which an HTTP request counts as failed."""
+"""Seconds without data after which an HTTP request has failed."""
 
 HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
-"""Errors that another request does not cure."""
+"""Errors that would occur again if the request was repeated."""
 
 BUSY = (408, 425, 429)
-"""HTTP answers below 500 that mean later, not never: timeout, too early, too many requests."""
+"""HTTP status codes below 500 that allow another attempt: timeout, too early, too many requests."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how long a request is repeated: pauses double, and each is shortened by a random part.
+    """Number of attempts and pauses between them. Each pause is twice the previous one, less a random part.
 
     Attributes:
-        attempts: requests in all, at least 1. The pauses of the default add up to half a minute to a minute.
+        attempts: number of requests including the first, at least 1. The default pauses add up to 30 to 60 seconds.
         first_pause: seconds before the second request.
-        longest_pause: seconds.
-        jitter: largest part by which a pause is shortened, 0 to 1, so that the processes of a job do not all come back
-            at once.
+        longest_pause: longest pause in seconds.
+        jitter: largest share by which a pause is shortened, from 0 to 1, so that the processes of a job do not all
+            repeat their requests at the same time.
     """
 
     attempts: int = 8
@@ -40,27 +40,27 @@ class Retry:
     jitter: float = 0.5
 
     def pause(self, attempt: int, generator: random.Random) -> float:
-        """Seconds to wait after request number `attempt` (from 1) has failed."""
+        """Return the seconds to wait after request number `attempt` (from 1) has failed."""
         longest = min(self.first_pause * 2.0 ** (attempt - 1), self.longest_pause)
         return longest * (1.0 - self.jitter * generator.random())
 
 
 class RangesError(ValueError):
-    """A server sends whole files where parts were asked for: nothing can be streamed from it."""
+    """Error for a server that ignores byte ranges and sends whole files, so nothing can be streamed from it."""
 
 
 class Fetcher:
-    """The files of a folder.
+    """Reader of byte ranges from the files of a folder.
 
-    It can be copied and pickled; open connections are left out.
+    A fetcher can be copied and pickled; its connections are not copied.
 
     Args:
-        folder: a local path or a URL that fsspec reads.
-        retry: see `Retry`.
-        storage_options: for the fsspec file system, for example `{"token": ...}`.
+        folder: local path, or URL that fsspec can read.
+        retry: attempts and pauses, see `Retry`.
+        storage_options: options of the fsspec file system, for example `{"token": ...}`.
 
     Attributes:
-        stop: once set, no request is repeated any more.
+        stop: event that ends all retries once it is set.
     """
 
     def __init__(self, folder: str | os.PathLike[str], retry: Retry, storage_options: Mapping[str, Any] | None = None):
@@ -83,10 +83,10 @@ class Fetcher:
         self._forget_process()
 
     def fetch(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes `start` to `end - 1` of a file of the folder, or all of it.
+        """Fetch the bytes `start` to `end - 1` of a file in the folder, or the complete file if no range is given.
 
         Raises:
-            InputError: it could not be had, after all attempts.
+            InputError: all attempts failed.
             RangesError: the server sends whole files.
         """
         attempt = 0
@@ -103,7 +103,9 @@ class Fetcher:
                         f"cannot be read ({_one_line(error)}); check that {self.folder} is complete", file
                     ) from error
                 if attempt >= self.retry.attempts or self.stop.wait(self.retry.pause(attempt, self._draws)):
-                    raise InputError(f"cannot be fetched, {attempt} attempts ({_one_line(error)})", file) from error
+                    raise InputError(
+                        f"cannot be fetched, {attempt} attempts failed ({_one_line(error)})", file
+                    ) from error
 
     def _fetch_once(self, file: str, start: int | None, end: int | None) -> bytes:
         filesystem, path = self._open(file)
@@ -111,9 +113,9 @@ class Fetcher:
         options = {"cache_type": "none"} if "hf" in filesystem.protocol else {}
         content = filesystem.cat_file(path, start=start, end=end, **options)
         if start is not None and end is not None and len(content) != end - start:
-            counts = f"{len(content)} bytes came, {end - start} were requested"
+            counts = f"expected {end - start} bytes, got {len(content)}"
             if isinstance(filesystem, LocalFileSystem):
-                raise ValueError(f"{counts}: the file is shorter than the manifest says")
+                raise ValueError(f"{counts}: the file is shorter than the manifest declares")
             if len(content) > end - start:
                 raise RangesError(
                     f"{self.folder} cannot be streamed from: its server ignores requests for a part of a file "
@@ -124,10 +126,10 @@ class Fetcher:
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:
-        """File system and path of a file, which a manifest names: not trusted."""
+        """Return the file system and the path of a file. Its name comes from a manifest and is not trusted."""
         if "://" in file:
             if not self._is_local:
-                raise ValueError(f"a manifest that is not local may not name files elsewhere, as {file}")
+                raise ValueError(f"a manifest that is not local may not name files elsewhere, but it names {file}")
             return self._connect(file)
         if os.path.isabs(file) or ".." in file.split("/"):
             raise ValueError(f"the manifest names {file}, which is not inside its folder")
@@ -135,7 +137,7 @@ class Fetcher:
         return filesystem, f"{path.rstrip('/')}/{file}"
 
     def _connect(self, root: str) -> tuple[Any, str]:
-        """File system and path of a URL; a connection of its own in each process."""
+        """Return the file system and the path of a URL. Each process opens its own connection."""
         key = (os.getpid(), root)
         if key not in self._connections:
             options = dict(self.storage_options)
@@ -146,14 +148,14 @@ class Fetcher:
 
 
 def _timeout() -> Any:
-    """No limit on the whole of a request, one on each silence in it."""
+    """Return a timeout that limits each pause in a response, but not its total time."""
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
 
 
 def _hopeless(error: Exception) -> bool:
-    """Whether another request would fail in the same way."""
+    """Return whether another request would fail in the same way."""
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
         return 400 <= status < 500 and status not in BUSY

@@ -1,8 +1,8 @@
-"""Index of shards that other projects made: the audio is not copied.
+"""Write an index for shards that other projects made, without copying their audio.
 
-Parquet files of `datasets` and WebDataset tars (members `KEY.m4a` and `KEY.cls`, say) then stream with all the
-guarantees of prepared shards. They lack the checks of preparing: not every file was decoded, the utterances of a
-speaker may stand together instead of mixed, and m4a takes longer to decode than FLAC.
+With the index, Parquet files of `datasets` and WebDataset tars (members such as `KEY.m4a` and `KEY.cls`) can be
+streamed like prepared shards. Some benefits of preparing are missing: the files are not checked by decoding, the
+utterances of one speaker can be neighbours instead of mixed, and m4a takes longer to decode than FLAC.
 """
 
 import json
@@ -36,7 +36,7 @@ from .sources import HUB_PREFIX
 from .writing import write_atomically
 
 AT_ONCE = 4
-"""Shards read at the same time: their headers are far apart, so most of the time is waiting."""
+"""Number of shards that are read at the same time, because most of the time is spent waiting for distant headers."""
 
 
 def index_shards(
@@ -48,23 +48,27 @@ def index_shards(
     licence: str = "",
     progress: bool = True,
 ) -> Manifest:
-    """Write a folder with a manifest (and, for tars, indices) of shards that are not moved.
+    """Write a folder with a manifest (and, for tars, indices) of shards that stay in their place.
 
-    Of a Parquet file the footer and the column of speakers are read; a tar has no list of its members, so it is read
-    once, which fetches all of a remote one.
+    Only the footer and the speaker column of a Parquet file are read. A tar has no list of its members, so it is read
+    completely; a remote tar is fetched completely.
 
     Args:
-        sources: Parquet files or tars, all of one kind: paths, URLs that fsspec reads, with `*`; or folders. A
-            repository `hf://datasets/user/name` is taken at its present commit.
-        output: folder that receives the index; it is then the `train_data` of a recipe.
-        audio_column: of Parquet; None takes the column with bytes of audio.
-        speaker_column: of Parquet; None takes the first customary name.
-        storage_options: for the fsspec file system.
-        licence: of the shards; written into the manifest.
+        sources: Parquet files or tars, all of one kind. Each is a path, a URL that fsspec can read (`*` is a wildcard)
+            or
+            a folder. A repository `hf://datasets/user/name` is fixed to its present commit.
+        output: folder that receives the index; pass it as `train_data` of a recipe.
+        audio_column: audio column of Parquet files. None takes the column that contains bytes of audio.
+        speaker_column: speaker column of Parquet files. None takes the first usual name.
+        storage_options: options of the fsspec file system.
+        licence: licence of the shards, which is written into the manifest.
         progress: show a bar.
 
+    Returns:
+        The manifest of the shards.
+
     Raises:
-        ValueError: there are no such files, they are of two kinds, or hold no audio with speakers.
+        ValueError: no such files exist, they are of two kinds, or they contain no audio with speakers.
     """
     files = _find(sources, {} if storage_options is None else dict(storage_options))
     container = "parquet" if files[0][1].endswith(".parquet") else "webdataset"
@@ -97,7 +101,7 @@ def index_shards(
         codec="source",
         sampling_rate=None,
         licence=licence,
-        source=f"shards of others: {', '.join(sources)}",
+        source=f"shards of others:  {', '.join(sources)}",
         shards=shards,
         speakers=names,
         speaker_utterances=[speakers[name] for name in names],
@@ -114,7 +118,7 @@ def index_shards(
 
 
 def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, str]]:
-    """File system and path of each shard."""
+    """Return the file system and the path of each shard."""
     files = []
     for source in sources:
         filesystem, path = fsspec.core.url_to_fs(_at_commit(source, options), **options)
@@ -135,7 +139,9 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
 
 
 def _at_commit(source: str, options: dict[str, Any]) -> str:
-    """Of a Hub repository the address at its present commit, so that offsets stay valid; else the source."""
+    """Fix the address of a Hub repository to its present commit, so that offsets stay valid. Others are returned
+    unchanged.
+    """
     user, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, slash, inner = rest.partition("/")
     if not source.startswith(HUB_PREFIX) or "@" in name:
@@ -145,7 +151,7 @@ def _at_commit(source: str, options: dict[str, Any]) -> str:
 
 
 def _address(filesystem: Any, path: str) -> str:
-    """A URL, or of a local file its whole path as one."""
+    """Return the URL of a file; for a local file, with its absolute path."""
     return (
         f"file://{os.path.abspath(path)}"
         if isinstance(filesystem, LocalFileSystem)
@@ -169,8 +175,8 @@ def _choose_columns(filesystem: Any, path: str, audio: str | None, speaker: str 
         speaker = next((name for name in SPEAKER_FIELDS if name in schema.names), None)
     if audio not in schema.names or speaker not in schema.names or audio is None or speaker is None:
         raise ValueError(
-            f"{path} has the columns {', '.join(schema.names)}: name those of the audio and of the speaker with "
-            "audio_column and speaker_column"
+            f"{path} has the columns {', '.join(schema.names)}; name the audio column with audio_column and the "
+            "speaker column with speaker_column"
         )
     return {"audio": audio, "speaker": speaker}
 

@@ -1,6 +1,6 @@
-"""The utterances of a source as a table: speaker, and place of the bytes of each; and reading them.
+"""List the utterances of a source in a table of keys, speakers and places, and read their bytes.
 
-The table is made of Arrow columns: a million utterances as Python objects would take gigabytes.
+The table consists of Arrow columns, because Python objects for a million utterances would take gigabytes.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from ..data.audio import AUDIO_SUFFIXES
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")
-"""How the path of a file names its speaker: a folder or the start of the file name `id00012` (VoxCeleb, CN-Celeb); the
-folders `speaker/chapter/speaker-chapter-number` (LibriSpeech); the folder at a level that the user gives."""
+"""Rules for finding the speaker in the path of a file. "voxceleb": a folder, or the start of the file name, such as
+`id00012` (VoxCeleb, CN-Celeb). "librispeech": the folders `speaker/chapter/speaker-chapter-number`. "folders": the
+folder at a level that the user gives.
+"""
 
 SURE_SHARE = 0.95
-"""Share of the files that must be named in a layout's way for it to be recognised: a corpus has a stray file or two."""
+"""Share of the files that must follow a layout for it to be recognised. A corpus often has a few stray files."""
 
 _VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[/-])")
 _LIBRISPEECH = re.compile(r"(?:^|/)(\d+)/(\d+)/\1-\2-\d+[^/]*$")
@@ -42,21 +44,22 @@ LISTING_SCHEMA = pa.schema(
         ("check", pa.int64()),
     ]
 )
-"""`container` is a place in `Listing.containers`, the rest as in `archives.Member`; of a plain file, `check` is the
-time of its last change in nanoseconds."""
+"""Columns of the table. `container` is an index into `Listing.containers`; the other columns are those of
+`archives.Member`. For a plain file, `check` is the time of its last change in nanoseconds.
+"""
 
 FLUSHED = 50_000
-"""Rows held as Python objects before they become Arrow arrays."""
+"""Number of rows that are kept as Python objects before they are converted to Arrow arrays."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """What holds utterances.
+    """Folder or archive that contains utterances.
 
     Attributes:
         kind: "folder" (names are paths below it), "zip" or "tar".
-        paths: the folder, or the file or its parts in order, absolute.
-        name: in reports.
+        paths: absolute paths: the folder, the archive, or the parts of the archive in order.
+        name: name of the container in reports.
     """
 
     kind: str
@@ -64,16 +67,16 @@ class Container:
     name: str
 
     def file_name(self, member: str) -> str:
-        """Name of a file in reports."""
+        """Return the name of a file in reports."""
         return member if self.kind == "folder" else f"{self.name}::{member}"
 
 
 @dataclass
 class Listing:
-    """Utterances as they are found.
+    """Utterances in the order in which they are found.
 
     Attributes:
-        containers: folders and archives that hold the utterances.
+        containers: folders and archives that contain the utterances.
         refused: path and reason of the files that cannot be used.
         ignored: number of other files by suffix.
     """
@@ -85,23 +88,23 @@ class Listing:
     _batches: list[pa.RecordBatch] = field(default_factory=list)
 
     def add_container(self, kind: str, paths: Sequence[str | os.PathLike[str]], name: str | None = None) -> int:
-        """The number of a new container; its name is by default that of its first file."""
+        """Add a container and return its number. Its default name is the name of its first file."""
         absolute = [os.path.abspath(path) for path in paths]
         self.containers.append(Container(kind, absolute, os.path.basename(absolute[0]) if name is None else name))
         return len(self.containers) - 1
 
     def add(self, container: int, member: Member, speaker: str | None = None, key: str | None = None) -> None:
-        """An utterance; without a speaker or key they are made from its name at the end."""
+        """Add an utterance. A missing speaker or key is derived from its name at the end."""
         self._rows.append((key, speaker, container, *member))
         if len(self._rows) >= FLUSHED:
             self._flush()
 
     def refuse(self, container: int, name: str, reason: str) -> None:
-        """A file that cannot be used."""
+        """Add a file that cannot be used, with the reason."""
         self.refused.append((self.containers[container].file_name(name), reason))
 
     def is_audio(self, name: str) -> bool:
-        """Whether a file is an utterance by its name; others are counted."""
+        """Return whether a file name has an audio suffix. Other files are counted."""
         base = name.rsplit("/", 1)[-1]
         suffix = os.path.splitext(base)[1].lower()
         # macOS leaves "._name.wav" files that hold no audio.
@@ -111,7 +114,7 @@ class Listing:
         return audio
 
     def table(self) -> pa.Table:
-        """All rows so far, as they were found."""
+        """Return all rows so far, in the order in which they were found."""
         self._flush()
         return pa.Table.from_batches(self._batches, LISTING_SCHEMA)
 
@@ -124,14 +127,14 @@ class Listing:
 
 
 def strings(table: pa.Table, column: str) -> Iterator[str | None]:
-    """The values of a column, one at a time."""
+    """Yield the values of a column, one at a time."""
     values = table.column(column)
     for start in range(0, len(values), FLUSHED):
         yield from values.slice(start, FLUSHED).to_pylist()
 
 
 def find_layout(names: Iterable[str | None]) -> str:
-    """The layout that (nearly) all names follow."""
+    """Return the layout that nearly all names follow."""
     total = voxceleb = librispeech = 0
     for name in names:
         total += 1
@@ -143,12 +146,12 @@ def find_layout(names: Iterable[str | None]) -> str:
 
 
 def speaker_of(name: str, layout: str, level: int) -> str | None:
-    """The speaker that the path of a file names, None if it names none.
+    """Return the speaker that the path of a file names, or None if it names none.
 
     Args:
         name: path with forward slashes.
         layout: one of `LAYOUTS`.
-        level: under "folders", which folder is the speaker, from 1.
+        level: level of the speaker's folder in the layout "folders", from 1.
     """
     if layout == "folders":
         folders = name.split("/")[:-1]
@@ -158,21 +161,21 @@ def speaker_of(name: str, layout: str, level: int) -> str | None:
 
 
 def key_of(name: str) -> str:
-    """The key of a file: its path without the ending. In a tar, a key ends at the first dot of the file name."""
+    """Return the key of a file: its path without the suffix. In a tar, a key ends at the first dot of the file name."""
     path = PurePosixPath(name)
     return str(path.with_name(path.stem.replace(".", "_")))
 
 
 def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Fill in keys and speakers, refuse second files of one utterance, and sort by key.
+    """Fill in keys and speakers, keep one file per utterance, and sort by key.
 
     Args:
         listing: the utterances found.
-        layout: one of `LAYOUTS`, or None to recognise it.
-        level: see `speaker_of`.
+        layout: one of `LAYOUTS`, or None to recognise the layout.
+        level: level of the speaker's folder, see `speaker_of`.
 
     Returns:
-        The utterances; and path and reason of the files of the listing that are none.
+        The table of utterances, and the path and reason of each file that was left out.
 
     Raises:
         ValueError: two sources have the same key.
@@ -208,7 +211,10 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
 
 
 def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Sorted by key (by preference of suffix within), with one row for each; and the second files of a key."""
+    """Sort by key and keep one row per key, chosen by its suffix.
+
+    The other files of a key are returned with the reason why they are left out.
+    """
     rank = {suffix: place for place, suffix in enumerate(AUDIO_SUFFIXES)}
     ranks = [rank.get(os.path.splitext(str(name))[1].lower(), 0) for name in strings(table, "name")]
     table = table.append_column("rank", pa.array(ranks, pa.int8()))
@@ -226,16 +232,16 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
         if first["container"] != second["container"]:
             one, other = (listing.containers[entry["container"]].file_name(entry["name"]) for entry in (first, second))
             raise ValueError(
-                f"{one} and {other} would both have the key {key!r}: two sources overlap; prepare them apart"
+                f"{one} and {other} have the same key {key!r}, so the two sources overlap; prepare them separately"
             )
         kept[row] = False
         file = listing.containers[second["container"]].file_name(second["name"])
-        refused.append((file, f"is a second file of the utterance {key}, and {first['name']} is used"))
+        refused.append((file, f"is a second file of the utterance {key}; {first['name']} is used instead"))
     return (table if kept.all() else table.filter(pa.array(kept))), refused
 
 
 def digest(table: pa.Table) -> str:
-    """SHA-256 over the rows, hexadecimal; it does not depend on the path at which the source is mounted."""
+    """Return the SHA-256 of the rows, hexadecimal. It does not depend on the path where the source is mounted."""
     total = hashlib.sha256()
     for batch in table.select(["key", "speaker", "name", "size", "check"]).to_batches(FLUSHED):
         columns = [column.to_pylist() for column in batch.columns]
@@ -245,7 +251,7 @@ def digest(table: pa.Table) -> str:
 
 
 def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]:
-    """Rows of two tables by key: how many were added, lost and changed, and a few of their names."""
+    """Compare two tables by key. Return how many rows were added, lost and changed, and a few of their names."""
 
     def entries(table: pa.Table) -> dict[str, tuple]:
         columns = [list(table.column(name).to_pylist()) for name in ("key", "speaker", "name", "size", "check")]
@@ -259,14 +265,14 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
 
 
 class SourceChanged(ValueError):
-    """A file has changed since the source was listed."""
+    """Error for a file that has changed since the source was listed."""
 
 
 class MemberReader:
-    """Reads utterances of several containers, and keeps archives open. A context manager.
+    """Context manager that reads utterances of several containers and keeps archives open.
 
     Args:
-        containers: see `Listing.containers`.
+        containers: containers of the utterances, see `Listing.containers`.
     """
 
     def __init__(self, containers: Sequence[Container]):
@@ -282,11 +288,11 @@ class MemberReader:
         self._open.clear()
 
     def read(self, row: Mapping[str, Any]) -> bytes:
-        """The bytes of the utterance of a row of a listing.
+        """Return the bytes of the utterance in a row of a listing.
 
         Raises:
-            SourceChanged: it is gone or altered.
-            ArchiveError: the archive is damaged, or the file too large.
+            SourceChanged: the file has disappeared or was altered.
+            ArchiveError: the archive is damaged, or the file is too large.
             OSError: the disk fails.
         """
         container = self.containers[row["container"]]
@@ -297,7 +303,7 @@ class MemberReader:
                 self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
             except FileNotFoundError as error:
                 raise SourceChanged(
-                    f"{container.paths[0]} (or a part of it) is missing; restore it and give the same command again"
+                    f"{container.paths[0]} (or a part of it) is missing; restore it and run the same command again"
                 ) from error
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")
@@ -305,7 +311,7 @@ class MemberReader:
 
 def _read_file(path: str, size: int, changed: int) -> bytes:
     if size > MAX_MEMBER:
-        raise ArchiveError(f"has {size} bytes, more than the {MAX_MEMBER} of any utterance")
+        raise ArchiveError(f"has {size} bytes, more than the {MAX_MEMBER} of one file")
     try:
         # The size is checked first: a file may have been replaced since.
         with open(path, "rb") as file:
@@ -317,6 +323,6 @@ def _read_file(path: str, size: int, changed: int) -> bytes:
             return file.read(size)
     except FileNotFoundError as error:
         raise SourceChanged(
-            f"{path} has disappeared since the source was listed: is a disk missing? Restore it and give the same "
-            "command again"
+            f"{path} has disappeared since the source was listed; restore it (is its disk mounted?) and run the "
+            "same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""Making shards, in several processes: read, check, encode, write; decoders that crash are found and reported."""
+"""Make shards in several processes, and report files that crash their decoder."""
 
 import dataclasses
 import json
@@ -28,34 +28,37 @@ from .planning import Plan, load_plan
 from .writing import ParquetShard, ShardWriter, TarShard, write_atomically
 
 CRASHED_NAME = "crashed.json"
-"""In the progress folder: rows whose decoding ended a worker process."""
+"""File in the progress folder that lists the rows whose decoding ended a worker process."""
 
-CRASH_REASON = (
-    "the process that decoded it was ended, by a crash of the decoder or for want of memory; convert it or leave it out"
-)
+CRASH_REASON = "the decoder crashed or ran out of memory; convert the file or leave it out"
 
 _PLACE = struct.Struct("<2q")
 
 
 POLL_SECONDS = 0.5
-"""Between two looks at the workers' notes, for the bar."""
+"""Seconds between two updates of the progress bar from the workers' notes."""
 
 MAX_BREAKS = 3
-"""Times that workers may be killed without a file that causes it: then memory is short, or something kills them."""
+"""Number of times that workers may be killed from outside before the preparation stops. A common cause is too little
+memory.
+"""
 
 
 def record_path(progress: Path, shard: int) -> Path:
-    """Path of the record of a finished shard."""
+    """Return the path of the record of a finished shard."""
     return progress / f"shard-{shard:05d}.json"
 
 
 def place_path(progress: Path, shard: int) -> Path:
-    """Where a worker notes which row of a shard it is at."""
+    """Return the path of the file in which a worker notes its present row of a shard."""
     return progress / f"at-{shard:05d}"
 
 
 def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
-    """Rows of a shard that are done, and the row being decoded (-1 for none); None if it was not started."""
+    """Return how many rows of a shard are done and which row is being decoded (-1 if none).
+
+    None if the shard was not started.
+    """
     try:
         return _PLACE.unpack(place_path(progress, shard).read_bytes())
     except (OSError, struct.error):
@@ -67,9 +70,9 @@ class ShardRecord:
     """Result of one shard of the plan.
 
     Attributes:
-        shard: for the manifest.
-        speakers: utterances of each speaker.
-        unreadable: path and reason of the files left out, in order.
+        shard: entry of the shard for the manifest.
+        speakers: number of utterances of each speaker.
+        unreadable: path and reason of the files that were left out, in order.
     """
 
     shard: Shard
@@ -78,7 +81,7 @@ class ShardRecord:
 
 
 def load_record(progress: Path, shard: int) -> ShardRecord | None:
-    """The record of a finished shard, or None."""
+    """Return the record of a finished shard, or None if it is not finished."""
     try:
         facts = json.loads(record_path(progress, shard).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -88,10 +91,10 @@ def load_record(progress: Path, shard: int) -> ShardRecord | None:
 
 
 def make_shard(output: str, progress: str, index: int) -> int:
-    """Make one shard and its record, under their names only when whole; returns `index`.
+    """Make one shard and its record, and return `index`. Both get their final names only when complete.
 
     Raises:
-        SourceChanged: a file is missing or altered.
+        SourceChanged: a file is missing or was altered.
         MissingDecoderError: a package for decoding is missing.
         OSError: the shard cannot be written.
     """
@@ -120,7 +123,7 @@ def make_shard(output: str, progress: str, index: int) -> int:
 
 
 def open_writer(plan: Plan, path: Path, temporary: Path) -> ShardWriter:
-    """The writer of the plan's format."""
+    """Open a shard writer for the plan's format."""
     if plan.options.format == "webdataset":
         return TarShard(path, temporary)
     rate = None if plan.options.codec == "source" else plan.options.sampling_rate
@@ -128,7 +131,7 @@ def open_writer(plan: Plan, path: Path, temporary: Path) -> ShardWriter:
 
 
 def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded | str:
-    """The audio of a row, or why there is none."""
+    """Return the encoded audio of a row, or the reason why it is left out."""
     options = plan.options
     try:
         content = reader.read(row)
@@ -142,11 +145,11 @@ def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded
     except OSError as error:
         return f"cannot be read ({error.strerror or error}); check the disk"
     except MemoryError:
-        return "there is not enough memory to decode it; leave it out, or give fewer --processes"
+        return "not enough memory to decode it; leave it out, or use fewer --processes"
 
 
 def try_row(progress: str, row: int) -> int:
-    """Decode one row, to see whether the process survives it."""
+    """Decode one row to find out whether it crashes the process."""
     plan = load_plan(progress)
     with MemberReader(plan.containers) as reader:
         encode_row(plan, reader, plan.table.slice(row, 1).to_pylist()[0])
@@ -154,14 +157,17 @@ def try_row(progress: str, row: int) -> int:
 
 
 def read_crashed(progress: Path) -> set[int]:
-    """Rows whose decoding ended a process."""
+    """Return the rows whose decoding ended a process."""
     path = progress / CRASHED_NAME
     return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
 @contextmanager
 def _noting(progress: Path, shard: int) -> Iterator[Any]:
-    """Gives a function that notes rows done and row in hand, for the progress bar and against crashes."""
+    """Context manager of a function that notes the rows done and the present row of a shard.
+
+    The progress bar and the search for files that crash a decoder use these notes.
+    """
     path = place_path(progress, shard)
     with open(path, "wb", buffering=0) as file:
 
@@ -174,11 +180,11 @@ def _noting(progress: Path, shard: int) -> Iterator[Any]:
 
 
 def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], processes: int, bar: tqdm) -> None:
-    """Make the shards `todo`; with 0 processes, in this one.
+    """Make the shards `todo` in `processes` worker processes, or in this process if the number is 0.
 
     Raises:
-        RuntimeError: workers were ended again and again.
-        SourceChanged, ImportError, OSError: see `make_shard`; shards that are whole stay.
+        OSError: workers were ended from outside several times.
+        SourceChanged, ImportError, OSError: a shard cannot be made (see `make_shard`); complete shards are kept.
     """
     if processes == 0:
         for index in todo:
@@ -197,13 +203,13 @@ def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], proce
             breaks = 0 if _find_crashing(progress, left) else breaks + 1
             if breaks >= MAX_BREAKS:
                 raise OSError(
-                    f"worker processes were ended {breaks} times from outside, likely for want of memory; give fewer "
-                    "--processes, and the same command continues"
+                    f"worker processes were ended {breaks} times from outside, probably because memory ran out; "
+                    "run the same command again with fewer --processes"
                 ) from error
 
 
 def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processes: int, bar: tqdm, before: int) -> None:
-    """Make shards until none is left; those that are done leave `left`."""
+    """Make the shards in `left`, and remove each from `left` once it is done."""
     sizes = {index: plan.bounds(index)[1] - plan.bounds(index)[0] for index in sorted(left)}
     finished = bar.total - before - sum(sizes.values())
     others = set(multiprocessing.active_children())
@@ -232,7 +238,11 @@ def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processe
 
 
 def make_pool(processes: int) -> ProcessPoolExecutor:
-    """Fresh processes: forking this one, with its threads, may hang. Where it can be, one imports and is forked."""
+    """Return a pool of new processes.
+
+    Forking this process with its threads could hang. Where possible, one server process imports the package and is
+    forked.
+    """
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     if kind == "forkserver":
@@ -241,7 +251,7 @@ def make_pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent ends, however it ends."""
+    """Let the parent process handle Ctrl-C, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The command line also turns SIGTERM into an orderly end; for a worker the plain one is right.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -258,10 +268,10 @@ def _end_with(sentinel: int) -> None:
 
 
 def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
-    """Decode each row that was in a worker's hands in a process of its own; note those that end it.
+    """Decode each row that a worker was decoding in a separate process, and note the rows that end it.
 
     Returns:
-        Whether there was one.
+        Whether such a row was found.
     """
     crashed = read_crashed(progress)
     found = False

@@ -1,19 +1,19 @@
-"""`manifest.json`: the description of a folder of shards, which writers and readers of shards share.
+"""Read and write `manifest.json`, which describes a folder of shards.
 
-A prepared folder holds
+A prepared folder contains
 
 - `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances, speakers mixed over all shards in a seeded order.
-  Every shard is there and whole, also one without rows. The number of rows differs by a few from shard to shard.
+  All shards exist and are complete; a shard can be empty. Their numbers of rows differ by at most a few.
 - `shard-00000-of-00064.index.json` beside each tar: place of each member, for random access (see `TAR_INDEX`).
-- `manifest.json`: this. It is written last, so if it exists, the folder is complete.
+- `manifest.json`: the manifest. It is written last, so if it exists, the folder is complete.
 - `unreadable.csv` (columns `path,reason`): the files of the source that were left out.
 
-Parquet columns: `audio` (struct `bytes: binary, path: string`, which `datasets` takes for its `Audio`), `speaker`
-(string, a name of `Manifest.speakers`), `key` (string, unique), `duration` (float64, seconds), `samples` (int64, at the
-rate of the stored audio). Row `i` of the file is row `i` of its row groups laid end to end.
+Parquet columns: `audio` (struct `bytes: binary, path: string`, which `datasets` reads as its `Audio`), `speaker`
+(string, a name in `Manifest.speakers`), `key` (string, unique), `duration` (float64, seconds), `samples` (int64, at the
+sampling rate of the stored audio). Rows are counted through the row groups in order.
 
-Members of a tar, two for each utterance, in this order: `KEY.flac` (or `.opus`, or the suffix of the source) and
-`KEY.json` with `{"speaker": ..., "duration": ..., "samples": ...}`.
+A tar has two members per utterance, in this order: `KEY.flac` (or `.opus`, or the suffix of the source) and `KEY.json`
+with `{"speaker": ..., "duration": ..., "samples": ...}`.
 """
 
 import csv
@@ -26,19 +26,22 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_SCHEMA = 1
-"""Of `manifest.json`; another number is refused."""
+"""Version number of the format of `manifest.json`. Files with another number are refused."""
 
 MANIFEST_NAME = "manifest.json"
 UNREADABLE_NAME = "unreadable.csv"
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
-"""Container to the suffix of its shards."""
+"""Maps each format to the suffix of its shards."""
 CODECS = ("flac", "opus", "source")
 TAR_INDEX = ("key", "speaker", "duration", "samples", "offset", "size", "suffix")
-"""Columns of an index file, `{"schema": 1, "key": [...], ...}`, one entry for each utterance: `offset` and `size` are
-bytes of the audio itself (not of its tar header) in the tar, `suffix` has its dot (".flac")."""
+"""Columns of an index file, `{"schema": 1, "key": [...], ...}`, with one entry per utterance. `offset` and `size` give
+the bytes of the audio in the tar, without its tar header. `suffix` includes the dot (".flac").
+"""
 
 FEW_SHARDS, SOME_SHARDS = 24, 96
-"""Up to these counts a multiple of 8, and then of 24, is near enough; more shards are a multiple of 48."""
+"""Limits for rounding the number of shards: up to 24 to a multiple of 8, up to 96 to a multiple of 24, above to a
+multiple of 48.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,14 @@ class Shard:
     """One shard.
 
     Attributes:
-        file: its name in the folder.
-        rows: number of utterances; may be 0.
-        row_groups: rows of each row group of a Parquet file, which add up to `rows`; empty for a tar.
+        file: name of the file in the folder.
+        rows: number of utterances; can be 0.
+        row_groups: number of rows in each row group of a Parquet file, `rows` in total; empty for a tar.
         bytes: size of the file.
-        sha256: of the file, hexadecimal.
-        seconds: of audio.
-        index: name of the index file of a tar, None for Parquet.
-        index_sha256: of the index file.
+        sha256: SHA-256 of the file, hexadecimal.
+        seconds: duration of the audio in total.
+        index: name of the index file of a tar; None for Parquet.
+        index_sha256: SHA-256 of the index file, hexadecimal; None for Parquet.
     """
 
     file: str
@@ -68,25 +71,25 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder of shards.
+    """Description of a folder of shards.
 
     Attributes:
         format: "parquet" or "webdataset".
-        codec: "flac", "opus", or "source" for the bytes of the source as they were.
-        sampling_rate: of the stored audio, samples per second; None if the codec is "source" (files may differ).
-        licence: of the source, as the user gave it; empty if not given.
+        codec: "flac" or "opus"; "source" if the files of the source were stored unchanged.
+        sampling_rate: sampling rate of the stored audio in Hz; None if the codec is "source", because files can differ.
+        licence: licence of the source as the user gave it; empty if not given.
         source: description of the source.
-        shards: in order.
-        speakers: names, sorted; the place in the list is the label.
-        speaker_utterances: number of utterances of each, in the same order.
-        utterances: number of all.
-        seconds: of all audio.
-        unreadable: number of files left out, the lines of `unreadable.csv`.
-        seed: of the order of the utterances.
-        fingerprint: of the source and the options, hexadecimal: the same again gives the same.
-        columns: name of the Parquet column with the "audio" and the "speaker", of shards that others made and
-            `index_shards` describes; empty for those named so.
-        schema: of this file.
+        shards: the shards, in order.
+        speakers: names of the speakers, sorted. The place in the list is the class label.
+        speaker_utterances: number of utterances of each speaker, in the same order.
+        utterances: number of utterances in all shards.
+        seconds: duration of all audio.
+        unreadable: number of files that were left out and are listed in `unreadable.csv`.
+        seed: random seed of the order of the utterances.
+        fingerprint: hexadecimal digest of the source and the options. The same source and options give the same digest.
+        columns: names of the Parquet columns that contain the "audio" and the "speaker", if `index_shards` describes
+            shards that use other column names; else empty.
+        schema: version number of the format.
     """
 
     format: str
@@ -106,15 +109,15 @@ class Manifest:
     schema: int = field(default=MANIFEST_SCHEMA)
 
     def to_json(self) -> str:
-        """The text of `manifest.json`."""
+        """Return the text of `manifest.json`."""
         return json.dumps({"schema": self.schema} | asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = MANIFEST_NAME) -> "Manifest":
-        """Read and check the text of `manifest.json`.
+        """Parse and check the text of `manifest.json`.
 
         Raises:
-            ValueError: it is no manifest, one of another schema, or one that contradicts itself.
+            ValueError: the text is not a manifest, has another schema or contradicts itself.
         """
         try:
             values: dict[str, Any] = json.loads(text)
@@ -130,7 +133,7 @@ class Manifest:
             shards = [Shard(**shard) for shard in values.pop("shards")]
             manifest = cls(shards=shards, **values)
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{name} is no manifest of shards ({error}); prepare the folder again") from error
+            raise ValueError(f"{name} is not a manifest of shards ({error}); prepare the folder again") from error
         manifest._check(name)
         return manifest
 
@@ -151,10 +154,10 @@ class Manifest:
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a local folder of shards.
+    """Read the manifest of a local folder of shards.
 
     Raises:
-        ValueError: there is none, or it cannot be used, see `Manifest.from_json`.
+        ValueError: the manifest does not exist or is invalid (see `Manifest.from_json`).
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
@@ -166,13 +169,13 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def read_unreadable(folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Path and reason of each file that was left out."""
+    """Return the path and the reason of each file that was left out."""
     with open(Path(folder) / UNREADABLE_NAME, encoding="utf-8", newline="") as file:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
 def format_unreadable(lines: Iterable[Sequence[str]]) -> str:
-    """The text of `unreadable.csv` from pairs of path and reason."""
+    """Return the text of `unreadable.csv` for pairs of path and reason."""
     rows: list[str] = []
 
     class Lines:
@@ -185,27 +188,29 @@ def format_unreadable(lines: Iterable[Sequence[str]]) -> str:
 
 
 def shard_name(index: int, count: int, container: str) -> str:
-    """File name of a shard: `shard-00003-of-00064.parquet`.
+    """Return the file name of a shard, such as `shard-00003-of-00064.parquet`.
 
     Args:
-        index: from 0.
-        count: of all shards.
-        container: a key of `FORMATS`.
+        index: number of the shard, from 0.
+        count: number of all shards.
+        container: format of the shards, a key of `FORMATS`.
     """
     return f"shard-{index:05d}-of-{count:05d}{FORMATS[container]}"
 
 
 def index_name(shard: str) -> str:
-    """Name of the index file beside a tar."""
+    """Return the name of the index file beside a tar."""
     return f"{Path(shard).stem}.index.json"
 
 
 def even_shard_count(wanted: float, utterances: int) -> int:
-    """A number of shards, at least `wanted`, that 2, 4 and 8 ranks (and, of many shards, 3, 6, 12 and 16) divide.
+    """Round up the number of shards so that 2, 4 and 8 ranks get equal shares.
+
+    Many shards also divide by 3, 6, 12 and 16 ranks.
 
     Args:
-        wanted: bytes of the corpus over bytes of a shard.
-        utterances: in the corpus, at least 1; no more shards than these are made.
+        wanted: size of the corpus divided by the size of a shard.
+        utterances: number of utterances in the corpus, at least 1. The number of shards is at most this.
     """
     step = 48
     if wanted <= SOME_SHARDS:

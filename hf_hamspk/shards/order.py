@@ -1,20 +1,20 @@
-"""The order of a streamed epoch: a pure function of numbers that every process knows.
+"""Order of a streamed epoch, computed by every process from the same few numbers.
 
-Shards are read in groups of utterances (the row groups of a Parquet file, runs of members of a tar). With `N`
+Shards are read in groups of utterances (the row groups of a Parquet file, or runs of members of a tar). With `N`
 utterances, `V` speed factors and a global batch of `B`:
 
-1. The groups are permuted, and their samples laid end to end: positions `0` to `N V - 1`. A group brings all its speed
-   factors along, so that it is fetched once in an epoch.
-2. The epoch has `N V // B` global batches. The positions that fill them are cut into lanes, contiguous stretches of
-   nearly equal length. Each global batch takes the next few positions of every lane, so it mixes as many far-apart
+1. The groups are permuted, and their samples are placed one after the other at the positions `0` to `N V - 1`. A group
+   brings all its speed factors along, so it is fetched once per epoch.
+2. The epoch has `N V // B` global batches. Their positions are cut into lanes, contiguous stretches of nearly equal
+   length. Each global batch takes the next few positions of every lane. It therefore mixes samples from as many distant
    places as there are lanes, while every lane reads its groups in sequence.
 3. Inside a lane, positions are permuted in windows of a few groups.
 
-There is no shuffle buffer, hence none to lose: any global batch of any epoch can be computed directly. What is left
-out of an epoch is fewer samples than one global batch, others in each epoch.
+There is no shuffle buffer whose state could be lost: any global batch of any epoch can be computed directly. Each epoch
+leaves out fewer samples than one global batch, and different ones each time.
 
-A slot is a place in the global batch, from 0 to `B - 1`. A slot always belongs to the same lane; who has the slots
-`start` to `stop` (a rank, a loader process) reads the groups of their lanes and no others.
+A slot is a place in the global batch, from 0 to `B - 1`. A slot always belongs to the same lane. A rank or loader
+process with the slots `start` to `stop - 1` reads only the groups of their lanes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,23 +23,26 @@ from typing import NamedTuple
 import numpy as np
 
 LANES = 32
-"""Places that a global batch mixes. Speakers are mixed inside a group as well, so more would only cost memory."""
+"""Number of lanes. Speakers are also mixed inside each group, so more lanes would only take more memory."""
 
 WINDOW = 4
-"""Groups of a lane that are shuffled together."""
+"""Number of groups in a lane that are shuffled together."""
 
 GROUPS_KEY, WINDOW_KEY = 1, 2
-"""Last numbers of the seeds. The generators of crops are seeded with three numbers; numpy takes what is missing for
-zeros, so the numbers here are five and the last is not 0."""
+"""Last numbers of the random seeds.
+
+Generators of crops have three numbers as their seed, and numpy pads seeds with zeros. The seeds here have five numbers
+and do not end in 0, so they never coincide with those.
+"""
 
 
 class Read(NamedTuple):
-    """A group that a lane reads.
+    """Group that a lane reads.
 
     Attributes:
-        first: global batch that may need it first.
-        last: global batch that may need it last.
-        group: its number in the manifest's order.
+        first: first global batch that may need the group.
+        last: last global batch that may need the group.
+        group: number of the group in the order of the manifest.
     """
 
     first: int
@@ -48,23 +51,23 @@ class Read(NamedTuple):
 
 
 class EpochOrder:
-    """Which samples make up each global batch of an epoch.
+    """Order of the samples in the global batches of an epoch.
 
-    Sample `v * N + u` is utterance `u`, counted in the order of the groups as given, at the speed factor number `v`, as
-    in `hf_hamspk.data.SpeakerCrops`. Memory is in proportion to the number of groups.
+    Sample `v * N + u` is utterance `u`, counted in the given order of the groups, at speed factor number `v`, as in
+    `hf_hamspk.data.SpeakerCrops`. The memory needed is proportional to the number of groups.
 
     Args:
-        group_sizes: utterances of each group, 0 allowed.
-        batch_size: samples of a global batch, at least 1.
-        seed: at least 0.
-        epoch: at least 0.
+        group_sizes: number of utterances in each group; 0 is allowed.
+        batch_size: number of samples in a global batch, at least 1.
+        seed: random seed, at least 0.
+        epoch: number of the epoch, at least 0.
         factors: number of speed factors, at least 1.
-        lanes: at least 1; no more than `batch_size` are used.
-        window: groups of a lane that are shuffled together, at least 1.
+        lanes: number of lanes, at least 1; at most `batch_size` are used.
+        window: number of groups in a lane that are shuffled together, at least 1.
 
     Attributes:
-        batches: global batches of the epoch.
-        remainder: samples left out, fewer than `batch_size`; `left_out` names them.
+        batches: number of global batches in the epoch.
+        remainder: number of samples left out, fewer than `batch_size`; `left_out` returns them.
 
     Raises:
         ValueError: an argument is out of range, or the samples do not fill one global batch.
@@ -87,7 +90,9 @@ class EpochOrder:
                 f"{batch_size}, {factors}, {lanes}, {window}, {seed} and {epoch}"
             )
         if sizes.ndim != 1 or (len(sizes) and sizes.min() < 0):
-            raise ValueError("group_sizes must be a list of whole numbers of at least 0, the utterances of each group")
+            raise ValueError(
+                "group_sizes must list the number of utterances of each group, whole numbers of at least 0"
+            )
         self.utterances, self.factors, self.batch_size = int(sizes.sum()), factors, batch_size
         self.batches, self.remainder = divmod(self.utterances * factors, batch_size)
         if self.batches == 0:
@@ -106,17 +111,17 @@ class EpochOrder:
         self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def lanes_of(self, start: int, stop: int) -> range:
-        """The lanes of the slots `start` to `stop - 1`."""
+        """Return the lanes of the slots `start` to `stop - 1`."""
         if start >= stop:
             return range(0)
         first, last = np.searchsorted(self._slots, (start, stop - 1), side="right") - 1
         return range(int(first), int(last) + 1)
 
     def samples(self, batch: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The samples in the slots `start` to `stop - 1` of a global batch: `(stop - start,)` int64.
+        """Return the samples in the slots `start` to `stop - 1` of a global batch: `(stop - start,)` int64.
 
         Raises:
-            ValueError: there is no such batch or slot.
+            ValueError: the batch or a slot is out of range.
         """
         stop = self.batch_size if stop is None else stop
         if not (0 <= batch < self.batches and 0 <= start <= stop <= self.batch_size):
@@ -132,7 +137,7 @@ class EpochOrder:
         return self._at(np.concatenate(parts))
 
     def reads(self, lane: int, batch: int = 0) -> Iterator[Read]:
-        """The groups that a lane reads from a global batch on, in the order in which it needs them."""
+        """Yield the groups that a lane reads from a global batch on, in the order in which it needs them."""
         first_slot, end_slot = int(self._slots[lane]), int(self._slots[lane + 1])
         begin, width = self.batches * first_slot, end_slot - first_slot
         position, end = begin + batch * width, self.batches * end_slot
@@ -144,17 +149,17 @@ class EpochOrder:
             position = high
 
     def after(self, group: int) -> Iterator[int]:
-        """The groups that follow a group in this epoch, going round at the end: all others, once each."""
+        """Yield all other groups once in the order of this epoch, from the one after `group` to the one before it."""
         place = int(np.flatnonzero(self._groups == group)[0])
         for step in range(1, len(self._groups)):
             yield int(self._groups[(place + step) % len(self._groups)])
 
     def left_out(self) -> np.ndarray:
-        """The samples of no global batch of this epoch: `(remainder,)` int64."""
+        """Return the samples that are in no global batch of this epoch: `(remainder,)` int64."""
         return self._at(np.arange(self.batches * self.batch_size, self.utterances * self.factors))
 
     def _window_bounds(self, lane: int, position: int) -> tuple[int, int]:
-        """First and end position of the window that holds a position of a lane."""
+        """Return the first and the end position of the window that contains a position of a lane."""
         window = int(np.searchsorted(self._ends, position, side="right")) // self.window
         last = min((window + 1) * self.window, len(self._ends)) - 1
         low = int(self._ends[window * self.window - 1]) if window else 0
@@ -162,7 +167,7 @@ class EpochOrder:
         return max(low, begin), min(int(self._ends[last]), end)
 
     def _lane_positions(self, lane: int, begin: int, end: int) -> np.ndarray:
-        """The places from `begin` to `end - 1` of a lane after the shuffle in windows."""
+        """Return the shuffled positions at the places `begin` to `end - 1` of a lane."""
         parts = []
         while begin < end:
             low, high, order = self._windows.get(lane, (0, 0, np.empty(0, dtype=np.int64)))
@@ -177,7 +182,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
     def _at(self, positions: np.ndarray) -> np.ndarray:
-        """The samples at positions of the permuted groups."""
+        """Return the samples at positions of the permuted groups."""
         places = np.searchsorted(self._ends, positions, side="right")
         groups = self._groups[places]
         sizes = self._sizes[groups]
@@ -186,13 +191,13 @@ class EpochOrder:
 
 
 def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_steps: int) -> list[tuple[int, int]]:
-    """The slots, as (start, stop), of each micro-batch of a rank.
+    """Return the slots of each micro-batch of a rank, as pairs (start, stop).
 
     Micro-batch `a` of rank `r` is slice number `a * world_size + r` of the global batch, as in
     `hf_hamspk.data.GlobalBatchSampler`.
 
     Raises:
-        ValueError: the rank is out of range, or the batch does not divide.
+        ValueError: the rank is out of range, or the global batch cannot be divided equally.
     """
     slices = world_size * accumulation_steps
     if min(world_size, accumulation_steps) < 1 or not 0 <= rank < world_size:
@@ -211,6 +216,9 @@ def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_
 
 
 def worker_slots(start: int, stop: int, worker: int, workers: int) -> tuple[int, int]:
-    """The share of a loader process in the slots `start` to `stop - 1`: contiguous, sizes that differ by at most 1."""
+    """Return the share of a loader process in the slots `start` to `stop - 1`.
+
+    Shares are contiguous, and their sizes differ by at most 1.
+    """
     size = stop - start
     return start + size * worker // workers, start + size * (worker + 1) // workers

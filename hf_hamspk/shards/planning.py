@@ -1,4 +1,4 @@
-"""Assigns utterances to shards before the first is made, so that an interrupted run can continue."""
+"""Assign utterances to shards before the first shard is made, so that an interrupted run can be resumed."""
 
 import dataclasses
 import hashlib
@@ -21,38 +21,38 @@ from .manifest import CODECS, FORMATS, even_shard_count
 from .writing import write_atomically
 
 PROGRESS_NAME = ".progress"
-"""Folder in the output with the state of an unfinished run; it is removed at the end."""
+"""Name of the folder in the output with the state of an unfinished run. It is removed at the end."""
 PLAN_NAME, TABLE_NAME = "plan.json", "plan.arrow"
 
 FILES_NAMED = 3
-"""Files that a message names."""
+"""Number of files that a message names."""
 
 PROBED = 48
-"""Utterances encoded to guess the size of the corpus: their mean is within some ten per cent of that of all."""
+"""Number of utterances that are encoded to estimate the size of the corpus, usually to within ten per cent."""
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How shards are made. All of it is part of their fingerprint.
+    """Options for making shards. All of them are part of the fingerprint.
 
     Attributes:
         format: "parquet" or "webdataset".
-        codec: "flac" (16 bit, lossless for 16-bit sources), "opus" (a fifth of the size, lossy) or "source" (the files
-            as they are, decoded only to check them).
-        sampling_rate: of the audio in the shards, samples per second.
-        layout: one of `LAYOUTS`, or None to recognise it.
-        speaker_level: under "folders", which folder of a path is the speaker, from 1.
-        audio_column: of a CSV file or a data set; None for "path", or the column of audio type.
-        speaker_column: of a CSV file or a data set; None for "speaker_id", or the first customary one.
-        audio_root: folder that the paths of a CSV file are relative to; None is the folder of the file.
-        split: of a data set.
-        speakers: speakers to keep; None keeps all.
-        shards: how many; None takes the size from `shard_bytes` and rounds to a number that divides well.
-        shard_bytes: wanted size of a shard.
-        rows_per_group: utterances in a row group of Parquet, the least that a reader must fetch.
-        min_duration: seconds; shorter files are left out.
-        licence: of the source; written into the manifest.
-        seed: of the order of the utterances.
+        codec: "flac" (16 bit, lossless for 16-bit sources), "opus" (lossy, a fifth of the size) or "source" (files are
+            kept unchanged and only decoded to check them).
+        sampling_rate: sampling rate of the audio in the shards, in Hz.
+        layout: one of `LAYOUTS`, or None to recognise the layout.
+        speaker_level: level of the speaker's folder in the layout "folders", from 1.
+        audio_column: audio column of a CSV file or a data set. None takes "path", or the column of audio type.
+        speaker_column: speaker column of a CSV file or a data set. None takes "speaker_id", or the first usual name.
+        audio_root: folder that the paths of a CSV file are relative to. None takes the folder of the file.
+        split: name of the split of a data set.
+        speakers: names of the speakers to keep; None keeps all.
+        shards: number of shards. None derives it from `shard_bytes` and rounds it so that ranks get equal shares.
+        shard_bytes: desired size of a shard in bytes.
+        rows_per_group: number of utterances in a row group of Parquet, the smallest unit that a reader fetches.
+        min_duration: shortest duration in seconds; shorter files are left out.
+        licence: licence of the source, which is written into the manifest.
+        seed: random seed of the order of the utterances.
     """
 
     format: str = "parquet"
@@ -79,7 +79,7 @@ class PrepareOptions:
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.codec == "opus" and self.sampling_rate not in OPUS_RATES:
-            raise ValueError(f"Opus has the sampling rates {OPUS_RATES}, got {self.sampling_rate}")
+            raise ValueError(f"sampling_rate must be one of {OPUS_RATES} for Opus, got {self.sampling_rate}")
         counts = (self.sampling_rate, self.speaker_level, self.shard_bytes, self.rows_per_group)
         if min(counts) < 1 or (self.shards is not None and self.shards < 1) or self.seed < 0:
             raise ValueError(
@@ -92,16 +92,16 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a preparation.
+    """Plan of a preparation.
 
     Attributes:
-        table: a row for each utterance, in the order of the shards, see `listing.LISTING_SCHEMA`.
-        containers: folders and archives that hold them.
+        table: one row per utterance in the order of the shards, see `listing.LISTING_SCHEMA`.
+        containers: folders and archives that contain the utterances.
         shards: number of shards.
-        source: as the user named it.
-        fingerprint: of source and options.
-        options: as given.
-        refused: path and reason of files that are left out from the start.
+        source: name of the source as the user gave it.
+        fingerprint: digest of the source and the options.
+        options: options that the user gave.
+        refused: path and reason of the files that are left out from the start.
     """
 
     table: pa.Table
@@ -113,24 +113,24 @@ class Plan:
     refused: list[tuple[str, str]]
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First row of a shard and the one after its last; shards differ by one row at most."""
+        """Return the first row of a shard and the row after its last. Shards differ by at most one row."""
         total = len(self.table)
         return shard * total // self.shards, (shard + 1) * total // self.shards
 
     def file_name(self, row: dict[str, Any]) -> str:
-        """What reports call the file of a row."""
+        """Return the name of a row's file in reports."""
         return self.containers[row["container"]].file_name(row["name"])
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A listing in order.
+    """Listing that was put in order.
 
     Attributes:
-        table: the utterances by key, those of unwanted speakers left out.
-        refused: path and reason of files that are none.
-        fingerprint: of the utterances, the streams and the options, hexadecimal.
-        listing: that it was made from.
+        table: utterances by key, without the speakers that are not kept.
+        refused: path and reason of the files that cannot be used as utterances.
+        fingerprint: hexadecimal digest of the utterances, the streams and the options.
+        listing: listing that the survey was made from.
     """
 
     table: pa.Table
@@ -143,8 +143,8 @@ def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = (
     """Put a listing in order.
 
     Args:
-        listing: the utterances found.
-        options: see `PrepareOptions`.
+        listing: utterances that were found.
+        options: options of the preparation, see `PrepareOptions`.
         streams: identities of the sources that are copied before they can be listed.
     """
     table, refused = name_utterances(listing, options.layout, options.speaker_level)
@@ -157,16 +157,16 @@ def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = (
 
 
 def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: str) -> Plan:
-    """Order the utterances and settle the number of shards.
+    """Shuffle the utterances and choose the number of shards.
 
     Args:
         found: all utterances.
-        options: see `PrepareOptions`.
-        source: as the user named it.
-        fingerprint: of source and options.
+        options: options of the preparation, see `PrepareOptions`.
+        source: name of the source as the user gave it.
+        fingerprint: digest of the source and the options.
 
     Raises:
-        ValueError: there are no utterances, only one speaker, or fewer utterances than shards were asked for.
+        ValueError: the source has no utterances, only one speaker, or fewer utterances than the requested shards.
     """
     _check_survey(found, source)
     order = np.random.default_rng(options.seed).permutation(len(found.table))
@@ -202,7 +202,10 @@ def _check_survey(found: Survey, source: str) -> None:
 
 
 def _mean_size(plan: Plan) -> float:
-    """Mean bytes of an utterance in a shard, from a few of them; of the source if none can be read."""
+    """Return the mean size in bytes of an utterance in a shard, estimated from a few utterances.
+
+    If none of them can be read, it is the mean size in the source.
+    """
     sizes = []
     rows = plan.table.slice(0, PROBED).to_pylist()
     options = plan.options
@@ -220,7 +223,7 @@ def _mean_size(plan: Plan) -> float:
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
-    """Write a plan below the progress folder; `plan.json` last."""
+    """Write a plan below the progress folder. `plan.json` is written last."""
 
     def write(path: Path) -> None:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, plan.table.schema) as writer:
@@ -240,7 +243,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: str | os.PathLike[str]) -> Plan:
-    """Read a plan; its table stays on disk and is mapped into memory."""
+    """Read a plan. Its table stays on disk and is mapped into memory."""
     facts = json.loads((Path(folder) / PLAN_NAME).read_text(encoding="utf-8"))
     with pa.memory_map(str(Path(folder) / TABLE_NAME)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -253,15 +256,15 @@ def load_plan(folder: str | os.PathLike[str]) -> Plan:
 
 
 def check_unchanged(plan: Plan, found: Survey, options: PrepareOptions, output: Path) -> None:
-    """Refuse to continue a plan that was made from another source or with other options.
+    """Check that an unfinished plan was made from the same source with the same options.
 
     Raises:
-        ValueError: with the differences.
+        ValueError: the source or the options differ; the message names the differences.
     """
     # Through JSON, which knows no tuples.
     old, new = (json.loads(json.dumps(dataclasses.asdict(each))) for each in (plan.options, options))
     changed = [f"{name} was {old[name]!r} and is {new[name]!r}" for name in old if old[name] != new[name]]
-    cure = f"give the same again, or another folder than {output}, or start over (--restart)"
+    cure = f"give the earlier source and options, choose another folder than {output}, or start over (--restart)"
     if changed:
         raise ValueError(f"{output} was begun with other options: {'; '.join(changed)}; {cure}")
     if found.fingerprint != plan.fingerprint:
@@ -273,5 +276,5 @@ def check_unchanged(plan: Plan, found: Survey, options: PrepareOptions, output: 
 
 
 def describe_sources(sources: Sequence[str]) -> str:
-    """What the manifest calls the source: names without the folders of this machine."""
+    """Return the names of the sources for the manifest, without the folders of this machine."""
     return ", ".join(source if "://" in source else Path(source).absolute().name for source in sources)

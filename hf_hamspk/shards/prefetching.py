@@ -1,4 +1,4 @@
-"""Groups in memory: those that the next batches need, fetched ahead of time, and no others."""
+"""Keep the groups that the next batches need in memory, and fetch them ahead of time."""
 
 import copy
 import heapq
@@ -11,27 +11,27 @@ from .order import EpochOrder, Read
 from .reading import Group, ShardReader
 
 FETCHES_AT_ONCE = 4
-"""Requests of one process under way at a time: enough to hide the delay of a distant server."""
+"""Number of concurrent requests of one process, enough to hide the delay of a distant server."""
 
 READ_AHEAD_BYTES = 64 << 20
-"""Fetched before it is needed, per process: some seconds of training."""
+"""Number of bytes that each process fetches in advance: some seconds of training."""
 
 GROUPS_KEPT = 4
-"""Groups kept in memory when utterances are read one by one, without a plan."""
+"""Number of groups in memory when utterances are read one by one, without a plan."""
 
 BROKEN_IN_A_ROW = 8
-"""Groups, one after the other, that cannot be read before the whole source is given up."""
+"""Number of successive unreadable groups after which reading stops with an error."""
 
 
 class GroupStore:
-    """Keeps the groups of a plan in memory while it needs them, and fetches the next in background threads.
+    """Store of the groups that an epoch needs. Background threads fetch the next groups.
 
     Use it as a context manager; leaving it ends the threads.
 
     Args:
-        reader: of the shards.
-        read_ahead_bytes: fetched ahead of need. What is needed at once comes on top and is given by the order of the
-            epoch: lanes x window x bytes of a group.
+        reader: reader of the shards.
+        read_ahead_bytes: number of bytes to fetch in advance. The groups in present use take additional memory, which
+            depends on the order of the epoch: lanes x window x bytes of a group.
     """
 
     def __init__(self, reader: ShardReader, read_ahead_bytes: int = READ_AHEAD_BYTES):
@@ -57,7 +57,7 @@ class GroupStore:
         self.close()
 
     def close(self) -> None:
-        """End the threads and forget the groups."""
+        """End the threads and drop the groups."""
         self.reader.fetcher.stop.set()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -66,7 +66,7 @@ class GroupStore:
         self._uses.clear()
 
     def plan(self, order: EpochOrder, lanes: Iterable[int], batch: int) -> None:
-        """Follow these lanes of an epoch from a global batch on."""
+        """Set the lanes of an epoch to follow, starting at a global batch."""
         self._reads = heapq.merge(*(order.reads(lane, batch) for lane in lanes), key=lambda read: read.first)
         self._next = next(self._reads, None)
         self.advance(batch)
@@ -87,11 +87,11 @@ class GroupStore:
             self._next = next(self._reads, None)
 
     def get(self, group: int) -> Group:
-        """A group; it is fetched now if it was not fetched ahead.
+        """Return a group. It is fetched now if it was not fetched in advance.
 
         Raises:
-            InputError: it cannot be read.
-            ConnectionError: nor could those before it.
+            InputError: the group cannot be read.
+            ConnectionError: several groups in a row cannot be read.
         """
         if group in self._broken:
             raise InputError(self._broken[group], self.reader.name_of(group))
@@ -110,13 +110,13 @@ class GroupStore:
                 raise
             raise ConnectionError(
                 f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder}, the last: {error}. "
-                "Check the network or the source, then give the same command again to resume from the last checkpoint"
+                "Check the network or the source, then run the same command again to resume from the last checkpoint"
             ) from error
         self._broken_in_a_row = 0
         return found
 
     def is_broken(self, group: int) -> bool:
-        """Whether a group turned out to be one that cannot be read."""
+        """Return whether an earlier attempt to read the group failed."""
         return group in self._broken
 
     def _size(self, group: int) -> int:

@@ -1,10 +1,10 @@
-"""`prepare`: makes a folder of shards of a source, and continues an interrupted run.
+"""Prepare a folder of shards from a source, and resume an interrupted preparation.
 
-The order and number of the shards are settled before the first is made (`planning`), so a shard depends on the plan
-only, and a killed preparation continues with the missing shards. The manifest is written last.
+The order and the number of shards are chosen before the first shard is made (`planning`). Each shard therefore depends
+on the plan only, and a killed preparation resumes with the missing shards. The manifest is written last.
 
-Memory does not grow with the corpus but for its table (about 150 bytes for each utterance, in a file that the
-workers map): a worker holds one row group and one decoded file.
+Only the table of utterances grows with the corpus: about 150 bytes per utterance, in a file that the workers map into
+memory. Apart from it, a worker keeps one row group and one decoded file.
 """
 
 import errno
@@ -57,22 +57,25 @@ def prepare(
 ) -> Manifest:
     """Make shards of a corpus.
 
-    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. Ended at any moment, also by
-    `kill -9`, it continues when it is called with the same arguments.
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. If the preparation is
+    interrupted, also by `kill -9`, call it again with the same arguments to resume it.
 
     Args:
-        sources: folders, zip or tar archives or their parts, CSV files, folders or repositories of `datasets`.
-        output: folder for the shards; created if absent; otherwise it must be empty or from the same call.
-        options: see `PrepareOptions`; None takes the defaults.
-        processes: worker processes; 0 does the work in this one. Scripts that ask for any must keep their own work
-            under `if __name__ == "__main__"`, as for every use of multiprocessing.
+        sources: folders, zip or tar archives or their parts, CSV files, and folders or repositories of `datasets`.
+        output: folder for the shards. It is created if absent; otherwise it must be empty or come from the same call.
+        options: options of the shards, see `PrepareOptions`; None takes the defaults.
+        processes: number of worker processes; 0 does the work in this process. With 1 or more, a script must keep its
+            own work under `if __name__ == "__main__"`, as with any use of multiprocessing.
         progress: show progress bars on stderr.
         restart: first remove the shards of an earlier preparation in `output`.
 
+    Returns:
+        The manifest of the shards.
+
     Raises:
-        ValueError: the source or an option cannot be used, or differs from the preparation that is to be continued.
-        OSError: the shards cannot be written, or workers are ended again and again.
-        MissingDecoderError: a package for decoding is missing; the same command continues once it is installed.
+        ValueError: the source or an option cannot be used, or differs from the preparation to resume.
+        OSError: the shards cannot be written, or worker processes were ended from outside several times.
+        MissingDecoderError: a package for decoding is missing; install it and run the same command again.
     """
     options = PrepareOptions() if options is None else options
     output = Path(output)
@@ -115,7 +118,7 @@ def _advice_where_full(output: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        advice = "complete shards stay, so make room and give the same command again, or start over with --codec opus"
+        advice = "complete shards stay, so make room and run the same command again, or start over with --codec opus"
         raise OSError(error.errno, f"{os.strerror(error.errno)} ({advice})", str(output)) from error
 
 
@@ -125,7 +128,7 @@ def _size(plan: Plan, index: int) -> int:
 
 
 def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: bool) -> Plan | Manifest:
-    """A new plan, that of the run to continue, or the manifest of a finished run."""
+    """Return a new plan, the plan of the run to resume, or the manifest of a finished run."""
     folder = output / PROGRESS_NAME
     listing, streams = find_utterances(sources, options)
     found = survey(listing, options, [stream.identity for stream in streams])
@@ -150,9 +153,9 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder with other files."""
+    """Check that a folder contains no files other than those of a preparation."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is no folder; give a folder for the shards")
+        raise ValueError(f"{output} is not a folder; give a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
     if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
         raise ValueError(f"{output} holds other files ({other.name}); give an empty folder or a new one")
@@ -160,7 +163,7 @@ def _check_output(output: Path) -> None:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One preparation at a time; the system lets go of the lock however the process ends."""
+    """Lock a folder for one preparation. The system releases the lock when the process ends, even after a crash."""
     try:
         import fcntl
     except ImportError:
@@ -181,7 +184,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _finish(plan: Plan, output: Path) -> Manifest:
-    """Gather the records, and write the list of unreadable files and, last, the manifest."""
+    """Collect the records, write the list of unreadable files, and write the manifest last."""
     folder = output / PROGRESS_NAME
     records = [load_record(folder, index) for index in range(plan.shards)]
     shards, unreadable = [], list(plan.refused)
@@ -189,7 +192,7 @@ def _finish(plan: Plan, output: Path) -> Manifest:
     for index, record in enumerate(records):
         if record is None or not _is_there(output, record):
             record_path(folder, index).unlink(missing_ok=True)
-            raise OSError(f"shard {index} of {output} was removed while others were made; give the same command again")
+            raise OSError(f"shard {index} of {output} was removed while others were made; run the same command again")
         shards.append(record.shard)
         unreadable += record.unreadable
         speakers.update(record.speakers)
@@ -197,7 +200,7 @@ def _finish(plan: Plan, output: Path) -> Manifest:
     if not speakers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:FILES_NAMED])
         raise ValueError(
-            f"every one of the {len(unreadable)} files was left out, so there are no shards ({reasons}). Correct the "
+            f"every one of the {len(unreadable)} files was left out, so no shards were made ({reasons}). Correct the "
             "source or the options, and give the command again with --restart"
         )
     manifest = Manifest(
@@ -232,7 +235,7 @@ def _remove_progress(output: Path) -> None:
 
 
 def _remove_shards(output: Path) -> None:
-    """Remove the files of a preparation, and nothing else; the manifest first, which marks the folder as complete."""
+    """Remove only the files of a preparation. The manifest goes first, because it marks the folder as complete."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for path in output.iterdir():
         if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:

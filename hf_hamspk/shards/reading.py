@@ -1,7 +1,7 @@
-"""Reading shards, group by group, from wherever fsspec reaches: a folder, `hf://`, `s3://`, `https://`.
+"""Read shards group by group from any place that fsspec can read: a folder, `hf://`, `s3://`, `https://`.
 
-A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request for its bytes;
-its place is known from the footer of the Parquet file or the index of the tar, which are kept for a number of shards.
+A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request. Its place is
+known from the footer of the Parquet file or the index of the tar, which stay in memory for a number of shards.
 """
 
 import copy
@@ -22,24 +22,24 @@ from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
 TAR_GROUP_BYTES = 4 << 20
-"""Audio fetched at once from a tar: a second of a fast line, and about 40 utterances of 8 s in FLAC."""
+"""Size in bytes of a group of a tar: one second on a fast line, or about 40 utterances of 8 s in FLAC."""
 
 FOOTER_BYTES = 64 << 10
-"""Fetched from the end of a Parquet file at first; holds the footer of a file of about 200 row groups."""
+"""Bytes that are first fetched from the end of a Parquet file. They contain the footer of about 200 row groups."""
 
 PARQUET_END = 8
-"""Bytes after the footer: its length and the magic number."""
+"""Number of bytes after the footer: its length and the magic number."""
 
 LAYOUTS_KEPT = 128
-"""Shards whose footer or index is kept in memory. One that is not costs another, small request for each group."""
+"""Number of shards whose footer or index stays in memory. For others, each group needs another small request."""
 
 
 class Group:
-    """The utterances of a group, in memory as in the shard.
+    """Utterances of a group, in memory as in the shard.
 
     Attributes:
-        speakers: of each utterance.
-        names: of each, for reports.
+        speakers: name of the speaker of each utterance.
+        names: name of each utterance in reports.
     """
 
     def __init__(self, audio: "pa.Array | list[memoryview]", speakers: list[str], names: list[str], size: int):
@@ -49,7 +49,7 @@ class Group:
         return len(self.speakers)
 
     def audio(self, row: int) -> memoryview:
-        """The encoded recording, a view of the group's memory."""
+        """Return the encoded recording as a view of the group's memory."""
         if isinstance(self._audio, list):
             return self._audio[row]
         content = self._audio[row].as_buffer()
@@ -57,22 +57,22 @@ class Group:
 
 
 class ShardReader:
-    """The groups of a folder of shards.
+    """Reader of the groups of a folder of shards.
 
-    It can be copied and pickled; connections and the footers read so far are left out.
+    A reader can be copied and pickled; its connections and the footers read so far are not copied.
 
     Args:
-        folder: with `manifest.json`; a local path or a URL that fsspec reads.
-        retry: see `Retry`.
-        storage_options: for the fsspec file system, for example `{"token": ...}`.
+        folder: folder with `manifest.json`: a local path, or a URL that fsspec can read.
+        retry: attempts and pauses, see `Retry`.
+        storage_options: options of the fsspec file system, for example `{"token": ...}`.
 
     Attributes:
-        manifest: see `Manifest`.
-        group_sizes: utterances of each group, in the order of the shards: `(groups,)` int64.
-        group_bytes: about the bytes of each group: `(groups,)` int64.
+        manifest: manifest of the shards, see `Manifest`.
+        group_sizes: number of utterances in each group, in the order of the shards: `(groups,)` int64.
+        group_bytes: approximate size in bytes of each group: `(groups,)` int64.
 
     Raises:
-        ValueError: there is no manifest, or it cannot be used.
+        ValueError: the manifest does not exist or is invalid.
         InputError: the manifest cannot be fetched.
     """
 
@@ -107,12 +107,12 @@ class ShardReader:
         self._forget_process()
 
     def fingerprint(self) -> str:
-        """Hexadecimal; folders with the same shards in the same order have the same."""
+        """Return a hexadecimal digest. Folders with the same shards in the same order have the same digest."""
         shards = [[shard.sha256 if shard.sha256 else shard.file, group_rows(shard)] for shard in self.manifest.shards]
         return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
 
     def name_of(self, group: int) -> str:
-        """Name of a group in reports."""
+        """Return the name of a group in reports."""
         shard = int(self._shard_of[group])
         return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
 
@@ -120,7 +120,7 @@ class ShardReader:
         """Fetch a group.
 
         Raises:
-            InputError: it cannot be read, after all attempts; `source` is `name_of(group)`.
+            InputError: the group cannot be read after all attempts; the `name` of the error is `name_of(group)`.
         """
         number = int(self._shard_of[group])
         shard, place = self.manifest.shards[number], group - int(self._first_group[number])
@@ -135,13 +135,14 @@ class ShardReader:
             raise
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"is damaged or not that of the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
+                f"is damaged or differs from the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
                 "--verify` on the folder, or copy the shard again",
                 self.name_of(group),
             ) from error
         if len(found) != self.group_sizes[group]:
             raise InputError(
-                f"has {len(found)} utterances, the manifest says {self.group_sizes[group]}; copy the shard again",
+                f"has {len(found)} utterances, but the manifest declares {self.group_sizes[group]}; "
+                "copy the shard again",
                 self.name_of(group),
             )
         return found
@@ -164,7 +165,7 @@ class ShardReader:
         if pa.types.is_struct(audio.type):
             audio = audio.field("bytes")
         if not (pa.types.is_binary(audio.type) or pa.types.is_large_binary(audio.type)):
-            raise ValueError(f"the column {own!r} holds {audio.type}, expected bytes")
+            raise ValueError(f"the column {own!r} has the type {audio.type}, expected bytes")
         speakers = speaker_names(table, speaker)
         first = int(self.first_utterance[self._first_group[number] + place] - self.first_utterance_of(number))
         names = (
@@ -175,11 +176,11 @@ class ShardReader:
         return Group(audio, speakers, names, audio.nbytes)
 
     def first_utterance_of(self, number: int) -> int:
-        """The first utterance of a shard, counted over all."""
+        """Return the number of a shard's first utterance, counted over all shards."""
         return int(sum(shard.rows for shard in self.manifest.shards[:number]))
 
     def _fetch_footer(self, shard: Shard) -> bytes:
-        """The end of a Parquet file from its footer on."""
+        """Return the end of a Parquet file, starting with its footer."""
         size = min(FOOTER_BYTES, shard.bytes)
         tail = self.fetcher.fetch(shard.file, shard.bytes - size, shard.bytes)
         length = int.from_bytes(tail[-PARQUET_END : -PARQUET_END + 4], "little") + PARQUET_END
@@ -213,7 +214,7 @@ class ShardReader:
         return columns
 
     def _layout(self, number: int, fetch: Any) -> Any:
-        """Footer or index of a shard, kept for the next groups."""
+        """Return the footer or the index of a shard, and keep it in memory for the next groups."""
         with self._lock:
             if number in self._layouts:
                 self._layouts.move_to_end(number)
@@ -227,7 +228,10 @@ class ShardReader:
 
 
 def group_rows(shard: Shard) -> list[int]:
-    """Utterances of each group of a shard; of a tar, runs of nearly equal length and about `TAR_GROUP_BYTES`."""
+    """Return the number of utterances in each group of a shard.
+
+    A tar is divided into groups of nearly equal length and about `TAR_GROUP_BYTES`.
+    """
     if shard.index is None or shard.rows == 0:
         return list(shard.row_groups)
     count = min(shard.rows, max(1, round(shard.bytes / TAR_GROUP_BYTES)))
@@ -235,7 +239,7 @@ def group_rows(shard: Shard) -> list[int]:
 
 
 def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
-    """The speaker of each row as text; the numbers of a `ClassLabel` of `datasets` become its names."""
+    """Return the speaker of each row as text. Numbers of a `ClassLabel` of `datasets` are replaced by their names."""
     values = table.column(column).to_pylist()
     described = (table.schema.metadata if table.schema.metadata is not None else {}).get(b"huggingface")
     if values and isinstance(values[0], int) and described is not None:
@@ -246,7 +250,7 @@ def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
 
 
 def _span(row_group: Any) -> tuple[int, int]:
-    """First and end byte of a row group."""
+    """Return the first and the end byte of a row group."""
     columns = [row_group.column(index) for index in range(row_group.num_columns)]
     starts = [
         column.data_page_offset
@@ -259,7 +263,7 @@ def _span(row_group: Any) -> tuple[int, int]:
 
 
 class _Range:
-    """A file of which only one range of bytes is present; Arrow reads no others."""
+    """File object that contains only one range of bytes of a file. Arrow reads no other bytes."""
 
     closed = False
 
@@ -298,12 +302,14 @@ class _Range:
 
 
 def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ShardReader | None:
-    """The reader of a folder of shards, or None if the source is another kind of corpus.
+    """Return the reader of a folder of shards, or None if the source is another kind of corpus.
 
-    A URL is taken for a folder of shards; a local path is one if it holds `manifest.json`, or is that file.
+    A URL is always treated as a folder of shards. A local path is a folder of shards if it contains `manifest.json`, or
+    is
+    that file.
 
     Raises:
-        ValueError: there is no manifest at the URL, or it cannot be used.
+        ValueError: the URL has no manifest, or the manifest is invalid.
         InputError: the manifest cannot be fetched.
     """
     text = os.fspath(source)
@@ -317,21 +323,26 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise ValueError(
-            f"there is no {text}/{MANIFEST_NAME}: shards that others made (Parquet, WebDataset) are trained on after "
-            f"`hamspk prepare --index {text} OUTPUT`, with OUTPUT as the training data"
+            f"there is no {text}/{MANIFEST_NAME}: to train on shards of other projects (Parquet, WebDataset), "
+            f"run `hamspk prepare --index {text} OUTPUT` and give OUTPUT as the training data"
         ) from error
 
 
 def choose_shuffle(group_bytes: Sequence[int] | np.ndarray, lanes: int, window: int, budget: int) -> tuple[int, int]:
-    """Lanes and window for an epoch's order whose groups fit in a budget of memory, over all processes together.
+    """Choose the lanes and the window of an epoch's order so that the groups in use fit into a memory budget.
 
-    Where the groups are large, the window shrinks first, then the lanes.
+    The budget holds for all processes together. If the groups are large, first the window and then the number of lanes
+    is
+    reduced.
 
     Args:
-        group_bytes: bytes of each group.
-        lanes: wanted.
-        window: wanted.
-        budget: bytes.
+        group_bytes: size in bytes of each group.
+        lanes: desired number of lanes.
+        window: desired number of groups in a window.
+        budget: memory budget in bytes.
+
+    Returns:
+        Number of lanes and number of groups in a window.
     """
     largest = max(1, int(np.max(group_bytes, initial=1)))
     fit = max(1, budget // largest)

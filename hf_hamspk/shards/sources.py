@@ -1,4 +1,4 @@
-"""Finding the utterances of the sources that a user names: folders, archives and their parts, CSV files, data sets."""
+"""Find the utterances of the sources that a user names: folders, archives and their parts, CSV files and data sets."""
 
 import csv
 import itertools
@@ -27,17 +27,17 @@ from .planning import PrepareOptions
 from .streams import DataSetStream
 
 LISTING_THREADS = 8
-"""Folders listed at once: on a network disk the time goes into waiting."""
+"""Number of folders that are listed at the same time, because a network disk spends most of the time waiting."""
 
 FOLDERS_AT_ONCE = 1000
-"""Folders given to the threads at once: the results of all 145,000 of VoxCeleb2 would take much memory."""
+"""Number of folders given to the threads at once. The results of all 145,000 of VoxCeleb2 would take much memory."""
 
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-"""What describes the files of an audio folder of `datasets`."""
+"""Names of the table that describes the files of an audio folder of `datasets`."""
 
 SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
@@ -55,14 +55,17 @@ NO_FILE = "is not a regular file (a folder, a pipe or a device)"
 
 
 def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:
-    """List the sources that can be listed, and open data sets as streams.
+    """List the utterances of files and folders, and open data sets as streams.
 
     Args:
-        sources: see `prepare`.
-        options: see `PrepareOptions`.
+        sources: sources to search, see `prepare`.
+        options: options of the preparation, see `PrepareOptions`.
+
+    Returns:
+        The listing and the streams.
 
     Raises:
-        ValueError: a source is not there, or of no known kind.
+        ValueError: a source does not exist, or its kind is unknown.
     """
     listing = Listing()
     archives: list[Path] = []
@@ -83,12 +86,12 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
 
 
 def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[DataSetStream]) -> bool:
-    """Add a file to those of its kind; False if its kind is unknown."""
+    """Add a file to the files of its kind. Return False if its kind is unknown."""
     name = path.name.lower()
     if is_part(path) or name.endswith(ARCHIVE_SUFFIXES):
         archives.append(path)
     elif name.endswith(COMPRESSED_SUFFIXES):
-        raise ValueError(f"{path} is a compressed tar: unpack it (`tar xf {path.name}`) and give the folder")
+        raise ValueError(f"{path} is a compressed tar; unpack it (`tar xf {path.name}`) and give the folder")
     elif name.endswith(".parquet"):
         streams.append(DataSetStream(str(path), options.split, options.audio_column, options.speaker_column))
     else:
@@ -120,8 +123,8 @@ def _sort_directory(
     ]
     if packed and folders:
         raise ValueError(
-            f"{root} holds archives ({packed[0].name}) and folders ({folders[0]}), perhaps the same audio twice: name "
-            "the one or the others"
+            f"{root} holds archives ({packed[0].name}) and folders ({folders[0]}), perhaps with the same audio "
+            "twice; name either the archives or the folders"
         )
     for path in packed:
         _sort_file(path, options, archives, streams)
@@ -130,7 +133,7 @@ def _sort_directory(
 
 
 def _names_files(metadata: Path) -> bool:
-    """Whether it is the table of an audio folder; other corpora have files of that name too."""
+    """Return whether the file is the table of an audio folder. Some corpora use its name for other tables."""
     with open(metadata, encoding="utf-8-sig", errors="replace") as file:
         return "file_name" in file.readline()
 
@@ -144,7 +147,7 @@ def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
 
 
 def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
-    """The streams of an address or of a repository of the Hub."""
+    """Return the streams of an address or of a Hub repository."""
     repository = source.removeprefix(HUB_PREFIX)
     if _REPOSITORY.fullmatch(repository):
         return _repository(repository, options)
@@ -155,13 +158,13 @@ def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
 
 def _remote_tars(source: str) -> ValueError:
     return ValueError(
-        f"{source} holds tars, which are not copied from an address. `hamspk prepare --index {source} OUTPUT` makes "
-        "them usable where they are; or download them and give the files"
+        f"{source} contains tars, which are not copied from an address. Index them in place with "
+        f"`hamspk prepare --index {source} OUTPUT`, or download them and give the files"
     )
 
 
 def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]:
-    """The stream of a Hub repository at its present commit."""
+    """Return the streams of a Hub repository at its present commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -182,7 +185,7 @@ def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]
 
 
 def list_folder(listing: Listing, root: Path) -> None:
-    """Every audio file below a folder; links are followed, each folder is read once."""
+    """List every audio file below a folder. Links are followed, and each folder is read once."""
     container = listing.add_container("folder", [root])
     seen = {_identity(os.stat(root))}
     waiting = [""]
@@ -201,7 +204,10 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
-    """Name, whether it is a folder, its stat (None if that fails) and the reason of the failure; sorted."""
+    """Return the entries of a folder, sorted: name, whether it is a folder, its stat and the reason of a failure.
+
+    The stat is None if it failed.
+    """
     entries = []
     try:
         with os.scandir(root / folder) as scan:
@@ -219,12 +225,12 @@ def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | 
 
 
 def _sort_out(listing: Listing, container: int, entries: list, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Add the files, and yield the folders."""
+    """Add the files to the listing, and yield the folders."""
     for name, is_folder, stat, reason in entries:
         if stat is None:
             listing.refuse(container, name, reason)
         elif is_folder and _identity(stat) in seen:
-            listing.refuse(container, name, "is a second way to a folder that was listed already")
+            listing.refuse(container, name, "links to a folder that is listed already")
         elif is_folder:
             seen.add(_identity(stat))
             yield name
@@ -246,10 +252,10 @@ def _is_text(name: str) -> bool:
 
 
 def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
-    """The audio files of a zip or tar, which may be split into several files.
+    """List the audio files of a zip or tar, which may be split into several files.
 
     Raises:
-        ValueError: it is neither, or cannot be read from its start.
+        ValueError: the file is neither a zip nor a tar, or it cannot be read from its start.
     """
     with open_parts(paths) as file:
         magic = file.read(262)
@@ -278,24 +284,27 @@ def _list_plain(listing: Listing, container: int, members: Iterator[Member | Ref
 
 
 def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
-    """The utterances of a tar; in a WebDataset, the members of one key stand together and one names the speaker."""
+    """List the utterances of a tar.
+
+    In a WebDataset tar, the members with one key are neighbours, and one of them names the speaker.
+    """
     for member, speaker in group_samples(file, lambda bad: listing.refuse(container, bad.name, bad.reason)):
         if listing.is_audio(member.name):
             listing.add(container, member, speaker)
 
 
 def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:
-    """The files that a CSV or JSONL file names; one that is not there is refused.
+    """List the files that a CSV or JSONL file names. Files that do not exist are listed as refused.
 
     Args:
-        listing: to which the utterances are added.
-        source: a CSV file in UTF-8 with a header, or (`.jsonl`) an object in each line.
-        root: folder that its paths are relative to.
+        listing: listing that receives the utterances.
+        source: CSV file in UTF-8 with a header, or a `.jsonl` file with one object per line.
+        root: folder that the paths are relative to.
         audio_column: column with the paths.
         speaker_column: column with the speakers.
 
     Raises:
-        ValueError: it is no such file, or a column or cell is missing.
+        ValueError: the file is not a CSV or JSONL file in UTF-8, or a column or cell is missing.
     """
     container = listing.add_container("folder", [root])
     with open(source, encoding="utf-8-sig", newline="") as file:
@@ -318,7 +327,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
 
 
 def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:
-    """The rows of a table, and its columns."""
+    """Return the rows of a table and the names of its columns."""
     if not file.name.endswith(".jsonl"):
         reader = csv.DictReader(file)
         return reader, [] if reader.fieldnames is None else list(reader.fieldnames)
@@ -346,7 +355,7 @@ def _stat(root: Path, name: Any) -> os.stat_result | None:
 
 def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os.stat_result | None) -> None:
     if not isinstance(name, str) or not name or speaker in (None, ""):
-        listing.refuse(container, str(name), f"its line in the table is not complete (the speaker is {speaker!r})")
+        listing.refuse(container, str(name), f"its line in the table is incomplete: the speaker is {speaker!r}")
     elif stat is not None and not S_ISREG(stat.st_mode):
         listing.refuse(container, name, NO_FILE)
     elif stat is None:
@@ -358,12 +367,15 @@ def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os
 
 
 def _inner_key(name: str) -> str:
-    """A key without the steps that lead out of a folder."""
+    """Return a key without the steps that lead out of a folder."""
     return sample_key("/".join(part for part in name.split("/") if part not in ("", ".", "..")))[0]
 
 
 def archive_sets(paths: Sequence[Path]) -> list[list[Path]]:
-    """Archives, each with all its parts; parts given one by one (as a shell does) come once."""
+    """Group archives into sets, each with all its parts.
+
+    Parts that were named one by one (a shell expands wildcards that way) form one set.
+    """
     sets: dict[Path, list[Path]] = {}
     for path in paths:
         parts = all_parts(path) if is_part(path) else [path]

@@ -1,8 +1,8 @@
-"""Training on shards: the same crops as from files, with only a few groups in memory at any time.
+"""Train on shards with the same crops as from files, with only a few groups in memory at any time.
 
-Guarantees: every rank does the same number of steps; an epoch is the whole corpus less fewer samples than one global
-batch; which samples make up a global batch depends on (seed, epoch) and the shards only, neither on the number of
-ranks, loader processes and accumulation steps nor on where a run was interrupted.
+Every rank does the same number of steps. An epoch covers the complete corpus, less fewer samples than one global
+batch. The samples of a global batch depend only on seed, epoch and shards. They do not depend on the number of ranks,
+loader processes and accumulation steps, or on the step at which a run was interrupted.
 """
 
 import copy
@@ -22,25 +22,29 @@ from .prefetching import READ_AHEAD_BYTES, GroupStore
 from .reading import ShardReader, choose_shuffle
 
 SHUFFLE_BYTES = 256 << 20
-"""Audio that the shuffling of an epoch keeps in memory, over all processes of a run together."""
+"""Bytes of audio that the shuffling of an epoch keeps in memory, over all processes of a run together."""
 
 
 def shuffle_of(reader: ShardReader) -> tuple[int, int]:
-    """Lanes and window with which shards are shuffled, see `EpochOrder`: a function of the manifest."""
+    """Return the lanes and the window for shuffling these shards (see `EpochOrder`).
+
+    They depend on the manifest only.
+    """
     return choose_shuffle(reader.group_bytes, LANES, WINDOW, SHUFFLE_BYTES)
 
 
 class ShardUtterances:
-    """The utterances of a folder of shards, in the order of the manifest; `SpeakerCrops` reads them.
+    """Utterances of a folder of shards in the order of the manifest, as a source for `SpeakerCrops`.
 
-    Babble is drawn from the group of the utterance, which is in memory with it. An utterance that cannot be read is
-    replaced by the next of its group, a group that cannot be read by the groups that follow it in the epoch.
+    Babble is drawn from the group of the utterance, which is in memory already. An utterance that cannot be read is
+    replaced by the next one of its group. A group that cannot be read is replaced by the groups that follow it in the
+    epoch.
 
     Args:
-        reader: of the shards.
-        sampling_rate: samples per second wanted.
-        store: None makes one that keeps a few groups.
-        order: of the epoch that is read; None is the order of the manifest.
+        reader: reader of the shards.
+        sampling_rate: sampling rate in Hz of the decoded crops.
+        store: store of the groups in memory. None makes one that keeps a few groups.
+        order: order of the epoch that is read. None takes the order of the manifest.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class ShardUtterances:
 
     @property
     def store(self) -> GroupStore:
-        """The groups in memory."""
+        """Return the store of the groups in memory."""
         if self._store is None:
             self._store = GroupStore(self.reader)
         return self._store
@@ -116,20 +120,21 @@ class ShardUtterances:
 
 
 class StreamedCrops(IterableDataset[dict[str, Any]]):
-    """The micro-batches of one rank in one epoch, in shares of the loader processes.
+    """Micro-batches of one rank in one epoch, divided among the loader processes.
 
-    Each process yields its share of every micro-batch, a dictionary as `collate` makes it (and `failures`, if there
-    are new ones), so the shares of a `DataLoader(..., batch_size=None)` come in turn: `StreamedBatches` joins them.
+    Each process yields its share of every micro-batch: a dictionary from `collate`, with `failures` added if there are
+    new
+    ones. The shares of a `DataLoader(..., batch_size=None)` come in turn, and `StreamedBatches` joins them.
 
     Args:
-        crops: over `ShardUtterances`.
-        batch_size: samples of a global batch, over all ranks and accumulation steps.
-        epoch: at least 0.
-        first_batch: global batches of this epoch to skip.
-        rank: from 0 to `world_size - 1`.
+        crops: crops of `ShardUtterances`.
+        batch_size: number of samples in a global batch, over all ranks and accumulation steps.
+        epoch: number of the epoch, at least 0.
+        first_batch: number of global batches of this epoch to skip.
+        rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        accumulation_steps: micro-batches of a global batch on each rank.
-        read_ahead_bytes: fetched ahead of need, per process.
+        accumulation_steps: number of micro-batches in a global batch on each rank.
+        read_ahead_bytes: number of bytes that each process fetches in advance.
 
     Raises:
         ValueError: an argument is out of range.
@@ -147,7 +152,7 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
         read_ahead_bytes: int = READ_AHEAD_BYTES,
     ):
         if not isinstance(crops.utterances, ShardUtterances):
-            raise ValueError("crops must be of shards: SpeakerCrops(ShardUtterances(reader), ...)")
+            raise ValueError("crops must be of shards; pass SpeakerCrops(ShardUtterances(reader), ...)")
         self.crops, self.reader = crops, crops.utterances.reader
         self.lanes, self.window = shuffle_of(self.reader)
         self.epoch, self.first_batch = epoch, first_batch
@@ -197,20 +202,21 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
 
 
 class StreamedBatches:
-    """Micro-batches of one rank, epoch after epoch, for a training loop.
+    """Micro-batches of one rank for a training loop, epoch after epoch.
 
-    Each iteration runs from the present place to the end of the epoch, then stands at the start of the next one.
-    The place is `epoch` and `batch` (global batches done), and both can be set: with the same shards, seed and batch
-    size, and any number of ranks and processes, the iteration continues from there.
+    Each iteration runs from the present place to the end of the epoch and then moves to the start of the next one. The
+    place is `epoch` and `batch` (number of global batches done). Set both to resume a run with the same shards, seed
+    and
+    batch size; the number of ranks and processes may differ.
 
     Args:
-        crops: over `ShardUtterances`.
-        batch_size: samples of a global batch, over all ranks and accumulation steps.
-        rank: from 0 to `world_size - 1`.
+        crops: crops of `ShardUtterances`.
+        batch_size: number of samples in a global batch, over all ranks and accumulation steps.
+        rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        accumulation_steps: micro-batches of a global batch on each rank.
-        num_workers: loader processes.
-        pin_memory: copy the batches to memory from which a GPU reads faster.
+        accumulation_steps: number of micro-batches in a global batch on each rank.
+        num_workers: number of loader processes.
+        pin_memory: copy the batches to pinned memory, from which a GPU reads faster.
     """
 
     def __init__(
@@ -242,16 +248,18 @@ class StreamedBatches:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches of an epoch."""
+        """Return the number of global batches in an epoch."""
         return len(self.crops) // self.batch_size
 
     @property
     def remainder(self) -> int:
-        """Samples that an epoch leaves out: fewer than a global batch, others in each epoch."""
+        """Return the number of samples that an epoch leaves out, fewer than a global batch. They differ from epoch to
+        epoch.
+        """
         return len(self.crops) % self.batch_size
 
     def __len__(self) -> int:
-        """Micro-batches of a whole epoch on this rank."""
+        """Return the number of micro-batches of a complete epoch on this rank."""
         return self.batches_per_epoch * self.accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -285,14 +293,14 @@ class StreamedBatches:
 
 
 class NoiseShards:
-    """The recordings of a folder of shards, each equally likely; an `hf_hamspk.data.augmentation.NoiseSource`.
+    """Recordings of a folder of shards as an `hf_hamspk.data.augmentation.NoiseSource`; each is equally likely.
 
-    Each draw reads the group of its recording, unless it is one of the few in memory: small groups make it quick
+    A draw reads the group of its recording, unless the group is in memory. Small groups make it fast
     (`hamspk prepare --rows-per-group 4`).
 
     Args:
-        reader: of the shards.
-        sampling_rate: samples per second wanted.
+        reader: reader of the shards.
+        sampling_rate: sampling rate of the recordings in Hz.
     """
 
     def __init__(self, reader: ShardReader, sampling_rate: int = SAMPLING_RATE):

@@ -1,8 +1,9 @@
-"""Data sets of `datasets`: they can be read in order only, so their files are copied first.
+"""Copy data sets of `datasets`, which can only be read in order, so that their rows can be shuffled.
 
-Mixing the speakers over all shards needs every file at hand. The files are laid end to end, as they are, in segments
-below the progress folder, which are removed at the end; until then the source takes its size again on the disk. A
-segment is complete or absent, and notes the state of the stream after it, so that an interrupted copy continues.
+Mixing the speakers over all shards needs random access to every file. The encoded files are therefore copied, one after
+the other, into segments in the progress folder. The segments need as much disk space as the source and are removed at
+the end. Each segment is complete or absent, and stores the state of the stream after it, so an interrupted copy can be
+resumed.
 """
 
 import hashlib
@@ -26,10 +27,10 @@ from .listing import Listing
 from .writing import publish, write_atomically
 
 SEGMENT_BYTES = 512 * 2**20
-"""A segment ends at this size: at most this much is copied again after a kill."""
+"""Size in bytes at which a segment ends. After a kill, at most this much is copied again."""
 
 SEGMENT_ITEMS = 20_000
-"""Or at this number of files: their names are held in memory."""
+"""Number of files at which a segment ends, because their names are kept in memory."""
 
 SPOOL_NAME = "spool.json"
 
@@ -38,11 +39,11 @@ class Item(NamedTuple):
     """One row of a data set.
 
     Attributes:
-        key: of the utterance.
-        speaker: None if the row names none.
-        name: of the file.
-        content: its bytes; None for a file that cannot be used.
-        reason: why it cannot.
+        key: key of the utterance.
+        speaker: name of the speaker; None if the row names none.
+        name: name of the file.
+        content: bytes of the file; None if it cannot be used.
+        reason: reason why the file cannot be used; None if it can.
     """
 
     key: str
@@ -53,14 +54,15 @@ class Item(NamedTuple):
 
 
 class DataSetStream:
-    """A data set of `datasets` (Hub repository, folder, or Parquet file) with columns of audio and speakers.
+    """Stream of a data set of `datasets` with columns of audio and speakers.
 
     Args:
-        path: as for `datasets.load_dataset`; or one Parquet file; or a folder that `save_to_disk` wrote.
-        split: of the data set.
-        audio_column: None for the one column of audio.
-        speaker_column: None for the first customary name, see `SPEAKER_FIELDS`.
-        revision: of a repository.
+        path: Hub repository or folder, as for `datasets.load_dataset`; one Parquet file; or a folder that
+            `save_to_disk` wrote.
+        split: name of the split.
+        audio_column: name of the audio column. None takes the only column that contains audio.
+        speaker_column: name of the speaker column. None takes the first name of `SPEAKER_FIELDS` that exists.
+        revision: revision of a Hub repository.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class DataSetStream:
             self.identity = f"{path}@{revision}"
 
     def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """Read the rows after a state (None for the start), each with a function that returns the state after it.
+        """Yield the rows after a state, each with a function that returns the state after that row.
 
-        The state is that of the data set and the number of rows that were read; it can be written as JSON.
+        The state combines the state of the data set with the number of rows read. It can be stored as JSON. None is the
+        start.
         """
         data = self._load()
         audio, speaker = self._columns(data)
@@ -111,14 +114,14 @@ class DataSetStream:
         return _streaming(datasets.load_dataset(self.path, split=self.split, streaming=True, revision=self.revision))
 
     def _columns(self, data: datasets.IterableDataset) -> tuple[str, str]:
-        """The columns with the audio and the speaker."""
+        """Return the names of the audio column and the speaker column."""
         columns = [] if data.column_names is None else data.column_names
         audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _holds_audio(data, c)]
         speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
         if len(audio) != 1 or audio[0] not in columns:
             raise ValueError(
-                f"{self.name} has the columns {', '.join(columns)}, and {len(audio)} of them hold audio; name the "
-                "right one with --audio-column"
+                f"{self.name} has the columns {', '.join(columns)}, and {len(audio)} of them contain audio, "
+                "expected 1; name the right one with --audio-column"
             )
         if not speaker:
             raise ValueError(
@@ -138,23 +141,27 @@ class DataSetStream:
         if content is None and path is not None and os.path.isfile(path):
             size = os.path.getsize(path)
             content = Path(path).read_bytes() if size <= MAX_MEMBER else bytes(0)
-            reason = f"has {size} bytes, more than the {MAX_MEMBER} of any utterance" if size > MAX_MEMBER else reason
+            reason = f"has {size} bytes, more than the {MAX_MEMBER} of one file" if size > MAX_MEMBER else reason
         if content is None:
-            reason = f"row {number} holds no audio, and the file {path} is not there"
+            reason = f"row {number} contains no audio, and the file {path} does not exist"
         if reason is not None:
             return Item(key, speaker, f"{self.name}::{name}", None, reason)
         return Item(key, speaker, name, content)
 
 
 def _streaming(data: Any) -> datasets.IterableDataset:
-    """For the type checker: with a split and streaming, `load_dataset` gives one of these."""
+    """Return `data` unchanged if it is one streamed split.
+
+    Raises:
+        ValueError: `data` is anything else, such as a dictionary of several splits.
+    """
     if not isinstance(data, datasets.IterableDataset):
-        raise ValueError(f"expected one split of a data set, got {type(data).__name__}; name a split")
+        raise ValueError(f"expected one split of a data set, got {type(data).__name__}; name the split with --split")
     return data
 
 
 def _holds_audio(data: datasets.IterableDataset, column: str) -> bool:
-    """Whether a column is of type `Audio`, or a structure of bytes and path as in Parquet files."""
+    """Return whether a column is of type `Audio`, or a structure of bytes and path as in Parquet files."""
     kind = None if data.features is None else data.features.get(column)
     return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
@@ -168,17 +175,17 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
 def copy_streams(
     streams: Sequence[DataSetStream], listing: Listing, folder: Path, fingerprint: str, progress: bool
 ) -> None:
-    """Copy the rows that are not copied yet, and list all of them.
+    """Copy the rows that are not copied yet, and add all rows to the listing.
 
     Args:
-        streams: in order.
-        listing: to which the utterances are added.
-        folder: for the segments.
-        fingerprint: of sources and options; segments of another are refused.
+        streams: data sets to copy, in order.
+        listing: listing that receives the utterances.
+        folder: folder of the segments.
+        fingerprint: digest of the sources and options. Segments with another fingerprint are refused.
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: the folder holds segments of another source.
+        ValueError: the folder contains segments of another source.
         OSError: the source cannot be reached, or the disk is full.
     """
     note = folder / SPOOL_NAME
@@ -199,7 +206,7 @@ def copy_streams(
 
 
 def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The segments of a stream: those on the disk, then new ones as they are made."""
+    """Yield the segments of a stream: first the segments on the disk, then new ones as they are written."""
     items = None
     state = None
     for index in count():

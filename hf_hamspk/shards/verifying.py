@@ -1,4 +1,4 @@
-"""Reading every shard again: do all files, rows and samples agree with the manifest?"""
+"""Check that all files, rows and samples of a folder of shards agree with its manifest."""
 
 import hashlib
 import json
@@ -31,10 +31,10 @@ from .manifest import (
 from .writing import hash_file
 
 DURATION_TOLERANCE = 1e-6
-"""Seconds; a duration is samples over rate, written and read as a 64-bit float."""
+"""Tolerance in seconds for a duration, which is samples divided by rate as a 64-bit float."""
 
 NAMED_PROBLEMS = 20
-"""Faults of one shard that are named before they are only counted."""
+"""Number of faults of one shard that are named; further faults are only counted."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ShardFindings:
     """Content and faults of one shard.
 
     Attributes:
-        problems: sentences, empty if there are none.
-        keys: a hash of each key, `(rows,)` uint64.
-        speakers: utterances of each speaker.
+        problems: one sentence per fault; empty if the shard is correct.
+        keys: hash of each key, `(rows,)` uint64.
+        speakers: number of utterances of each speaker.
     """
 
     problems: list[str]
@@ -53,18 +53,18 @@ class ShardFindings:
 
 
 def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> list[str]:
-    """Read everything in a folder of shards again: hashes, counts, keys, speakers, and every sample.
+    """Check a folder of shards by reading it completely: hashes, counts, keys, speakers and every sample.
 
     Args:
-        folder: that `prepare` wrote.
-        processes: worker processes; 0 does the work in this one.
+        folder: folder that `prepare` wrote.
+        processes: number of worker processes; 0 does the work in this process.
         progress: show a bar on stderr.
 
     Returns:
-        A sentence for each fault; empty if there are none.
+        One sentence per fault; empty if the folder is correct.
 
     Raises:
-        ValueError: there is no manifest, or one that contradicts itself.
+        ValueError: the manifest does not exist or contradicts itself.
     """
     manifest = load_manifest(folder)
     problems, keys = [], []
@@ -79,12 +79,13 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
             bar.update(shard.rows)
     total = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     if (twice := len(total) - len(np.unique(total))) > 0:
-        problems.append(f"{twice} keys come more than once")
+        problems.append(f"{twice} keys occur more than once")
     listed = dict(zip(manifest.speakers, manifest.speaker_utterances, strict=True))
     if dict(speakers) != listed:
         wrong = sorted(name for name in speakers.keys() | listed.keys() if speakers[name] != listed.get(name, 0))
         problems.append(
-            f"{len(wrong)} speakers have another number of utterances than {MANIFEST_NAME} says, first {wrong[0]}"
+            f"{len(wrong)} speakers have a different number of utterances than {MANIFEST_NAME} declares, "
+            f"first {wrong[0]}"
         )
     return problems + _leftover_problems(Path(folder), manifest)
 
@@ -123,12 +124,12 @@ def _leftover_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFindings:
-    """Read one shard again.
+    """Check one shard by reading it completely.
 
     Args:
-        folder: of the shards.
-        manifest: None reads it, which is cheaper than sending it to a process.
-        index: of the shard.
+        folder: folder of the shards.
+        manifest: manifest of the folder. None reads it, which is faster than sending it to a process.
+        index: number of the shard.
     """
     manifest = load_manifest(folder) if manifest is None else manifest
     shard = manifest.shards[index]
@@ -138,11 +139,11 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
     keys = []
     seconds = 0.0
     if not path.is_file():
-        return ShardFindings(["is not there"], np.zeros(0, np.uint64), {})
+        return ShardFindings(["does not exist"], np.zeros(0, np.uint64), {})
     if (size := path.stat().st_size) != shard.bytes:
-        problems.append(f"has {size} bytes, not {shard.bytes}")
+        problems.append(f"should have {shard.bytes} bytes, but has {size}")
     if hash_file(path) != shard.sha256:
-        problems.append("its SHA-256 is another")
+        problems.append("its SHA-256 differs from the manifest")
     try:
         rows = (
             _parquet_rows(path, shard, problems) if manifest.format == "parquet" else _tar_rows(path, shard, problems)
@@ -155,14 +156,14 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
     except (ArchiveError, OSError, pa.ArrowException, ValueError, KeyError) as error:
         problems.append(f"cannot be read to its end ({error})")
     if len(keys) != shard.rows:
-        problems.append(f"holds {len(keys)} utterances, not {shard.rows}")
+        problems.append(f"should contain {shard.rows} utterances, but contains {len(keys)}")
     if abs(seconds - shard.seconds) > DURATION_TOLERANCE * max(1, len(keys)):
-        problems.append(f"holds {seconds:.3f} s, not {shard.seconds:.3f}")
+        problems.append(f"should contain {shard.seconds:.3f} s of audio, but contains {seconds:.3f} s")
     return ShardFindings(problems, np.array(keys, np.uint64), dict(speakers))
 
 
 def hash_key(key: str) -> int:
-    """64 bits of a key: among ten million keys, the chance that two are equal is three in a million."""
+    """Return a 64-bit hash of a key. Among ten million keys, two are equal with a probability of three in a million."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
@@ -206,13 +207,15 @@ def _tar_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[st
             facts = json.loads(read_forwards(file, member))
             audio = waiting.pop(key)
             if places.get(key) != (audio.offset, audio.size):
-                problems.append(f"{key}: the index says {places.get(key)}, it is at {(audio.offset, audio.size)}")
+                problems.append(
+                    f"{key}: the index declares the place {places.get(key)}, but it is at {(audio.offset, audio.size)}"
+                )
             yield facts | {"key": key, "content": read_forwards(file, audio)}
     problems += [f"{key}: its .json is missing" for key in waiting]
 
 
 def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list]:
-    """The index beside a tar; empty, with a problem, if it cannot be used."""
+    """Return the index beside a tar. If it cannot be used, add a problem and return empty columns."""
     file = path.with_name(str(shard.index))
     try:
         content = file.read_bytes()
@@ -223,7 +226,7 @@ def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list
             and set(TAR_INDEX) <= set(index)
         ):
             return index
-        problems.append(f"{file.name} is not the index that was written with it")
+        problems.append(f"{file.name} is not the index that was written with the tar")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems.append(f"{file.name} cannot be read ({error})")
     return {name: [] for name in TAR_INDEX}

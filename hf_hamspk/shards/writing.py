@@ -1,4 +1,4 @@
-"""Writing one shard, Parquet or tar: under a temporary name first, and renamed once it is complete and on disk."""
+"""Write one Parquet or tar shard under a temporary name, and rename it once it is complete and on disk."""
 
 import hashlib
 import io
@@ -16,15 +16,15 @@ from .encoding import Encoded
 from .manifest import MANIFEST_SCHEMA, TAR_INDEX, Shard, index_name
 
 MAX_GROUP_BYTES = 64 * 2**20
-"""A row group ends here, however few utterances it has: it is held in memory as a whole."""
+"""Size in bytes at which a row group ends, even if it has few utterances, because it is kept in memory completely."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, bring it to the disk, and give it its name.
+    """Let `write` create a file beside `path`, flush it to disk, and rename it to `path`.
 
     Args:
-        path: the file; it is replaced if it exists.
-        write: called with the name to write to.
+        path: final path of the file; an existing file is replaced.
+        write: function that writes the file. It is called with the temporary path.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write(temporary)
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Bring a file to the disk and give it its name; after a crash it is complete or absent."""
+    """Flush a file to disk and rename it to `path`. After a crash, it is complete or absent."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -47,25 +47,25 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardWriter(Protocol):
-    """Writer of one shard."""
+    """Interface of a writer of one shard."""
 
     def add(self, key: str, speaker: str, encoded: Encoded) -> None:
-        """The next utterance."""
+        """Add the next utterance."""
         ...
 
     def finish(self) -> Shard:
-        """Close the shard and give it its name."""
+        """Close the shard and give it its final name."""
         ...
 
 
 def audio_schema(sampling_rate: int | None) -> pa.Schema:
-    """Schema of a Parquet shard, with the metadata by which `datasets` reads the column `audio` as its `Audio`."""
+    """Return the schema of a Parquet shard. Its metadata let `datasets` read the column `audio` as `Audio`."""
     features = {
         "audio": {"_type": "Audio"} if sampling_rate is None else {"sampling_rate": sampling_rate, "_type": "Audio"},
         "speaker": {"dtype": "string", "_type": "Value"},
@@ -86,13 +86,13 @@ def audio_schema(sampling_rate: int | None) -> pa.Schema:
 
 
 class ParquetShard:
-    """Writes a Parquet shard.
+    """Writer of a Parquet shard.
 
     Args:
-        path: of the shard.
-        temporary: name to write under.
-        sampling_rate: of the audio, None if files differ.
-        rows_per_group: utterances in a row group.
+        path: path of the shard.
+        temporary: path to write to before the shard is complete.
+        sampling_rate: sampling rate of the audio in Hz; None if files differ.
+        rows_per_group: number of utterances in a row group.
     """
 
     def __init__(self, path: Path, temporary: Path, sampling_rate: int | None, rows_per_group: int):
@@ -112,7 +112,7 @@ class ParquetShard:
         self._seconds = 0.0
 
     def add(self, key: str, speaker: str, encoded: Encoded) -> None:
-        """The next utterance."""
+        """Add the next utterance."""
         audio = {"bytes": encoded.content, "path": f"{key}{encoded.suffix}"}
         self._rows.append(
             {"audio": audio, "speaker": speaker, "key": key, "duration": encoded.duration, "samples": encoded.samples}
@@ -129,7 +129,7 @@ class ParquetShard:
             self._rows, self._bytes = [], 0
 
     def finish(self) -> Shard:
-        """Close the shard and give it its name."""
+        """Close the shard and give it its final name."""
         self._flush()
         self._writer.close()
         shard = Shard(
@@ -145,11 +145,11 @@ class ParquetShard:
 
 
 class TarShard:
-    """Writes a WebDataset tar and its index.
+    """Writer of a WebDataset tar and its index.
 
     Args:
-        path: of the shard.
-        temporary: name to write under.
+        path: path of the shard.
+        temporary: path to write to before the shard is complete.
     """
 
     def __init__(self, path: Path, temporary: Path):
@@ -159,7 +159,7 @@ class TarShard:
         self._index: dict[str, list] = {name: [] for name in TAR_INDEX}
 
     def add(self, key: str, speaker: str, encoded: Encoded) -> None:
-        """The next utterance."""
+        """Add the next utterance."""
         self._member(f"{key}{encoded.suffix}", encoded.content)
         # Data are padded to whole blocks.
         padded = -(-len(encoded.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -178,7 +178,7 @@ class TarShard:
         self._tar.members = []  # type: ignore[attr-defined]
 
     def finish(self) -> Shard:
-        """Close the shard and give it and its index their names, the index first."""
+        """Close the shard and give it and its index their final names, the index first."""
         self._tar.close()
         self._file.close()
         index = self.path.with_name(index_name(self.path.name))

@@ -34,7 +34,7 @@ def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
     code, out, err = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
     assert code == 1
     assert out == "verified: 6 faults\n"
-    assert "shard-00001-of-00002.parquet: its SHA-256 is another" in err
+    assert "shard-00001-of-00002.parquet: its SHA-256 differs from the manifest" in err
 
 
 def test_an_index_of_shards_of_others(hamspk, source, tmp_path):

@@ -146,7 +146,7 @@ def test_a_tar_header_that_claims_two_gigabytes_is_not_believed(tmp_path):
         *sorted(tmp_path.glob("*.tar")),
     ).splitlines()
     assert sum(line.startswith("Member") for line in out) == 5
-    assert sum("Refused" in line and f"claims {2**31} bytes" in line for line in out) == 1
+    assert sum("Refused" in line and f"declares {2**31} bytes" in line for line in out) == 1
     assert sum("of extended header" in line for line in out) == 3
 
 
@@ -154,7 +154,7 @@ def test_damage_in_a_tar_is_told_after_what_came_before():
     whole = make_tar(*(entry(name, content) for name, content in FILES.items()))
     where = whole.index(b"id00002/v")
     cases = {
-        "is no header": whole[:where] + b"\xff" * 512 + whole[where + 512 :],
+        "no header after byte": whole[:where] + b"\xff" * 512 + whole[where + 512 :],
         "end mark": whole[:where],
         "unexpected end": whole[: where + 700],
     }
@@ -190,8 +190,8 @@ def edited(archive: bytes, **fields) -> bytes:
     [
         ({"flags": 1}, "encrypted"),
         ({"method": 12}, "method 12"),
-        ({"size": 2**31}, f"claims {2**31} bytes"),
-        ({"stored": 2**31}, f"claims {2**31} bytes"),
+        ({"size": 2**31}, f"declares {2**31} bytes"),
+        ({"stored": 2**31}, f"declares {2**31} bytes"),
         ({"made": 3 << 8, "mode": 0o120777 << 16}, "is a link"),
     ],
 )
@@ -205,11 +205,11 @@ def test_hostile_members_of_a_zip_are_refused(fields, reason):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"size": 50}, "holds more than the 50 bytes"),
-        ({"size": 99_999}, "not than the|, not"),
+        ({"size": 50}, "should have 50 bytes, but has more"),
+        ({"size": 99_999}, "should have 99999 bytes, but has [0-9]+; copy"),
         ({"check": 1}, "CRC-32"),
-        ({"offset": 7}, "damaged where the file should be"),
-        ({"method": 0}, "holds"),
+        ({"offset": 7}, "no file begins at the declared place"),
+        ({"method": 0}, "should have"),
     ],
 )
 def test_a_zip_that_lies_is_found_out_on_reading(fields, reason):
@@ -231,7 +231,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path):
     assert len(content) < 2**21
     (said,) = list_zip(io.BytesIO(content))
     assert isinstance(said, Refused)
-    assert f"more than the {MAX_MEMBER}" in said.reason
+    assert f"at most {MAX_MEMBER} are read" in said.reason
     (tmp_path / "b.zip").write_bytes(edited(content, size=1000))
     out = python(
         """

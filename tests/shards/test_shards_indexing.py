@@ -111,7 +111,7 @@ def test_what_cannot_be_indexed(foreign):
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="found none"):
         index_shards([str(folder / "empty")], folder / "index", progress=False)
-    with pytest.raises(ValueError, match="has the columns text, wav, who: name those of the audio and of the speaker"):
+    with pytest.raises(ValueError, match="has the columns text, wav, who; name the audio column"):
         index(folder, "parquet", speaker_column=None)
     with tarfile.open(folder / "empty" / "0.tar", "w"):
         pass

@@ -301,9 +301,9 @@ def test_bad_files_are_listed_and_the_others_used(tree, out):
         ("id00002/v/cut.flac", "cut short|cannot be decoded"),
         ("id00002/v/half.m4a", "cannot be decoded"),
         ("id00002/v/long.wav", "more than the 268435456"),
-        ("id00000/video0/00000.m4a", "second file of the utterance id00000/video0/00000, and .*00000.wav is used"),
+        ("id00000/video0/00000.m4a", "second file of the utterance id00000/video0/00000; .*00000.wav is used instead"),
         ("id00000/broken.wav", "broken link"),
-        ("id00000/loop", "second way"),
+        ("id00000/loop", "listed already"),
     ):
         assert re.search(reason, reasons[name]), reasons[name]
 
@@ -485,11 +485,11 @@ def test_the_folder_of_somebody_else_is_refused(tree, out):
         ("nowhere", "there is no .*nowhere: give a folder"),
         ("file.xyz", "is not a known kind of source: give a folder"),
         ("empty", "no utterance in empty"),
-        ("mixed", r"holds archives \(a.zip\) and folders \(b\), perhaps the same audio twice"),
-        ("bad.zip", r"bad.zip: it is no zip"),
+        ("mixed", r"holds archives \(a.zip\) and folders \(b\), perhaps with the same audio twice"),
+        ("bad.zip", r"bad.zip: it is not a zip"),
         ("bad.tar", "neither a zip nor an uncompressed tar"),
-        ("a.tar.gz", r"is a compressed tar: unpack it \(`tar xf a.tar.gz`\)"),
-        ("packed", r"is a compressed tar: unpack it \(`tar xf b.tgz`\)"),
+        ("a.tar.gz", r"is a compressed tar; unpack it \(`tar xf a.tar.gz`\)"),
+        ("packed", r"is a compressed tar; unpack it \(`tar xf b.tgz`\)"),
     ],
 )
 def test_sources_that_are_none(tmp_path, out, source, message):
@@ -540,9 +540,9 @@ def test_verify_finds_what_is_wrong(tree, out):
     shard.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read to its end" in verdict()
     shard.write_bytes((out / shard_name(1, 2, "parquet")).read_bytes())
-    assert "10 keys come more than once" in verdict()
+    assert "10 keys occur more than once" in verdict()
     shard.unlink()
-    assert "is not there" in verdict()
+    assert "does not exist" in verdict()
     shard.write_bytes(whole)
     (out / shard_name(0, 3, "parquet")).write_bytes(whole)
     (out / "unreadable.csv").write_text("path,reason\nx,y\n")
@@ -573,7 +573,7 @@ def test_a_manifest_that_cannot_be_used(tree, out):
         ({"codec": "mp3"}, "codec must be one of flac, opus, source, got 'mp3'"),
         ({"format": "zip"}, "format must be one of"),
         ({"layout": "x"}, "layout must be one of"),
-        ({"codec": "opus", "sampling_rate": 22_050}, "Opus has the sampling rates"),
+        ({"codec": "opus", "sampling_rate": 22_050}, "for Opus, got 22050"),
         ({"shards": 0}, "at least 1"),
         ({"min_duration": 0.0}, "at least 0.1 s"),
     ],
