@@ -66,7 +66,7 @@ class EmbeddingParts:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with other settings. It differs in "
-                f"{', '.join(different)}. Give the same command as that run to complete it, or delete the folder."
+                f"{', '.join(different)}. Run the command of that run again to complete it, or delete the folder."
             )
 
     def path(self, part: int) -> Path:

@@ -253,8 +253,9 @@ class StreamedBatches:
 
     @property
     def remainder(self) -> int:
-        """Return the number of samples that an epoch leaves out, fewer than a global batch. They differ from epoch to
-        epoch.
+        """Return the number of samples that an epoch leaves out, fewer than a global batch.
+
+        The samples differ from epoch to epoch.
         """
         return len(self.crops) % self.batch_size
 

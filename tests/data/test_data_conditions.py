@@ -67,7 +67,7 @@ def test_codecs_keep_the_voice(speech):
 
 def test_bad_values_are_refused():
     for kind, values, message in (
-        ("loudness", None, "sweep over are"),
+        ("loudness", None, "condition to sweep over must be one of"),
         ("duration", [0.0], "cannot be made"),
         ("snr", [float("nan")], "cannot be made"),
         ("codec", [1.0], "no strength"),

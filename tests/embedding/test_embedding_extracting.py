@@ -125,7 +125,7 @@ def test_parts_of_another_run_are_refused(tmp_path):
     source = Waves([1] * 5)
     open_parts(tmp_path, source, weights="a", files="b")
     open_parts(tmp_path, source, weights="a", files="b")
-    with pytest.raises(ValueError, match=r"differs in weights\. Give the same command"):
+    with pytest.raises(ValueError, match=r"differs in weights\. Run the command of that run again"):
         open_parts(tmp_path, source, weights="c", files="b")
     (tmp_path / "e.parts" / "run.json").write_text("{")
     with pytest.raises(ValueError, match="delete the folder"):
@@ -192,5 +192,5 @@ def test_files_are_found_by_name_and_root(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     strange = AudioFiles(["voicemail.wav", "pipe.wav"], RATE, tmp_path)
     assert len(strange.read(0)[0].waveform) == pytest.approx(16_000, abs=1_000)
-    assert "no regular file" in strange.read(1)[0].reason
+    assert "is not a regular file" in strange.read(1)[0].reason
     assert source.fingerprint() != AudioFiles(["gone.wav", "a.wav"], RATE, tmp_path).fingerprint()
