@@ -186,7 +186,7 @@ def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
     for speaker in sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = []
         for folder, _, names in os.walk(root / speaker, followlinks=True):
-            # macOS leaves "._name.wav" files that hold no audio.
+            # macOS leaves "._name.wav" files without audio.
             files += [
                 os.path.join(folder, name)
                 for name in names
@@ -196,7 +196,7 @@ def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
         speakers += [speaker] * len(files)
     if not paths:
         raise ValueError(
-            f"no audio in {root}: expected speaker/.../utterance with one of the endings {', '.join(AUDIO_SUFFIXES)}"
+            f"no audio in {root}: expected speaker/.../utterance with one of the suffixes {', '.join(AUDIO_SUFFIXES)}"
         )
     return paths, speakers
 

@@ -287,7 +287,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         """Map each utterance or augmentation file that could not be read to the reason, over this and the worker
         processes.
         """
-        unexplained = "could not be read in a loader process, whose log has the reason"
+        unexplained = "could not be read in a loader process; its log gives the reason"
         return dict.fromkeys(self.utterances.failed(), unexplained) | self._reasons
 
     def __len__(self) -> int:

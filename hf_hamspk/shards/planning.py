@@ -185,18 +185,18 @@ def _check_survey(found: Survey, source: str) -> None:
     reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:FILES_NAMED])
     if not len(table):
         others = ", ".join(
-            f"{count} {suffix if suffix else 'without an ending'}"
+            f"{count} {suffix if suffix else 'without a suffix'}"
             for suffix, count in found.listing.ignored.most_common(FILES_NAMED)
         )
         raise ValueError(
-            f"no utterance in {source}: {len(found.refused)} files were refused{f' ({reasons})' if reasons else ''}, "
-            f"other files: {others if others else 'none'}; audio ends in {', '.join(AUDIO_SUFFIXES)}"
+            f"no utterance in {source}: {len(found.refused)} audio files were refused"
+            f"{f' ({reasons})' if reasons else ''}; other files: {others if others else 'none'}; audio files end in {', '.join(AUDIO_SUFFIXES)}"
         )
     speakers = table["speaker"].unique().to_pylist()
     if len(speakers) < 2:
         raise ValueError(
-            f"{source} has the one speaker {speakers[0]!r} in {len(table)} utterances, at least 2 are needed; if that "
-            "is no speaker, say which folder of a path is (--speaker-level), or give a CSV file"
+            f"{source} has the one speaker {speakers[0]!r} in {len(table)} utterances, at least 2 are needed; if this "
+            "is not a speaker, choose the speaker's folder with --speaker-level, or give a CSV file"
             + (f". {len(found.refused)} files were refused ({reasons})" if found.refused else "")
         )
 

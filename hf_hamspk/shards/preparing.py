@@ -158,7 +158,7 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"{output} is not a folder; give a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
     if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
-        raise ValueError(f"{output} holds other files ({other.name}); give an empty folder or a new one")
+        raise ValueError(f"{output} contains other files ({other.name}); give an empty folder or a new one")
 
 
 @contextmanager

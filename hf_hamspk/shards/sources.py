@@ -123,7 +123,7 @@ def _sort_directory(
     ]
     if packed and folders:
         raise ValueError(
-            f"{root} holds archives ({packed[0].name}) and folders ({folders[0]}), perhaps with the same audio "
+            f"{root} contains archives ({packed[0].name}) and folders ({folders[0]}), perhaps with the same audio "
             "twice; name either the archives or the folders"
         )
     for path in packed:

@@ -163,7 +163,11 @@ def strange_files(root: Path) -> dict[str, str]:
     sf.write(root / "id01" / "slow.wav", np.tile(tone, 2), 1_000)
     (root / "id02" / "lying.flac").write_bytes(b"fLaC" + bytes(40) + b"\xff" * 400)
     os.mkfifo(root / "id02" / "pipe.wav")
-    return {"slow.wav": "sampling rate of 1000 Hz", "lying.flac": "cannot be decoded", "pipe.wav": "is not a regular file"}
+    return {
+        "slow.wav": "sampling rate of 1000 Hz",
+        "lying.flac": "cannot be decoded",
+        "pipe.wav": "is not a regular file",
+    }
 
 
 def test_one_strange_file_ends_nothing(tree):

@@ -144,7 +144,7 @@ def test_failures_of_worker_processes_are_known_here(corpus):
     dataset = crops(corpus)
     sampler = GlobalBatchSampler(12, 4, 0, 1, 1, seed=0, epoch=0)
     loaded = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2))
-    assert dataset.failures == {corpus[7]["path"]: "could not be read in a loader process, whose log has the reason"}
+    assert dataset.failures == {corpus[7]["path"]: "could not be read in a loader process; its log gives the reason"}
     for batch, indices in zip(loaded, sampler, strict=True):
         expected = collate([dataset[index] for index in indices])
         assert torch.equal(batch["input_values"], expected["input_values"])

@@ -475,7 +475,7 @@ def test_two_at_once_are_refused(tree, out, monkeypatch):
 def test_the_folder_of_somebody_else_is_refused(tree, out):
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other files \(thesis.tex\)"):
+    with pytest.raises(ValueError, match=r"contains other files \(thesis.tex\)"):
         make(tree[0], out)
 
 
@@ -485,7 +485,7 @@ def test_the_folder_of_somebody_else_is_refused(tree, out):
         ("nowhere", "there is no .*nowhere: give a folder"),
         ("file.xyz", "is not a known kind of source: give a folder"),
         ("empty", "no utterance in empty"),
-        ("mixed", r"holds archives \(a.zip\) and folders \(b\), perhaps with the same audio twice"),
+        ("mixed", r"contains archives \(a.zip\) and folders \(b\), perhaps with the same audio twice"),
         ("bad.zip", r"bad.zip: it is not a zip"),
         ("bad.tar", "neither a zip nor an uncompressed tar"),
         ("a.tar.gz", r"is a compressed tar; unpack it \(`tar xf a.tar.gz`\)"),
