@@ -190,7 +190,8 @@ def _check_survey(found: Survey, source: str) -> None:
         )
         raise ValueError(
             f"no utterance in {source}: {len(found.refused)} audio files were refused"
-            f"{f' ({reasons})' if reasons else ''}; other files: {others if others else 'none'}; audio files end in {', '.join(AUDIO_SUFFIXES)}"
+            f"{f' ({reasons})' if reasons else ''}; other files: {others if others else 'none'}; "
+            f"audio files end in {', '.join(AUDIO_SUFFIXES)}"
         )
     speakers = table["speaker"].unique().to_pylist()
     if len(speakers) < 2:
