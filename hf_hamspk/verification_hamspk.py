@@ -165,21 +165,11 @@ class SpeakerProfile:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
-        """Read a profile.
-
-        Args:
-            path: of a file that `save` wrote.
-            fingerprint: of the model that will use it; None does not check.
-
-        Raises:
-            ValueError: the file is missing, altered, not a profile, or of another model.
-        """
+        """Read a file that `save` wrote; raise a ValueError if it is damaged or of a model with another `fingerprint`."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
             raise ValueError(f"{os.fspath(path)} is not a speaker profile: it describes {sorted(description)}.")
-        values: dict[str, Any] = description
-        for key in ("seconds", "recordings"):
-            values[key] = tuple(values[key])
+        values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
         profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
         if fingerprint is not None:
             profile.check_model(fingerprint)
@@ -231,7 +221,6 @@ def read_enrolment_side(
         InputError: there is no recording, there are too many, or one cannot be used.
         ValueError: the profile cannot be read.
     """
-    # A profile, of whichever class.
     if hasattr(source, "check_model"):
         return source
     is_path = isinstance(source, str | os.PathLike) and str(source).endswith(PROFILE_SUFFIX)
