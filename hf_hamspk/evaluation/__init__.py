@@ -1,6 +1,6 @@
 """Evaluation and calibration of speaker verification: trial lists, error rates and costs, intervals, reports, plots.
 
-Two modules import a heavier package and are not imported here: `hf_hamspk.evaluation.plots` (matplotlib) and
+Two modules need a heavy package and must be imported by their own names: `hf_hamspk.evaluation.plots` (matplotlib) and
 `hf_hamspk.evaluation.speaker_verification` (evaluate).
 """
 

@@ -1,11 +1,11 @@
-"""Fitting a calibration: from the scores of labelled trials to log-likelihood ratios.
+"""Fit a calibration, which maps the scores of trials to log-likelihood ratios.
 
-The map is affine in the score and, if wanted, in quality measures of the recordings. It minimises the prior-weighted
-proper scoring rule of N. Brümmer and G. Doddington, "Likelihood-ratio calibration using prior-weighted proper scoring
-rules", Interspeech 2013, which at the prior 0.5 is the Cllr of N. Brümmer and J. du Preez, "Application-
-independent evaluation of speaker detection", Computer Speech & Language 20, 2006. Targets and impostors are weighted by
-the prior, so the result is a log-likelihood ratio that does not depend on their numbers in the list. With quality
-measures: J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin fine-tuning and quality-aware score
+The map is an affine function of the score and, optionally, of quality measures of the recordings. It minimises the
+prior-weighted proper scoring rule of N. Brümmer and G. Doddington, "Likelihood-ratio calibration using prior-weighted
+proper scoring rules", Interspeech 2013. At the prior 0.5 this rule is the Cllr of N. Brümmer and J. du Preez,
+"Application-independent evaluation of speaker detection", Computer Speech & Language 20, 2006. Targets and impostors
+are weighted by the prior, so the log-likelihood ratio does not depend on their numbers in the list. The quality
+measures follow J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin fine-tuning and quality-aware score
 calibration in DNN based speaker verification", ICASSP 2021.
 
 Trials of one speaker are not independent, so the error rates are measured by cross-validation over speakers.
@@ -47,11 +47,12 @@ class CalibrationTrials:
 
     Attributes:
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        features: name to `(N,)` float64: "score", and any of `calibration.QUALITY_FEATURES`.
-        speakers: `(N, 2)`, names or numbers of the speakers of both sides; kept as numbers from 0.
+        features: maps the name of each feature to its values, `(N,)` float64. The names are "score" and any of
+            `calibration_hamspk.QUALITY_FEATURES`.
+        speakers: `(N, 2)`, names or numbers of the enrolment speaker and the test speaker; stored as numbers from 0.
 
     Raises:
-        ValueError: different numbers of trials, no score, or a value that is not finite.
+        ValueError: the numbers of trials differ, "score" is missing, or a value is not finite.
     """
 
     labels: NDArray[np.int8]
@@ -70,7 +71,7 @@ class CalibrationTrials:
                 )
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"{name!r} holds NaN or infinite values; leave these trials out and report their number."
+                    f"{name!r} holds NaN or infinite values. Leave these trials out and report their number."
                 )
         if np.shape(self.speakers) != (len(labels), 2):
             raise ValueError(f"speakers must have shape ({len(labels)}, 2), got {np.shape(self.speakers)}.")
@@ -90,45 +91,45 @@ class CalibrationTrials:
 
     @property
     def speaker_count(self) -> int:
-        """Number of different speakers."""
+        """Number of distinct speakers."""
         return int(self.speakers.max()) + 1 if len(self) else 0
 
     def matrix(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """The named features as columns, `(N, F)`."""
+        """Return the named features as the columns of a matrix, `(N, F)`."""
         return np.stack([self.features[name] for name in names], axis=1)
 
     def varying(self, names: Sequence[str]) -> list[str]:
-        """The named features that are not constant over the trials; "score" is always included."""
+        """Return the names of the features that vary over the trials; "score" is always kept."""
         return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_FEATURE_SPREAD]
 
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """`offset + sum of weight x feature`.
+    """Affine map from features to log-likelihood ratios: `offset + sum of weight x feature`.
 
     Attributes:
-        offset: of the log-likelihood ratio.
-        weights: feature to weight.
+        offset: log-likelihood ratio if all features are 0.
+        weights: maps the name of each feature to its weight.
     """
 
     offset: float
     weights: dict[str, float]
 
     def __call__(self, features: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Log-likelihood ratios `(N,)`."""
+        """Return the log-likelihood ratios, `(N,)`."""
         return self.offset + np.sum([weight * features[name] for name, weight in self.weights.items()], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedCalibration:
-    """A map, and its performance on held-out speakers.
+    """Fitted map and its performance on held-out speakers.
 
     Attributes:
-        map: fitted on all trials.
-        held_out_ratios: `(N,)` log-likelihood ratios, each from a map that was fitted without its two speakers.
+        map: map fitted on all trials.
+        held_out_ratios: `(N,)`, log-likelihood ratios, each from a map fitted without the two speakers of the trial.
         cost: Cllr of `held_out_ratios`, in bits.
-        operating_points: with the error rates of `held_out_ratios`.
-        constant: features left out, as they are the same in all trials.
+        operating_points: operating points with the error rates of `held_out_ratios`.
+        constant: names of the features that were left out because they have one value in all trials.
     """
 
     map: AffineMap
@@ -139,23 +140,23 @@ class FittedCalibration:
 
 
 def check_size(trials: CalibrationTrials, parameters: int = 2) -> None:
-    """Check that there are enough trials and speakers to fit `parameters` numbers.
+    """Check that the trials and speakers are enough to fit `parameters` numbers.
 
     Raises:
-        ValueError: there are too few.
+        ValueError: there are too few trials of one kind, or too few speakers.
     """
     smallest = PAIRS_PER_PARAMETER * parameters
     targets, impostors = trials.targets, len(trials) - trials.targets
     if not (targets >= smallest and impostors >= smallest):
         raise ValueError(
-            f"Too few pairs to calibrate on: {targets} of the same speaker and {impostors} of different speakers; "
-            f"expected at least {smallest} of each, {PAIRS_PER_PARAMETER} for each of {parameters} fitted numbers. "
-            "Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
+            f"Too few pairs to calibrate on: expected at least {smallest} of each kind ({PAIRS_PER_PARAMETER} for each "
+            f"of {parameters} fitted numbers), got {targets} of the same speaker and {impostors} of different "
+            "speakers. Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
         )
     if trials.speaker_count < MINIMUM_SPEAKERS:
         raise ValueError(
-            f"Too few speakers to calibrate on: {trials.speaker_count}, expected at least {MINIMUM_SPEAKERS}, so that "
-            "the result can be tested on held-out speakers. Add speakers rather than recordings."
+            f"Too few speakers to calibrate on: expected at least {MINIMUM_SPEAKERS}, got {trials.speaker_count}. The "
+            "result is tested on held-out speakers. Add speakers rather than recordings."
         )
 
 
@@ -166,24 +167,24 @@ def logistic_regression(
     counts: ArrayLike | None = None,
     ridge: float = RIDGE,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Prior-weighted logistic regression, by Newton's method.
+    """Fit a prior-weighted logistic regression by Newton's method.
 
-    Minimises, over standardised features, `prior x mean over targets of log(1 + exp(-z)) + (1 - prior) x mean over
-    impostors of log(1 + exp(z)) + ridge / (2 n) x squared weights` with `z = LLR + log(prior / (1 - prior))` and `n`
-    the number of trials of the rarer class.
+    The cost is `prior x mean over targets of log(1 + exp(-z)) + (1 - prior) x mean over impostors of log(1 + exp(z)) +
+    ridge / (2 n) x squared weights`. Here `z = LLR + log(prior / (1 - prior))`, and `n` is the number of trials of the
+    rarer class. The weights in the last term are those of standardised features.
 
     Args:
-        features: `(N, F)`, none of them constant.
-        labels: `(N,)`, 1 for target, 0 for impostor.
-        prior: probability of a target that the cost is weighted for, in (0, 1).
-        counts: `(N,)` weights of the trials, at least 0; None for 1.
+        features: `(N, F)`, features of the trials, each with a column; a constant column gets the weight 0.
+        labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        prior: probability of a target trial for which the cost is weighted, in (0, 1).
+        counts: `(N,)`, weights of the trials, at least 0; None gives every trial the weight 1.
         ridge: strength of the regularisation.
 
     Returns:
-        The offset, and the weights `(F,)`, of the log-likelihood ratio.
+        The offset and the weights `(F,)` of the log-likelihood ratio.
 
     Raises:
-        ValueError: only one class, or a prior out of range.
+        ValueError: one class is missing, or the prior is out of range.
     """
     values, is_target = np.asarray(features, dtype=np.float64), np.asarray(labels) == 1
     if not 0 < prior < 1:
@@ -192,8 +193,8 @@ def logistic_regression(
     targets, impostors = float(counted[is_target].sum()), float(counted[~is_target].sum())
     if not (targets > 0 and impostors > 0):
         raise ValueError(
-            f"A calibration needs target and impostor trials, got {targets:g} of one and {impostors:g} of the other "
-            "kind. Add pairs of the missing kind."
+            f"A calibration needs target and impostor trials, got {targets:g} target and {impostors:g} impostor "
+            "trials. Add pairs of the missing kind."
         )
     mean = np.average(values, axis=0, weights=counted)
     deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=counted))
@@ -211,7 +212,7 @@ def logistic_regression(
 def _minimise(
     design: NDArray[np.float64], is_target: NDArray[np.bool_], weight: NDArray, penalty: NDArray, shift: float
 ) -> NDArray[np.float64]:
-    """Coefficients `(1 + F,)` that minimise the weighted logistic cost, by Newton's method with step halving."""
+    """Return the coefficients `(1 + F,)` that minimise the weighted logistic cost, by a damped Newton method."""
     sign = np.where(is_target, 1.0, -1.0)
 
     def cost(solution: NDArray) -> float:
@@ -248,11 +249,14 @@ def fit_map(
     """Fit the map from features to log-likelihood ratios.
 
     Args:
-        trials: the trials.
-        names: features to use.
-        prior: as in `logistic_regression`.
-        counts: `(N,)` weights of the trials; None for 1.
-        chosen: `(N,)` bool, the trials to fit on; None for all.
+        trials: trials with their features.
+        names: names of the features to use.
+        prior: probability of a target trial for which the fit is optimal, in (0, 1).
+        counts: `(N,)`, weights of the trials; None gives every trial the weight 1.
+        chosen: `(N,)` bool, True for the trials to fit on; None uses all trials.
+
+    Raises:
+        ValueError: the chosen trials are of one class only, or the prior is out of range.
     """
     rows = slice(None) if chosen is None else chosen
     counted = None if counts is None else np.asarray(counts)[rows]
@@ -261,7 +265,7 @@ def fit_map(
 
 
 def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """The fold of each side of each trial, `(N, 2)`; the speakers are dealt to the folds at random."""
+    """Assign the speakers to folds at random and return the folds of both speakers of each trial, `(N, 2)`."""
     count = int(speakers.max()) + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[speakers]
@@ -270,10 +274,12 @@ def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArr
 def cross_validate(
     trials: CalibrationTrials, names: Sequence[str] = (SCORE,), prior: float = 0.5, folds: int = FOLDS
 ) -> NDArray[np.float64]:
-    """Log-likelihood ratios `(N,)`, each from a map fitted on trials with neither of its two speakers.
+    """Return log-likelihood ratios `(N,)` of held-out speakers.
+
+    Every speaker belongs to one fold. The map for a trial is fitted on the trials without a speaker of its two folds.
 
     Raises:
-        ValueError: without the speakers of two folds, only trials of one kind are left.
+        ValueError: once the speakers of two folds are left out, trials of one kind only remain.
     """
     places = speaker_folds(trials.speakers, folds)
     ratios = np.zeros(len(trials))
@@ -286,9 +292,9 @@ def cross_validate(
             kinds = trials.labels[rest]
             if not 0 < kinds.sum() < len(kinds):
                 raise ValueError(
-                    f"Too few speakers to calibrate on: without those of two of {folds} folds, {int(kinds.sum())} "
-                    f"target and {len(kinds) - int(kinds.sum())} impostor trials are left. Pair every speaker with "
-                    "several others, and record every speaker at least twice."
+                    f"Too few speakers to calibrate on: without the speakers of two of {folds} folds, "
+                    f"{int(kinds.sum())} target and {len(kinds) - int(kinds.sum())} impostor trials remain. "
+                    "Pair every speaker with several others, and record every speaker at least twice."
                 )
             ratios[tested] = fit_map(trials, names, prior, chosen=rest)(trials.features)[tested]
     return ratios
@@ -303,21 +309,23 @@ def fit(
     """Fit a map and measure it by cross-validation over speakers.
 
     Args:
-        trials: as many as `check_size` requires.
-        names: features; constant ones are left out.
-        operating_points: error rates are measured at their thresholds.
-        prior: as in `logistic_regression`.
+        trials: trials with their features, at least as many as `check_size` requires.
+        names: names of the features; constant features are left out.
+        operating_points: operating points at whose thresholds the error rates are measured.
+        prior: probability of a target trial for which the fit is optimal, in (0, 1).
 
     Raises:
-        ValueError: too few pairs or speakers, only one class, or target scores that are not larger.
+        ValueError: there are too few pairs or speakers, a class is missing, or the fitted weight of the score is not
+            above 0.
     """
     used = trials.varying(names)
     check_size(trials, 1 + len(used))
     fitted = fit_map(trials, used, prior)
     if not fitted.weights[SCORE] > 0:
         raise ValueError(
-            "The scores of pairs of the same speaker are not larger than those of different speakers: the model does "
-            "not tell these speakers apart, or the labels are swapped (1 is the same speaker)."
+            "Expected larger scores for pairs of the same speaker than for pairs of different speakers, got the "
+            "opposite. Either the model does not tell these speakers apart, or the labels are swapped (1 is the same "
+            "speaker)."
         )
     ratios = cross_validate(trials, used, prior)
     return FittedCalibration(
@@ -332,7 +340,7 @@ def fit(
 def measure_points(
     ratios: ArrayLike, labels: ArrayLike, operating_points: Sequence[OperatingPoint]
 ) -> tuple[OperatingPoint, ...]:
-    """The operating points with the error rates of these log-likelihood ratios."""
+    """Return the operating points with the error rates of these log-likelihood ratios."""
     measured = []
     for point in operating_points:
         miss_rate, false_alarm_rate = error_rates(ratios, labels, point.threshold)

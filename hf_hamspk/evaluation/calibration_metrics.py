@@ -1,12 +1,12 @@
 """Measures of log-likelihood ratios (Cllr, actDCF), and the convex hull of the ROC curve (minCllr, ROCCH-EER).
 
-A log-likelihood ratio is the natural logarithm of how much more probable a pair of utterances is from one speaker than
-from two. The Bayes decision accepts a trial if the ratio is at or above
-`log(cost_false_alarm * (1 - prior) / (cost_miss * prior))`. Measures: N. Brümmer and J. du Preez, "Application-
-independent evaluation of speaker detection", Computer Speech & Language 20, 2006.
+A likelihood ratio says how many times more probable the two recordings are if they are of one speaker than if they are
+of two. This module uses its natural logarithm. The Bayes decision accepts a trial if this logarithm is at or above
+`log(cost_false_alarm * (1 - prior) / (cost_miss * prior))`. The measures are those of N. Brümmer and J. du Preez,
+"Application-independent evaluation of speaker detection", Computer Speech & Language 20, 2006.
 
-EER, minDCF and minCllr measure how well scores rank; they need at least two different scores. Cllr and actDCF measure
-calibration as well, and accept the same ratio for every trial.
+EER, minDCF and minCllr measure how well scores rank the trials, and need at least two distinct scores. Cllr and actDCF
+also measure the calibration. They are defined even if all ratios are equal.
 """
 
 import math
@@ -25,10 +25,10 @@ CLLR_SCALE = 1.0 / (2.0 * math.log(2.0))
 
 @dataclass(frozen=True)
 class ActualDetectionCost:
-    """The cost of the decisions at the Bayes threshold.
+    """Detection cost of the decisions at the Bayes threshold.
 
     Attributes:
-        cost: normalised cost, at least 0; above 1, ignoring the scores would have been cheaper.
+        cost: normalised cost, at least 0; if it is above 1, decisions that ignore the scores would have cost less.
         threshold: log-likelihood ratio at and above which a trial is accepted.
         miss_rate: share of the target trials that are rejected, in [0, 1].
         false_alarm_rate: share of the impostor trials that are accepted, in [0, 1].
@@ -51,17 +51,17 @@ class ActualDetectionCost:
 # A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class ConvexHull:
-    """The `V` vertices of the convex hull of a ROC curve, from "accept all" to "reject all".
+    """Convex hull of a ROC curve: its `V` vertices, from "accept all" to "reject all".
 
-    A point between two vertices is reached by choosing at random between their thresholds. The pool-adjacent-violators
-    algorithm (PAV) finds the same hull: each segment is one bin of scores, whose log-likelihood ratio is the logarithm
-    of the slope of the segment (T. Fawcett and A. Niculescu-Mizil, "PAV and the ROC convex hull", Machine Learning 68,
-    2007).
+    A point between two vertices is reached by choosing one of their two thresholds at random for each trial. The
+    pool-adjacent-violators algorithm (PAV) finds the same hull. Each segment of the hull is then one bin of scores, and
+    the log-likelihood ratio of the bin is the logarithm of the slope of the segment (T. Fawcett and A.
+    Niculescu-Mizil, "PAV and the ROC convex hull", Machine Learning 68, 2007).
 
     Attributes:
         thresholds: float64, shape `(V,)`, strictly rising: scores, then `inf`.
-        misses: int64, shape `(V,)`: target trials below the threshold, from 0 to `targets`.
-        false_alarms: int64, shape `(V,)`: impostor trials at or above it, from `impostors` to 0.
+        misses: int64, shape `(V,)`, number of target trials below the threshold, from 0 to `targets`.
+        false_alarms: int64, shape `(V,)`, number of impostor trials at or above the threshold, from `impostors` to 0.
         targets: number of target trials, at least 1.
         impostors: number of impostor trials, at least 1.
 
@@ -82,9 +82,10 @@ class ConvexHull:
 
     @property
     def log_likelihood_ratios(self) -> NDArray[np.float64]:
-        """Log-likelihood ratio of each of the `V - 1` segments, rising.
+        """Log-likelihood ratios of the `V - 1` segments, rising.
 
-        A first segment of impostors only has `-inf`, a last one of targets only `inf`.
+        The first ratio is `-inf` if the first segment has no targets. The last is `inf` if the last segment has no
+        impostors.
         """
         with np.errstate(divide="ignore"):
             of_targets = np.log(np.diff(self.misses) / self.targets)
@@ -92,15 +93,15 @@ class ConvexHull:
         return of_targets - of_impostors
 
     def equal_error_rate(self) -> EqualErrorRate:
-        """Equal error rate under the ROC-convex-hull convention (ROCCH-EER).
+        """Return the equal error rate under the ROC-convex-hull convention (ROCCH-EER).
 
-        The rate at which the hull meets FNR = FPR, by a straight line between two vertices: the error rate of the least
-        favourable prior with the best thresholds (N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011,
-        arXiv:1304.2865). Never above 0.5, and never above the rate of the step convention, `equal_error_rate`, which
-        is almost the same on lists of usual size.
+        This is the rate at the point where the hull meets FNR = FPR. The point lies on a straight line between two
+        vertices. The rate is also the largest error rate over all priors if the best threshold is chosen for each prior
+        (N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865). It is never above the rate of the
+        step convention, `metrics.equal_error_rate`. On lists of usual size the two are almost equal.
 
         Returns:
-            The rate, in [0, 0.5], and the threshold of the nearer of the two vertices (`inf` if it rejects all).
+            The rate, in [0, 0.5], and the threshold of the nearer of the two vertices, which may be `inf`.
         """
         # Over the common denominator targets * impostors; the difference rises strictly from below 0 to above.
         gap = self.misses * self.impostors - self.false_alarms * self.targets
@@ -113,9 +114,9 @@ class ConvexHull:
         return EqualErrorRate(eer=rate, threshold=float(self.thresholds[nearest]))
 
     def log_likelihood_ratio_cost(self) -> float:
-        """The minCllr: the Cllr of the scores after the best non-decreasing map, in bits, in [0, 1].
+        """Return the minCllr, in bits, in [0, 1]: the Cllr of the scores after the best non-decreasing map.
 
-        The map is fitted to the trials on which it is measured, so no calibration can do better on them.
+        The map is fitted to the same trials, so no other non-decreasing calibration has a lower Cllr on them.
         """
         ratios = self.log_likelihood_ratios
         of_targets, of_impostors = np.diff(self.misses), -np.diff(self.false_alarms)
@@ -126,14 +127,14 @@ class ConvexHull:
 
 
 def convex_hull(scores: ArrayLike, labels: ArrayLike) -> ConvexHull:
-    """The convex hull of the ROC curve, by isotonic regression of the labels on the scores.
+    """Return the convex hull of the ROC curve, by isotonic regression of the labels on the scores.
 
     Args:
-        scores: shape `(N,)`, finite, of any scale, greater = more likely the same speaker.
+        scores: shape `(N,)`, finite scores of any scale; greater scores support the same speaker.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
 
     Raises:
-        ValueError: as `detection_errors`.
+        ValueError: the scores or labels are invalid (see `detection_errors`).
     """
     errors = detection_errors(scores, labels)
     of_targets = np.diff(errors.misses)
@@ -150,11 +151,11 @@ def convex_hull(scores: ArrayLike, labels: ArrayLike) -> ConvexHull:
 
 
 def log_likelihood_ratio_cost(ratios: ArrayLike, labels: ArrayLike) -> float:
-    """The Cllr: the cost of the log-likelihood ratios, averaged over all applications.
+    """Return the Cllr: the cost of log-likelihood ratios `r`, averaged over all operating points.
 
-    `1 / (2 log 2) * (mean over targets of log(1 + exp(-r)) + mean over impostors of log(1 + exp(r)))`. 0 is perfect, 1
-    is the cost of the ratio 0 for every trial; above 1 the ratios mislead. The part above the minCllr,
-    `convex_hull(...).log_likelihood_ratio_cost()`, is due to calibration, the rest to discrimination.
+    The Cllr is `1 / (2 log 2) * (mean over targets of log(1 + exp(-r)) + mean over impostors of log(1 + exp(r)))`. It
+    is 0 for perfect ratios, and 1 if every ratio is 0; above 1, the ratios are worse than none. Its excess over the
+    minCllr, `convex_hull(...).log_likelihood_ratio_cost()`, is due to calibration, the rest to discrimination.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios; they may all be equal.
@@ -164,7 +165,7 @@ def log_likelihood_ratio_cost(ratios: ArrayLike, labels: ArrayLike) -> float:
         The cost in bits, at least 0.
 
     Raises:
-        ValueError: as `detection_errors`, constant ratios excepted.
+        ValueError: the ratios or labels are invalid (see `check_trials`).
     """
     values, is_target = check_trials(ratios, labels)
     of_targets, of_impostors = _logistic_costs(values[is_target], values[~is_target])
@@ -178,9 +179,9 @@ def actual_detection_cost(
     cost_miss: float = 1.0,
     cost_false_alarm: float = 1.0,
 ) -> ActualDetectionCost:
-    """The actDCF: the detection cost of the decisions at the Bayes threshold.
+    """Return the actDCF: the normalised detection cost of the decisions at the Bayes threshold.
 
-    Normalised as the minDCF of the same operating point, which is never larger; the difference is due to calibration.
+    The actDCF is never below the minDCF of the same operating point. The difference is due to calibration.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios; they may all be equal.
@@ -190,10 +191,10 @@ def actual_detection_cost(
         cost_false_alarm: cost of accepting an impostor trial, finite and above 0.
 
     Returns:
-        The cost, the threshold, and the two error rates there.
+        The cost, the threshold, and the two error rates at the threshold.
 
     Raises:
-        ValueError: as `detection_errors`, constant ratios excepted, or if `prior` or a cost is out of its range.
+        ValueError: the ratios or labels are invalid (see `check_trials`), or `prior` or a cost is out of range.
     """
     check_operating_condition(prior, cost_miss, cost_false_alarm)
     threshold = OperatingPoint("given", prior, cost_miss, cost_false_alarm).threshold
@@ -203,23 +204,23 @@ def actual_detection_cost(
 
 
 def error_rates(scores: ArrayLike, labels: ArrayLike, threshold: float) -> tuple[float, float]:
-    """Miss rate and false-alarm rate at a threshold; a trial is accepted if its score is at or above it.
+    """Return the miss rate and the false-alarm rate at a threshold.
 
     Args:
-        scores: shape `(N,)`, finite.
+        scores: shape `(N,)`, finite scores.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        threshold: a number or `inf`, not NaN.
+        threshold: score at and above which a trial is accepted; it may be infinite.
 
     Raises:
-        ValueError: as `detection_errors`, constant scores excepted, or if the threshold is NaN.
+        ValueError: the scores or labels are invalid (see `check_trials`), or the threshold is NaN.
     """
     if math.isnan(threshold):
-        raise ValueError("threshold is NaN: give the score at and above which a trial is accepted.")
+        raise ValueError("threshold is NaN: expected the score at and above which a trial is accepted.")
     values, is_target = check_trials(scores, labels)
     accepted = values >= threshold
     return float(np.mean(~accepted[is_target])), float(np.mean(accepted[~is_target]))
 
 
 def _logistic_costs(targets: NDArray[np.floating], impostors: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
-    """`log(1 + exp(-r))` of the ratios of targets, `log(1 + exp(r))` of those of impostors, without overflow."""
+    """Return `log(1 + exp(-r))` of target ratios and `log(1 + exp(r))` of impostor ratios, without overflow."""
     return np.logaddexp(0.0, -targets.astype(np.float64)), np.logaddexp(0.0, impostors.astype(np.float64))

@@ -1,7 +1,7 @@
-"""Cohorts: embeddings of other speakers, with which scores are normalised.
+"""Cohorts: embeddings of other speakers, which score normalisation compares each recording with.
 
-The best cohort is made of speakers like the expected impostors: the training speakers, or others recorded like the
-trials. No speaker of the cohort may be in the trials.
+The best cohort consists of speakers like the expected impostors: the training speakers, or other speakers recorded like
+the trials. No speaker of the cohort may occur in the trials.
 """
 
 import os
@@ -25,12 +25,12 @@ MOST_SPEAKERS = 2000
 
 @dataclass(frozen=True)
 class EmbeddedCohort:
-    """A cohort with the names of its speakers.
+    """Cohort with the names of its speakers.
 
     Attributes:
-        cohort: one embedding for each speaker with a usable file.
-        speakers: their names, in the order of the embeddings.
-        failures: file to the reason why it could not be used.
+        cohort: cohort with one embedding for each speaker who has a usable file.
+        speakers: names of these speakers, in the order of the embeddings.
+        failures: maps each unusable file to the reason.
     """
 
     cohort: Cohort
@@ -38,10 +38,12 @@ class EmbeddedCohort:
     failures: dict[str, str]
 
     def without(self, speakers: Collection[str]) -> "EmbeddedCohort":
-        """The cohort without the given speakers; only the last part of a path-like name is compared.
+        """Return the cohort without the given speakers.
+
+        Two names are equal if their last parts are, such as `dev/id1` and `id1`.
 
         Raises:
-            ValueError: fewer than 2 speakers are left.
+            ValueError: fewer than 2 speakers remain.
         """
         taken = {name.rpartition("/")[2] for name in speakers}
         rows = [i for i, name in enumerate(self.speakers) if name.rpartition("/")[2] not in taken]
@@ -50,8 +52,8 @@ class EmbeddedCohort:
             return self
         if len(rows) < SMALLEST_COHORT:
             raise ValueError(
-                f"{left_out} of {len(self.speakers)} speakers of the cohort are in the trials, too. Give a cohort of "
-                "other speakers, best those of the training."
+                f"{left_out} of {len(self.speakers)} speakers of the cohort also occur in the trials. Give a cohort of "
+                "other speakers, preferably the training speakers."
             )
         cohort = Cohort(self.cohort.embeddings[rows], self.cohort.fingerprint, self.cohort.audio)
         return EmbeddedCohort(cohort, tuple(self.speakers[row] for row in rows), self.failures)
@@ -60,11 +62,14 @@ class EmbeddedCohort:
 def find_cohort(
     source: str | os.PathLike[str], audio_root: str | os.PathLike[str] | None = None
 ) -> dict[str, list[str]]:
-    """The files of a corpus that make a cohort: `choose_utterances` of `load_corpus`.
+    """Read a corpus and choose the files of a cohort with `choose_utterances`.
 
     Args:
         source: folder with a subfolder for each speaker, or CSV file with the columns path and speaker_id.
-        audio_root: folder of the paths in the CSV file; None is the folder of the CSV file.
+        audio_root: folder to which the paths in the CSV file are relative; None uses the folder of the CSV file.
+
+    Returns:
+        A dictionary that maps each speaker to the chosen files.
 
     Raises:
         ValueError: the corpus cannot be read, or has fewer than 2 speakers.
@@ -72,7 +77,7 @@ def find_cohort(
     try:
         corpus = load_corpus(source, audio_root)
     except ValueError as error:
-        raise ValueError(f"The cohort cannot be read (its paths are relative to the cohort root): {error}") from error
+        raise ValueError(f"The cohort cannot be read (relative paths start at the cohort root): {error}") from error
     return choose_utterances(corpus["path"], corpus["speaker"])
 
 
@@ -81,38 +86,38 @@ def choose_utterances(
 ) -> dict[str, list[str]]:
     """Choose the files of a corpus that make a cohort; the choice is deterministic.
 
-    Files are evenly spaced over the sorted files of a speaker, so that they come from different recording sessions, and
-    speakers evenly spaced over the sorted speakers if there are more than wanted.
+    The chosen files are evenly spaced over the sorted files of a speaker, so that they come from different recording
+    sessions. The chosen speakers are evenly spaced over the sorted speakers if there are more than `most_speakers`.
 
     Args:
-        paths: of the files.
-        speakers: the speaker of each file.
-        utterances: of each speaker, at most.
-        most_speakers: number of speakers, at most.
+        paths: paths of the files.
+        speakers: speaker of each file.
+        utterances: largest number of files of one speaker, at least 1.
+        most_speakers: largest number of speakers, at least 2.
 
     Returns:
-        Speaker to files.
+        A dictionary that maps each chosen speaker to the chosen files.
 
     Raises:
-        ValueError: fewer than 2 speakers, or a number below 1.
+        ValueError: there are fewer than 2 speakers, or `utterances` or `most_speakers` is too small.
     """
     if utterances < 1 or most_speakers < SMALLEST_COHORT:
         raise ValueError(
-            f"A cohort needs at least 1 utterance of each of {SMALLEST_COHORT} speakers, got utterances {utterances} "
-            f"and most_speakers {most_speakers}."
+            f"utterances must be at least 1 and most_speakers at least {SMALLEST_COHORT}, got {utterances} and "
+            f"{most_speakers}."
         )
     files: dict[str, list[str]] = {}
     for path, speaker in sorted(set(zip(paths, speakers, strict=True))):
         files.setdefault(speaker, []).append(path)
     if len(files) < SMALLEST_COHORT:
         raise ValueError(
-            f"A cohort needs at least {SMALLEST_COHORT} speakers, and a useful one some hundred; got {len(files)}."
+            f"A cohort needs at least {SMALLEST_COHORT} speakers, got {len(files)}. A useful cohort has some hundred."
         )
     return {speaker: _spread(files[speaker], utterances) for speaker in _spread(sorted(files), most_speakers)}
 
 
 def _spread(items: Sequence[str], most: int) -> list[str]:
-    """Up to `most` of the items, evenly spaced."""
+    """Return up to `most` of the items, evenly spaced."""
     if len(items) <= most:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * most)] for i in range(most)]
@@ -121,13 +126,13 @@ def _spread(items: Sequence[str], most: int) -> list[str]:
 def embed_cohort(
     model: HamSpkPreTrainedModel, files: Mapping[str, Sequence[str]], audio: str = "", progress: bool = True
 ) -> EmbeddedCohort:
-    """Embed files and average them by speaker.
+    """Embed the files of a cohort and average the embeddings of each speaker.
 
     Args:
-        model: embeds in evaluation mode.
-        files: speaker to files, from `find_cohort`.
-        audio: description of the recordings.
-        progress: show a bar.
+        model: model that embeds the files; its training mode is not changed.
+        files: maps each speaker to the files, from `find_cohort`.
+        audio: description of the recordings, stored in the cohort.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: fewer than 2 speakers have a usable file.
@@ -142,13 +147,13 @@ def embed_cohort(
     if len(means) < SMALLEST_COHORT:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(embedded.failures.items())[:3])
         raise ValueError(
-            f"Of {len(files)} speakers of the cohort, {len(means)} have a usable file; at least {SMALLEST_COHORT} are "
-            f"needed. {first}"
+            f"A cohort needs at least {SMALLEST_COHORT} speakers with a usable file, got {len(means)} of {len(files)}. "
+            f"{first}"
         )
     cohort = Cohort(torch.stack(list(means.values())), model.fingerprint(), audio)
     return EmbeddedCohort(cohort, tuple(means), embedded.failures)
 
 
 def describe_cohort(source: str | os.PathLike[str], files: Mapping[str, Sequence[str]]) -> str:
-    """What a cohort was made of, for `Cohort.audio`."""
+    """Describe the recordings of a cohort in one line, for `Cohort.audio`."""
     return f"{Path(source).name}: {len(files)} speakers, up to {UTTERANCES} utterances each"

@@ -1,7 +1,7 @@
-"""Measuring a model on trial lists: error rates, costs and their intervals; what `hamspk evaluate` does.
+"""Measure a model on trial lists: error rates, costs and their confidence intervals, as `hamspk evaluate` prints them.
 
-Raw scores are measured over all trials whose files can be read, whether or not the model is calibrated. What a
-calibrated model decides is measured over the trials that get a decision, and the others are counted beside it.
+Raw scores are measured on all trials whose files can be read, whether or not the model is calibrated. The decisions of
+a calibrated model are measured on the trials with enough speech for a decision; the other trials are counted.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured, and how.
+    """Settings of an evaluation: which numbers are measured, and how.
 
     Example:
         ```python
@@ -61,18 +61,19 @@ class EvaluationSettings:
         ```
 
     Attributes:
-        protocol: `"whole"` (whole utterances) or `"paper"` (and five 3 s segments of each).
-        priors: probabilities of a target trial for minDCF and actDCF.
-        replicates: resamplings of the speakers for the intervals; 0 for no intervals.
-        confidence: of the intervals.
-        metadata: file to columns, from `read_metadata`; the column `speaker_id` gives the speakers.
-        group_by: columns of `metadata`; each of their values is measured by itself.
-        subtract_mean: subtract the mean of the model's cohort from every embedding; such scores are not calibrated.
-        calibrated: measure the decisions of a calibrated model, too.
-        progress: show progress bars.
+        protocol: `"whole"` (whole utterances) or `"paper"` (whole utterances and five 3 s segments of each).
+        priors: probabilities of a target trial for minDCF and actDCF, each in (0, 1).
+        replicates: number of resamplings of the speakers for confidence intervals, at least 100; 0 for no intervals.
+        confidence: confidence level of the intervals, in (0, 1).
+        metadata: maps each file to its columns, from `read_metadata`; the column `speaker_id` names the speakers.
+        group_by: columns of `metadata`; the trials are also measured separately for each value of each column.
+        subtract_mean: whether to subtract the mean of the model's cohort from every embedding. The calibration does not
+            apply to the resulting scores.
+        calibrated: whether to measure the decisions of a calibrated model as well.
+        progress: whether to show progress bars.
 
     Raises:
-        ValueError: a number is out of range, or `group_by` is given without `metadata`.
+        ValueError: the protocol is unknown, a number is out of range, or `group_by` is given without `metadata`.
     """
 
     protocol: str = "whole"
@@ -90,19 +91,25 @@ class EvaluationSettings:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}.")
         for prior in self.priors:
             if not 0 < prior < 1:
-                raise ValueError(f"prior must lie strictly between 0 and 1, got {prior}; customary are 0.01 and 0.05.")
+                raise ValueError(
+                    f"prior must lie strictly between 0 and 1, got {prior}. Customary values are 0.01 and 0.05."
+                )
         check_replicates(self.replicates)
         if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}; 0.95 is customary.")
+            raise ValueError(
+                f"confidence must lie between 0 and 1, got {self.confidence}. The customary value is 0.95."
+            )
         if self.group_by and not self.metadata:
-            raise ValueError("group_by names columns of a table: give it as metadata.")
+            raise ValueError(
+                "group_by names columns of the metadata, which is missing. Give it as metadata (--metadata)."
+            )
 
 
 def check_replicates(replicates: int) -> None:
-    """Refuse a number of resamplings that gives no interval.
+    """Check that the number of resamplings is 0 (no intervals) or large enough for intervals.
 
     Raises:
-        ValueError: it is neither 0 nor at least `FEWEST_REPLICATES`.
+        ValueError: the number is neither 0 nor at least `FEWEST_REPLICATES`.
     """
     if replicates != 0 and replicates < FEWEST_REPLICATES:
         raise ValueError(f"replicates must be 0 or at least {FEWEST_REPLICATES}, got {replicates}.")
@@ -111,15 +118,15 @@ def check_replicates(replicates: int) -> None:
 # Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
 @dataclass(frozen=True, eq=False)
 class ListEvaluation:
-    """A model on one trial list.
+    """Result of a model on one trial list.
 
     Attributes:
-        record: the numbers, as in `evaluation.json`; see the module `results`.
+        record: numbers for `evaluation.json`; the module `results` describes them.
         trials: the `N` trials whose files can be read.
-        scores: `(N,)` raw similarities.
-        speakers: of the trials; None if they are unknown.
-        decided: the `M` trials that get a decision; None if the model makes none.
-        ratios: `(M,)` log-likelihood ratios of `decided`; None if the model makes no decisions.
+        scores: `(N,)`, raw similarities.
+        speakers: speakers of `trials`; None if unknown.
+        decided: the `M` trials with enough speech for a decision; None if no decisions were measured.
+        ratios: `(M,)`, log-likelihood ratios of `decided`; None if no decisions were measured.
     """
 
     record: dict[str, Any]
@@ -131,18 +138,18 @@ class ListEvaluation:
 
     @property
     def eer(self) -> float:
-        """Equal error rate of the raw scores, a fraction."""
+        """Equal error rate of the raw scores, a fraction in [0, 1]."""
         return self.record["eer"]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A model on one or several trial lists; what `evaluate` returns.
+    """Result of `evaluate`: a model on one or several trial lists.
 
     Attributes:
-        record: the content of `evaluation.json`.
-        lists: name of a trial list to scores and numbers.
-        points: operating points of the model's calibration; none without one.
+        record: content of `evaluation.json`.
+        lists: maps the name of each trial list to its result.
+        points: operating points of the model's calibration; empty if the model is not calibrated.
     """
 
     record: EvaluationRecord
@@ -150,20 +157,22 @@ class Evaluation:
     points: tuple[OperatingPoint, ...] = ()
 
     def __getitem__(self, name: str) -> ListEvaluation:
-        """The evaluation of a trial list."""
+        """Return the result on one trial list."""
         return self.lists[name]
 
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
-        """Write `evaluation.json`, `report.html` and `plots/`, together with what is there of the same weights.
+        """Write `evaluation.json`, `report.html` and `plots/` into a folder.
+
+        Measurements of the same weights that the folder already contains are kept.
 
         Args:
-            folder: best the model's own, where `hamspk push` and the Space look for the record.
+            folder: preferably the model's folder, where `hamspk push` and the Space read the record.
 
         Returns:
-            The paths of the files, and sentences about what was replaced.
+            The paths of the files, and one sentence for each replaced measurement.
 
         Raises:
-            ValueError: the folder holds an `evaluation.json` that this package did not write.
+            ValueError: the folder contains an `evaluation.json` that this package did not write.
         """
         # matplotlib is imported only where something is drawn.
         from .plots import draw_evaluation
@@ -181,24 +190,24 @@ def evaluate(
     enrolment: str | os.PathLike[str] | None = None,
     compare: SomeModel | None = None,
 ) -> Evaluation:
-    """Measure a model on trial lists: EER, minDCF, and of a calibrated model the decisions.
+    """Measure a model on trial lists: EER, minDCF and, if the model is calibrated, its decisions.
 
-    Each file is embedded once over all lists.
+    Each file is embedded once, even if several lists name it.
 
     Args:
-        model: a model, its folder, or its name on the Hub.
-        trials: one list or several: paths or `Trials`; a mapping gives them names.
-        audio_root: folder of the files in the lists.
-        settings: what is measured; None for the defaults.
-        enrolment: table of the files of each enrolment model, for lists that name models.
-        compare: another model, whose differences are tested on the same trials.
+        model: model, its folder, or its name on the Hub.
+        trials: one trial list or several, each a path or `Trials`; a mapping names the lists.
+        audio_root: folder to which the file names in the lists are relative.
+        settings: settings of the evaluation; None uses the defaults.
+        enrolment: table of the files of each enrolment model, if the lists name models.
+        compare: another model; the differences between the two models are tested on the same trials.
 
     Returns:
-        The numbers; `.record` is the content of `evaluation.json`, `.write(folder)` writes it with report and plots.
+        The result; `.record` is the content of `evaluation.json`, and `.write(folder)` writes it with report and plots.
 
     Raises:
-        ValueError: a model, a list or a file is missing, a list is malformed or lacks target or impostor trials, or
-            the metadata does not fit.
+        ValueError: a model, a list or a file is missing, a list is malformed or lacks target or impostor trials, the
+            metadata does not match the lists, or the two models cannot be compared.
     """
     settings = EvaluationSettings() if settings is None else settings
     lists = read_lists(trials, audio_root, enrolment)
@@ -213,7 +222,7 @@ def evaluate(
 
 
 def given_model(model: SomeModel) -> HamSpkPreTrainedModel:
-    """The model, loaded if a folder or a name on the Hub is given."""
+    """Return the model; load it if a folder or a name on the Hub is given."""
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
@@ -233,17 +242,18 @@ def measure_lists(
 def evaluate_list(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
 ) -> ListEvaluation:
-    """Score a trial list whose files are embedded, and measure everything.
+    """Score and measure a trial list whose files are embedded.
 
     Args:
-        model: gives similarity, calibration and cohort.
-        trials: the list.
-        embedded: at least its files, from `embed_files`, with `measure` for a calibrated model.
-        settings: what is measured.
+        model: model whose similarity, calibration and cohort are used.
+        trials: trial list.
+        embedded: embeddings of at least the files of the list, from `embed_files`; if the decisions of a calibrated
+            model are measured, `embed_files` must have been called with `measure=True`.
+        settings: settings of the evaluation.
 
     Raises:
-        ValueError: no target or no impostor trial is left, all scores are equal, the metadata lacks speakers of the
-            list or contradicts it, or there is no cohort whose mean could be subtracted.
+        ValueError: no target or no impostor trial remains, all scores are equal, the metadata lacks files of the list
+            or contradicts its labels, or the mean of a missing cohort is to be subtracted.
     """
     embedded = embedded.part(trials.files)
     usable = usable_trials(trials, embedded.failures)
@@ -275,7 +285,7 @@ def _decide(
     calibration: Calibration,
     settings: EvaluationSettings,
 ) -> tuple[Trials | None, NDArray[np.float64] | None, dict[str, Any]]:
-    """The trials with enough speech for a decision, their log-likelihood ratios, and the numbers of these."""
+    """Return the trials with enough speech for a decision, their log-likelihood ratios, and the measured numbers."""
     enough = embedded.refuse_short(calibration.minimum_speech)
     decided = usable.without(enough.failures)
     without = len(usable) - len(decided)
@@ -298,21 +308,21 @@ def _decide(
 
 
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
-    """Whether the decisions of a model are measured: it is calibrated, and for scores as these settings make them."""
+    """Return whether decisions are measured: the model is calibrated, and its calibration fits these settings."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
     return wanted and model.calibration is not None
 
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Measures scores, or log-likelihood ratios at operating points, by the same settings."""
+    """Measurement of scores, or of log-likelihood ratios at operating points, with fixed settings."""
 
     settings: EvaluationSettings
     points: tuple[OperatingPoint, ...] = ()
     ratios: bool = False
 
     def measure(self, scores: NDArray[np.float64], trials: Trials, speakers: TrialSpeakers | str) -> dict[str, Any]:
-        """The numbers of all trials and of the groups, and the histogram."""
+        """Return the numbers of all trials and of each group, and the histogram of the scores."""
         record = self.numbers(scores, trials.labels, speakers)
         groups: dict[str, Any] = {}
         left_out: dict[str, str] = {}
@@ -325,7 +335,7 @@ class _Measuring:
         return record | {"groups": groups, "groups_left_out": left_out, "histogram": _histogram(scores, trials.labels)}
 
     def numbers(self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str) -> dict[str, Any]:
-        """The numbers of some trials; `speakers` may be the reason why they are unknown."""
+        """Return the numbers of some trials; `speakers` is the reason as text if the speakers are unknown."""
         errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
         equal = errors.equal_error_rate()
         spread, note = self._spread(scores, labels, speakers)
@@ -359,7 +369,7 @@ class _Measuring:
     def _spread(
         self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str
     ) -> tuple[BootstrapResult | None, str | None]:
-        """The bootstrap, or the reason why there is none."""
+        """Return the bootstrap and None, or None and the reason why there is no bootstrap."""
         if self.settings.replicates == 0:
             return None, "none were asked for"
         if isinstance(speakers, str):
@@ -378,7 +388,7 @@ def _at(
     labels: NDArray,
     spread: BootstrapResult | None,
 ) -> dict[str, Any]:
-    """Error rates and cost at an operating point of the calibration, beside the least cost that any threshold has."""
+    """Return error rates, actDCF and minDCF at an operating point of the calibration."""
     costs = point.prior, point.cost_miss, point.cost_false_alarm
     actual = actual_detection_cost(scores, labels, *costs)
     return {
@@ -403,19 +413,20 @@ def read_lists(
     enrolment: str | os.PathLike[str] | None = None,
     official: Sequence[str] = (),
 ) -> dict[str, Trials]:
-    """Read trial lists and check that their files are there.
+    """Read trial lists and check that the audio files exist.
 
     Args:
-        trials: one list or several: paths or `Trials`; a mapping gives them names.
-        audio_root: folder of the files in the lists.
-        enrolment: table of the files of each enrolment model, for lists that name models.
-        official: names of `OFFICIAL_LISTS`, one for each list, whose sizes the lists must have.
+        trials: one trial list or several, each a path or `Trials`; a mapping names the lists.
+        audio_root: folder to which the file names in the lists are relative.
+        enrolment: table of the files of each enrolment model, if the lists name models.
+        official: keys of `OFFICIAL_LISTS`, one for each list; each list must have the size of the official list.
 
     Returns:
-        A short name for each list, and the trials.
+        A dictionary that maps a short name of each list to its trials.
 
     Raises:
-        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or is not the official one.
+        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or a list does not have the
+            size of the official list.
     """
     if not Path(audio_root).is_dir():
         raise ValueError(f"There is no folder {audio_root} (audio_root, --audio-root).")
@@ -440,22 +451,23 @@ def _named_lists(
         return {str(name): one for name, one in trials.items()}
     several = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)
     if not several:
-        raise ValueError("There is no trial list to evaluate on: give at least one.")
+        raise ValueError("Expected at least one trial list, got none. Name a trial list.")
     names = list_names([one for one in several if not isinstance(one, Trials)])
     of_trials = iter(f"trials{'' if number == 1 else f' {number}'}" for number in range(1, len(several) + 1))
     return {next(of_trials) if isinstance(one, Trials) else names[os.fspath(one)]: one for one in several}
 
 
 def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """A short name for each trial list: its file without the ending, and as many folders as tell two lists apart.
+    """Return a short name for each trial list: its file name without the extension.
 
-    No name holds more of a path than that: names are published with the record.
+    If two lists have the same file name, as many parent folders are added as are needed to tell them apart. The names
+    are published with the record, so they contain no other part of a path.
 
     Args:
-        paths: of the lists; the same list given twice has one name.
+        paths: paths of the lists; a list that occurs twice gets one name.
 
     Returns:
-        Path to name, such as `{"lists/dev.txt": "dev"}`.
+        A dictionary that maps each path to the name, such as `{"lists/dev.txt": "dev"}`.
     """
     parts = {os.fspath(path): Path(os.path.abspath(path)).with_suffix("").parts for path in paths}
     names = {}
@@ -467,7 +479,7 @@ def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
 
 
 def list_digest(trials: Trials) -> str:
-    """What tells two trial lists apart: the first 16 hexadecimal digits of a SHA-256 over labels and names."""
+    """Return the first 16 hexadecimal digits of a SHA-256 over the labels and names of a trial list."""
     digest = hashlib.sha256(trials.labels.tobytes())
     for names in (trials.enrolment, trials.test, *([name, *files] for name, files in trials.models.items())):
         digest.update("\n".join(names).encode() + b"\0")
@@ -480,19 +492,23 @@ def _add_comparison(
     audio_root: str | os.PathLike[str],
     settings: EvaluationSettings,
 ) -> None:
-    """Add the differences from another model, of the raw scores and of the log-likelihood ratios, to the records."""
+    """Compare raw scores and log-likelihood ratios with another model, and add the differences to the records."""
     for name, result in results.items():
         if result.speakers is None or result.record["replicates"] is None:
-            raise ValueError(f"--compare needs to know the speakers of {name}: {result.record['interval_note']}")
+            raise ValueError(
+                f"Models cannot be compared on {name} without intervals (--compare): {result.record['interval_note']}"
+            )
     others = measure_lists(other, {name: result.trials for name, result in results.items()}, audio_root, settings)
     model = EvaluationRecord.of_model(other).model
     for name, result in results.items():
         second = others[name]
         if result.speakers is None or len(second.trials) != len(result.trials):
-            raise ValueError(f"The two models read different files of {name}, so they cannot be compared on it.")
+            raise ValueError(
+                f"The two models cannot be compared on {name}, because they could read different files of it."
+            )
         numbers = _compared(second.scores, result.scores, result.trials, result.speakers, settings)
         result.record["compared"] = {"model": model, "numbers": numbers}
-        # What the two models answer can be compared if the same trials have enough speech for both.
+        # Decisions can be compared if the same trials have enough speech for both models.
         one, two = result.decided, second.decided
         if one is not None and two is not None and list_digest(one) == list_digest(two):
             speakers = _known_speakers(one, settings)
@@ -503,7 +519,7 @@ def _add_comparison(
 def _compared(
     first: Any, second: Any, trials: Trials, speakers: Any, settings: EvaluationSettings
 ) -> dict[str, dict[str, Any]]:
-    """Each number of two systems on the same trials, and the difference."""
+    """Return each number of two systems on the same trials, with the difference, its interval and its p-value."""
     options = settings.replicates, settings.confidence
     tested = paired_test(first, second, trials.labels, speakers, _prior_points(settings), False, *options)
     return {
@@ -523,7 +539,7 @@ def _prior_points(settings: EvaluationSettings) -> list[OperatingPoint]:
 
 
 def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeakers | str:
-    """The speakers, or why they are unknown; a table that does not fit is refused."""
+    """Return the speakers, or the reason why they are unknown; raise if the metadata does not match the trials."""
     table = speaker_table(settings.metadata) if settings.metadata else None
     if table is not None:
         return find_speakers(trials, table)
@@ -536,8 +552,8 @@ def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeake
 def _cohort_mean(model: HamSpkPreTrainedModel):
     if model.cohort is None:
         raise ValueError(
-            "The mean to subtract is that of the model's cohort, and this model has none. `hamspk calibrate` gives it "
-            "one, or leave the mean in."
+            "The mean to subtract is the mean of the model's cohort, and this model has no cohort. Add one with "
+            "`hamspk calibrate --cohort`, or do not subtract the mean."
         )
     return model.cohort.embeddings.mean(0)
 

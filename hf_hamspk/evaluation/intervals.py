@@ -1,22 +1,23 @@
-"""Confidence intervals and paired tests that resample speakers, not trials.
+"""Confidence intervals and paired tests that resample speakers instead of trials.
 
 A trial list pairs few speakers in many trials. Trials that share a speaker are correlated, and an interval that treats
-them as independent is several times too narrow. So the speakers are drawn with replacement, as many as there are, and
-every trial is weighted by how often its speakers were drawn: a target trial by the multiplicity of its speaker, an
-impostor trial by the product of the multiplicities of its two speakers. A speaker drawn twice counts as two speakers
-with the same recordings: target trials lie within each copy, impostor trials between copies of different speakers;
-there are no trials between two copies of one speaker.
+them as independent is several times too narrow. Each replicate therefore draws as many speakers as the list has, with
+replacement. A target trial is weighted by the number of times its speaker was drawn, an impostor trial by the product
+of these numbers of its two speakers. A speaker drawn twice counts as two speakers with the same recordings: target
+trials lie within each copy, and impostor trials between copies of different speakers. Two copies of one speaker have no
+trials with each other.
 
-Sources: for resampling subsets of trials, R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern recognition
-systems: the subsets bootstrap", CVIU 93, 2004 (in speech: M. Bisani and H. Ney, ICASSP 2004; N. Poh, A. Martin and S.
-Bengio, IEEE TPAMI 29, 2007); for the product of weights, A. Owen, "The pigeonhole bootstrap", Annals of Applied
-Statistics 1, 2007. The weights are right for the part of the variance that comes from the speakers; the part that comes
-from single trials is counted up to three times, so the intervals are rather too wide than too narrow.
+Resampling of subsets of trials is described by R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern
+recognition systems: the subsets bootstrap", CVIU 93, 2004, and for speech by M. Bisani and H. Ney, ICASSP 2004, and N.
+Poh, A. Martin and S. Bengio, IEEE TPAMI 29, 2007. The product of weights is described by A. Owen, "The pigeonhole
+bootstrap", Annals of Applied Statistics 1, 2007. The weights are exact for the variance between speakers. The variance
+between single trials is counted up to three times, so the intervals tend to be too wide rather than too narrow.
 
-The limits are percentiles of the replicates. Those of a minDCF are mirrored at the estimate (the basic bootstrap of A.
-Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2): a minimum over thresholds is too
-low on a list of few speakers, and in the replicates once more, so percentiles would be too low twice. An interval holds
-for other speakers recorded and paired in the same way, not for other recording conditions or training runs.
+The confidence limits are percentiles of the replicates. The limits of a minDCF are mirrored at the estimate (the basic
+bootstrap of A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2). The reason is
+that a minimum over thresholds is biased towards low values on a list of few speakers, and is biased once more in the
+replicates. An interval describes other speakers recorded and paired in the same way. It does not describe other
+recording conditions or training runs.
 """
 
 import math
@@ -46,14 +47,14 @@ BAR_DELAY = 2.0
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """One number of two systems on the same trials.
+    """One number of two systems on the same trials, and their difference.
 
     Attributes:
-        first: of the first system.
-        second: of the second system.
-        difference: `second - first`; below 0 the second is better.
+        first: number of the first system.
+        second: number of the second system.
+        difference: `second - first`; below 0 if the second system is better.
         interval: confidence limits of the difference.
-        p_value: two-sided, in (0, 1]: small if few draws of the speakers reverse the sign of the difference.
+        p_value: two-sided p-value, in (0, 1]; small if few draws of the speakers reverse the sign of the difference.
 
     Example:
         ```python
@@ -78,13 +79,13 @@ class PairedDifference:
 # A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class BootstrapResult:
-    """Numbers of a system, and their spread over resampled speakers.
+    """Numbers of a system and their spread over resampled speakers.
 
     Attributes:
-        estimates: name to the number on the original trials.
-        replicates: name to float64, shape `(R,)`: the numbers on the resampled speakers.
-        left_out: number of replicates without target or without impostor trials.
-        confidence: of the intervals, in (0, 1).
+        estimates: maps each name to the number on the original trials.
+        replicates: maps each name to the numbers of the `R` replicates, float64, shape `(R,)`.
+        left_out: number of replicates that were dropped because they had no target or no impostor trials.
+        confidence: confidence level of the intervals, in (0, 1).
 
     Example:
         ```python
@@ -105,7 +106,7 @@ class BootstrapResult:
     confidence: float
 
     def interval(self, name: str) -> tuple[float, float]:
-        """The confidence limits of a number; the module says how they are computed."""
+        """Return the confidence limits of a number (see the module)."""
         low, high = _percentiles(self.replicates[name], self.confidence)
         if not name.startswith(MINIMUM):
             return low, high
@@ -125,27 +126,28 @@ def bootstrap(
     seed: int = 0,
     progress: bool = True,
 ) -> BootstrapResult:
-    """Error rates with confidence intervals, by resampling the speakers.
+    """Compute error rates and their confidence intervals by resampling the speakers.
 
-    The names of the numbers are `eer` (step convention), `min_dcf NAME` for each operating point, and for log-
-    likelihood ratios also `cllr`, and for each operating point `act_dcf NAME`, `miss_rate NAME` and
-    `false_alarm_rate NAME` at its Bayes threshold. Each replicate is exact: no grid of thresholds, no subset of trials.
-    Memory: about 60 bytes per trial, whatever the number of replicates.
+    The numbers are named `eer` (step convention) and `min_dcf NAME` for each operating point. If the scores are
+    log-likelihood ratios, there are also `cllr` and, for each operating point, `act_dcf NAME`, `miss_rate NAME` and
+    `false_alarm_rate NAME` at its Bayes threshold. Each replicate is computed exactly, from all thresholds and all
+    trials. The memory needed is about 60 bytes per trial and does not depend on the number of replicates.
 
     Args:
-        scores: shape `(N,)`, finite.
+        scores: shape `(N,)`, finite scores.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        speakers: of the same trials.
-        points: operating points, with distinct names.
+        speakers: speakers of the same trials.
+        points: operating points with distinct names.
         log_likelihood_ratios: whether the scores are natural log-likelihood ratios.
-        replicates: how often the speakers are drawn, at least 100.
-        confidence: of the intervals, in (0, 1).
-        seed: of the draws; the same seed and speakers give the same draws.
-        progress: show a bar.
+        replicates: number of draws of the speakers, at least 100.
+        confidence: confidence level of the intervals, in (0, 1).
+        seed: random seed of the draws; the same seed and speakers give the same draws.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: as `detection_errors`; fewer than `FEWEST_SPEAKERS` speakers; lengths that differ; a target trial
-            of two speakers or an impostor trial of one; numbers out of their range.
+        ValueError: the scores or labels are invalid (see `detection_errors`), the speakers are fewer than
+            `FEWEST_SPEAKERS` or contradict the labels, the lengths differ, two points have one name, or `replicates` or
+            `confidence` is out of range.
     """
     system = _System(scores, labels, speakers, points, log_likelihood_ratios)
     _check_request(speakers, replicates, confidence)
@@ -171,29 +173,29 @@ def paired_test(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, PairedDifference]:
-    """Test whether the second system is better than the first; both are measured on the same draws of the speakers.
+    """Test whether two systems differ, by measuring both on the same draws of the speakers.
 
-    The p-value is the smallest level at which the percentile interval of the difference excludes 0: twice the smaller
-    share of replicates on either side of 0, each count with one added (A. Davison and D. Hinkley, "Bootstrap methods
-    and their application", 1997, sections 4.4 and 5.4), so that it is never 0.
+    The p-value is the smallest level at which the percentile interval of the difference excludes 0. It is twice the
+    smaller of the shares of replicates on the two sides of 0. One is added to each count, so that the p-value is never
+    0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and 5.4).
 
     Args:
-        first: scores of the first system, shape `(N,)`.
-        second: scores of the second system on the same trials, shape `(N,)`; the scale may differ.
-        labels: as for `bootstrap`.
-        speakers: as for `bootstrap`.
-        points: as for `bootstrap`.
+        first: shape `(N,)`, finite scores of the first system.
+        second: shape `(N,)`, finite scores of the second system on the same trials; the scale may differ.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        speakers: speakers of the same trials.
+        points: operating points with distinct names.
         log_likelihood_ratios: whether the scores of both systems are natural log-likelihood ratios.
-        replicates: as for `bootstrap`.
-        confidence: as for `bootstrap`.
-        seed: as for `bootstrap`.
-        progress: show a bar.
+        replicates: number of draws of the speakers, at least 100.
+        confidence: confidence level of the intervals, in (0, 1).
+        seed: random seed of the draws; the same seed and speakers give the same draws.
+        progress: whether to show a progress bar.
 
     Returns:
-        Name to the difference, with the names of `bootstrap`.
+        A dictionary that maps each number, named as in `bootstrap`, to its difference.
 
     Raises:
-        ValueError: as `bootstrap`.
+        ValueError: the inputs are invalid (see `bootstrap`).
     """
     systems = [_System(scores, labels, speakers, points, log_likelihood_ratios) for scores in (first, second)]
     _check_request(speakers, replicates, confidence)
@@ -215,10 +217,10 @@ def paired_test(
 
 
 class _System:
-    """The trials of one system, sorted once, so that a replicate needs one pass over them.
+    """Trials of one system, sorted once, so that each replicate needs a single pass over them.
 
-    With weights, the number of targets below a threshold is the running sum of the weights of the sorted targets at the
-    place of the threshold. All numbers are looked up in this running sum and in that of the impostors.
+    The weighted number of targets below a threshold is the running sum of the weights of the sorted targets, taken at
+    the place of the threshold. All numbers are computed from this running sum and from the one of the impostors.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class _System:
         points: Sequence[OperatingPoint],
         log_likelihood_ratios: bool,
     ) -> None:
-        detection_errors(scores, labels)  # Checks that there is an equal error rate.
+        detection_errors(scores, labels)  # Checks that the equal error rate is defined.
         values, is_target = check_trials(scores, labels)
         _check_speakers(speakers, is_target)
         if len({point.name for point in points}) < len(points):
@@ -256,9 +258,11 @@ class _System:
         self.room = np.empty(max(targets.size, impostors.size)), np.empty(impostors.size)
 
     def compute(self, multiplicities: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """The numbers of `names` for speakers with these multiplicities `(S,)`, 1 by default; NaN without a class.
+        """Return the numbers in the order of `names`; all are NaN if no target or no impostor trial was drawn.
 
-        Multiplicities are whole numbers in float64, so that sums are exact.
+        Args:
+            multiplicities: `(S,)`, number of times each speaker was drawn; None takes each speaker once. Whole numbers
+                in float64, so that sums are exact.
         """
         targets, impostors = (self.room[0][: self.target_speaker.size], self.room[1])
         if multiplicities is None:
@@ -285,7 +289,7 @@ class _System:
         return np.array(numbers)
 
     def _equal_error_rate(self) -> float:
-        """`DetectionErrors.equal_error_rate` by bisection, in whole numbers."""
+        """Compute `DetectionErrors.equal_error_rate` of the weighted trials by bisection, in whole numbers."""
         targets, impostors = int(self.misses[-1]), int(self.rejected[-1])
 
         def products(point: int) -> tuple[int, int]:
@@ -303,9 +307,10 @@ class _System:
         return max(nearest) / (targets * impostors)
 
     def _minimum_cost(self, point: OperatingPoint) -> float:
-        """`DetectionErrors.minimum_detection_cost`, skipping runs of thresholds whose lower bound is too high.
+        """Compute `DetectionErrors.minimum_detection_cost` of the weighted trials.
 
-        No threshold of a run has fewer misses than its first, or fewer false alarms than its last.
+        Runs of thresholds whose costs cannot be the minimum are skipped. The lower bound is exact because no threshold
+        of a run has fewer misses than the first of the run, or fewer false alarms than the last.
         """
         missed, rejected = self.cheap_places
 
@@ -323,7 +328,7 @@ class _System:
         return float(cheapest)
 
     def _actual_costs(self) -> list[float]:
-        """actDCF, miss rate and false-alarm rate of each point, in the order of `_number_names`."""
+        """Return actDCF, miss rate and false-alarm rate of each operating point, in the order of `_number_names`."""
         numbers = []
         for number, point in enumerate(self.points):
             miss_rate = self.misses[self.point_places[0][number]] / self.misses[-1]
@@ -335,7 +340,7 @@ class _System:
 def _replicate(
     systems: Sequence[_System], speakers: int, replicates: int, seed: int, progress: bool
 ) -> Iterator[list[NDArray[np.float64]]]:
-    """The numbers of every system for each draw of the speakers."""
+    """Yield the numbers of every system for each draw of the speakers."""
     generator = np.random.default_rng(seed)
     bar = tqdm(range(replicates), desc="resampling", disable=not progress, leave=False, delay=BAR_DELAY)
     for _ in bar:
@@ -358,7 +363,7 @@ def _number_names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool)
 
 
 def _places(targets: NDArray, impostors: NDArray, thresholds: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of sorted targets and impostors below each threshold, and below `inf`."""
+    """Return the numbers of sorted targets and impostors below each threshold, and below `inf`."""
     below = np.searchsorted(targets, thresholds), np.searchsorted(impostors, thresholds)
     return np.append(below[0], targets.size), np.append(below[1], impostors.size)
 
@@ -370,7 +375,9 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float,
 
 def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> None:
     if len(speakers) != is_target.size:
-        raise ValueError(f"speakers must be of the same trials, got {len(speakers)} for {is_target.size} scores.")
+        raise ValueError(
+            f"speakers must have one entry per score, got {len(speakers)} entries for {is_target.size} scores."
+        )
     wrong = (speakers.enrolment == speakers.test) != is_target
     if wrong.any():
         raise ValueError(
@@ -382,10 +389,12 @@ def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> No
 def _check_request(speakers: TrialSpeakers, replicates: int, confidence: float) -> None:
     if len(speakers.names) < FEWEST_SPEAKERS:
         raise ValueError(
-            f"These trials have {len(speakers.names)} speakers; resampling needs at least {FEWEST_SPEAKERS}, and is "
-            "reliable from about 50. Report the numbers without an interval."
+            f"Resampling needs at least {FEWEST_SPEAKERS} speakers, and is reliable from about 50; these trials have "
+            f"{len(speakers.names)}. Report the numbers without an interval."
         )
     if replicates < FEWEST_REPLICATES:
-        raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}; 1000 is customary.")
+        raise ValueError(
+            f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}. The customary value is 1000."
+        )
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 is customary.")
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}. The customary value is 0.95.")

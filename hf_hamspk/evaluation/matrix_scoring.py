@@ -1,11 +1,11 @@
-"""Scores of many trials as products of matrices, in blocks of bounded memory.
+"""Score many trials with products of matrices, in blocks of bounded memory.
 
-Every file is embedded once, however many trials it is in, and normalised once; a cosine score is then an inner product.
-The published protocol averages the cosine of the whole utterances and the mean cosine over all pairs of segments; this
-is one inner product too, as the mean of the products of all pairs is the product of the means.
+Every file is embedded and normalised once, even if many trials use it; a cosine score is then an inner product. The
+published protocol averages the cosine of the whole utterances and the mean cosine over all pairs of segments. This
+average is also one inner product, because the mean of the products of all pairs is the product of the means.
 
-Letters: `U` utterances, `S` embeddings of each (row 0 is the whole utterance, the others its segments, if any), `D`
-embedding size, `N` trials, `E` size of the compared vectors.
+Letters: `U` utterances, `S` embeddings of each utterance (row 0 is the whole utterance, the other rows are its
+segments), `D` embedding size, `N` trials, `E` size of the compared vectors.
 """
 
 import math
@@ -34,22 +34,23 @@ def score_pairs(
 ) -> NDArray[np.float64]:
     """Score the trials of a list.
 
-    If the list holds a good part of all pairs of its files, the scores are picked out of products of matrices;
-    otherwise the rows of each trial are gathered.
+    If the list contains a large part of all pairs of its files, the scores are selected from products of matrices.
+    Otherwise the embeddings of each trial are gathered.
 
     Args:
-        model: gives the similarity: cosine, or minus the hyperbolic distance with either projection.
-        embeddings: `(U, S, D)`, each utterance once.
-        enrolment: `(N,)`, rows of `embeddings`.
-        test: `(N,)`, rows of `embeddings`.
-        mean: `(D,)`, subtracted from every embedding first, such as the mean of the cohort; None for none.
+        model: model whose similarity is used: cosine, or minus the hyperbolic distance.
+        embeddings: `(U, S, D)`, embeddings of the utterances, each utterance once.
+        enrolment: `(N,)`, index into `embeddings` of the enrolment of each trial.
+        test: `(N,)`, index into `embeddings` of the test of each trial.
+        mean: `(D,)`, vector subtracted from every embedding first, such as the mean of the cohort; None subtracts
+            nothing.
 
     Returns:
-        `(N,)` float64: the mean of the score of row 0 and of the mean score over all pairs of the other rows; the score
-        of row 0 if there are no others.
+        The scores, `(N,)` float64. Without segments (`S` is 1) they are the scores of the whole utterances. With
+        segments they are the mean of this score and of the mean score over all pairs of segments.
 
     Raises:
-        ValueError: shapes that do not match, or an index out of range.
+        ValueError: the shapes do not match, or an index is out of range.
     """
     _check_embeddings(embeddings, mean)
     sides = [torch.as_tensor(np.asarray(side, dtype=np.int64)) for side in (enrolment, test)]
@@ -61,7 +62,7 @@ def score_pairs(
         return np.empty(0)
     lowest, highest = int(torch.stack(sides).min()), int(torch.stack(sides).max())
     if lowest < 0 or highest >= len(embeddings):
-        raise ValueError(f"Trials name rows {lowest} to {highest} of {len(embeddings)} embeddings.")
+        raise ValueError(f"Indices of trials must lie between 0 and {len(embeddings) - 1}, got {lowest} to {highest}.")
     prepared = _prepare_embeddings(model, embeddings, mean)
     (rows, row), (columns, column) = (side.unique(return_inverse=True) for side in sides)
     if len(row) * GATHERING_COST < len(rows) * len(columns):
@@ -78,13 +79,15 @@ def score_pairs(
 
 def _check_embeddings(embeddings: Tensor, mean: Tensor | None) -> None:
     if embeddings.ndim != 3 or 0 in embeddings.shape:
-        raise ValueError(f"embeddings must be (utterances, embeddings of each, size), got {tuple(embeddings.shape)}.")
+        raise ValueError(
+            f"embeddings must have the shape (utterances, embeddings of each, size), got {tuple(embeddings.shape)}."
+        )
     if mean is not None and mean.shape != embeddings.shape[2:]:
         raise ValueError(f"mean must have shape {tuple(embeddings.shape[2:])}, got {tuple(mean.shape)}.")
 
 
 def _prepare_embeddings(model: SpeakerModel, embeddings: Tensor, mean: Tensor | None) -> Tensor:
-    """Subtract the mean and normalise: `(U, S, D)` to `(U, 1, E)` for cosine; to float64 for distances."""
+    """Subtract the mean; for cosine, normalise `(U, S, D)` to `(U, 1, E)`; for distances, convert to float64."""
     if mean is not None:
         embeddings = embeddings - mean
     if model.config.similarity != "cosine":
@@ -114,7 +117,7 @@ def _score_gathered(model: SpeakerModel, prepared: Tensor, enrolment: Tensor, te
 
 
 def _score_blocks(model: SpeakerModel, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """All scores of prepared embeddings in blocks of rows, each with the number of its first row."""
+    """Yield the scores of all pairs of prepared embeddings in blocks of rows, each with the index of its first row."""
     segments = max(1, left.shape[1] - 1)
     rows = max(1, MOST_NUMBERS // (len(right) * segments**2))
     for start in range(0, len(left), rows):

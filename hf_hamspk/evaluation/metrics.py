@@ -1,8 +1,8 @@
-"""Equal error rate and minimum detection cost, exact at every distinct threshold.
+"""Equal error rate and minimum detection cost, computed exactly from every distinct threshold.
 
 A trial is accepted if its score is greater than or equal to the threshold. A rejected target trial is a miss (false
-negative), an accepted impostor trial is a false alarm (false positive). Trials with the same score are accepted or
-rejected together, so the thresholds are the distinct scores and `inf`, which rejects all.
+negative), and an accepted impostor trial is a false alarm (false positive). Trials with equal scores are accepted or
+rejected together, so the distinct thresholds are the distinct scores and `inf`, which rejects all trials.
 """
 
 import math
@@ -17,11 +17,12 @@ Rates = TypeVar("Rates", float, NDArray[np.float64])
 
 @dataclass(frozen=True)
 class EqualErrorRate:
-    """The equal error rate and its threshold.
+    """Equal error rate and its threshold.
 
     Attributes:
-        eer: the equal error rate, a fraction in [0, 1].
-        threshold: the score at and above which a trial is accepted: one of the scores, so finite.
+        eer: equal error rate, a fraction in [0, 1].
+        threshold: score at and above which a trial is accepted. It is one of the scores, except that on the convex hull
+            it may be `inf`.
 
     Example:
         ```python
@@ -38,11 +39,11 @@ class EqualErrorRate:
 
 @dataclass(frozen=True)
 class MinimumDetectionCost:
-    """The minimum detection cost and its threshold.
+    """Minimum detection cost and its threshold.
 
     Attributes:
-        cost: the normalised cost, in [0, 1]; 1 is the cost of the better of "accept all" and "reject all".
-        threshold: the score at and above which a trial is accepted: one of the scores, or `inf` if rejecting every
+        cost: normalised cost, in [0, 1]; 1 is the cost of the cheaper of "accept all" and "reject all".
+        threshold: score at and above which a trial is accepted. It is one of the scores, or `inf` if rejecting every
             trial is cheapest.
 
     Example:
@@ -63,13 +64,14 @@ class MinimumDetectionCost:
 class DetectionErrors:
     """Numbers of misses and false alarms at each of the `P` distinct thresholds of a list of scores.
 
-    The thresholds rise strictly. The first, the lowest score, accepts all trials; the last, `inf`, rejects all.
-    From one to the next the misses never fall, the false alarms never rise, and at least one of the two changes.
+    The thresholds rise strictly. The first is the lowest score and accepts all trials; the last is `inf` and rejects
+    all trials. From each threshold to the next, the misses never fall, the false alarms never rise, and at least one of
+    the two numbers changes.
 
     Attributes:
-        thresholds: float64, shape `(P,)`: the distinct scores, then `inf`.
-        misses: int64, shape `(P,)`: target trials with a score below the threshold, 0 to `targets`.
-        false_alarms: int64, shape `(P,)`: impostor trials with a score at or above it, `impostors` to 0.
+        thresholds: float64, shape `(P,)`, distinct scores, then `inf`.
+        misses: int64, shape `(P,)`, number of target trials below the threshold, from 0 to `targets`.
+        false_alarms: int64, shape `(P,)`, number of impostor trials at or above the threshold, from `impostors` to 0.
         targets: number of target trials, at least 1.
         impostors: number of impostor trials, at least 1.
 
@@ -90,16 +92,16 @@ class DetectionErrors:
 
     @property
     def false_negative_rate(self) -> NDArray[np.float64]:
-        """Share of the target trials that are rejected: float64, shape `(P,)`, rising from 0 to 1."""
+        """Share of the target trials that are rejected at each threshold, float64, `(P,)`, rising from 0 to 1."""
         return self.misses / self.targets
 
     @property
     def false_positive_rate(self) -> NDArray[np.float64]:
-        """Share of the impostor trials that are accepted: float64, shape `(P,)`, falling from 1 to 0."""
+        """Share of the impostor trials that are accepted at each threshold, float64, `(P,)`, falling from 1 to 0."""
         return self.false_alarms / self.impostors
 
     def equal_error_rate(self) -> EqualErrorRate:
-        """The equal error rate; the function `equal_error_rate` describes the convention."""
+        """Return the equal error rate under the convention of the function `equal_error_rate`."""
         # The two rates over their common denominator targets * impostors: integers, so that ties are exact.
         negative = self.misses * self.impostors
         positive = self.false_alarms * self.targets
@@ -117,7 +119,7 @@ class DetectionErrors:
     def minimum_detection_cost(
         self, prior: float = 0.01, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
     ) -> MinimumDetectionCost:
-        """The minimum detection cost; see the function `minimum_detection_cost`."""
+        """Return the minimum detection cost (see the function `minimum_detection_cost`)."""
         check_operating_condition(prior, cost_miss, cost_false_alarm)
         costs = detection_cost(self.false_negative_rate, self.false_positive_rate, prior, cost_miss, cost_false_alarm)
         cheapest = int(np.argmin(costs))
@@ -128,15 +130,15 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
     """Count the misses and false alarms at every distinct threshold.
 
     Args:
-        scores: shape `(N,)`, finite real numbers, greater = more likely the same speaker. float32 and float64 are used
-            as they are, other types are converted to float64.
+        scores: shape `(N,)`, finite real numbers; greater scores support the same speaker. Other types than float32
+            and float64 are converted to float64.
         labels: shape `(N,)`, 1 (or True) for a target trial, 0 (or False) for an impostor trial.
 
     Returns:
         The errors at the `P <= N + 1` distinct thresholds, from "accept all" to "reject all".
 
     Raises:
-        ValueError: if an input is not one-dimensional and numeric, the lengths differ, there is no trial, a score is
+        ValueError: an input is not one-dimensional and numeric, the lengths differ, the inputs are empty, a score is
             NaN or infinite, a label is neither 0 nor 1, one of the two classes is missing, or all scores are equal.
     """
     values, is_target = check_trials(scores, labels)
@@ -145,8 +147,8 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
     ordered = np.sort(np.concatenate((targets, impostors)), kind="stable")
     if ordered[0] == ordered[-1]:
         raise ValueError(
-            f"all {ordered.size} scores are {float(ordered[0])!r}: nothing is ranked, so there is no error rate to "
-            "measure (by convention it would be 0.5 or 1). Are all embeddings the same, or is the wrong column read?"
+            f"all {ordered.size} scores are {float(ordered[0])!r}: nothing is ranked, so error rates are not defined "
+            "(conventions differ between 0.5 and 1). Are all embeddings equal, or was the wrong column read?"
         )
     # Position of the first trial of each distinct score, and one past the last trial for "reject all".
     below = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [ordered.size]))
@@ -163,50 +165,50 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
 def detection_cost(
     miss_rate: Rates, false_alarm_rate: Rates, prior: float, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
 ) -> Rates:
-    """The normalised detection cost of given error rates.
+    """Return the normalised detection cost of given error rates.
 
-    `cost_miss * prior * miss_rate + cost_false_alarm * (1 - prior) * false_alarm_rate`, divided by
-    `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the better decision without scores (NIST
-    speaker recognition evaluation plans). SpeechBrain's minDCF is the sum without this division.
+    The detection cost is `cost_miss * prior * miss_rate + cost_false_alarm * (1 - prior) * false_alarm_rate`. It is
+    normalised by `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the cheaper of "accept all" and
+    "reject all" (NIST speaker recognition evaluation plans). SpeechBrain's minDCF is not normalised.
 
     Args:
-        miss_rate: in [0, 1], a number or an array.
-        false_alarm_rate: in [0, 1], as `miss_rate`.
+        miss_rate: miss rate in [0, 1], a number or an array.
+        false_alarm_rate: false-alarm rate in [0, 1], of the same shape as `miss_rate`.
         prior: probability of a target trial, strictly between 0 and 1.
         cost_miss: cost of rejecting a target trial, finite and above 0.
         cost_false_alarm: cost of accepting an impostor trial, finite and above 0.
 
     Returns:
-        The cost, at least 0, as `miss_rate`.
+        The cost, at least 0, of the same shape as `miss_rate`.
     """
     weights = cost_miss * prior, cost_false_alarm * (1.0 - prior)
     return (weights[0] * miss_rate + weights[1] * false_alarm_rate) / min(weights)
 
 
 def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
-    """Equal error rate under the step convention of the field.
+    """Return the equal error rate under the step convention of the field.
 
-    No interpolation: among the operating points of `detection_errors`, take the one with the smallest |FNR - FPR|; the
-    equal error rate is the larger of the two rates there. This is the convention of the `voxceleb_trainer` recipe
-    (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax follows, but with every
-    operating point: scikit-learn's `roc_curve` leaves out points inside straight segments unless
-    `drop_intermediate=False`, and may miss the nearest one. SpeechBrain takes the mean of the two rates at the nearest
-    point, the first of two.
+    Nothing is interpolated. Among the thresholds of `detection_errors`, the one with the smallest |FNR - FPR| is taken,
+    and the equal error rate is the larger of the two rates at this threshold. This is the convention of the
+    `voxceleb_trainer` recipe (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax
+    follows. The recipe uses scikit-learn's `roc_curve`, which drops thresholds inside straight segments unless
+    `drop_intermediate=False` and may thus drop the nearest one; here every threshold is kept. SpeechBrain takes the
+    mean of the two rates at the nearest threshold.
 
-    At most two points are equally near, one on each side of FNR = FPR. The one with the smaller maximum is taken, and
-    the lower threshold if these are equal too, so that the rate does not depend on which class is called 1. Equal
-    scores for all trials are refused: "accept all" and "reject all" would be left, a rate of 1 by this convention and
-    of 0.5 by others (`ConvexHull.equal_error_rate`, SpeechBrain's).
+    At most two thresholds are equally near, one on each side of FNR = FPR. The one with the smaller maximum of the two
+    rates is taken, and the lower one if the maxima are equal. The rate therefore does not depend on which class is
+    called 1. If all scores are equal, only "accept all" and "reject all" remain. The rate would be 1 by this convention
+    and 0.5 by others (`ConvexHull.equal_error_rate`, SpeechBrain), so an error is raised.
 
     Args:
-        scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
+        scores: shape `(N,)`, finite scores; a trial is accepted if its score is at or above the threshold.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
 
     Returns:
         The rate, a fraction in [0, 1], and its threshold.
 
     Raises:
-        ValueError: as `detection_errors`.
+        ValueError: the scores or labels are invalid (see `detection_errors`).
     """
     return detection_errors(scores, labels).equal_error_rate()
 
@@ -218,12 +220,12 @@ def minimum_detection_cost(
     cost_miss: float = 1.0,
     cost_false_alarm: float = 1.0,
 ) -> MinimumDetectionCost:
-    """Minimum of `detection_cost` over all thresholds, "accept all" and "reject all" included.
+    """Return the minimum of `detection_cost` over all thresholds, including "accept all" and "reject all".
 
     If several thresholds reach the minimum, the lowest is returned.
 
     Args:
-        scores: shape `(N,)`, finite; a trial is accepted if its score is greater than or equal to the threshold.
+        scores: shape `(N,)`, finite scores; a trial is accepted if its score is at or above the threshold.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         prior: probability of a target trial, strictly between 0 and 1.
         cost_miss: cost of rejecting a target trial, finite and above 0.
@@ -233,14 +235,19 @@ def minimum_detection_cost(
         The normalised cost, in [0, 1], and its threshold.
 
     Raises:
-        ValueError: as `detection_errors`, or if `prior`, `cost_miss` or `cost_false_alarm` is out of its range.
+        ValueError: the scores or labels are invalid (see `detection_errors`), or `prior`, `cost_miss` or
+            `cost_false_alarm` is out of range.
     """
     check_operating_condition(prior, cost_miss, cost_false_alarm)
     return detection_errors(scores, labels).minimum_detection_cost(prior, cost_miss, cost_false_alarm)
 
 
 def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: float) -> None:
-    """Check that the normalised cost is defined for a prior and costs."""
+    """Check the prior and the costs of an operating point.
+
+    Raises:
+        ValueError: the prior is not strictly between 0 and 1, or a cost is not finite or not above 0.
+    """
     if not 0.0 < prior < 1.0:
         raise ValueError(
             f"prior must be strictly between 0 and 1, got {prior!r}. It is the probability of a target trial; "
@@ -252,17 +259,18 @@ def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: 
 
 
 def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Check scores and labels.
+    """Check scores and labels; the scores may all be equal.
 
     Args:
-        scores: `(N,)` finite real numbers.
-        labels: `(N,)` of 0 and 1, both present.
+        scores: `(N,)`, finite real numbers.
+        labels: `(N,)`, 1 for a target trial, 0 for an impostor trial; both must occur.
 
     Returns:
-        The scores, float32 or float64, and "is a target trial", both `(N,)`.
+        The scores `(N,)`, float32 or float64, and a mask `(N,)` that is True for target trials.
 
     Raises:
-        ValueError: as `detection_errors`, except for constant scores.
+        ValueError: an input is not one-dimensional and numeric, the lengths differ, the inputs are empty, a score is
+            NaN or infinite, a label is neither 0 nor 1, or one of the two classes is missing.
     """
     values, marks = np.asarray(scores), np.asarray(labels)
     for name, array in (("scores", values), ("labels", marks)):
@@ -275,7 +283,7 @@ def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float
             f"scores and labels must have the same length, got {values.size} scores and {marks.size} labels."
         )
     if values.size == 0:
-        raise ValueError("scores and labels are empty: at least one target and one impostor trial are needed.")
+        raise ValueError("scores and labels are empty: expected at least one target and one impostor trial.")
     if values.dtype.kind not in "fiu":
         raise ValueError(f"scores must be real numbers, got an array of type {values.dtype}. Convert them to floats.")
     if values.dtype not in (np.float32, np.float64):
@@ -291,19 +299,19 @@ def _check_finite(values: NDArray[np.floating]) -> None:
     nans = int(np.isnan(values).sum())
     if nans > 0:
         raise ValueError(
-            f"{nans} of {values.size} scores are NaN. A NaN embedding or a silent file gives NaN scores: leave "
-            "these trials out and report their number."
+            f"{nans} of {values.size} scores are NaN. NaN scores come from NaN embeddings or silent files. Leave these "
+            "trials out and report their number."
         )
     infinite = int(np.isinf(values).sum())
     raise ValueError(
-        f"{infinite} of {values.size} scores are infinite. Scores must be finite, as the threshold inf means "
-        "'reject all': replace them by finite numbers beyond the other scores, or leave these trials out and report "
-        "their number."
+        f"{infinite} of {values.size} scores are infinite. Scores must be finite, because the threshold inf rejects "
+        "all trials. Replace infinite scores by finite numbers beyond the other scores, or leave these trials out "
+        "and report their number."
     )
 
 
 def _is_target(marks: NDArray) -> NDArray[np.bool_]:
-    """Labels `(N,)` as booleans; both classes must be present."""
+    """Return a mask `(N,)` that is True for target trials; raise if a label is invalid or a class is missing."""
     if marks.dtype.kind not in "bfiu":
         raise ValueError(f"labels must be 0 (impostor) or 1 (target), got an array of type {marks.dtype}.")
     is_target = marks == 1

@@ -1,9 +1,10 @@
-"""Calibrating a model: from trials of your own recordings to decisions.
+"""Calibrate a model with trials of your own recordings, so that it can make decisions.
 
 `calibrate` embeds the trials, tries score normalisation and quality measures, fits the map from scores to
-log-likelihood ratios and measures how certain it is. Candidates are compared by the Cllr on held-out speakers (see the
-module `calibrating`). A more complex candidate is taken only if it lowers the Cllr by `GAIN`, and would do so with
-other speakers, too: each further step depends on a cohort or on quality measures, which other recordings can upset.
+log-likelihood ratios and measures how certain the map is. Candidates are compared by the Cllr on held-out speakers (see
+the module `calibrating`). A more complex candidate depends on a cohort or on quality measures, which may differ in
+other recordings. It is therefore chosen only if it lowers the Cllr by at least 2 % (`GAIN`), and if it also lowers the
+Cllr in nearly all random draws of the speakers.
 """
 
 import os
@@ -29,7 +30,7 @@ from .sufficiency import Sufficiency, assess_size, speaker_counts
 from .trials import Trials, check_trial_files, first_names, join_trials, read_trials
 from .verification import embed_files
 
-# Sizes of the nearest part of the cohort that are tried for AS-norm, if the cohort is larger.
+# Numbers of nearest cohort speakers that are tried for AS-norm, if the cohort is larger.
 TOPS = (20, 50, 100, 200, 400)
 # Share of the held-out Cllr that a step must save: a few other speakers change it by less.
 GAIN = 0.02
@@ -44,11 +45,11 @@ _AT_SPEED = re.compile(r"(.+)@\d+(\.\d+)?")
 
 @dataclass(frozen=True, eq=False)
 class CalibrationCandidate:
-    """A setting and its performance on held-out speakers.
+    """Setting of a calibration and its performance on held-out speakers.
 
     Attributes:
         setting: normalisation and quality measures.
-        fitted: the map and the held-out ratios.
+        fitted: fitted map and its held-out log-likelihood ratios.
     """
 
     setting: CalibrationSetting
@@ -57,13 +58,14 @@ class CalibrationCandidate:
 
 @dataclass(frozen=True, eq=False)
 class ChosenCalibration:
-    """The result of `choose_calibration`.
+    """Result of `choose_calibration`.
 
     Attributes:
-        calibration: the calibration of the model.
-        trials: the trials with the features of the chosen setting.
-        chosen: the chosen candidate.
-        candidates: all that were tried, the chosen one included; the first is the raw score, or the requested setting.
+        calibration: calibration of the model.
+        trials: trials with the features of the chosen setting.
+        chosen: chosen candidate.
+        candidates: all tried candidates, including the chosen one; the first is the raw score or the requested
+            normalisation.
     """
 
     calibration: Calibration
@@ -74,19 +76,19 @@ class ChosenCalibration:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationReport(ChosenCalibration):
-    """What `calibrate` measured; `str(report)` is the text that `hamspk calibrate` prints.
+    """Result of `calibrate`; `str(report)` is the text that `hamspk calibrate` prints.
 
     Attributes:
-        model: the calibrated model.
-        calibration: as set on the model.
-        trials: the trials with the features of the chosen setting.
-        chosen: the chosen candidate.
-        candidates: all that were tried.
-        sufficiency: how certain each threshold is, and how many speakers would be enough.
-        skipped: file to the reason why its trials were left out.
-        trained_on: speakers of the trials on which the model was trained; their scores are too good.
-        cohort_skipped: file of the cohort to the reason why it was left out.
-        cohort_left_out: number of speakers left out of the cohort, as they are in the trials.
+        model: calibrated model.
+        calibration: calibration that was set on the model.
+        trials: trials with the features of the chosen setting.
+        chosen: chosen candidate.
+        candidates: all tried candidates, including the chosen one.
+        sufficiency: uncertainty of each threshold, and number of speakers that should be enough.
+        skipped: maps each file whose trials were left out to the reason.
+        trained_on: speakers of the trials that the model was trained on; error rates of other speakers will be higher.
+        cohort_skipped: maps each cohort file that was left out to the reason.
+        cohort_left_out: number of speakers that were left out of the cohort because they occur in the trials.
 
     Example:
         ```python
@@ -108,7 +110,7 @@ class CalibrationReport(ChosenCalibration):
     cohort_left_out: int
 
     def candidate_rows(self) -> list[list[str]]:
-        """Header and a row for each candidate, measured on held-out speakers; `*` marks the chosen one."""
+        """Return a header row and a row for each candidate, measured on held-out speakers; `*` marks the chosen one."""
         points, labels = self.calibration.operating_points, self.trials.labels
         rows = [["", "setting", "Cllr", "EER %", *(f"actDCF {point.name}" for point in points)]]
         for candidate in self.candidates:
@@ -123,7 +125,7 @@ class CalibrationReport(ChosenCalibration):
         return rows
 
     def operating_point_rows(self) -> list[list[str]]:
-        """Header and a row for each operating point of the calibration."""
+        """Return a header row and a row for each operating point of the calibration."""
         rows = [["operating point", "prior", "costs", "threshold", "misses %", "false alarms %"]]
         for point in self.calibration.operating_points:
             rates = ["-" if rate is None else f"{100 * rate:.2f}" for rate in (point.miss_rate, point.false_alarm_rate)]
@@ -143,7 +145,7 @@ class CalibrationReport(ChosenCalibration):
         if self.trained_on:
             lines.append(
                 f"warning: the model was trained on {len(self.trained_on)} of these speakers "
-                f"({first_names(self.trained_on)}): other speakers will score worse."
+                f"({first_names(self.trained_on)}). Error rates of other speakers will be higher."
             )
         lines += ["", format_text(self.candidate_rows())]
         lines += ["Cllr and error rates are measured on held-out speakers; * marks the chosen setting.", ""]
@@ -169,35 +171,35 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     minimum_speech: float = MINIMUM_SPEECH,
     progress: bool = True,
 ) -> CalibrationReport:
-    """Calibrate a model with labelled pairs of recordings: measure, and set `model.calibration` and `model.cohort`.
+    """Calibrate a model with labelled pairs of recordings, and set `model.calibration` and `model.cohort`.
 
-    Use recordings like those to be decided on, of speakers that the model was not trained on: at least 20 pairs of each
-    kind, better some dozens of speakers with a few recordings each. `model.save_pretrained` or
-    `model.save_verification` writes the calibration beside the weights.
+    The recordings should resemble those of later decisions, and the model should not have been trained on their
+    speakers. At least 20 pairs of each kind are needed; some dozens of speakers with a few recordings each are better.
+    `model.save_pretrained` or `model.save_verification` writes the calibration beside the weights.
 
     Args:
-        model: in evaluation mode; or its folder, or its name on the Hub, to load it from (see `report.model`).
-        trials: one trial list or several, `Trials` or paths for `read_trials`.
-        audio_root: folder of the files in the lists.
+        model: model in evaluation mode, its folder, or its name on the Hub; `report.model` is the loaded model.
+        trials: one trial list or several, each `Trials` or a path for `read_trials`.
+        audio_root: folder to which the file names in the lists are relative.
         enrolment: table of the files of each enrolment model, if the lists name models.
-        metadata: table of the files with the column speaker_id, or a CSV file for `read_metadata`; None reads the
-            speakers off the file names.
-        cohort: recordings of some hundred other speakers (folder or CSV file for `find_cohort`), or a cohort of this
-            model; None uses the cohort that the model has, if any. Speakers of the trials are left out.
-        cohort_root: folder of the paths in the CSV file of `cohort`.
-        normalisation: one of `NORMALISATIONS`, or `"auto"`: AS-norm if it helps.
-        top: cohort scores on each side, for AS-norm; None tries `TOPS`.
-        quality: `"auto"` for the measures that help, `"none"`, or some of `QUALITY_GROUPS`.
-        operating_points: operating points of the calibration, the first being the default.
-        minimum_speech: seconds of speech below which no decision is made; files with less are left out.
-        progress: show bars.
+        metadata: maps each file to its columns, of which `speaker_id` names the speaker, or a CSV file for
+            `read_metadata`; None reads the speakers off the file names.
+        cohort: recordings of some hundred other speakers (folder or CSV file for `find_cohort`), or a `Cohort` of this
+            model; None uses the model's cohort, if it has one. Recordings of speakers of the trials are left out.
+        cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
+        normalisation: one of `NORMALISATIONS`, or `"auto"` for AS-norm if it helps.
+        top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
+        quality: `"auto"` for the quality measures that help, `"none"`, or keys of `QUALITY_GROUPS`.
+        operating_points: operating points of the calibration; the first is the default.
+        minimum_speech: seconds of speech that a decision requires; files with less speech are left out.
+        progress: whether to show progress bars.
 
     Returns:
-        The candidates, the chosen one, and how certain its thresholds are.
+        The candidates, the chosen candidate, and the uncertainty of its thresholds.
 
     Raises:
-        ValueError: a list or file is missing, an option is unknown, there are too few pairs or speakers, no cohort for
-            a normalisation, or the model does not tell these speakers apart. The model is left as it was.
+        ValueError: a list or file is missing, an option is unknown, there are too few pairs or speakers, a
+            normalisation lacks its cohort, or the model does not tell these speakers apart. The model is not changed.
     """
     choices = _check_choices(normalisation, quality)
     given = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)
@@ -252,22 +254,22 @@ def choose_calibration(
     audio: str = "",
     prior: float = 0.5,
 ) -> ChosenCalibration:
-    """Choose the setting that helps, and fit the calibration of a model.
+    """Choose the normalisation and quality measures that help, and fit the calibration of a model.
 
     Args:
-        scored: the trials.
-        cohort: for normalised scores; None goes without.
-        normalisation: as for `calibrate`, as `top`, `quality`, `operating_points` and `minimum_speech`.
-        top: see there.
-        quality: see there.
-        operating_points: see there.
-        minimum_speech: see there.
-        audio: description of the trials.
-        prior: of a target, for which the fit is optimal; see `logistic_regression`.
+        scored: scored trials.
+        cohort: cohort for score normalisation; None tries raw scores only.
+        normalisation: one of `NORMALISATIONS`, or `"auto"` for AS-norm if it helps.
+        top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
+        quality: `"auto"` for the quality measures that help, `"none"`, or keys of `QUALITY_GROUPS`.
+        operating_points: operating points of the calibration; the first is the default.
+        minimum_speech: seconds of speech that a decision requires.
+        audio: description of the trials, stored in the calibration.
+        prior: probability of a target trial for which the fit is optimal (see `logistic_regression`).
 
     Raises:
-        ValueError: too few pairs or speakers, unknown names, no cohort for a normalisation, or a model that does not
-            tell these speakers apart.
+        ValueError: there are too few pairs or speakers, an option is unknown, a normalisation lacks its cohort, or the
+            model does not tell these speakers apart.
     """
     groups = _check_choices(normalisation, quality)
     search = _Search(scored, cohort, tuple(operating_points), prior)
@@ -300,7 +302,7 @@ def choose_calibration(
 
 
 def _check_choices(normalisation: str, quality: str | Sequence[str]) -> tuple[str, ...]:
-    """The groups of quality measures, or `(AUTO,)`."""
+    """Check the options; return the chosen groups of quality measures, or `(AUTO,)`."""
     if normalisation not in (AUTO, "as"):
         check_normalisation(normalisation, None)
     names = (quality,) if isinstance(quality, str) else tuple(quality)
@@ -308,17 +310,17 @@ def _check_choices(normalisation: str, quality: str | Sequence[str]) -> tuple[st
     if unknown:
         raise ValueError(f"Unknown quality measures {unknown}; known are {', '.join((AUTO, NONE, *QUALITY_GROUPS))}.")
     if len(names) > 1 and (AUTO in names or NONE in names):
-        raise ValueError(f"The quality choices {AUTO} and {NONE} stand alone, got {' '.join(names)}.")
+        raise ValueError(f"The quality choices {AUTO} and {NONE} must stand alone, got {' '.join(names)}.")
     return () if names == (NONE,) else names
 
 
 def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) -> list[tuple[str, int | None]]:
-    """The kinds and sizes to try, the plainest first."""
+    """Return the normalisations to try and their cohort sizes, the simplest first."""
     if normalisation not in (AUTO, "as"):
         return [(normalisation, None)]
     plain: list[tuple[str, int | None]] = [("none", None)] if normalisation == AUTO else []
     if cohort is None:
-        # AS-norm itself says that it needs a cohort.
+        # Fitting AS-norm raises the error about the missing cohort.
         return plain if plain else [("as", TOPS[0] if top is None else top)]
     size = len(cohort.embeddings)
     tops = [top] if top is not None else [each for each in TOPS if each < size] or [size]
@@ -326,13 +328,13 @@ def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) 
 
 
 def _choose(candidates: Sequence[CalibrationCandidate], trials: CalibrationTrials, plain: bool) -> CalibrationCandidate:
-    """The best candidate; if the first is the plain one, another must help."""
+    """Return the best candidate; if `plain`, the first candidate is kept unless the best one helps."""
     best = min(candidates, key=lambda candidate: candidate.fitted.cost)
     return candidates[0] if plain and not _helps(best, candidates[0], trials) else best
 
 
 def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trials: CalibrationTrials) -> bool:
-    """Whether a candidate saves `GAIN`, and something in nearly all draws of the speakers with replacement."""
+    """Return whether a candidate lowers the Cllr by `GAIN`, and lowers it in the share `SURE` of speaker draws."""
     if not candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost:
         return False
     sign = np.where(trials.labels == 1, -1.0, 1.0)
@@ -351,7 +353,7 @@ def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trial
 
 @dataclass(frozen=True)
 class _Search:
-    """The part of the search that is the same for all settings."""
+    """Search for the best setting: fits candidates on the same trials, cohort, operating points and prior."""
 
     scored: ScoredTrials
     cohort: Cohort | None
@@ -363,7 +365,7 @@ class _Search:
         return CalibrationCandidate(setting, fit(trials, setting.features, self.operating_points, self.prior))
 
     def add_quality(self, chosen: CalibrationCandidate, tried: list[CalibrationCandidate]) -> CalibrationCandidate:
-        """Add the group of quality measures that helps most, as long as one helps and there are pairs enough."""
+        """Add the most helpful group of quality measures, and repeat while one helps and the pairs are enough."""
         targets = int(self.scored.trials.labels.sum())
         rarer = min(targets, len(self.scored.trials) - targets)
         while True:
@@ -382,9 +384,9 @@ class _Search:
 
 
 def known_speakers(model: HamSpkPreTrainedModel, speakers: Collection[str]) -> list[str]:
-    """The speakers among these on which the model was trained, according to the labels in its configuration.
+    """Return the given speakers that occur among the training labels in the configuration of the model.
 
-    A training speaker at another speed, `NAME@0.9`, counts as the speaker `NAME`.
+    The label of a training speaker at another speed, such as `NAME@0.9`, counts as `NAME`.
     """
     trained = set()
     for label in map(str, (model.config.id2label or {}).values()):

@@ -1,6 +1,6 @@
-"""Plots of an evaluation: DET curves, histograms of scores, costs of decisions at every prior, sweeps.
+"""Plots of an evaluation: DET curves, histograms of scores, detection costs at every threshold, sweeps.
 
-Drawn with the object-oriented interface of matplotlib: no global state is touched and no display is needed.
+The plots use the object-oriented interface of matplotlib, so no global state changes and no display is needed.
 """
 
 import itertools
@@ -31,7 +31,7 @@ _GREY = "#777777"
 _DPI = 150
 # Per cent, as DET plots are usually labelled.
 _TICKS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 95.0, 99.0, 99.9)
-# The axes reach beyond the equal error rates by these factors, so that the course around them is in the middle.
+# The axes reach beyond the equal error rates by these factors, so that the curves around them are in the middle.
 _BELOW_EER, _ABOVE_EER = 1 / 20, 2.0
 # At least from 1 % to 40 %, so that a handful of trials or an EER of 0 or 1 still leaves room between the limits.
 _MOST_LOWER_PERCENT, _LEAST_UPPER_PERCENT = 1.0, 40.0
@@ -49,22 +49,23 @@ _LEGEND_LINE = 0.22
 def plot_det(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | PathLike[str], title: str | None = None
 ) -> Path:
-    """Draw the detection error trade-off of one or several systems.
+    """Draw the detection error trade-off (DET) curves of one or several systems.
 
     Both axes are warped by the inverse of the normal distribution, so that normally distributed scores give straight
     lines (A. Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997). The dot on
-    each curve is the operating point of its equal error rate, which the legend gives.
+    each curve marks its equal error rate, whose value is in the legend.
 
     Args:
-        curves: for each system its name and `(scores, labels)`, both of shape `(N,)` as for `detection_errors`.
-        path: where to write the PNG; parent folders are made.
-        title: line above the plot, none by default.
+        curves: maps the name of each system to `(scores, labels)`, both of shape `(N,)`, as for `detection_errors`.
+        path: path of the PNG file; parent folders are created.
+        title: title of the plot; None for no title.
 
     Returns:
-        The path of the PNG.
+        The path of the PNG file.
 
     Raises:
-        ValueError: if there is no curve, the path does not end in `.png`, or as `detection_errors`.
+        ValueError: `curves` is empty, the path does not end in `.png`, or the scores or labels are invalid (see
+            `detection_errors`).
     """
     if not curves:
         raise ValueError("curves is empty: pass at least one name with its (scores, labels).")
@@ -101,26 +102,30 @@ def plot_score_histogram(
     score_name: str = "cosine",
     title: str | None = None,
 ) -> Path:
-    """Draw the densities of the target and the impostor scores, each of area 1.
+    """Draw the densities of target scores and impostor scores, each with area 1.
 
     Args:
-        scores: shape `(N,)`, finite, as for `detection_errors`.
+        scores: shape `(N,)`, finite scores.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        path: where to write the PNG; parent folders are made.
-        threshold: finite score at which to draw a labelled line, or several by name; none by default.
-        score_name: what the scores are, for the axis.
-        title: line above the plot, none by default.
+        path: path of the PNG file; parent folders are created.
+        threshold: finite score at which a labelled line is drawn, or a mapping from names to such scores; None for no
+            line.
+        score_name: name of the scores in the label of the axis.
+        title: title of the plot; None for no title.
 
     Returns:
-        The path of the PNG.
+        The path of the PNG file.
 
     Raises:
-        ValueError: if the threshold is not finite, the path does not end in `.png`, or as `detection_errors`.
+        ValueError: a threshold is not finite, the path does not end in `.png`, or the scores or labels are invalid (see
+            `detection_errors`).
     """
     target = _png_path(path)
     lines = {} if threshold is None else threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
     if not np.isfinite(list(lines.values())).all():
-        raise ValueError(f"threshold must be finite to be drawn, got {threshold!r}. Leave it out instead.")
+        raise ValueError(
+            f"threshold must be finite to be drawn, got {threshold!r}. Leave out thresholds that are not finite."
+        )
     errors = detection_errors(scores, labels)  # For its checks and counts.
     values, is_target = np.asarray(scores, dtype=np.float64), np.asarray(labels) == 1
     # Twice the Rice rule for the smaller class, as the bins span both classes; few trials would give a comb.
@@ -156,24 +161,24 @@ def plot_detection_costs(
     points: Sequence[OperatingPoint] = (),
     title: str | None = None,
 ) -> Path:
-    """Draw what the decisions of log-likelihood ratios cost at every operating point, and the least they could.
+    """Draw the actual and the minimum detection cost of log-likelihood ratios over the Bayes threshold.
 
-    The cost of an operating point depends on its Bayes threshold alone, so that is the axis (N. Brümmer and E. de
-    Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, where the sign is turned around). Where the two curves part,
-    the calibration is off.
+    The normalised cost of an operating point depends only on its Bayes threshold, which is the horizontal axis. In N.
+    Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, the axis has the opposite sign. A gap
+    between the two curves shows a calibration error.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        path: where to write the PNG; parent folders are made.
-        points: operating points to mark.
-        title: line above the plot, none by default.
+        path: path of the PNG file; parent folders are created.
+        points: operating points that are marked.
+        title: title of the plot; None for no title.
 
     Returns:
-        The path of the PNG.
+        The path of the PNG file.
 
     Raises:
-        ValueError: if the path does not end in `.png`, or as `detection_errors`.
+        ValueError: the path does not end in `.png`, or the ratios or labels are invalid (see `detection_errors`).
     """
     target = _png_path(path)
     errors, hull = detection_errors(ratios, labels), convex_hull(ratios, labels)
@@ -221,17 +226,19 @@ def plot_sweep(
 ) -> Path:
     """Draw the equal error rate under several conditions, with its confidence limits.
 
+    The conditions are drawn in the given order and evenly spaced. A line joins neighbours that both have a strength.
+
     Args:
-        rates: of each condition its name, its strength (None if it has none), the rate and its limits, fractions; in
-            the order to draw them, evenly spaced. A line joins neighbours that both have a strength.
-        path: where to write the PNG; parent folders are made.
-        title: line above the plot, none by default.
+        rates: name, strength, equal error rate and confidence limits of each condition. The strength is None if the
+            condition has none, and the limits are None if not measured. Rate and limits are fractions in [0, 1].
+        path: path of the PNG file; parent folders are created.
+        title: title of the plot; None for no title.
 
     Returns:
-        The path of the PNG.
+        The path of the PNG file.
 
     Raises:
-        ValueError: if there is nothing to draw, or the path does not end in `.png`.
+        ValueError: `rates` is empty, or the path does not end in `.png`.
     """
     if not rates:
         raise ValueError("rates is empty: pass at least one condition.")
@@ -266,10 +273,12 @@ def plot_sweep(
 
 
 def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """Draw a DET plot of all lists, of each list its scores, and of a calibrated model its ratios and their costs.
+    """Draw a DET plot of all lists and a histogram of the scores of each list.
+
+    If decisions were measured, a histogram of the log-likelihood ratios and a plot of the detection costs are added.
 
     Returns:
-        File name in the folder to caption.
+        A dictionary that maps each file name in the folder to its caption.
     """
     curves = {name: (result.scores, result.trials.labels) for name, result in evaluation.lists.items()}
     captions = {}
@@ -294,10 +303,10 @@ def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
 
 
 def draw_sweep(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """Draw each condition of a sweep; conditions without a rate are left out.
+    """Draw a plot for each kind of condition of a sweep; points without an equal error rate are left out.
 
     Returns:
-        File name in the folder to caption.
+        A dictionary that maps each file name in the folder to its caption.
     """
     captions = {}
     for kind, points in sweep.points.items():
@@ -310,14 +319,14 @@ def draw_sweep(sweep: Sweep, folder: Path) -> dict[str, str]:
 
 
 def _file_stem(name: str) -> str:
-    """A name as part of a file name."""
+    """Replace the characters of a name that do not belong in a file name."""
     return re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
 
 
 def _draw_det_curve(
     axes: Axes, name: str, errors: DetectionErrors, limits: tuple[float, float], colour: str, style: str
 ) -> None:
-    """Draw one curve and the dot of its equal error rate."""
+    """Draw one DET curve and the dot at its equal error rate."""
     equal = errors.equal_error_rate()
     shown = _visible_points(errors, *limits)
     label = f"{name} (EER {100 * equal.eer:.2f} %)"
@@ -342,7 +351,7 @@ def _draw_det_curve(
 
 
 def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray[np.intp]:
-    """Indices, rising, of the points at both ends of every step that crosses a line of a fine grid."""
+    """Return the indices of the points to draw: both ends of every step that crosses a line of a fine grid."""
     normal = NormalDist()
     grid = np.array([normal.cdf(place) for place in np.linspace(_probit(low), _probit(high), _GRID_POINTS)])
     after_miss = np.searchsorted(errors.false_negative_rate, grid)
@@ -353,7 +362,7 @@ def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray
 
 
 def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
-    """The common limits of both axes, two of the ticks as fractions."""
+    """Return the common limits of both axes: two of the ticks, as fractions."""
     rates = [100 * errors.equal_error_rate().eer for errors in curves]
     # A rate of 0 says no more than "less than one error": the smallest rate above 0 stands in.
     finest = min(100 / max(errors.targets, errors.impostors) for errors in curves)
@@ -365,18 +374,18 @@ def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
 
 
 def _probit(rate: float) -> float:
-    """Inverse of the normal distribution; the rates 0 and 1 go far outside every axis instead of to infinity."""
+    """Return the inverse normal distribution of a rate; the rates 0 and 1 give large finite values off the axes."""
     beyond = 1e-9  # Below the lowest tick, and less than one error in any trial list.
     return NormalDist().inv_cdf(min(max(float(rate), beyond), 1.0 - beyond))
 
 
 def _counted(count: int) -> str:
-    """A number of trials in words."""
+    """Format a number of trials, such as "1,000 trials"."""
     return f"{count:,} trial{'' if count == 1 else 's'}"
 
 
 def _png_path(path: str | PathLike[str]) -> Path:
-    """Refuse another format than PNG; make the parent folders."""
+    """Check that the path ends in `.png`, and create its parent folders."""
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"the plot is written as PNG, so path must end in .png, got {str(target)!r}.")
@@ -385,12 +394,12 @@ def _png_path(path: str | PathLike[str]) -> Path:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches, with a margin so that no label touches the border."""
+    """Return an empty figure of this size in inches, with a margin so that no label touches the border."""
     return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def _finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
-    """Add what all plots share and write the PNG."""
+    """Add grid and title to a plot, and write the PNG file."""
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

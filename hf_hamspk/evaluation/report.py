@@ -1,7 +1,7 @@
-"""The record of an evaluation as text tables and as one HTML file with all plots in it.
+"""Format the record of an evaluation as text tables, and as one HTML file that contains all plots.
 
-Both are made from the `EvaluationRecord` alone, so they say what `evaluation.json` says. The HTML file needs no
-network, no script and no other file.
+Both formats read only the `EvaluationRecord`, so they agree with `evaluation.json`. The HTML file needs no network, no
+script and no other file.
 """
 
 import base64
@@ -17,30 +17,31 @@ from .intervals import FEWEST_SPEAKERS
 from .results import EVALUATION_FILE, PLOT_FOLDER, REPORT_FILE, EvaluationRecord
 
 TextRow = list[str]
-# Columns that are set flush left.
+# Columns that are left-aligned.
 _TEXT_COLUMNS = {
     *("setting", "trial list", "scores", "group", "operating point", "number", "file", "reason", "compared with"),
     *("condition", "note"),
 }
-# Unusable files that are named: on the screen, and in the HTML file; the record has them all.
+# Numbers of unusable files named on the screen and in the HTML file; the record names all of them.
 SHOWN_FILES, MOST_FILES = 5, 200
 
 
 def write_measurements(
     record: EvaluationRecord, folder: str | os.PathLike[str], draw: Callable[[], Mapping[str, str]]
 ) -> tuple[list[Path], list[str]]:
-    """Write record, plots and report into a folder, together with what is there of the same weights.
+    """Write record, plots and report into a folder; earlier measurements of the same weights are kept.
 
     Args:
-        record: to write; afterwards it holds what the file holds.
-        folder: is made if it is not there.
-        draw: draws into the folder's `plots` and returns file name to caption.
+        record: record to write; the kept measurements are added to it.
+        folder: folder of the files; it is created if missing.
+        draw: function that draws the plots into the subfolder `plots` and returns a dictionary that maps each file name
+            to its caption.
 
     Returns:
-        The paths of the files, and sentences about what was replaced.
+        The paths of the files, and one sentence for each replaced measurement.
 
     Raises:
-        ValueError: the folder holds an `evaluation.json` that this package did not write.
+        ValueError: the folder contains an `evaluation.json` that this package did not write.
     """
     home = Path(folder)
     remarks = record.write(home)
@@ -52,7 +53,7 @@ def write_measurements(
 
 
 def result_table(record: EvaluationRecord) -> list[TextRow]:
-    """Head, and for each trial list a row of its raw scores and one of its log-likelihood ratios, if it has any."""
+    """Return a header row and, for each trial list, rows of its raw scores and of its log-likelihood ratios, if any."""
     priors, decides = _priors_of(record), _decides(record)
     head = ["trial list", "scores", "trials", *(["no decision"] if decides else []), "skipped", "speakers"]
     head += ["EER %", "threshold", *(f"minDCF({prior})" for prior in priors)]
@@ -77,7 +78,7 @@ def result_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def group_table(record: EvaluationRecord) -> list[TextRow]:
-    """Head, and a row for each group of each list: raw scores, and the Cllr of the decisions."""
+    """Return a header row and a row for each group of each list: raw scores, and the Cllr of the decisions."""
     priors, decides = _priors_of(record), _decides(record)
     head = ["trial list", "group", "trials", "targets", "speakers", "EER %", *(f"minDCF({prior})" for prior in priors)]
     rows = [[*head, *(["Cllr"] if decides else [])]]
@@ -92,7 +93,7 @@ def group_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def operating_point_table(record: EvaluationRecord) -> list[TextRow]:
-    """Head, and a row for each operating point of a calibrated model on each list."""
+    """Return a header row and a row for each operating point on each list; no rows if no decisions were measured."""
     head = ["trial list", "operating point", "prior", "costs", "threshold"]
     rows = [[*head, "actDCF", "minDCF", "misses %", "nominal", "false alarms %", "nominal"]]
     for name, values in record.lists.items():
@@ -109,7 +110,7 @@ def operating_point_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def comparison_table(record: EvaluationRecord) -> list[TextRow]:
-    """Head, and a row for each number in which two models were compared on each list."""
+    """Return a header row and a row for each number that was compared with another model on each list."""
     rows = [["trial list", "scores", "number", "this model", "other model", "difference", "p", "compared with"]]
     for name, values in record.lists.items():
         for numbers in (values, values.get("decisions") or {}):
@@ -123,7 +124,7 @@ def comparison_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def sweep_table(record: EvaluationRecord) -> list[TextRow]:
-    """Head, and a row for each condition of each sweep."""
+    """Return a header row and a row for each condition of each sweep."""
     rows = [["trial list", "condition", "trials", "targets", "EER %"]]
     for name, values in record.sweeps.items():
         for kind, points in values["conditions"].items():
@@ -134,7 +135,7 @@ def sweep_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def result_remarks(record: EvaluationRecord) -> list[str]:
-    """What a reader of the tables must know, a sentence or two each."""
+    """Return the remarks that explain the tables, each in one or two sentences."""
     found = []
     every = list(record.lists.values())
     measured = [values for values in every if values.get("replicates") is not None]
@@ -148,9 +149,11 @@ def result_remarks(record: EvaluationRecord) -> list[str]:
     for name, values in record.lists.items():
         found += _list_remarks(name, values)
     if _decides(record):
-        found.append("Nominal rates are those on the trials that the model was calibrated on.")
+        found.append("Nominal rates were measured on the trials that the model was calibrated on.")
     if any(values.get("groups") for values in every):
-        found.append("Both sides of a trial are of the group; trials between two groups are in none.")
+        found.append(
+            "A group contains the trials whose two recordings belong to it. Trials between two groups are in no group."
+        )
     return found
 
 
@@ -160,8 +163,8 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
         found.append(f"{name}: no intervals: {values['interval_note']}")
     if decisions.get("without_decision"):
         found.append(
-            f"{name}: {decisions['without_decision']} trials get no decision, as a recording has too little speech; "
-            "the row of log-likelihood ratios is over the others."
+            f"{name}: {decisions['without_decision']} trials get no decision: a recording has too little speech. "
+            "The row of log-likelihood ratios covers the other trials."
         )
     if decisions.get("note") is not None:
         found.append(f"{name}: decisions were not measured: {decisions['note']}.")
@@ -172,13 +175,13 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def unusable_files(record: EvaluationRecord) -> dict[str, str]:
-    """Files that could not be read in any list or sweep, with the reasons."""
+    """Return the unusable files of all lists and sweeps: a dictionary that maps each file to the reason."""
     entries = [*record.lists.values(), *record.sweeps.values()]
     return {file: why for values in entries for file, why in (values.get("unusable_files") or {}).items()}
 
 
 def format_text(rows: Sequence[TextRow]) -> str:
-    """A table as text, columns aligned."""
+    """Format a table as text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = [name in _TEXT_COLUMNS for name in rows[0]]
     return "\n".join(
@@ -191,7 +194,7 @@ def format_text(rows: Sequence[TextRow]) -> str:
 
 
 def format_report(record: EvaluationRecord) -> str:
-    """Everything as text: the tables that have rows, the remarks, and the first unusable files."""
+    """Format a record as text: the tables that have rows, the remarks, and the first unusable files."""
     tables = (result_table, operating_point_table, group_table, comparison_table)
     parts = [format_text(rows) for rows in (table(record) for table in tables) if len(rows) > 1]
     found = result_remarks(record)
@@ -207,11 +210,14 @@ def format_report(record: EvaluationRecord) -> str:
 
 
 def write_html(record: EvaluationRecord, folder: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into the folder of a record, the plots of the record within it.
+    """Write `report.html`, which contains the tables and plots of a record, into a folder.
 
     Args:
-        record: of the folder.
-        folder: holds the plots in `plots`; those that are missing are left out.
+        record: record of the folder.
+        folder: folder with the plots in its subfolder `plots`; plots that are missing are left out of the report.
+
+    Returns:
+        The path of `report.html`.
     """
     home = Path(folder)
     bad = list(unusable_files(record).items())
@@ -262,14 +268,14 @@ def _model_facts(record: EvaluationRecord) -> list[str]:
 
 
 def scores_name(values: Mapping[str, Any]) -> str:
-    """What was ranked, such as "cosine" or "log-likelihood ratio, AS-norm"."""
+    """Return the name of the scores, such as "cosine" or "log-likelihood ratio, AS-norm"."""
     normalisation = values.get("normalisation") or "none"
     scores = str(values.get("scores", "?"))
     return scores if normalisation == "none" else f"{scores}, {normalisation.upper()}-norm"
 
 
 def _priors_of(record: EvaluationRecord) -> list[str]:
-    """The priors at which a detection cost was measured on any list, in order."""
+    """Return the priors at which a detection cost was measured on any list, in rising order."""
     return sorted({prior for values in record.lists.values() for prior in values.get("min_dcf") or {}}, key=float)
 
 
@@ -278,7 +284,7 @@ def _decides(record: EvaluationRecord) -> bool:
 
 
 def _without(values: Mapping[str, Any]) -> str:
-    """Trials without a decision and their share."""
+    """Format the number and the share of the trials without a decision."""
     count, share = values.get("without_decision"), values.get("share_without_decision")
     return "" if count is None or share is None else f"{count} ({100 * share:.1f} %)"
 

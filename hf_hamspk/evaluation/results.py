@@ -1,31 +1,37 @@
-"""`evaluation.json`: the measurements of one set of weights, written by training, `evaluate` and `sweep`.
+"""Read and write `evaluation.json`, which contains all measurements of one set of weights.
+
+Training, `evaluate` and `sweep` write this file:
 
     {"schema": 2, "model": {...}, "lists": {NAME: {...}}, "sweeps": {NAME: {...}}, "training": {...}, "plots": {...}}
 
-Rates are fractions, intervals `[low, high]`; what was not measured is None or absent. NAME is that of a trial list.
+Rates are fractions, and intervals are `[low, high]`. Numbers that were not measured are None or absent. NAME is the
+name of a trial list.
 
 - `model`: `name`, `fingerprint`, `parameters`, `similarity`.
-- `lists`: for each trial list the numbers of the raw scores over **all** trials whose files can be read:
+- `lists`: maps each trial list to the numbers of its raw scores over **all** trials whose files can be read:
     - `digest` of the list, `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
-    - `trials`, `targets`, `skipped` (trials with an unreadable file), `unusable_files` (file to reason), `speakers`;
+    - `trials`, `targets`, `skipped` (number of trials with an unreadable file), `unusable_files` (maps each file to the
+      reason), `speakers`;
     - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (step convention),
       `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior; `min_cllr`;
-    - `confidence`, `replicates`, `interval_note`: how the intervals were made, or why there are none;
-    - `groups`: label to the same numbers on the trials within a group; `groups_left_out`: label to reason;
+    - `confidence` and `replicates` of the intervals; `interval_note`, the reason if intervals were not measured;
+    - `groups`: maps each group to the same numbers on its trials; `groups_left_out`: maps each group without target or
+      without impostor trials to the reason;
     - `histogram`: edges and counts of targets and impostors;
-    - `compared`: the same numbers of another model on the same trials, and the difference;
-    - `decisions`: of a calibrated model, the numbers of its log-likelihood ratios over the trials that get a decision.
-      Beside the numbers above: `calibration` (its checksum), `normalisation`, `without_decision` and
-      `share_without_decision` (trials with too little speech), `short_files` (file to reason), `act_dcf`, `cllr`, their
-      intervals, and `operating_points`: costs and error rates at the thresholds of the model, with intervals, beside
-      those of its calibration trials (`nominal_...`).
-- `sweeps`: for each trial list `digest`, `trials`, `targets`, `skipped`, `unusable_files`, `confidence`, `replicates`,
-  `versions`, `commit`, and `conditions`: kind to points (see `SweepPoint`), raw scores over all trials.
+    - `compared`: numbers of this model and of another model on the same trials, and their differences;
+    - `decisions`: numbers of the log-likelihood ratios of a calibrated model over the trials with enough speech for a
+      decision. They contain the numbers above and `calibration` (its checksum), `normalisation`, `without_decision` and
+      `share_without_decision` (trials with too little speech), `short_files` (maps each file to the reason), `act_dcf`,
+      `cllr`, their intervals, and `operating_points`: costs and error rates at the thresholds of the model, with
+      intervals, and the error rates on its calibration trials (`nominal_...`).
+- `sweeps`: maps each trial list to `digest`, `trials`, `targets`, `skipped`, `unusable_files`, `scores`, `confidence`,
+  `replicates`, `versions`, `commit`, and `conditions`, which maps each kind of condition to its points (see
+  `SweepPoint`), measured on raw scores.
 - `training`: `epochs`, `steps`, `processes`, `averaged` (files), `dev_list`, `best_dev_eer`, `best_dev_epoch`,
-  `unreadable_files` (file to reason).
-- `plots`: file in the folder `plots` to its caption.
+  `unreadable_files` (maps each file to the reason).
+- `plots`: maps each file in the folder `plots` to its caption.
 
-Version 0.1.0 wrote schema 1, which is read, too.
+Schema 1, which version 0.1.0 wrote, can be read as well.
 """
 
 import itertools
@@ -45,14 +51,14 @@ from ..modeling_hamspk import HamSpkPreTrainedModel
 EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
 EVALUATION_SCHEMA = 2
 _RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
-# Of schema 1: the keys that one list shares with its `raw` part, and those that held for all lists.
+# Schema 1: keys that a list shares with its `raw` part, and keys that apply to all lists.
 _OF_LIST = ("skipped", "unusable_files", "groups_left_out")
 _OF_ALL_LISTS = ("versions", "commit", "protocol", "mean_subtracted")
 
 
 @dataclass
 class EvaluationRecord:
-    """The measurements of one set of weights; the content of `evaluation.json`.
+    """Measurements of one set of weights, the content of `evaluation.json`.
 
     Example:
         ```python
@@ -63,10 +69,10 @@ class EvaluationRecord:
 
     Attributes:
         model: name, fingerprint, number of parameters and similarity of the model.
-        lists: name of a trial list to its numbers.
-        sweeps: name of a trial list to its sweeps.
+        lists: maps the name of each trial list to its numbers.
+        sweeps: maps the name of each trial list to its sweeps.
         training: facts of the training run; None if the model was not trained by this package.
-        plots: file name in the folder `plots` to caption.
+        plots: maps each file name in the folder `plots` to its caption.
     """
 
     model: dict[str, Any]
@@ -77,12 +83,12 @@ class EvaluationRecord:
 
     @classmethod
     def of_model(cls, model: HamSpkPreTrainedModel, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
-        """An empty record of a model.
+        """Return a record of a model without measurements.
 
         Args:
-            model: to be measured.
-            name: on the Hub, or a folder, of which only the last part is kept (the last two of a run's folder); None
-                takes the name that the model was loaded by.
+            model: model of the measurements.
+            name: name on the Hub, or folder of the model; None uses the name that the model was loaded by. Only the
+                last part of a folder is recorded, and the last two parts of a folder within a training run.
         """
         known_as = model.name_or_path if name is None else os.fspath(name)
         return cls(
@@ -100,24 +106,26 @@ class EvaluationRecord:
         return self.model.get("fingerprint")
 
     def to_dict(self) -> dict[str, Any]:
-        """What `evaluation.json` holds; empty sections are left out."""
+        """Return the content of `evaluation.json`; empty sections are left out."""
         sections = {"sweeps": self.sweeps, "training": self.training, "plots": self.plots}
         kept = {name: section for name, section in sections.items() if section}
         return {"schema": EVALUATION_SCHEMA, "model": self.model, "lists": self.lists, **kept}
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "The record") -> "EvaluationRecord":
-        """Check and take a record of schema 2 or 1.
+        """Check the content of an `evaluation.json` of schema 1 or 2, and return the record.
 
         Args:
-            values: from `evaluation.json`.
-            where: name of it in messages.
+            values: decoded content of `evaluation.json`.
+            where: name of the file or record in error messages.
 
         Raises:
-            ValueError: another schema, or a value of the wrong type or out of range; the message names it.
+            ValueError: the schema is unknown, or a value has the wrong type or is out of range; the message names it.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(f"{where} must hold a JSON object; it holds a {type(values).__name__}.")
+            raise ValueError(
+                f"{where} must contain a JSON object, got a {type(values).__name__}. Evaluate the model again."
+            )
         schema = values.get("schema", 1)
         if schema not in (1, EVALUATION_SCHEMA):
             raise ValueError(
@@ -125,14 +133,16 @@ class EvaluationRecord:
                 "evaluate the model again."
             )
         if not isinstance(values.get("model"), Mapping) or not isinstance(values.get("lists"), Mapping):
-            raise ValueError(f"{where} is no evaluation: it has no 'model' and 'lists'. `hamspk evaluate` writes one.")
+            raise ValueError(
+                f"{where} is not an evaluation: 'model' or 'lists' is missing. `hamspk evaluate` writes one."
+            )
         for section in ("sweeps", "plots", "training"):
             if not isinstance(values.get(section, {}), Mapping):
                 raise ValueError(f"{where}: {section} must be an object, got {values[section]!r:.80}.")
         for name, entry in values["lists"].items():
             if not isinstance(entry, Mapping) or not is_number(entry.get("eer")):
                 raise ValueError(
-                    f"{where} is no evaluation: the list {name!r} has no number 'eer'. Evaluate the model again."
+                    f"{where} is not an evaluation: the list {name!r} has no number 'eer'. Evaluate the model again."
                 )
         lists = _lists_of_schema_1(values) if schema == 1 else {k: dict(v) for k, v in values["lists"].items()}
         for name, entry in lists.items():
@@ -152,7 +162,7 @@ class EvaluationRecord:
         """Read `evaluation.json`.
 
         Raises:
-            ValueError: no such file, no JSON, or as `from_dict`.
+            ValueError: the file is missing, is not JSON, or is invalid (see `from_dict`).
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -163,19 +173,19 @@ class EvaluationRecord:
         return cls.from_dict(values, str(path))
 
     def write(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write `evaluation.json` into a folder, together with what it holds of the same weights already.
+        """Write `evaluation.json` into a folder; earlier measurements of the same weights are kept.
 
-        An entry of the same trial list is replaced. An earlier record of other weights is replaced as a whole, its
-        plots are deleted. Afterwards this record holds what the file holds.
+        The kept measurements are also added to this record. Numbers of a trial list of the same name are replaced. If
+        the folder contains a record of other weights, the whole record is replaced and its plots are deleted.
 
         Args:
-            folder: is made if it is not there.
+            folder: folder of the file; it is created if missing.
 
         Returns:
-            Sentences about what was replaced.
+            One sentence for each replaced measurement.
 
         Raises:
-            ValueError: the folder holds an `evaluation.json` that this package did not write.
+            ValueError: the folder contains an `evaluation.json` that this package did not write.
         """
         path = Path(folder) / EVALUATION_FILE
         remarks: list[str] = []
@@ -183,11 +193,11 @@ class EvaluationRecord:
             try:
                 earlier = EvaluationRecord.read(path)
             except ValueError as error:
-                raise ValueError(f"{error} It is left as it is; choose another folder (--output).") from error
+                raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
             if earlier.fingerprint == self.fingerprint:
                 remarks = self._take_in(earlier)
             else:
-                remarks = [f"{path} held the numbers of other weights; it was replaced."]
+                remarks = [f"{path} was replaced because it contained the numbers of other weights."]
                 for file in earlier.plots.keys() - self.plots.keys():
                     if _is_plot(file):
                         (path.parent / PLOT_FOLDER / file).unlink(missing_ok=True)
@@ -198,7 +208,7 @@ class EvaluationRecord:
         return remarks
 
     def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
-        """Add what an earlier record of the same weights has besides this one."""
+        """Add the measurements that only an earlier record of the same weights contains; return the remarks."""
         remarks = [
             f"{name}: the numbers of another trial list of this name were replaced."
             for name, entry in self.lists.items()
@@ -216,18 +226,18 @@ class EvaluationRecord:
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:
-    """Where the record of a model goes: its own folder, or one in the working directory for a name on the Hub."""
+    """Return the folder for the record of a model: its folder, or a new one for a name on the Hub."""
     folder = Path(model)
     return folder if folder.is_dir() else Path(f"{os.fspath(model).replace('/', '-')}-evaluation")
 
 
 def software() -> dict[str, Any]:
-    """Versions of the packages that numbers depend on, and the commit of this one."""
+    """Return the versions of the packages that the numbers depend on, and the commit of this package."""
     return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The lists of schema 1, where a calibrated model had its ratios first and its raw scores in `raw`."""
+    """Convert the lists of schema 1, in which the raw scores of a calibrated model were under `raw`."""
     shared = {key: values[key] for key in _OF_ALL_LISTS if key in values}
     lists = {}
     for name, entry in values["lists"].items():
@@ -243,7 +253,7 @@ def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check_numbers(values: Any, where: str) -> None:
-    """Refuse numbers of the wrong type or out of range, at any depth."""
+    """Raise if a number has the wrong type or is out of range, at any depth."""
     for key, value in _object(values, where).items():
         place = f"{where}: {key}"
         if value is None:
@@ -312,7 +322,7 @@ _TEXT = (lambda value: isinstance(value, str), "text")
 _LIMITS = (_is_interval, "[low, high]")
 # Numbers that schema 1 and 2 give for each prior.
 _BY_PRIOR = ("min_dcf", "act_dcf", "min_dcf_interval", "act_dcf_interval")
-# Key to a test of its value and the words for what passes.
+# Test of the value of each key, and the expected value in words.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("trials", "targets", "skipped", "speakers", "replicates", "without_decision"), _COUNT),
     **dict.fromkeys(("epochs", "steps", "processes", "best_dev_epoch"), _COUNT),
@@ -328,17 +338,17 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _is_plot(file: str) -> bool:
-    """Whether a name is that of a PNG file in the folder of plots itself."""
+    """Return whether a name is the plain name of a PNG file, without folders."""
     return PurePosixPath(file).name == file and Path(file).name == file and file.endswith(".png")
 
 
 def _public_name(name: str) -> str:
-    """The name of a model without the folders of this machine."""
+    """Return the name of a model without the parent folders on this machine."""
     folder = Path(name)
     if not folder.exists():
         return name
     parts = folder.resolve().parts
-    # The name of a folder within a run says nothing by itself.
+    # The name of a folder within a run does not identify the model.
     return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
 
 
@@ -350,7 +360,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _checkout_commit() -> str | None:
-    """Commit of the checkout that this package runs from, marked if files differ; None if it is no checkout."""
+    """Return the commit of this package's checkout, marked if files were changed; None if it is not a checkout."""
     package = Path(__file__).resolve().parents[1]
     try:
         found = [

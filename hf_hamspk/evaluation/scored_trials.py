@@ -1,4 +1,4 @@
-"""Trials whose files are embedded and measured, and the features that a calibration is fitted on.
+"""Score the trials of a list, and compute the features that a calibration is fitted on.
 
 Letters: `N` trials, `U` utterances.
 """
@@ -18,7 +18,7 @@ from .speakers import TrialSpeakers, find_speakers
 from .trials import Trials
 from .verification import EmbeddedFiles, enrol_models, measured_quality, trial_rows, usable_trials
 
-# Quality measures by the name that a user gives. The number of enrolment utterances is not fitted on.
+# Features of each group of quality measures that a user can name. The number of enrolment utterances is not used.
 QUALITY_GROUPS = {
     "speech": ("log_speech_min", "log_speech_max"),
     "snr": ("snr_min", "snr_max"),
@@ -28,11 +28,11 @@ QUALITY_GROUPS = {
 
 @dataclass(frozen=True)
 class CalibrationSetting:
-    """What enters a log-likelihood ratio besides the raw score.
+    """Setting of a calibration: the normalisation of the score and the quality measures.
 
     Attributes:
         normalisation: one of `NORMALISATIONS`.
-        top: cohort scores on each side, for `"as"`.
+        top: number of nearest cohort speakers for the normalisation `"as"`; None for other normalisations.
         quality: keys of `QUALITY_GROUPS`.
     """
 
@@ -48,28 +48,29 @@ class CalibrationSetting:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features, the score first."""
+        """Names of the features; the score comes first."""
         return (SCORE, *(name for group in self.quality for name in QUALITY_GROUPS[group]))
 
 
 class ScoredTrials:
-    """The usable trials of a list, scored once, with their speakers and the quality of their recordings.
+    """Usable trials of a list with raw scores, speakers and the quality of the recordings.
 
     Args:
-        model: gives the similarity.
-        trials: the list.
-        embedded: its files, from `embed_files`; with `measure`, quality measures can enter the calibration.
-        minimum_speech: seconds; measured files with less speech are left out, as they would get no decision.
-        speaker_table: file to speaker; None reads the speakers off the file names.
+        model: model whose similarity is used.
+        trials: trial list.
+        embedded: embeddings of the files, from `embed_files`. Quality measures are available only if `embed_files` was
+            called with `measure=True`.
+        minimum_speech: seconds of speech that a decision requires; measured files with less speech are left out.
+        speaker_table: maps each file to its speaker; None reads the speakers off the file names.
 
     Attributes:
-        trials: the `N` usable ones.
-        speakers: of these trials.
-        scores: `(N,)` float64, raw.
-        skipped: file to the reason why its trials were left out.
+        trials: the `N` usable trials.
+        speakers: speakers of the usable trials.
+        scores: `(N,)` float64, raw scores.
+        skipped: maps each file whose trials were left out to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial is left, or the speakers are unknown.
+        ValueError: no target or no impostor trial remains, or the speakers are unknown.
     """
 
     def __init__(
@@ -92,24 +93,24 @@ class ScoredTrials:
         self.scores = score_pairs(model, table[:, :1], enrolment, test)
 
     def features(self, setting: CalibrationSetting, cohort: Cohort | None) -> CalibrationTrials:
-        """The trials with the features of a setting.
+        """Return the trials with the features of a setting.
 
         Raises:
-            ValueError: the setting needs a cohort, or measured recordings, and there are none.
+            ValueError: the setting needs a cohort that is missing, or quality measures that were not measured.
         """
         enrolment, test = self._rows
         statistics = quality = None
         if setting.normalisation != "none":
             if cohort is None:
                 raise ValueError(
-                    f"normalisation {setting.normalisation!r} needs a cohort: name recordings of some hundred other "
-                    "speakers, best those of the training."
+                    f"normalisation {setting.normalisation!r} needs a cohort. Name recordings of some hundred other "
+                    "speakers, preferably the training speakers (--cohort)."
                 )
             found = compare_with_cohort(self.model, self.embeddings, cohort.embeddings, setting.top)
             statistics = found.rows(enrolment), found.rows(test)
         if setting.quality:
             if self._quality is None:
-                raise ValueError("Quality measures need the speech of the files to be measured.")
+                raise ValueError("Quality measures need measured recordings: call embed_files with measure=True.")
             quality = self._quality.rows(enrolment), self._quality.rows(test)
         values = trial_features(torch.from_numpy(self.scores), setting.normalisation, statistics, quality)
         speakers = np.stack([self.speakers.enrolment, self.speakers.test], axis=1)

@@ -1,8 +1,8 @@
-"""Speaker verification error rates as a module for `evaluate`.
+"""Error rates of speaker verification as a module for the library `evaluate`.
 
-`evaluate.load` copies this file elsewhere and scans its text: it must stand alone but for installed packages, so it
-imports this package by its full name, one package per import line, no comment behind an import. `Features` and `Value`
-are those of the datasets library, taken where evaluate uses them.
+`evaluate.load` copies this file to another folder and scans its imports. The file may therefore import only installed
+packages, including this one by its full name, with one package per import line and no comment after an import.
+`Features` and `Value` are classes of the datasets library, imported from the place where evaluate uses them.
 """
 
 import evaluate
@@ -14,33 +14,32 @@ from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, conv
 from hf_hamspk.evaluation.metrics import detection_errors
 
 _DESCRIPTION = """\
-Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, exact at every distinct threshold,
-and the log-likelihood-ratio cost (Cllr) with its minimum. A trial is accepted if its score is greater than or equal to
-the threshold. The EER is the larger of the two error rates at the operating point where they are nearest, without
-interpolation; the one on the convex hull of the ROC curve is given beside it. The detection costs have unit costs and
-are normalised by min(prior, 1 - prior). What only log-likelihood ratios have, Cllr and the actual detection cost
-(actDCF) of decisions at the Bayes threshold, is given if the scores are said to be such.
+Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, computed exactly from every distinct
+threshold, and the minimum log-likelihood-ratio cost (minCllr). A trial is accepted if its score is greater than or
+equal to the threshold. The EER is the larger of the two error rates at the threshold where they are nearest, without
+interpolation. The EER on the convex hull of the ROC curve is reported as well. The detection costs use unit costs and
+are normalised by min(prior, 1 - prior). If the scores are log-likelihood ratios, the result also contains their cost
+(Cllr) and the actual detection cost (actDCF) of decisions at the Bayes threshold.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list` of `float`): scores of the trials, finite; greater = more likely the same speaker.
+    predictions (`list` of `float`): finite scores of the trials; greater scores support the same speaker.
     references (`list` of `int`): 1 for a target trial (same speaker), 0 for an impostor trial.
-    priors (`Sequence` of `float`): probabilities of a target trial for which to give the minDCF, each strictly between
-        0 and 1. Defaults to (0.01, 0.05).
-    log_likelihood_ratios (`bool`): whether the predictions are natural log-likelihood ratios, and not scores of any
-        scale. Defaults to False.
+    priors (`Sequence` of `float`): probabilities of a target trial for the detection costs, each strictly between 0 and
+        1. Defaults to (0.01, 0.05).
+    log_likelihood_ratios (`bool`): whether the predictions are natural log-likelihood ratios. Defaults to False.
 
 Returns:
     `dict` of `float`:
         - eer: equal error rate, a fraction in [0, 1].
-        - eer_threshold: the threshold at which it is reached.
-        - min_dcf_<prior>: for each prior, the normalised minimum detection cost, in [0, 1].
-        - min_dcf_<prior>_threshold: the threshold at which it is reached; inf where rejecting all is cheapest.
+        - eer_threshold: threshold of the EER.
+        - min_dcf_<prior>: normalised minimum detection cost for each prior, in [0, 1].
+        - min_dcf_<prior>_threshold: threshold of the minDCF; inf if rejecting all trials is cheapest.
         - eer_convex_hull: equal error rate on the convex hull of the ROC curve, in [0, 0.5].
-        - min_cllr: the Cllr, in bits, that the best non-decreasing map of the scores would leave, in [0, 1].
-        - cllr: with log_likelihood_ratios, their Cllr in bits; 1 is what no information costs.
-        - act_dcf_<prior>: with log_likelihood_ratios, the normalised detection cost of their decisions.
+        - min_cllr: Cllr of the scores after the best non-decreasing map, in bits, in [0, 1].
+        - cllr: Cllr in bits, at least 0; 1 if every ratio is 0. Only with log_likelihood_ratios.
+        - act_dcf_<prior>: normalised actual detection cost for each prior. Only with log_likelihood_ratios.
 
 Examples:
     >>> import evaluate
@@ -63,10 +62,10 @@ _CITATION = """\
 
 @add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class SpeakerVerification(evaluate.Metric):
-    """Error rates and costs of speaker verification for `evaluate.load`."""
+    """Metric of the library `evaluate` with the error rates and costs of speaker verification."""
 
     def _info(self) -> evaluate.MetricInfo:
-        # No `format="numpy"`: it would hand the scores over in float32, and distinct scores could become ties.
+        # Without `format="numpy"`, which converts the scores to float32, so that distinct scores could become equal.
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -79,7 +78,7 @@ class SpeakerVerification(evaluate.Metric):
         """Add a batch of scores and labels.
 
         Raises:
-            ValueError: if a label is not a whole number, or the two lengths differ.
+            ValueError: a label is not a whole number, or the two lengths differ.
         """
         _check_whole(references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
@@ -88,7 +87,7 @@ class SpeakerVerification(evaluate.Metric):
         """Add one score and its label.
 
         Raises:
-            ValueError: if the label is not a whole number.
+            ValueError: the label is not a whole number.
         """
         _check_whole(reference)
         super().add(prediction=prediction, reference=reference, **kwargs)
@@ -112,7 +111,7 @@ class SpeakerVerification(evaluate.Metric):
 
 
 def _check_whole(references) -> None:
-    """Refuse fractional labels: the integer feature would silently cut 0.7 down to 0."""
+    """Raise if a label is a fraction, because the integer feature would silently truncate 0.7 to 0."""
     # Tensors may lie on an accelerator, where NumPy cannot read them; evaluate fetches them itself.
     labels = np.asarray(references.detach().cpu() if hasattr(references, "detach") else references)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():

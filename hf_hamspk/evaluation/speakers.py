@@ -1,10 +1,10 @@
-"""The speakers in the files of a trial list, and other metadata of the files.
+"""Find the speakers of a trial list, and read other metadata of its files.
 
-A trial list says which pairs have the same speaker, but not the speaker's name. `find_speakers` reads it off the file
-names: it is the folder, or the first part of the file name, that is the same in every target trial and different in
-every impostor trial. In VoxCeleb's `id10270/x6uYqmx31kE/00001.wav` that is the first folder, in
-`corpus/speaker/utterance.flac` the second, in `1089-134686-0000.flac` the part before the first hyphen. For names
-without such a rule, give a table.
+A trial list declares which pairs have the same speaker, but does not name the speakers. `find_speakers` reads the names
+off the file names. The speaker is the folder, or the first part of the file name, that is the same on both sides of
+every target trial and differs in every impostor trial. This is the first folder in VoxCeleb's
+`id10270/x6uYqmx31kE/00001.wav`, the second folder in `corpus/speaker/utterance.flac`, and the part before the first
+hyphen in `1089-134686-0000.flac`. Names without such a part need a table.
 """
 
 import csv
@@ -28,12 +28,12 @@ _RANGE = re.compile(r"(\d+\.?\d*) ?- ?(\d+\.?\d*)")
 # A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class TrialSpeakers:
-    """The speakers of `N` trials.
+    """Speakers of `N` trials.
 
     Attributes:
-        names: the `S` speakers, sorted.
-        enrolment: int32, shape `(N,)`: index into `names` of the enrolment's speaker.
-        test: int32, shape `(N,)`: of the test's speaker.
+        names: names of the `S` speakers, sorted.
+        enrolment: int32, shape `(N,)`, index into `names` of the speaker of the enrolment.
+        test: int32, shape `(N,)`, index into `names` of the speaker of the test recording.
 
     Example:
         ```python
@@ -53,25 +53,25 @@ class TrialSpeakers:
         return len(self.enrolment)
 
     def select(self, rows: NDArray) -> "TrialSpeakers":
-        """The speakers of the given trials; speakers without a trial are left out."""
+        """Return the speakers of the given trials; speakers without a trial are left out."""
         used, indices = np.unique(np.stack((self.enrolment[rows], self.test[rows])), return_inverse=True)
         enrolment, test = indices.reshape(2, -1).astype(np.int32)
         return TrialSpeakers(tuple(self.names[i] for i in used), enrolment, test)
 
 
 def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> TrialSpeakers:
-    """The speakers of each trial, from a table or from the file names (see the module).
+    """Find the speakers of each trial in a table or in the file names (see the module).
 
     Args:
-        trials: at least one.
-        table: file to speaker, for every file of the list; None reads the speakers off the file names.
+        trials: trials, at least one.
+        table: maps every file of the list to its speaker; None reads the speakers off the file names.
 
     Raises:
-        ValueError: a file is not in the table, the table contradicts a label, or no part of the file names agrees with
-            all labels.
+        ValueError: there are no trials, a file is not in the table, the table contradicts a label, or no part of the
+            file names agrees with all labels.
     """
     if not len(trials):
-        raise ValueError("There are no trials, so no speakers.")
+        raise ValueError("Expected at least one trial to find speakers in, got none.")
     trials = trials.single()
     row = {name: i for i, name in enumerate(trials.files)}
     sides = np.array([[row[name] for name in names] for names in (trials.enrolment, trials.test)])
@@ -81,14 +81,14 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         if absent:
             raise ValueError(
                 f"{len(absent)} of {len(trials.files)} files of the trial list are not in the table of speakers "
-                f"({first_names(absent, 3)}). Its column {PATH_COLUMN!r} must hold the names as the list does."
+                f"({first_names(absent, 3)}). Its column {PATH_COLUMN!r} must contain the file names of the list."
             )
         speakers = _index([table[name] for name in trials.files], sides)
         wrong = (speakers.enrolment == speakers.test) != is_target
         if wrong.any():
             first = int(np.argmax(wrong))
             raise ValueError(
-                f"{int(wrong.sum())} of {len(trials)} labels contradict the table of speakers, the first one: "
+                f"{int(wrong.sum())} of {len(trials)} labels contradict the table of speakers. The first one is: "
                 f"{trials.labels[first]} {trials.enrolment[first]} {trials.test[first]}. Correct the list or the table."
             )
         return speakers
@@ -104,7 +104,7 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
 
 
 def _candidates(files: Sequence[str]) -> list[list[str]]:
-    """Parts of the names that may be the speaker, outermost folder first; a value for every file each."""
+    """Return the candidate speakers of all files by each rule: the folders, outermost first, then the file name."""
     parts = [name.replace("\\", "/").split("/") for name in files]
     folders = [["/".join(p[: depth + 1]) for p in parts] for depth in range(min(map(len, parts)) - 1)]
     # Without its extension, so that a name without any separator is its own first part.
@@ -118,14 +118,14 @@ def _index(speaker_of_file: Sequence[str], sides: NDArray) -> TrialSpeakers:
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
-    """Read a CSV file about audio files, with the column `path` and any other columns.
+    """Read a CSV file with metadata of audio files: the column `path` and any other columns.
 
     Returns:
-        File to its other columns; cells are stripped, and may be empty.
+        A dictionary that maps each file to its other columns; cells are stripped of white space and may be empty.
 
     Raises:
-        ValueError: no such file, not UTF-8, no column `path`, a row of another length, or two different rows for one
-            file.
+        ValueError: the file is missing, is not UTF-8 or has no column `path`, a row has another number of cells than
+            the header, or one file has two different rows.
     """
     table: dict[str, dict[str, str]] = {}
     try:
@@ -134,8 +134,8 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
             header = [name.strip() for name in next(reader, [])]
             if PATH_COLUMN not in header:
                 raise ValueError(
-                    f"{path}: expected a column {PATH_COLUMN!r} with the files as the trial lists name them, found "
-                    f"{', '.join(header)}."
+                    f"{path}: expected a column {PATH_COLUMN!r} with the file names of the trial lists, found the "
+                    f"columns {', '.join(header)}."
                 )
             for cells in reader:
                 if not cells:
@@ -147,7 +147,9 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
                 row = dict(zip(header, map(str.strip, cells), strict=True))
                 name = row.pop(PATH_COLUMN)
                 if table.setdefault(name, row) != row:
-                    raise ValueError(f"{path}, line {reader.line_num}: {name} has two different rows.")
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {name} has two different rows. Delete one of them."
+                    )
     except FileNotFoundError:
         raise ValueError(f"There is no table {path}.") from None
     except UnicodeDecodeError as error:
@@ -156,7 +158,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
 
 
 def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None:
-    """File to speaker, from the column `speaker_id` of a table; None if there is no such column."""
+    """Return a dictionary that maps files to speakers, without empty cells; None if there is no `speaker_id` column."""
     if not all(SPEAKER_COLUMN in row for row in metadata.values()):
         return None
     return {name: row[SPEAKER_COLUMN] for name, row in metadata.items() if row[SPEAKER_COLUMN]}
@@ -165,21 +167,23 @@ def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] |
 def group_trials(
     trials: Trials, metadata: Mapping[str, Mapping[str, str]], columns: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """The trials within each group: both files have the same value of a column.
+    """Group trials by the metadata of their files; a group contains the trials whose two files are in it.
 
-    Columns of many numbers, such as ages (`20-30` counts as 25), are cut into four groups with about as many files
-    each. Files that are not in the table, or have an empty cell, are in no group.
+    Each value of a column is a group. Columns with many numbers, such as ages, are cut into up to four groups of about
+    the same number of files; a range such as `20-30` counts as 25. Files that are not in the table, or have an empty
+    cell, are in no group.
 
     Args:
-        trials: `N` of them.
-        metadata: from `read_metadata`.
-        columns: such as `gender`.
+        trials: the `N` trials.
+        metadata: maps each file to its columns, from `read_metadata`.
+        columns: names of columns, such as `gender`.
 
     Returns:
-        `"column value"` to a mask, shape `(N,)`, sorted within a column; groups without trials are left out.
+        A dictionary that maps the name of each group, `"column value"`, to a mask `(N,)`. The groups of a column are
+        sorted, and groups without trials are left out.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: the table does not have one of the columns.
     """
     groups: dict[str, NDArray[np.bool_]] = {}
     trials = trials.single()
@@ -198,7 +202,7 @@ def group_trials(
 
 
 def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Names of the groups in order, and file to the index of its group, -1 if it is in none."""
+    """Return the sorted names of the groups, and the index of the group of each file, -1 if it is in none."""
     distinct = sorted({value for value in value_of.values() if value})
     numbers = _as_numbers(distinct)
     if numbers is None or len(distinct) <= MOST_VALUES:
@@ -218,7 +222,7 @@ def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, i
 
 
 def _as_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    """The values as finite numbers, a range such as `20-30` as its middle; None if a value is neither."""
+    """Return the values as finite numbers, ranges such as `20-30` as their middle; None if a value is neither."""
     try:
         parts = [[value] if (found := _RANGE.fullmatch(value)) is None else found.groups() for value in values]
         numbers = np.array([np.mean([float(part) for part in of_value]) for of_value in parts], dtype=np.float64)

@@ -1,10 +1,10 @@
-"""How many pairs are enough: how much a calibration would change if other speakers had been recorded.
+"""Measure how much a calibration would change with other speakers, to decide whether its pairs are enough.
 
-The speakers are drawn with replacement, as many as there are, and the calibration is fitted again on each draw (the
-bootstrap over speakers: N. Poh and S. Bengio, "Estimating the confidence interval of expected performance curve in
-biometric authentication using joint bootstrap", ICASSP 2007). A pair of two speakers counts with the product of their
-numbers in the draw, a pair of one speaker with its number. The spread shrinks with the square root of the number of
-speakers.
+Each draw takes as many speakers as the trials have, with replacement, and the calibration is fitted again. This is the
+bootstrap over speakers of N. Poh and S. Bengio, "Estimating the confidence interval of expected performance curve in
+biometric authentication using joint bootstrap", ICASSP 2007. A target pair is weighted by the number of times its
+speaker was drawn, an impostor pair by the product of these numbers of its two speakers. The spread of the results is
+inversely proportional to the square root of the number of speakers.
 """
 
 import math
@@ -22,8 +22,8 @@ from .intervals import CONFIDENCE
 
 # Fewer than for the intervals of error rates: every draw is a fit, and only its spread is used.
 FITTED_DRAWS = 200
-# A threshold that is uncertain by no more than this log-likelihood ratio, a factor of 1.6 in the odds, is enough. It
-# costs a few per cent of the cost of the errors, less than recordings of another kind do.
+# A threshold is certain enough if its uncertainty is at most this log-likelihood ratio, a factor of 1.6 in the odds.
+# It raises the cost of the errors by a few per cent, less than recordings of another kind do.
 ENOUGH = 0.5
 # The quality measures at a threshold are averaged over this many trials near it.
 NEAREST = 50
@@ -31,14 +31,14 @@ NEAREST = 50
 
 @dataclass(frozen=True)
 class PointUncertainty:
-    """How certain the threshold of an operating point is.
+    """Uncertainty of the threshold of an operating point.
 
     Attributes:
-        name: of the operating point.
-        threshold: its log-likelihood ratio.
-        half_width: of the confidence interval of the log-likelihood ratio of a pair at the threshold, above 0.
-        score: the score at the threshold, with the quality measures of the trials near it.
-        score_interval: its confidence interval.
+        name: name of the operating point.
+        threshold: log-likelihood ratio of the threshold.
+        half_width: half the width of the confidence interval of the log-likelihood ratio at the threshold, at least 0.
+        score: score at the threshold, for a pair with the average quality measures of the trials near the threshold.
+        score_interval: confidence limits of this score.
         speakers: number of speakers that should be enough for a half-width of `ENOUGH`.
     """
 
@@ -52,10 +52,10 @@ class PointUncertainty:
 
 @dataclass(frozen=True)
 class Sufficiency:
-    """Whether there are enough pairs and speakers to calibrate on.
+    """Result of `assess_size`: uncertainty of a calibration, and numbers of its pairs and speakers.
 
     Attributes:
-        points: one for each operating point.
+        points: uncertainty of the threshold of each operating point.
         targets: number of target pairs.
         impostors: number of impostor pairs.
         speakers: number of speakers.
@@ -69,7 +69,7 @@ class Sufficiency:
     replicates: int
 
     def sentences(self) -> list[str]:
-        """A sentence for each operating point."""
+        """Return one sentence for each operating point."""
         lines = []
         for point in self.points:
             low, high = point.score_interval
@@ -94,18 +94,18 @@ def assess_size(
     seed: int = 0,
     progress: bool = False,
 ) -> Sufficiency:
-    """Measure how certain the thresholds of a calibration are, by a bootstrap over speakers.
+    """Measure the uncertainty of the thresholds of a calibration by a bootstrap over speakers.
 
     Args:
-        trials: the trials that it was fitted on.
-        fitted: from `fit_map`.
-        operating_points: their thresholds are measured.
-        replicates: number of draws, at least 2.
-        seed: of the draws.
-        progress: show a bar.
+        trials: trials that the calibration was fitted on.
+        fitted: map of the calibration, from `fit_map`.
+        operating_points: operating points whose thresholds are measured.
+        replicates: number of draws of the speakers, at least 2.
+        seed: random seed of the draws.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: fewer than half of the draws hold pairs of both kinds.
+        ValueError: fewer than half of the draws, or fewer than 2 draws, contain pairs of both kinds.
     """
     names = list(fitted.weights)
     draw = np.random.default_rng(seed)
@@ -124,8 +124,8 @@ def assess_size(
         scores.append(np.array([float(place[SCORE]) for place in places]) + (wanted - now) / slope)
     if len(ratios) < max(2, replicates // 2):
         raise ValueError(
-            f"Only {len(ratios)} of {replicates} draws of {trials.speaker_count} speakers hold pairs of both kinds: "
-            "too few speakers to measure how certain the thresholds are. Add speakers with two recordings or more."
+            f"Too few speakers to measure the uncertainty of the thresholds: only {len(ratios)} of {replicates} draws "
+            f"of {trials.speaker_count} speakers contain pairs of both kinds. Add speakers with two or more recordings."
         )
     spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * np.std(ratios, axis=0)
     edges = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
@@ -145,7 +145,7 @@ def assess_size(
 
 
 def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.float64]:
-    """The weight of each trial in one draw of the speakers, `(N,)`."""
+    """Draw the speakers with replacement, and return the weights of the trials, `(N,)`."""
     count = int(speakers.max()) + 1
     drawn = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
     one_speaker = speakers[:, 0] == speakers[:, 1]
@@ -153,7 +153,7 @@ def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.f
 
 
 def _at_threshold(trials: CalibrationTrials, fitted: AffineMap, threshold: float) -> dict[str, NDArray[np.float64]]:
-    """Features of a pair at the threshold: means over the trials near it, with the score that reaches the threshold."""
+    """Return the mean features of the trials nearest to the threshold, with the score moved onto the threshold."""
     ratios = fitted(trials.features)
     near = np.argsort(np.abs(ratios - threshold))[:NEAREST]
     place = {name: np.asarray(trials.features[name][near].mean()) for name in fitted.weights}

@@ -1,7 +1,8 @@
-"""Error rates against the recording condition: short, noisy, reverberant or coded recordings; `hamspk sweep`.
+"""Measure error rates under recording conditions, such as short, noisy, reverberant or coded recordings.
 
-The test side of every trial is changed and the enrolment is not: people enrol under good conditions and are verified
-under any. Scores are the raw ones of whole recordings, over all trials whose files can be read.
+`hamspk sweep` prints these measurements. A condition changes the test recording of every trial, and leaves the
+enrolment unchanged: in practice, speakers enrol under good conditions and are verified under any condition. The scores
+are raw scores of whole recordings, over all trials whose files can be read.
 
 Letters: `N` trials, `D` embedding size.
 """
@@ -29,16 +30,16 @@ from .verification import EmbeddedFiles, embed_files, trial_rows, usable_trials
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A model under one condition, or on one group of trials.
+    """Result of a model under one condition, or on one group of trials.
 
     Attributes:
-        condition: name.
-        value: strength; None if it has none.
+        condition: name of the condition or of the group.
+        value: strength of the condition; None if it has none.
         trials: number of scored trials.
-        targets: number of target trials among them.
-        eer: equal error rate, a fraction; None if the trials are not of both kinds.
-        eer_interval: confidence limits; None if the speakers are unknown or too few.
-        note: why something is None.
+        targets: number of target trials among the scored trials.
+        eer: equal error rate, a fraction in [0, 1]; None if target or impostor trials are missing.
+        eer_interval: confidence limits of the equal error rate; None if not measured.
+        note: reason why `eer` or `eer_interval` is None; None if both were measured.
     """
 
     condition: str
@@ -50,20 +51,20 @@ class SweepPoint:
     note: str | None = None
 
     def to_dict(self) -> dict:
-        """For JSON."""
+        """Return the attributes as a dictionary for JSON."""
         interval = None if self.eer_interval is None else list(self.eer_interval)
         return asdict(self) | {"eer_interval": interval}
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A model on one trial list under several conditions; what `sweep` returns.
+    """Result of `sweep`: a model on one trial list under several conditions.
 
     Attributes:
-        record: the content of `evaluation.json`.
-        name: of the trial list.
-        points: kind of condition to its points.
-        failures: unreadable file to reason.
+        record: content of `evaluation.json`.
+        name: name of the trial list.
+        points: maps each kind of condition, and each column of `group_by`, to its points.
+        failures: maps each unreadable file to the reason.
     """
 
     record: EvaluationRecord
@@ -72,16 +73,18 @@ class Sweep:
     failures: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
-        """Write `evaluation.json`, `report.html` and `plots/`, together with what is there of the same weights.
+        """Write `evaluation.json`, `report.html` and `plots/` into a folder.
+
+        Measurements of the same weights that the folder already contains are kept.
 
         Args:
-            folder: best the model's own, where `hamspk push` and the Space look for the record.
+            folder: preferably the model's folder, where `hamspk push` and the Space read the record.
 
         Returns:
-            The paths of the files, and sentences about what was replaced.
+            The paths of the files, and one sentence for each replaced measurement.
 
         Raises:
-            ValueError: the folder holds an `evaluation.json` that this package did not write.
+            ValueError: the folder contains an `evaluation.json` that this package did not write.
         """
         # matplotlib is imported only where something is drawn.
         from .plots import draw_sweep
@@ -106,25 +109,29 @@ def sweep(
     """Measure the EER of a model with the test recordings under several conditions.
 
     Args:
-        model: a model, its folder, or its name on the Hub.
-        trials: a list: a path or `Trials`.
-        audio_root: folder of the files in the list.
-        over: kinds of conditions, of `data.conditions.SWEEPS`.
-        values: strengths, if `over` names one kind; None for those of the kind.
-        metadata: file to columns, from `read_metadata`; the column `speaker_id` gives the speakers.
-        group_by: columns of `metadata`; the error rates of the unchanged recordings are measured within each of their
-            values, and where both sides are the same or differ.
-        replicates: resamplings of the speakers for the intervals; 0 for no intervals.
-        progress: show progress bars.
-        announce: called with each kind and its points as soon as they are measured.
+        model: model, its folder, or its name on the Hub.
+        trials: trial list, a path or `Trials`.
+        audio_root: folder to which the file names in the list are relative.
+        over: kinds of conditions, from `data.conditions.SWEEPS`.
+        values: strengths of the conditions, if `over` names one kind; None uses the default strengths of each kind.
+        metadata: maps each file to its columns, from `read_metadata`; the column `speaker_id` names the speakers.
+        group_by: columns of `metadata`. For each column, the EER of the unchanged recordings is measured on the trials
+            within each value, on the trials whose two values are equal, and on the trials whose two values differ.
+        replicates: number of resamplings of the speakers for confidence intervals, at least 100; 0 for no intervals.
+        progress: whether to show progress bars.
+        announce: function that is called as soon as the points of one kind, or of one column of `group_by`, are
+            measured. Its arguments are the name of the kind or column and the list of points.
 
     Raises:
-        ValueError: a model, list or file is missing, the metadata does not fit, or there is nothing to measure.
+        ValueError: a model, list or file is missing, the metadata does not match the list, an option is out of range,
+            or both `over` and `group_by` are empty.
     """
     if values is not None and len(over) != 1:
-        raise ValueError(f"values belong to one condition; over names {len(over)}.")
+        raise ValueError(
+            f"values are the strengths of one kind of condition, but over names {len(over)}. Name one kind."
+        )
     if not over and not group_by:
-        raise ValueError("There is nothing to sweep: name conditions (over) or columns (group_by).")
+        raise ValueError("There is nothing to measure. Name conditions (over) or columns (group_by).")
     check_replicates(replicates)
     conditions = {kind: sweep_conditions(kind, values) for kind in over}
     ((name, chosen),) = read_lists(trials, audio_root).items()
@@ -157,23 +164,23 @@ def sweep(
 
 
 class ConditionSweep:
-    """Trials whose files are embedded once unchanged, and then under each condition.
+    """Measurement of one trial list under several conditions; the unchanged files are embedded once.
 
     Args:
-        model: embeds and scores.
-        trials: the list.
-        audio_root: folder of its files.
-        speaker_table: file to speaker; None takes the speakers from the names of the files.
-        replicates: of the intervals; 0 for no intervals.
-        confidence: of the intervals.
-        progress: show progress bars.
+        model: model that embeds the files and scores the trials.
+        trials: trial list.
+        audio_root: folder to which the file names in the list are relative.
+        speaker_table: maps each file to its speaker; None reads the speakers off the file names.
+        replicates: number of resamplings of the speakers for the confidence intervals; 0 for no intervals.
+        confidence: confidence level of the intervals, in (0, 1).
+        progress: whether to show progress bars.
 
     Attributes:
-        trials: those whose files can be read.
-        failures: unreadable file to reason.
+        trials: trials whose files can be read.
+        failures: maps each unreadable file to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial is left, or the table does not fit the list.
+        ValueError: no target or no impostor trial remains, or the table does not match the list.
     """
 
     def __init__(
@@ -201,7 +208,7 @@ class ConditionSweep:
             self._speakers = str(error)
 
     def measure(self, condition: Condition) -> SweepPoint:
-        """The error rate with the test recordings under a condition; that of the unchanged ones is measured once."""
+        """Measure the EER with the test recordings under a condition; the unchanged recordings are measured once."""
         if condition.change is None and self._unchanged is not None:
             return self._unchanged
         scores = self._scores(condition)
@@ -211,14 +218,17 @@ class ConditionSweep:
         return point
 
     def measure_groups(self, metadata: Mapping[str, Mapping[str, str]], column: str) -> list[SweepPoint]:
-        """The error rates of the unchanged recordings within each group, and where both sides are the same or differ.
+        """Measure the EER of the unchanged recordings by the values of a column.
+
+        The groups are the trials within each value, the trials whose two values are equal, and the trials whose two
+        values differ.
 
         Args:
-            metadata: file to columns.
-            column: such as `language` or `session`.
+            metadata: maps each file to its columns.
+            column: name of a column, such as `language` or `session`.
 
         Raises:
-            ValueError: there is no such column.
+            ValueError: the metadata has no such column.
         """
         scores = self._scores(Condition("as it is", None))
         masks = group_trials(self.trials, metadata, [column])
@@ -271,7 +281,7 @@ class ConditionSweep:
 
 
 def format_sweep(kind: str, points: Sequence[SweepPoint]) -> str:
-    """A sweep as a text table."""
+    """Format the points of a sweep as a text table."""
     width = max(len(kind), *(len(point.condition) for point in points))
     lines = [f"{kind:{width}}  {'trials':>8}  {'targets':>8}  {'EER %':>7}  interval"]
     for point in points:

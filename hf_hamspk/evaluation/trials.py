@@ -1,15 +1,16 @@
-"""Trial lists: the formats of VoxCeleb, VoxSRC, CN-Celeb and SITW, and the sizes of the official lists.
+"""Read trial lists in the formats of VoxCeleb, VoxSRC, CN-Celeb and SITW, and check the sizes of official lists.
 
-A trial is a pair of recordings with a label: target (the same speaker) or impostor (different speakers). `read_trials`
+A trial is a pair of recordings with a label: target (same speaker) or impostor (different speakers). `read_trials`
 recognises the format of a list by its first line:
 
-- `label enrolment test`, the label being 1 or 0: VoxCeleb1-O, -E and -H
-  (https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html) and the validation lists of VoxSRC;
-- `model test label`, the label being 1 or 0 (CN-Celeb), `tgt` or `imp` (SITW), `target` or `nontarget` (Kaldi). A table
-  with lines `model file [file ...]` names the enrolment files of each model: `enroll.map` of CN-Celeb names several,
-  `enroll.lst` of CN-Celeb and `enroll-core.lst` of SITW one. Without a table the first field is a file itself.
+- `label enrolment test`, where the label is 1 or 0: VoxCeleb1-O, -E and -H
+  (https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html) and the validation lists of VoxSRC.
+- `model test label`, where the label is 1 or 0 (CN-Celeb), `tgt` or `imp` (SITW), `target` or `nontarget` (Kaldi). An
+  enrolment table with lines `model file [file ...]` names the enrolment files of each model. `enroll.map` of CN-Celeb
+  names several files for each model; `enroll.lst` of CN-Celeb and `enroll-core.lst` of SITW name one. Without a table,
+  the first field of the trial list is a file name.
 
-Lists without labels, as challenges publish them, are refused.
+Lists without labels, such as the test lists of challenges, cannot be read.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,29 +26,30 @@ LABELS = {"1": 1, "0": 0, "tgt": 1, "imp": 0, "target": 1, "nontarget": 0}
 # The labels of each format, by the place of the label in a line.
 _LABELS_AT = {0: {"1": 1, "0": 0}, 2: LABELS}
 _FORMAT_AT = {
-    0: "'label enrolment test', the label being 1 (target) or 0 (impostor)",
+    0: "'label enrolment test' with the label 1 (target) or 0 (impostor)",
     2: f"'model test label' with the label one of {', '.join(LABELS)}",
 }
 _FORMATS = "'label enrolment test' (1 or 0 first) or 'model test label' (1, 0, tgt, imp, target or nontarget last)"
 
 
 class MissingTrialFilesError(FileNotFoundError, ValueError):
-    """A trial list, its enrolment table or audio files named in them do not exist."""
+    """Error of a missing trial list, enrolment table or audio file."""
 
 
 # A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """`N` verification trials; `N` may be 0 after `without`.
+    """List of `N` verification trials; `N` may be 0 after `without`.
 
     Attributes:
-        labels: int8, shape `(N,)`, 1 for a target trial, 0 for an impostor trial; kept as a read-only copy.
-        enrolment: `N` names of enrolment files, or of enrolment models.
+        labels: int8, shape `(N,)`, 1 for a target trial, 0 for an impostor trial; stored as a read-only copy.
+        enrolment: `N` names of enrolment files or enrolment models.
         test: `N` names of test files.
-        models: model name to its enrolment files, for the names in `enrolment` that are not files themselves.
+        models: maps each enrolment model to its files; names in `enrolment` that are not in `models` are files.
 
     Raises:
-        ValueError: the three lengths differ, a label is neither 0 nor 1, or a model has no files or is a test file.
+        ValueError: the lengths differ, a label is neither 0 nor 1, a model has no files, or a model has the name of a
+            test file.
 
     Example:
         ```python
@@ -75,7 +77,9 @@ class Trials:
         used = {name: tuple(self.models[name]) for name in dict.fromkeys(self.enrolment) if name in self.models}
         for name in used:
             if not used[name] or name in self._test_names:
-                raise ValueError(f"The model {name!r} must have at least one file, and its name must be no test file.")
+                raise ValueError(
+                    f"The model {name!r} must have at least one file, and its name must not be a test file."
+                )
         object.__setattr__(self, "models", used)
         labels = given.astype(np.int8)
         labels.flags.writeable = False
@@ -89,7 +93,7 @@ class Trials:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """The distinct audio files of both sides, sorted; a model counts by its files."""
+        """Sorted distinct audio files of both sides, including the files of enrolment models."""
         of_models = {name for files in self.models.values() for name in files}
         return tuple(sorted((set(self.enrolment) - self.models.keys()) | of_models | self._test_names))
 
@@ -98,23 +102,23 @@ class Trials:
         return frozenset(self.test)
 
     def single(self) -> "Trials":
-        """The same trials with each model replaced by its first file, to look up what is known of single files."""
+        """Return the trials with each model replaced by its first file, to look up metadata of files."""
         if not self.models:
             return self
         first = {name: files[0] for name, files in self.models.items()}
         return Trials(self.labels, tuple(first.get(name, name) for name in self.enrolment), self.test)
 
     def without(self, bad_files: Collection[str]) -> "Trials":
-        """The trials that use none of the given files, in the same order.
+        """Return the trials that use none of the given files, in the same order.
 
-        A model is enrolled from its other files; its trials are dropped if no file is left. Report the number of
-        dropped trials, `len(trials) - len(trials.without(bad_files))`, beside the result.
+        An enrolment model keeps its other files; its trials are dropped if none of its files remain. Report the number
+        of dropped trials, `len(trials) - len(trials.without(bad_files))`, with the result.
 
         Args:
-            bad_files: names as in the list; names that no trial uses are ignored.
+            bad_files: file names of the list; names that no trial uses are ignored.
 
         Returns:
-            The remaining trials; there may be none.
+            The remaining trials, possibly none.
 
         Raises:
             ValueError: `bad_files` is one string instead of a collection of strings.
@@ -135,21 +139,22 @@ class Trials:
 
 
 def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None = None) -> Trials:
-    """Read a trial list of any of the formats above; every command reads its lists with this function.
+    """Read a trial list in one of the formats described in the module.
 
-    Fields are separated by white space, blank lines are ignored, and the order of the trials is kept.
+    Fields are separated by white space, blank lines are ignored, and the order of the trials is kept. All commands read
+    trial lists with this function.
 
     Args:
-        path: the list, a UTF-8 text file.
-        enrolment: table with the enrolment files of each model; None if the enrolments in the list are files.
+        path: path of the list, a UTF-8 text file.
+        enrolment: path of the table with the enrolment files of each model; None if the list names enrolment files.
 
     Returns:
-        The trials, at least one. A model with one file is named by that file.
+        The trials, at least one. A model with one file is replaced by this file.
 
     Raises:
-        MissingTrialFilesError: both a FileNotFoundError and a ValueError, if the list or the table does not exist.
-        ValueError: the list has another format, a line differs from the first one, the list is empty or not UTF-8, or
-            a model is not in the table. The message gives the line.
+        MissingTrialFilesError: the list or the table is missing. This error is a FileNotFoundError and a ValueError.
+        ValueError: the list is empty, is not UTF-8 or has an unknown format, a line has another format than the first,
+            or a model is not in the table. The message contains the number of the line.
     """
     labels, place = bytearray(), -1
     sides: tuple[list[str], list[str]] = ([], [])
@@ -164,21 +169,21 @@ def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None
         for side, name in zip(sides, fields, strict=True):
             side.append(names.setdefault(name, name))
     if not labels:
-        raise ValueError(f"{path}: expected at least one line {_FORMATS}, found none: the file is empty.")
+        raise ValueError(f"{path}: expected at least one line {_FORMATS}, but the file is empty.")
     trials = Trials(np.frombuffer(labels, dtype=np.int8), tuple(sides[0]), tuple(sides[1]))
     return trials if enrolment is None else _with_models(trials, path, enrolment)
 
 
 def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Read an enrolment table, lines `model file [file ...]`; several lines of one model add up.
+    """Read an enrolment table with lines `model file [file ...]`; the lines of one model are joined.
 
     Returns:
-        Model name to its files.
+        A dictionary that maps each model to its files.
 
     Raises:
-        MissingTrialFilesError: there is no such file.
-        ValueError: a line has no file, or names a segment of a file (`enroll-assist.lst` of SITW), or the table is
-            empty.
+        MissingTrialFilesError: the table is missing. This error is a FileNotFoundError and a ValueError.
+        ValueError: the table is empty or not UTF-8, a line has no file, or a line names a segment of a file, as in
+            `enroll-assist.lst` of SITW.
     """
     models: dict[str, dict[str, None]] = {}
     for number, fields in _lines(path, "enrolment table"):
@@ -187,31 +192,33 @@ def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{path}, line {number}: expected 'model file [file ...]', found {found!r}.")
         if len(fields) == 4 and _is_decimal(fields[2]) and _is_decimal(fields[3]):
             raise ValueError(
-                f"{path}, line {number}: it enrols from a segment, {fields[2]} to {fields[3]} s of {fields[1]}. Cut "
-                "the segments into files of their own and name those."
+                f"{path}, line {number}: expected files, found a segment, {fields[2]} to {fields[3]} s of "
+                f"{fields[1]}. Save the segments as separate files and name these files."
             )
         models.setdefault(fields[0], {}).update(dict.fromkeys(fields[1:]))
     if not models:
-        raise ValueError(f"{path}: expected lines 'model file [file ...]', the file is empty.")
+        raise ValueError(f"{path}: expected lines 'model file [file ...]', but the file is empty.")
     return {name: tuple(files) for name, files in models.items()}
 
 
 def join_trials(lists: Sequence[Trials]) -> Trials:
-    """The trials of several lists as one; a pair that occurs more than once is kept once.
+    """Join the trials of several lists; a pair that occurs more than once is kept once.
 
     Raises:
-        ValueError: two lists label a pair differently, or give a model different files.
+        ValueError: a pair has two different labels, or a model has different files in two lists.
     """
     labels: dict[tuple[str, str], int] = {}
     models: dict[str, tuple[str, ...]] = {}
     for trials in lists:
         for name, files in trials.models.items():
             if models.setdefault(name, files) != files:
-                raise ValueError(f"The model {name} has different enrolment files in two lists; rename one of the two.")
+                raise ValueError(
+                    f"The model {name} has different enrolment files in two lists. Rename it in one of them."
+                )
         for label, *pair in zip(trials.labels.tolist(), trials.enrolment, trials.test, strict=True):
             if labels.setdefault((pair[0], pair[1]), label) != label:
                 raise ValueError(
-                    f"The pair {pair[0]} {pair[1]} is labelled 0 in one place and 1 in another; correct it."
+                    f"The pair {pair[0]} {pair[1]} is labelled 0 in one place and 1 in another. Correct one label."
                 )
     return Trials(np.array(list(labels.values())), tuple(a for a, _ in labels), tuple(b for _, b in labels), models)
 
@@ -220,34 +227,34 @@ def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
     """Check that every file named in a trial list exists.
 
     Args:
-        trials: the trial list.
-        audio_root: folder to which the names are relative.
+        trials: trial list.
+        audio_root: folder to which the file names are relative.
 
     Raises:
-        MissingTrialFilesError: both a FileNotFoundError and a ValueError, if files are missing. The message gives
-            their number and the first five names in sorted order.
+        MissingTrialFilesError: files are missing. The message contains their number and the first five names in sorted
+            order. This error is a FileNotFoundError and a ValueError.
     """
     root = Path(audio_root)
     missing = [name for name in trials.files if not (root / name).is_file()]
     if missing:
         raise MissingTrialFilesError(
             f"{len(missing)} of {len(trials.files)} files of the trial list are missing under {root}: "
-            f"{first_names(missing)}. Names in the list are relative to the audio root: check the root and the file "
-            "extension, or delete the lines of these files from the list."
+            f"{first_names(missing)}. Names in the list are relative to the audio root. Check the root (--audio-root) "
+            "and the file extension, or delete the lines of these files from the list."
         )
 
 
 def first_names(names: Sequence[str], most: int = 5) -> str:
-    """The first names, for a message: `a, b, c, ...`."""
+    """Format the first names for a message: `a, b, c, ...`."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 @dataclass(frozen=True)
 class OfficialList:
-    """The size of a published trial list.
+    """Size of a published trial list.
 
     Attributes:
-        title: its name in reports.
+        title: name of the list in reports.
         trials: number of trials.
         targets: number of target trials; None if not checked.
         models: number of distinct enrolments; None if not checked.
@@ -268,25 +275,26 @@ OFFICIAL_LISTS: Mapping[str, OfficialList] = {
     "vox1-h": OfficialList("VoxCeleb1-H (original)", 552_536),
     "cnceleb-eval": OfficialList("CN-Celeb evaluation", 3_484_292, 17_755, 196),
 }
-"""The sizes of the published lists. Those of SITW and VoxSRC differ by year and condition and are not checked."""
+"""Sizes of the published lists. Lists of SITW and VoxSRC differ by year and condition, and are not checked."""
 
 
 def official_title(trials: Trials) -> str | None:
-    """Title of the official list that has as many trials as this one; None if there is none."""
+    """Return the title of the official list with the same number of trials; None if no list has this number."""
     found = [official.title for official in OFFICIAL_LISTS.values() if official.trials == len(trials)]
     return found[0] if found else None
 
 
 def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the list") -> None:
-    """Check that a list has the size of an official one.
+    """Check that a trial list has the size of an official list.
 
     Args:
-        trials: the list.
-        name: a key of `OFFICIAL_LISTS`.
-        path: name of the list in error messages.
+        trials: trial list.
+        name: key of `OFFICIAL_LISTS`.
+        path: name of the trial list in error messages.
 
     Raises:
-        ValueError: unknown name, or another number of trials, targets or models; the message gives both numbers.
+        ValueError: the key is unknown, or the number of trials, targets or models differs; the message contains both
+            numbers.
     """
     if name not in OFFICIAL_LISTS:
         raise ValueError(f"There is no official list {name!r}; known are {', '.join(OFFICIAL_LISTS)}.")
@@ -299,12 +307,12 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
     ]
     if wrong:
         other = official_title(trials)
-        hint = "Is it complete?" if other is None else f"It has the size of {other}."
+        hint = "Check that the file is complete." if other is None else f"It has the size of {other}."
         raise ValueError(f"{path} is not {official.title}: {', '.join(wrong)}. {hint}")
 
 
 def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of each line that is not blank."""
+    """Yield the number and the fields of each line that is not blank."""
     if not Path(path).is_file():
         where = "" if Path(path).is_absolute() else f" (from the folder {Path.cwd()})"
         raise MissingTrialFilesError(f"There is no {kind} {path}{where}.")
@@ -319,7 +327,7 @@ def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str
 
 
 def _find_label(path: str | PathLike[str], number: int, fields: list[str]) -> int:
-    """The place of the label in a line."""
+    """Return the index of the label among the fields of a line; raise if the format is unknown."""
     if len(fields) == 3:
         for place, labels in _LABELS_AT.items():
             if fields[place] in labels:
@@ -328,7 +336,7 @@ def _find_label(path: str | PathLike[str], number: int, fields: list[str]) -> in
 
 
 def _found(fields: list[str], place: int | None = None) -> str:
-    """What a line has that is not a trial."""
+    """Describe a line that is not a trial, for an error message."""
     line = " ".join(fields)
     if len(fields) != 3:
         return f"found {len(fields)} field{'s' if len(fields) > 1 else ''}: {line!r}"
@@ -336,12 +344,13 @@ def _found(fields: list[str], place: int | None = None) -> str:
 
 
 def _with_models(trials: Trials, path: str | PathLike[str], enrolment: str | PathLike[str]) -> Trials:
-    """The trials of `path` with the models of an enrolment table."""
+    """Add the models of an enrolment table to the trials of the list `path`."""
     files = read_enrolment(enrolment)
     absent = sorted(set(trials.enrolment) - files.keys())
     if absent:
         raise ValueError(
-            f"{len(absent)} models of {path} are not in {enrolment}: {first_names(absent)}. Is it the right table?"
+            f"{len(absent)} models of {path} are not in {enrolment}: {first_names(absent)}. Give the table of "
+            "this list."
         )
     single = {name: of_model[0] for name, of_model in files.items() if len(of_model) == 1}
     several = {name: of_model for name, of_model in files.items() if len(of_model) > 1}

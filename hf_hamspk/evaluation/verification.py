@@ -1,4 +1,4 @@
-"""Scores of a model on a trial list: embed each file once, score every trial, compute error rates."""
+"""Embed the files of a trial list once, score every trial, and compute error rates."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,10 +36,11 @@ class EmbeddedFiles:
     """Embeddings of audio files.
 
     Attributes:
-        embeddings: name to `(S, D)`: row 0 is the whole utterance, the others the segments of the protocol, if any.
-        failures: name to the reason why the file could not be used.
-        seconds: duration of the embedded audio.
-        measures: name to the speech measures of the recording, if they were measured.
+        embeddings: maps each file to its embeddings, `(S, D)`. Row 0 is the whole utterance; the other rows are the
+            segments of the protocol, if it has any.
+        failures: maps each unusable file to the reason.
+        seconds: total duration of the embedded audio, in seconds.
+        measures: maps each file to the speech measures of the recording; empty if not measured.
     """
 
     embeddings: dict[str, Tensor] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class EmbeddedFiles:
     measures: dict[str, SpeechMeasures] = field(default_factory=dict)
 
     def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
-        """Add the files that other processes embedded."""
+        """Add the files that other processes embedded, and return this object."""
         for other in others:
             self.embeddings.update(other.embeddings)
             self.failures.update(other.failures)
@@ -57,7 +58,7 @@ class EmbeddedFiles:
         return self
 
     def part(self, files: Collection[str]) -> "EmbeddedFiles":
-        """The embeddings, failures and measures of the given files; without the seconds."""
+        """Return the embeddings, failures and measures of the given files; `seconds` is 0 in the result."""
         wanted = frozenset(files)
         return EmbeddedFiles(
             embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
@@ -66,7 +67,7 @@ class EmbeddedFiles:
         )
 
     def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
-        """Move measured files with less speech than this, in seconds, to the failures."""
+        """Return a copy in which measured files with less than `minimum_speech` seconds of speech are failures."""
         short = {
             name: f"not enough speech: {found.speech:.2f} s, at least {minimum_speech:g} s are needed"
             for name, found in self.measures.items()
@@ -81,13 +82,13 @@ class VerificationResult:
     """Error rates of a model on a trial list.
 
     Attributes:
-        scores: `(N,)` of the trials that could be scored, larger for more similar recordings.
-        labels: `(N,)` 1 for target, 0 for impostor.
-        eer: equal error rate, a fraction.
-        eer_threshold: score at which it is reached.
-        min_dcf: prior of a target to minimum detection cost.
-        skipped: number of trials left out, as a file could not be used.
-        failures: unusable file to reason.
+        scores: `(N,)`, scores of the usable trials; larger scores mean more similar recordings.
+        labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        eer: equal error rate, a fraction in [0, 1].
+        eer_threshold: threshold of the equal error rate.
+        min_dcf: maps each prior of a target trial to the minimum detection cost.
+        skipped: number of trials that were left out because a file could not be used.
+        failures: maps each unusable file to the reason.
     """
 
     scores: np.ndarray
@@ -99,7 +100,7 @@ class VerificationResult:
     failures: dict[str, str]
 
     def summary(self) -> dict[str, Any]:
-        """The numbers as a dictionary for JSON."""
+        """Return the numbers as a dictionary for JSON."""
         return {
             "trials": len(self.labels),
             "targets": int(self.labels.sum()),
@@ -123,16 +124,17 @@ def embed_files(
     """Embed audio files in bounded memory.
 
     Args:
-        model: embeds in evaluation mode; its training mode is not changed.
-        names: paths, relative to `audio_root` or absolute.
-        audio_root: folder of the names.
-        protocol: `"whole"` (the utterance) or `"paper"` (the utterance and five 3 s segments).
-        progress: show a bar.
-        measure: measure the speech in each file as well (`measure_speech`).
-        change: maps name and waveform `(L,)` to the waveform that is embedded; None embeds the files unchanged.
+        model: model that embeds the files in evaluation mode; its training mode is not changed.
+        names: paths of the files, absolute or relative to `audio_root`.
+        audio_root: folder to which the paths are relative.
+        protocol: `"whole"` (the whole utterance) or `"paper"` (the whole utterance and five 3 s segments).
+        progress: whether to show a progress bar.
+        measure: whether to measure the speech in each file as well (`measure_speech`).
+        change: function that maps the name and the waveform `(L,)` of a file to the waveform to embed; None embeds the
+            files unchanged.
 
     Raises:
-        ValueError: unknown protocol.
+        ValueError: the protocol is unknown. Unusable files raise no error; they are in `failures`.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
@@ -177,32 +179,35 @@ def score_trials(
     """Score every trial with the similarity of the model.
 
     With segments, the score is the mean of the score of the whole utterances and of the mean score over all pairs of
-    segments: the published protocol of VoxCeleb1-O.
+    segments. This is the published protocol of VoxCeleb1-O.
 
     Args:
-        model: gives the similarity.
-        trials: all their files are in `embedded`.
-        embedded: from `embed_files`.
-        mean: `(D,)`, subtracted from every embedding first; None for none.
+        model: model whose similarity is used.
+        trials: trials, all of whose files and models are in `embedded`.
+        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models.
+        mean: `(D,)`, vector subtracted from every embedding first; None subtracts nothing.
 
     Returns:
-        `(N,)` float64.
+        The scores, `(N,)` float64.
     """
     table, enrolment, test = trial_rows(trials, embedded)
     return score_pairs(model, table, enrolment, test, mean)
 
 
 def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
-    """Add the enrolment models of the trials, each as the mean direction of the embeddings of its files.
+    """Add the enrolment models of the trials, each with the mean direction of the embeddings of its files.
 
-    The speech of a model is the sum over its files, its other measures are means.
+    Duration and speech of a model are sums over its files; the other measures are means.
 
     Args:
-        trials: all files of their models are in `embedded`.
-        embedded: from `embed_files`; not changed.
+        trials: trials, all files of whose models are in `embedded`.
+        embedded: embeddings from `embed_files`; they are not changed.
+
+    Returns:
+        The embeddings of the files and of the models.
 
     Raises:
-        ValueError: the embeddings of a model cancel.
+        ValueError: the embeddings of a model cancel, so that they have no mean direction.
     """
     if not trials.models:
         return embedded
@@ -219,19 +224,21 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
 
 
 def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> Quality:
-    """Quality of every utterance and enrolled model, with arrays `(U,)` in the order of `embedded`.
+    """Return the quality measures of every utterance and enrolment model, `(U,)` in the order of `embedded`.
 
     Args:
-        model: gives the magnitude of an embedding.
-        trials: say how many utterances a model is enrolled from.
-        embedded: from `embed_files` with `measure`, and `enrol_models`.
+        model: model that computes the magnitude of an embedding.
+        trials: trials whose models determine the number of enrolment utterances.
+        embedded: embeddings from `embed_files` with `measure=True`, and from `enrol_models` if the trials have models.
 
     Raises:
         ValueError: a file was not measured.
     """
     absent = len(embedded.embeddings.keys() - embedded.measures.keys())
     if absent:
-        raise ValueError(f"The calibration weighs the quality of recordings, but {absent} files were not measured.")
+        raise ValueError(
+            f"The calibration uses quality measures, but {absent} files were not measured. Use measure=True."
+        )
     measures = [embedded.measures[name] for name in embedded.embeddings]
     speech, snr = (np.array([getattr(each, name) for each in measures]) for name in ("speech", "snr_db"))
     magnitude = model.magnitude(torch.stack([rows[0] for rows in embedded.embeddings.values()])).double().numpy()
@@ -247,23 +254,24 @@ def score_ratios(
     calibration: Calibration,
     cohort: Cohort | None = None,
 ) -> np.ndarray:
-    """The log-likelihood ratios of a calibrated model, from the raw scores of its trials.
+    """Convert the raw scores of trials to log-likelihood ratios with the calibration of a model.
 
-    Each file is compared with the cohort once, however many trials it is in.
+    Each file is compared with the cohort once, even if many trials use it.
 
     Args:
-        model: the model of the calibration.
-        trials: `N` of them, their files all in `embedded`.
-        embedded: from `embed_files`, with `measure` if the calibration weighs the quality of recordings.
-        scores: `(N,)`, from `score_trials`.
-        calibration: of the model.
-        cohort: of the model; None if the calibration is of scores that are not normalised.
+        model: model of the calibration.
+        trials: the `N` trials, all of whose files and models are in `embedded`.
+        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models. If the calibration
+            uses quality measures, `embed_files` must have been called with `measure=True`.
+        scores: `(N,)`, raw scores from `score_trials`.
+        calibration: calibration of the model.
+        cohort: cohort of the model; None if the calibration does not normalise scores.
 
     Returns:
-        `(N,)` natural log-likelihood ratios.
+        The natural log-likelihood ratios, `(N,)`.
 
     Raises:
-        ValueError: model, calibration and cohort do not belong together, or a measure that is needed is missing.
+        ValueError: model, calibration and cohort do not belong together, or a quality measure is missing.
     """
     scorer = Scorer(model, calibration, cohort)
     table, enrolment, test = trial_rows(trials, embedded)
@@ -277,7 +285,7 @@ def score_ratios(
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """All embeddings `(U, S, D)` in the order of `embedded`, and the rows `(N,)` of the enrolments and of the tests."""
+    """Return all embeddings `(U, S, D)`, and the row `(N,)` of the enrolment and of the test of each trial."""
     row = {name: i for i, name in enumerate(embedded.embeddings)}
     enrolment, test = (
         np.fromiter((row[name] for name in side), np.int64, len(side)) for side in (trials.enrolment, trials.test)
@@ -286,14 +294,14 @@ def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndar
 
 
 def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
-    """The trials without unusable files.
+    """Return the trials without unusable files.
 
     Args:
-        trials: the list.
-        failures: unusable file to reason.
+        trials: trial list.
+        failures: maps each unusable file to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial is left; the message gives the first reasons.
+        ValueError: no target or no impostor trial remains; the message contains the first reasons.
     """
     usable = trials.without(failures)
     if not 0 < int(usable.labels.sum()) < len(usable):
@@ -311,7 +319,7 @@ def verify_trials(
     """Score the trials whose files could be embedded, and compute EER and minDCF.
 
     Raises:
-        ValueError: no target or no impostor trial is left, or all scores are equal.
+        ValueError: no target or no impostor trial remains, or all scores are equal.
     """
     usable = usable_trials(trials, embedded.failures)
     scores = score_trials(model, usable, enrol_models(usable, embedded))

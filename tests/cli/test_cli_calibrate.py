@@ -103,7 +103,7 @@ def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     (tmp_path / "one.txt").write_text("\n".join(targets))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert "Too few pairs to calibrate on: 5 of the same speaker" in refused(pairs="few.txt")
+    assert ", got 5 of the same speaker and" in refused(pairs="few.txt")
     assert "not of both kinds" in refused(pairs="one.txt")
     assert "needs a cohort" in refused("--normalisation", "as")
     assert "is there already" in refused("--output", tmp_path / "full")

@@ -201,7 +201,7 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
         (["--group-by", "gender"], "--group-by names columns of a table: give it with --metadata"),
         (["--metadata", "nope.csv"], "There is no table nope.csv"),
         (["--replicates", 0, "--compare", "other"], "--compare tests a difference by resampling"),
-        (["--subtract-mean"], "The mean to subtract is that of the model's cohort, and this model has none"),
+        (["--subtract-mean"], "The mean to subtract is the mean of the model's cohort, and this model has no cohort"),
     ],
 )
 def test_words_that_do_not_fit(tmp_path, refusal, model_folder, audio, words, message):

@@ -48,7 +48,7 @@ def test_calibrate(refusal, model_folder, voices, trials, tmp_path):
     table = tmp_path / "speakers.csv"
     table.write_text("path,speaker_id\na.wav,1\nb.wav,1\nc.wav,2\n")
     words = ("calibrate", model_folder, trials, "--audio-root", voices, "--metadata", table, "--output", tmp_path / "o")
-    assert "Too few pairs to calibrate on: 1 of the same speaker and 1 of different speakers" in refusal(*words)
+    assert ", got 1 of the same speaker and 1 of different speakers. Add pairs." in refusal(*words)
 
 
 def test_train(trials, voices):

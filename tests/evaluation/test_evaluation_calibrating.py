@@ -173,13 +173,18 @@ def test_a_useful_quality_measure_lowers_the_held_out_cost():
 @pytest.mark.parametrize(
     ("speakers", "utterances", "names", "message"),
     [
-        (8, 2, [SCORE], "8 of the same speaker and 22 of different speakers; expected at least 20 of each, 10 for"),
-        (3, 8, [SCORE], "Too few speakers to calibrate on: 3, expected at least 4"),
+        (
+            8,
+            2,
+            [SCORE],
+            "expected at least 20 of each kind (10 for each of 2 fitted numbers), got 8 of the same speaker and 22",
+        ),
+        (3, 8, [SCORE], "Too few speakers to calibrate on: expected at least 4, got 3"),
         (
             8,
             3,
             [SCORE, "snr_min"],
-            "expected at least 30 of each, 10 for each of 3 fitted numbers. Add pairs, or",
+            "expected at least 30 of each kind (10 for each of 3 fitted numbers)",
         ),
     ],
 )

@@ -164,8 +164,8 @@ def test_bad_requests_are_refused():
     scores, labels, speakers = simulate(12)
     few = simulate(9)
     cases = [
-        (few, {}, "These trials have 9 speakers; resampling needs at least 10"),
-        ((scores[1:], labels[1:], speakers), {}, "speakers must be of the same trials, got"),
+        (few, {}, "Resampling needs at least 10 speakers, and is reliable from about 50; these trials have 9."),
+        ((scores[1:], labels[1:], speakers), {}, "speakers must have one entry per score, got"),
         ((scores, ~labels, speakers), {}, f"The speakers contradict {len(labels)} of {len(labels)} labels"),
         ((scores * 0, labels, speakers), {}, "nothing is ranked"),
         ((scores, labels, speakers), {"replicates": 99}, "replicates must be at least 100, got 99"),

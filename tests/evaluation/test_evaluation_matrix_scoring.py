@@ -105,9 +105,12 @@ def test_no_trials_no_scores(drawn):
 def test_bad_shapes_are_refused(drawn):
     model, (embeddings, enrolment, test) = Comparing("cosine"), drawn
     cases = [
-        ((embeddings[:, 0], enrolment, test), "embeddings must be (utterances, embeddings of each, size), got (12, 8)"),
+        (
+            (embeddings[:, 0], enrolment, test),
+            "embeddings must have the shape (utterances, embeddings of each, size), got",
+        ),
         ((embeddings, enrolment, test[1:]), "enrolment and test must be one-dimensional and of one length"),
-        ((embeddings, enrolment + 1, test), "of 12 embeddings"),
+        ((embeddings, enrolment + 1, test), "Indices of trials must lie between 0 and 11, got"),
         ((embeddings, enrolment, test, torch.zeros(7)), "mean must have shape (8,), got (7,)"),
     ]
     for arguments, message in cases:

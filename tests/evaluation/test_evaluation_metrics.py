@@ -246,7 +246,7 @@ def test_large_counts_do_not_overflow():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        ([], [], "scores and labels are empty: at least one target and one impostor trial are needed."),
+        ([], [], "scores and labels are empty: expected at least one target and one impostor trial."),
         ([0.1, 0.2], [0, 0], "targets are missing: all 2 labels are impostor (0)."),
         ([0.1, 0.2, 0.3], [1, 1, 1], "impostors are missing: all 3 labels are target (1)."),
         ([0.1, math.nan, math.nan], [0, 1, 1], "2 of 3 scores are NaN."),

@@ -119,9 +119,9 @@ def test_what_is_refused(tmp_path):
     refused(tmp_path, "a b tgt\na c maybe\n", "line 2: expected 'model test label' with the label one of 1, 0, tgt")
     refused(tmp_path, "m b tgt\n", "1 models of", "n a.wav\n")
     refused(tmp_path, "m b tgt\n", "line 1: expected 'model file [file ...]', found 'm'", "m\n")
-    refused(tmp_path, "m b tgt\n", "it enrols from a segment, 88.000 to 97.990 s of a.flac", "m a.flac 88.000 97.990\n")
+    refused(tmp_path, "m b tgt\n", "found a segment, 88.000 to 97.990 s of a.flac", "m a.flac 88.000 97.990\n")
     refused(tmp_path, "m b tgt\n", "the file is empty", "\n")
-    with pytest.raises(ValueError, match="'m' must have at least one file, and its name must be no test file"):
+    with pytest.raises(ValueError, match="'m' must have at least one file, and its name must not be a test file"):
         Trials(np.array([1]), ("m",), ("m",), {"m": ("a",)})
     with pytest.raises(MissingTrialFilesError, match="There is no enrolment table"):
         read_enrolment(tmp_path / "nowhere")

@@ -109,7 +109,7 @@ def test_ratios_are_those_of_single_pairs(calibrated, trials, embedded):
             qualities.append([Quality(embedded.measures[name].speech, embedded.measures[name].snr_db, size)])
         assert ratios[row] == pytest.approx(scorer.ratios(*sides, *qualities)[0], abs=1e-4)
     unmeasured = EmbeddedFiles(embedded.embeddings)
-    with pytest.raises(ValueError, match=re.escape("weighs the quality of recordings, but 36 files were not measured")):
+    with pytest.raises(ValueError, match=re.escape("uses quality measures, but 36 files were not measured")):
         score_ratios(calibrated, usable, unmeasured, scores, calibrated.calibration, calibrated.cohort)
     with pytest.raises(ValueError, match="no cohort was given"):
         score_ratios(calibrated, usable, embedded, scores, calibrated.calibration, None)
@@ -172,7 +172,7 @@ def test_the_mean_of_the_cohort_can_be_subtracted(calibrated, trials, embedded):
     np.testing.assert_array_equal(subtracted.scores, score_trials(calibrated, usable, embedded, mean))
     assert subtracted.record["interval_note"] == "none were asked for"
     calibrated.cohort = None
-    with pytest.raises(ValueError, match="The mean to subtract is that of the model's cohort, and this model has none"):
+    with pytest.raises(ValueError, match=r"this model has no cohort\. Add one with `hamspk calibrate --cohort`"):
         evaluate_list(calibrated, trials, embedded, replace(QUICK, subtract_mean=True))
 
 
@@ -297,7 +297,7 @@ def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     EvaluationRecord({"fingerprint": "old"}, {"dev": entry(0.1)}, plots=plots).write(tmp_path)
     newer = EvaluationRecord({"fingerprint": "new"}, {"test": entry(0.2)})
     assert newer.write(tmp_path) == [
-        f"{tmp_path / EVALUATION_FILE} held the numbers of other weights; it was replaced."
+        f"{tmp_path / EVALUATION_FILE} was replaced because it contained the numbers of other weights."
     ]
     there = EvaluationRecord.read(tmp_path / EVALUATION_FILE)
     assert list(there.lists) == ["test"] and there.plots == {}
@@ -305,7 +305,7 @@ def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     assert (tmp_path / "outside.png").is_file()
     for strange in ("{", "[1]", '{"thesis": 1}'):
         (tmp_path / EVALUATION_FILE).write_text(strange)
-        with pytest.raises(ValueError, match=r"It is left as it is; choose another folder \(--output\)"):
+        with pytest.raises(ValueError, match=r"The file was not changed; choose another folder \(--output\)"):
             newer.write(tmp_path)
         assert (tmp_path / EVALUATION_FILE).read_text() == strange
 

@@ -57,7 +57,7 @@ def test_names_without_a_rule_ask_for_a_table():
     ):
         find_speakers(trials, {"a.wav": "ann", "b.wav": "ann"})
     with pytest.raises(
-        ValueError, match=re.escape("1 of 2 labels contradict the table of speakers, the first one: 1 a.wav b.wav")
+        ValueError, match=re.escape("1 of 2 labels contradict the table of speakers. The first one is: 1 a.wav b.wav.")
     ):
         find_speakers(trials, {"a.wav": "ann", "b.wav": "bob", "c.wav": "bob"})
 
@@ -82,7 +82,7 @@ def test_tables_are_read_and_refused(tmp_path):
     for text, message in (
         (
             "file,gender\na.wav,f\n",
-            "expected a column 'path' with the files as the trial lists name them, found file, gender",
+            "expected a column 'path' with the file names of the trial lists, found the columns file, gender",
         ),
         ("path,gender\na.wav\n", "line 2: expected 2 cells, found 1"),
         ("path,gender\na.wav,f\na.wav,m\n", "line 3: a.wav has two different rows"),

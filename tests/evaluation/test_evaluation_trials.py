@@ -53,7 +53,7 @@ def test_read_with_byte_order_mark_and_without_final_newline(tmp_path):
 def test_a_wrong_line_is_refused(tmp_path, text, number, found):
     path = write(tmp_path / "list.txt", text)
     message = (
-        f"{path}, line {number}: expected 'label enrolment test', the label being 1 (target) or 0 (impostor), {found}"
+        f"{path}, line {number}: expected 'label enrolment test' with the label 1 (target) or 0 (impostor), {found}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         read_trials(path)

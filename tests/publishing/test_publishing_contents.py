@@ -239,10 +239,10 @@ def test_a_calibration_stays_with_the_cohort_that_it_needs(model_folder):
             r"the model does not load with the latter",
         ),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
-        (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must hold a JSON object"),
+        (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must contain a JSON object"),
         (
             lambda f: (f / "evaluation.json").write_text('{"lists": 5, "model": 3}'),
-            r"evaluation\.json is no evaluation",
+            r"evaluation\.json is not an evaluation",
         ),
         (
             lambda f: (f / "evaluation.json").write_text('{"lists": {"a": {"eer": "x"}}, "model": {}}'),
