@@ -276,10 +276,11 @@ def cross_validate(
 ) -> NDArray[np.float64]:
     """Return log-likelihood ratios `(N,)` of held-out speakers.
 
-    Every speaker belongs to one fold. The map for a trial is fitted on the trials without a speaker of its two folds.
+    Every speaker belongs to one fold. The map for a trial is fitted on the trials that contain no speaker of the folds
+    of its own two speakers.
 
     Raises:
-        ValueError: once the speakers of two folds are left out, trials of one kind only remain.
+        ValueError: without the speakers of two folds, target or impostor trials are missing.
     """
     places = speaker_folds(trials.speakers, folds)
     ratios = np.zeros(len(trials))

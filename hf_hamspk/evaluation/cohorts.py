@@ -40,7 +40,7 @@ class EmbeddedCohort:
     def without(self, speakers: Collection[str]) -> "EmbeddedCohort":
         """Return the cohort without the given speakers.
 
-        Two names are equal if their last parts are, such as `dev/id1` and `id1`.
+        Names are compared by their last parts only: `dev/id1` and `id1` are the same speaker.
 
         Raises:
             ValueError: fewer than 2 speakers remain.

@@ -220,7 +220,7 @@ class _System:
     """Trials of one system, sorted once, so that each replicate needs a single pass over them.
 
     The weighted number of targets below a threshold is the running sum of the weights of the sorted targets, taken at
-    the place of the threshold. All numbers are computed from this running sum and from the one of the impostors.
+    the place of the threshold. All numbers are computed from this running sum and the running sum of the impostors.
     """
 
     def __init__(

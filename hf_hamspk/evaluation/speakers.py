@@ -167,7 +167,7 @@ def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] |
 def group_trials(
     trials: Trials, metadata: Mapping[str, Mapping[str, str]], columns: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Group trials by the metadata of their files; a group contains the trials whose two files are in it.
+    """Group trials by the metadata of their files; both files of a trial must be in the group.
 
     Each value of a column is a group. Columns with many numbers, such as ages, are cut into up to four groups of about
     the same number of files; a range such as `20-30` counts as 25. Files that are not in the table, or have an empty

@@ -115,8 +115,9 @@ def sweep(
         over: kinds of conditions, from `data.conditions.SWEEPS`.
         values: strengths of the conditions, if `over` names one kind; None uses the default strengths of each kind.
         metadata: maps each file to its columns, from `read_metadata`; the column `speaker_id` names the speakers.
-        group_by: columns of `metadata`. For each column, the EER of the unchanged recordings is measured on the trials
-            within each value, on the trials whose two values are equal, and on the trials whose two values differ.
+        group_by: columns of `metadata`. For each column, the EER of the unchanged recordings is measured for each value
+            (on the trials whose two files have it), on all trials whose two files have equal values, and on all trials
+            whose two files have different values.
         replicates: number of resamplings of the speakers for confidence intervals, at least 100; 0 for no intervals.
         progress: whether to show progress bars.
         announce: function that is called as soon as the points of one kind, or of one column of `group_by`, are
@@ -220,8 +221,8 @@ class ConditionSweep:
     def measure_groups(self, metadata: Mapping[str, Mapping[str, str]], column: str) -> list[SweepPoint]:
         """Measure the EER of the unchanged recordings by the values of a column.
 
-        The groups are the trials within each value, the trials whose two values are equal, and the trials whose two
-        values differ.
+        The groups are the trials whose two files have one given value, all trials whose two files have equal values,
+        and all trials whose two files have different values.
 
         Args:
             metadata: maps each file to its columns.

@@ -183,7 +183,7 @@ def score_trials(
 
     Args:
         model: model whose similarity is used.
-        trials: trials, all of whose files and models are in `embedded`.
+        trials: trials; `embedded` contains all their files and models.
         embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models.
         mean: `(D,)`, vector subtracted from every embedding first; None subtracts nothing.
 
@@ -200,7 +200,7 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
     Duration and speech of a model are sums over its files; the other measures are means.
 
     Args:
-        trials: trials, all files of whose models are in `embedded`.
+        trials: trials; `embedded` contains all files of their models.
         embedded: embeddings from `embed_files`; they are not changed.
 
     Returns:
@@ -260,7 +260,7 @@ def score_ratios(
 
     Args:
         model: model of the calibration.
-        trials: the `N` trials, all of whose files and models are in `embedded`.
+        trials: the `N` trials; `embedded` contains all their files and models.
         embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models. If the calibration
             uses quality measures, `embed_files` must have been called with `measure=True`.
         scores: `(N,)`, raw scores from `score_trials`.
