@@ -1,4 +1,4 @@
-"""The command line: `hamspk <command> ...`, also `python -m hf_hamspk <command> ...`."""
+"""Entry point of the command line: `hamspk COMMAND ...` or `python -m hf_hamspk COMMAND ...`."""
 
 import argparse
 import gc
@@ -8,27 +8,27 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
-# Command to what it does. Their modules are imported when they are asked for.
+# Help line of each command. The module of a command is imported only when the command is run.
 COMMANDS = {
     "train": "train a model from a recipe",
-    "prepare": "make shards of a corpus, for training that streams",
-    "calibrate": "make decisions out of scores, by pairs of recordings of your own",
-    "evaluate": "EER, minDCF and plots of a model on trial lists",
-    "sweep": "error rates against duration, noise, reverberation, codec and bandwidth",
-    "embed": "speaker embeddings of audio files",
-    "verify": "are these recordings of the same speaker?",
-    "enrol": "speaker profiles from recordings, for `identify` and `verify`",
-    "identify": "which of the enrolled speakers is this, if any?",
+    "prepare": "write a corpus as shards, which training can stream",
+    "calibrate": "calibrate the scores of a model with pairs of your own recordings, so that it can decide",
+    "evaluate": "measure EER and minDCF of a model on trial lists, and draw plots",
+    "sweep": "measure error rates against duration, noise, reverberation, codec and bandwidth",
+    "embed": "compute speaker embeddings of audio files",
+    "verify": "decide whether recordings are of the same speaker",
+    "enrol": "make speaker profiles from recordings, for `identify` and `verify`",
+    "identify": "find which of the enrolled speakers, if any, is speaking in a recording",
     "push": "publish a model on the Hub, with its card",
-    "card": "render a model card from what is known of a model",
-    "export": "write a model as an ONNX file, checked against torch",
-    "convert": "bring a checkpoint of another project into the format of this one",
+    "card": "render the model card of a trained model or of a recipe",
+    "export": "export a model to an ONNX file, and compare its embeddings with those of torch",
+    "convert": "convert a checkpoint of another project into a model of this package",
     "doctor": "check the installed packages, and repair torchaudio beside a CPU-only torch",
     "demo": "train and verify on synthetic voices, without any download",
 }
-# Works where transformers cannot be imported.
+# These commands also work if transformers cannot be imported.
 _WITHOUT_MODELS = {"doctor"}
-# Parses the words unknown to argparse itself.
+# These commands parse the arguments that argparse does not know.
 _WITH_OWN_PARSER = {"train"}
 
 USAGE_ERROR = 2
@@ -38,14 +38,14 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    A command is a module of `cli` with `add_arguments(parser)`, `run(arguments)` and, if there is anything to refuse
-    before torch is imported, `check(arguments)`.
+    A command is a module of `cli` with the functions `add_arguments(parser)` and `run(arguments)`. An optional
+    `check(arguments)` checks the arguments before torch is imported.
 
     Args:
-        argv: the words after `hamspk`; None takes those of the process.
+        argv: words after `hamspk`; None takes the arguments of the process.
 
     Returns:
-        Exit code: 0; 1 if a part of the work could not be done; 2 for an error; 130 when interrupted.
+        Exit code: 0 for success, 1 if part of the work could not be done, 2 for an error, 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
@@ -70,8 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_models() -> None:
-    """Import the models, or say why they cannot be; keep transformers from drawing a bar for each file."""
-    # Imports create objects that stay: looking for garbage among them takes a tenth of their time.
+    """Import the models, and turn off transformers' progress bars.
+
+    Raises:
+        ImportError: the models cannot be imported; the message gives the reason.
+    """
+    # The objects that imports create stay alive, so garbage collection would only slow the imports by a tenth.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -85,21 +89,21 @@ def _import_models() -> None:
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of everything; of the commands, only `command` gets its arguments."""
+    """Return the parser of the command line; only `command` gets its own arguments, the others a help line."""
     parser = argparse.ArgumentParser(
         prog="hamspk",
         description="Speaker verification with HAM-Softmax: train, evaluate, verify.",
-        epilog="`hamspk COMMAND --help` explains a command.",
+        epilog="`hamspk COMMAND --help` shows the arguments of a command.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hamspk {hf_hamspk.__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, summary in COMMANDS.items():
         own = commands.add_parser(
             name,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -108,18 +112,18 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
             module.add_arguments(own)
             own.set_defaults(run=module.run, check=getattr(module, "check", None))
         own.add_argument(
-            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where in the code an error arose"
+            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show the Python traceback of an error"
         )
     return parser
 
 
 def is_explained(error: Exception) -> bool:
-    """Whether the message of an error tells the user by itself what was wrong with the input."""
+    """Return whether the message of an error explains the problem to the user without a traceback."""
     return isinstance(error, ValueError | OSError | ImportError) or _is_refused_configuration(error)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without its line breaks; of a refused configuration, the reason itself."""
+    """Return the message of an error in one line; for an invalid configuration, the message of its cause."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
     lines = str(error if cause is None else cause).splitlines()
     return " ".join(line.strip() for line in lines if line.strip())

@@ -1,1 +1,1 @@
-"""The sub-commands of `hamspk`, one module each: `add_arguments(parser)` and `run(arguments) -> exit code`."""
+"""Commands of `hamspk`, one module each, with `add_arguments(parser)` and `run(arguments) -> exit code`."""

@@ -1,4 +1,4 @@
-"""`hamspk calibrate`: decisions for a model, from pairs of your own recordings."""
+"""`hamspk calibrate`: calibrate a model with pairs of your own recordings."""
 
 import argparse
 import shutil
@@ -13,73 +13,91 @@ if TYPE_CHECKING:
     from ..calibration_hamspk import OperatingPoint
     from ..evaluation.model_calibration import CalibrationReport
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 NORMALISATION_CHOICES = ("auto", "none", "z", "t", "s", "as")
 QUALITY_CHOICES = ("auto", "none", "speech", "snr", "magnitude")
 DEFAULT_POINTS = "balanced=0.5,1,1, strict=0.01,1,1, screening=0.5,10,1"
-# Files of the cohort that are named.
+# Number of skipped cohort files that are named in the output.
 COHORT_FILES_SHOWN = 5
 # Not copied into a new folder: an earlier evaluation does not describe the calibrated model.
 _STALE = ("verification.json", "evaluation.json", "report.html", "plots", "__pycache__")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk calibrate`."""
+    """Add the arguments of `hamspk calibrate`."""
     add_model_arguments(parser)
-    parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="trial lists")
-    parser.add_argument("--audio-root", required=True, metavar="DIR", help="folder of the files in the lists")
-    parser.add_argument("--enrolment", metavar="FILE", help="files of each enrolment model, for lists that name models")
-    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id")
+    parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="trial lists: pairs of recordings with labels")
+    parser.add_argument(
+        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in PAIRS are relative"
+    )
+    parser.add_argument(
+        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if PAIRS name models"
+    )
+    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id")
     parser.add_argument(
         "--cohort",
         metavar="DIR|FILE.csv",
-        help="recordings of some hundred other speakers, best those of the training, as `hamspk train` takes them "
-        "(default: the cohort of the model, if any)",
+        help="recordings of a few hundred other speakers, in the format of training data for `hamspk train`; "
+        "the training speakers are best (default: the model's cohort, if it has one)",
     )
-    parser.add_argument("--cohort-root", metavar="DIR", help="folder of the paths in the CSV file of --cohort")
+    parser.add_argument(
+        "--cohort-root", metavar="DIR", help="folder to which the paths in the --cohort CSV are relative"
+    )
     parser.add_argument(
         "--normalisation",
         choices=NORMALISATION_CHOICES,
-        help="of the scores, with the cohort; auto (the default) is AS-norm if it helps",
+        help="score normalisation with the cohort (default: auto, which takes AS-norm if it lowers the cost)",
     )
-    parser.add_argument("--top", type=int, metavar="N", help="cohort scores of AS-norm (default: the best of several)")
+    parser.add_argument(
+        "--top",
+        type=int,
+        metavar="N",
+        help="number of highest cohort scores that AS-norm uses (default: the best of several numbers)",
+    )
     parser.add_argument(
         "--quality",
         nargs="+",
         choices=QUALITY_CHOICES,
-        help="quality measures of the recordings in the log-likelihood ratio; auto (the default) takes those that help",
+        help="quality measures of the recordings that enter the log-likelihood ratio (default: auto, which takes those "
+        "that lower the cost)",
     )
     parser.add_argument(
         "--operating-point",
         action="append",
         metavar="NAME=PRIOR[,COST_MISS,COST_FALSE_ALARM]",
-        help="operating point of decisions; may be repeated, the first is the default of the model (default: "
+        help="operating point for decisions; may be repeated, and the first becomes the model's default (default: "
         f"{DEFAULT_POINTS})",
     )
     parser.add_argument(
         "--minimum-speech",
         type=float,
         metavar="SECONDS",
-        help="speech below which no decision is made (default: 1)",
+        help="least speech in each recording for a decision (default: 1)",
     )
-    parser.add_argument("--output", metavar="DIR", help="a new folder for the calibrated model (default: MODEL itself)")
+    parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
     parser.epilog = (
-        "PAIRS are trial lists with lines 'label enrolment test': 1 for the same speaker, 0 for different speakers,\n"
-        "and two audio files relative to --audio-root; lists with the label last are recognised. Use recordings like\n"
-        "those to be decided on, of speakers that the model was not trained on: at least 20 pairs of each kind,\n"
-        "better some dozens of speakers with a few recordings each; the command says how certain the thresholds are.\n"
-        "The speaker of a file is read off its name, or taken from the column speaker_id of --metadata.\n"
+        "Each line of PAIRS is 'label enrolment test'. The label is 1 for the same speaker and 0 for different\n"
+        "speakers; the two audio files are relative to --audio-root. Lists with the label last are recognised.\n"
         "\n"
-        "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights and\n"
-        "are used wherever the model is loaded. Normalisation and quality measures are chosen by the cost on\n"
-        "held-out speakers."
+        "Use recordings like those that the model will decide on, of speakers that it was not trained on. At least\n"
+        "20 pairs of each kind are needed. A few recordings each of some dozens of speakers are better. The report\n"
+        "gives the uncertainty of the thresholds. The speaker of a file is read from its name, or from the column\n"
+        "speaker_id of --metadata.\n"
+        "\n"
+        "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights.\n"
+        "They are used wherever the model is loaded. Score normalisation and quality measures are chosen by the\n"
+        "cost on held-out speakers."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not go together, and a target folder that cannot be written."""
+    """Check the options, the input files and the output folder before torch is imported.
+
+    Raises:
+        ValueError: options contradict each other, an input does not exist, or the output folder is not empty.
+    """
     if arguments.cohort_root is not None and arguments.cohort is None:
-        raise ValueError("--cohort-root is the folder of the paths in --cohort; give that, too.")
+        raise ValueError("--cohort-root needs --cohort, the CSV file whose paths are relative to that folder.")
     _check_target_folder(arguments.model, arguments.output)
     check_trial_lists(arguments.pairs)
     check_folder(arguments.audio_root, "--audio-root")
@@ -87,7 +105,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Calibrate, print what was measured, and save."""
+    """Calibrate the model, print the report, and write the calibration and the cohort."""
     from ..evaluation.model_calibration import calibrate
     from ..loading.models import load_model
     from ..publishing.code import renew_code
@@ -107,15 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"written: {folder / name}")
     renewed = renew_code(folder)
     if renewed:
-        print(f"renewed: {len(renewed)} files of code in {folder}, which were of another version of this package")
+        print(f"updated: {len(renewed)} code files in {folder}, which came from another version of this package")
     return 0
 
 
 def parse_point(text: str) -> "OperatingPoint":
-    """An operating point of `name=prior` or `name=prior,cost_miss,cost_false_alarm`.
+    """Return the operating point that a text `name=prior` or `name=prior,cost_miss,cost_false_alarm` describes.
 
     Raises:
-        ValueError: the text is not of this form, or a number is out of range.
+        ValueError: the text has another form, or a number is out of range.
     """
     from ..calibration_hamspk import OperatingPoint
 
@@ -127,8 +145,8 @@ def parse_point(text: str) -> "OperatingPoint":
         return OperatingPoint(name.strip(), *values)
     except ValueError as error:
         raise ValueError(
-            f"{text!r} is no operating point ({error}); expected NAME=PRIOR or NAME=PRIOR,COST_MISS,COST_FALSE_ALARM, "
-            "such as strict=0.01,1,1."
+            f"{text!r} is not an operating point ({error}); expected NAME=PRIOR or "
+            "NAME=PRIOR,COST_MISS,COST_FALSE_ALARM, such as strict=0.01,1,1."
         ) from None
 
 
@@ -136,17 +154,19 @@ def _tell_about_cohort(report: "CalibrationReport") -> None:
     for file, reason in list(report.cohort_skipped.items())[:COHORT_FILES_SHOWN]:
         print(f"cohort: left out {file}: {reason}", file=sys.stderr)
     if report.cohort_left_out:
-        print(f"cohort: left out {report.cohort_left_out} speakers who are in the pairs, too", file=sys.stderr)
+        print(f"cohort: left out {report.cohort_left_out} speakers who are also in PAIRS", file=sys.stderr)
 
 
 def _check_target_folder(model: str, output: str | None) -> None:
     if _in_place(model, output):
         if not Path(model).is_dir():
-            raise ValueError(f"{model} is no folder here: give --output, a new folder for the calibrated model.")
+            raise ValueError(
+                f"{model} is not a local folder. Give a new folder for the calibrated model with --output."
+            )
     elif (
         output is not None and Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir()))
     ):
-        raise ValueError(f"--output {output} is there already; give a new folder, or delete this one.")
+        raise ValueError(f"--output {output} already exists. Give a new folder, or delete this one.")
 
 
 def _in_place(model: str, output: str | None) -> bool:
@@ -154,7 +174,7 @@ def _in_place(model: str, output: str | None) -> bool:
 
 
 def _output_folder(model: str, output: str | None) -> Path:
-    """The folder to write to; a new one gets a copy of the model."""
+    """Return the folder to write to; the model is copied into it first if it is a new folder."""
     if output is None or _in_place(model, output):
         return Path(model)
     folder = Path(output)

@@ -1,4 +1,4 @@
-"""`hamspk card`: render a model card, and keep the facts that it was rendered from."""
+"""`hamspk card`: render a model card, and save the facts beside it as JSON."""
 
 import argparse
 from pathlib import Path
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk card`."""
-    parser.add_argument("source", metavar="SOURCE", help="model folder, recipe.yaml, or FILE.json of an earlier card")
+    """Add the arguments of `hamspk card`."""
+    parser.add_argument("source", metavar="SOURCE", help="model folder, recipe, or FILE.json of an earlier card")
     add_about_arguments(parser)
-    parser.add_argument("--repository", metavar="OWNER/NAME", help="the model's name on the Hub, if it is there")
-    parser.add_argument("--measure-speed", action="store_true", help="time the model on this machine")
-    parser.add_argument("--output", metavar="FILE.md", help="write the card here (default: print it)")
+    parser.add_argument("--repository", metavar="OWNER/NAME", help="name of the model on the Hub, if it is published")
+    parser.add_argument("--measure-speed", action="store_true", help="measure the speed of the model on this machine")
+    parser.add_argument("--output", metavar="FILE.md", help="file for the card (default: print the card)")
     parser.epilog = (
-        "SOURCE is the folder of a trained model, a recipe that was not run (the card then has no numbers), or the\n"
-        "FILE.json of an earlier card, which is rendered again. With --output FILE.md the facts are written beside\n"
-        "it, as FILE.json; --about reads the stated facts from that file, too."
+        "SOURCE is the folder of a trained model, a recipe, or FILE.json. The card of a recipe has no measured\n"
+        "numbers. FILE.json is written beside the card with --output FILE.md and holds the facts of the card; the\n"
+        "card is rendered from them again. --about can also read FILE.json, and takes the authors' facts from it."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Gather or read the facts, render, write."""
+    """Gather or read the facts of a card, render it, and write or print it."""
     from ..publishing.card import render_card
     from ..publishing.push import check_repository
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.suffix != ".md":
         raise ValueError(
-            f"--output must end in .md, got {output}; the facts go to a file beside it that ends in .json."
+            f"--output must end in .md, got {output}. The facts are written beside it with the suffix .json."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(facts.to_json(), encoding="utf-8")
@@ -56,12 +56,12 @@ def _render_again(source: Path, arguments: argparse.Namespace) -> int:
     for name, value in (given | {"repository": arguments.repository}).items():
         if value is not None:
             raise ValueError(
-                f"--{name} is for a model folder or a recipe; {source} holds all facts. Change them there."
+                f"--{name} needs a model folder or a recipe as SOURCE. {source} holds the facts: edit that file."
             )
     if arguments.measure_speed:
         raise ValueError(f"--measure-speed needs a model folder, got {source}.")
     if not source.is_file():
-        raise ValueError(f"There is no file {source}.")
+        raise ValueError(f"File not found: {source}.")
     from ..publishing.card import render_card
     from ..publishing.facts import CardFacts
 
@@ -88,9 +88,9 @@ def _gather(source: Path, arguments: argparse.Namespace) -> "CardFacts":
         check_origin(source, facts)
         return facts
     if not source.is_file():
-        raise ValueError(f"There is no model folder, recipe or card facts {source}.")
+        raise ValueError(f"SOURCE not found: {source}. Expected a model folder, a recipe, or FILE.json of a card.")
     if arguments.run_folder is not None or arguments.repository is not None or arguments.measure_speed:
         raise ValueError(
-            f"{source} is a recipe, without a model: --run, --repository and --measure-speed do not apply."
+            f"--run, --repository and --measure-speed need a model folder as SOURCE, but {source} is a recipe."
         )
     return facts_of_recipe(source, about)

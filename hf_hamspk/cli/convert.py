@@ -1,4 +1,4 @@
-"""`hamspk convert`: a checkpoint of another project, brought into the format of this one."""
+"""`hamspk convert`: convert a checkpoint of another project into a model of this package."""
 
 import argparse
 from pathlib import Path
@@ -7,43 +7,47 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..conversion import Converted
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 SOURCE_KINDS = ("speechbrain", "wespeaker", "official", "xvector")
-_UNKNOWN_LICENCE = "not stated beside the weights: find it out before you share the model, and record it with --licence"
+_UNKNOWN_LICENCE = "not stated beside the weights; find it out before you share the model, and record it with --licence"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk convert`."""
-    parser.add_argument("source", metavar="SOURCE", help="folder as its project lays it out, or checkpoint file")
+    """Add the arguments of `hamspk convert`."""
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint file, or model folder of the other project")
     parser.add_argument("output", metavar="OUTPUT", help="new folder for the converted model")
     parser.add_argument(
-        "--from", dest="kind", choices=SOURCE_KINDS, help="kind of the source (default: recognised by its files)"
+        "--from", dest="kind", choices=SOURCE_KINDS, help="kind of the source (default: recognised from its files)"
     )
     parser.add_argument("--source-name", metavar="NAME", help="name of the source on the Hub, written into the model")
-    parser.add_argument("--licence", metavar="ID", help="licence of the source (default: that of its README.md)")
+    parser.add_argument("--licence", metavar="ID", help="licence of the source (default: read from its README.md)")
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN...)\n"
         "official:    a checkpoint file of TaoRuijie's trainer or of the released HAM code\n"
         "xvector:     config.json, weights (WavLM, wav2vec2, UniSpeech-SAT, data2vec-audio ForXVector)\n"
         "\n"
-        "Only tensors are read; a checkpoint that would run code is refused."
+        "Only tensors are read. A checkpoint that would run code is rejected."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check source and output before torch is imported.
+
+    Raises:
+        ValueError: the source does not exist, or the output is not a new or empty folder.
+    """
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists and is not an empty folder; choose a new one.")
+        raise ValueError(f"OUTPUT must be a new or empty folder, but {output} already exists. Choose another one.")
     if not Path(arguments.source).exists():
         raise ValueError(
-            f"There is no file or folder {arguments.source}. Only local files are converted: download them first."
+            f"SOURCE not found: {arguments.source}. Expected a local file or folder. Download the checkpoint first."
         )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, save, and report what was taken."""
+    """Convert the checkpoint, save the model, and report its parts."""
     from ..conversion import convert, stated_licence
 
     source, output = Path(arguments.source), Path(arguments.output)
@@ -56,12 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     model.save_pretrained(output)
     for line in format_converted(converted, licence):
         print(line)
-    print(f"written: {output} (AutoModel.from_pretrained; to fine-tune with a HAM head: initial_model: {output})")
+    print(
+        f"written: {output} (for AutoModel.from_pretrained; to fine-tune it, set initial_model: {output} in a recipe)"
+    )
     return 0
 
 
 def format_converted(converted: "Converted", licence: str | None) -> list[str]:
-    """Lines for people: what was read, the model, and what was not taken."""
+    """Return the lines to print: the files read, the model, and the tensors that were left out."""
     config = converted.model.config
     parameters = sum(parameter.numel() for parameter in converted.model.parameters())
     lines = [

@@ -1,4 +1,4 @@
-"""`hamspk demo`: everything from a corpus to a verified pair, on synthetic voices, without any download."""
+"""`hamspk demo`: make a synthetic corpus, train on it, evaluate and verify, without any download."""
 
 import argparse
 import json
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkPreTrainedModel
 
 MARKER = ".hamspk-demo"
-CAVEAT = (
-    "These voices are synthetic: the numbers show that everything works together, and say nothing about real voices."
-)
-# Seconds between two counts of the files.
+CAVEAT = "These voices are synthetic. The numbers show that the parts work together, and say nothing about real voices."
+# Seconds between updates of the progress bar.
 WATCH_SECONDS = 0.5
-# Small enough for a processor: see the sizes of `Size`.
+# Small enough to train on a CPU in minutes, with the sizes below.
 MODEL = {
     "head": "ham",
     "ecapa_channels": 64,
@@ -41,11 +39,11 @@ class Size:
     """Size of the demo.
 
     Attributes:
-        training_speakers: speakers to train with.
-        held_out_speakers: speakers of the dev and the test list, half of them each.
-        utterances: of each speaker.
-        epochs: passes over the training utterances.
-        batch_size: utterances per step.
+        training_speakers: number of speakers for training.
+        held_out_speakers: number of other speakers; half are for the dev list, half for the test list.
+        utterances: number of utterances per speaker.
+        epochs: number of passes over the training utterances.
+        batch_size: number of utterances per step.
     """
 
     training_speakers: int
@@ -60,24 +58,32 @@ QUICK = Size(training_speakers=8, held_out_speakers=8, utterances=4, epochs=2, b
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk demo`."""
+    """Add the arguments of `hamspk demo`."""
     parser.add_argument(
         "--output", default="hamspk-demo", metavar="DIR", help="folder for all files (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the voices and of the training (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a few steps: shows how everything works, learns nothing")
-    parser.epilog = f"Takes a few minutes on two cores. {CAVEAT}"
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the voices and of the training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="train for a few steps only, which shows each part but learns nothing"
+    )
+    parser.epilog = f"The demo takes a few minutes on two cores.\n{CAVEAT}"
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported, and empty the folder of an earlier demo."""
+    """Check the arguments before torch is imported, and empty the folder of an earlier demo.
+
+    Raises:
+        ValueError: the seed is negative, or the folder is not one that a demo made.
+    """
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}.")
     prepare_folder(Path(arguments.output).resolve())
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make voices, train, compare with the untrained model, verify in a fresh process, draw."""
+    """Make the voices, train, compare with the untrained model, verify in a fresh process, and draw the plots."""
     import torch
 
     from ..evaluation.trials import read_trials
@@ -86,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     began = time.monotonic()
     folder, size = Path(arguments.output).resolve(), QUICK if arguments.quick else FULL
-    # A second thread gains little on so small a model, and waits for its core on a busy machine.
+    # A second thread gains little with so small a model.
     torch.set_num_threads(1)
 
     _headline(1, f"{size.training_speakers + size.held_out_speakers} synthetic speakers")
@@ -100,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     trainer.train()
     training_seconds = time.monotonic() - began_training
 
-    _headline(3, "speakers that it was not trained on")
+    _headline(3, "evaluation on speakers outside the training data")
     model = load_model(str(folder / "run" / "final"), "cpu")
     trained = _evaluate_on(model, test, folder)
     print(f"EER untrained {100 * untrained.eer:.2f} %, trained {100 * trained.eer:.2f} %")
@@ -127,17 +133,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make an empty folder that is marked as a demo's; the files of an earlier demo are removed.
+    """Make an empty folder and mark it as the folder of a demo; the files of an earlier demo are removed.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the path is a file, or the folder contains files that no demo made.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another folder with --output.")
+        raise ValueError(f"--output must be a folder, but {folder} is a file. Choose another folder.")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
             raise ValueError(
-                f"{folder} is not empty and was not made by a demo; choose another folder with --output, or empty it."
+                f"{folder} is not empty and was not made by a demo. Choose another folder with --output, or empty it."
             )
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -145,11 +151,11 @@ def prepare_folder(folder: Path) -> None:
             elif entry.name != MARKER:
                 entry.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text("Made by `hamspk demo`, which empties this folder when it is run again.\n")
+    (folder / MARKER).write_text("Made by `hamspk demo`, which empties this folder when it runs again.\n")
 
 
 def make_voices(folder: Path, size: Size, seed: int) -> None:
-    """Write `corpus/`, and its trials as `dev.txt` and `test.txt`, each over its own half of the held-out speakers."""
+    """Write `corpus/`, and the trial lists `dev.txt` and `test.txt` over one half of the held-out speakers each."""
     from ..data.synthetic import make_corpus
 
     speakers = size.training_speakers + size.held_out_speakers
@@ -173,7 +179,7 @@ def make_voices(folder: Path, size: Size, seed: int) -> None:
 
 
 def write_recipe(folder: Path, size: Size, seed: int) -> Path:
-    """The recipe of the training, as `hamspk train` reads it."""
+    """Write the recipe that `hamspk train` reads, and return its path."""
     import yaml
 
     corpus = folder / "corpus"
@@ -198,7 +204,7 @@ def write_recipe(folder: Path, size: Size, seed: int) -> Path:
 
 
 def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
-    """The first trial of each kind: `{"same speaker": (enrolment, test), "different speakers": ...}`."""
+    """Return the first trial of each kind: `{"same speaker": (enrolment, test), "different speakers": ...}`."""
     found = {}
     for kind, label in (("same speaker", 1), ("different speakers", 0)):
         row = trials.labels.tolist().index(label)
@@ -207,10 +213,13 @@ def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
 
 
 def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
-    """Have `stranger.py` decide the pairs in a process of its own, offline, with its code cache in `folder`.
+    """Run `stranger.py` on the pairs in a separate process, offline, with transformers' code cache in `folder`.
+
+    Returns:
+        The answer to each pair, as `Verification.to_dict` gives it.
 
     Raises:
-        ValueError: it failed; the message holds the end of its standard error.
+        ValueError: the process failed; the message contains the end of its standard error.
     """
     files = [str(folder / "corpus" / name) for pair in pairs.values() for name in pair]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
@@ -223,12 +232,12 @@ def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
 
 
 def format_stranger(answer: dict) -> str:
-    """The answer of `stranger.py` to a pair, in one line."""
+    """Return the answer of `stranger.py` to a pair, as one line of text."""
     if answer["score"] is None:
         return answer["decision"]
     score = f"score {answer['score']:.4f}"
     if answer["log_likelihood_ratio"] is None:
-        return f"{score}; no decision, as the model is not calibrated"
+        return f"{score}; no decision, because the model is not calibrated"
     ratio = f"log-likelihood ratio {answer['log_likelihood_ratio']:.2f}, threshold {answer['threshold']:.2f}"
     return f"{score}, {ratio}: {answer['decision']}"
 
@@ -244,12 +253,12 @@ def draw(folder: Path, untrained: "VerificationResult", trained: "VerificationRe
 
 
 def format_summary(folder: Path, size: Size, facts: dict) -> str:
-    """The results and the paths of all files, as lines for people."""
+    """Format the results and the paths of all files for printing."""
     trained = facts["trained"]
     utterances = size.training_speakers * size.utterances
     rows = {
         "trained on": f"{size.training_speakers} synthetic speakers, {utterances} utterances",
-        "tested on": f"{size.held_out_speakers // 2} others, {trained['trials']} trials",
+        "tested on": f"{size.held_out_speakers // 2} other speakers, {trained['trials']} trials",
         "EER, untrained": f"{100 * facts['untrained']['eer']:.2f} %",
         "EER, trained": f"{100 * trained['eer']:.2f} %",
         "time": f"{facts['seconds']:.0f} s, of which training {facts['training_seconds']:.0f} s",
@@ -275,7 +284,7 @@ def _headline(number: int, text: str) -> None:
 
 @contextmanager
 def _count_files(folder: Path, total: int) -> Iterator[None]:
-    """Show a bar of the audio files in `folder` while they are written."""
+    """Show a progress bar of the audio files in `folder` while they are written."""
     from tqdm import tqdm
 
     done = threading.Event()

@@ -1,7 +1,7 @@
-"""`hamspk doctor`: whether the installed packages work together.
+"""`hamspk doctor`: check that the installed packages work together.
 
-Imports nothing of this package, so that it runs even if transformers cannot be imported: transformers imports
-torchaudio, whose PyPI builds for Linux are linked against CUDA and cannot be loaded beside a CPU-only torch.
+This module imports nothing else of the package, so it also runs if transformers cannot be imported. transformers
+imports torchaudio; its PyPI builds for Linux are linked against CUDA and cannot be loaded beside a CPU-only torch.
 """
 
 import argparse
@@ -15,25 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile")
-# A build for CUDA names one of these among the libraries it links.
+# A CUDA build is linked against one of these libraries.
 CUDA_LIBRARIES = (b"libcudart", b"libtorch_cuda", b"libc10_cuda")
 CURE = (
     "Install the torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor --fix-torchaudio`, which "
-    "deletes torchaudio's compiled extension: this package needs only its Python part."
+    "deletes torchaudio's compiled extension. This package needs only the Python part of torchaudio."
 )
 OTHER_CURE = "Install both from the same index, for example `pip install 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12'`."
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The installed packages.
+    """Versions, builds and import errors of the installed packages.
 
     Attributes:
-        versions: package to version; None if it is absent.
+        versions: maps each package to its version, or to None if it is not installed.
         torch_build: "CPU", "CUDA 13.0", "ROCm 7.0", or None if torch cannot be imported.
-        torchaudio_build: "CPU", "CUDA", "CUDA 13.0", "pure Python" (no compiled extension) or None if it is absent.
-        extension: torchaudio's compiled files.
-        errors: package to the error of its import, for those that cannot be imported.
+        torchaudio_build: "CPU", "CUDA", "CUDA 13.0", "pure Python" (no compiled extension), or None if torchaudio is
+            not installed.
+        extension: compiled files of torchaudio.
+        errors: maps each package that cannot be imported to the error.
     """
 
     versions: dict[str, str | None]
@@ -44,17 +45,17 @@ class Facts:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk doctor`."""
+    """Add the arguments of `hamspk doctor`."""
     parser.add_argument(
         "--fix-torchaudio",
         action="store_true",
-        help="beside a CPU-only torch, delete torchaudio's compiled extension, so that it imports as pure Python",
+        help="delete torchaudio's compiled extension if torch is CPU-only; torchaudio then works as pure Python",
     )
-    parser.epilog = "The exit code is 1 if there is a problem."
+    parser.epilog = "The exit code is 1 if a problem is found."
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Report, repair if asked to, and list the problems."""
+    """Repair torchaudio if requested, print the installed packages, and list the problems."""
     facts = gather()
     if arguments.fix_torchaudio:
         removed = remove_extension(facts)
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather() -> Facts:
-    """Inspect the installed packages, and try to import those that the models need."""
+    """Inspect the installed packages, and try to import each of them."""
     versions = {name: _installed_version(name) for name in PACKAGES}
     errors = {name: error for name in PACKAGES if versions[name] is not None and (error := import_error(name))}
     torch_build = None
@@ -87,11 +88,11 @@ def gather() -> Facts:
 
 
 def import_error(name: str) -> str | None:
-    """The error of the import of a package, in one line; None if it works."""
+    """Return the error that importing a package raises, in one line, or None if the import works."""
     try:
         importlib.import_module(name)
         if name == "transformers":
-            # transformers is lazy: this is the part of it that imports torchaudio.
+            # transformers imports its parts lazily; this one imports torchaudio.
             importlib.import_module("transformers.audio_utils")
     # A broken build may raise anything: OSError, RuntimeError, AttributeError, ...
     except Exception as error:
@@ -100,7 +101,7 @@ def import_error(name: str) -> str | None:
 
 
 def diagnose(facts: Facts) -> list[str]:
-    """The problems, each with what to do, a sentence or two each; empty if there are none."""
+    """Return the problems, each with its remedy; empty if there are none."""
     problems = [f"{name} is not installed: `pip install {name}`." for name, v in facts.versions.items() if v is None]
     torch_build, torchaudio_build = facts.torch_build, facts.torchaudio_build
     message = facts.errors.get("torchaudio")
@@ -111,8 +112,8 @@ def diagnose(facts: Facts) -> list[str]:
         if torch_build is not None and torchaudio_build is not None and _clash(torch_build, torchaudio_build):
             explained.add("torchaudio")
             problems.append(
-                f"torchaudio is a {torchaudio_build} build and torch a {torch_build} build, so torchaudio, and with it "
-                f"transformers, cannot be imported ({message}). {CURE if torch_build == 'CPU' else OTHER_CURE}"
+                f"torchaudio is a {torchaudio_build} build and torch a {torch_build} build, so neither torchaudio nor "
+                f"transformers can be imported ({message}). {CURE if torch_build == 'CPU' else OTHER_CURE}"
             )
     problems += [
         f"{name} cannot be imported ({error}). Install it again."
@@ -123,24 +124,24 @@ def diagnose(facts: Facts) -> list[str]:
 
 
 def remove_extension(facts: Facts) -> list[Path]:
-    """Delete torchaudio's compiled extension, which makes it pure Python.
+    """Delete the compiled extension of torchaudio, which then works as pure Python.
 
     Returns:
-        The deleted files; none if there is no extension or it fits.
+        The deleted files; empty if torchaudio has no extension or the extension fits torch.
 
     Raises:
-        ValueError: torch is no CPU-only build (then torchaudio should fit it instead), or one of them is absent.
+        ValueError: torch is not a CPU-only build, or one of the two packages is not installed or cannot be imported.
     """
     if facts.torchaudio_build is None:
         raise ValueError(
-            "torchaudio is not installed: there is nothing to repair. `pip install 'torchaudio>=2.11,<2.12'`."
+            "torchaudio is not installed, so it cannot be repaired. Install it: `pip install 'torchaudio>=2.11,<2.12'`."
         )
     if facts.torch_build is None:
-        raise ValueError("torch cannot be imported, so it is not known whether torchaudio fits it; repair torch first.")
+        raise ValueError("torch cannot be imported, so torchaudio cannot be compared with it. Reinstall torch first.")
     if facts.torch_build != "CPU":
         raise ValueError(
-            f"This torch is a {facts.torch_build} build, so torchaudio's extension is left alone: --fix-torchaudio is "
-            "for CPU-only builds of torch. Install a torchaudio that fits, from the same index as torch."
+            f"This torch is a {facts.torch_build} build, so torchaudio's extension is left alone. --fix-torchaudio is "
+            "only for CPU-only builds of torch. Install torchaudio from the same index as torch."
         )
     if not _clash(facts.torch_build, facts.torchaudio_build):
         return []
@@ -150,7 +151,7 @@ def remove_extension(facts: Facts) -> list[Path]:
 
 
 def format_facts(facts: Facts) -> str:
-    """A line for each package."""
+    """Format the facts for printing, one line per package."""
     builds = {"torch": facts.torch_build, "torchaudio": facts.torchaudio_build}
     lines = [f"{'python':<14}{sys.version.split()[0]}"]
     for name, version in facts.versions.items():
@@ -161,12 +162,12 @@ def format_facts(facts: Facts) -> str:
         lines.append(f"{name:<14}{shown}" + (f" ({', '.join(notes)})" if notes else ""))
     if facts.torch_build is not None and facts.torchaudio_build is not None:
         same = "no" if _clash(facts.torch_build, facts.torchaudio_build) else "yes"
-        lines.append(f"torch and torchaudio are builds that fit: {same}")
+        lines.append(f"the builds of torch and torchaudio are compatible: {same}")
     return "\n".join(lines)
 
 
 def _clash(torch_build: str, torchaudio_build: str) -> bool:
-    """Whether torchaudio's extension needs other libraries than torch has."""
+    """Return whether torchaudio's extension needs libraries that this build of torch lacks."""
     if torchaudio_build == "pure Python":
         return False
     kind, _, version = torchaudio_build.partition(" ")
@@ -182,7 +183,7 @@ def _installed_version(name: str) -> str | None:
 
 
 def _folder(name: str) -> Path | None:
-    """Folder of an installed package, without importing it."""
+    """Return the folder of an installed package without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
@@ -195,7 +196,7 @@ def _build_of_torch() -> str:
 
 
 def _build_of_torchaudio(folder: Path) -> str:
-    """From the extension itself, and the version of CUDA from `version.py` ("2.11.0+cu130")."""
+    """Return the kind of build that the extension shows, with the CUDA version from `version.py` ("2.11.0+cu130")."""
     extension = sorted((folder / "lib").glob("*.so"))
     if not extension:
         return "pure Python"
@@ -207,14 +208,14 @@ def _build_of_torchaudio(folder: Path) -> str:
 
 
 def _forget(*packages: str) -> None:
-    """Let packages be imported again."""
+    """Remove packages from `sys.modules`, so that they are imported again."""
     for name in list(sys.modules):
         if name.partition(".")[0] in packages:
             del sys.modules[name]
 
 
 def run_alone(argv: Sequence[str] | None = None) -> int:
-    """Run as `python -m hf_hamspk.cli.doctor`; the same as `hamspk doctor`."""
+    """Run `hamspk doctor` as `python -m hf_hamspk.cli.doctor`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="hamspk doctor", description="Check the installed packages.")
     add_arguments(parser)
     try:

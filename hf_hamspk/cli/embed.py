@@ -1,4 +1,4 @@
-"""`hamspk embed`: speaker embeddings of audio files, of folders, of shards, of the files of trial lists."""
+"""`hamspk embed`: compute embeddings of audio files, folders, shards, or the recordings in trial lists."""
 
 import argparse
 import os
@@ -16,60 +16,75 @@ if TYPE_CHECKING:
     from ..embedding import EmbeddingParts, Speed
     from ..modeling_hamspk import HamSpkModel
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
 SEARCHED_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
     *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
 )
 PRECISIONS = ("float32", "bfloat16")
-# Processes may end days apart: each has its own share.
+# Processes may finish days apart, because each embeds its own share.
 LONGEST_WAIT = timedelta(days=30)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk embed`."""
+    """Add the arguments of `hamspk embed`."""
     add_model_arguments(parser)
     parser.add_argument(
         "files",
         nargs="*",
         metavar="FILES",
-        help="audio files, or folders to search for them; or one folder of shards from `hamspk prepare`",
+        help="audio files and folders to search for audio files, or one folder of shards from `hamspk prepare`",
     )
-    parser.add_argument("--trials", nargs="+", metavar="LIST", default=[], help="the files named in trial lists")
-    parser.add_argument("--audio-root", metavar="FOLDER", default=".", help="folder of the names in the trial lists")
+    parser.add_argument(
+        "--trials", nargs="+", metavar="LIST", default=[], help="trial lists whose recordings are embedded"
+    )
+    parser.add_argument(
+        "--audio-root",
+        metavar="FOLDER",
+        default=".",
+        help="folder to which the paths in the trial lists are relative (default: the working directory)",
+    )
     parser.add_argument(
         "--output",
         required=True,
         metavar="FILE",
-        help=f"file to write; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}",
+        help=f"file for the embeddings; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}",
     )
     parser.add_argument(
-        "--batch-seconds", type=float, metavar="S", help="padded audio of one forward pass, in seconds (default: 120)"
+        "--batch-seconds", type=float, metavar="S", help="seconds of padded audio per forward pass (default: 120)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that read and decode (default: 2)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of threads that read and decode audio (default: 2)"
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="bfloat16 is faster on processors with instructions for it; an embedding then depends slightly on its "
-        "batch",
+        help="number format of the computation (default: float32); bfloat16 is faster on processors that support it, "
+        "but embeddings then depend slightly on the other recordings in the batch",
     )
-    parser.add_argument("--compile", action="store_true", help="compile the encoder first (torch.compile)")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     parser.epilog = (
-        "Files that cannot be used are skipped and reported, and the exit code is 1. Finished parts are kept in a\n"
-        "folder beside the output (its name with .parts): after an interruption the same command continues there.\n"
-        "On several devices: `accelerate launch --multi_gpu -m hf_hamspk embed ...`; on CPUs\n"
-        "`ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`."
+        "Files that cannot be used are skipped and reported, and the exit code is then 1. Finished parts are kept\n"
+        "in a folder beside the output, with the suffix .parts. To resume after an interruption, run the same\n"
+        "command again.\n"
+        "\n"
+        "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
+        "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`"
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check the arguments and the input files before torch is imported.
+
+    Raises:
+        ValueError: an argument is invalid, or an input does not exist.
+    """
     if Path(arguments.output).suffix not in OUTPUT_FORMATS:
         raise ValueError(f"--output must end in {' or '.join(OUTPUT_FORMATS)}, got {arguments.output}.")
     if bool(arguments.files) == bool(arguments.trials):
-        raise ValueError("Give audio files, folders or shards to embed, or else trial lists with --trials.")
+        raise ValueError("Give either FILES (audio files, folders or shards) or trial lists with --trials.")
     given = given_options(arguments, "workers", "batch_seconds")
     if given.get("workers", 1) < 1 or not given.get("batch_seconds", 1) > 0:
         raise ValueError(
@@ -77,13 +92,13 @@ def check(arguments: argparse.Namespace) -> None:
             f"{' and '.join(f'{value:g}' for value in given.values())}."
         )
     if arguments.files and not any(os.path.exists(name) or "://" in name for name in arguments.files):
-        raise ValueError(f"There is no file or folder {', '.join(arguments.files[:3])}.")
+        raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
     check_trial_lists(arguments.trials)
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Embed the files that can be embedded and report the others."""
+    """Embed all usable files, write the output, and report the skipped files."""
     from ..embedding import EmbeddingParts, extract
     from ..loading.models import load_model
 
@@ -112,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _process_state() -> "PartialState | None":
-    """This process among those that accelerate or torchrun started; None if it is the only one."""
+    """Return the state of this process if accelerate or torchrun started several, and None for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     import torch
@@ -122,7 +137,12 @@ def _process_state() -> "PartialState | None":
 
 
 def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
-    """A function from sampling rate to the source of utterances, and folders without audio with the reason."""
+    """Find the utterances to embed.
+
+    Returns:
+        A function that takes a sampling rate in Hz and returns the source of the utterances, and a mapping of each
+        folder without audio to the reason.
+    """
     from ..embedding import AudioFiles, ShardedCorpus
     from ..evaluation.trials import read_trials
     from ..shards.reading import open_shards
@@ -134,7 +154,9 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     readers = [open_shards(name) for name in arguments.files]
     found = [reader for reader in readers if reader is not None]
     if found and len(arguments.files) > 1:
-        raise ValueError(f"{found[0].folder} is a folder of shards; embed it by itself, in a command of its own.")
+        raise ValueError(
+            f"{found[0].folder} is a folder of shards. Embed it in a separate command, without other FILES."
+        )
     if found:
         return lambda rate: ShardedCorpus(found[0], rate), {}
     names, empty = find_audio(arguments.files)
@@ -142,7 +164,15 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
 
 
 def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Distinct audio files, in the order given, folders searched in sorted order; and folders without any, with why."""
+    """Find audio files.
+
+    Args:
+        given: audio files, and folders to search for them.
+
+    Returns:
+        Distinct audio files in the order given, those of a folder sorted, and a mapping of each folder without audio
+        files to the reason.
+    """
     names: dict[str, None] = {}
     empty = {}
     for name in given:
@@ -151,12 +181,12 @@ def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         found = []
         for folder, _, files in os.walk(name, followlinks=True):
-            # macOS leaves "._name.wav" files that hold no audio.
+            # macOS writes "._name.wav" files that contain no audio.
             audio = [file for file in files if file.lower().endswith(SEARCHED_SUFFIXES) and not file.startswith(".")]
             found += [os.path.join(folder, file) for file in audio]
         names |= dict.fromkeys(sorted(found))
         if not found:
-            empty[name] = f"the folder holds no file that ends in {', '.join(SEARCHED_SUFFIXES)}"
+            empty[name] = f"the folder contains no file that ends in {', '.join(SEARCHED_SUFFIXES)}"
     return list(names), empty
 
 
@@ -167,8 +197,8 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
         capabilities = torch.cpu.get_capabilities()
         if model.device.type == "cpu" and not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
             print(
-                "hamspk: this processor has no instructions for bfloat16 (avx512_bf16, amx_bf16): float32 is faster "
-                "here",
+                "hamspk: warning: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so float32 is "
+                "faster on it",
                 file=sys.stderr,
             )
         torch.nn.Module.to(model, dtype=torch.bfloat16)
@@ -180,7 +210,7 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
 def _write_output(
     parts: "EmbeddingParts", output: Path, about: dict[str, str], empty: dict[str, str], speed: "Speed", processes: int
 ) -> int:
-    """Write the output, report what was left out and how fast it was; returns the exit code."""
+    """Write the output, report the skipped files and the speed, and return the exit code."""
     from ..embedding import write_embeddings
 
     count = write_embeddings(parts, output, about)
@@ -197,6 +227,12 @@ def _write_output(
     else:
         print(f"nothing embedded{also}; {output} was not written")
     if speed.audio_seconds:
-        note = ", by the first process" if processes > 1 else f", without {earlier} embedded earlier" if earlier else ""
+        note = (
+            ", by the first process"
+            if processes > 1
+            else f", not counting {earlier} embedded earlier"
+            if earlier
+            else ""
+        )
         print(f"{speed}{note}")
     return 1 if skipped else 0

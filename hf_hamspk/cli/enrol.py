@@ -1,4 +1,4 @@
-"""`hamspk enrol`: speaker profiles from recordings."""
+"""`hamspk enrol`: make speaker profiles from recordings."""
 
 import argparse
 import sys
@@ -15,27 +15,36 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk enrol`."""
+    """Add the arguments of `hamspk enrol`."""
     add_model_arguments(parser)
-    parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one for each speaker")
+    parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one folder per speaker")
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
-    parser.add_argument("--name", help="name of the one speaker of all FILES, which may then be recordings")
     parser.add_argument(
-        "--combine", choices=COMBINE_CHOICES, help="how several recordings become one (default: their mean)"
+        "--name", help="name of the speaker, if all FILES are of one speaker; FILES may then be recordings"
+    )
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE_CHOICES,
+        help="method that combines the embeddings of several recordings into one (default: mean)",
     )
     parser.epilog = (
-        "With --name, all recordings are of that speaker. Without it, each of FILES is a folder with the recordings\n"
-        "of one speaker, and the name of the folder is the name of the speaker. Speakers that cannot be enrolled and\n"
-        "recordings that cannot be read are reported and left out, and the exit code is 1. A profile is biometric\n"
-        "data."
+        "With --name, all recordings are of that speaker. Without --name, each of FILES is a folder with the\n"
+        "recordings of one speaker, and the folder name becomes the name of the speaker.\n"
+        "\n"
+        "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
+        "The exit code is then 1. A profile is biometric data."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported; sets `speakers`, name to recordings."""
+    """Check the arguments before torch is imported, and set `speakers`, which maps names to recordings.
+
+    Raises:
+        ValueError: an argument is invalid, or a folder contains no audio.
+    """
     if arguments.name is not None:
         if not arguments.name or Path(arguments.name).name != arguments.name:
-            raise ValueError(f"--name becomes the name of a file, so it holds no folder, got {arguments.name!r}.")
+            raise ValueError(f"--name becomes a file name, so it must not contain a folder, got {arguments.name!r}.")
         groups = {arguments.name: arguments.files}
     else:
         groups = _group_by_folder(arguments.files)
@@ -52,18 +61,18 @@ def _group_by_folder(folders: list[str]) -> dict[str, list[str]]:
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(
-                f"{folder} is no folder, so the speaker of this recording is not known. Give folders named like their "
-                "speakers, or --name."
+                f"{folder} is not a folder, so the name of its speaker is unknown. Give folders that are named like "
+                "the speakers, or give --name."
             )
         name = Path(folder).resolve().name
         if name in groups:
-            raise ValueError(f"Two folders are named {name}. Put all recordings of a speaker into one folder.")
+            raise ValueError(f"Two of the folders are named {name}. Put all recordings of a speaker into one folder.")
         groups[name] = [folder]
     return groups
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Enrol the speakers that can be enrolled and report the others."""
+    """Enrol all speakers with enough speech, write their profiles, and report the others."""
     from ..loading.models import load_model
 
     speakers = arguments.speakers
@@ -75,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
     summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
     if partly:
-        summary += f", {partly} of them without the recordings that were skipped"
+        summary += f", {partly} of them without some recordings, which were skipped"
     if enrolled < len(used):
         summary += f"; {count_of(len(used) - enrolled, 'speaker')} not enrolled"
     print(summary)
@@ -83,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, combine: dict) -> int:
-    """Enrol a speaker; returns from how many recordings, 0 if there was not enough speech."""
+    """Enrol a speaker, and return the number of recordings used, which is 0 if there was not enough speech."""
     from ..audio_hamspk import InputError, read_sound
 
     sounds = []

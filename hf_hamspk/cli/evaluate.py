@@ -1,4 +1,4 @@
-"""`hamspk evaluate`: error rates of a model on trial lists, with their confidence intervals."""
+"""`hamspk evaluate`: measure the error rates of a model on trial lists, with confidence intervals."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluating import Evaluation, EvaluationSettings
     from ..evaluation.sweeps import Sweep
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 PROTOCOL_NAMES = ("whole", "paper")
 LIST_NAMES = (
     *("vox1-o-cleaned", "vox1-o", "vox1-e-cleaned", "vox1-e", "vox1-h-cleaned", "vox1-h"),
@@ -20,82 +20,104 @@ LIST_NAMES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk evaluate`."""
+    """Add the arguments of `hamspk evaluate`."""
     add_model_arguments(parser)
     parser.add_argument("trials", nargs="+", metavar="TRIALS", help="trial lists")
-    parser.add_argument("--enrolment", metavar="FILE", help="files of each enrolment model, for lists that name models")
+    parser.add_argument(
+        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if TRIALS name models"
+    )
     parser.add_argument(
         "--official",
         nargs="+",
         choices=LIST_NAMES,
         default=[],
         metavar="LIST",
-        help=f"refuse the trial lists, in this order, unless they have the size of: {', '.join(LIST_NAMES)}",
+        help="names of official lists, one for each of TRIALS in the same order; a list of another size is an error. "
+        f"Known: {', '.join(LIST_NAMES)}",
     )
-    parser.add_argument("--audio-root", required=True, metavar="DIR", help="folder of the files in the lists")
+    parser.add_argument(
+        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in TRIALS are relative"
+    )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOL_NAMES,
         default="whole",
-        help="whole utterances (the default), or the paper's: whole utterances and five 3 s segments",
+        help="embedding of an utterance: whole, the whole utterance (the default), or paper, the protocol of the "
+        "paper, with the whole utterance and five segments of 3 s",
     )
     parser.add_argument(
         "--prior",
         type=float,
         nargs="+",
         metavar="P",
-        help="probabilities of a target trial for the detection costs (default: 0.01 0.05)",
+        help="prior probabilities of a target trial for the detection costs (default: 0.01 0.05)",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="folder for evaluation.json, report.html and plots/ (default: that of the model)",
+        help="folder for evaluation.json, report.html and plots/ (default: the folder of the model)",
     )
     _add_measuring_options(parser)
     parser.epilog = """\
-A trial list has lines 'label enrolment test': 1 for the same speaker, 0 for different ones, and two audio files,
-relative to --audio-root. Lists of CN-Celeb and SITW ('model test label') are recognised; --enrolment gives the files
-of their models ('model file file ...'; enroll.map of CN-Celeb, enroll-core.lst of SITW). The speakers are read off the
-names (a folder or the first part of the file name that agrees in all pairs of one speaker and differs in all others),
-or off the column speaker_id of --metadata.
+Each line of a trial list is 'label enrolment test'. The label is 1 for the same speaker and 0 for different speakers;
+the two audio files are relative to --audio-root. Lists of CN-Celeb and SITW, with lines 'model test label', are
+recognised. They need --enrolment, a file with lines 'model file file ...' (enroll.map of CN-Celeb, enroll-core.lst of
+SITW). Speakers are read from the file names: the folder, or first part of a file name, that agrees in all target
+trials and differs in all impostor trials. If the names do not show the speakers, give --metadata with speaker_id.
 
-Raw scores are measured over all trials. A second row shows the log-likelihood ratios and decisions of a calibrated
-model, over the trials with enough speech for a decision.
+The first row of the table shows the raw scores over all trials. For a calibrated model, a second row shows the
+log-likelihood ratios and decisions, over the trials with enough speech for a decision.
 
-evaluation.json (numbers), report.html (one file with everything) and plots/ are written into the model's own folder,
-where `hamspk push`, the model card and the Space find them. Another list adds to the file, the same list replaces its
-earlier numbers. For a model on the Hub, and without --output, they go into a folder in the working directory.
+evaluation.json (numbers), report.html (tables and plots in one file) and plots/ are written into the folder of the
+model, where `hamspk push`, `hamspk card` and the Space read them. Earlier results of other lists are kept; results of
+the same list are replaced. For a model on the Hub, they are written into a folder in the working directory.
 """
 
 
 def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for groups, intervals and comparisons."""
-    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id, gender, age, ...")
-    parser.add_argument("--group-by", nargs="+", default=[], metavar="COLUMN", help="columns of --metadata")
-    parser.add_argument("--subtract-mean", action="store_true", help="subtract the mean of the model's cohort")
-    parser.add_argument("--uncalibrated", action="store_true", help="leave the decisions of a calibrated model out")
-    parser.add_argument("--compare", metavar="MODEL", help="test the difference from another model on the same trials")
+    """Add the options for groups of speakers, confidence intervals and comparisons."""
+    parser.add_argument(
+        "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, gender, age, ..."
+    )
+    parser.add_argument(
+        "--group-by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of --metadata; error rates are also measured for each of their values",
+    )
+    parser.add_argument(
+        "--subtract-mean", action="store_true", help="subtract the mean of the model's cohort from each embedding"
+    )
+    parser.add_argument("--uncalibrated", action="store_true", help="measure raw scores only, no decisions")
+    parser.add_argument(
+        "--compare", metavar="MODEL", help="second model; the difference between the two is tested on the same trials"
+    )
     parser.add_argument(
         "--replicates",
         type=int,
         metavar="N",
-        help="resamplings of the speakers for the intervals, 0 for none (default: 1000)",
+        help="number of bootstrap resamplings of the speakers for the intervals; 0 for no intervals (default: 1000)",
     )
-    parser.add_argument("--confidence", type=float, metavar="P", help="of the intervals (default: 0.95)")
+    parser.add_argument("--confidence", type=float, metavar="P", help="confidence of the intervals (default: 0.95)")
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check the arguments and the input files before torch is imported.
+
+    Raises:
+        ValueError: an argument is invalid, or an input does not exist.
+    """
     check_output(arguments)
     check_folder(arguments.audio_root, "--audio-root")
     check_trial_lists(arguments.trials)
     if arguments.compare is not None and arguments.replicates == 0:
-        raise ValueError("--compare tests a difference by resampling; leave --replicates 0 out.")
+        raise ValueError("--compare needs resamplings to test the difference. Remove --replicates 0.")
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the tables, write record, report and plots."""
+    """Evaluate the model, print the tables, and write the record, the report and the plots."""
     from ..evaluation.evaluating import evaluate, read_lists
     from ..evaluation.report import format_report
     from ..evaluation.trials import official_title
@@ -116,29 +138,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | None) -> None:
-    """Write what was measured, into the folder of the model unless another is given, and print what was written."""
+    """Write the results into `output`, or the folder of the model if `output` is None, and print the files written.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
     from ..evaluation.results import record_folder
 
     folder = record_folder(model) if output is None else Path(output)
     if output is None and not Path(model).is_dir():
-        print(f"{model} is on the Hub and has no folder here: written to {folder}; --output chooses another folder.")
+        print(f"{model} has no local folder, so the results go to {folder}; --output chooses another folder.")
     try:
         files, remarks = measured.write(folder)
     except PermissionError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): choose a folder with --output.") from error
+        raise ValueError(f"{folder} cannot be written to ({error.strerror}). Give another --output folder.") from error
     for line in [*(f"written: {file}" for file in files), *remarks]:
         print(line)
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Refuse a file in the place of the output folder, and --group-by without --metadata."""
+    """Check --output and --group-by.
+
+    Raises:
+        ValueError: --output is a file, or --group-by is given without --metadata.
+    """
     output = arguments.output
     if output is not None and (Path(output).suffix == ".json" or Path(output).is_file()):
         raise ValueError(
-            f"--output is a folder, in which evaluation.json, report.html and plots/ are written; got {output}."
+            f"--output must be a folder for evaluation.json, report.html and plots/, got the file {output}."
         )
     if arguments.group_by and arguments.metadata is None:
-        raise ValueError("--group-by names columns of a table: give it with --metadata.")
+        raise ValueError("--group-by needs --metadata, the table that contains the columns.")
 
 
 def _read_settings(arguments: argparse.Namespace) -> "EvaluationSettings":
@@ -158,5 +188,5 @@ def _read_settings(arguments: argparse.Namespace) -> "EvaluationSettings":
             calibrated=not arguments.uncalibrated,
         )
     except ValueError as error:
-        # The messages begin with the name of the setting, which is that of the option.
+        # The messages begin with the name of the setting, which is also the name of the option.
         raise ValueError(f"--{error}") from error

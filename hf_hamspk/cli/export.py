@@ -1,4 +1,4 @@
-"""`hamspk export`: a model as an ONNX file."""
+"""`hamspk export`: export a model to an ONNX file."""
 
 import argparse
 from pathlib import Path
@@ -11,24 +11,28 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk export`."""
+    """Add the arguments of `hamspk export`."""
     parser.add_argument("model", metavar="MODEL", help="folder of a trained model, or its name on the Hub")
-    parser.add_argument("output", metavar="OUT.onnx", help="the file to write; replaced if it exists")
-    parser.epilog = "Needs the packages of `pip install 'hf_hamspk[onnx]'`."
+    parser.add_argument("output", metavar="OUT.onnx", help="file to write; an existing file is replaced")
+    parser.epilog = "The packages of `pip install 'hf_hamspk[onnx]'` are needed."
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check the model and the output file before torch is imported.
+
+    Raises:
+        ValueError: the model does not exist, the output does not end in `.onnx`, or its folder does not exist.
+    """
     output = Path(arguments.output)
     if output.suffix != ".onnx" or output.is_dir():
-        raise ValueError(f"{output} is no name of an ONNX file; it must end in .onnx.")
+        raise ValueError(f"OUT.onnx must be a file name that ends in .onnx, got {output}.")
     if not output.parent.is_dir():
-        raise ValueError(f"There is no folder {output.parent}; make it first.")
+        raise ValueError(f"Folder not found: {output.parent}. Create it first.")
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, compare with the model, and print the differences."""
+    """Export the model, compare the ONNX embeddings with those of torch, and print the differences."""
     from ..export.onnx_graph import export_onnx
     from ..loading.models import load_model
 
@@ -38,15 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_exported(exported: "Exported") -> list[str]:
-    """Lines for people."""
+    """Return the lines to print: the differences from torch, the file, and how to use it."""
     from ..export.onnx_graph import LARGEST_DIFFERENCE
 
     lines = ["seconds  batch  difference from torch"]
     lines += [f"{one.seconds:7g}  {one.batch:5d}  {one.difference:.1e}" for one in exported.agreements]
     padded = "padded batches with their attention mask" if exported.masked else "batches without padding only"
     lines.append(
-        f"differences are shares of the largest value of an embedding; up to {LARGEST_DIFFERENCE:g} is accepted"
+        f"each difference is relative to the largest value of an embedding; up to {LARGEST_DIFFERENCE:g} is accepted"
     )
-    lines.append(f"written: {exported.path} ({exported.size / 1e6:.1f} MB; waveforms in, embeddings out, {padded})")
+    lines.append(f"written: {exported.path} ({exported.size / 1e6:.1f} MB; input: waveforms, {padded})")
     lines.append(f'to use it: pipeline("speaker-verification", model=..., onnx_file="{exported.path.name}")')
     return lines

@@ -1,4 +1,4 @@
-"""`hamspk identify`: which of the enrolled speakers is this, if any?"""
+"""`hamspk identify`: find which of the enrolled speakers, if any, is speaking in a recording."""
 
 import argparse
 import json
@@ -13,51 +13,68 @@ from .options import PROFILE_EXTENSION, add_model_arguments, check_folder, check
 if TYPE_CHECKING:
     from ..verification_hamspk import Identification, SpeakerProfile
 
-DECISION_NEEDS = "no decision: the model is not calibrated (`hamspk calibrate`); --threshold decides by the score"
+DECISION_NEEDS = (
+    "no decision: the model is not calibrated. Calibrate it with `hamspk calibrate`, or set a threshold on the score "
+    "with --threshold"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk identify`."""
+    """Add the arguments of `hamspk identify`."""
     add_model_arguments(parser)
-    parser.add_argument("test", nargs="+", metavar="TEST", help="recordings, each of one speaker")
+    parser.add_argument("test", nargs="+", metavar="TEST", help="recordings to identify, each of one speaker")
     parser.add_argument(
-        "--profiles", required=True, metavar="DIR", help="folder of profiles, from `hamspk enrol` or `hamspk verify`"
+        "--profiles",
+        required=True,
+        metavar="DIR",
+        help="folder of profiles, written by `hamspk enrol` or `hamspk verify --save-profile`",
     )
-    parser.add_argument("--operating-point", metavar="NAME", help="of the model's calibration (default: its first one)")
+    parser.add_argument(
+        "--operating-point", metavar="NAME", help="operating point of the model's calibration (default: the first)"
+    )
     parser.add_argument(
         "--prior",
         type=float,
         metavar="P",
-        help="your own operating point, with equal costs: probability that the speaker is enrolled",
+        help="own operating point with equal costs: prior probability that the speaker is enrolled",
     )
-    parser.add_argument("--threshold", type=float, metavar="X", help="decide by the score of the best instead")
+    parser.add_argument(
+        "--threshold", type=float, metavar="X", help="least score of the best candidate; replaces an operating point"
+    )
     parser.add_argument(
         "--margin",
         type=float,
         metavar="X",
-        help="of the best over the second best: log-likelihood ratio (default: log 3), or score (default: 0)",
+        help="least lead of the best candidate over the second best, in log-likelihood ratio (default: log 3), or in "
+        "score with --threshold (default: 0)",
     )
-    parser.add_argument("--candidates", type=int, metavar="K", help="how many are shown (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--candidates", type=int, metavar="K", help="number of candidates to print (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print the answers as JSON")
     parser.epilog = (
-        "Two questions decide. Is the speaker one of the enrolled? --prior is the probability of that before anything\n"
-        "is compared; the more speakers are enrolled, the closer the match with one of them must be. If not, the\n"
-        "answer is 'unknown speaker'. Is the best match clearly the best? If it is not ahead of the second best by\n"
-        "--margin, the answer is 'ambiguous'. Without a calibration, the best candidates are shown, and only\n"
-        "--threshold decides. Recordings that cannot be read are reported, and the exit code is 1. Profiles of\n"
-        "another model and altered ones are refused."
+        "The decision has two steps. The first step decides whether the speaker is enrolled at all. --prior is the\n"
+        "probability of that before the comparison. The more speakers are enrolled, the closer the match must be.\n"
+        "If the speaker is not enrolled, the answer is 'unknown speaker'. The second step compares the two best\n"
+        "candidates. If the best does not lead by --margin, the answer is 'ambiguous'.\n"
+        "\n"
+        "Without a calibration, the best candidates are printed, and a decision needs --threshold. Unreadable\n"
+        "recordings are skipped and reported, and the exit code is then 1. Altered profiles and profiles of another\n"
+        "model are rejected."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check the options, the profiles and the model before torch is imported.
+
+    Raises:
+        ValueError: options contradict each other, or the profiles or the model do not exist.
+    """
     check_ways_to_decide(arguments)
     find_profiles(arguments.profiles)
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare each recording with all profiles, decide, print."""
+    """Compare each recording with all profiles, and print the decisions."""
     from ..audio_hamspk import InputError, read_sound
     from ..calibration_hamspk import OperatingPoint
     from ..loading.models import load_model
@@ -84,23 +101,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_profiles(folder: str) -> list[Path]:
-    """The files of the profiles in a folder, sorted.
+    """Return the profile files in a folder, sorted by name.
 
     Raises:
-        ValueError: no such folder, or no profile in it.
+        ValueError: the folder does not exist, or contains no profile.
     """
     check_folder(folder, "--profiles")
     files = sorted(path for path in Path(folder).iterdir() if path.suffix == PROFILE_EXTENSION)
     if not files:
-        raise ValueError(f"{folder} holds no profile ({PROFILE_EXTENSION}); `hamspk enrol` makes them.")
+        raise ValueError(f"No profile ({PROFILE_EXTENSION}) in {folder}. Make profiles with `hamspk enrol`.")
     return files
 
 
 def read_profiles(folder: str, fingerprint: str) -> list["SpeakerProfile"]:
-    """The profiles of a folder, sorted by file name; one without a name gets that of its file.
+    """Read the profiles in a folder, sorted by file name; a profile without a name is named after its file.
 
     Raises:
-        ValueError: no such folder, no profile in it, or a file that is no profile, was altered or is of another model.
+        ValueError: the folder does not exist or contains no profile, or a file is not a profile, was altered, or
+            belongs to another model.
     """
     from ..verification_hamspk import SpeakerProfile
 
@@ -114,7 +132,7 @@ def read_profiles(folder: str, fingerprint: str) -> list["SpeakerProfile"]:
 
 
 def format_identification(name: str, answer: "Identification") -> str:
-    """Lines for people."""
+    """Format the decision, the candidates and the warnings for printing."""
     decision = DECISION_NEEDS if answer.decision is None else answer.decision
     if answer.speaker is not None:
         decision = f"{decision}: {answer.speaker}"

@@ -1,4 +1,4 @@
-"""Options and checks that several commands share. Imports neither torch nor transformers nor NumPy."""
+"""Options and checks shared by several commands. This module imports neither torch nor transformers nor NumPy."""
 
 import argparse
 import os
@@ -6,39 +6,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# That of the package, which a test compares.
+# Copy of the package's own value, compared by a test: importing that would import torch.
 PROFILE_EXTENSION = ".safetensors"
-# As the reader of recordings shortens names in messages.
+# Longer names are shortened in messages, as `audio_hamspk.read_sound` does.
 LONGEST_NAME = 200
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL and --device, which every command that loads a model takes."""
+    """Add MODEL and --device, the arguments of the commands that load a model."""
     parser.add_argument("model", metavar="MODEL", help="folder of a trained model, or its name on the Hub")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--device", help="device of the model: cpu, cuda, cuda:1, ... (default: a GPU if available)")
 
 
 def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given on the command line, by name; the others are left to the defaults of the function."""
+    """Return the options given on the command line by name; options that are None are left out."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def count_of(count: int, noun: str) -> str:
-    """A number and its noun: `1 speaker`, `2 speakers`."""
+    """Format a number with its noun: `1 speaker`, `2 speakers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def check_ways_to_decide(arguments: argparse.Namespace) -> None:
-    """Refuse more than one of --operating-point, --prior and --threshold."""
+    """Raise ValueError if more than one of --operating-point, --prior and --threshold is given."""
     given = [
         f"--{name.replace('_', '-')}" for name in given_options(arguments, "operating_point", "prior", "threshold")
     ]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are different ways to decide; give one.")
+        raise ValueError(f"{' and '.join(given)} exclude each other. Give only one of them.")
 
 
 def check_recording(name: str, label: str = "The recording") -> None:
-    """Refuse a recording that is neither a file nor a URL, in the words of the reader (`audio_hamspk.read_sound`)."""
+    """Check that a recording is a file or a URL.
+
+    Raises:
+        ValueError: it is neither; the message is the same as that of `audio_hamspk.read_sound`.
+    """
     if name.startswith(("http://", "https://")) or os.path.isfile(name):
         return
     if os.path.isdir(name):
@@ -54,19 +58,23 @@ def check_recording(name: str, label: str = "The recording") -> None:
 
 
 def check_enrolment(names: Sequence[str]) -> None:
-    """Refuse recordings of an enrolment of which one is no file; labels are those of the verifier."""
+    """Check that each recording of an enrolment is a file or a URL.
+
+    Raises:
+        ValueError: one is neither; the message names it as `SpeakerVerifier` does.
+    """
     for number, name in enumerate(names, start=1):
         check_recording(name, "The enrolment" if len(names) == 1 else f"Enrolment recording {number}")
 
 
 def check_folder(path: str, option: str) -> None:
-    """Refuse a folder that is not there."""
+    """Raise ValueError if a folder does not exist; the message names the option."""
     if not Path(path).is_dir():
         raise ValueError(f"There is no folder {path} ({option}).")
 
 
 def check_trial_lists(paths: Sequence[str]) -> None:
-    """Refuse a trial list that is not there."""
+    """Raise ValueError if a trial list does not exist."""
     for path in paths:
         if not Path(path).is_file():
             raise ValueError(f"There is no trial list {path}.")

@@ -1,4 +1,4 @@
-"""`hamspk prepare`: shards of a corpus."""
+"""`hamspk prepare`: write a corpus as shards."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..shards.manifest import Manifest
     from ..shards.planning import PrepareOptions
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 SHARD_FORMATS = ("parquet", "webdataset")
 SHARD_CODECS = ("flac", "opus", "source")
 SHARD_LAYOUTS = ("voxceleb", "librispeech", "folders")
@@ -26,72 +26,86 @@ MEBIBYTE = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk prepare`."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="what to make shards of")
+    """Add the arguments of `hamspk prepare`."""
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="folder, archive, CSV file or data set (see below)"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="folder for the shards")
     add = parser.add_argument
-    add("--format", choices=SHARD_FORMATS, help="container of the shards (default: parquet)")
+    add("--format", choices=SHARD_FORMATS, help="file format of the shards (default: parquet)")
     add(
         "--codec",
         choices=SHARD_CODECS,
-        help="flac (16 bit, lossless), opus (small, lossy, slow) or source (files as they are) (default: flac)",
+        help="codec of the audio: flac (16 bit, lossless; the default), opus (small, lossy, slow to write), or source "
+        "(files are copied unchanged)",
     )
-    add("--sampling-rate", type=int, metavar="HZ", help="of the audio in the shards (default: 16000)")
-    add("--layout", choices=SHARD_LAYOUTS, help="how paths name speakers (default: recognised)")
+    add("--sampling-rate", type=int, metavar="HZ", help="sampling rate of the audio in the shards (default: 16000)")
+    add("--layout", choices=SHARD_LAYOUTS, help="naming scheme of the folders (default: recognised from the paths)")
     add(
         "--speaker-level",
         type=int,
         metavar="N",
-        help="with --layout folders: which folder of a path is the speaker, counted from 1 (default: 1)",
+        help="level of the folder that names the speaker, counted from 1, for --layout folders (default: 1)",
     )
-    add("--audio-root", metavar="DIR", help="folder that the paths of a CSV file are relative to (default: its own)")
-    add("--audio-column", metavar="NAME", help="of a CSV file or data set (default: path, or the audio column)")
-    add("--speaker-column", metavar="NAME", help="of a CSV file or data set (default: speaker_id)")
-    add("--split", metavar="NAME", help="of a data set (default: train)")
-    add("--speakers", metavar="FILE", help="keep only the speakers in this file, one per line")
-    add("--shards", type=int, metavar="N", help="how many (default: by size, a multiple of 8)")
-    add("--shard-size", type=int, metavar="MIB", help="wanted size of a shard in MiB (default: 256)")
-    add("--rows-per-group", type=int, metavar="N", help="utterances in a row group of Parquet (default: 64)")
-    add("--min-duration", type=float, metavar="S", help="leave out shorter utterances (default: 0.1 s)")
+    add("--audio-root", metavar="DIR", help="base folder of the paths in a CSV file (default: the folder of that file)")
+    add(
+        "--audio-column",
+        metavar="NAME",
+        help="column of the recordings (default: path in a CSV file, the audio column of a data set)",
+    )
+    add("--speaker-column", metavar="NAME", help="column of the speakers (default: speaker_id)")
+    add("--split", metavar="NAME", help="split of a data set (default: train)")
+    add("--speakers", metavar="FILE", help="text file of the speakers to keep, one per line (default: all)")
+    add("--shards", type=int, metavar="N", help="number of shards (default: a multiple of 8, by --shard-size)")
+    add("--shard-size", type=int, metavar="MIB", help="target size of a shard in MiB (default: 256)")
+    add("--rows-per-group", type=int, metavar="N", help="number of utterances per row group of Parquet (default: 64)")
+    add("--min-duration", type=float, metavar="S", help="least duration of an utterance in seconds (default: 0.1)")
     add("--licence", metavar="TEXT", help="licence of the source, written into the manifest")
-    add("--seed", type=int, metavar="N", help="of the order of the utterances (default: 0)")
-    add("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
+    add("--seed", type=int, metavar="N", help="random seed of the order of the utterances (default: 0)")
+    add("--processes", type=int, metavar="N", help="number of worker processes (default: one per core)")
     add(
         "--index",
         action="store_true",
-        help="only write an index of Parquet files or WebDataset tars (paths or addresses), and stream them from there",
+        help="write only an index of existing Parquet files or WebDataset tars (paths or URLs), and copy no audio",
     )
-    add("--restart", action="store_true", help="first remove the shards in OUTPUT")
-    add("--verify", action="store_true", help="read everything again at the end")
+    add("--restart", action="store_true", help="remove the shards in OUTPUT first")
+    add("--verify", action="store_true", help="read the finished shards again and compare them with the manifest")
     parser.epilog = (
-        "A source is a folder of audio (VoxCeleb, CN-Celeb and LibriSpeech are recognised; else the first level of\n"
-        "folders is the speaker), a zip or tar or its parts as downloaded (vox2_dev_aac_partaa finds the others\n"
-        "beside it), a CSV file (path,speaker_id), Parquet files, or a folder or Hub repository of `datasets`.\n"
-        "Several sources become one corpus.\n"
+        "SOURCE is one of these; several sources become one corpus:\n"
+        "  a folder of audio files (VoxCeleb, CN-Celeb and LibriSpeech are recognised; in other folders the first\n"
+        "    level names the speaker)\n"
+        "  a zip or tar archive, or the first part of a split one (vox2_dev_aac_partaa; the other parts are found\n"
+        "    beside it)\n"
+        "  a CSV file with the columns path and speaker_id\n"
+        "  Parquet files, or a folder or Hub repository of `datasets`\n"
         "\n"
-        "After an interruption the same command continues. Files that cannot be used are left out and listed with\n"
-        "the reason in unreadable.csv, and the exit code is 1. `hamspk prepare --verify OUTPUT` reads finished shards\n"
-        "again.\n"
+        "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
+        "listed with the reason in unreadable.csv, and the exit code is then 1. `hamspk prepare --verify OUTPUT`\n"
+        "checks finished shards.\n"
         "\n"
-        "Shards from elsewhere, Parquet files with audio or WebDataset tars, can be used for training as they are:\n"
-        "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them and copies no audio."
+        "Parquet files with audio and WebDataset tars of other projects can be used for training without a copy:\n"
+        "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before the corpus is read."""
+    """Check the arguments before the corpus is read.
+
+    Raises:
+        ValueError: an argument is invalid, options contradict each other, or the list of speakers does not exist.
+    """
     if arguments.processes is not None and arguments.processes < 0:
         raise ValueError(f"--processes must be at least 0 (0: no worker processes), got {arguments.processes}.")
     if arguments.index and (arguments.verify or arguments.restart):
-        raise ValueError("--index copies no audio, so it goes with neither --verify nor --restart.")
+        raise ValueError("--index copies no audio, so it cannot be combined with --verify or --restart.")
     if not arguments.sources and (arguments.index or not arguments.verify):
-        raise ValueError("Give SOURCE and OUTPUT; OUTPUT alone is for --verify.")
+        raise ValueError("Give SOURCE and OUTPUT. OUTPUT alone needs --verify.")
     if arguments.speakers is not None and not Path(arguments.speakers).is_file():
         raise ValueError(f"There is no file {arguments.speakers} (--speakers).")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, print a summary, and verify if asked to."""
+    """Write the shards, print a summary, and verify the shards if requested."""
     processes = usable_cores() if arguments.processes is None else arguments.processes
     code = 0
     if arguments.sources:
@@ -103,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         problems = verify_shards(arguments.output, processes)
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"verified: {count_of(len(problems), 'fault') if problems else 'every file is as the manifest says'}")
+        print(f"verified: {count_of(len(problems), 'fault') if problems else 'all files agree with the manifest'}")
         code = 1 if problems else code
     return code
 
@@ -120,7 +134,7 @@ def _make_shards(arguments: argparse.Namespace, processes: int) -> "Manifest":
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -138,10 +152,10 @@ def _prepare_options(arguments: argparse.Namespace) -> "PrepareOptions":
 
 
 def read_speakers(path: str) -> tuple[str, ...]:
-    """The names in a file, one per line, sorted.
+    """Read the names of speakers, one per line, and return them sorted.
 
     Raises:
-        ValueError: it names nobody.
+        ValueError: the file contains no name.
     """
     names = sorted({line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
     if not names:
@@ -150,7 +164,7 @@ def read_speakers(path: str) -> tuple[str, ...]:
 
 
 def summarise_shards(manifest: "Manifest", output: str) -> str:
-    """What was made, in one line."""
+    """Return a summary of the shards in one line."""
     # An index does not know durations.
     duration = f"{manifest.seconds / 3600:.2f} h, " if manifest.seconds > 0 else ""
     size = sum(shard.bytes for shard in manifest.shards)
@@ -163,7 +177,7 @@ def summarise_shards(manifest: "Manifest", output: str) -> str:
 
 
 def _report_unreadable(output: str) -> bool:
-    """Print some of the files that were left out; returns whether there are any."""
+    """Print the first files that were left out, and return whether there are any."""
     from ..shards.manifest import UNREADABLE_NAME, read_unreadable
 
     lines = read_unreadable(output)

@@ -11,28 +11,28 @@ if TYPE_CHECKING:
 
 
 def add_about_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that render a card."""
+    """Add the options that all commands with a model card share."""
     parser.add_argument(
         "--run",
         dest="run_folder",
         metavar="DIR",
-        help="folder of the training run: its recipe, and the evaluation if the model folder has none",
+        help="folder of the training run, for the recipe, and for evaluation and plots if the model folder has none",
     )
     parser.add_argument(
         "--about",
         metavar="FILE.yaml",
-        help="facts that only you know: training_data with licences, trial_lists, limitations, languages, ...",
+        help="facts that no file states: training_data with licences, trial_lists, limitations, languages, ...",
     )
     parser.add_argument(
         "--licence",
         "--license",
         metavar="ID",
-        help="licence of the weights, such as cc-by-4.0 (default: one that those of the training data allow)",
+        help="licence of the weights, such as cc-by-4.0 (default: chosen by the licences of the training data)",
     )
 
 
 def read_about(arguments: argparse.Namespace) -> "About":
-    """The facts stated on the command line."""
+    """Read the authors' facts from --about and --licence."""
     from dataclasses import replace
 
     from ..publishing.about import About
@@ -42,31 +42,40 @@ def read_about(arguments: argparse.Namespace) -> "About":
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk push`."""
-    parser.add_argument("model", metavar="MODEL_FOLDER", help="folder of a trained model, such as a run's 'final'")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="its name on the Hub")
+    """Add the arguments of `hamspk push`."""
+    parser.add_argument(
+        "model", metavar="MODEL_FOLDER", help="folder of a trained model, such as the folder 'final' of a training run"
+    )
+    parser.add_argument("repository", metavar="OWNER/NAME", help="name of the repository on the Hub")
     add_about_arguments(parser)
     visibility = parser.add_mutually_exclusive_group()
-    visibility.add_argument("--private", action="store_true", help="only you can see a new repository (the default)")
-    visibility.add_argument("--public", action="store_true", help="anyone can see it")
-    parser.add_argument("--no-cohort", action="store_true", help="do not send the cohort, embeddings of speakers")
-    parser.add_argument(
-        "--speaker-names", action="store_true", help="send the names of training speakers and of unusable files, too"
+    visibility.add_argument("--private", action="store_true", help="make a new repository private (the default)")
+    visibility.add_argument(
+        "--public", action="store_true", help="make a new repository public, or publish in an existing public one"
     )
     parser.add_argument(
-        "--message", metavar="TEXT", help="of the commit (default: Upload a speaker model with its card)"
+        "--no-cohort", action="store_true", help="leave out the cohort, which contains embeddings of speakers"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list what would be sent; needs no network")
+    parser.add_argument(
+        "--speaker-names",
+        action="store_true",
+        help="keep the names of training speakers and unusable files (default: replaced by numbers)",
+    )
+    parser.add_argument(
+        "--message", metavar="TEXT", help="commit message (default: Upload a speaker model with its card)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the files without sending them; needs no network")
     parser.epilog = (
-        "Sends weights (safetensors only), code, configuration, calibration, cohort, recipe, evaluation, plots, a\n"
-        "rendered card and the licence in one commit; never audio, no folder of this machine and no token. A new\n"
-        "repository is private unless --public is given. After an interrupted upload give the same command again.\n"
-        "Log in first: `hf auth login`."
+        "One commit contains the weights (safetensors only), code, configuration, calibration, cohort, recipe,\n"
+        "evaluation, plots, a rendered card and the licence. Audio is never sent. Files that contain a path of this\n"
+        "machine or an access token stop the upload.\n"
+        "\n"
+        "Log in first with `hf auth login`. After an interrupted upload, run the same command again."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the files to send, and send them."""
+    """Print the files to send, and send them unless it is a dry run."""
     from ..publishing.contents import plan_upload
     from ..publishing.push import check_repository, send
 
@@ -89,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_plan(plan: "UploadPlan") -> str:
-    """The files with their sizes, those that stay, and the notes."""
+    """Format the files with their sizes, the files that stay, and the notes for printing."""
     width = max(map(len, plan.names)) + 2
     lines = [f"{file.name:<{width}}{format_size(file.size):>10}" for file in plan.files]
     lines.append(f"{f'{len(plan.files)} files':<{width}}{format_size(plan.size):>10}")
@@ -98,7 +107,7 @@ def format_plan(plan: "UploadPlan") -> str:
 
 
 def format_size(size: float) -> str:
-    """A number of bytes with its unit."""
+    """Format a number of bytes with its unit, in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

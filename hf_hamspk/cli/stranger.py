@@ -1,9 +1,11 @@
-"""Uses a model of this package without the package. `hamspk demo` runs this file in a fresh process.
+"""Verify pairs of recordings with the code saved beside a model, without this package.
+
+`hamspk demo` runs this file in a fresh process:
 
     python -P stranger.py MODEL enrolment.flac test.flac [enrolment.flac test.flac ...]
 
-Prints a JSON list with the answer to each pair. `-P` keeps Python from taking the files
-beside this one for the packages of the same names.
+It prints a JSON list with the answer to each pair. `-P` keeps the folder of this file off the import path, because
+some modules in it have the names of other packages.
 """
 
 import json
@@ -16,17 +18,17 @@ REFUSED_PACKAGE = "hf_hamspk"
 
 
 class Refuse:
-    """An import hook that makes this package look as if it were not installed."""
+    """Import hook that makes this package appear not to be installed."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
-        """Refuse this package, leave all others to the other finders."""
+        """Raise ModuleNotFoundError for this package; return None, and so defer to other finders, for all others."""
         if name.partition(".")[0] == REFUSED_PACKAGE:
-            raise ModuleNotFoundError(f"No module named {name!r}: a stranger has not installed it", name=name)
+            raise ModuleNotFoundError(f"No module named {name!r}: its import is blocked in this process", name=name)
 
 
 def decide_pairs() -> None:
-    """Load the model with the code beside its weights, and print the answer to each pair."""
+    """Load the model with the code saved beside its weights, and print the answer to each pair."""
     sys.meta_path.insert(0, Refuse)  # pyright: ignore[reportArgumentType]
     name, *files = sys.argv[1:]
     model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
@@ -37,7 +39,7 @@ def decide_pairs() -> None:
         enrolment, test = (soundfile.read(file, dtype="float32")[0] for file in pair)
         answers.append(verifier.verify([enrolment], test, extractor.sampling_rate).to_dict())
     if REFUSED_PACKAGE in sys.modules:
-        sys.exit(f"{REFUSED_PACKAGE} was imported nevertheless")
+        sys.exit(f"{REFUSED_PACKAGE} was imported, although its import is blocked in this process")
     print(json.dumps(answers))
 
 

@@ -1,4 +1,4 @@
-"""`hamspk sweep`: error rates against the recording condition."""
+"""`hamspk sweep`: measure error rates against recording conditions."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,57 +10,75 @@ from .options import add_model_arguments, check_folder, check_trial_lists, given
 if TYPE_CHECKING:
     from ..evaluation.sweeps import SweepPoint
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 SWEEP_NAMES = ("duration", "snr", "reverberation", "bandwidth", "codec")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk sweep`."""
+    """Add the arguments of `hamspk sweep`."""
     add_model_arguments(parser)
     parser.add_argument("trials", metavar="TRIALS", help="trial list")
-    parser.add_argument("--audio-root", required=True, metavar="DIR", help="folder of the files in the list")
     parser.add_argument(
-        "--over", nargs="*", choices=SWEEP_NAMES, default=list(SWEEP_NAMES), help="conditions (default: all of them)"
+        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in TRIALS are relative"
     )
     parser.add_argument(
-        "--values", type=float, nargs="+", metavar="X", help="strengths, where --over names one condition"
+        "--over", nargs="*", choices=SWEEP_NAMES, default=list(SWEEP_NAMES), help="conditions to sweep (default: all)"
     )
-    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the files: path, speaker_id, language, ...")
-    parser.add_argument("--group-by", nargs="+", default=[], metavar="COLUMN", help="columns of --metadata")
+    parser.add_argument(
+        "--values",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="values of the condition, if --over names exactly one (default: a fixed set per condition)",
+    )
+    parser.add_argument(
+        "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, language, ..."
+    )
+    parser.add_argument(
+        "--group-by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of --metadata; error rates are also measured for each of their values",
+    )
     parser.add_argument(
         "--replicates",
         type=int,
         metavar="N",
-        help="resamplings of the speakers for the intervals, 0 for none (default: 1000)",
+        help="number of bootstrap resamplings of the speakers for the intervals; 0 for no intervals (default: 1000)",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="folder for evaluation.json, report.html and plots/ (default: that of the model)",
+        help="folder for evaluation.json, report.html and plots/ (default: the folder of the model)",
     )
     parser.epilog = """\
-The test side of every trial is changed, the enrolment is not. All randomness is seeded by the name of the file: the
-same command gives the same numbers. Scores are the raw ones of whole recordings, over all trials.
+Each condition changes the test recording of every trial and leaves the enrolment unchanged. The random seed depends
+only on the file name, so the same command gives the same numbers. Error rates are of raw scores over all trials.
 
-The numbers are added to evaluation.json in the model's own folder (for a model on the Hub, in a folder in the working
-directory), report.html and plots/ are written beside it.
+The results are added to evaluation.json in the folder of the model; report.html and plots/ are written beside it. For
+a model on the Hub, they are written into a folder in the working directory.
 """
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check the arguments and the input files before torch is imported.
+
+    Raises:
+        ValueError: an argument is invalid, or an input does not exist.
+    """
     check_output(arguments)
     if arguments.values is not None and len(arguments.over) != 1:
-        raise ValueError(f"--values belong to one condition; --over names {len(arguments.over)}.")
+        raise ValueError(f"--values needs exactly one condition, but --over names {len(arguments.over)}.")
     if not arguments.over and not arguments.group_by:
-        raise ValueError("Nothing to sweep: name conditions with --over, or columns with --group-by.")
+        raise ValueError("Nothing to sweep. Give conditions with --over, or columns with --group-by.")
     check_folder(arguments.audio_root, "--audio-root")
     check_trial_lists([arguments.trials])
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print each condition as it is measured, write record and plots."""
+    """Measure and print each condition, and write the record, the report and the plots."""
     from ..data.conditions import sweep_conditions
     from ..evaluation.evaluating import check_replicates
     from ..evaluation.speakers import read_metadata
@@ -89,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if found.failures:
         skipped = found.record.sweeps[found.name]["skipped"]
-        print(f"{skipped} trials skipped, as {len(found.failures)} files cannot be read")
+        print(f"{skipped} trials skipped, because {len(found.failures)} files cannot be read")
     write_and_tell(found, arguments.model, arguments.output)
     return 0
 

@@ -1,4 +1,4 @@
-"""`hamspk verify`: are these recordings of the same speaker?"""
+"""`hamspk verify`: decide whether recordings are of the same speaker."""
 
 import argparse
 import json
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkModel
     from ..verification_hamspk import Verification
 
-# Those of the package, which a test compares.
+# Copies of the package's own values, compared by a test: importing those would import torch.
 COMBINE_CHOICES = ("mean", "length_weighted", "barycentre")
 UNCALIBRATED = (
     "No decision: this model is not calibrated. `hamspk calibrate MODEL PAIRS --audio-root DIR` calibrates it with "
-    "pairs of recordings of your own; --threshold decides by the score itself."
+    "pairs of your own recordings. Or set a threshold on the score with --threshold."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `hamspk verify`."""
+    """Add the arguments of `hamspk verify`."""
     parser.usage = (
         "hamspk verify MODEL ENROLMENT TEST [options]\n"
         "       hamspk verify MODEL ENROLMENT [ENROLMENT ...] --test TEST [options]"
@@ -40,44 +40,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recordings",
         nargs="+",
         metavar="RECORDING",
-        help="a recording of the claimed speaker (or a saved profile) and the recording in question; with --test or "
-        "--save-profile, recordings of the claimed speaker only",
+        help="enrolment and test: a recording of the claimed speaker (or a saved profile), then the recording to test; "
+        "with --test or --save-profile, enrolment recordings only",
     )
-    parser.add_argument("--test", metavar="TEST", help="the recording in question, if there are several enrolments")
-    parser.add_argument("--operating-point", metavar="NAME", help="of the model's calibration (default: its first one)")
-    parser.add_argument("--prior", type=float, metavar="P", help="your own operating point: probability of one speaker")
-    parser.add_argument("--cost-miss", type=float, metavar="C", help="with --prior: of a rejected speaker (default: 1)")
+    parser.add_argument("--test", metavar="TEST", help="recording to test, if there are several enrolment recordings")
     parser.add_argument(
-        "--cost-false-alarm", type=float, metavar="C", help="with --prior: of an accepted impostor (default: 1)"
+        "--operating-point", metavar="NAME", help="operating point of the model's calibration (default: the first)"
     )
     parser.add_argument(
-        "--threshold", type=float, metavar="X", help="decide by the score instead: 'same speaker' at X or above"
+        "--prior", type=float, metavar="P", help="own operating point: prior probability of the same speaker"
     )
     parser.add_argument(
-        "--combine", choices=COMBINE_CHOICES, help="how several enrolments become one (default: their mean)"
+        "--cost-miss", type=float, metavar="C", help="cost of rejecting the same speaker, with --prior (default: 1)"
     )
-    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="write the enrolment to a file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--cost-false-alarm", type=float, metavar="C", help="cost of accepting an impostor, with --prior (default: 1)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="least score for 'same speaker'; replaces an operating point and needs no calibration",
+    )
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE_CHOICES,
+        help="method that combines the embeddings of several enrolment recordings (default: mean)",
+    )
+    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file for the speaker profile")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.epilog = (
-        "The decision is made on the log-likelihood ratio (natural logarithm): how many times more likely the\n"
-        "recordings are if one speaker made them than if two did. An operating point of the calibration sets the\n"
-        "ratio from which on the decision is 'same speaker', by the probability of one speaker before anything is\n"
-        "compared and by the costs of the two errors. Recordings with too little speech get no score; the decision\n"
-        "is then 'not enough speech'. A saved profile can be used with the same model only. It is biometric data."
+        "The decision is made on the log-likelihood ratio: the natural logarithm of how many times more probable the\n"
+        "recordings are if one speaker made them than if two speakers did. The decision is 'same speaker' if the\n"
+        "ratio reaches the threshold of the operating point. That threshold follows from the prior probability of\n"
+        "the same speaker and from the costs of the two errors.\n"
+        "\n"
+        "Recordings with too little speech get no score, and the decision is 'not enough speech'. A speaker profile\n"
+        "works only with the model that made it. It is biometric data."
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported; sets `enrolment` and `test`."""
+    """Check the arguments before torch is imported, and set `enrolment` and `test`.
+
+    Raises:
+        ValueError: an argument is invalid, options contradict each other, or an input does not exist.
+    """
     _check_options(arguments)
     _split_recordings(arguments)
     profiles = [name for name in arguments.enrolment if Path(name).suffix == PROFILE_EXTENSION]
     if profiles and len(arguments.enrolment) > 1:
-        raise ValueError(f"Give one profile or recordings, not both, got {', '.join(arguments.enrolment)}.")
+        raise ValueError(f"The enrolment must be one profile or recordings, got {', '.join(arguments.enrolment)}.")
     if profiles and arguments.save_profile is not None:
-        raise ValueError(f"{profiles[0]} is a profile already; --save-profile takes recordings.")
+        raise ValueError(f"--save-profile needs recordings, but {profiles[0]} is already a profile.")
     if profiles and not Path(profiles[0]).is_file():
-        raise ValueError(f"There is no profile {profiles[0]}.")
+        raise ValueError(f"Profile not found: {profiles[0]}.")
     if not profiles:
         check_enrolment(arguments.enrolment)
     if arguments.test is not None:
@@ -90,27 +107,27 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--threshold must be a finite number, got {arguments.threshold}.")
     check_ways_to_decide(arguments)
     if arguments.prior is None and given_options(arguments, "cost_miss", "cost_false_alarm"):
-        raise ValueError("--cost-miss and --cost-false-alarm go with --prior.")
+        raise ValueError("--cost-miss and --cost-false-alarm need --prior.")
     if arguments.save_profile is not None and Path(arguments.save_profile).suffix != PROFILE_EXTENSION:
         raise ValueError(f"--save-profile must end in {PROFILE_EXTENSION}, got {arguments.save_profile}.")
 
 
 def _split_recordings(arguments: argparse.Namespace) -> None:
-    """Set `enrolment`; without --test and --save-profile two recordings are one enrolment and the test."""
+    """Set `enrolment`, and `test` if neither --test nor --save-profile is given: the second of two recordings."""
     arguments.enrolment = arguments.recordings
     if arguments.test is not None or arguments.save_profile is not None:
         return
     if len(arguments.recordings) != 2:
         raise ValueError(
-            f"Got {count_of(len(arguments.recordings), 'recording')}. Give two, `hamspk verify MODEL ENROLMENT TEST`; "
-            "or several of the claimed speaker and --test, the recording in question; or --save-profile, to keep an "
-            "enrolment."
+            f"Expected two recordings, got {count_of(len(arguments.recordings), 'recording')}: `hamspk verify MODEL "
+            "ENROLMENT TEST`. For several enrolment recordings, give the recording to test with --test. To save a "
+            "speaker profile, give --save-profile."
         )
     arguments.enrolment, arguments.test = arguments.recordings[:1], arguments.recordings[1]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Enrol, compare, print."""
+    """Enrol the claimed speaker, compare the test recording, and print the answer."""
     from ..loading.models import load_model
 
     model = load_model(arguments.model, arguments.device)
@@ -143,7 +160,7 @@ def _operating_point(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def format_verification(answer: "Verification", model: "HamSpkModel", arguments: argparse.Namespace) -> str:
-    """Lines for people."""
+    """Format the answer and its warnings for printing."""
     names = arguments.enrolment if len(arguments.enrolment) == len(answer.enrolment_speech) else ["(profile)"]
     seconds = answer.enrolment_speech if len(names) == len(answer.enrolment_speech) else [sum(answer.enrolment_speech)]
     measured = [*zip(names, seconds, strict=True), (arguments.test, answer.test_speech)]
