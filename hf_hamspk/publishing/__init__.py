@@ -1,4 +1,4 @@
-"""Publishing: what goes to the Hub, the model card, and the upload."""
+"""Publishing of a model on the Hub: choice of the files, model card, and upload."""
 
 from .about import About, TrainingData, TrialList
 from .card import render_card

@@ -1,7 +1,7 @@
-"""Facts of a model that only its authors know: training data, licences, limits, measured speed; read from YAML.
+"""Facts that the authors of a model state in YAML: training data, licences, limitations, measured speed.
 
-The checks are this module's own: those of huggingface_hub's strict dataclasses name types of Python instead of what to
-write in YAML, refuse whole numbers as hours, and suggest no key for a misspelt one.
+This module checks the facts itself. huggingface_hub's strict dataclasses would name Python types instead of the text to
+write in YAML, reject whole numbers as hours, and suggest no key for a misspelt one.
 """
 
 import difflib
@@ -20,14 +20,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A training corpus.
+    """Description of a training corpus.
 
     Attributes:
-        name: shown in the card.
+        name: name in the card.
         licence: licence of the corpus.
-        dataset: name on the Hub, `owner/name`, if it is there.
-        url: its description.
-        speakers, utterances, hours: size of the used part.
+        dataset: name on the Hub, `owner/name`, if the corpus is published there.
+        url: web address of a description of the corpus.
+        speakers: number of training speakers.
+        utterances: number of training utterances.
+        hours: duration of the training utterances in hours.
         note: further remarks.
     """
 
@@ -43,14 +45,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrialList:
-    """The description of a trial list of the evaluation.
+    """Description of a trial list of the evaluation.
 
     Attributes:
-        name: shown in the card, for example `VoxCeleb1`.
-        config: which list of it, for example `O (cleaned)`.
-        dataset: benchmark on the Hub, `owner/name`, if it is one.
-        task: identifier of the task within that benchmark.
-        revision: commit of that benchmark.
+        name: name of the data set in the card, for example `VoxCeleb1`.
+        config: name of the list within the data set, for example `O (cleaned)`.
+        dataset: name of the benchmark on the Hub, `owner/name`, if the list belongs to one.
+        task: identifier of the task within the benchmark.
+        revision: commit of the benchmark.
         note: further remarks.
     """
 
@@ -64,7 +66,7 @@ class TrialList:
 
 @dataclass(frozen=True)
 class About:
-    """Facts stated by the authors of a model; the card says of missing ones that they are not stated.
+    """Facts stated by the authors of a model; the card shows missing facts as "not stated".
 
     Example:
         ```python
@@ -74,16 +76,16 @@ class About:
         ```
 
     Attributes:
-        title: of the card.
-        summary: a sentence or two.
+        title: title of the card.
+        summary: summary in one or two sentences.
         licence: licence of the weights; None takes one that the licences of the training data allow.
         licence_link: URL of a licence that the Hub does not know.
-        languages: ISO 639 codes of the training data.
-        base_model: name on the Hub of the model that this one was made from.
-        training_data: corpora.
-        trial_lists: name of a trial list in the evaluation to its description.
-        limitations: sentences.
-        speed: name of a measurement to its value, text or number.
+        languages: ISO 639 codes of the languages in the training data.
+        base_model: name on the Hub of the model that training started from.
+        training_data: training corpora.
+        trial_lists: maps the name of a trial list in the evaluation to its description.
+        limitations: sentences about the limits of the model.
+        speed: maps the name of a measurement to its value, text or number.
     """
 
     title: str | None = None
@@ -98,19 +100,23 @@ class About:
     speed: dict[str, Any] = field(default_factory=dict)
 
     def data_licences(self) -> list[str]:
-        """Licences of the training data, as the Hub writes them."""
+        """Return the stated licences of the training data, as identifiers of the Hub."""
         return [hub_licence(data.licence) for data in self.training_data if data.licence is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """The stated facts, for JSON."""
+        """Return the stated facts as a dictionary that JSON can store."""
         return _without_missing(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "about") -> "About":
-        """Facts from a mapping.
+        """Make the facts from a mapping.
+
+        Args:
+            values: mapping with some of the attributes as keys.
+            where: source of the mapping, named in error messages.
 
         Raises:
-            ValueError: an unknown key (with the nearest known one) or a value of the wrong kind.
+            ValueError: a key is unknown (the message suggests the nearest known one), or a value has the wrong type.
         """
         values = dict(_known_values(cls, values, where))
         data, lists = values.get("training_data", []), values.get("trial_lists", {})
@@ -128,14 +134,14 @@ class About:
 
     @classmethod
     def read(cls, path: str | Path) -> "About":
-        """Read a YAML file, or the JSON beside a rendered card.
+        """Read the facts from a YAML file, or from the JSON file beside a rendered card.
 
         Raises:
-            ValueError: no such file, not YAML, or as `from_dict`.
+            ValueError: the file is missing or is not YAML, or its facts are invalid (see `from_dict`).
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"There is no file {path}. Expected YAML with some of: {', '.join(_field_names(cls))}.")
+            raise ValueError(f"File not found: {path}. Expected YAML with some of: {', '.join(_field_names(cls))}.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -150,14 +156,14 @@ def _field_names(kind: type) -> list[str]:
 
 
 def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
-    """The values that are not None, after a check of their keys and types."""
+    """Check the keys and types of values, and return those that are not None."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}; got {values!r}.")
     for key, value in values.items():
         if key not in _field_names(kind):
             near = difflib.get_close_matches(str(key), _field_names(kind), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_field_names(kind))}."
-            raise ValueError(f"{where}: there is no key {key!r}. {hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(_field_names(kind))}."
+            raise ValueError(f"{where}: unknown key {key!r}. {hint}")
         if key in ("languages", "limitations"):
             fits = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
             expected = "a list of texts"

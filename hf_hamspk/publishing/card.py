@@ -27,10 +27,10 @@ from .tables import (
 
 TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 EVALUATION_FOLDER = ".eval_results"
-# The Hub has no task for verification; this one lists speaker identification.
+# The Hub has no task for speaker verification; this one includes speaker identification.
 PIPELINE_TAG = "audio-classification"
 TAGS = ("speaker-verification", "speaker-recognition", "speaker-embedding", "ham-softmax", "hyperbolic")
-# Decimals in metadata: EER in per cent, detection costs.
+# Numbers of decimals in the metadata: of the EER in per cent, and of detection costs.
 EER_DECIMALS, COST_DECIMALS = 2, 3
 _SIMILARITIES = {"cosine": "cosine", "hyperbolic": "minus the distance in the Poincaré ball"}
 # With the released projection, `c` is not a curvature.
@@ -38,10 +38,10 @@ _SETTINGS = {"margin": "margin", "scale": "scale", "curvature": "c"}
 
 
 def render_card(facts: CardFacts) -> str:
-    """The README.md of a model: the same bytes for the same facts.
+    """Render the text of a model's README.md; the same facts give the same text.
 
     Raises:
-        ValueError: two trial lists have the same description in the metadata.
+        ValueError: two trial lists have the same description.
     """
     card = ModelCard.from_template(
         card_metadata(facts),
@@ -82,10 +82,10 @@ def _measurements(facts: CardFacts) -> dict[str, Any]:
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """The YAML header of a card.
+    """Return the metadata of a card, which become its YAML header.
 
     Raises:
-        ValueError: two trial lists have the same description in it.
+        ValueError: two trial lists have the same description.
     """
     licence = chosen_licence(facts.about)
     other = licence == OTHER
@@ -110,13 +110,13 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
 
 
 def evaluation_results(facts: CardFacts) -> list[EvalResult]:
-    """The entries of `model-index`: EER in per cent and minDCF of the raw scores on each trial list.
+    """Return the entries of `model-index`: EER in per cent and minDCF of the raw scores on each trial list.
 
-    The Hub groups rows by task, data set, configuration, split and revision, and drops all but the first name of a
-    group; so each trial list is a configuration of its own.
+    The Hub groups rows by task, data set, configuration, split and revision, and shows only the first name of each
+    group. Each trial list therefore has a separate configuration.
 
     Raises:
-        ValueError: two lists have the same description.
+        ValueError: two trial lists have the same description.
     """
     results, seen = [], {}
     for name, values in evaluated_lists(facts.evaluation).items():
@@ -132,8 +132,8 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         key = (data["dataset_type"], config)
         if key in seen:
             raise ValueError(
-                f"The trial lists {seen[key]!r} and {name!r} are both described as {one.name}, {config}: give each its "
-                "own `config` in trial_lists, or the Hub shows one of them only."
+                f"The trial lists {seen[key]!r} and {name!r} are both described as {one.name}, {config}, so the Hub "
+                "would show only one of them. Give each a different `config` in trial_lists."
             )
         seen[key] = name
         if values.get("eer") is not None:
@@ -151,7 +151,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def evaluation_files(facts: CardFacts) -> dict[str, str]:
-    """Path to content of the files in `.eval_results`: EER in per cent on the benchmarks that `about` names."""
+    """Return the files in `.eval_results`: path and content, with the EER in per cent on each benchmark in `about`."""
     files = {}
     for name, values in evaluated_lists(facts.evaluation).items():
         one = facts.about.trial_lists.get(name)
@@ -237,12 +237,12 @@ def _licence_note(about: About) -> str:
     if licence is None:
         return "Licence of the weights: not stated. Ask before you use them."
     if about.licence is None:
-        return f"The weights are under `{licence}`, which carries on what the licences of the training data ask."
+        return f"The weights are under `{licence}`, which keeps the conditions of the licences of the training data."
     dropped = dropped_conditions(licence, of_data)
     if dropped:
         return (
-            f"The weights are under `{licence}`, the choice of those who published them. The training data ask for "
-            f"more: {'; '.join(dropped)}."
+            f"The weights are under `{licence}`, as their publisher states. The licences of the training data have "
+            f"further conditions: {'; '.join(dropped)}."
         )
     return f"The weights are under `{licence}`."
 

@@ -1,4 +1,4 @@
-"""The code that travels with a model: that of the installed package, whichever version saved the model."""
+"""The code files beside a model's weights, replaced by those of the installed package before an upload."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from ..pipeline_hamspk import announce_pipeline
 from .facts import CONFIG_FILE, read_json_object
 
 CODE_FOLDER = Path(__file__).parents[1]
-# Keys of the configuration that tell transformers where the code is.
+# Keys of the configuration that tell transformers where to find the code.
 _NAMING = ("auto_map", "custom_pipelines")
 
-# The code files of version 0.1.0 that have other names today; `push` removes them from a repository.
+# Code files of version 0.1.0 that no longer exist under these names; `push` removes them from a repository.
 EARLIER_CODE = frozenset(
     f"{name}.py"
     for name in (
@@ -31,12 +31,12 @@ EARLIER_CODE = frozenset(
 
 @dataclass(frozen=True)
 class TravellingCode:
-    """The files that load a model without this package.
+    """Code files that load a model without this package.
 
     Attributes:
-        config: configuration of the model, naming the code.
-        files: name of a code file to its path in this package.
-        changed: names of the files that the model folder lacks or holds with other content, `config.json` among them.
+        config: configuration of the model, with the references to the code files.
+        files: maps the name of each code file to its path in this package.
+        changed: names of the files that are missing in the model folder or differ there; may include `config.json`.
     """
 
     config: dict[str, Any]
@@ -45,10 +45,10 @@ class TravellingCode:
 
 
 def travelling_code(folder: Path) -> TravellingCode:
-    """The code for a model folder.
+    """Return the code files of this package for a model folder.
 
     Raises:
-        ValueError: the code differs from that in the folder, and the model does not load with it.
+        ValueError: the code differs from the code in the folder, and the model does not load with it.
     """
     saved = read_json_object(folder / CONFIG_FILE)
     fresh = HamSpkConfig()
@@ -69,13 +69,13 @@ def travelling_code(folder: Path) -> TravellingCode:
 
 
 def renew_code(folder: Path) -> list[str]:
-    """Write the code of this package into a model folder.
+    """Replace the code in a model folder by the code of this package.
 
     Returns:
-        The names of the written files.
+        The names of the files that were written; empty if all files were up to date.
 
     Raises:
-        ValueError: the model does not load with this code; nothing is written.
+        ValueError: the model does not load with this code; nothing is written then.
     """
     code = travelling_code(folder)
     for name in code.changed:
@@ -85,7 +85,7 @@ def renew_code(folder: Path) -> list[str]:
 
 
 def dump_config(config: Mapping[str, Any]) -> bytes:
-    """A configuration as transformers writes it."""
+    """Return the bytes of a `config.json`, in the format of transformers."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -94,10 +94,10 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _check_loads(folder: Path) -> None:
-    """Refuse a model that does not load with this code."""
+    """Raise ValueError if a model does not load with the code of this package."""
     remedy = (
-        f"The code in {folder} is not that of the installed package, and the model does not load with the latter: "
-        "install the version of the package that saved it, or another one that reads it."
+        f"The code in {folder} differs from the code of the installed package, and the model does not load with the "
+        "installed one. Install the version of the package that saved the model."
     )
     try:
         with quiet_transformers():

@@ -1,4 +1,4 @@
-"""The files that go to the Hub, by an allow list. All other files stay, and are listed with the reason."""
+"""Choice of the files that are uploaded, by an allow list; all other files are reported with the reason."""
 
 import importlib.metadata
 import json
@@ -36,17 +36,17 @@ from .origin import check_origin
 CARD_FILE, LICENCE_FILE, HANDLER_FILE, REQUIREMENTS_FILE = "README.md", "LICENSE", "handler.py", "requirements.txt"
 HANDLER = Path(__file__).with_name(HANDLER_FILE)
 EXTRACTOR_FILE = "preprocessor_config.json"
-# Imports of the handler besides torch and transformers, which an endpoint has.
+# Packages that the handler needs besides torch and transformers, which every endpoint has.
 HANDLER_PACKAGES = ("soundfile",)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# A line break or tab inside a JSON string: what follows it begins a word, as in the text that the string stands for.
+# Escaped line breaks and tabs in JSON strings; they become spaces, so that paths after them are found.
 _ESCAPED_SPACE = re.compile(r"(?<!\\)\\[nrt]")
-# Parts of the record of an evaluation that hold reasons by the name of a file.
+# Keys of an evaluation record whose values map file names to reasons.
 _FILE_REASONS = ("unusable_files", "short_files", "unreadable_files")
-# The opcode of a protocol, 2 to 5.
+# First bytes of the pickle protocols 2 to 5.
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-# Files that this package writes into a repository, and may delete there, besides its code.
+# Files besides the code that this package writes into a repository, and may therefore delete there.
 _MANAGED = re.compile(
     r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|plots/[^/]+\.png"
@@ -55,11 +55,11 @@ _MANAGED = re.compile(
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file to send.
+    """File to upload.
 
     Attributes:
-        name: its path in the repository.
-        source: path of the content, or the content itself.
+        name: path of the file in the repository.
+        source: path of the local file, or its content.
     """
 
     name: str
@@ -67,22 +67,22 @@ class PlannedFile:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def read(self) -> bytes:
-        """The content."""
+        """Return the content."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """The files of an upload.
+    """Files of an upload, and remarks about them.
 
     Attributes:
-        files: sorted by name.
-        left_out: file of the model folder that stays, to reason.
-        notes: sentences for the person who publishes.
+        files: files to upload, sorted by name.
+        left_out: maps each file of the model folder that is not uploaded, or is replaced, to the reason.
+        notes: remarks to read before the upload.
         facts: facts of the card.
     """
 
@@ -93,12 +93,12 @@ class UploadPlan:
 
     @property
     def names(self) -> list[str]:
-        """Paths in the repository."""
+        """Paths of the files in the repository."""
         return [file.name for file in self.files]
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size of the files in bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -110,19 +110,21 @@ def plan_upload(
     cohort: bool = True,
     speaker_names: bool = False,
 ) -> UploadPlan:
-    """Choose the files, render the card, and search all files for private paths and tokens. Needs no network.
+    """Choose the files, render the card, and search all files for private paths and tokens, without network access.
 
     Args:
-        model_folder: written by `save_pretrained`.
-        repository: `owner/name` on the Hub.
-        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` if the model folder does not.
+        model_folder: folder written by `save_pretrained`.
+        repository: name on the Hub, `owner/name`.
+        run_folder: folder of the training run, with `recipe.yaml`, `evaluation.json` and `plots/` if the model folder
+            lacks them.
         about: facts stated by the authors.
-        cohort: send the cohort: embeddings of speakers.
-        speaker_names: send the names of training speakers and of unusable files; otherwise they become numbers.
+        cohort: whether to upload the cohort, which contains embeddings of speakers.
+        speaker_names: whether to upload the names of training speakers and unusable files instead of numbers.
 
     Raises:
-        ValueError: no model of this package, or one that the installed version does not load; there is a pickle among
-            its files; a file cannot be read, or holds a path of a machine or a token (the message gives file and line).
+        ValueError: the folder contains no model of this package, the installed version does not load the model, the
+            folder contains a pickle, a file cannot be read, or a file contains a path of a machine or a token (the
+            message gives file and line).
     """
     folder = Path(model_folder)
     check_model_folder(folder, run_folder)
@@ -131,8 +133,8 @@ def plan_upload(
     code = travelling_code(folder)
     if code.changed:
         notes.append(
-            "the code sent is that of the installed package; these files in the folder are of another version, "
-            f"changed or missing: {', '.join(code.changed)}"
+            "the code of the installed package is uploaded; these files in the folder are missing or differ from it: "
+            f"{', '.join(code.changed)}"
         )
     files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, code, speaker_names, notes)}
     files |= {path.name: path for path in weight_files(folder)}
@@ -160,39 +162,42 @@ def plan_upload(
     notes += _notes(facts, files)
     if facts.verification is None and (folder / CALIBRATION_FILE).is_file():
         notes.append(
-            f"{CALIBRATION_FILE} is not sent, as it needs the cohort: the published model gives scores, no decisions. "
-            "For decisions without a cohort: `hamspk calibrate --normalisation none`"
+            f"{CALIBRATION_FILE} is not uploaded, because it needs the cohort, so the published model gives scores but "
+            "no decisions. For decisions without a cohort, run `hamspk calibrate --normalisation none`"
         )
     if facts.recipe is None and run_folder is None and (folder.parent / RECIPE_FILE).is_file():
-        notes.append(f"{folder.parent} holds a {RECIPE_FILE}: give it with --run for recipe, evaluation and plots")
+        notes.append(f"{folder.parent} contains {RECIPE_FILE}; give --run {folder.parent} to include the recipe")
     return UploadPlan(planned, _left_out(folder, files, cohort), notes, facts)
 
 
 def check_model_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
-    """Refuse a folder that holds no model of this package, or that holds pickles."""
+    """Check that a folder contains a model of this package and no pickle, and that the run folder exists.
+
+    Raises:
+        ValueError: a folder does not exist, the model is missing or of another type, or a file is a pickle.
+    """
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. Give the folder of a trained model, such as a run's 'final'.")
+        raise ValueError(f"Folder not found: {folder}. Give the folder of a trained model, such as a run's 'final'.")
     if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(
-            f"{folder} holds no {CONFIG_FILE}. Give the folder of a trained model, such as a run's 'final'."
-        )
+        raise ValueError(f"No {CONFIG_FILE} in {folder}. Give the folder of a trained model, such as a run's 'final'.")
     if run_folder is not None and not Path(run_folder).is_dir():
-        raise ValueError(f"There is no run folder {run_folder}. Give the output_dir of the training run.")
+        raise ValueError(f"Run folder not found: {run_folder}. Give the output_dir of the training run.")
     found = read_json_object(folder / CONFIG_FILE).get("model_type")
     if found != HamSpkConfig.model_type:
         raise ValueError(
-            f"{folder} holds a model of type {found!r}; expected {HamSpkConfig.model_type!r}, a model of this package."
+            f"Expected a model of this package, of type {HamSpkConfig.model_type!r}, but {folder} contains a model of "
+            f"type {found!r}."
         )
     for path in sorted(folder.rglob("*")):
         if path.is_file() and is_pickle(path):
             raise ValueError(
-                f"{path.relative_to(folder)} is a pickle, which can run code when it is read, and only safetensors are "
-                "published. Remove it, or save the model with save_pretrained into an empty folder."
+                f"{path.relative_to(folder)} is a pickle, which can run code when it is loaded. Weights are published "
+                "as safetensors only. Remove it, or save the model with save_pretrained into an empty folder."
             )
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, also one within a zip as torch writes it, by its name or its first bytes."""
+    """Return whether a file is a pickle, or a zip with a pickle as torch writes it, by its name and content."""
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     with open(path, "rb") as file:
@@ -205,7 +210,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
-    """The configuration, with numbers in place of the labels of the training head, which are names of people."""
+    """Return the configuration; unless `speaker_names`, numbers replace the labels, which are names of speakers."""
     labels = code.config.get("id2label")
     numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else None
     if speaker_names or numbers is None or numbers == labels:
@@ -216,7 +221,7 @@ def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list
 
 
 def _without_file_names(evaluation: Path, notes: list[str]) -> Path | bytes:
-    """The record with numbers in place of the names of unusable files, which often name people."""
+    """Return the record with numbers instead of the names of unusable files, which may contain names of people."""
     count = 0
 
     def replace_names(value: Any, of_files: bool = False) -> Any:
@@ -246,7 +251,7 @@ def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str,
 
 
 def _requirements() -> list[str]:
-    """The packages that an endpoint installs for the handler, in the versions that this package requires."""
+    """Return the packages that an endpoint installs for the handler, in the versions that this package requires."""
     found = {re.split(r"[^\w-]", one, maxsplit=1)[0]: one for one in _required_packages() if ";" not in one}
     return [found.get(name, name) for name in HANDLER_PACKAGES]
 
@@ -257,7 +262,7 @@ def _required_packages() -> list[str]:
 
 
 def _licence_text(facts: CardFacts) -> str:
-    """The licences of weights, data and code; that of the code in full."""
+    """Return the text of the licence file: the licences of weights and training data, and the code licence in full."""
     licence = chosen_licence(facts.about)
     weights = "not stated; ask before you use them" if licence is None else licence
     link = "" if facts.about.licence_link is None else f" ({facts.about.licence_link})"
@@ -276,15 +281,15 @@ def _licence_text(facts: CardFacts) -> str:
 
 
 def check_contents(files: list[PlannedFile], private: Private) -> None:
-    """Refuse files whose content does not fit their name, or that hold a path of a machine or a token.
+    """Check that the content of each file fits its name, and contains no path of a machine and no token.
 
     Raises:
-        ValueError: the message gives file and line.
+        ValueError: a file fails the check; the message gives file and line.
     """
     leaks = []
     for file in files:
         if file.name.endswith(".safetensors"):
-            # Tensors are numbers; what could name something is the header.
+            # Only the header contains text; the tensors are numbers.
             leaks += find_leaks(file.name, _tensor_header(file), private, has_lines=False)
         elif file.name.endswith(".png"):
             content = file.read()
@@ -308,7 +313,7 @@ def _checked_text(file: PlannedFile) -> str:
         text = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file.name} is not text in UTF-8 ({error}), so it cannot be searched for paths and tokens."
+            f"{file.name} must be UTF-8 text to be searched for paths and tokens, but it is not ({error})."
         ) from error
     if file.name.endswith(".json"):
         try:
@@ -336,15 +341,15 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
     notes = []
     if COHORT_FILE in files:
         notes.append(
-            f"{COHORT_FILE} holds {facts.cohort} embeddings of training speakers, biometric data: leave it out with "
-            "--no-cohort (cohort=False) unless they may be published"
+            f"{COHORT_FILE} contains {facts.cohort} embeddings of training speakers, which are biometric data; leave "
+            "it out with --no-cohort (cohort=False) unless they may be published"
         )
     licence = chosen_licence(facts.about)
     if licence is None:
-        notes.append("no licence is stated: give --licence, or the licences of the training data with --about")
+        notes.append("no licence is stated; give --licence, or the licences of the training data with --about")
     elif facts.about.licence is not None and dropped_conditions(licence, facts.about.data_licences()):
         asked = "; ".join(dropped_conditions(licence, facts.about.data_licences()))
-        notes.append(f"the licences of the training data require more than {licence}: {asked}; the card says so")
+        notes.append(f"the licences of the training data also require: {asked}; {licence} does not, as the card notes")
     absent = [
         what
         for what, value in (
@@ -355,11 +360,11 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
         if value is None
     ]
     if absent:
-        notes.append(f"the card says that there is no {', no '.join(absent)}")
+        notes.append(f"missing in the card: {', '.join(absent)}")
     return notes
 
 
 def is_managed_file(name: str) -> bool:
-    """Whether this package may have written a file of a repository, so that `push` may delete it."""
+    """Return whether `push` may delete a file in a repository, because this package may have written it."""
     code = {path.name for path in Path(__file__).parents[1].glob("*.py")}
     return name in code or name in EARLIER_CODE or _MANAGED.fullmatch(name) is not None
