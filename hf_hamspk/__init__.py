@@ -1,8 +1,7 @@
 """Speaker verification with HAM-Softmax for Hugging Face.
 
-The names of `__all__` are imported when they are first used, so `import hf_hamspk` alone costs next to nothing. The
-models are registered with the Auto classes and the pipelines of transformers as soon as either a name of this package
-or transformers' Auto classes are used, in any order.
+The names of `__all__` are imported at their first use, so `import hf_hamspk` alone is fast. The models are registered
+with the Auto classes and pipelines of transformers when a name of this package or an Auto class is first used.
 
 Example:
     ```python

@@ -1,1 +1,1 @@
-"""Loading models by name, and registering their classes with transformers."""
+"""Loading of models by name, and registration of their classes with transformers."""

@@ -1,4 +1,4 @@
-"""Loading a speaker model by its folder or its name on the Hub."""
+"""Loading of a speaker model from a folder or from the Hub."""
 
 import os
 from collections.abc import Iterator
@@ -16,20 +16,19 @@ MISSING_SHOWN = 3
 
 
 def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSpkModel:
-    """Load a speaker model for use.
+    """Load a speaker model for inference.
 
-    The Hub is asked for at most a few seconds; if it cannot be reached, a model in the local cache is used.
+    If the Hub does not answer within a few seconds, a model in the local cache is used.
 
     Args:
-        name: a folder that `save_pretrained` wrote (such as a run's `final`), or a name on the Hub.
-        device: of torch, such as `"cpu"` or `"cuda:1"`; None is a GPU if there is one.
+        name: folder written by `save_pretrained` (such as a run's `final`), or name on the Hub.
+        device: torch device, such as `"cpu"` or `"cuda:1"`; None takes a GPU if available.
 
     Returns:
         The model without its training head, in evaluation mode.
 
     Raises:
-        ValueError: there is no such model, it is of another kind, it is damaged or incomplete, or there is no such
-            device.
+        ValueError: the model is not found, has another type, is damaged or incomplete, or the device is not available.
     """
     name = os.fspath(name)
     target = find_device(device)
@@ -37,9 +36,9 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
     config = read_config(name, local)
     if config.get("model_type") != HamSpkConfig.model_type:
         raise ValueError(
-            f"{name} holds a model of type {config.get('model_type')!r}; expected {HamSpkConfig.model_type!r}, a "
-            "speaker model of this package. To start from a pretrained speech encoder, train on it: `hamspk train "
-            f"--backbone {name} ...`."
+            f"Expected a speaker model of this package, of type {HamSpkConfig.model_type!r}, but {name} is a model of "
+            f"type {config.get('model_type')!r}. To use it as a pretrained speech encoder, train a speaker model with "
+            f"`hamspk train --backbone {name} ...`."
         )
     try:
         with quiet_transformers():
@@ -52,15 +51,15 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
     if missing:
         shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
         raise ValueError(
-            f"The weights of {name} lack {len(missing)} tensors that its config.json asks for ({shown}): the two files "
-            "are not of the same model. Copy or download the model again."
+            f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The two files "
+            "belong to different models. Copy or download the model again."
         )
     return model.eval().to(target)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from reporting weights that are left out on purpose, such as the training head."""
+    """Silence the warnings of transformers about weights that are not loaded on purpose, such as the training head."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -70,10 +69,10 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of a name, or a GPU if there is one.
+    """Return the torch device of a name; for None, a GPU if available, or else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available on this machine.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,6 +80,6 @@ def find_device(name: str | None) -> torch.device:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"There is no device {name!r} here ({str(error).splitlines()[0]}). Try 'cpu', or leave it out."
+            f"Device {name!r} is not available ({str(error).splitlines()[0]}). Give 'cpu', or leave the device out."
         ) from error
     return torch.device(name)

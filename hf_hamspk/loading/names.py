@@ -1,4 +1,4 @@
-"""What a name given for a model means: a folder, or a model on the Hub. Imports neither torch nor transformers."""
+"""Search for a model by its name, in folders and on the Hub. This module imports neither torch nor transformers."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
-# owner/name or name, as the Hub allows them.
+# Names that the Hub allows: owner/name or name.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Folders of a training run that hold a model, best first.
 RUN_FOLDERS = ("final", "best", "last")
-# Longest wait for the Hub's answer to whether it has a model.
+# Longest wait for the answer of the Hub.
 HUB_SECONDS = 5.0
 WHAT_TO_GIVE = (
     "Give a folder with config.json and model.safetensors, such as the folder 'final' of a training run, or a name on "
@@ -21,29 +21,29 @@ WHAT_TO_GIVE = (
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that is neither a folder with a model nor possibly a name on the Hub; asks no server.
+    """Check, without network access, that a name is a folder with a model or a valid name on the Hub.
 
     Raises:
-        ValueError: says what to give instead.
+        ValueError: it is neither; the message explains what to give instead.
     """
     folder = Path(name)
     if folder.is_dir():
         if (folder / CONFIG_NAME).is_file():
             return
         found = [folder / run for run in RUN_FOLDERS if (folder / run / CONFIG_NAME).is_file()]
-        hint = f"Did you mean {found[0]}?" if found else "Give one that save_pretrained wrote."
-        raise ValueError(f"{name} is no model: the folder holds no {CONFIG_NAME}. {hint}")
+        hint = f"Did you mean {found[0]}?" if found else "Give a folder that save_pretrained wrote."
+        raise ValueError(f"{name} is not a model: the folder contains no {CONFIG_NAME}. {hint}")
     if folder.exists():
-        raise ValueError(f"{name} is a file; give the folder that holds config.json and model.safetensors.")
+        raise ValueError(f"{name} is a file. Give the folder that contains config.json and model.safetensors.")
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise ValueError(f"There is no folder {name}. {WHAT_TO_GIVE}")
+        raise ValueError(f"Model folder not found: {name}. {WHAT_TO_GIVE}")
 
 
 def check_model(name: str) -> None:
-    """Refuse a name of which there is no model; asks the Hub about a name that is neither a folder nor in its cache.
+    """Check that a model exists; the Hub is asked only if the name is neither a folder nor in the local cache.
 
     Raises:
-        ValueError: as `find_model`.
+        ValueError: the model is not found (see `find_model`).
     """
     check_model_name(name)
     if not Path(name).is_dir() and not is_cached(name):
@@ -51,22 +51,22 @@ def check_model(name: str) -> None:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the local cache of the Hub holds the configuration file of a model."""
+    """Return whether the local cache of the Hub contains the configuration file of a model."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
 
 
 def find_model(name: str) -> bool:
-    """Whether a model is read from this machine alone: a folder, or the local cache if the Hub cannot be asked.
+    """Find a model in a folder, on the Hub, or in the local cache if the Hub cannot be reached.
 
-    The Hub is asked once, without retries, so that a misspelt name is answered at once without network, too.
+    The Hub is asked once, without retries, so that a misspelt name also fails quickly without a network.
 
     Returns:
-        The value for `local_files_only` of transformers.
+        Whether only local files are to be read: the value for `local_files_only` of transformers.
 
     Raises:
-        ValueError: there is no such folder, and no such model on the Hub or in the local cache.
+        ValueError: the model is neither a folder nor on the Hub nor in the local cache.
     """
     check_model_name(name)
     if Path(name).is_dir():
@@ -79,16 +79,19 @@ def find_model(name: str) -> bool:
     if is_cached(name):
         return True
     raise ValueError(
-        f"There is no folder {name}, and the Hub cannot be asked ({problem}); its local cache holds no model of that "
-        f"name either. {WHAT_TO_GIVE}"
+        f"Model not found: {name}. It is neither a folder nor in the local cache of the Hub, and the Hub cannot be "
+        f"reached ({problem}). {WHAT_TO_GIVE}"
     )
 
 
 def _ask_hub(name: str) -> str | None:
-    """Ask the Hub for a model's configuration file; returns why it could not be asked, or None if it has the file.
+    """Ask the Hub whether it has the configuration file of a model.
+
+    Returns:
+        None if the Hub has the file, or the reason why the Hub could not be reached.
 
     Raises:
-        ValueError: the Hub has no such model, or does not give it to this user.
+        ValueError: the Hub has no such model, or this user has no access to it.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -103,7 +106,7 @@ def _ask_hub(name: str) -> str | None:
         except Exception as error:
             answer.append(error)
 
-    # In a thread, because looking up the server's address has no time limit of its own.
+    # In a thread, because looking up the server's address has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_SECONDS)
@@ -113,14 +116,14 @@ def _ask_hub(name: str) -> str | None:
     if error is None:
         return None
     if isinstance(error, GatedRepoError):
-        raise ValueError(f"Access to {name} on the Hub must be granted first: {_first_line(error)}") from error
+        raise ValueError(f"Request access to {name} on the Hub first: {_first_line(error)}") from error
     if isinstance(error, RepositoryNotFoundError):
         raise ValueError(
-            f"There is no folder {name}, and no model of that name on the Hub. {WHAT_TO_GIVE} For a private model log "
-            "in with `hf auth login`."
+            f"Model not found: {name} is neither a folder nor a model on the Hub. {WHAT_TO_GIVE} For a private model, "
+            "log in with `hf auth login`."
         ) from error
     if isinstance(error, EntryNotFoundError):
-        raise ValueError(f"{name} on the Hub is no model: it holds no {CONFIG_NAME}.") from error
+        raise ValueError(f"{name} on the Hub is not a model: it contains no {CONFIG_NAME}.") from error
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"it answered with status {error.response.status_code}"
     return _first_line(error)
@@ -132,14 +135,14 @@ def _first_line(error: Exception) -> str:
 
 
 def read_config(name: str, local: bool) -> dict[str, Any]:
-    """The content of a model's `config.json`, by the file itself or by huggingface_hub.
+    """Read the `config.json` of a model in a folder or on the Hub.
 
     Args:
         name: folder, or name on the Hub.
-        local: ask no server.
+        local: whether to use local files only, without network access.
 
     Raises:
-        ValueError: it cannot be fetched, or is no JSON object.
+        ValueError: the file cannot be fetched or read, or is not a JSON object.
     """
     path = Path(name) / CONFIG_NAME
     try:
@@ -152,15 +155,15 @@ def read_config(name: str, local: bool) -> dict[str, Any]:
         where = path if Path(name).is_dir() else f"{CONFIG_NAME} of {name}"
         raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{os.fspath(path)} holds no JSON object; expected the configuration of a model.")
+        raise ValueError(f"Expected the configuration of a model, a JSON object, in {os.fspath(path)}.")
     return content
 
 
 def check_recipe(path: str) -> None:
-    """Refuse a recipe that is not there.
+    """Check that a recipe exists.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: the file does not exist.
     """
     if not Path(path).is_file():
-        raise ValueError(f"There is no recipe {path}. Expected a YAML file, followed by --key value pairs.")
+        raise ValueError(f"Recipe not found: {path}. Expected a YAML file, followed by --key value pairs.")

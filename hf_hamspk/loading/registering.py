@@ -1,12 +1,13 @@
-"""Registers the models with transformers' Auto classes and pipelines when either side is first used.
+"""Registration of the models with transformers' Auto classes and pipelines at their first use.
 
-Registering needs the model classes and therefore torch and transformers, which take seconds to import. So it waits for
-the first import of transformers' Auto classes or of a module of this package that imports them. Then
+Registration imports the model classes, and with them torch and transformers, which takes seconds. It therefore waits
+for the first import of transformers' Auto classes, by the user or by a module of this package. After
 
     import hf_hamspk
     from transformers import AutoModel
 
-finds the models as well as the reverse order does, and `import hf_hamspk` alone imports neither.
+`AutoModel` knows the models; the two imports may have either order. `import hf_hamspk` alone imports neither torch nor
+transformers.
 """
 
 import importlib
@@ -25,7 +26,7 @@ AUTO_CLASSES = "transformers.models.auto.configuration_auto"
 
 
 def register_when_needed() -> None:
-    """Register the models now if transformers is imported, else after the first import of its Auto classes."""
+    """Register the models now if transformers' Auto classes are imported, or else after their first import."""
     if AUTO_CLASSES in sys.modules:
         register_models()
     elif not any(isinstance(finder, ImportWatcher) for finder in sys.meta_path):
@@ -33,9 +34,9 @@ def register_when_needed() -> None:
 
 
 def register_models() -> None:
-    """Register configuration, models and pipeline with transformers; does nothing if it was done before.
+    """Register configuration, models and pipeline with transformers; a second call has no effect.
 
-    If the models cannot be imported, nothing is registered: the error is raised when one of them is asked for.
+    If the models cannot be imported, nothing is registered. The error is raised when one of the models is used.
     """
     try:
         transformers = importlib.import_module("transformers")
@@ -59,16 +60,16 @@ def register_models() -> None:
 
 @contextmanager
 def explain_import_error() -> Iterator[None]:
-    """Turn the error of a torchaudio that does not fit torch into an ImportError that says what to do.
+    """Convert the error of a torchaudio build that does not fit torch into an ImportError that names the remedy.
 
-    transformers imports torchaudio, and that fails if it is a build for CUDA beside a CPU-only torch.
+    transformers imports torchaudio, whose CUDA builds cannot be loaded beside a CPU-only torch.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         raise ImportError(
-            f"The models cannot be imported, because transformers cannot ({error}). If torchaudio is a build for CUDA "
-            "and torch is CPU-only, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor "
+            f"The models cannot be imported, because transformers cannot ({error}). If torchaudio is a CUDA build and "
+            "torch is CPU-only, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor "
             "--fix-torchaudio`."
         ) from error
 
@@ -76,8 +77,8 @@ def explain_import_error() -> Iterator[None]:
 class ImportWatcher:
     """Import hook that registers the models after the first import of transformers' Auto classes, and removes itself.
 
-    It changes nothing about how modules are found and loaded. Registration waits until no module of transformers or of
-    this package is half imported in this thread, because it imports further ones.
+    It does not change how modules are found and loaded. Registration imports further modules, so it waits until this
+    thread has finished all imports of transformers and of this package.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class ImportWatcher:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that the other finders give, with a loader that reports when it is done."""
+        """Return the spec that the other finders return, with a loader that reports the end of an import."""
         if name.partition(".")[0] not in WATCHED_PACKAGES:
             return None
         specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
