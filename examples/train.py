@@ -4,8 +4,8 @@ Usage:
     accelerate launch examples/train.py examples/recipes/speech_small.yaml
     accelerate launch examples/train.py examples/recipes/vox2_ecapa_ham.yaml --margin 0.3 --output_dir runs/m03
 
-Every key of a recipe can be given on the command line, which takes precedence. The same command continues a run that
-was interrupted.
+Every key of a recipe can also be given on the command line, which takes precedence. To resume an interrupted run, run
+the same command again.
 """
 
 import sys
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        # The message tells what was wrong with the input; a traceback would not help.
+        # The message explains the problem with the input; a traceback would not help.
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; the same command continues from the newest checkpoint")
+        sys.exit("train.py: interrupted; run the same command again to resume from the newest checkpoint")

@@ -1,9 +1,9 @@
-"""Are two recordings of the same speaker? Needs torch, transformers and soundfile, not this package.
+"""Decide whether recordings are of the same speaker, with torch, transformers and soundfile but without this package.
 
 Usage:
     python examples/verify.py MODEL enrolment.wav [enrolment2.wav ...] test.wav
 
-MODEL is a folder or a name on the Hub. Its code travels with it: trust_remote_code=True runs it.
+MODEL is a folder or a name on the Hub. trust_remote_code=True runs the code that is saved beside the weights.
 """
 
 import os
@@ -18,26 +18,26 @@ def main() -> None:
         sys.exit("usage: python examples/verify.py MODEL enrolment.wav [enrolment2.wav ...] test.wav")
     name, *files = sys.argv[1:]
 
-    # 1. The model, with the calibration that lies beside its weights
+    # 1. Load the model, with the calibration beside its weights
     try:
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
     except OSError as error:
-        sys.exit(f"There is no model {name}, neither a folder here nor on the Hub: {str(error).splitlines()[0]}")
+        sys.exit(f"Model not found: {name} is neither a folder nor on the Hub ({str(error).splitlines()[0]})")
 
-    # 2. The recordings, mono, at the model's sampling rate
+    # 2. Read the recordings, mono, at the model's sampling rate
     waveforms = []
     for file in files:
         if not os.path.isfile(file):
-            sys.exit(f"There is no file {file}.")
+            sys.exit(f"File not found: {file}.")
         try:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             sys.exit(f"{file} cannot be read: {error}")
         if rate != model.config.sampling_rate:
-            sys.exit(f"{file} has {rate} Hz, the model works at {model.config.sampling_rate} Hz: resample it first.")
+            sys.exit(f"Expected {model.config.sampling_rate} Hz, but {file} has {rate} Hz. Resample it first.")
         waveforms.append(samples.mean(axis=1))
 
-    # 3. The answer; recordings with too little speech get no decision
+    # 3. Verify; recordings with too little speech get no score
     *enrolment, test = waveforms
     try:
         answer = model.verifier().verify(enrolment, test, model.config.sampling_rate)
@@ -48,7 +48,7 @@ def main() -> None:
     if answer.log_likelihood_ratio is not None:
         print(f"log-likelihood ratio {answer.log_likelihood_ratio:.2f}, threshold {answer.threshold:.2f}")
     if answer.decision is None:
-        print("no decision: the model is not calibrated; `hamspk calibrate` calibrates it with your own pairs")
+        print("no decision: the model is not calibrated; calibrate it with `hamspk calibrate`")
     else:
         print(answer.decision)
     for warning in answer.warnings:

@@ -1,10 +1,10 @@
-"""Same person or not, in a browser: two recordings, the decision, its meaning, and the score on a histogram.
+"""Web page that compares two recordings: the decision, an explanation, and the score on a histogram.
 
 Usage:
     python app.py MODEL
 
-MODEL is a folder or a name on the Hub; on a Space give it as the variable MODEL (and MODEL_REVISION, a commit). Code
-of the model travels with it: trust_remote_code=True runs that.
+MODEL is a folder or a name on the Hub. On a Space, set the variable MODEL (and MODEL_REVISION, a commit) instead.
+trust_remote_code=True runs the code that is saved beside the weights.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Set before gradio is imported: it sends no analytics.
+# Set before gradio is imported, so that it sends no analytics.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
@@ -35,26 +35,38 @@ CSS = """
 .verdict .warnings {margin: .6em 0 .6em 1.2em; list-style: disc} .verdict td {padding: .1em 1.2em .1em 0}
 """
 PRIVACY = (
-    "A voice is biometric data: compare only voices of people who agreed to it. Replayed and synthetic voices are not "
+    "A voice is biometric data. Compare only voices of people who agreed to it. Replayed and synthetic voices are not "
     "detected. Recordings are deleted from this machine within an hour."
 )
-# The model's warnings use the names in brackets.
+# The warnings of the model use the names in brackets.
 RECORDINGS = {"first": "First recording (the enrolment)", "second": "Second recording (the test)"}
-# Seconds between clearings of the cache, and the age of the files that are cleared.
+# Seconds between two clearings of the cache, and the age in seconds at which files are deleted.
 CLEARING = (600, 3000)
 LARGEST_FILE = "50mb"
 
 
 def chosen_model(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str | None]:
-    """Name and revision of the model, from the command line or the environment."""
+    """Return name and revision of the model, from the command line or the environment.
+
+    Raises:
+        ValueError: no model is given, or several are.
+    """
     name = arguments[0] if arguments else environment.get("MODEL", "")
     if len(arguments) > 1 or not name:
-        raise ValueError("Give one model: python app.py MODEL, or the variable MODEL. A folder, or a name on the Hub.")
+        raise ValueError(
+            "Give one model, a folder or a name on the Hub: python app.py MODEL, or set the environment variable MODEL."
+        )
     return name, environment.get("MODEL_REVISION")
 
 
 def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Blocks:
-    """The page for a model."""
+    """Build the page for a model.
+
+    Args:
+        model: model loaded by `load_model`.
+        evaluation: content of `evaluation.json`; None if the model was not evaluated.
+        title: name of the model on the page.
+    """
     calibration = None if model.calibration is None else model.calibration.to_dict()["checksum"]
     lists, why_none = histograms_of(evaluation, model.fingerprint(), calibration)
     points, names = points_of(model), list(lists)
@@ -67,7 +79,7 @@ def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Bl
 
     def answer(first: str | None, second: str | None, point: str | None, trial_list: str | None) -> tuple:
         if not first or not second:
-            return error_html("Record or upload two recordings first."), *picture(trial_list, None)
+            return error_html("Two recordings are needed. Record or upload them first."), *picture(trial_list, None)
         try:
             found = compare(model, first, second, point)
         except ValueError as error:
@@ -128,7 +140,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    # Fonts of the visitor's machine: none are fetched.
+    # Fonts of the visitor's machine, so that none are downloaded.
     theme = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
         font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )

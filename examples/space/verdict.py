@@ -1,7 +1,7 @@
-"""The Space without its page: read two recordings, compare them, explain the answer, place the score on a histogram.
+"""Functions of the Space: compare two recordings, explain the answer, and draw the score on a histogram.
 
-Needs torch, transformers, huggingface_hub, numpy, soundfile, av and matplotlib, not the package that made the model:
-the code that travels with the model reads the recordings.
+torch, transformers, huggingface_hub, numpy, soundfile, av and matplotlib are needed, but not the package that made the
+model: the code beside the weights reads the recordings.
 """
 
 import html
@@ -23,32 +23,30 @@ RATIO = "log-likelihood ratio"
 SAME, DIFFERENT = "same speaker", "different speakers"
 _HEADLINES = {SAME: "Same speaker", DIFFERENT: "Different speakers", "not enough speech": "Not enough speech"}
 _CLASSES = {SAME: "same", DIFFERENT: "different"}
-# Larger ratios are not supported by any calibration data.
+# No calibration data supports larger likelihood ratios.
 _MOST_TIMES = 1e6
 _TARGETS, _IMPOSTORS = "#0072B2", "#D55E00"
 
 
 def load_model(name: str, revision: str | None = None) -> Any:
-    """The model of a folder, or of a name on the Hub, with the code that travels with it.
+    """Load a model from a folder or from the Hub, with the code that is saved beside its weights.
 
     Raises:
-        ValueError: a folder without a model, or a model of another kind.
-        OSError: neither a folder nor a model on the Hub has this name.
+        ValueError: the folder does not exist or contains no model, or the model cannot verify speakers.
+        OSError: the Hub has no model with this name.
     """
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise ValueError(
-            f"The folder {name} holds no config.json; give the folder of a model, such as a run's 'final'."
-        )
+        raise ValueError(f"No config.json in the folder {name}. Give the folder of a model, such as a run's 'final'.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name.startswith(".")):
-        raise ValueError(f"There is no folder {name}; give the folder of a model, or its name on the Hub.")
+        raise ValueError(f"Folder not found: {name}. Give the folder of a model, or its name on the Hub.")
     model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True)
     if not hasattr(model, "verify"):
-        raise ValueError(f"{name} is no speaker verification model: it has no verify().")
+        raise ValueError(f"{name} is not a speaker verification model: it has no method verify().")
     return model.eval()
 
 
 def read_evaluation(name: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The content of `evaluation.json` beside the weights; None if there is none."""
+    """Read `evaluation.json` beside the weights; return None if the file does not exist."""
     if os.path.isdir(name):
         path = Path(name) / EVALUATION_FILE
         if not path.is_file():
@@ -63,54 +61,54 @@ def read_evaluation(name: str, revision: str | None = None) -> dict[str, Any] | 
 
 
 def compare(model: Any, first: str, second: str, operating_point: str | None = None) -> Any:
-    """The model's answer for two files; a model without a calibration gives a score and no decision.
+    """Return the model's answer for two files; a model without a calibration gives a score but no decision.
 
     Raises:
-        ValueError: a recording cannot be used; the message can be shown.
+        ValueError: a recording cannot be used; the message is safe to show to the visitor.
     """
-    # As bytes: messages would name the paths of this machine.
+    # As bytes, because error messages would name the paths on this machine.
     recordings = [Path(path).read_bytes() for path in (first, second)]
     return model.verify(*recordings, operating_point=operating_point)
 
 
 def points_of(model: Any) -> list[str]:
-    """Names of the operating points, the default first; none for a model without a calibration."""
+    """Return the names of the operating points, the default first; empty for a model without a calibration."""
     return [] if model.calibration is None else [point.name for point in model.calibration.operating_points]
 
 
 def describe_point(model: Any, name: str | None) -> str:
-    """The assumptions of an operating point, in words."""
+    """Return a sentence that explains prior, costs and threshold of an operating point."""
     if model.calibration is None:
-        return "This model is not calibrated: it gives scores, no decisions."
+        return "This model is not calibrated: it gives scores but no decisions."
     point = model.calibration.operating_point(name)
     return (
-        f"“{point.name}”: before the comparison, {100 * point.prior:g} % of the pairs are taken to be of one speaker; "
-        f"taking one speaker for two costs {point.cost_miss:g}, two for one costs {point.cost_false_alarm:g}. So "
-        f"the {RATIO} must reach {point.threshold:.2f}."
+        f"Operating point “{point.name}”: the prior probability of the same speaker is {100 * point.prior:g} %. A miss "
+        f"(one speaker taken for two) costs {point.cost_miss:g}, a false alarm (two speakers taken for one) costs "
+        f"{point.cost_false_alarm:g}. The {RATIO} must therefore reach {point.threshold:.2f} for “same speaker”."
     )
 
 
 def meaning_of(model: Any, answer: Any) -> list[str]:
-    """Sentences that explain the numbers of an answer."""
+    """Return sentences that explain the numbers of an answer."""
     if answer.score is None:
-        return ["No score is given: too little speech was found to compare voices."]
+        return ["There is no score, because the recordings contain too little speech."]
     sentences = []
     ratio = answer.log_likelihood_ratio
     if ratio is None:
         sentences.append(
-            f"The score is {answer.score:.3f} ({model.config.similarity}; larger is more alike). The model is not "
-            f"calibrated, so it has no {RATIO}."
+            f"The score is {answer.score:.3f} ({model.config.similarity}; a larger score means more similar voices). "
+            f"The model is not calibrated, so it gives no {RATIO}."
         )
     else:
         times = min(math.exp(min(abs(ratio), 50.0)), _MOST_TIMES)
         more = "more than " if times == _MOST_TIMES else ""
         than = ("one speaker", "two") if ratio >= 0 else ("two speakers", "one")
         sentences.append(
-            f"The {RATIO} is {ratio:.2f}: recordings like these are {more}{_number(times)} times likelier if they are "
-            f"of {than[0]} than if of {than[1]}."
+            f"The {RATIO} is {ratio:.2f}: recordings like these are {more}{_number(times)} times more probable if they "
+            f"are of {than[0]} than if they are of {than[1]}."
         )
     if answer.decision is None:
-        sentences.append("Nothing is decided: that takes a threshold, measured on recordings like these.")
+        sentences.append("There is no decision: it needs a threshold that was measured on recordings like these.")
     else:
         side = "reaches" if answer.decision == SAME else "stays below"
         sentences.append(f"That {side} {answer.threshold:.2f}, the threshold at “{answer.operating_point}”.")
@@ -118,7 +116,7 @@ def meaning_of(model: Any, answer: Any) -> list[str]:
 
 
 def verdict_html(model: Any, answer: Any) -> str:
-    """The answer as HTML."""
+    """Format an answer as HTML."""
     headline = "A score, no decision" if answer.decision is None else _HEADLINES[answer.decision]
     parts = [f'<h2 class="{_CLASSES.get(str(answer.decision), "none")}">{headline}</h2>']
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in meaning_of(model, answer)]
@@ -136,29 +134,29 @@ def verdict_html(model: Any, answer: Any) -> str:
 
 
 def error_html(message: str) -> str:
-    """An error message as HTML."""
+    """Format an error message as HTML."""
     return f'<div class="verdict"><h2 class="none">No answer</h2><p>{html.escape(message)}</p></div>'
 
 
 def histograms_of(
     evaluation: Mapping[str, Any] | None, fingerprint: str, calibration: str | None = None
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """The histograms of an evaluation that the answers of a model can be placed on.
+    """Return the histograms of an evaluation on which the answers of a model can be marked.
 
     Args:
-        evaluation: content of `evaluation.json`.
-        fingerprint: of the model.
+        evaluation: content of `evaluation.json`; None if the model was not evaluated.
+        fingerprint: fingerprint of the model's weights.
         calibration: checksum of the model's calibration; None if the model is not calibrated.
 
     Returns:
-        Name of a trial list to `scores` and `histogram` (of log-likelihood ratios if they were measured with this
-        calibration, else of raw scores), and the reason if there are none.
+        A mapping of each trial list to its `scores` and `histogram`, and the reason if the mapping is empty. The
+        histogram is of log-likelihood ratios if they were measured with this calibration, and else of raw scores.
     """
     if evaluation is None:
-        return {}, f"The model comes without {EVALUATION_FILE}, so there is no histogram to place the score on."
+        return {}, f"The model has no {EVALUATION_FILE}, so there is no histogram of scores."
     of = evaluation.get("model")
     if isinstance(of, Mapping) and of.get("fingerprint") not in (None, fingerprint):
-        return {}, f"{EVALUATION_FILE} was measured with other weights than these: the score is not placed on it."
+        return {}, f"{EVALUATION_FILE} was measured with other weights, so its histogram is not shown."
     lists, found = evaluation.get("lists"), {}
     for name, record in lists.items() if isinstance(lists, Mapping) else ():
         if not isinstance(record, Mapping):
@@ -168,20 +166,20 @@ def histograms_of(
             record = decisions if isinstance(decisions.get("histogram"), Mapping) else record
         if isinstance(record.get("histogram"), Mapping):
             found[str(name)] = {key: record.get(key) for key in ("scores", "histogram")}
-    return found, "" if found else f"{EVALUATION_FILE} holds no histogram of scores."
+    return found, "" if found else f"{EVALUATION_FILE} contains no histogram of scores."
 
 
 def place_on(record: Mapping[str, Any], answer: Any) -> tuple[float | None, float | None]:
-    """The value of an answer and its threshold on the histogram of a list; None for one that does not exist there."""
+    """Return the value of an answer and the threshold on the axis of a list's histogram; None for a missing one."""
     if record.get("scores") == RATIO:
         return answer.log_likelihood_ratio, answer.threshold
     return answer.score, None
 
 
 def shares(histogram: Mapping[str, Any], value: float) -> tuple[float, float]:
-    """The share of targets that score lower than a value, and the share of impostors that score at least as high.
+    """Return the share of targets with a score below a value, and the share of impostors with a score at or above it.
 
-    Trials are taken to be spread evenly within a bin.
+    The scores are assumed to be spread evenly within each bin.
     """
     edges = np.asarray(histogram["edges"], dtype=np.float64)
     below = []
@@ -193,19 +191,23 @@ def shares(histogram: Mapping[str, Any], value: float) -> tuple[float, float]:
 
 
 def histogram_sentence(name: str, record: Mapping[str, Any], answer: Any) -> str:
-    """The place of an answer among the trials of a list, in words."""
+    """Return a sentence that compares an answer with the trials of a list."""
     value, _ = place_on(record, answer)
     if value is None:
-        return "There is no score to place." if answer.score is None else f"{name} was measured with other scores."
+        return (
+            "There is no score to compare."
+            if answer.score is None
+            else f"{name} was measured with another kind of scores, so the answer is not marked on it."
+        )
     lower, higher = shares(record["histogram"], value)
     return (
-        f"On {name}, {_percent(lower)} of the pairs of one speaker scored lower than this, and {_percent(higher)} of "
-        "the pairs of two speakers higher. That list is not your recordings: microphones and languages shift both."
+        f"On {name}, {_percent(lower)} of the pairs of one speaker scored lower than your pair, and {_percent(higher)} "
+        "of the pairs of two speakers scored at least as high. Both shares depend on microphones and languages."
     )
 
 
 def draw_histogram(name: str, record: Mapping[str, Any], answer: Any = None) -> Figure:
-    """The scores of a trial list, each kind as a density, with the answer and its threshold as lines."""
+    """Draw the score densities of targets and impostors of a trial list, with the answer and threshold as lines."""
     histogram = record["histogram"]
     edges = np.asarray(histogram["edges"], dtype=np.float64)
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
@@ -225,7 +227,7 @@ def draw_histogram(name: str, record: Mapping[str, Any], answer: Any = None) -> 
     axes.set_ylabel("density")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    # Outside, as the histogram may leave no room.
+    # Outside the axes, because the histogram may leave no space.
     figure.legend(loc="outside right upper", frameon=False, title=name)
     return figure
 
@@ -235,6 +237,6 @@ def _percent(share: float) -> str:
 
 
 def _number(value: float) -> str:
-    """A factor of likelihoods to two significant figures."""
+    """Format a likelihood ratio with two significant figures."""
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.1f}"

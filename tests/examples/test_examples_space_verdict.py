@@ -56,7 +56,7 @@ def test_a_model_that_nobody_calibrated_decides_nothing(verdict, recordings, mod
     assert verdict.points_of(plain) == []
     found = verdict.compare(plain, *recordings[:2])
     page = verdict.verdict_html(plain, found)
-    assert found.decision is None and "A score, no decision" in page and "Nothing is decided" in page
+    assert found.decision is None and "A score, no decision" in page and "There is no decision" in page
     assert "no decisions" in verdict.describe_point(plain, None)
 
 
@@ -86,15 +86,27 @@ def test_what_cannot_be_read_is_said_without_its_path(verdict, model, recordings
     [
         (
             {},
-            ["ratio is 3.00", "20 times likelier if they are of one speaker than if of two", "reaches 1.00", "strict"],
+            [
+                "ratio is 3.00",
+                "20 times more probable if they are of one speaker than if they are of two",
+                "reaches 1.00",
+                "strict",
+            ],
         ),
         (
             {"log_likelihood_ratio": -0.5, "decision": DIFFERENT},
-            ["-0.50", "1.6 times likelier if they are of two speakers than if of one", "stays below 1.00"],
+            [
+                "-0.50",
+                "1.6 times more probable if they are of two speakers than if they are of one",
+                "stays below 1.00",
+            ],
         ),
         ({"log_likelihood_ratio": 99.0}, ["more than 1,000,000 times"]),
-        ({"log_likelihood_ratio": None, "decision": None, "threshold": None}, ["0.500 (cosine", "Nothing is decided"]),
-        ({"score": None, "decision": NOT_ENOUGH_SPEECH}, ["No score is given"]),
+        (
+            {"log_likelihood_ratio": None, "decision": None, "threshold": None},
+            ["0.500 (cosine", "There is no decision"],
+        ),
+        ({"score": None, "decision": NOT_ENOUGH_SPEECH}, ["There is no score"]),
     ],
 )
 def test_the_meaning_is_said(verdict, model, given, said):
@@ -115,8 +127,8 @@ def test_the_page_holds_verdict_warnings_and_seconds(verdict, model):
 
 def test_an_operating_point_is_explained(verdict, model):
     assert verdict.points_of(model) == ["balanced", "strict", "screening"]
-    assert ", 1 % of the pairs" in verdict.describe_point(model, "strict")
-    assert "costs 10, two for one costs 1. So the log-likelihood ratio must reach -2.30" in (
+    assert "of the same speaker is 1 %." in verdict.describe_point(model, "strict")
+    assert "costs 1. The log-likelihood ratio must therefore reach -2.30" in (
         verdict.describe_point(model, "screening")
     )
 
@@ -127,10 +139,10 @@ def test_where_there_is_no_histogram_the_reason_is_said(verdict, model, model_fo
     evaluation = verdict.read_evaluation(str(model_folder))
     assert list(verdict.histograms_of(evaluation, fingerprint)[0]) == ["test-a", "test-b"]
     for given, said in (
-        (None, "comes without evaluation.json"),
+        (None, "has no evaluation.json"),
         (evaluation, "measured with other weights"),
-        ({"lists": {"test": {"eer": 0.1}}}, "holds no histogram"),
-        ({}, "holds no histogram"),
+        ({"lists": {"test": {"eer": 0.1}}}, "contains no histogram"),
+        ({}, "contains no histogram"),
     ):
         found, why = verdict.histograms_of(given, "another" if given is evaluation else fingerprint)
         assert found == {} and said in why
