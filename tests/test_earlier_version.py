@@ -195,7 +195,7 @@ def test_a_push_plans_the_new_code_alone(kind, old):
     for file in plan.files:
         if file.name in NEW_CODE:
             assert file.read() == (PACKAGE / file.name).read_bytes()
-    assert any(note.startswith("the code sent is that of the installed package") for note in plan.notes)
+    assert any(note.startswith("the code of the installed package is uploaded") for note in plan.notes)
     assert set(plan.left_out) == OLD_CODE - NEW_CODE
     assert set(stale_files(plan, [*OLD_CODE, "app.py", "config.json"])) == OLD_CODE - NEW_CODE
 

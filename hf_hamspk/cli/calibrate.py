@@ -21,15 +21,26 @@ DEFAULT_POINTS = "balanced=0.5,1,1, strict=0.01,1,1, screening=0.5,10,1"
 COHORT_FILES_SHOWN = 5
 # Not copied into a new folder: an earlier evaluation does not describe the calibrated model.
 _STALE = ("verification.json", "evaluation.json", "report.html", "plots", "__pycache__")
+_CALIBRATE_EPILOG = (
+    "Each line of PAIRS is 'label enrolment test'. The label is 1 for the same speaker and 0 for different\n"
+    "speakers; the two audio files are relative to --audio-root. Lists with the label last are recognised.\n"
+    "\n"
+    "Use recordings like those that the model will decide on, of speakers that it was not trained on. At least\n"
+    "20 pairs of each kind are needed. A few recordings each of some dozens of speakers are better. The report\n"
+    "gives the uncertainty of the thresholds. The speaker of a file is read from its name, or from the column\n"
+    "speaker_id of --metadata.\n"
+    "\n"
+    "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights.\n"
+    "They are used wherever the model is loaded. Score normalisation and quality measures are chosen by the\n"
+    "cost on held-out speakers."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk calibrate`."""
     add_model_arguments(parser)
     parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="trial lists: pairs of recordings with labels")
-    parser.add_argument(
-        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in PAIRS are relative"
-    )
+    parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in PAIRS")
     parser.add_argument(
         "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if PAIRS name models"
     )
@@ -40,19 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of a few hundred other speakers, in the format of training data for `hamspk train`; "
         "the training speakers are best (default: the model's cohort, if it has one)",
     )
-    parser.add_argument(
-        "--cohort-root", metavar="DIR", help="folder to which the paths in the --cohort CSV are relative"
-    )
+    parser.add_argument("--cohort-root", metavar="DIR", help="base folder of the paths in the CSV file of --cohort")
     parser.add_argument(
         "--normalisation",
         choices=NORMALISATION_CHOICES,
         help="score normalisation with the cohort (default: auto, which takes AS-norm if it lowers the cost)",
     )
     parser.add_argument(
-        "--top",
-        type=int,
-        metavar="N",
-        help="number of highest cohort scores that AS-norm uses (default: the best of several numbers)",
+        "--top", type=int, metavar="N", help="number of cohort scores in AS-norm (default: the best of several)"
     )
     parser.add_argument(
         "--quality",
@@ -75,19 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="least speech in each recording for a decision (default: 1)",
     )
     parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
-    parser.epilog = (
-        "Each line of PAIRS is 'label enrolment test'. The label is 1 for the same speaker and 0 for different\n"
-        "speakers; the two audio files are relative to --audio-root. Lists with the label last are recognised.\n"
-        "\n"
-        "Use recordings like those that the model will decide on, of speakers that it was not trained on. At least\n"
-        "20 pairs of each kind are needed. A few recordings each of some dozens of speakers are better. The report\n"
-        "gives the uncertainty of the thresholds. The speaker of a file is read from its name, or from the column\n"
-        "speaker_id of --metadata.\n"
-        "\n"
-        "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights.\n"
-        "They are used wherever the model is loaded. Score normalisation and quality measures are chosen by the\n"
-        "cost on held-out speakers."
-    )
+    parser.epilog = _CALIBRATE_EPILOG
 
 
 def check(arguments: argparse.Namespace) -> None:

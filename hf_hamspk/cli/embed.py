@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio-root",
         metavar="FOLDER",
         default=".",
-        help="folder to which the paths in the trial lists are relative (default: the working directory)",
+        help="base folder of the paths in the trial lists (default: the working directory)",
     )
     parser.add_argument(
         "--output",

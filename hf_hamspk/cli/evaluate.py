@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of official lists, one for each of TRIALS in the same order; a list of another size is an error. "
         f"Known: {', '.join(LIST_NAMES)}",
     )
-    parser.add_argument(
-        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in TRIALS are relative"
-    )
+    parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in TRIALS")
     parser.add_argument(
         "--protocol",
         choices=PROTOCOL_NAMES,

@@ -23,6 +23,22 @@ SAME_FIELDS = (
 )
 UNREADABLE_SHOWN = 5
 MEBIBYTE = 2**20
+_PREPARE_EPILOG = (
+    "SOURCE is one of these; several sources become one corpus:\n"
+    "  a folder of audio files (VoxCeleb, CN-Celeb and LibriSpeech are recognised; in other folders the first\n"
+    "    level names the speaker)\n"
+    "  a zip or tar archive, or the first part of a split one (vox2_dev_aac_partaa; the other parts are found\n"
+    "    beside it)\n"
+    "  a CSV file with the columns path and speaker_id\n"
+    "  Parquet files, or a folder or Hub repository of `datasets`\n"
+    "\n"
+    "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
+    "listed with the reason in unreadable.csv, and the exit code is then 1. `hamspk prepare --verify OUTPUT`\n"
+    "checks finished shards.\n"
+    "\n"
+    "Parquet files with audio and WebDataset tars of other projects can be used for training without a copy:\n"
+    "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--codec",
         choices=SHARD_CODECS,
-        help="codec of the audio: flac (16 bit, lossless; the default), opus (small, lossy, slow to write), or source "
-        "(files are copied unchanged)",
+        help="codec of the audio: flac (16 bit, lossless), opus (small, lossy, slow to write) or source (files are "
+        "copied unchanged) (default: flac)",
     )
     add("--sampling-rate", type=int, metavar="HZ", help="sampling rate of the audio in the shards (default: 16000)")
     add("--layout", choices=SHARD_LAYOUTS, help="naming scheme of the folders (default: recognised from the paths)")
@@ -70,22 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--restart", action="store_true", help="remove the shards in OUTPUT first")
     add("--verify", action="store_true", help="read the finished shards again and compare them with the manifest")
-    parser.epilog = (
-        "SOURCE is one of these; several sources become one corpus:\n"
-        "  a folder of audio files (VoxCeleb, CN-Celeb and LibriSpeech are recognised; in other folders the first\n"
-        "    level names the speaker)\n"
-        "  a zip or tar archive, or the first part of a split one (vox2_dev_aac_partaa; the other parts are found\n"
-        "    beside it)\n"
-        "  a CSV file with the columns path and speaker_id\n"
-        "  Parquet files, or a folder or Hub repository of `datasets`\n"
-        "\n"
-        "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
-        "listed with the reason in unreadable.csv, and the exit code is then 1. `hamspk prepare --verify OUTPUT`\n"
-        "checks finished shards.\n"
-        "\n"
-        "Parquet files with audio and WebDataset tars of other projects can be used for training without a copy:\n"
-        "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them."
-    )
+    parser.epilog = _PREPARE_EPILOG
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk sweep`."""
     add_model_arguments(parser)
     parser.add_argument("trials", metavar="TRIALS", help="trial list")
-    parser.add_argument(
-        "--audio-root", required=True, metavar="DIR", help="folder to which the paths in TRIALS are relative"
-    )
+    parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in TRIALS")
     parser.add_argument(
         "--over", nargs="*", choices=SWEEP_NAMES, default=list(SWEEP_NAMES), help="conditions to sweep (default: all)"
     )

@@ -82,7 +82,7 @@ def _measurements(facts: CardFacts) -> dict[str, Any]:
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """Return the metadata of a card, which become its YAML header.
+    """Return the metadata of a card, for its YAML header.
 
     Raises:
         ValueError: two trial lists have the same description.

@@ -1,4 +1,4 @@
-"""The facts of a model, gathered from its files: the JSON that a card is rendered from."""
+"""Facts of a model card, gathered from the files of a model or from a recipe, and stored as JSON."""
 
 import dataclasses
 import json
@@ -21,26 +21,27 @@ from .about import About
 CARD_SCHEMA = 1
 CONFIG_FILE, RECIPE_FILE = "config.json", "recipe.yaml"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Fields of a backbone's configuration that a card keeps.
+# Fields of the backbone's configuration that are kept in the facts.
 _OF_BACKBONE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-# Arguments of a recipe that name a model on the Hub or a folder.
+# Recipe arguments whose value is a model on the Hub or a folder.
 _STARTS = ("backbone", "initial_model")
 _HEAD = "head."
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a card says.
+    """All facts that a card is rendered from.
 
     Attributes:
-        name: what the snippets load: a name on the Hub, or the folder that a recipe writes its model to.
-        published: whether `name` is on the Hub.
+        name: model in the code examples of the card: a name on the Hub, or the folder that a recipe writes to.
+        published: whether `name` is a name on the Hub.
         config: configuration of the model, without the names of training speakers.
         evaluation: content of `evaluation.json`; None if the model was not evaluated.
         verification: content of `verification.json`; None if the model is not calibrated.
-        recipe: training recipe, without folders; None if unknown.
-        weights: `numbers` stored (without the training head) and `bytes`; None if there are no weights.
-        cohort: number of embeddings in the published cohort; None without one.
+        recipe: training recipe, with paths shortened to their last part; None if unknown.
+        weights: number of stored values without the training head (`numbers`), and file size (`bytes`); None if the
+            model has no weights.
+        cohort: number of embeddings in the published cohort; None if no cohort is published.
         about: facts stated by the authors.
     """
 
@@ -56,13 +57,13 @@ class CardFacts:
 
     @property
     def title(self) -> str:
-        """Heading of the card."""
+        """Title of the card."""
         if self.about.title is not None:
             return self.about.title
         return PurePosixPath(self.name).name if self.published else "Speaker verification with HAM-Softmax"
 
     def to_json(self) -> str:
-        """The facts as JSON: the same text for the same facts."""
+        """Return the facts as JSON; the same facts give the same text."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {
             "about": self.about.to_dict()
         }
@@ -70,17 +71,21 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "CardFacts":
-        """Facts from the text that `to_json` returned.
+        """Make the facts from the text that `to_json` returned.
+
+        Args:
+            text: JSON text.
+            where: source of the text, named in error messages.
 
         Raises:
-            ValueError: not JSON, another schema, or not the facts of a card.
+            ValueError: the text is not JSON, has another schema, or does not contain the facts of a card.
         """
         try:
             values = json.loads(text)
             schema = values.pop("schema")
             if schema != CARD_SCHEMA:
                 raise ValueError(
-                    f"{where} has schema {schema!r}; this version reads {CARD_SCHEMA}. Render the card again."
+                    f"Expected schema {CARD_SCHEMA} in {where}, got {schema!r}. Render the card from the model again."
                 )
             about = About.from_dict(values.pop("about", {}), f"{where}: about")
             if values.get("evaluation") is not None:
@@ -88,7 +93,7 @@ class CardFacts:
                 values["evaluation"] = record.to_dict()
             return cls(**values, about=about)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{where} does not hold the facts of a card: {error!r}.") from error
+            raise ValueError(f"{where} does not contain the facts of a card: {error!r}.") from error
 
 
 def gather_facts(
@@ -98,12 +103,12 @@ def gather_facts(
     about: About | None = None,
     with_cohort: bool = True,
 ) -> CardFacts:
-    """The facts of a trained model.
+    """Gather the facts of a trained model.
 
     Args:
-        model_folder: written by `save_pretrained`.
-        name: on the Hub; None for a model that is not there, the snippets then name the folder of the recipe.
-        run_folder: holds `recipe.yaml` and `evaluation.json` if the model folder does not.
+        model_folder: folder written by `save_pretrained`.
+        name: name on the Hub; None for an unpublished model, whose code examples name the folder of the recipe.
+        run_folder: folder of the training run, with `recipe.yaml` and `evaluation.json` if the model folder lacks them.
         about: facts stated by the authors.
         with_cohort: whether the cohort is published.
 
@@ -136,10 +141,10 @@ def gather_facts(
 
 
 def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = None) -> CardFacts:
-    """The facts of a recipe that was not run: a configuration, and no numbers.
+    """Gather the facts of a recipe that was not run: a configuration without weights and measured numbers.
 
     Raises:
-        ValueError: the recipe cannot be read, or its model is refused.
+        ValueError: the recipe cannot be read, or its configuration of the model is invalid.
     """
     recipe = read_public_recipe(Path(recipe_file))
     given = {key: value for key, value in recipe.items() if key in _config_fields()}
@@ -157,12 +162,12 @@ def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = N
 
 
 def _recipe_model(recipe: Mapping[str, Any] | None) -> str:
-    """The folder that a training run writes its model to."""
+    """Return the folder that a training run writes its model to."""
     return f"runs/{'hamspk' if recipe is None else recipe.get('output_dir', 'hamspk')}/final"
 
 
 def find_file(name: str, model_folder: Path, run_folder: str | os.PathLike[str] | None) -> Path | None:
-    """A file of the model folder, or of the run folder if it is not there; None if it is in neither."""
+    """Return the path of a file in the model folder, or else in the run folder; None if neither contains it."""
     for folder in (model_folder, run_folder):
         if folder is not None and (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -170,48 +175,48 @@ def find_file(name: str, model_folder: Path, run_folder: str | os.PathLike[str] 
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        ValueError: no such file, not JSON, or not an object.
+        ValueError: the file is missing, is not JSON, or contains no JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
+        raise ValueError(f"Expected a JSON object in {path}, got a {type(values).__name__}.")
     return values
 
 
 def _drop_other_decisions(record: EvaluationRecord, verification: Mapping[str, Any] | None) -> None:
-    """Replace decisions that were measured with another calibration than the published one by a note."""
+    """Replace decisions by a note if they were measured with another calibration than the published one."""
     published = None if verification is None else verification.get(CHECKSUM)
     for values in record.lists.values():
         decisions = values.get("decisions")
         if decisions and decisions.get("calibration") not in (None, published):
-            values["decisions"] = {"note": "they were measured with another calibration than that of this model"}
+            values["decisions"] = {"note": "they were measured with a calibration that is not the one of this model"}
 
 
 def needs_cohort(verification: Mapping[str, Any]) -> bool:
-    """Whether a calibration is one of scores normalised with a cohort."""
+    """Return whether a calibration is for scores that are normalised with a cohort."""
     return verification.get("normalisation", "none") != "none"
 
 
 def read_public_recipe(path: Path) -> dict[str, Any]:
-    """A recipe without the folders of the machine that ran it.
+    """Read a recipe, and remove the folders of the machine that ran it.
 
-    Every path is cut to its last part; a name on the Hub (of `backbone` or `initial_model`) and a URL stay.
+    Each path is shortened to its last part. URLs, and names on the Hub in `backbone` and `initial_model`, are kept.
 
     Raises:
-        ValueError: no such file, or not a YAML mapping.
+        ValueError: the file is missing or is not a YAML mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines; it holds a {type(values).__name__}.")
+        raise ValueError(f"Expected 'key: value' lines in {path}, got a {type(values).__name__}.")
     return {str(key): _without_folders(str(key), value) for key, value in values.items()}
 
 
@@ -227,7 +232,7 @@ def _without_folders(key: str, value: Any) -> Any:
 
 
 def _config_fields() -> set[str]:
-    """Fields of a configuration of this package that transformers' own do not have."""
+    """Return the fields of `HamSpkConfig` that transformers' base class lacks."""
     return {one.name for one in dataclasses.fields(HamSpkConfig)} - {
         one.name for one in dataclasses.fields(PreTrainedConfig)
     }
@@ -244,29 +249,33 @@ def _card_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, one or the parts of an index.
+    """Return the safetensors files of a model folder: a single file, or the parts that an index lists.
 
     Raises:
-        ValueError: there are none, or one is missing.
+        ValueError: the folder contains no weights, or a part is missing.
     """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / WEIGHTS_INDEX).is_file():
         raise ValueError(
-            f"{folder} holds no {WEIGHTS_FILE}. Give the folder that save_pretrained wrote; weights in another format "
-            "are not published."
+            f"No {WEIGHTS_FILE} in {folder}. Give a folder that save_pretrained wrote; weights in other formats are "
+            "not published."
         )
     parts = sorted(set(read_json_object(folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
     missing = [name for name in parts if Path(name).name != name or not (folder / name).is_file()]
     if missing or not parts:
         raise ValueError(
-            f"{folder / WEIGHTS_INDEX} names {missing if parts else 'no files'}; expected files beside it."
+            f"{folder / WEIGHTS_INDEX} must list weight files in its own folder, but it lists "
+            f"{missing if parts else 'no files'}."
         )
     return [folder / name for name in parts]
 
 
 def measure_weights(files: list[Path]) -> dict[str, int]:
-    """Count the numbers without those of the training head, and the bytes of all files.
+    """Measure the size of the weights.
+
+    Returns:
+        Number of stored values without the training head (`numbers`), and size of all files (`bytes`).
 
     Raises:
         ValueError: a file is not a safetensors file.

@@ -1,12 +1,15 @@
-"""The handler of Inference Endpoints; their toolkit looks for this file at the root of a repository.
+"""Request handler for Inference Endpoints, whose toolkit expects this file at the root of a repository.
+
+A verification request is
 
     {"inputs": {"enrolment": BASE64 or [BASE64, ...], "test": BASE64}, "parameters": {"operating_point": "strict"}}
 
-gives the score, the log-likelihood ratio, the decision and the warnings. A single recording, as `{"inputs": BASE64}` or
-as a body of type `audio/*`, gives its embedding. Recordings are files of WAV, FLAC, OGG, Opus or MP3.
+The answer contains the score, the log-likelihood ratio, the decision and the warnings. A request with one recording, as
+`{"inputs": BASE64}` or as a body of type `audio/*`, is answered with its embedding. Recordings are WAV, FLAC, OGG, Opus
+or MP3 files.
 
-The toolkit answers an exception with status 400 and its message. Messages say what is wrong with the request; those of
-internal errors give only an id, under which the log of the endpoint has the details.
+The toolkit answers an exception with status 400 and its message. The message of an invalid request explains the
+problem. The message of an internal error gives only an id, under which the log of the endpoint has the details.
 """
 
 import base64
@@ -19,10 +22,10 @@ from typing import Any
 from transformers import pipeline
 
 LONGEST_SECONDS = 120.0
-# All recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
+# Limit of all recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
 LARGEST_BYTES = 24 << 20
 LARGEST_ENROLMENT = 10
-# Requests decoded and computed at once, each with up to a few hundred MB, and how long another request waits.
+# Requests processed at once, each with up to a few hundred MB of memory, and the longest wait of another request.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -35,15 +38,15 @@ class RequestError(ValueError):
 
 
 class EndpointHandler:
-    """Answers requests; may be called from several threads.
+    """Handler that answers requests, also from several threads.
 
     Args:
-        path: the folder of the model.
+        path: folder of the model.
     """
 
     def __init__(self, path: str = ""):
         limits = {"seconds": LONGEST_SECONDS, "size": LARGEST_BYTES, "remote": False}
-        # Its name is not among the overloads of transformers.
+        # The overloads of transformers' `pipeline` do not include this task.
         make: Any = pipeline
         self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
         # Built now, so that the first request does not wait for it.
@@ -54,16 +57,19 @@ class EndpointHandler:
         """Answer a request.
 
         Args:
-            data: the body: `inputs`, and optional `parameters`.
+            data: body of the request, with `inputs` and optional `parameters`.
+
+        Returns:
+            The answer to a verification, or the embedding of a single recording, as JSON can store it.
 
         Raises:
-            RequestError: the request is invalid, or there are too many at once.
-            RuntimeError: an internal error, with an id for the log.
+            RequestError: the request is invalid, or too many requests are running.
+            RuntimeError: an internal error occurred; the message gives its id in the log.
         """
         try:
             inputs, parameters = _inputs(data), _parameters(data)
             if not self._slots.acquire(timeout=PATIENCE_SECONDS):
-                raise RequestError("Too many requests at once; try again later.")
+                raise RequestError("Too many requests are running. Try again later.")
             try:
                 return self._answer(inputs, parameters)
             finally:
@@ -73,7 +79,7 @@ class EndpointHandler:
         except Exception:
             number = uuid.uuid4().hex[:8]
             logger.exception("request %s failed", number)
-            raise RuntimeError(f"The request failed by an internal error, id {number} in the log.") from None
+            raise RuntimeError(f"The request failed with an internal error, id {number} in the log.") from None
         raise RequestError(message)
 
     def _answer(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -82,12 +88,10 @@ class EndpointHandler:
             answer = self.pipeline(_bytes(inputs, room), return_embeddings=True, **parameters)
             return answer | {"embedding": answer["embedding"].tolist()}
         if inputs.keys() != {"enrolment", "test"}:
-            raise RequestError(
-                f"inputs is an object with the keys {sorted(map(str, inputs))[:5]}; expected 'enrolment' and 'test'."
-            )
+            raise RequestError(f"inputs must have the keys 'enrolment' and 'test', got {sorted(map(str, inputs))[:5]}.")
         several = inputs["enrolment"] if isinstance(inputs["enrolment"], list) else [inputs["enrolment"]]
         if not 0 < len(several) <= LARGEST_ENROLMENT:
-            raise RequestError(f"inputs has {len(several)} enrolment recordings; expected 1 to {LARGEST_ENROLMENT}.")
+            raise RequestError(f"Expected 1 to {LARGEST_ENROLMENT} enrolment recordings in inputs, got {len(several)}.")
         pair = ([_bytes(one, room) for one in several], _bytes(inputs["test"], room))
         return self.pipeline(pair, **parameters)
 
@@ -106,7 +110,7 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"parameters must be an object with some of {', '.join(PARAMETERS)}.")
     parameters = dict(given)
     if isinstance(parameters.get("threshold"), str):
-        # From a query, all but whole numbers come as text.
+        # The toolkit passes decimal numbers of a URL query as text.
         try:
             parameters["threshold"] = float(parameters["threshold"])
         except ValueError:
@@ -118,21 +122,31 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(recording: Any, room: list[int]) -> bytes:
-    """The bytes of an audio file, decoded if they are base64; `room` is the size that the request has left."""
+    """Return the bytes of an audio file, decoded if they are base64, and subtract their number from `room`.
+
+    Args:
+        recording: base64 text, data URL, or bytes.
+        room: list with one entry, the number of bytes that the request may still use.
+
+    Raises:
+        RequestError: the recording is invalid or too large.
+    """
     if isinstance(recording, str):
         _, comma, text = recording.partition(",") if recording.startswith("data:") else ("", ",", recording)
         if not comma:
-            raise RequestError("A recording is a data URL without a comma; expected data:audio/...;base64,...")
-        # Line breaks, as the tool `base64` makes them, are a seventieth of the text at most.
+            raise RequestError(
+                "Expected a data URL data:audio/...;base64,... for a recording, got one without a comma."
+            )
+        # The line breaks of the tool `base64` add at most a seventieth of the text.
         if len(text) > room[0] * 4 // 3 * 76 // 75 + 4:
             raise RequestError(_TOO_LARGE)
         try:
             recording = base64.b64decode("".join(text.split()).translate(_URL_SAFE), validate=True)
         except (binascii.Error, ValueError):
-            raise RequestError("A recording is no base64; expected the base64 of an audio file.") from None
+            raise RequestError("Expected an audio file in base64 for each recording, got invalid base64.") from None
     if not isinstance(recording, bytes | bytearray):
         raise RequestError(
-            f"A recording is of type {type(recording).__name__}; expected the base64 of an audio file as text."
+            f"Expected an audio file in base64, as text, for each recording, got type {type(recording).__name__}."
         )
     room[0] -= len(recording)
     if room[0] < 0:
@@ -140,4 +154,6 @@ def _bytes(recording: Any, room: list[int]) -> bytes:
     return bytes(recording)
 
 
-_TOO_LARGE = f"The recordings of a request may have {LARGEST_BYTES >> 20} MiB; send compressed or shorter ones."
+_TOO_LARGE = (
+    f"The recordings of a request must not exceed {LARGEST_BYTES >> 20} MiB in total. Send compressed or shorter ones."
+)

@@ -1,4 +1,4 @@
-"""The search for paths of this machine and tokens in every file before anything is sent."""
+"""Search for private paths and access tokens in the files of an upload."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Any path below a root folder; not the path of a URL, a fraction or a regular expression.
+# Matches paths below common root folders, but not the paths of URLs, fractions and regular expressions.
 _ROOTS = (
     "home|Users|root|tmp|work|workspace|workspaces|mnt|media|var|private|scratch|data|datasets|srv|opt|content|kaggle|"
     "gpfs|lustre|nfs|Volumes|cluster|export|storage|run|dev/shm"
@@ -29,19 +29,19 @@ _SECRETS = {
     "a password in a URL": re.compile(r"\b\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
 }
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
-# Shorter values would be found everywhere.
+# Shorter values would match by chance.
 _SHORTEST_TOKEN = 8
 LEAKS_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Something private in a file.
+    """Private path or secret found in a file.
 
     Attributes:
-        file: its name in the repository.
-        line: from 1; None in a file without lines.
-        what: description for the message; of a secret, only its kind.
+        file: name of the file in the repository.
+        line: line number from 1; None in a file without lines.
+        what: description for the message; for a secret, only its kind.
     """
 
     file: str
@@ -54,11 +54,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class Private:
-    """Paths and tokens of this machine and its user, which must not be published.
+    """Paths and access tokens of this machine and its user, which must not be published.
 
     Attributes:
-        paths: absolute folders.
-        tokens: their values.
+        paths: absolute paths of folders.
+        tokens: values of the tokens.
     """
 
     paths: tuple[str, ...]
@@ -66,7 +66,7 @@ class Private:
 
     @classmethod
     def of_this_machine(cls, folders: Iterable[str | os.PathLike[str]] = ()) -> "Private":
-        """The user's home, the working directory, the folder for temporary files, `folders`, and the user's tokens."""
+        """Collect home, working directory, temporary folder, `folders`, and the user's access tokens."""
         given = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), *map(Path, folders)]
         paths = {str(form) for path in given for form in (path.absolute(), path.resolve())}
         tokens = {os.environ.get(name, "") for name in _TOKEN_VARIABLES} | {get_token()}
@@ -77,16 +77,19 @@ class Private:
 
 
 def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, strict: bool = True) -> list[Leak]:
-    """Paths of a machine and secrets in a text.
+    """Find private paths and secrets in a text.
 
     Args:
-        name: of the file, for the report.
-        text: its content; bytes that are not text may be decoded as Latin-1.
+        name: name of the file, for the report.
+        text: content of the file; binary content may be decoded as Latin-1.
         private: paths and tokens of this machine.
-        has_lines: whether line numbers have a meaning.
-        strict: also search for paths of any machine; random bytes would match.
+        has_lines: whether the content has lines to report.
+        strict: whether to search for paths of other machines as well; in binary content they match by chance.
+
+    Returns:
+        At most one leak per line.
     """
-    # No pattern spans lines, and most files hold nothing: one search over the whole text is enough.
+    # Most files contain no leak, and no pattern spans lines, so one search over the whole text comes first.
     if _leak_in(text, private, strict) is None:
         return []
     found = [_leak_in(line, private, strict) for line in (text.splitlines() if has_lines else [text])]
@@ -107,7 +110,7 @@ def _secret_in(text: str, private: Private) -> str | None:
 
 def _path_in(text: str, private: Private, strict: bool) -> str | None:
     for path in private.paths:
-        # JSON doubles the backslashes of Windows.
+        # JSON doubles the backslashes of Windows paths.
         for form in {path, path.replace("\\", "\\\\")}:
             match = re.search(rf"(?<![\w.:/]){re.escape(form)}(?![\w-])[^\s\"'`,;:)\]}}]*", text)
             if match is not None:
@@ -121,7 +124,7 @@ def _path_in(text: str, private: Private, strict: bool) -> str | None:
 
 
 def refuse_leaks(leaks: list[Leak]) -> None:
-    """Refuse files with leaks.
+    """Raise an error if files contain private paths or secrets.
 
     Raises:
         ValueError: there is a leak; the message names files and lines.
@@ -131,6 +134,6 @@ def refuse_leaks(leaks: list[Leak]) -> None:
     shown = "; ".join(map(str, leaks[:LEAKS_SHOWN]))
     more = f"; and {len(leaks) - LEAKS_SHOWN} more" if len(leaks) > LEAKS_SHOWN else ""
     raise ValueError(
-        f"Nothing was sent, because files hold private paths or tokens. {shown}{more}. Remove them from the files and "
-        "give the command again."
+        f"Nothing was sent, because files contain private paths or tokens: {shown}{more}. Remove them from the files, "
+        "and run the command again."
     )

@@ -1,10 +1,10 @@
-"""The licence of weights that the licences of the training data allow."""
+"""Choice of a licence for weights that the licences of the training data allow."""
 
 import re
 from collections.abc import Sequence
 
-# Identifiers of the Hub by their conditions: attribution, share alike, no commerce, no derivatives. Those of Creative
-# Commons licences are read from their names.
+# Identifiers of the Hub by their conditions: attribution, share alike, non-commercial, no derivatives. The conditions
+# of Creative Commons licences are read from their names.
 _PERMISSIVE = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "pddl", "unlicense", "cdla-permissive-2.0"}
 )
@@ -16,12 +16,12 @@ _CC_BY, _CC_BY_SA, _CC_BY_NC, _CC_BY_NC_SA = "cc-by-4.0", "cc-by-sa-4.0", "cc-by
 
 
 def hub_licence(name: str) -> str:
-    """A licence's name as the Hub writes it: `CC BY-SA 4.0` and `CC-BY-SA-4.0` are `cc-by-sa-4.0`."""
+    """Return the Hub's identifier of a licence: `cc-by-sa-4.0` for `CC BY-SA 4.0` and `CC-BY-SA-4.0`."""
     return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
 def conditions(licence: str) -> frozenset[str] | None:
-    """The conditions of a licence: some of `by`, `sa`, `nc`, `nd`; None for a licence unknown to this package."""
+    """Return the conditions of a licence: some of `by`, `sa`, `nc`, `nd`; None if this package does not know it."""
     name = hub_licence(licence)
     if name in _PERMISSIVE:
         return frozenset()
@@ -34,16 +34,16 @@ def conditions(licence: str) -> frozenset[str] | None:
 
 
 def weights_licence(of_data: Sequence[str]) -> str | None:
-    """The licence for weights that keeps the conditions of the licences of the training data.
+    """Return a licence for weights that keeps all conditions of the licences of the training data.
 
-    Whether weights are a work derived from their training data is not settled; this is the careful answer.
+    It is not settled whether weights are a derived work of their training data. This function assumes that they are.
 
     Args:
         of_data: licences of all training data.
 
     Returns:
-        Identifier of the Hub: the most permissive one that keeps every condition; `"other"` if a licence is unknown,
-        forbids derivatives, or contradicts another; None without any licence.
+        Identifier of the Hub. It is the most permissive licence that keeps every condition; `"other"` if a licence is
+        unknown, forbids derivatives, or contradicts another; None if `of_data` is empty.
     """
     if not of_data:
         return None
@@ -52,7 +52,7 @@ def weights_licence(of_data: Sequence[str]) -> str | None:
         return OTHER
     known = [one for one in asked if one is not None]
     every: frozenset[str] = frozenset().union(*known)
-    # Share alike means the same licence: what forbids commerce cannot be added to a licence that does not.
+    # Share alike requires the same licence, so a commercial one cannot be combined with a non-commercial one.
     if "nc" in every and any("sa" in one and "nc" not in one for one in known):
         return OTHER
     if "nc" in every:
@@ -64,14 +64,14 @@ def weights_licence(of_data: Sequence[str]) -> str | None:
 
 _WORDS = {
     "by": "attribution",
-    "sa": "the same licence for what is made of it",
+    "sa": "the same licence for derived works",
     "nc": "no commercial use",
     "nd": "no derivatives",
 }
 
 
 def dropped_conditions(licence: str, of_data: Sequence[str]) -> list[str]:
-    """The conditions of the training data that `licence` drops, in words; empty if a licence is unknown."""
+    """Return the conditions of the training data, in words, that `licence` lacks; empty if `licence` is unknown."""
     given = conditions(licence)
     if given is None:
         return []

@@ -1,4 +1,4 @@
-"""The check that measurements belong to the weights beside them."""
+"""Check that the evaluation, the calibration and the cohort belong to the weights beside them."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from .tables import measured
 
 
 def check_origin(folder: Path, facts: CardFacts) -> None:
-    """Refuse an evaluation, a calibration or a cohort of another model than the one beside it.
+    """Check that evaluation, calibration and cohort belong to the weights of the model in `folder`.
 
     Raises:
-        ValueError: a file belongs to other weights; the message names it.
+        ValueError: the model cannot be loaded, or a file belongs to other weights; the message names the file.
     """
     evaluated = None if facts.evaluation is None else measured(facts.evaluation, "model").get("fingerprint")
     if evaluated is None and facts.verification is None and facts.cohort is None:
@@ -25,6 +25,6 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
         raise ValueError(f"The model in {folder} cannot be loaded: {error}") from error
     if evaluated not in (None, fingerprint):
         raise ValueError(
-            f"{EVALUATION_FILE} was measured with other weights than those in {folder}: its numbers do not belong in "
-            "this card. Evaluate this model with `hamspk evaluate`, or give the folder of the one that was measured."
+            f"{EVALUATION_FILE} was measured with other weights than the ones in {folder}. Evaluate this model with "
+            "`hamspk evaluate`, or give the folder of the model that was evaluated."
         )

@@ -1,4 +1,4 @@
-"""The upload of a model to the Hub, as one commit."""
+"""Upload of a model to the Hub, in one commit."""
 
 import os
 import re
@@ -32,27 +32,29 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publish a model folder: weights, code, calibration, cohort, recipe, evaluation, plots, card and licence.
 
-    All files go in one commit: an interrupted upload leaves the repository unchanged. Call the function again; files
-    that have arrived are not sent again.
+    All files are part of one commit, so an interrupted upload leaves the repository unchanged. Call the function again
+    after an interruption; files that have arrived are not sent again.
 
     Args:
-        model_folder: written by `save_pretrained`.
-        repository: `owner/name`; it is made if it is not there.
-        private: whether a new repository is private. An existing one keeps its visibility, and a public one is
-            refused unless this is False.
-        run_folder: holds `recipe.yaml`, `evaluation.json` and `plots/` if the model folder does not.
+        model_folder: folder written by `save_pretrained`.
+        repository: name on the Hub, `owner/name`; a missing repository is created.
+        private: whether a new repository is private. An existing repository keeps its visibility; a public one is
+            an error unless `private` is False.
+        run_folder: folder of the training run, with `recipe.yaml`, `evaluation.json` and `plots/` if the model folder
+            lacks them.
         about: facts stated by the authors, for the card.
-        licence: licence of the weights; takes precedence over the one in `about`.
-        cohort: send the cohort, which is data of people.
-        message: of the commit.
-        api: client with another endpoint or token.
+        licence: licence of the weights; takes precedence over the licence in `about`.
+        cohort: whether to send the cohort, which is biometric data.
+        message: commit message.
+        api: client of the Hub, for another endpoint or token.
 
     Returns:
         The commit; its `oid` is the revision to pin.
 
     Raises:
-        ValueError: see `plan_upload`; or the repository is public, or holds pickles.
-        OSError: the Hub refuses, or the connection is lost.
+        ValueError: the folder cannot be published (see `plan_upload`), the name of the repository is invalid, the
+            repository is public although `private` is True, or it contains pickles.
+        OSError: the Hub rejects the upload, or the connection is lost.
     """
     check_repository(repository)
     stated = About() if about is None else about
@@ -61,10 +63,10 @@ def push_to_hub(
 
 
 def check_repository(name: str) -> None:
-    """Refuse a name that is not `owner/name`.
+    """Check that a name has the form `owner/name`.
 
     Raises:
-        ValueError: the name has another form, or is a folder.
+        ValueError: the name has another form, or is a local folder.
     """
     if not _REPOSITORY_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name, such as alice/my-speaker-model.")
@@ -73,19 +75,32 @@ def check_repository(name: str) -> None:
     except HFValidationError as error:
         raise ValueError(f"{name!r} is not a name on the Hub; expected owner/name. {error}") from error
     if Path(name).exists():
-        raise ValueError(f"{name} is a folder here; expected owner/name on the Hub. The model folder comes first.")
+        raise ValueError(
+            f"Expected the name owner/name of a repository on the Hub, but {name} is a folder here. The first argument "
+            "is the model folder, the second is the repository."
+        )
 
 
 def send(
     plan: UploadPlan, repository: str, private: bool = True, message: str = MESSAGE, api: HfApi | None = None
 ) -> CommitInfo:
-    """Send the files of a plan.
+    """Send the files of a plan in one commit.
 
-    Files of an earlier push that the plan does not have are deleted in the same commit; other files stay.
+    Files of an earlier push that are not in the plan are deleted in the same commit; other files are kept.
+
+    Args:
+        plan: files to send.
+        repository: name on the Hub, `owner/name`; a missing repository is created.
+        private: whether a new repository is private; an existing public one is an error unless this is False.
+        message: commit message.
+        api: client of the Hub, for another endpoint or token.
+
+    Returns:
+        The commit.
 
     Raises:
-        ValueError: the repository is public and `private` was asked for, or it holds pickles.
-        OSError: the Hub refuses, or the connection is lost; the repository is unchanged.
+        ValueError: the repository is public although `private` is True, or it contains pickles.
+        OSError: the Hub rejects the upload, or the connection is lost; the repository is unchanged.
     """
     client = HfApi() if api is None else api
     try:
@@ -93,8 +108,8 @@ def send(
         info = client.repo_info(repository)
         if private and info.private is False:
             raise ValueError(
-                f"{repository} exists and is public. Give --public (private=False) to publish there, or make it "
-                "private in its settings."
+                f"{repository} already exists and is public. Give --public (private=False) to publish there, or make "
+                "it private in its settings."
             )
         there = client.list_repo_files(repository)
         _refuse_pickles(repository, there)
@@ -103,15 +118,15 @@ def send(
     except ValueError:
         raise
     except LocalTokenNotFoundError as error:
-        raise OSError("There is no token of the Hub here. Log in with `hf auth login`, or set HF_TOKEN.") from error
+        raise OSError("No access token of the Hub found. Log in with `hf auth login`, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise OSError(_explain(error, repository)) from error
-    # The client's HTTP library has many errors for a lost connection, and the client wraps them in its own.
+    # A lost connection raises many kinds of errors, from the HTTP library or from the client.
     except Exception as error:
         cause = error if error.__cause__ is None else error.__cause__
         raise OSError(
-            f"The upload to {repository} broke off ({type(cause).__name__}: {cause}). Give the same command again: "
-            "files that have arrived are not sent again, and the repository changes only when all are there."
+            f"The upload to {repository} broke off ({type(cause).__name__}: {cause}). Run the same command again. "
+            "Files that have arrived are not sent again. The repository is unchanged until all files have arrived."
         ) from error
 
 
@@ -122,7 +137,7 @@ def _additions(plan: UploadPlan) -> Iterable[CommitOperationAdd]:
 
 
 def stale_files(plan: UploadPlan, there: Iterable[str]) -> list[str]:
-    """The files in a repository that an earlier push may have written and the plan does not have."""
+    """Return the files in a repository that an earlier push may have written and that are not in the plan."""
     return sorted(name for name in there if is_managed_file(name) and name not in plan.names)
 
 
@@ -130,8 +145,8 @@ def _refuse_pickles(repository: str, there: Iterable[str]) -> None:
     found = sorted(name for name in there if PurePosixPath(name).suffix.lower() in PICKLE_SUFFIXES)
     if found:
         raise ValueError(
-            f"{repository} holds {', '.join(found[:3])}: pickles, which can run code when they are read. Delete them "
-            f"there first (`hf repos delete-files {repository} {found[0]}`), or choose another name."
+            f"{repository} contains pickles, which can run code when they are loaded: {', '.join(found[:3])}. Delete "
+            f"them first (`hf repos delete-files {repository} {found[0]}`), or choose another repository."
         )
 
 
@@ -140,12 +155,14 @@ def _explain(error: HfHubHTTPError, repository: str) -> str:
     said = " ".join(str(error).split())
     if status == _NO_LOGIN or isinstance(error, RepositoryNotFoundError):
         return (
-            f"Log in with `hf auth login`: the Hub does not know you, or your token cannot reach {repository}. {said}"
+            f"Log in with `hf auth login`. You are not logged in, or your token has no access to {repository}. {said}"
         )
     if status == _NO_RIGHT:
         return (
-            f"You have no right to write to {repository}: check the owner's name and the rights of your token. {said}"
+            f"You have no right to write to {repository}. Check the owner's name and the rights of your token. {said}"
         )
     if status == _CONFLICT:
-        return f"Somebody else changed {repository} meanwhile. Look at it, and give the command again. {said}"
-    return f"The Hub refused the upload to {repository}: {said}. Nothing was changed there."
+        return (
+            f"{repository} was changed by another commit during the upload. Check it, and run the command again. {said}"
+        )
+    return f"The Hub rejected the upload to {repository}: {said}. The repository is unchanged."

@@ -1,4 +1,4 @@
-"""The speed of a model on this machine, for its card."""
+"""Measurement of a model's speed on this machine, for its card."""
 
 import statistics
 import time
@@ -15,16 +15,16 @@ _SEED = 0
 
 
 def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """Time `embed` on noise: the median of some repetitions, after one to warm up.
+    """Measure the speed of `embed` on noise, as the median of several repetitions after a warm-up.
 
     Args:
-        model: on the device to be timed.
-        seconds: length of an utterance.
-        repetitions: of each measurement.
+        model: model on the device to be measured.
+        seconds: duration of an utterance in seconds.
+        repetitions: number of repetitions of each measurement.
 
     Returns:
-        For `About.speed`: the device and its threads, milliseconds for one utterance, and seconds of audio embedded per
-        second, in batches.
+        Values for `About.speed`: the device and its number of threads, milliseconds per utterance, and seconds of audio
+        embedded per second in batches.
     """
     rate = model.config.sampling_rate
     noise = 0.1 * torch.randn(_BATCH, round(seconds * rate), generator=torch.Generator().manual_seed(_SEED))
@@ -40,7 +40,7 @@ def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int
 
 
 def _time(model: HamSpkModel, noise: torch.Tensor, rate: int, repetitions: int) -> float:
-    """Median seconds of one call."""
+    """Return the median duration of one call in seconds."""
     waveforms, took = list(noise), []
     for _ in range(repetitions + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rows of a card's tables, as text, from evaluation and calibration; what is missing is left out or named so."""
+"""Tables and notes of a card, as text, from evaluation and calibration; missing numbers become "not measured"."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,56 +9,56 @@ Lists = Mapping[str, Mapping[str, Any]]
 
 
 def cell(value: Any) -> str:
-    """Text for one cell of a Markdown table."""
+    """Return a value as text for one cell of a Markdown table."""
     return MISSING if value is None else " ".join(str(value).replace("|", "\\|").split())
 
 
 def percent(value: float | None) -> str:
-    """A fraction in per cent, two decimals."""
+    """Format a fraction in per cent, with two decimals."""
     return MISSING if value is None else f"{100 * value:.2f}"
 
 
 def decimal(value: float | None) -> str:
-    """Three decimals."""
+    """Format a number with three decimals."""
     return MISSING if value is None else f"{value:.3f}"
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None, form: Any = percent) -> str:
-    """A number and its confidence interval, if it has one."""
+    """Format a number with its confidence interval, if it has one."""
     if value is None or interval is None:
         return form(value)
     return f"{form(value)} [{form(interval[0])}, {form(interval[1])}]"
 
 
 def measured(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping within a mapping; empty if it is absent."""
+    """Return the mapping stored under a key of another mapping; empty if it is missing."""
     found = values.get(key)
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def evaluated_lists(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The evaluated trial lists by name; empty without an evaluation."""
+    """Return the evaluated trial lists by name; empty without an evaluation."""
     return {} if evaluation is None else measured(evaluation, "lists")
 
 
 def priors(lists: Lists) -> list[str]:
-    """The priors of a target at which a detection cost was measured on any list, in order."""
+    """Return the target priors at which a detection cost was measured on any list, in ascending order."""
     return sorted({prior for part in _measured_parts(lists) for prior in measured(part, "min_dcf")}, key=float)
 
 
 def result_head(lists: Lists) -> CardRow:
-    """Column names of the table of results."""
+    """Return the column names of the table of results."""
     columns = ["trial list", "scores", "trials", "targets", "speakers", "EER %"]
     columns += [f"minDCF({prior})" for prior in priors(lists)] + [f"actDCF({prior})" for prior in _actual_priors(lists)]
     return columns + (["Cllr"] if _any(lists, "cllr") else []) + (["minCllr"] if _any(lists, "min_cllr") else [])
 
 
 def result_rows(lists: Lists, names: Mapping[str, str]) -> list[CardRow]:
-    """For each trial list a row of its raw scores and one of its log-likelihood ratios, if it has any.
+    """Return the rows of the table of results: for each trial list, raw scores and any log-likelihood ratios.
 
     Args:
-        lists: the evaluated lists.
-        names: name of a list to its title in the table.
+        lists: evaluated trial lists.
+        names: maps the name of a list to its title in the table.
     """
     return [
         [cell(names.get(name, name)), describe_scores(numbers), *_number_cells(numbers, lists)]
@@ -69,13 +69,13 @@ def result_rows(lists: Lists, names: Mapping[str, str]) -> list[CardRow]:
 
 
 def group_head(lists: Lists) -> CardRow:
-    """Column names of the table of groups."""
+    """Return the column names of the table of groups."""
     head = result_head(lists)
     return [head[0], "group", *head[2:]]
 
 
 def card_group_rows(lists: Lists) -> list[CardRow]:
-    """A row for each group of speakers of each list: raw scores, or ratios if only these were measured by group."""
+    """Return a row for each group of speakers of each list: of raw scores, or of ratios if only those were measured."""
     rows = []
     for name, values in lists.items():
         groups = measured(values, "groups")
@@ -85,7 +85,7 @@ def card_group_rows(lists: Lists) -> list[CardRow]:
 
 
 def sweep_rows(evaluation: Mapping[str, Any] | None) -> list[CardRow]:
-    """A row for each recording condition that the model was measured under."""
+    """Return a row for each recording condition that was measured."""
     sweeps = {} if evaluation is None else measured(evaluation, "sweeps")
     return [
         [
@@ -111,7 +111,7 @@ def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
 
 
 def _measured_parts(lists: Lists) -> list[Mapping[str, Any]]:
-    """The numbers of all rows: of raw scores and of decisions."""
+    """Return the numbers of all rows, of raw scores and of decisions."""
     return [part for values in lists.values() for part in (values, measured(values, "decisions"))]
 
 
@@ -124,14 +124,14 @@ def _any(lists: Lists, key: str) -> bool:
 
 
 def describe_scores(values: Mapping[str, Any]) -> str:
-    """What was ranked: `cosine`, or `log-likelihood ratio, AS-norm`."""
+    """Return the kind of scores with their normalisation: `cosine`, or `log-likelihood ratio, AS-norm`."""
     normalisation, scores = values.get("normalisation"), values.get("scores")
     kind = "" if normalisation in (None, "none") else f"{str(normalisation).upper()}-norm"
     return cell(", ".join(part for part in (str(scores) if scores is not None else "", kind) if part)) or "not stated"
 
 
 def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
-    """The operating points of a calibration: name, prior, costs, threshold on the log-likelihood ratio, errors."""
+    """Return a row for each operating point: name, prior, costs, threshold on the log-likelihood ratio, error rates."""
     points = [] if verification is None else verification.get("operating_points", [])
     return [
         [
@@ -147,7 +147,7 @@ def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
 
 
 def point_rows_of_lists(lists: Lists) -> list[CardRow]:
-    """The error rates at each operating point on each trial list."""
+    """Return a row with the error rates at each operating point on each trial list."""
     rows = []
     for name, values in lists.items():
         for point, rates in measured(measured(values, "decisions"), "operating_points").items():
@@ -158,7 +158,7 @@ def point_rows_of_lists(lists: Lists) -> list[CardRow]:
 
 
 def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
-    """What a reader of the tables must know, a sentence each."""
+    """Return the remarks below the table of results, one sentence or two each."""
     lists = evaluated_lists(evaluation)
     with_intervals = [values for values in lists.values() if values.get("eer_interval") is not None]
     notes = []
@@ -174,24 +174,24 @@ def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
 def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
     notes, left_out, decisions = [], measured(values, "groups_left_out"), measured(values, "decisions")
     if values.get("interval_note") is not None:
-        notes.append(f"{name}: no intervals, as {cell(values['interval_note'])}.")
+        notes.append(f"{name}: no intervals, because {cell(values['interval_note'])}.")
     if values.get("skipped"):
-        notes.append(f"{name}: {values['skipped']} trials were left out, as a file could not be used.")
+        notes.append(f"{name}: {values['skipped']} trials were left out, because a file could not be used.")
     if decisions.get("without_decision"):
         share = percent(decisions.get("share_without_decision"))
         notes.append(
-            f"{name}: {decisions['without_decision']} trials ({share} %) got no decision, as a recording has too "
-            "little speech. The row of raw scores is over all trials, that of log-likelihood ratios over the others."
+            f"{name}: {decisions['without_decision']} trials ({share} %) have no decision, because a recording has too "
+            "little speech. The row of raw scores includes these trials, the row of log-likelihood ratios does not."
         )
     if decisions.get("note") is not None:
-        notes.append(f"{name}: there is no row of decisions: {cell(decisions['note'])}.")
+        notes.append(f"{name}: the decisions are left out, because {cell(decisions['note'])}.")
     if left_out:
-        notes.append(f"{name}: groups without trials of both kinds are left out: {cell(', '.join(left_out))}.")
+        notes.append(f"{name}: groups without target and impostor trials are left out: {cell(', '.join(left_out))}.")
     return notes
 
 
 def _origin_notes(lists: Lists) -> list[str]:
-    """With which software and protocol the lists were measured; one sentence for lists that agree."""
+    """Return sentences that name the software and protocol of the lists; lists that agree share a sentence."""
     by_origin: dict[str, list[str]] = {}
     for name, values in lists.items():
         versions = measured(values, "versions")

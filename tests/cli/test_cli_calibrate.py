@@ -87,7 +87,7 @@ def test_training_speakers_are_named_and_cohort_speakers_left_out(tmp_path, hams
     code, out, err = hamspk(*words(tmp_path, corpus, *cohort))
     assert code == 0
     assert "the model was trained on 2 of these speakers (test/syn00012, test/syn00013)" in out
-    assert "cohort: left out 8 speakers who are in the pairs, too" in err
+    assert "cohort: left out 8 speakers who are also in PAIRS" in err
     assert len(HamSpkModel.from_pretrained(tmp_path).cohort.embeddings) == 6
 
 
@@ -106,13 +106,13 @@ def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     assert ", got 5 of the same speaker and" in refused(pairs="few.txt")
     assert "not of both kinds" in refused(pairs="one.txt")
     assert "needs a cohort" in refused("--normalisation", "as")
-    assert "is there already" in refused("--output", tmp_path / "full")
+    assert "already exists" in refused("--output", tmp_path / "full")
     assert "stand alone" in refused("--quality", "none", "snr")
-    assert "--cohort-root is the folder" in refused("--cohort-root", corpus)
-    assert "is no folder here: give --output" in refusal(
+    assert "--cohort-root needs --cohort" in refused("--cohort-root", corpus)
+    assert "is not a local folder. Give a new folder" in refusal(
         "calibrate", "owner/name", tmp_path / "few.txt", "--audio-root", corpus
     )
     code, _, err = hamspk(*words(model, corpus, "--operating-point", "door=2"))
     assert code == 2
-    assert "'door=2' is no operating point (door: prior must lie between 0 and 1" in err
+    assert "'door=2' is not an operating point (door: prior must lie between 0 and 1" in err
     assert not (model / "verification.json").exists()

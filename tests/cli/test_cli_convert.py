@@ -48,7 +48,7 @@ def test_what_it_says_of_an_unknown_licence_and_a_classifier(hamspk, tmp_path):
     _, out, _ = hamspk("convert", file, tmp_path / "out")
     assert "read: TaoRuijie ECAPA-TDNN, from pretrain.model" in out
     assert "not taken: speaker_loss.weight (the classifier of its training speakers)" in out
-    assert "licence: not stated beside the weights: find it out before you share the model" in out
+    assert "licence: not stated beside the weights; find it out before you share the model" in out
     assert AutoModel.from_pretrained(tmp_path / "out").config.source_licence is None
     _, out, _ = hamspk("convert", file, tmp_path / "again", "--from", "official", "--licence", "mit")
     assert "licence: mit, that of the source" in out
@@ -66,9 +66,9 @@ def test_a_model_of_transformers(hamspk, tmp_path):
 def test_refusals(refusal, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.safetensors").touch()
-    assert "full exists and is not an empty folder; choose a new one" in refusal("convert", tmp_path, tmp_path / "full")
+    assert "OUTPUT must be a new or empty folder" in refusal("convert", tmp_path, tmp_path / "full")
     assert "is not recognised. Expected a folder" in refusal("convert", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert "There is no file or folder" in refusal("convert", tmp_path / "absent", tmp_path / "out")
+    assert "SOURCE not found" in refusal("convert", tmp_path / "absent", tmp_path / "out")
     torch.save({"weight": torch.zeros(1), "run": print}, tmp_path / "a.pt")
     assert "a.pt contains more than weights: it asks for" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")

@@ -169,7 +169,7 @@ def test_a_model_without_a_folder_gets_one_in_the_working_directory(tmp_path, mo
     record = EvaluationRecord({"name": "owner/name", "fingerprint": "f"}, {"dev": {"eer": 0.1}})
     cli_evaluate.write_and_tell(Evaluation(record, {}), "owner/name", None)
     told = capsys.readouterr().out
-    assert "owner/name is on the Hub and has no folder here" in told
+    assert "owner/name has no local folder" in told
     assert Path("owner-name-evaluation", "evaluation.json").is_file()
 
 
@@ -189,18 +189,18 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
     assert "--prior must lie strictly between 0 and 1, got 1.0" in refusal(
         "evaluate", model_folder, good, "--audio-root", audio, "--prior", 1
     )
-    assert "There is no folder" in refusal("evaluate", tmp_path / "nope", good, "--audio-root", audio)
+    assert "Model folder not found" in refusal("evaluate", tmp_path / "nope", good, "--audio-root", audio)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "results.json"], "--output is a folder, in which evaluation.json, report.html and plots/ are"),
+        (["--output", "results.json"], "--output must be a folder for evaluation.json, report.html and plots/"),
         (["--replicates", 20], "--replicates must be 0 or at least 100, got 20"),
         (["--confidence", 95], "--confidence must lie between 0 and 1, got 95.0"),
-        (["--group-by", "gender"], "--group-by names columns of a table: give it with --metadata"),
+        (["--group-by", "gender"], "--group-by needs --metadata"),
         (["--metadata", "nope.csv"], "There is no table nope.csv"),
-        (["--replicates", 0, "--compare", "other"], "--compare tests a difference by resampling"),
+        (["--replicates", 0, "--compare", "other"], "--compare needs resamplings"),
         (["--subtract-mean"], "The mean to subtract is the mean of the model's cohort, and this model has no cohort"),
     ],
 )
@@ -319,7 +319,7 @@ def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_fol
         "nan.wav: holds 3 NaN",
         "text.wav: cannot be decoded",
         "gone.wav: no such file",
-        "empty: the folder holds no file that ends in .wav",
+        "empty: the folder contains no file that ends in .wav",
     ):
         assert reason in err
     assert str(nested / "good.FLAC") in np.load(output)
@@ -329,13 +329,13 @@ def test_nothing_to_embed(tmp_path, hamspk, refusal, model_folder, audio):
     code, out, _ = hamspk("embed", model_folder, audio / "silence.wav", "--output", tmp_path / "e.npz")
     assert code == 1
     assert out == f"nothing embedded, 1 skipped; {tmp_path / 'e.npz'} was not written\n"
-    assert "There is no file or folder nowhere" in refusal(
+    assert "File or folder not found: nowhere" in refusal(
         "embed", model_folder, "nowhere", "--output", tmp_path / "e.npz"
     )
     assert not (tmp_path / "e.npz").exists()
     message = refusal("embed", model_folder, audio / "a.wav", "--output", "embeddings.csv")
     assert "--output must end in .parquet or .safetensors or .npz, got embeddings.csv" in message
     message = refusal("embed", model_folder, "--output", "embeddings.npz")
-    assert "Give audio files, folders or shards to embed, or else trial lists" in message
+    assert "Give either FILES (audio files, folders or shards) or trial lists" in message
     message = refusal("embed", model_folder, audio, "--output", "embeddings.npz", "--workers", 0)
     assert "--workers must be at least 1" in message

@@ -37,7 +37,7 @@ def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, pe
     assert "skipped" in err
     assert answers[str(voices / "silence.wav")]["decision"] == "not enough speech"
     assert [c["name"] for c in answers[str(voices / "a.wav")]["candidates"]] == ["anna", "carl"]
-    assert "different ways to decide" in refusal(*words, "--prior", "0.5")
+    assert "exclude each other" in refusal(*words, "--prior", "0.5")
     code, out, _ = hamspk("identify", calibrated_folder, "--profiles", profiles, voices / "a.wav")
     assert "one of the 2 enrolled: log-likelihood ratio" in out
 
@@ -53,10 +53,10 @@ def test_names_and_bad_folders(hamspk, refusal, model_folder, people, voices, tm
     assert code == 1
     assert "not enrolled: nobody: Not enough speech" in err
     assert out == f"0 speakers enrolled in {profiles}; 1 speaker not enrolled\n"
-    assert "holds no profile" in refusal("identify", model_folder, "--profiles", profiles, voices / "a.wav")
+    assert "No profile (.safetensors) in" in refusal("identify", model_folder, "--profiles", profiles, voices / "a.wav")
     assert "There is no folder" in refusal("identify", model_folder, "--profiles", tmp_path / "x", voices / "a.wav")
-    assert "is no folder" in refusal("enrol", model_folder, voices / "a.wav", "--profiles", profiles)
-    assert "holds no folder" in refusal(
+    assert "is not a folder" in refusal("enrol", model_folder, voices / "a.wav", "--profiles", profiles)
+    assert "must not contain a folder" in refusal(
         "enrol", model_folder, voices / "a.wav", "--profiles", profiles, "--name", "../x"
     )
     hamspk("enrol", model_folder, voices / "c.wav", "--name", "carl", "--profiles", profiles)

@@ -57,7 +57,7 @@ def test_unknown_command_and_option_are_usage_errors(hamspk):
 
 def test_traceback_is_shown_when_asked_for(hamspk):
     for words in (["--traceback", "train", "nowhere.yaml"], ["train", "nowhere.yaml", "--traceback"]):
-        with pytest.raises(ValueError, match=r"There is no recipe nowhere\.yaml"):
+        with pytest.raises(ValueError, match=r"Recipe not found: nowhere\.yaml"):
             hamspk(*words)
 
 

@@ -28,7 +28,7 @@ def test_prepare_verify_and_prepare_again(hamspk, source, tmp_path):
     assert "left out speaker0/text.wav: cannot be decoded" in err
     assert hamspk(*words)[:2] == (1, out)
     code, out, _ = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)
-    assert (code, out) == (0, "verified: every file is as the manifest says\n")
+    assert (code, out) == (0, "verified: all files agree with the manifest\n")
     with open(tmp_path / "out" / load_manifest(tmp_path / "out").shards[1].file, "ab") as file:
         file.write(b"x")
     code, out, err = hamspk("prepare", "--verify", tmp_path / "out", "--processes", 0)

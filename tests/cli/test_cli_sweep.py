@@ -61,8 +61,8 @@ def test_sweep(hamspk, model_folder, corpus, tmp_path):
 
 def test_bad_words(refusal, model_folder, corpus):
     words = ("sweep", model_folder, corpus / "trials.txt", "--audio-root", corpus)
-    assert "--values belong to one condition" in refusal(*words, "--values", "1")
-    assert "give it with --metadata" in refusal(*words, "--group-by", "session")
+    assert "--values needs exactly one condition" in refusal(*words, "--values", "1")
+    assert "--group-by needs --metadata" in refusal(*words, "--group-by", "session")
     assert "Nothing to sweep" in refusal(*words, "--over")
     assert "--replicates must be" in refusal(*words, "--replicates", "5")
     assert "no column 'language'" in refusal(

@@ -109,8 +109,10 @@ def test_profiles_are_kept_and_belong_to_one_model(tmp_path, hamspk, refusal, ca
 
     other = save_other_model(tmp_path / "other")
     assert "was made by the model" in refused(other, profile, "--test", voices / "c.wav")
-    assert "not both" in refused(calibrated_folder, profile, voices / "a.wav", "--test", voices / "c.wav")
-    assert "is a profile already" in refused(calibrated_folder, profile, "--save-profile", tmp_path / "b.safetensors")
+    assert "must be one profile or recordings" in refused(
+        calibrated_folder, profile, voices / "a.wav", "--test", voices / "c.wav"
+    )
+    assert "is already a profile" in refused(calibrated_folder, profile, "--save-profile", tmp_path / "b.safetensors")
     assert "Not enough speech to enrol" in refused(
         calibrated_folder, voices / "short.wav", "--save-profile", tmp_path / "b.safetensors"
     )
@@ -127,16 +129,14 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
         return refusal("verify", calibrated_folder, voices / "a.wav", *words)
 
     test = ("--test", voices / "a.wav")
-    message = (
-        "Got 1 recording. Give two, `hamspk verify MODEL ENROLMENT TEST`; or several of the claimed speaker and --test"
-    )
+    message = "Expected two recordings, got 1 recording: `hamspk verify MODEL ENROLMENT TEST`. For several enrolment"
     assert message in refused()
-    assert "Got 3 recordings. Give two" in refused(voices / "a.wav", voices / "a.wav")
+    assert "Expected two recordings, got 3 recordings" in refused(voices / "a.wav", voices / "a.wav")
     assert "--threshold must be a finite number, got nan" in refused(*test, "--threshold", "nan")
-    assert "--operating-point and --threshold are different ways" in refused(
+    assert "--operating-point and --threshold exclude each other" in refused(
         *test, "--threshold", "0", "--operating-point", "strict"
     )
-    assert "go with --prior" in refused(*test, "--cost-miss", "2")
+    assert "need --prior" in refused(*test, "--cost-miss", "2")
     assert "prior must lie between 0 and 1, got 1.5" in refused(*test, "--prior", "1.5")
     assert "no operating point 'lax'; this calibration has balanced, strict, screening" in refused(
         *test, "--operating-point", "lax"
@@ -162,11 +162,11 @@ def test_models_that_are_not_there(tmp_path, refusal, audio):
     def refused(name) -> str:
         return refusal("verify", name, audio / "a.wav", "--test", audio / "a.wav")
 
-    assert f"There is no folder {tmp_path / 'nope'}. Give a folder with config.json" in refused(tmp_path / "nope")
-    assert "There is no folder ./nope" in refused("./nope")
-    assert "There is no folder owner/nope, and " in refused("owner/nope")
-    assert "is a file; give the folder that holds config.json" in refused(audio / "a.wav")
-    assert f"{audio} is no model: the folder holds no config.json" in refused(audio)
+    assert f"Model folder not found: {tmp_path / 'nope'}. Give a folder with config.json" in refused(tmp_path / "nope")
+    assert "Model folder not found: ./nope" in refused("./nope")
+    assert "Model not found: owner/nope" in refused("owner/nope")
+    assert "is a file. Give the folder that contains config.json" in refused(audio / "a.wav")
+    assert f"{audio} is not a model: the folder contains no config.json" in refused(audio)
 
 
 def test_run_folder_points_to_the_model_in_it(tmp_path, refusal, model_folder, audio):
@@ -179,7 +179,7 @@ def test_other_and_damaged_models(tmp_path, model_folder):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "wav2vec2"}')
-    with pytest.raises(ValueError, match=r"holds a model of type 'wav2vec2'; expected 'hamspk'.*--backbone"):
+    with pytest.raises(ValueError, match=r"of type 'hamspk', but .* is a model of type 'wav2vec2'.*--backbone"):
         load_model(str(other))
     (other / "config.json").write_text("{ no json")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
@@ -197,12 +197,12 @@ def test_other_and_damaged_models(tmp_path, model_folder):
         load_model(str(damaged))
     tensors.pop("hamspk.projection.weight")
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack 1 tensors that its config\.json asks for \(projection\.weight\)"):
+    with pytest.raises(ValueError, match=r"lack 1 tensors that its config\.json requires \(projection\.weight\)"):
         load_model(str(damaged))
 
 
 def test_bad_device(model_folder):
-    with pytest.raises(ValueError, match="There is no device 'abacus' here"):
+    with pytest.raises(ValueError, match="Device 'abacus' is not available"):
         load_model(str(model_folder), "abacus")
 
 
@@ -224,11 +224,11 @@ def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, cali
     for name in ("silence", "noise", "short"):
         out = run(calibrated_folder, a, voices / f"{name}.wav")
         assert out.startswith("not enough speech\nwarning: The test holds 0.")
-    with pytest.raises(SystemExit, match="8000 Hz, the model works at 16000 Hz"):
+    with pytest.raises(SystemExit, match=r"Expected 16000 Hz, but .* has 8000 Hz"):
         run(model_folder, a, audio / "telephone.wav")
     with pytest.raises(SystemExit, match=r"usage: python examples/verify\.py MODEL"):
         run(model_folder, a)
-    with pytest.raises(SystemExit, match=r"There is no file .*nowhere\.wav"):
+    with pytest.raises(SystemExit, match=r"File not found: .*nowhere\.wav"):
         run(model_folder, a, audio / "nowhere.wav")
     with pytest.raises(SystemExit, match="NaN or infinite"):
         run(model_folder, a, audio / "nan.wav")

@@ -32,7 +32,7 @@ def test_the_weights_carry_on_what_the_data_ask(of_data, expected):
 def test_what_a_licence_drops_is_said():
     assert dropped_conditions("apache-2.0", ["CC BY-NC-SA 4.0"]) == [
         "attribution",
-        "the same licence for what is made of it",
+        "the same licence for derived works",
         "no commercial use",
     ]
     assert dropped_conditions("cc-by-4.0", ["CC BY 4.0"]) == []
@@ -68,8 +68,8 @@ def test_a_file_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("titel: x", r"there is no key 'titel'. Did you mean 'title'\?"),
-        ("training_data: [{name: a, license: b}]", r"no key 'license'. Did you mean 'licence'\?"),
+        ("titel: x", r"unknown key 'titel'. Did you mean 'title'\?"),
+        ("training_data: [{name: a, license: b}]", r"unknown key 'license'. Did you mean 'licence'\?"),
         ("training_data: [{licence: b}]", r"a name is missing"),
         ("training_data: {name: a}", r"training_data must be a list"),
         ("training_data: [{name: a, hours: many}]", r'hours must be a number, got "many"'),
@@ -89,5 +89,5 @@ def test_a_mistake_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no file .*about\.yaml. Expected YAML with some of: title"):
+    with pytest.raises(ValueError, match=r"File not found: .*about\.yaml. Expected YAML with some of: title"):
         About.read(tmp_path / "about.yaml")

@@ -84,11 +84,11 @@ def test_results_stand_with_their_intervals(facts):
     assert first == f"| {title} | cosine | {numbers} |"
     numbers = f"5890 | 470 | 78 | 9.01 | {none} | {none} | 0.701 | 0.550 | 0.322 | 0.301"
     assert decided == f"| {title} | log-likelihood ratio, AS-norm | {numbers} |"
-    assert "test-o: 84 trials (1.41 %) got no decision, as a recording has too little speech." in results
+    assert "test-o: 84 trials (1.41 %) have no decision, because a recording has too little speech." in results
     assert "| 11.86 [" in second
     assert "95 % confidence intervals from 1000 resamplings of the speakers" in results
-    assert "test-o: 3 trials were left out, as a file could not be used." in results
-    assert "test-o: groups without trials of both kinds are left out: other." in results
+    assert "test-o: 3 trials were left out, because a file could not be used." in results
+    assert "test-o: groups without target and impostor trials are left out: other." in results
     assert "Measured with hf_hamspk 0.1.0, torch 2.14.1, commit 0123456789ab, protocol whole." in results
     assert "The clean list." in results
     assert f"| test-o | female | 2103 | 190 | {none} | 9.11 [7.13, 11.09] | 0.640 | {none} |" in results
@@ -108,9 +108,12 @@ def test_training_data_and_licence(facts):
     data = section(card, "Training data")
     assert "| [Corpus A](https://example.org/a): half read | 125 | 1625 | 1.34 | CC BY-SA 4.0 |" in data
     assert "| Corpus B | not stated | not stated | not stated | Apache-2.0 |" in data
-    assert "The weights are under `cc-by-sa-4.0`, which carries on" in data
+    assert "The weights are under `cc-by-sa-4.0`, which keeps the conditions" in data
     chosen = render_card(replace(facts, about=replace(ABOUT, licence="apache-2.0")))
-    assert "the choice of those who published them. The training data ask for more: attribution; the same" in chosen
+    assert (
+        "as their publisher states. The licences of the training data have further conditions: attribution; the same"
+        in chosen
+    )
     assert yaml.safe_load(chosen.split("---\n")[1])["license"] == "apache-2.0"
 
 
@@ -119,7 +122,7 @@ def test_what_is_missing_is_said(bare):
     for title in ("Results", "Speed"):
         assert section(card, title).strip().startswith("Not measured.")
     assert "By group of speakers: not measured." in card
-    assert "the model is not calibrated, and gives scores but no decisions" in section(card, "Operating points")
+    assert "the model is not calibrated. It gives scores but no decisions" in section(card, "Operating points")
     assert section(card, "Training data").strip().startswith("Not stated.\n")
     assert section(card, "Training recipe").strip() == "Not stated."
     assert "Licence of the weights: not stated. Ask before you use them." in card
@@ -154,7 +157,8 @@ def test_lists_without_a_description_are_configurations_too(facts):
 def test_two_lists_of_one_configuration_are_refused(facts):
     same = {name: TrialList("Benchmark", "O") for name in ("test-o", "test-h")}
     with pytest.raises(
-        ValueError, match=r"'test-o' and 'test-h' are both described as Benchmark, O: give each its own"
+        ValueError,
+        match=r"'test-o' and 'test-h' are both described as Benchmark, O, so the Hub would show only one of them. Give each",
     ):
         render_card(replace(facts, about=replace(ABOUT, trial_lists=same)))
 
@@ -208,7 +212,7 @@ def test_decisions_of_another_calibration_are_not_shown(model_folder, trained):
     (model_folder / "evaluation.json").write_text(json.dumps(record))
     results = section(render_card(gather_facts(model_folder)), "Results")
     assert "log-likelihood" not in results and "| cosine | 5974 |" in results
-    assert "there is no row of decisions: they were measured with another calibration" in results
+    assert "the decisions are left out, because they were measured with a calibration that is not" in results
 
 
 def test_recording_conditions_are_shown(facts):

@@ -39,7 +39,7 @@ def test_a_dry_run_lists_everything_and_needs_no_network(hamspk, trained):
     assert re.search(r"^cohort\.safetensors +\d+(\.\d k| )B$", out, re.MULTILINE)
     assert re.search(r"^\d\d files +\d+\.\d kB$", out, re.MULTILINE)
     assert "stays here: ann.wav (not part of a published model)" in out
-    assert "note: no licence is stated: give --licence" in out
+    assert "note: no licence is stated; give --licence" in out
     assert out.endswith("dry run: nothing was sent\n")
 
 
@@ -62,9 +62,9 @@ def test_a_push_says_where_it_is(hamspk, trained, hub, monkeypatch):
     ("words", "message"),
     [
         (["{folder}", "tiny"], "'tiny' is not a name on the Hub; expected owner/name"),
-        (["{folder}/absent", NAME], "There is no folder"),
-        (["{folder}", NAME, "--about", "absent.yaml"], "There is no file absent.yaml"),
-        (["{folder}", NAME, "--run", "absent"], "There is no run folder absent"),
+        (["{folder}/absent", NAME], "Folder not found"),
+        (["{folder}", NAME, "--about", "absent.yaml"], "File not found: absent.yaml"),
+        (["{folder}", NAME, "--run", "absent"], "Run folder not found: absent"),
         (["{folder}", NAME], "offline mode"),
     ],
 )
@@ -99,13 +99,13 @@ def test_a_card_keeps_its_facts_and_is_rendered_again(hamspk, trained, tmp_path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["absent"], "There is no model folder, recipe or card facts absent"),
-        (["absent.json"], "There is no file absent.json"),
-        (["absent.json", "--run", "x"], "--run is for a model folder or a recipe"),
+        (["absent"], "SOURCE not found: absent"),
+        (["absent.json"], "File not found: absent.json"),
+        (["absent.json", "--run", "x"], "--run needs a model folder or a recipe"),
         (["{folder}", "--output", "card.txt"], "--output must end in .md, got card.txt"),
         (["{folder}/config.json", "--measure-speed"], "--measure-speed needs a model folder"),
-        (["{folder}/config.json"], "config.json does not hold the facts of a card"),
-        (["{run}/recipe.yaml", "--repository", NAME], "is a recipe, without a model"),
+        (["{folder}/config.json"], "config.json does not contain the facts of a card"),
+        (["{run}/recipe.yaml", "--repository", NAME], "need a model folder as SOURCE, but"),
     ],
 )
 def test_a_mistake_with_a_card_is_one_line(hamspk, trained, words, message):

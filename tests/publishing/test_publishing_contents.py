@@ -59,7 +59,7 @@ def test_what_stays_is_named(trained):
 def test_without_a_run_there_is_no_recipe_and_no_evaluation(trained):
     plan = plan_upload(trained[0], NAME)
     assert set(plan.names) == EXPECTED - {"evaluation.json", "recipe.yaml", "plots/det.png"}
-    assert any("no evaluation, no recipe" in note for note in plan.notes)
+    assert any("missing in the card: evaluation, recipe" in note for note in plan.notes)
 
 
 def test_nothing_names_a_folder_or_a_speaker(trained):
@@ -156,7 +156,7 @@ def torch_pickle() -> bytes:
 def test_pickles_are_refused(model_folder, name, data):
     (model_folder / name).parent.mkdir(exist_ok=True)
     (model_folder / name).write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{name} is a pickle, which can run code.*only safetensors.*Remove it"):
+    with pytest.raises(ValueError, match=rf"{name} is a pickle, which can run code.*safetensors only.*Remove it"):
         plan_upload(model_folder, NAME)
 
 
@@ -194,7 +194,7 @@ def test_a_calibration_altered_by_hand_is_refused(model_folder):
 
 def test_a_cohort_left_out_is_said(model_folder):
     plan = plan_upload(model_folder, NAME)
-    assert any("7 embeddings of training speakers, biometric data" in note for note in plan.notes)
+    assert any("7 embeddings of training speakers, which are biometric data" in note for note in plan.notes)
     assert "7 embeddings" in content(plan, "README.md")
     plan = plan_upload(model_folder, NAME, cohort=False)
     assert "cohort.safetensors" not in content(plan, "README.md")
@@ -220,23 +220,23 @@ def test_a_calibration_stays_with_the_cohort_that_it_needs(model_folder):
     assert {"verification.json", "cohort.safetensors"} < set(plan_upload(model_folder, NAME).names)
     plan = plan_upload(model_folder, NAME, cohort=False)
     assert not {"verification.json", "cohort.safetensors"} & set(plan.names)
-    assert any("the published model gives scores, no decisions" in note for note in plan.notes)
+    assert any("the published model gives scores but no decisions" in note for note in plan.notes)
     assert plan.facts.verification is None
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), r"holds no config\.json"),
-        (lambda f: (f / "model.safetensors").unlink(), r"holds no model\.safetensors"),
+        (lambda f: (f / "config.json").unlink(), r"No config\.json"),
+        (lambda f: (f / "model.safetensors").unlink(), r"No model\.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"abc" * 9), r"is not a safetensors file"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "wavlm"}'),
-            r"a model of type 'wavlm'; expected 'hamspk'",
+            r"of type 'hamspk', but .* contains a model of type 'wavlm'",
         ),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "hamspk"}'),
-            r"the model does not load with the latter",
+            r"the model does not load with the installed one",
         ),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
         (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must contain a JSON object"),
@@ -275,23 +275,25 @@ def test_the_code_of_an_older_version_is_renewed(model_folder):
     assert sent["custom_pipelines"]["speaker-verification"]["impl"].startswith("pipeline_hamspk.")
     assert sent["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
     assert [
-        note for note in plan.notes if note.endswith("missing: geometry_hamspk.py, pipeline_hamspk.py, config.json")
+        note
+        for note in plan.notes
+        if note.endswith("differ from it: geometry_hamspk.py, pipeline_hamspk.py, config.json")
     ]
     assert (model_folder / "geometry_hamspk.py").read_text() == "# of another version"
 
     assert renew_code(model_folder) == ["geometry_hamspk.py", "pipeline_hamspk.py", "config.json"]
     assert renew_code(model_folder) == []
-    assert not [note for note in plan_upload(model_folder, NAME).notes if "that of the installed package" in note]
+    assert not [note for note in plan_upload(model_folder, NAME).notes if "the code of the installed package" in note]
 
 
 def test_current_code_is_not_spoken_of(trained):
-    assert not [note for note in plan_upload(trained[0], NAME).notes if "that of the installed package" in note]
+    assert not [note for note in plan_upload(trained[0], NAME).notes if "the code of the installed package" in note]
 
 
 def test_no_folder_no_run(tmp_path, trained):
-    with pytest.raises(ValueError, match="There is no folder"):
+    with pytest.raises(ValueError, match="Folder not found"):
         plan_upload(tmp_path / "absent", NAME)
-    with pytest.raises(ValueError, match="There is no run folder"):
+    with pytest.raises(ValueError, match="Run folder not found"):
         plan_upload(trained[0], NAME, tmp_path / "absent")
 
 

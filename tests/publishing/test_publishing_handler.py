@@ -128,12 +128,12 @@ SPEECH = text_of(file_bytes(voices()[0]))
         ([1], "an object with 'inputs'"),
         ({"inputs": None}, "type NoneType"),
         ({"inputs": 5}, "type int"),
-        ({"inputs": "/etc/passwd"}, "cannot be decoded|no base64"),
-        ({"inputs": "http://127.0.0.1/a.wav"}, "no base64"),
-        ({"inputs": {"enrolment": SPEECH}}, "expected 'enrolment' and 'test'"),
-        ({"inputs": {"enrolment": SPEECH, "test": SPEECH, "more": 1}}, "expected 'enrolment' and 'test'"),
-        ({"inputs": {"enrolment": [], "test": SPEECH}}, "0 enrolment recordings"),
-        ({"inputs": {"enrolment": [SPEECH] * 11, "test": SPEECH}}, "11 enrolment recordings"),
+        ({"inputs": "/etc/passwd"}, "cannot be decoded|invalid base64"),
+        ({"inputs": "http://127.0.0.1/a.wav"}, "invalid base64"),
+        ({"inputs": {"enrolment": SPEECH}}, "must have the keys 'enrolment' and 'test'"),
+        ({"inputs": {"enrolment": SPEECH, "test": SPEECH, "more": 1}}, "must have the keys 'enrolment' and 'test'"),
+        ({"inputs": {"enrolment": [], "test": SPEECH}}, "enrolment recordings in inputs, got 0"),
+        ({"inputs": {"enrolment": [SPEECH] * 11, "test": SPEECH}}, "enrolment recordings in inputs, got 11"),
         ({"inputs": {"enrolment": {"path": "/etc/passwd"}, "test": SPEECH}}, "type dict"),
         ({"inputs": {"enrolment": SPEECH, "test": "A" * (40 << 20)}}, "24 MiB"),
         ({"inputs": bytes(25 << 20)}, "24 MiB"),
@@ -158,7 +158,7 @@ def test_an_internal_error_is_told_by_its_id_only(handler, monkeypatch, caplog):
 
     monkeypatch.setattr(handler, "pipeline", type("P", (), {"input_error": ValueError, "__call__": fail})())
     with pytest.raises(
-        RuntimeError, match=r"^The request failed by an internal error, id \w{8} in the log\.$"
+        RuntimeError, match=r"^The request failed with an internal error, id \w{8} in the log\.$"
     ) as error:
         handler({"inputs": SPEECH})
     assert error.value.__cause__ is None

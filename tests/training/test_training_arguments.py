@@ -83,7 +83,7 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 
 
 def test_missing_recipe_is_named():
-    with pytest.raises(ValueError, match=re.escape("There is no recipe nowhere.yaml.")):
+    with pytest.raises(ValueError, match=re.escape("Recipe not found: nowhere.yaml.")):
         read_recipe(["nowhere.yaml"])
 
 
