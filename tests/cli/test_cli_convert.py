@@ -35,8 +35,8 @@ def test_what_it_says_of_speechbrain(hamspk, tmp_path):
         "not taken: label_encoder.txt (the names of its training speakers)",
         "not taken: mean_var_norm_emb.ckpt (a mean of embeddings, which SpeechBrain's verification does not use)",
         "licence: apache-2.0, that of the source",
-        f"written: {tmp_path / 'out'} (AutoModel.from_pretrained; to fine-tune with a HAM head: initial_model: "
-        f"{tmp_path / 'out'})",
+        f"written: {tmp_path / 'out'} (for AutoModel.from_pretrained; to fine-tune it, set initial_model: "
+        f"{tmp_path / 'out'} in a recipe)",
     ]
     config = AutoModel.from_pretrained(tmp_path / "out").config
     assert config.converted_from == "SpeechBrain ECAPA-TDNN (somebody/some-model)"

@@ -112,5 +112,5 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
         type(model)(model.model, device="cpu", onnx_file="a.onnx")
     for output in ("a.txt", "no/such/a.onnx"):
         assert main(["export", "some/model", str(tmp_path / output)]) == 2
-    assert "must end in .onnx" in capsys.readouterr().err
+    assert "must be a file name that ends in .onnx" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -158,7 +158,7 @@ def test_two_lists_of_one_configuration_are_refused(facts):
     same = {name: TrialList("Benchmark", "O") for name in ("test-o", "test-h")}
     with pytest.raises(
         ValueError,
-        match=r"'test-o' and 'test-h' are both described as Benchmark, O, so the Hub would show only one of them. Give each",
+        match=r"'test-o' and 'test-h' are both described as Benchmark, O, so the Hub would show only one",
     ):
         render_card(replace(facts, about=replace(ABOUT, trial_lists=same)))
 
