@@ -165,7 +165,7 @@ class SpeakerProfile:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
-        """Read a file that `save` wrote; raise a ValueError if it is damaged or of a model with another `fingerprint`."""
+        """Read a file that `save` wrote; raise a ValueError if it is damaged or of a model of another `fingerprint`."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
             raise ValueError(f"{os.fspath(path)} is not a speaker profile: it describes {sorted(description)}.")
