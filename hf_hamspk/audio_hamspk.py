@@ -716,7 +716,7 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
 
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
-    """Return transformers' own feature extractor, which pads and makes the mask; the rest is inside the model."""
+    """Return a feature extractor that only pads waveforms and makes the mask; the model computes the features."""
     return Wav2Vec2FeatureExtractor(
         sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
     )

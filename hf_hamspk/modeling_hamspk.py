@@ -283,7 +283,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
-                "Gradient checkpointing is for transformers backbones: computing ECAPA-TDNN twice would update its "
+                "Gradient checkpointing is for transformers backbones only: recomputing ECAPA-TDNN would update its "
                 "batch statistics twice. To save memory, use smaller batches or shorter crops."
             )
 

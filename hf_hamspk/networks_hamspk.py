@@ -204,7 +204,7 @@ class FilterBank(nn.Module):
         return extended.unfold(1, self.window_length, self.hop)
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Logarithm of energies `(B, F, T)`; Kaldi floors, the released encoder adds, SpeechBrain floors twice."""
+        """Return the log energies `(B, F, T)`, in dB for SpeechBrain, with the floor or offset of each front-end."""
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":

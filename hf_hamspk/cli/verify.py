@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="X",
-        help="least score for 'same speaker'; replaces an operating point and needs no calibration",
+        help="minimum score for 'same speaker', instead of an operating point; needs no calibration",
     )
     parser.add_argument(
         "--combine",

@@ -104,7 +104,7 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
     """Return a model with these weights, in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, is not part of the model, or has another shape than the configuration requires.
+        ValueError: a weight is missing, is not part of the model, or does not have the shape that the model needs.
     """
     model = HamSpkModel(config)
     expected = model.state_dict()

@@ -54,7 +54,7 @@ class Condition:
             name: name of the file, which seeds the random choices.
 
         Returns:
-            Float32 samples `(M,)`; M differs from L only for durations.
+            Float32 samples `(M,)`; M differs from L only in the sweep "duration".
         """
         if self.change is None:
             return waveform
@@ -67,13 +67,10 @@ def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[C
 
     Args:
         kind: name of the sweep, one of `SWEEPS`. `"duration"` cuts a piece of the given seconds; shorter recordings
-            stay
-            unchanged. `"snr"` adds noise with the power spectrum 1/f at the given ratio in dB. `"reverberation"`
-            applies a
-            synthetic room with the given RT60 in seconds and equal energy of direct and reverberated sound.
+            stay unchanged. `"snr"` adds noise with the power spectrum 1/f at the given ratio in dB. `"reverberation"`
+            applies a synthetic room with the given RT60 in seconds and equal energy of direct and reverberated sound.
             `"bandwidth"` applies a low-pass at the given Hz. `"codec"` applies G.711 mu-law over a telephone band,
-            A-law,
-            Opus, Vorbis and MP3 at the default settings of the encoders.
+            A-law, Opus, Vorbis and MP3 at the default settings of the encoders.
         values: strengths of the conditions; None takes the usual ones. `"codec"` takes no values.
 
     Raises:

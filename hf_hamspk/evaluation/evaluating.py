@@ -308,7 +308,7 @@ def _decide(
 
 
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
-    """Return whether decisions are measured: the model is calibrated, and its calibration fits these settings."""
+    """Return whether decisions are measured: the model is calibrated, and the settings allow decisions."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
     return wanted and model.calibration is not None
 

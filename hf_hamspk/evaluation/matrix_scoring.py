@@ -56,7 +56,8 @@ def score_pairs(
     sides = [torch.as_tensor(np.asarray(side, dtype=np.int64)) for side in (enrolment, test)]
     if sides[0].shape != sides[1].shape or sides[0].ndim != 1:
         raise ValueError(
-            f"enrolment and test must be one-dimensional and of one length, got {sides[0].shape} and {sides[1].shape}."
+            "enrolment and test must be one-dimensional and have the same length, got shapes "
+            f"{tuple(sides[0].shape)} and {tuple(sides[1].shape)}."
         )
     if len(sides[0]) == 0:
         return np.empty(0)

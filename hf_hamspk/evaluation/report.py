@@ -29,7 +29,7 @@ SHOWN_FILES, MOST_FILES = 5, 200
 def write_measurements(
     record: EvaluationRecord, folder: str | os.PathLike[str], draw: Callable[[], Mapping[str, str]]
 ) -> tuple[list[Path], list[str]]:
-    """Write record, plots and report into a folder; earlier measurements of the same weights are kept.
+    """Write record, plots and report to a folder, beside earlier measurements of other lists with the same weights.
 
     Args:
         record: record to write; the kept measurements are added to it.
@@ -38,7 +38,7 @@ def write_measurements(
             to its caption.
 
     Returns:
-        The paths of the files, and one sentence for each replaced measurement.
+        The paths of the files, and sentences about replaced measurements of other weights or of changed lists.
 
     Raises:
         ValueError: the folder contains an `evaluation.json` that this package did not write.
@@ -275,7 +275,7 @@ def scores_name(values: Mapping[str, Any]) -> str:
 
 
 def _priors_of(record: EvaluationRecord) -> list[str]:
-    """Return the priors at which a detection cost was measured on any list, in rising order."""
+    """Return, in ascending order, all priors for which a trial list has a detection cost."""
     return sorted({prior for values in record.lists.values() for prior in values.get("min_dcf") or {}}, key=float)
 
 

@@ -164,7 +164,7 @@ def _remote_tars(source: str) -> ValueError:
 
 
 def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]:
-    """Return the streams of a Hub repository at its present commit."""
+    """Return the streams of a Hub repository pinned to its current commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 

@@ -109,7 +109,7 @@ def test_bad_shapes_are_refused(drawn):
             (embeddings[:, 0], enrolment, test),
             "embeddings must have the shape (utterances, embeddings of each, size), got",
         ),
-        ((embeddings, enrolment, test[1:]), "enrolment and test must be one-dimensional and of one length"),
+        ((embeddings, enrolment, test[1:]), "enrolment and test must be one-dimensional and have the same length"),
         ((embeddings, enrolment + 1, test), "Indices of trials must lie between 0 and 11, got"),
         ((embeddings, enrolment, test, torch.zeros(7)), "mean must have shape (8,), got (7,)"),
     ]
