@@ -133,7 +133,7 @@ def test_two_files_are_uploaded_and_the_verdict_is_read(browser, page, model_fol
     button = wait_for(lambda: browser.find_elements("css selector", "#compare"))[0]
     button.click()
     nothing = verdict_of(browser)
-    assert nothing.startswith("No answer") and "two recordings first" in nothing
+    assert nothing.startswith("No answer") and "Two recordings are needed" in nothing
 
     empty = wait_for(lambda: browser.execute_script(PICTURE))
     for recording, path in zip(("first", "second"), files, strict=True):
