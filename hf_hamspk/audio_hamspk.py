@@ -95,7 +95,7 @@ LOWEST_LEVEL_DB = -120.0
 FRAME_SECONDS, HOP_SECONDS = 0.05, 0.01
 # Zero-padded to this, the autocorrelation of a frame does not wrap up to a lag of 30 ms; bins are 12.5 Hz apart.
 SPECTRUM_SECONDS = 0.08
-# The floor of the bands is taken anew in each stretch of at most this length, so that it follows the room.
+# The floor of the bands is measured again in each stretch of at most this length, so that it follows the room.
 BLOCK_SECONDS = 20.0
 # Bands of equal width, up to the top of telephone speech, which every sampling rate from 8 kHz holds.
 LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
