@@ -165,8 +165,6 @@ class Limits:
 
     Example:
         ```python
-        from hf_hamspk import Limits
-
         limits = Limits(seconds=60, remote=False)
         ```
 

@@ -337,10 +337,8 @@ class OperatingPoint:
 
     Example:
         ```python
-        from hf_hamspk import OperatingPoint
-
         door = OperatingPoint("door", prior=0.01, cost_false_alarm=10.0)
-        print(door.threshold)  # 6.9: the recordings must be 990 times likelier to be of one speaker
+        print(door.threshold)  # 6.9: the recordings must be 990 times more probable from one speaker than from two
         print(model.verify("a.wav", "b.wav", operating_point=door).decision)
         ```
 
@@ -396,8 +394,6 @@ class Calibration:
 
     Example:
         ```python
-        from hf_hamspk import Calibration
-
         calibration = Calibration.load("model/verification.json")
         print(calibration.log_likelihood_ratio(0.8) >= calibration.operating_point("strict").threshold)
         ```

@@ -37,7 +37,6 @@ class HamSpkConfig(PreTrainedConfig):
 
     Example:
         ```python
-        from hf_hamspk import HamSpkConfig
         config = HamSpkConfig(head="ham", num_labels=1211)
         print(config.scale, config.margin, config.curvature)  # the published values: 30.0 0.2 3.0
         ```
