@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .geometry_hamspk import MAX_TANGENT_RADIUS, SMALLEST_VARIANCE, released_radius
 
-# Similarity and margin of each head; "joint" is made of a Euclidean head and "ham".
+# Similarity and margin of each head. The head "joint" combines a Euclidean head and "ham".
 HEAD_PARTS = {
     "softmax": ("linear", "none"),
     "scaled_softmax": ("linear", "none"),
@@ -21,11 +21,11 @@ HEAD_PARTS = {
     "h": ("hyperbolic", "none"),
     "ham": ("hyperbolic", "additive"),
 }
-# The published settings, which fill in what a configuration leaves open. Scale 1 is the plain softmax.
+# Published settings, used for fields that a configuration leaves at None. Scale 1 is the plain softmax.
 PUBLISHED_SCALE = {"softmax": 1.0}
 PUBLISHED_CURVATURE = {"h": 5.0}
 OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
-# Margins lie in [0, LARGEST_MARGIN): an angle below pi, and more than the whole range of the released distances.
+# A margin is in [0, LARGEST_MARGIN). Angles must stay below pi; released distances never exceed 2.63 for c >= 3.
 LARGEST_MARGIN = 3.0
 
 Number = float | int
@@ -33,7 +33,7 @@ Number = float | int
 
 @strict
 class HamSpkConfig(PreTrainedConfig):
-    """Everything that rebuilds a speaker model. Training speakers are `num_labels` / `id2label`, as in transformers.
+    """Configuration of a speaker model. As in transformers, `num_labels` or `id2label` sets the training speakers.
 
     Example:
         ```python
@@ -43,67 +43,67 @@ class HamSpkConfig(PreTrainedConfig):
 
     Backbone
         backbone_config: configuration (or its dict, with `model_type`) of a transformers speech encoder such as WavLM,
-            wav2vec2 or HuBERT; None for ECAPA-TDNN, which the five `ecapa_*` fields describe.
-        ecapa_channels: width of the convolutional blocks; 1024 in the paper. Divisible by `ecapa_groups`.
+            wav2vec2 or HuBERT; None for ECAPA-TDNN, which the `ecapa_*` fields describe.
+        ecapa_channels: channels of the convolutional blocks, a multiple of `ecapa_groups`; 1024 in the paper.
         ecapa_output_channels: channels after multi-layer feature aggregation.
         ecapa_bottleneck: channels inside squeeze-and-excitation.
-        ecapa_groups: Res2Net scale, the number of channel groups of a block.
-        ecapa_dilations: dilation of each block, in frames; as many blocks as numbers.
-        ecapa_block_input: input of a block: the `"sum"` of the outputs of all layers before it, as in the released
-            encoder, or the output of the `"previous"` one, as in SpeechBrain and WeSpeaker.
-        ecapa_padding: beyond the ends of an utterance: `"zeros"`, or its mirror image (`"reflect"`, SpeechBrain).
-        ecapa_normalize_aggregate: batch normalisation after multi-layer feature aggregation (SpeechBrain).
-        mix_layers: pool a learned convex sum of the layers of a transformers backbone; False pools its last layer.
-        freeze_backbone: a transformers backbone gets no gradient and stays in evaluation mode.
-        freeze_feature_encoder: its convolutions get no gradient; False for a backbone that was not pretrained.
+        ecapa_groups: number of channel groups in a block (the scale of Res2Net).
+        ecapa_dilations: dilation of each block, in frames. The number of values is the number of blocks.
+        ecapa_block_input: input of a block: the `"sum"` of the outputs of all earlier layers, as in the released
+            encoder, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
+        ecapa_padding: padding of an utterance: `"zeros"`, or its mirror image (`"reflect"`, as in SpeechBrain).
+        ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
+        mix_layers: whether to pool a learned convex sum of all layers of a transformers backbone, or only the last.
+        freeze_backbone: whether a transformers backbone is not trained and stays in evaluation mode.
+        freeze_feature_encoder: whether its convolutions are not trained. False for a backbone without pretraining.
 
     Front-end
-        frontend: log mel filter banks of the released code (`"fbank"`, torchaudio's), of `"kaldi"` or `"speechbrain"`,
-            or `"waveform"`, the samples themselves, for transformers backbones. None chooses by the backbone.
-        sampling_rate: in Hz.
-        num_mel_bins: filters of the filter banks.
-        normalize_waveform: for `"waveform"`: each utterance gets mean 0 and variance 1, as large WavLM models expect.
-        mask_mel_bins, mask_frames: in training, one band of up to this many filters and one stretch of up to this many
-            frames of each utterance become the mean; 0 for none (transformers backbones have `mask_time_prob`, ...).
+        frontend: log mel filter banks as in the released code (`"fbank"`), in `"kaldi"` or in `"speechbrain"`, or the
+            samples themselves (`"waveform"`), for transformers backbones. None selects the default of the backbone.
+        sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
+        num_mel_bins: number of mel filters.
+        normalize_waveform: for `"waveform"`: scale each utterance to mean 0 and variance 1, as large WavLM models need.
+        mask_mel_bins, mask_frames: for filter banks, in training: largest number of adjacent filters and of adjacent
+            frames of each utterance that are masked; 0 for none (transformers backbones use `mask_time_prob`, ...).
 
     Embedding
         pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
             transformers backbones only), `"statistics"` (mean and standard deviation) or `"xvector"` (time-delay
             layers, then mean and standard deviation, as in the `*ForXVector` models of transformers).
-        pooling_channels: hidden channels of attentive pooling, or of the compression in MHFA.
-        pooling_hidden_norm: attentive pooling has ReLU and batch normalisation before its tanh; False in WeSpeaker.
-        pooling_context: attentive pooling also depends on the mean and deviation of the utterance.
-        pooling_unbiased: divide the variance in that context by frames less 1, not by frames; False in SpeechBrain.
-        pooling_variance_offset: added to that variance (1e-7 in WeSpeaker).
-        pooling_smallest_variance: floor of a variance before its root, above 0 and at most 1.
-        tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: the time-delay layers of `"xvector"`.
-        normalize_pooled: batch normalisation between pooling and projection.
-        mhfa_heads: attention heads of MHFA.
-        embedding_size: D.
-        normalize_embedding: batch normalisation of the embedding, as in the released encoder.
+        pooling_channels: hidden channels of attentive pooling, or channels of keys and values in MHFA.
+        pooling_hidden_norm: whether attentive pooling has ReLU and batch normalisation before tanh (WeSpeaker: False).
+        pooling_context: whether attention also depends on mean and standard deviation of the utterance (the context).
+        pooling_unbiased: whether the variance of the context is divided by T - 1 frames or by T (SpeechBrain: False).
+        pooling_variance_offset: number added to the variance of the context (WeSpeaker: 1e-7).
+        pooling_smallest_variance: lower limit of a variance before its root is taken, above 0 and at most 1.
+        tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: settings of each time-delay layer of `"xvector"`.
+        normalize_pooled: whether batch normalisation follows the pooling.
+        mhfa_heads: number of attention heads of MHFA.
+        embedding_size: size of the embeddings.
+        normalize_embedding: whether batch normalisation is applied to the embedding, as in the released encoder.
 
     Head (training only)
-        head: see the table in `networks_hamspk.py`.
-        scale, margin, curvature: None for the published value of the head (`softmax` scale 1, others 30; margin 0.2;
-            curvature 5 for `h`, 3 for the others). `curvature` depends on `projection`: see `geometry_hamspk.py`.
-        projection: `"released"` (hard clip, unit-ball distance: the published results; needs curvature > 1) or
+        head: name of the training loss; `networks_hamspk.py` lists the heads in a table.
+        scale, margin, curvature: parameters of the head; None for the published values (scale 1 for `softmax`, else 30;
+            margin 0.2; curvature 5 for `h`, else 3). `geometry_hamspk.py` explains `curvature` for each projection.
+        projection: `"released"` (norms are clipped, as for the published results; needs curvature > 1) or
             `"curved"` (exponential map at the origin of the ball of curvature `-curvature`).
         clip_radius: largest feature norm before the exponential map of `"curved"`.
-        learnable_curvature: for `"curved"`: the curvature is a parameter, within bounds.
-        euclidean_head, euclidean_weight, hyperbolic_weight: the parts of `"joint"`.
+        learnable_curvature: for `"curved"`: whether the curvature is a trained parameter, with fixed bounds.
+        euclidean_head, euclidean_weight, hyperbolic_weight: second head of `"joint"`, and weights of the two losses.
 
     Scoring and origin
-        similarity: of two embeddings: `"cosine"`, as in the paper, or `"hyperbolic"`.
-        converted_from: project whose checkpoint the weights come from; None if they were trained here.
-        source_licence: of that checkpoint, and so of the weights; None if not known.
+        similarity: score of two embeddings: `"cosine"`, as in the paper, or `"hyperbolic"`.
+        converted_from: project that published the converted checkpoint; None if the model was not converted.
+        source_licence: licence of that checkpoint, which applies to the weights; None if not known.
 
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
-            value of the wrong type or outside its range, or a key that looks like a misspelt field.
+            value has the wrong type or is out of range, or the name of an unknown field resembles a known one.
     """
 
     model_type = "hamspk"
-    # transformers' own subclasses override the property with a plain dict, too.
+    # Subclasses in transformers also override this property with a plain dict.
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -163,12 +163,12 @@ class HamSpkConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             if "model_type" not in self.backbone_config:
                 raise ValueError(
-                    "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert'; it has the keys "
+                    "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert', got the keys "
                     f"{sorted(self.backbone_config)}."
                 )
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         if self.backbone_config is not None and getattr(self.backbone_config, "layerdrop", 0):
-            # transformers leaves a dropped layer out of the hidden states, whose sum and attention need them all.
+            # transformers omits dropped layers from the hidden states, but mixing and MHFA need all layers.
             self.backbone_config.layerdrop = 0.0
         if self.frontend is None:
             self.frontend = "fbank" if self.backbone_config is None else "waveform"
@@ -176,7 +176,7 @@ class HamSpkConfig(PreTrainedConfig):
         self.margin = MARGIN if self.margin is None else self.margin
         published = PUBLISHED_CURVATURE.get(self.head, OTHER_CURVATURE)
         self.curvature = published if self.curvature is None else self.curvature
-        # Both Auto classes must find the code, whichever model class was saved.
+        # All Auto classes must find the code, regardless of the model class that was saved.
         self.auto_map = {
             "AutoConfig": "configuration_hamspk.HamSpkConfig",
             "AutoModel": "modeling_hamspk.HamSpkModel",
@@ -186,49 +186,49 @@ class HamSpkConfig(PreTrainedConfig):
 
     @property
     def is_hyperbolic(self) -> bool:
-        """Whether the head or the scoring uses the Poincaré ball."""
+        """Whether the head or the similarity uses the Poincaré ball."""
         return self.similarity == "hyperbolic" or self.head in ("h", "ham", "joint")
 
     def validate_sizes(self) -> None:
-        """Counts are positive and fit together."""
+        """Check that all sizes are in range and consistent with each other."""
         _at_least(self, 1, "ecapa_channels", "ecapa_output_channels", "ecapa_bottleneck", "ecapa_groups", "num_labels")
         _at_least(self, 1, "sampling_rate", "num_mel_bins", "pooling_channels", "mhfa_heads", "embedding_size")
-        # Below, no speech band is left and a window holds too few samples for the filters.
+        # Lower rates cut off too much of the speech band, and an analysis window has too few samples for the filters.
         _at_least(self, 4000, "sampling_rate")
         _at_least(self, 0, "mask_mel_bins", "mask_frames")
         if self.ecapa_groups < 2 or self.ecapa_channels % self.ecapa_groups:
             raise ValueError(
                 f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({self.ecapa_groups}), and "
-                "ecapa_groups at least 2."
+                "ecapa_groups at least 2. Change one of them."
             )
         if len(self.ecapa_dilations) < 1 or min(self.ecapa_dilations) < 1:
-            raise ValueError(f"ecapa_dilations must hold positive integers, got {self.ecapa_dilations}.")
+            raise ValueError(f"ecapa_dilations must be one or more positive integers, got {self.ecapa_dilations}.")
         if self.mask_mel_bins >= self.num_mel_bins:
             raise ValueError(
-                f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({self.num_mel_bins}), or nothing of "
-                "the features may be left."
+                f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({self.num_mel_bins}). Otherwise "
+                "all filters could be masked."
             )
 
     def validate_pooling(self) -> None:
-        """Variances and time-delay layers are in range."""
+        """Check that the options of the pooling are in range."""
         if not 0 < self.pooling_smallest_variance <= 1:
             raise ValueError(
-                "pooling_smallest_variance must be above 0, where the root has no slope, and at most 1, got "
-                f"{self.pooling_smallest_variance}."
+                "pooling_smallest_variance must be above 0 and at most 1, got "
+                f"{self.pooling_smallest_variance}. At 0 the root of the variance has no derivative."
             )
         if not 0 <= self.pooling_variance_offset <= 1:
             raise ValueError(f"pooling_variance_offset must be between 0 and 1, got {self.pooling_variance_offset}.")
         layers = (self.tdnn_channels, self.tdnn_kernel_sizes, self.tdnn_dilations)
         if len({len(values) for values in layers}) > 1 or any(not values or min(values) < 1 for values in layers):
             raise ValueError(
-                "tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must hold one positive integer for each layer, "
+                "tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must have one positive integer for each layer, "
                 f"got {list(layers[0])}, {list(layers[1])} and {list(layers[2])}."
             )
         if self.pooling == "mhfa" and not self.mix_layers:
-            raise ValueError("pooling 'mhfa' weighs the layers itself: leave mix_layers True.")
+            raise ValueError("pooling 'mhfa' always uses all layers of the backbone. Leave mix_layers at True.")
 
     def validate_frontend(self) -> None:
-        """Front-end, backbone and pooling fit together."""
+        """Check that front-end, backbone and pooling can be combined."""
         backbone = self.backbone_config
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
@@ -236,26 +236,26 @@ class HamSpkConfig(PreTrainedConfig):
             )
         if backbone is not None and not hasattr(backbone, "conv_kernel"):
             raise ValueError(
-                f"backbone_config describes a {getattr(backbone, 'model_type', '?')!r} model; expected a "
-                "speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or 'hubert'."
+                "backbone_config must describe a speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or "
+                f"'hubert', got {getattr(backbone, 'model_type', '?')!r}."
             )
         if backbone is not None and self.frontend != "waveform":
             raise ValueError(
-                f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}; leave backbone_config out "
-                "for ECAPA-TDNN."
+                f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}. For ECAPA-TDNN, leave "
+                "backbone_config out."
             )
         if backbone is None and self.pooling == "mhfa":
-            raise ValueError("pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none.")
+            raise ValueError("pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN.")
         if backbone is None and self.freeze_backbone:
-            raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
+            raise ValueError("freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN.")
         if getattr(backbone, "add_adapter", False):
             raise ValueError(
-                "A backbone with add_adapter=True is not supported: its adapter shortens the frames that are pooled. "
+                "A backbone with add_adapter=True is not supported, because an adapter changes the number of frames. "
                 "Set add_adapter=False in backbone_config."
             )
 
     def validate_head(self) -> None:
-        """Margin, scale and curvature are in range."""
+        """Check that margin, scale, weights and curvature of the head are in range."""
         scale, margin, curvature = self.scale, self.margin, self.curvature
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"scale must be above 0 and finite, got {scale}.")
@@ -276,7 +276,7 @@ class HamSpkConfig(PreTrainedConfig):
         if self.projection == "released":
             if self.learnable_curvature:
                 raise ValueError(
-                    "learnable_curvature needs projection='curved': in the released variant c only moves the clip."
+                    "learnable_curvature needs projection='curved'. With 'released', curvature only limits the norm."
                 )
             if not curvature < math.inf:
                 raise ValueError(f"curvature must be finite, got {curvature}.")
@@ -285,8 +285,8 @@ class HamSpkConfig(PreTrainedConfig):
         largest = (MAX_TANGENT_RADIUS / self.clip_radius) ** 2
         if not 0 < curvature <= largest:
             raise ValueError(
-                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}: "
-                "beyond it float32 cannot hold the points. Lower curvature or clip_radius."
+                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}. "
+                "Beyond this limit, float32 cannot represent the points. Lower curvature or clip_radius."
             )
 
 
@@ -297,7 +297,7 @@ def _at_least(config: HamSpkConfig, smallest: int, *names: str) -> None:
 
 
 def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:
-    """transformers takes any key silently; one that is nearly a field is an error, not an extension."""
+    """Raise if the name of an unknown field resembles a known one. transformers itself accepts any name silently."""
     for name in given:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near and not name.startswith("_") and name not in ("torch_dtype", "num_labels", "name_or_path"):

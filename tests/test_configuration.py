@@ -100,11 +100,11 @@ def test_masks_are_not_negative(name):
             {"ecapa_groups": 7},
             "ecapa_channels (1024) must be a multiple of ecapa_groups (7), and ecapa_groups at least 2",
         ),
-        ({"ecapa_dilations": []}, "ecapa_dilations must hold positive integers, got []."),
-        ({"ecapa_dilations": [2, 0]}, "ecapa_dilations must hold positive integers, got [2, 0]."),
+        ({"ecapa_dilations": []}, "ecapa_dilations must be one or more positive integers, got []."),
+        ({"ecapa_dilations": [2, 0]}, "ecapa_dilations must be one or more positive integers, got [2, 0]."),
         (
             {"mask_mel_bins": 80},
-            "mask_mel_bins (80) must be below num_mel_bins (80), or nothing of the features may be",
+            "mask_mel_bins (80) must be below num_mel_bins (80). Otherwise all filters could be masked.",
         ),
         (
             {"frontend": "waveform"},
@@ -112,10 +112,10 @@ def test_masks_are_not_negative(name):
         ),
         (
             {"backbone_config": WAVLM, "frontend": "fbank"},
-            "A transformers backbone needs frontend 'waveform', got 'fbank'; leave backbone_config out for ECAPA-TDNN.",
+            "A transformers backbone needs frontend 'waveform', got 'fbank'. For ECAPA-TDNN, leave backbone_config",
         ),
-        ({"pooling": "mhfa"}, "pooling 'mhfa' weighs the layers of a transformers backbone; ECAPA-TDNN has none."),
-        ({"freeze_backbone": True}, "freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole."),
+        ({"pooling": "mhfa"}, "pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN."),
+        ({"freeze_backbone": True}, "freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN."),
         ({"scale": 0.0}, "scale must be above 0 and finite, got 0.0."),
         ({"scale": -1}, "scale must be above 0 and finite, got -1."),
         ({"scale": math.inf}, "scale must be above 0 and finite, got inf."),
@@ -138,7 +138,7 @@ def test_masks_are_not_negative(name):
         ({"head": "am", "similarity": "hyperbolic", "curvature": 0.5}, "The released distance needs curvature > 1"),
         (
             {"learnable_curvature": True},
-            "learnable_curvature needs projection='curved': in the released variant c only",
+            "learnable_curvature needs projection='curved'. With 'released', curvature only limits",
         ),
         (
             {"learnable_curvature": True, "head": "am", "projection": "curved"},
@@ -146,7 +146,7 @@ def test_masks_are_not_negative(name):
         ),
         (
             {"projection": "curved", "curvature": 26},
-            "projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = 25, got 26.0: beyond it float32 cannot",
+            "projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = 25, got 26.0. Beyond this limit, float32",
         ),
         ({"projection": "curved", "curvature": 0.0}, "projection='curved' needs 0 < curvature <="),
         ({"projection": "curved", "curvature": 7, "clip_radius": 2}, "<= (5 / clip_radius)^2 = 6.25, got 7.0"),

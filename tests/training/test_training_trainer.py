@@ -334,7 +334,7 @@ def test_fine_tuning_takes_nothing_stale(tmp_path, run_words):
     assert new.calibration is None
     with pytest.raises(ValueError, match=re.escape("do not fit the model that the recipe describes")):
         train(run_words(tmp_path / "third", initial_model=first, ecapa_channels=32))
-    with pytest.raises(ValueError, match=re.escape("pooling 'mhfa' weighs the layers of a transformers backbone")):
+    with pytest.raises(ValueError, match=re.escape("pooling 'mhfa' needs a transformers backbone")):
         train(run_words(tmp_path / "third", initial_model=first, pooling="mhfa"))
     with pytest.raises(ValueError, match=re.escape("to fine-tune it, name it as initial_model")):
         train(run_words(tmp_path / "third", backbone=first))
