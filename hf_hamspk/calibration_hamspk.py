@@ -1,23 +1,23 @@
-"""Score normalisation and calibration, from raw scores to log-likelihood ratios, and the files that hold them.
+"""Normalisation and calibration, which turn raw scores into log-likelihood ratios, and the files of their settings.
 
-**Files** carry a checksum, which reveals damage and edits by hand. It is no protection against forgery.
+**Files** contain a checksum, which reveals damage and edits by hand. It does not protect against forgery.
 
-**Normalisation** says how unusual a score is among the scores against other speakers, the cohort. With the mean and
-the standard deviation (divided by their number) of the scores of enrolment (e) and test (t) against the cohort:
+**Normalisation** relates the score `s` of a trial to the scores of its enrolment (e) and its test (t) against other
+speakers, the cohort. `mean` and `std` are the mean and the uncorrected standard deviation of these cohort scores:
 
 - `"z"`: `(s - mean_e) / std_e` (Li and Porter 1988; Reynolds 1997)
 - `"t"`: `(s - mean_t) / std_t` (Auckenthaler et al. 2000)
-- `"s"`: half the sum of both (Kenny 2010)
-- `"as"`: the same, each side with the `top` largest of its cohort scores (AS-norm1 of Matejka et al. 2017, equation 5;
-  AS-norm2 would take the statistics of one side over the cohort members nearest to the other)
+- `"s"`: the mean of both (Kenny 2010)
+- `"as"`: as `"s"`, but `mean` and `std` use only the `top` largest cohort scores of enrolment and test, respectively
+  (AS-norm1 of Matejka et al. 2017, equation 5; AS-norm2 would select them by the scores of the other recording)
 
-**Calibration** maps a score, and measures of the quality of the recordings, to a natural log-likelihood ratio (LLR):
-how many times likelier the two recordings are if they are of one speaker than if they are of two. The map is affine,
-fitted by logistic regression on trials (Brummer and du Preez 2006; with quality measures: Thienpondt et al. 2021). A
-decision needs only the prior of a target and the costs of the two errors: "same speaker" at an LLR of at least
-`log(cost_false_alarm (1 - prior) / (cost_miss prior))`, the Bayes threshold.
+**Calibration** maps a score and measures of the quality of the recordings to a log-likelihood ratio (LLR): the natural
+logarithm of how many times more probable the recordings are if one speaker made both than if two speakers did. The map
+is affine and fitted to trials by logistic regression (Brummer and du Preez 2006; with quality measures: Thienpondt et
+al. 2021). Given the prior of a target and the costs of the two errors, the decision is "same speaker" if the LLR is at
+least the Bayes threshold, `log(cost_false_alarm (1 - prior) / (cost_miss prior))`.
 
-Letters: `N` trials or utterances, `P` pairs, `M` embeddings, `C` cohort embeddings, `D` embedding size.
+Letters: `N` or `P` trials, `M` embeddings, `C` cohort embeddings, `D` embedding size.
 """
 
 import hashlib
@@ -38,19 +38,19 @@ from .audio_hamspk import LOWEST_SNR_DB, MINIMUM_SPEECH, is_number
 from .geometry_hamspk import at_least_float32
 
 CHECKSUM = "checksum"
-# Hexadecimal digits of a fingerprint that messages show.
+# Number of hexadecimal digits of a fingerprint that messages show.
 SHOWN_DIGITS = 12
 NORMALISATIONS = ("none", "z", "t", "s", "as")
 SMALLEST_COHORT = 2
-# Rounding of float32 cosines: scores that spread less are all alike.
+# Rounding error of float32 cosines. Scores with a smaller standard deviation count as equal.
 SMALLEST_COHORT_SPREAD = 1e-6
 COHORT_FILE = "cohort.safetensors"
 CALIBRATION_FILE = "verification.json"
 CALIBRATION_SCHEMA = 1
 SCORE_KINDS = ("cosine", "hyperbolic")
-# Floor of speech under the logarithm; recordings below it get no decision.
+# Lower limit of the seconds of speech whose logarithm is taken. Recordings with less speech get no decision.
 SHORTEST_SPEECH = 0.1
-# Quality measures, in the order of `quality_features`. All but the last are symmetric in enrolment and test.
+# Quality measures in the order of `quality_features`. For all but the last, enrolment and test can be exchanged.
 QUALITY_FEATURES = (
     "log_speech_min",
     "log_speech_max",
@@ -62,20 +62,20 @@ QUALITY_FEATURES = (
 )
 SCORE = "score"
 FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray)
-# Cohort scores held at once: 64 MiB of float32.
+# Number of cohort scores that are computed at once: 64 MiB of float32.
 BLOCK_SCORES = 1 << 24
 
 
 def shorten(fingerprint: str) -> str:
-    """The first digits of a fingerprint, for messages."""
+    """Return the first digits of a fingerprint, for messages."""
     return fingerprint[:SHOWN_DIGITS]
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 over canonical JSON (sorted keys, no blanks) of everything except the checksum itself.
+    """Return the SHA-256 of canonical JSON (sorted keys, no blanks) of all values except the checksum itself.
 
     Raises:
-        ValueError: a value is NaN or infinite, which JSON cannot hold.
+        ValueError: a value is NaN or infinite, which JSON cannot represent.
     """
     rest = {key: value for key, value in values.items() if key != CHECKSUM}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -83,36 +83,36 @@ def dict_checksum(values: Mapping[str, Any]) -> str:
 
 
 def array_checksum(array: np.ndarray) -> str:
-    """SHA-256 over shape, type and values of an array."""
+    """Return the SHA-256 of shape, type and values of an array."""
     return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Raise a ValueError if the checksum of a dictionary, read from `path`, is missing or that of other values."""
+    """Raise a ValueError if the checksum of a dictionary, read from `path`, is missing or does not match the values."""
     if values.get(CHECKSUM) != dict_checksum(values):
-        state = "has no checksum" if CHECKSUM not in values else "was altered: its checksum is that of other values"
+        state = "has no checksum" if CHECKSUM not in values else "was altered: its checksum does not match its values"
         raise ValueError(
-            f"{path} {state}. What a decision rests on is not edited by hand: fetch or make it again, or delete the "
-            "file to go without it."
+            f"{path} {state}. Files that decisions depend on must not be edited by hand. Download or create the file "
+            "again, or delete it to work without it."
         )
 
 
 def save_array(path: str | os.PathLike, name: str, array: np.ndarray, description: Mapping[str, Any]) -> None:
-    """Write one float32 array and its description (values that JSON can hold) to a safetensors file with checksums."""
+    """Write a float32 array and its description (values that JSON can represent) to a safetensors file, checksummed."""
     array = np.ascontiguousarray(array, dtype=np.float32)
     described = dict(description) | {"array": array_checksum(array)}
     described[CHECKSUM] = dict_checksum(described)
-    # safetensors maps files that it reads into memory: an open one must be replaced, not written over.
+    # safetensors maps files into memory when it reads them. A file in use must be replaced, not overwritten.
     temporary = f"{path}.part"
     save_file({name: array}, temporary, {"description": json.dumps(described, sort_keys=True)})
     os.replace(temporary, path)
 
 
 def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read what `save_array` wrote: the float32 array, finite, and its description.
+    """Read a file that `save_array` wrote, and return the finite float32 array and its description.
 
     Raises:
-        ValueError: the file is missing, altered, or not one that `save_array` wrote.
+        ValueError: the file is missing, was altered, or was not written by `save_array`.
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
@@ -123,79 +123,79 @@ def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str
         described = json.loads((metadata or {})["description"])
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); expected a file that this package wrote, with "
+            f"{path} cannot be read ({type(error).__name__}: {error}). Expected a file that this package wrote, with "
             f"the tensor {name!r}."
         ) from error
     if array is None or not isinstance(described, dict):
         raise ValueError(f"{path} holds the tensors {names}; expected {name!r} with a description.")
     check_dict(described, path)
     if described.pop("array") != array_checksum(array):
-        raise ValueError(f"{path} was altered: its tensor {name!r} is not the one that was saved. Make it again.")
+        raise ValueError(f"{path} was altered: its tensor {name!r} is not the one that was saved. Create it again.")
     if array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ValueError(f"{path} holds {array.dtype} values that are not all finite float32. Make it again.")
+        raise ValueError(f"{path} holds {array.dtype} values that are not all finite float32. Create the file again.")
     del described[CHECKSUM]
     return array, described
 
 
 class CohortStatistics(NamedTuple):
-    """Mean `(M,)` and standard deviation `(M,)`, above 0, of the scores of M embeddings against the cohort."""
+    """Mean `(M,)` and standard deviation `(M,)`, above 0, of the cohort scores of M embeddings."""
 
     mean: Tensor
     deviation: Tensor
 
     def rows(self, index: np.ndarray | Tensor) -> "CohortStatistics":
-        """The statistics of the given rows, one for each entry of `index`."""
+        """Return the statistics of the embeddings with the numbers in `index`, in this order."""
         return CohortStatistics(self.mean[index], self.deviation[index])
 
 
 def check_normalisation(kind: str, top: int | None) -> None:
-    """Raise a ValueError if the kind is unknown, or `top` does not go with it."""
+    """Raise a ValueError if the normalisation `kind` is unknown or cannot be used with this value of `top`."""
     if kind not in NORMALISATIONS:
         raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {kind!r}.")
     if kind == "as" and (isinstance(top, bool) or not isinstance(top, int) or top < SMALLEST_COHORT):
         raise ValueError(f"normalisation 'as' needs top, an integer of at least {SMALLEST_COHORT}, got {top!r}.")
     if kind != "as" and top is not None:
-        raise ValueError(f"top is for normalisation 'as'; {kind!r} takes the whole cohort. Leave top out.")
+        raise ValueError(f"top is for normalisation 'as'; {kind!r} uses the complete cohort. Leave top out.")
 
 
 def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistics:
-    """Mean and standard deviation of each row.
+    """Compute mean and standard deviation of the cohort scores of each embedding.
 
     Args:
-        scores: `(M, C)` of embeddings against the cohort.
-        top: take only so many of each row, the largest; None or more than C takes all.
+        scores: cohort scores `(M, C)`, one row for each embedding.
+        top: number of scores to use of each row, the largest ones; None or a number above C uses all.
 
     Raises:
-        ValueError: the scores are not two-dimensional, fewer than two a row, not finite, or all alike.
+        ValueError: the scores are not two-dimensional or not finite, or a row has fewer than two or only equal scores.
     """
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
     if scores.shape[1] < SMALLEST_COHORT:
         raise ValueError(
-            f"The cohort holds {scores.shape[1]} embeddings; a standard deviation needs at least {SMALLEST_COHORT}, "
-            "and a useful normalisation some hundred speakers."
+            f"The cohort holds {scores.shape[1]} embeddings. A standard deviation needs at least {SMALLEST_COHORT}, "
+            "and a useful normalisation needs several hundred speakers."
         )
     if top is not None and top < SMALLEST_COHORT:
         raise ValueError(f"top must be at least {SMALLEST_COHORT}, got {top}.")
     scores = at_least_float32(scores)
     if not bool(torch.isfinite(scores).all()):
-        raise ValueError("Cohort scores hold NaN or infinite values; check the embeddings of the cohort.")
+        raise ValueError("Cohort scores contain NaN or infinite values. Check the embeddings of the cohort.")
     if top is not None and top < scores.shape[1]:
         scores = scores.topk(top, dim=1).values
     deviation, mean = torch.std_mean(scores, dim=1, correction=0)
     if bool((deviation < SMALLEST_COHORT_SPREAD).any()):
         row = int((deviation < SMALLEST_COHORT_SPREAD).nonzero()[0])
         raise ValueError(
-            f"All cohort scores of embedding {row} are alike, so nothing can be normalised by them. Is the cohort one "
-            "recording many times?"
+            f"All cohort scores of embedding {row} are alike, so they cannot be used for normalisation. Check that the "
+            "cohort contains different recordings."
         )
     return CohortStatistics(mean, deviation)
 
 
 def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortStatistics, kind: str) -> Tensor:
-    """Normalise `(N,)` scores by the statistics of both sides of each trial, each `(N,)`.
+    """Normalise the scores `(N,)` of trials by the cohort statistics of their enrolments and tests, `(N,)` each.
 
-    `"s"` and `"as"` are the same sum; they differ in the statistics (`cohort_statistics` with `top`).
+    The formulas of `"s"` and `"as"` are the same. They differ in the statistics (`cohort_statistics` with `top`).
     """
     if kind not in NORMALISATIONS:
         check_normalisation(kind, None)
@@ -210,15 +210,15 @@ def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortSt
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Embeddings of other speakers than those compared, to normalise scores with.
+    """Embeddings of other speakers than the compared ones, used to normalise scores.
 
     Attributes:
-        embeddings: `(C, D)` float32 on the CPU, finite, C at least 2: usually the mean of each training speaker.
-        fingerprint: of the model that made them.
+        embeddings: finite values `(C, D)` in float32 on the CPU, C at least 2; usually one mean per training speaker.
+        fingerprint: fingerprint of the model that computed the embeddings.
         audio: description of the recordings.
 
     Raises:
-        ValueError: the embeddings have another shape, or are not finite.
+        ValueError: the embeddings have another shape or are not finite.
     """
 
     embeddings: Tensor = field(repr=False)
@@ -233,25 +233,25 @@ class Cohort:
                 f"{tuple(embeddings.shape)}."
             )
         if not bool(torch.isfinite(embeddings).all()):
-            raise ValueError("The embeddings of a cohort must be finite; leave out those that are not.")
+            raise ValueError("The embeddings of a cohort must be finite. Leave out those that are not.")
         object.__setattr__(self, "embeddings", embeddings.detach().to("cpu", torch.float32).contiguous())
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the embeddings, by which a calibration names its cohort."""
+        """SHA-256 of the embeddings. A calibration stores it to identify its cohort."""
         return array_checksum(self.embeddings.numpy())
 
     def check_model(self, fingerprint: str, path: str | os.PathLike = "This cohort") -> None:
-        """Raise a ValueError, which calls the cohort `path`, if the model at hand has another fingerprint."""
+        """Raise a ValueError if the model has another fingerprint than the cohort. The message names `path`."""
         if self.fingerprint != fingerprint:
             raise ValueError(
-                f"{path} is of another model ({shorten(self.fingerprint)}) than the one at hand "
-                f"({shorten(fingerprint)}): embeddings of two models cannot be compared. Embed the cohort with this "
-                "model, or load the model that it belongs to."
+                f"{path} belongs to another model ({shorten(self.fingerprint)}), not to the loaded one "
+                f"({shorten(fingerprint)}). Embeddings of two models cannot be compared. Embed the cohort with the "
+                "loaded model, or load the model of the cohort."
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file: the tensor `embeddings` and a description with checksum."""
+        """Write the embeddings and a description with checksum to a safetensors file."""
         description = {"fingerprint": self.fingerprint, "audio": self.audio}
         save_array(path, "embeddings", self.embeddings.numpy(), description)
 
@@ -260,15 +260,15 @@ class Cohort:
         """Read a file that `save` wrote.
 
         Args:
-            path: of the file.
-            fingerprint: of the model that will use it; None does not check.
+            path: path of the file.
+            fingerprint: fingerprint of the model that will use the cohort; None skips the check.
 
         Raises:
-            ValueError: the file is missing, altered, no cohort, or of another model.
+            ValueError: the file is missing, was altered, does not contain a cohort, or belongs to another model.
         """
         embeddings, description = load_array(path, "embeddings")
         if description.keys() != {"fingerprint", "audio"}:
-            raise ValueError(f"{path} is no cohort: it describes {sorted(description)}.")
+            raise ValueError(f"{path} is not a cohort file. Its description has the keys {sorted(description)}.")
         cohort = cls(torch.from_numpy(np.array(embeddings)), str(description["fingerprint"]), str(description["audio"]))
         if fingerprint is not None:
             cohort.check_model(fingerprint, path)
@@ -277,12 +277,12 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality measures of one side of a trial, or, with arrays `(N,)`, of one side of N trials.
+    """Quality measures of the enrolment or the test of a trial, or arrays `(N,)` of them for N trials.
 
     Attributes:
         speech: seconds of speech, summed over the utterances.
-        snr_db: signal-to-noise ratio in dB, mean over the utterances.
-        magnitude: of the embedding (its norm, or its hyperbolic radius), mean over the utterances.
+        snr_db: signal-to-noise ratio in dB, averaged over the utterances.
+        magnitude: norm or hyperbolic radius of the embedding, averaged over the utterances.
         utterances: number of utterances.
     """
 
@@ -292,14 +292,14 @@ class Quality:
     utterances: Any = 1
 
     def rows(self, index: np.ndarray) -> "Quality":
-        """The given rows of arrays, one for each entry of `index`."""
+        """Return the measures of the trials with the numbers in `index`, in this order, if the measures are arrays."""
         return Quality(*(np.asarray(column)[index] for column in vars(self).values()))
 
 
 def combine_qualities(qualities: Sequence[Quality]) -> Quality:
-    """The quality of an enrolment of several utterances: speech and utterances add up, the others are averaged."""
+    """Combine the measures of the utterances of an enrolment: speech and utterances are added, the others averaged."""
     if not qualities:
-        raise ValueError("No utterance, no quality: give at least one.")
+        raise ValueError("No utterance was given. Quality measures need at least one.")
     return Quality(
         speech=sum(q.speech for q in qualities),
         snr_db=sum(q.snr_db for q in qualities) / len(qualities),
@@ -309,10 +309,10 @@ def combine_qualities(qualities: Sequence[Quality]) -> Quality:
 
 
 def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]:
-    """The `QUALITY_FEATURES` of trials by name, each `(N,)` or a scalar array, float64.
+    """Return the `QUALITY_FEATURES` of trials by name, each a float64 array `(N,)` or a scalar array.
 
-    Minimum and maximum are those of the two sides, speech is in seconds, the logarithms are natural, and the
-    signal-to-noise ratios in dB.
+    Minimum and maximum are taken over enrolment and test. Speech is in seconds before the natural logarithm is taken,
+    and signal-to-noise ratios are in dB.
     """
 
     def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -333,22 +333,22 @@ def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Prior and costs that set the threshold of a decision, with the error rates measured there.
+    """Prior and costs that determine the threshold of a decision, and the error rates measured at this threshold.
 
     Example:
         ```python
         door = OperatingPoint("door", prior=0.01, cost_false_alarm=10.0)
-        print(door.threshold)  # 6.9: the recordings must be 990 times more probable from one speaker than from two
+        print(door.threshold)  # 6.9: the recordings must be 990 times more probable if one speaker made both
         print(model.verify("a.wav", "b.wav", operating_point=door).decision)
         ```
 
     Attributes:
-        name: for example "balanced".
-        prior: probability of a target before the recordings are compared, in (0, 1).
-        cost_miss: of refusing the same speaker, above 0.
-        cost_false_alarm: of accepting another speaker, above 0.
-        miss_rate: share of the target trials that were refused; None if not measured.
-        false_alarm_rate: share of the impostor trials that were accepted; None if not measured.
+        name: name of the operating point, for example "balanced".
+        prior: probability, in (0, 1), that a trial is a target trial, before its recordings are compared.
+        cost_miss: cost of rejecting the same speaker, above 0.
+        cost_false_alarm: cost of accepting another speaker, above 0.
+        miss_rate: fraction of the target trials that were rejected; None if not measured.
+        false_alarm_rate: fraction of the impostor trials that were accepted; None if not measured.
 
     Raises:
         ValueError: a number is out of range.
@@ -380,7 +380,7 @@ class OperatingPoint:
         return math.log(self.cost_false_alarm * (1 - self.prior) / (self.cost_miss * self.prior))
 
 
-# Even odds; for doors, where accepting an impostor is worse; for searches, where missing a target is worse.
+# "strict" is for access control, where false alarms are worse; "screening" is for searches, where misses are worse.
 DEFAULT_OPERATING_POINTS = (
     OperatingPoint("balanced", prior=0.5),
     OperatingPoint("strict", prior=0.01),
@@ -390,7 +390,7 @@ DEFAULT_OPERATING_POINTS = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """Map from scores of one model to log-likelihood ratios: `offset + sum of weight x feature`.
+    """Map from the scores of a model to log-likelihood ratios (LLR): `offset + sum of weight x feature`.
 
     Example:
         ```python
@@ -399,18 +399,18 @@ class Calibration:
         ```
 
     Attributes:
-        fingerprint: of the model.
-        similarity: of the scores, `"cosine"` or `"hyperbolic"`.
-        offset: of the LLR.
-        weights: by feature: "score" (above 0) and any of `QUALITY_FEATURES`.
-        operating_points: the first is the default.
-        normalisation: of the scores: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`.
-        top: cohort scores on each side; for `"as"` only.
-        cohort: `Cohort.checksum` of the cohort of the normalisation; None without one.
-        trials, targets, speakers: numbers of each that it was fitted on.
-        enrolment_utterances: of each of these trials.
-        audio: description of their recordings.
-        minimum_speech: seconds of speech below which there is no decision.
+        fingerprint: fingerprint of the model.
+        similarity: similarity that gives the scores, `"cosine"` or `"hyperbolic"`.
+        offset: constant term of the LLR.
+        weights: weight of each feature by name: "score" (above 0) and any of `QUALITY_FEATURES`.
+        operating_points: one or more operating points; the first is the default.
+        normalisation: normalisation of the scores: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`.
+        top: number of cohort scores that `"as"` uses for enrolment and for test; None for other normalisations.
+        cohort: `Cohort.checksum` of the cohort; None if the scores are not normalised.
+        trials, targets, speakers: numbers of trials, target trials and speakers in the fit.
+        enrolment_utterances: number of enrolment utterances in each of these trials.
+        audio: description of the recordings of these trials.
+        minimum_speech: seconds of speech that a decision needs.
 
     Raises:
         ValueError: a number is not finite or out of range, a feature is unknown, or two points have the same name.
@@ -439,19 +439,19 @@ class Calibration:
         check_normalisation(self.normalisation, self.top)
         if (self.normalisation == "none") != (self.cohort is None):
             raise ValueError(
-                f"normalisation is {self.normalisation!r} and cohort {self.cohort!r}: a normalised score is measured "
-                "with a cohort (give Cohort.checksum), a raw one without."
+                f"normalisation is {self.normalisation!r}, but cohort is {self.cohort!r}. For normalised scores set "
+                "cohort to Cohort.checksum, and for normalisation 'none' leave it at None."
             )
         unknown = sorted(set(self.weights) - {SCORE, *QUALITY_FEATURES})
         if unknown:
-            raise ValueError(f"Unknown features {unknown}; known are {', '.join((SCORE, *QUALITY_FEATURES))}.")
+            raise ValueError(f"Unknown features {unknown}; expected {', '.join((SCORE, *QUALITY_FEATURES))}.")
         for name, value in {"offset": self.offset, **self.weights}.items():
             if not is_number(value):
                 raise ValueError(f"The weight of {name!r} must be a finite number, got {value!r}.")
         if not self.weights.get(SCORE, 0.0) > 0:
             raise ValueError(
-                f"The weight of 'score' must be above 0, got {self.weights.get(SCORE)!r}: a larger score is more "
-                "evidence for the same speaker. Were the labels swapped?"
+                f"The weight of 'score' must be above 0, got {self.weights.get(SCORE)!r}, because a larger score is "
+                "stronger evidence for the same speaker. Check that the labels of the trials are not swapped."
             )
         self._check_counts()
 
@@ -464,15 +464,15 @@ class Calibration:
             raise ValueError(f"minimum_speech must be a number of seconds, at least 0, got {self.minimum_speech!r}.")
         names = [point.name for point in self.operating_points]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"operating_points need distinct names, and at least one, got {names}.")
+            raise ValueError(f"operating_points must be one or more with distinct names, got {names}.")
 
     @property
     def needs_quality(self) -> bool:
-        """Whether any quality measure enters the LLR."""
+        """Whether the LLR depends on any quality measure."""
         return len(self.weights) > 1
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:
-        """The operating point with this name, or the first for None; a ValueError lists the names."""
+        """Return the operating point with this name; None for the first. Unknown names raise a ValueError."""
         points = {point.name: point for point in self.operating_points}
         if name is not None and name not in points:
             raise ValueError(f"There is no operating point {name!r}; this calibration has {', '.join(points)}.")
@@ -481,14 +481,14 @@ class Calibration:
     def log_likelihood_ratio(
         self, score: FloatOrArray, quality: Mapping[str, float | np.ndarray] | None = None
     ) -> FloatOrArray:
-        """The natural log-likelihood ratio.
+        """Compute the natural log-likelihood ratio of one or more trials.
 
         Args:
-            score: a number or `(N,)`; normalised if `normalisation` says so.
-            quality: from `quality_features`; may be left out if no weight needs it.
+            score: score of a trial, or scores `(N,)`; already normalised unless `normalisation` is `"none"`.
+            quality: result of `quality_features`; None is enough if `needs_quality` is False.
 
         Returns:
-            A float, or `(N,)` float64, like `score`.
+            A float if `score` is a number, otherwise an array `(N,)` in float64.
 
         Raises:
             ValueError: a quality measure that has a weight is missing.
@@ -499,26 +499,26 @@ class Calibration:
             if name == SCORE:
                 continue
             if name not in given:
-                raise ValueError(f"This calibration weighs {name!r}, which was not given; take it of quality_features.")
+                raise ValueError(f"This calibration weighs {name!r}, which was not given. Use quality_features.")
             total = total + weight * np.asarray(given[name], dtype=np.float64)
         return total if isinstance(score, np.ndarray) else total.item()
 
     def check_model(self, fingerprint: str, similarity: str) -> None:
-        """Raise a ValueError if the model at hand has another fingerprint or similarity."""
+        """Raise a ValueError if the model has another fingerprint or similarity than the calibration."""
         if self.fingerprint != fingerprint:
             raise ValueError(
-                f"This calibration is of another model ({shorten(self.fingerprint)}) than the one at hand "
-                f"({shorten(fingerprint)}): its weights differ, and so do its scores. Calibrate this model, or load "
-                "the calibration that belongs to it."
+                f"This calibration belongs to another model ({shorten(self.fingerprint)}), not to the loaded one "
+                f"({shorten(fingerprint)}). Their weights differ, and therefore their scores. Calibrate the loaded "
+                "model, or load its own calibration."
             )
         if self.similarity != similarity:
             raise ValueError(
-                f"This calibration is of {self.similarity} scores, but the model compares by {similarity!r}. Set "
-                f"config.similarity to {self.similarity!r}, or calibrate again."
+                f"This calibration needs {self.similarity!r} scores, but the model computes {similarity!r} scores. "
+                f"Set config.similarity to {self.similarity!r}, or calibrate again."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: with schema and checksum, and, for people, the thresholds of the operating points."""
+        """Return the content of the JSON file: attributes, schema, checksum and, as information only, thresholds."""
         values: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, **asdict(self)}
         values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
         values[CHECKSUM] = dict_checksum(values)
@@ -526,10 +526,10 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: str | os.PathLike = "The calibration") -> "Calibration":
-        """Read what `to_dict` returned; messages call it `path`.
+        """Create a calibration from a result of `to_dict`. Error messages name `path`.
 
         Raises:
-            ValueError: altered, of another schema, unknown or missing keys, or values out of range.
+            ValueError: the values were altered or are out of range, keys are unknown or missing, or the schema differs.
         """
         if values.get("schema") != CALIBRATION_SCHEMA:
             raise ValueError(
@@ -542,7 +542,7 @@ class Calibration:
         if given.keys() != expected:
             raise ValueError(
                 f"{path} has unknown keys {sorted(given.keys() - expected)} and lacks "
-                f"{sorted(expected - given.keys())}; expected what Calibration.save wrote."
+                f"{sorted(expected - given.keys())}. Expected a file that Calibration.save wrote."
             )
         points = given.pop("operating_points")
         try:
@@ -552,16 +552,16 @@ class Calibration:
             raise ValueError(f"{path} does not hold a calibration: {error}.") from error
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a JSON file."""
+        """Write the calibration to a JSON file."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Calibration":
-        """Read a file that `save` wrote; `check_model` tells whether it fits a model.
+        """Read a file that `save` wrote. Whether it belongs to a model is checked by `check_model`.
 
         Raises:
-            ValueError: the file is missing, no JSON, altered, or of another version.
+            ValueError: the file is missing, is not JSON, was altered, or has an unknown schema.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -569,14 +569,14 @@ class Calibration:
         except FileNotFoundError:
             raise ValueError(f"There is no file {path}.") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as JSON ({error}). Fetch or make it again.") from error
+            raise ValueError(f"{path} cannot be read as JSON ({error}). Download or create it again.") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{path} holds no calibration, but a JSON {type(values).__name__}.")
+            raise ValueError(f"{path} must contain a JSON object with a calibration, got a {type(values).__name__}.")
         return cls.from_dict(values, path)
 
 
 class SpeakerModel(Protocol):
-    """The part of a model that verification needs; `modeling_hamspk.SpeakerModelMixin` documents the methods."""
+    """Interface that verification needs of a model. `modeling_hamspk.SpeakerModelMixin` documents the methods."""
 
     config: Any
     device: torch.device
@@ -592,9 +592,9 @@ class Scores(NamedTuple):
     """Scores of P pairs, each `(P,)` float64.
 
     Attributes:
-        raw: similarity of the embeddings.
-        normalised: with the cohort; None if the calibration asks for no normalisation.
-        log_likelihood_ratio: natural logarithm; None if the model is not calibrated.
+        raw: similarities of the embeddings.
+        normalised: scores normalised with the cohort; None if the calibration has no normalisation.
+        log_likelihood_ratio: natural log-likelihood ratios; None if the model is not calibrated.
     """
 
     raw: np.ndarray
@@ -605,7 +605,7 @@ class Scores(NamedTuple):
 def compare_with_cohort(
     model: SpeakerModel, embeddings: Tensor, cohort: Tensor, top: int | None = None
 ) -> CohortStatistics:
-    """`cohort_statistics` of embeddings `(M, D)` against a cohort `(C, D)` on the same device, in bounded memory."""
+    """Return the `cohort_statistics` of embeddings `(M, D)`, with a cohort `(C, D)` on the same device, block-wise."""
     blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
     parts = [cohort_statistics(model.score_matrix(block, cohort), top) for block in blocks]
     return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
@@ -617,39 +617,39 @@ def trial_features(
     statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
     quality: tuple[Quality, Quality] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The features that a calibration weighs: `SCORE` and `QUALITY_FEATURES` of P trials, each `(P,)` float64.
+    """Return the features of P trials that a calibration weighs, `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
 
     Args:
-        raw: `(P,)` similarities; they are normalised in their own precision.
+        raw: similarities `(P,)`. Normalisation keeps their precision.
         normalisation: one of `NORMALISATIONS`.
-        statistics: of the enrolments and of the tests against the cohort, `(P,)` each; None without normalisation.
-        quality: of the enrolments and of the tests, with arrays `(P,)`; None leaves the quality measures out.
+        statistics: cohort statistics `(P,)` of the enrolments and of the tests; None without normalisation.
+        quality: quality measures `(P,)` of the enrolments and of the tests; None omits the `QUALITY_FEATURES`.
 
     Raises:
-        ValueError: statistics are missing.
+        ValueError: the normalisation needs statistics, but none were given.
     """
     scores = raw
     if normalisation != "none":
         if statistics is None:
-            raise ValueError(f"normalisation {normalisation!r} needs the statistics of both sides against a cohort.")
+            raise ValueError(f"normalisation {normalisation!r} needs the cohort statistics of enrolments and tests.")
         enrolment, test = (CohortStatistics(side.mean.to(raw), side.deviation.to(raw)) for side in statistics)
         scores = apply_statistics(raw, enrolment, test, normalisation)
     return {SCORE: _float64(scores)} | ({} if quality is None else quality_features(*quality))
 
 
 class Scorer:
-    """Scores pairs of embeddings with a model, its calibration and its cohort, checked to belong together.
+    """Scorer of pairs of embeddings with a model and its calibration and cohort, after a check that they match.
 
     The weights of the model must not change while the scorer is used.
 
     Args:
-        model: compares embeddings.
-        calibration: None for raw scores only.
-        cohort: the one that the calibration was measured with; None if its scores are not normalised.
+        model: model that compares the embeddings.
+        calibration: calibration of the model; None for raw scores only.
+        cohort: cohort that the calibration was fitted with; None if its scores are not normalised.
 
     Raises:
-        ValueError: the calibration or the cohort is of another model, or the cohort is missing or not that of the
-            calibration.
+        ValueError: the calibration or the cohort belongs to another model, the cohort of the calibration is missing, or
+            another cohort was given.
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
@@ -666,21 +666,21 @@ class Scorer:
             return
         if cohort is None:
             raise ValueError(
-                f"This calibration is of scores normalised by {calibration.normalisation!r} with a cohort, and no "
-                "cohort was given; its log-likelihood ratios would be wrong. Load the cohort that lies beside it "
-                "(cohort.safetensors), or calibrate without normalisation."
+                f"This calibration needs scores with normalisation {calibration.normalisation!r}, but no cohort was "
+                "given. Load the cohort from the folder of the calibration (cohort.safetensors), or calibrate without "
+                "normalisation."
             )
         if cohort.checksum != calibration.cohort:
             raise ValueError(
-                "The cohort is not the one that the calibration was measured with. Load the cohort that lies beside "
-                "the calibration, or calibrate with this one."
+                "The cohort is not the one that the calibration was fitted with. Load the cohort from the folder of "
+                "the calibration, or calibrate again with this cohort."
             )
         self._cohort = cohort.embeddings.to(model.device)
 
     def scores(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> Scores:
-        """Score each row of `enrolment` `(P, D)`, of the given quality, against the same row of `test` `(P, D)`."""
+        """Score each row of `enrolment` `(P, D)` against the same row of `test` `(P, D)`, given the quality of each."""
         raw = self.model.score(enrolment, test)
         if self.calibration is None:
             return Scores(_float64(raw), None, None)
@@ -692,14 +692,14 @@ class Scorer:
     def ratios(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> np.ndarray:
-        """The log-likelihood ratios `(P,)` of `scores`; a ValueError if the model is not calibrated."""
+        """Return the log-likelihood ratios `(P,)` of `scores`. Raises a ValueError if the model is not calibrated."""
         ratios = self.scores(enrolment, test, enrolment_quality, test_quality).log_likelihood_ratio
         if ratios is None:
-            raise ValueError("Without a calibration there is no log-likelihood ratio.")
+            raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
         return ratios
 
     def statistics(self, embeddings: Tensor) -> CohortStatistics | None:
-        """Statistics `(M,)` of embeddings `(M, D)` against the cohort; None if the scores are not normalised."""
+        """Return the cohort statistics `(M,)` of embeddings `(M, D)`; None if the scores are not normalised."""
         if self._cohort is None or self.calibration is None:
             return None
         return compare_with_cohort(self.model, embeddings.to(self._cohort.device), self._cohort, self.calibration.top)
@@ -710,19 +710,19 @@ class Scorer:
         statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
         quality: tuple[Quality, Quality] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """From raw scores of P pairs to log-likelihood ratios: the one place where they are computed.
+        """Compute log-likelihood ratios from the raw scores of P pairs. No other function computes them.
 
         Args:
-            raw, statistics, quality: as in `trial_features`.
+            raw, statistics, quality: features of the pairs; see `trial_features`.
 
         Returns:
-            The normalised scores, None without normalisation, and the natural log-likelihood ratios, `(P,)` each.
+            Normalised scores (None without normalisation) and natural log-likelihood ratios, `(P,)` each.
 
         Raises:
-            ValueError: the model is not calibrated, or statistics or quality that its calibration needs are missing.
+            ValueError: the model is not calibrated, or its calibration needs statistics or qualities that are missing.
         """
         if self.calibration is None:
-            raise ValueError("Without a calibration there is no log-likelihood ratio.")
+            raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
         kind = self.calibration.normalisation
         features = trial_features(raw, kind, statistics, quality)
         ratios = self.calibration.log_likelihood_ratio(features[SCORE], features)
@@ -734,6 +734,6 @@ def _float64(scores: Tensor) -> np.ndarray:
 
 
 def _stack_qualities(qualities: Sequence[Quality]) -> Quality:
-    """N qualities as one of arrays `(N,)`."""
+    """Combine N qualities of single trials into one `Quality` with arrays `(N,)`."""
     columns = zip(*(vars(quality).values() for quality in qualities), strict=True)
     return Quality(*(np.array(column, dtype=np.float64) for column in columns))

@@ -111,7 +111,7 @@ def signed(values, **changes) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(offset=-2.0), "was altered: its checksum is that of other values"),
+        (lambda v: v.update(offset=-2.0), "was altered: its checksum does not match its values"),
         (lambda v: v["weights"].update(score=9.0), "was altered"),
         (lambda v: v["operating_points"][0].update(threshold=-5.0), "was altered"),
         (lambda v: v.update(fingerprint="b" * 64), "was altered"),
@@ -135,7 +135,7 @@ def test_what_is_no_calibration_is_refused(tmp_path):
     path = tmp_path / "verification.json"
     with pytest.raises(ValueError, match="There is no file"):
         Calibration.load(path)
-    for text, message in (("{ no", "cannot be read as JSON"), ("[1]", "holds no calibration, but a JSON list")):
+    for text, message in (("{ no", "cannot be read as JSON"), ("[1]", "must contain a JSON object")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             Calibration.load(path)
@@ -143,9 +143,9 @@ def test_what_is_no_calibration_is_refused(tmp_path):
 
 def test_a_calibration_of_another_model_is_refused(calibration):
     calibration.check_model(FINGERPRINT, "cosine")
-    with pytest.raises(ValueError, match=r"of another model \(aaaaaaaaaaaa\) than the one at hand \(bbbbbbbbbbbb\)"):
+    with pytest.raises(ValueError, match=r"to another model \(aaaaaaaaaaaa\), not to the loaded one \(bbbbbbbbbbbb\)"):
         calibration.check_model("b" * 64, "cosine")
-    with pytest.raises(ValueError, match="is of cosine scores, but the model compares by 'hyperbolic'"):
+    with pytest.raises(ValueError, match="needs 'cosine' scores, but the model computes 'hyperbolic'"):
         calibration.check_model(FINGERPRINT, "hyperbolic")
 
 
@@ -154,8 +154,8 @@ def test_a_calibration_of_another_model_is_refused(calibration):
     [
         ({"fingerprint": ""}, "needs the fingerprint"),
         ({"similarity": "dot"}, "similarity must be one of cosine, hyperbolic, got 'dot'"),
-        ({"normalisation": "as", "top": 20}, "is measured with a cohort"),
-        ({"cohort": "c" * 64}, "a raw one without"),
+        ({"normalisation": "as", "top": 20}, "For normalised scores set cohort"),
+        ({"cohort": "c" * 64}, "leave it at None"),
         ({"weights": {"score": 1.0, "loudness": 2.0}}, r"Unknown features \['loudness'\]"),
         ({"weights": {"snr_min": 1.0}}, "weight of 'score' must be above 0, got None"),
         ({"weights": {"score": math.nan}}, "weight of 'score' must be a finite number"),
@@ -163,7 +163,7 @@ def test_a_calibration_of_another_model_is_refused(calibration):
         ({"trials": -1}, "trials must be an integer of at least 0"),
         ({"enrolment_utterances": 0}, "enrolment_utterances must be an integer of at least 1"),
         ({"minimum_speech": -1.0}, "minimum_speech must be a number of seconds"),
-        ({"operating_points": ()}, "distinct names, and at least one"),
+        ({"operating_points": ()}, "one or more with distinct names"),
         ({"operating_points": (OperatingPoint("a", 0.5), OperatingPoint("a", 0.1))}, "distinct names"),
     ],
 )

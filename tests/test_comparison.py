@@ -82,7 +82,7 @@ def test_the_fingerprint_is_that_of_the_embedding():
 def test_files_of_another_model_are_refused(tmp_path, folder, name):
     calibrate(make(1)).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / name, folder / name)
-    with pytest.raises(ValueError, match=r"files that do not fit them\. .* is of another model .* delete .*"):
+    with pytest.raises(ValueError, match=r"files that do not fit them\. .* belongs to another model .* delete .*"):
         HamSpkModel.from_pretrained(folder)
 
 
@@ -112,7 +112,7 @@ def edit(path, old: str, new: str) -> None:
 def test_a_cohort_that_was_exchanged_is_refused_by_the_verifier(folder):
     model = HamSpkModel.from_pretrained(folder)
     Cohort(torch.randn(12, 24), model.fingerprint()).save(folder / COHORT_FILE)
-    with pytest.raises(ValueError, match="The cohort is not the one that the calibration was measured with"):
+    with pytest.raises(ValueError, match="The cohort is not the one that the calibration was fitted with"):
         HamSpkModel.from_pretrained(folder).verifier()
 
 
@@ -127,7 +127,7 @@ def test_other_weights_leave_the_files_behind(folder, caplog):
     model = HamSpkModel.from_pretrained(folder)
     with torch.no_grad():
         model.projection.weight.mul_(1.1)
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="belongs to another model"):
         model.verifier()
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
@@ -148,5 +148,5 @@ def test_another_precision(folder):
 def test_another_similarity_is_refused(folder):
     model = HamSpkModel.from_pretrained(folder)
     model.config.similarity = "hyperbolic"
-    with pytest.raises(ValueError, match="is of cosine scores"):
+    with pytest.raises(ValueError, match="needs 'cosine' scores"):
         model.verifier()

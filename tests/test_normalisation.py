@@ -146,7 +146,7 @@ def test_a_cohort_comes_back_as_it_was(tmp_path, cohort):
 def test_a_cohort_of_another_model_is_refused(tmp_path, cohort):
     path = tmp_path / "cohort.safetensors"
     cohort.save(path)
-    with pytest.raises(ValueError, match=r"safetensors is of another model \(aaaaaaaaaaaa\) than the one at hand"):
+    with pytest.raises(ValueError, match=r"safetensors belongs to another model \(aaaaaaaaaaaa\), not to the loaded"):
         Cohort.load(path, "b" * 64)
 
 
@@ -187,7 +187,7 @@ def uncheck(tensors, metadata):
     [
         (nudge, "was altered: its tensor 'embeddings' is not the one that was saved"),
         (rename, r"holds the tensors \['other'\]; expected 'embeddings'"),
-        (relabel, "was altered: its checksum is that of other values"),
+        (relabel, "was altered: its checksum does not match its values"),
         (unlabel, "cannot be read"),
         (uncheck, "has no checksum"),
     ],
@@ -209,7 +209,7 @@ def test_what_is_no_cohort_is_refused(tmp_path, cohort):
     with pytest.raises(ValueError, match="cannot be read"):
         Cohort.load(path)
     save_array(path, "embeddings", np.zeros((2, 3)), {"kind": "speaker profile"})
-    with pytest.raises(ValueError, match="is no cohort: it describes"):
+    with pytest.raises(ValueError, match="is not a cohort file"):
         Cohort.load(path)
     array, description = load_array(path, "embeddings")
     assert (array.shape, array.dtype, description) == ((2, 3), np.float32, {"kind": "speaker profile"})

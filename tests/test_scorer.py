@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_parts(monkeypatch, sides, similarity, kind, top
 def test_without_a_calibration_there_are_scores_alone(sides):
     scorer = Scorer(KnownSpeakers())
     assert scorer.scores(*sides)[1:] == (None, None)
-    with pytest.raises(ValueError, match="Without a calibration there is no log-likelihood ratio"):
+    with pytest.raises(ValueError, match="A log-likelihood ratio needs a calibration"):
         scorer.ratios(*sides)
 
 
@@ -67,10 +67,10 @@ def test_what_does_not_belong_together_is_refused():
     Scorer(model, normalised, cohort)
     with pytest.raises(ValueError, match="no cohort was given"):
         Scorer(model, normalised)
-    with pytest.raises(ValueError, match="The cohort is not the one that the calibration was measured with"):
+    with pytest.raises(ValueError, match="The cohort is not the one that the calibration was fitted with"):
         Scorer(model, normalised, cohort_of(model))
     for parts in ((calibration_of(other), None), (None, cohort_of(other)), (calibration_of(model), cohort_of(other))):
-        with pytest.raises(ValueError, match=r"of another model \(bbbbbbbbbbbb\)"):
+        with pytest.raises(ValueError, match=r"to another model \(bbbbbbbbbbbb\)"):
             Scorer(model, *parts)
-    with pytest.raises(ValueError, match="is of cosine scores, but the model compares by 'hyperbolic'"):
+    with pytest.raises(ValueError, match="needs 'cosine' scores, but the model computes 'hyperbolic'"):
         Scorer(KnownSpeakers(similarity="hyperbolic"), calibration_of(model))
