@@ -9,14 +9,16 @@ MODEL is a folder or a name on the Hub. trust_remote_code=True runs the code tha
 import os
 import sys
 
-import soundfile
 from transformers import AutoModel
 
 
 def main() -> None:
     if len(sys.argv) < 4:
         sys.exit("usage: python examples/verify.py MODEL enrolment.wav [enrolment2.wav ...] test.wav")
-    name, *files = sys.argv[1:]
+    name, *enrolment, test = sys.argv[1:]
+    for file in (*enrolment, test):
+        if not os.path.isfile(file):
+            sys.exit(f"File not found: {file}.")
 
     # 1. Load the model, with the calibration beside its weights
     try:
@@ -24,25 +26,13 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"Model not found: {name} is neither a folder nor on the Hub ({str(error).splitlines()[0]})")
 
-    # 2. Read the recordings, mono, at the model's sampling rate
-    waveforms = []
-    for file in files:
-        if not os.path.isfile(file):
-            sys.exit(f"File not found: {file}.")
-        try:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            sys.exit(f"{file} cannot be read: {error}")
-        if rate != model.config.sampling_rate:
-            sys.exit(f"Expected {model.config.sampling_rate} Hz, but {file} has {rate} Hz. Resample it first.")
-        waveforms.append(samples.mean(axis=1))
-
-    # 3. Verify; recordings with too little speech get no score
-    *enrolment, test = waveforms
+    # 2. Verify; the model reads and resamples the files, and recordings with too little speech get no score
     try:
-        answer = model.verifier().verify(enrolment, test, model.config.sampling_rate)
+        answer = model.verify(enrolment, test)
     except ValueError as error:
         sys.exit(str(error))
+
+    # 3. Print the answer
     if answer.score is not None:
         print(f"score {answer.score:.4f} ({model.config.similarity})")
     if answer.log_likelihood_ratio is not None:
