@@ -40,13 +40,13 @@ PRIVACY = (
 )
 # The warnings of the model use the names in brackets.
 RECORDINGS = {"first": "First recording (the enrolment)", "second": "Second recording (the test)"}
-# Seconds between two clearings of the cache, and the age in seconds at which files are deleted.
+# Interval in seconds at which the cache is cleared, and the age in seconds from which files are deleted.
 CLEARING = (600, 3000)
 LARGEST_FILE = "50mb"
 
 
 def chosen_model(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return name and revision of the model, from the command line or the environment.
+    """Return the name and the revision of the model, from the command line or the environment.
 
     Raises:
         ValueError: no model is given, or several are.
@@ -90,7 +90,7 @@ def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Bl
         gr.Markdown(f"# Same person or not?\n\nTwo recordings of a few seconds of speech each, compared by `{title}`.")
         with gr.Row():
             recordings = [
-                # Without Gradio's share button, which uploads the recording on a Space.
+                # Omit Gradio's share button, which uploads the recording if the page runs on a Space.
                 gr.Audio(
                     sources=["upload", "microphone"],
                     type="filepath",
@@ -140,7 +140,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    # Fonts of the visitor's machine, so that none are downloaded.
+    # Use fonts that are installed on the visitor's machine, so that none are downloaded.
     theme = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
         font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )
