@@ -1,7 +1,7 @@
-"""Evaluation and calibration of speaker verification: trial lists, error rates and costs, intervals, reports, plots.
+"""Evaluate and calibrate speaker verification: trial lists, error rates, costs, intervals, reports and plots.
 
-Two modules need a heavy package and must be imported by their own names: `hf_hamspk.evaluation.plots` (matplotlib) and
-`hf_hamspk.evaluation.speaker_verification` (evaluate).
+Two modules are not imported here, because they import a large package: `hf_hamspk.evaluation.plots` imports matplotlib,
+and `hf_hamspk.evaluation.speaker_verification` imports the library `evaluate`.
 """
 
 from .calibration_metrics import (

@@ -2,7 +2,7 @@
 
 The map is an affine function of the score and, optionally, of quality measures of the recordings. It minimises the
 prior-weighted proper scoring rule of N. Brümmer and G. Doddington, "Likelihood-ratio calibration using prior-weighted
-proper scoring rules", Interspeech 2013. At the prior 0.5 this rule is the Cllr of N. Brümmer and J. du Preez,
+proper scoring rules", Interspeech 2013. At the prior 0.5, this rule is the Cllr of N. Brümmer and J. du Preez,
 "Application-independent evaluation of speaker detection", Computer Speech & Language 20, 2006. Targets and impostors
 are weighted by the prior, so the log-likelihood ratio does not depend on their numbers in the list. The quality
 measures follow J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin fine-tuning and quality-aware score
@@ -23,36 +23,38 @@ from scipy.special import expit
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibration_metrics import error_rates, log_likelihood_ratio_cost
 
-# Divided by the trials of the rarer class. It keeps the weights of separable data finite and fades as pairs are added.
-# On Gaussian scores of 1 to 10 % EER and 20 to 1000 pairs, a tenth of it is overconfident, ten times it too cautious.
+# Strength of the regularisation, divided by the number of trials of the rarer class. It keeps the weights finite if the
+# classes are separable, and its effect vanishes as pairs are added. For Gaussian scores with an EER of 1 to 10 % and 20
+# to 1000 pairs, a tenth of this value gives overconfident ratios, and ten times this value gives overcautious ratios.
 RIDGE = 0.01
-# Ten of the rarer kind for every fitted number: with fewer, logistic regression is unstable (P. Peduzzi et al., "A
-# simulation study of the number of events per variable in logistic regression analysis", J. Clin. Epidemiol. 49, 1996).
+# Smallest number of pairs of the rarer class for each fitted number. With fewer pairs, logistic regression is unstable
+# (P. Peduzzi et al., "A simulation study of the number of events per variable in logistic regression analysis",
+# J. Clin. Epidemiol. 49, 1996).
 PAIRS_PER_PARAMETER = 10
 # Cross-validation leaves out the speakers of up to two folds, and impostor trials need two more speakers.
 MINIMUM_SPEAKERS = 4
 FOLDS = 5
-# A feature with a smaller standard deviation is constant, to the rounding of float32 scores.
+# A feature with a smaller standard deviation counts as constant, because float32 scores are rounded.
 SMALLEST_FEATURE_SPREAD = 1e-6
-# Newton's method ends when no coefficient of a standardised feature changes by more.
+# Newton's method ends when no coefficient of a standardised feature changes by more than this.
 SMALLEST_STEP = 1e-9
 MOST_STEPS = 100
-# Halvings of a step that does not lower the cost; a step halved so often is rounding error.
+# A Newton step that does not lower the cost is halved up to this often. A smaller step is lost in rounding.
 MOST_HALVINGS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationTrials:
-    """Labelled trials with the features that a calibration is fitted on.
+    """Labelled trials with the features to which a calibration is fitted.
 
     Attributes:
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        features: maps the name of each feature to its values, `(N,)` float64. The names are "score" and any of
-            `calibration_hamspk.QUALITY_FEATURES`.
+        features: maps the name of each feature to its values, `(N,)` float64. The feature "score" is required; the
+            others are from `calibration_hamspk.QUALITY_FEATURES`.
         speakers: `(N, 2)`, names or numbers of the enrolment speaker and the test speaker; stored as numbers from 0.
 
     Raises:
-        ValueError: the numbers of trials differ, "score" is missing, or a value is not finite.
+        ValueError: the arrays have different numbers of trials, "score" is missing, or a value is not finite.
     """
 
     labels: NDArray[np.int8]
@@ -62,7 +64,7 @@ class CalibrationTrials:
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
         if SCORE not in self.features:
-            raise ValueError(f"features must hold {SCORE!r}, got {sorted(self.features)}.")
+            raise ValueError(f"features must contain {SCORE!r}, got {sorted(self.features)}.")
         for name, values in self.features.items():
             if np.shape(values) != labels.shape or labels.ndim != 1:
                 raise ValueError(
@@ -71,7 +73,7 @@ class CalibrationTrials:
                 )
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"{name!r} holds NaN or infinite values. Leave these trials out and report their number."
+                    f"{name!r} contains NaN or infinite values. Leave these trials out and report their number."
                 )
         if np.shape(self.speakers) != (len(labels), 2):
             raise ValueError(f"speakers must have shape ({len(labels)}, 2), got {np.shape(self.speakers)}.")
@@ -129,7 +131,7 @@ class FittedCalibration:
         held_out_ratios: `(N,)`, log-likelihood ratios, each from a map fitted without the two speakers of the trial.
         cost: Cllr of `held_out_ratios`, in bits.
         operating_points: operating points with the error rates of `held_out_ratios`.
-        constant: names of the features that were left out because they have one value in all trials.
+        constant: names of the features that were left out because they have the same value in all trials.
     """
 
     map: AffineMap
@@ -140,23 +142,23 @@ class FittedCalibration:
 
 
 def check_size(trials: CalibrationTrials, parameters: int = 2) -> None:
-    """Check that the trials and speakers are enough to fit `parameters` numbers.
+    """Check that there are enough trials and speakers to fit `parameters` numbers.
 
     Raises:
-        ValueError: there are too few trials of one kind, or too few speakers.
+        ValueError: there are too few target trials, impostor trials or speakers.
     """
     smallest = PAIRS_PER_PARAMETER * parameters
     targets, impostors = trials.targets, len(trials) - trials.targets
     if not (targets >= smallest and impostors >= smallest):
         raise ValueError(
             f"Too few pairs to calibrate on: expected at least {smallest} of each kind ({PAIRS_PER_PARAMETER} for each "
-            f"of {parameters} fitted numbers), got {targets} of the same speaker and {impostors} of different "
-            "speakers. Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
+            f"of {parameters} fitted numbers), got {targets} target pairs and {impostors} impostor pairs. "
+            "Add pairs" + (", or leave quality measures out." if parameters > 2 else ".")
         )
     if trials.speaker_count < MINIMUM_SPEAKERS:
         raise ValueError(
             f"Too few speakers to calibrate on: expected at least {MINIMUM_SPEAKERS}, got {trials.speaker_count}. The "
-            "result is tested on held-out speakers. Add speakers rather than recordings."
+            "calibration is tested on held-out speakers. Add pairs of other speakers."
         )
 
 
@@ -170,13 +172,13 @@ def logistic_regression(
     """Fit a prior-weighted logistic regression by Newton's method.
 
     The cost is `prior x mean over targets of log(1 + exp(-z)) + (1 - prior) x mean over impostors of log(1 + exp(z)) +
-    ridge / (2 n) x squared weights`. Here `z = LLR + log(prior / (1 - prior))`, and `n` is the number of trials of the
-    rarer class. The weights in the last term are those of standardised features.
+    ridge / (2 n) x sum of squared weights`. Here `z = LLR + log(prior / (1 - prior))`, and `n` is the number of trials
+    of the rarer class. The weights in the last term are the weights of standardised features.
 
     Args:
-        features: `(N, F)`, features of the trials, each with a column; a constant column gets the weight 0.
+        features: `(N, F)`, features of the trials, one column for each feature; a constant column gets the weight 0.
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        prior: probability of a target trial for which the cost is weighted, in (0, 1).
+        prior: prior probability of a target trial, which weights the two classes in the cost, in (0, 1).
         counts: `(N,)`, weights of the trials, at least 0; None gives every trial the weight 1.
         ridge: strength of the regularisation.
 
@@ -224,7 +226,7 @@ def _minimise(
         probability = expit(design @ solution + shift)
         gradient = design.T @ (weight * (probability - is_target)) + penalty * solution
         curvature = (design.T * (weight * probability * (1 - probability))) @ design + np.diag(penalty)
-        # Least squares, as a constant feature makes the matrix singular.
+        # Least squares, because a constant feature makes the matrix singular.
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
         for _ in range(MOST_HALVINGS):
             after = cost(solution - step)
@@ -251,7 +253,7 @@ def fit_map(
     Args:
         trials: trials with their features.
         names: names of the features to use.
-        prior: probability of a target trial for which the fit is optimal, in (0, 1).
+        prior: prior probability of a target trial for which the fit is optimal, in (0, 1).
         counts: `(N,)`, weights of the trials; None gives every trial the weight 1.
         chosen: `(N,)` bool, True for the trials to fit on; None uses all trials.
 
@@ -265,7 +267,7 @@ def fit_map(
 
 
 def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Assign the speakers to folds at random and return the folds of both speakers of each trial, `(N, 2)`."""
+    """Assign the speakers to folds at random, and return the folds of both speakers of each trial, `(N, 2)`."""
     count = int(speakers.max()) + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[speakers]
@@ -274,10 +276,10 @@ def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArr
 def cross_validate(
     trials: CalibrationTrials, names: Sequence[str] = (SCORE,), prior: float = 0.5, folds: int = FOLDS
 ) -> NDArray[np.float64]:
-    """Return log-likelihood ratios `(N,)` of held-out speakers.
+    """Return log-likelihood ratios `(N,)`, each from a map that was fitted without the speakers of the trial.
 
-    Every speaker belongs to one fold. The map for a trial is fitted on the trials that contain no speaker of the folds
-    of its own two speakers.
+    Every speaker belongs to one fold. For each trial, the map is fitted on the trials that contain no speaker from the
+    folds of the trial's own two speakers.
 
     Raises:
         ValueError: without the speakers of two folds, target or impostor trials are missing.
@@ -307,17 +309,17 @@ def fit(
     operating_points: Sequence[OperatingPoint] = DEFAULT_OPERATING_POINTS,
     prior: float = 0.5,
 ) -> FittedCalibration:
-    """Fit a map and measure it by cross-validation over speakers.
+    """Fit a map, and measure its error rates by cross-validation over speakers.
 
     Args:
         trials: trials with their features, at least as many as `check_size` requires.
         names: names of the features; constant features are left out.
         operating_points: operating points at whose thresholds the error rates are measured.
-        prior: probability of a target trial for which the fit is optimal, in (0, 1).
+        prior: prior probability of a target trial for which the fit is optimal, in (0, 1).
 
     Raises:
         ValueError: there are too few pairs or speakers, a class is missing, or the fitted weight of the score is not
-            above 0.
+            positive.
     """
     used = trials.varying(names)
     check_size(trials, 1 + len(used))
@@ -325,8 +327,8 @@ def fit(
     if not fitted.weights[SCORE] > 0:
         raise ValueError(
             "Expected larger scores for pairs of the same speaker than for pairs of different speakers, got the "
-            "opposite. Either the model does not tell these speakers apart, or the labels are swapped (1 is the same "
-            "speaker)."
+            "opposite. Either the model does not tell these speakers apart, or the labels are swapped (1 must be "
+            "the label of a target pair)."
         )
     ratios = cross_validate(trials, used, prior)
     return FittedCalibration(
@@ -341,7 +343,7 @@ def fit(
 def measure_points(
     ratios: ArrayLike, labels: ArrayLike, operating_points: Sequence[OperatingPoint]
 ) -> tuple[OperatingPoint, ...]:
-    """Return the operating points with the error rates of these log-likelihood ratios."""
+    """Return the operating points with the error rates of the given log-likelihood ratios."""
     measured = []
     for point in operating_points:
         miss_rate, false_alarm_rate = error_rates(ratios, labels, point.threshold)

@@ -1,7 +1,7 @@
-"""Cohorts: embeddings of other speakers, which score normalisation compares each recording with.
+"""Make cohorts: embeddings of other speakers that score normalisation compares with each recording.
 
-The best cohort consists of speakers like the expected impostors: the training speakers, or other speakers recorded like
-the trials. No speaker of the cohort may occur in the trials.
+The best cohort resembles the expected impostors. It consists of the training speakers, or of other speakers under the
+recording conditions of the trials. No speaker of the cohort may occur in the trials.
 """
 
 import os
@@ -17,9 +17,9 @@ from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .verification import embed_files
 
-# More utterances hardly change the mean of a speaker, and embedding them takes time.
+# More utterances hardly change the mean embedding of a speaker, but they take longer to embed.
 UTTERANCES = 5
-# AS-norm uses the largest cohort scores only; beyond this many speakers they hardly change.
+# AS-norm uses only the largest cohort scores, which hardly change if the cohort has more speakers than this.
 MOST_SPEAKERS = 2000
 
 
@@ -40,7 +40,7 @@ class EmbeddedCohort:
     def without(self, speakers: Collection[str]) -> "EmbeddedCohort":
         """Return the cohort without the given speakers.
 
-        Names are compared by their last parts only: `dev/id1` and `id1` are the same speaker.
+        Only the part of a name after its last slash is compared, so `dev/id1` and `id1` are the same speaker.
 
         Raises:
             ValueError: fewer than 2 speakers remain.
@@ -52,8 +52,8 @@ class EmbeddedCohort:
             return self
         if len(rows) < SMALLEST_COHORT:
             raise ValueError(
-                f"{left_out} of {len(self.speakers)} speakers of the cohort also occur in the trials. Give a cohort of "
-                "other speakers, preferably the training speakers."
+                f"{left_out} of {len(self.speakers)} speakers of the cohort also occur in the trials, so fewer than "
+                f"{SMALLEST_COHORT} remain. Use a cohort of other speakers, preferably the training speakers."
             )
         cohort = Cohort(self.cohort.embeddings[rows], self.cohort.fingerprint, self.cohort.audio)
         return EmbeddedCohort(cohort, tuple(self.speakers[row] for row in rows), self.failures)
@@ -65,7 +65,7 @@ def find_cohort(
     """Read a corpus and choose the files of a cohort with `choose_utterances`.
 
     Args:
-        source: folder with a subfolder for each speaker, or CSV file with the columns path and speaker_id.
+        source: folder with a subfolder for each speaker, or CSV file with the columns `path` and `speaker_id`.
         audio_root: folder to which the paths in the CSV file are relative; None uses the folder of the CSV file.
 
     Returns:
@@ -77,17 +77,18 @@ def find_cohort(
     try:
         corpus = load_corpus(source, audio_root)
     except ValueError as error:
-        raise ValueError(f"The cohort cannot be read (relative paths start at the cohort root): {error}") from error
+        raise ValueError(f"The cohort cannot be read. Relative paths start at the cohort root. {error}") from error
     return choose_utterances(corpus["path"], corpus["speaker"])
 
 
 def choose_utterances(
     paths: Sequence[str], speakers: Sequence[str], utterances: int = UTTERANCES, most_speakers: int = MOST_SPEAKERS
 ) -> dict[str, list[str]]:
-    """Choose the files of a corpus that make a cohort; the choice is deterministic.
+    """Choose the files of a corpus from which a cohort is made. The choice is deterministic.
 
     The chosen files are evenly spaced over the sorted files of a speaker, so that they come from different recording
-    sessions. The chosen speakers are evenly spaced over the sorted speakers if there are more than `most_speakers`.
+    sessions. If there are more than `most_speakers` speakers, the chosen speakers are evenly spaced over the sorted
+    speakers.
 
     Args:
         paths: paths of the files.
@@ -111,13 +112,13 @@ def choose_utterances(
         files.setdefault(speaker, []).append(path)
     if len(files) < SMALLEST_COHORT:
         raise ValueError(
-            f"A cohort needs at least {SMALLEST_COHORT} speakers, got {len(files)}. A useful cohort has some hundred."
+            f"A cohort needs at least {SMALLEST_COHORT} speakers, got {len(files)}. A useful cohort has a few hundred."
         )
     return {speaker: _spread(files[speaker], utterances) for speaker in _spread(sorted(files), most_speakers)}
 
 
 def _spread(items: Sequence[str], most: int) -> list[str]:
-    """Return up to `most` of the items, evenly spaced."""
+    """Return all items, or `most` evenly spaced items if there are more."""
     if len(items) <= most:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * most)] for i in range(most)]
@@ -130,7 +131,7 @@ def embed_cohort(
 
     Args:
         model: model that embeds the files; its training mode is not changed.
-        files: maps each speaker to the files, from `find_cohort`.
+        files: maps each speaker to the files of this speaker, as returned by `find_cohort`.
         audio: description of the recordings, stored in the cohort.
         progress: whether to show a progress bar.
 

@@ -1,7 +1,8 @@
-"""Measure a model on trial lists: error rates, costs and their confidence intervals, as `hamspk evaluate` prints them.
+"""Measure error rates, detection costs and their confidence intervals for a model on trial lists.
 
-Raw scores are measured on all trials whose files can be read, whether or not the model is calibrated. The decisions of
-a calibrated model are measured on the trials with enough speech for a decision; the other trials are counted.
+`hamspk evaluate` prints these measurements. Raw scores are measured on all trials whose files can be read, whether or
+not the model is calibrated. The decisions of a calibrated model are measured on the trials with enough speech for a
+decision, and the number of the other trials is reported.
 """
 
 import hashlib
@@ -51,7 +52,7 @@ SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation: which numbers are measured, and how.
+    """Settings of an evaluation, such as the protocol, the priors and the confidence intervals.
 
     Example:
         ```python
@@ -61,15 +62,17 @@ class EvaluationSettings:
         ```
 
     Attributes:
-        protocol: `"whole"` (whole utterances) or `"paper"` (whole utterances and five 3 s segments of each).
-        priors: probabilities of a target trial for minDCF and actDCF, each in (0, 1).
-        replicates: number of resamplings of the speakers for confidence intervals, at least 100; 0 for no intervals.
+        protocol: `"whole"` embeds whole utterances; `"paper"` also embeds five 3 s segments of each utterance.
+        priors: prior probabilities of a target trial for minDCF and actDCF, each in (0, 1).
+        replicates: number of bootstrap draws of the speakers for the confidence intervals, at least 100; 0 measures no
+            intervals.
         confidence: confidence level of the intervals, in (0, 1).
-        metadata: maps each file to its columns, from `read_metadata`; the column `speaker_id` names the speakers.
-        group_by: columns of `metadata`; the trials are also measured separately for each value of each column.
+        metadata: maps each file to its columns, as returned by `read_metadata`; the column `speaker_id` contains the
+            speaker of the file.
+        group_by: names of columns of `metadata`; the trials are also measured separately for each value of each column.
         subtract_mean: whether to subtract the mean of the model's cohort from every embedding. The calibration does not
-            apply to the resulting scores.
-        calibrated: whether to measure the decisions of a calibrated model as well.
+            apply to the resulting scores, so decisions are not measured.
+        calibrated: whether to measure decisions as well, if the model is calibrated.
         progress: whether to show progress bars.
 
     Raises:
@@ -92,21 +95,21 @@ class EvaluationSettings:
         for prior in self.priors:
             if not 0 < prior < 1:
                 raise ValueError(
-                    f"prior must lie strictly between 0 and 1, got {prior}. Customary values are 0.01 and 0.05."
+                    f"prior must lie strictly between 0 and 1, got {prior}. Usual values are 0.01 and 0.05."
                 )
         check_replicates(self.replicates)
         if not 0 < self.confidence < 1:
             raise ValueError(
-                f"confidence must lie between 0 and 1, got {self.confidence}. The customary value is 0.95."
+                f"confidence must lie strictly between 0 and 1, got {self.confidence}. The usual value is 0.95."
             )
         if self.group_by and not self.metadata:
             raise ValueError(
-                "group_by names columns of the metadata, which is missing. Give it as metadata (--metadata)."
+                "group_by needs metadata that contains its columns, but got no metadata. Pass metadata (--metadata)."
             )
 
 
 def check_replicates(replicates: int) -> None:
-    """Check that the number of resamplings is 0 (no intervals) or large enough for intervals.
+    """Check that the number of bootstrap draws is 0 (no intervals) or large enough for intervals.
 
     Raises:
         ValueError: the number is neither 0 nor at least `FEWEST_REPLICATES`.
@@ -115,15 +118,15 @@ def check_replicates(replicates: int) -> None:
         raise ValueError(f"replicates must be 0 or at least {FEWEST_REPLICATES}, got {replicates}.")
 
 
-# Arrays have no single truth value, so a generated `__eq__` would raise: compared by identity.
+# A generated `__eq__` would raise, because an array has no single truth value. Instances are compared by identity.
 @dataclass(frozen=True, eq=False)
 class ListEvaluation:
-    """Result of a model on one trial list.
+    """Result of evaluating a model on one trial list.
 
     Attributes:
-        record: numbers for `evaluation.json`; the module `results` describes them.
+        record: entry of the list in `evaluation.json`; the module `results` describes the keys.
         trials: the `N` trials whose files can be read.
-        scores: `(N,)`, raw similarities.
+        scores: `(N,)`, raw scores of `trials`.
         speakers: speakers of `trials`; None if unknown.
         decided: the `M` trials with enough speech for a decision; None if no decisions were measured.
         ratios: `(M,)`, log-likelihood ratios of `decided`; None if no decisions were measured.
@@ -144,7 +147,7 @@ class ListEvaluation:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Result of `evaluate`: a model on one or several trial lists.
+    """Result of `evaluate`: measurements of a model on one or several trial lists.
 
     Attributes:
         record: content of `evaluation.json`.
@@ -163,18 +166,19 @@ class Evaluation:
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
         """Write `evaluation.json`, `report.html` and `plots/` into a folder.
 
-        Measurements of the same weights that the folder already contains are kept.
+        Earlier measurements of the same weights in the folder are kept, unless this result replaces them.
 
         Args:
-            folder: preferably the model's folder, where `hamspk push` and the Space read the record.
+            folder: output folder. Prefer the folder of the model, because `hamspk push` and the Space read the record
+                there.
 
         Returns:
-            The paths of the files, and one sentence for each replaced measurement.
+            The paths of the written files, and one sentence for each replaced measurement.
 
         Raises:
             ValueError: the folder contains an `evaluation.json` that this package did not write.
         """
-        # matplotlib is imported only where something is drawn.
+        # These imports load matplotlib, so they are delayed until plots are drawn.
         from .plots import draw_evaluation
         from .report import write_measurements
 
@@ -196,14 +200,15 @@ def evaluate(
 
     Args:
         model: model, its folder, or its name on the Hub.
-        trials: one trial list or several, each a path or `Trials`; a mapping names the lists.
+        trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
         audio_root: folder to which the file names in the lists are relative.
         settings: settings of the evaluation; None uses the defaults.
-        enrolment: table of the files of each enrolment model, if the lists name models.
-        compare: another model; the differences between the two models are tested on the same trials.
+        enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
+        compare: second model; the differences between the two models are tested on the same trials.
 
     Returns:
-        The result; `.record` is the content of `evaluation.json`, and `.write(folder)` writes it with report and plots.
+        The result. Its `record` is the content of `evaluation.json`. Its method `write` writes this file, a report and
+        plots into a folder.
 
     Raises:
         ValueError: a model, a list or a file is missing, a list is malformed or lacks target or impostor trials, the
@@ -222,7 +227,7 @@ def evaluate(
 
 
 def given_model(model: SomeModel) -> HamSpkPreTrainedModel:
-    """Return the model; load it if a folder or a name on the Hub is given."""
+    """Return the given model, or load it if its folder or its name on the Hub is given."""
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
@@ -232,7 +237,7 @@ def measure_lists(
     audio_root: str | os.PathLike[str],
     settings: EvaluationSettings,
 ) -> dict[str, ListEvaluation]:
-    """Embed the files of all lists, each once, and measure every list."""
+    """Embed each file of the lists once, and measure the model on every list."""
     files = sorted({file for trials in lists.values() for file in trials.files})
     measure = applies_calibration(model, settings)
     embedded = embed_files(model, files, audio_root, settings.protocol, settings.progress, measure)
@@ -242,18 +247,18 @@ def measure_lists(
 def evaluate_list(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
 ) -> ListEvaluation:
-    """Score and measure a trial list whose files are embedded.
+    """Score the trials of a list whose files are already embedded, and measure the scores.
 
     Args:
         model: model whose similarity, calibration and cohort are used.
         trials: trial list.
-        embedded: embeddings of at least the files of the list, from `embed_files`; if the decisions of a calibrated
-            model are measured, `embed_files` must have been called with `measure=True`.
+        embedded: result of `embed_files` for at least the files of the list. If the decisions of a calibrated model are
+            measured, `embed_files` must have been called with `measure=True`.
         settings: settings of the evaluation.
 
     Raises:
         ValueError: no target or no impostor trial remains, all scores are equal, the metadata lacks files of the list
-            or contradicts its labels, or the mean of a missing cohort is to be subtracted.
+            or contradicts its labels, or the mean of the cohort is to be subtracted and the model has no cohort.
     """
     embedded = embedded.part(trials.files)
     usable = usable_trials(trials, embedded.failures)
@@ -285,7 +290,7 @@ def _decide(
     calibration: Calibration,
     settings: EvaluationSettings,
 ) -> tuple[Trials | None, NDArray[np.float64] | None, dict[str, Any]]:
-    """Return the trials with enough speech for a decision, their log-likelihood ratios, and the measured numbers."""
+    """Return the trials with enough speech for a decision, their log-likelihood ratios, and their measurements."""
     enough = embedded.refuse_short(calibration.minimum_speech)
     decided = usable.without(enough.failures)
     without = len(usable) - len(decided)
@@ -298,7 +303,10 @@ def _decide(
         "short_files": {file: why for file, why in enough.failures.items() if file not in embedded.failures},
     }
     if not 0 < int(decided.labels.sum()) < len(decided):
-        record["note"] = f"the {len(decided)} trials with enough speech for a decision are not of both kinds"
+        record["note"] = (
+            f"the {len(decided)} trials with enough speech for a decision do not include both target and impostor "
+            "trials"
+        )
         return None, None, record
     enrolled = enrol_models(decided, enough)
     scores = score_trials(model, decided, enrolled)
@@ -308,34 +316,34 @@ def _decide(
 
 
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
-    """Return whether decisions are measured: the model is calibrated, and the settings allow decisions."""
+    """Return whether decisions are measured, which requires a calibrated model and settings that allow decisions."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
     return wanted and model.calibration is not None
 
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Measurement of scores, or of log-likelihood ratios at operating points, with fixed settings."""
+    """Evaluator of raw scores, or of log-likelihood ratios and their operating points, with fixed settings."""
 
     settings: EvaluationSettings
     points: tuple[OperatingPoint, ...] = ()
     ratios: bool = False
 
     def measure(self, scores: NDArray[np.float64], trials: Trials, speakers: TrialSpeakers | str) -> dict[str, Any]:
-        """Return the numbers of all trials and of each group, and the histogram of the scores."""
+        """Return the measurements on all trials and on each group, and a histogram of the scores."""
         record = self.numbers(scores, trials.labels, speakers)
         groups: dict[str, Any] = {}
         left_out: dict[str, str] = {}
         for label, mask in group_trials(trials, self.settings.metadata, self.settings.group_by).items():
             if not 0 < int(trials.labels[mask].sum()) < int(mask.sum()):
-                left_out[label] = f"its {int(mask.sum())} trials are not of both kinds"
+                left_out[label] = f"its {int(mask.sum())} trials do not include both target and impostor trials"
                 continue
             within = speakers if isinstance(speakers, str) else speakers.select(mask)
             groups[label] = self.numbers(scores[mask], trials.labels[mask], within)
         return record | {"groups": groups, "groups_left_out": left_out, "histogram": _histogram(scores, trials.labels)}
 
     def numbers(self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str) -> dict[str, Any]:
-        """Return the numbers of some trials; `speakers` is the reason as text if the speakers are unknown."""
+        """Return the measurements on the given trials; `speakers` is a text with the reason if they are unknown."""
         errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
         equal = errors.equal_error_rate()
         spread, note = self._spread(scores, labels, speakers)
@@ -369,9 +377,9 @@ class _Measuring:
     def _spread(
         self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str
     ) -> tuple[BootstrapResult | None, str | None]:
-        """Return the bootstrap and None, or None and the reason why there is no bootstrap."""
+        """Return the result of the bootstrap and None, or None and the reason why intervals are not measured."""
         if self.settings.replicates == 0:
-            return None, "none were asked for"
+            return None, "none were requested"
         if isinstance(speakers, str):
             return None, speakers
         if len(speakers.names) < FEWEST_SPEAKERS:
@@ -388,7 +396,7 @@ def _at(
     labels: NDArray,
     spread: BootstrapResult | None,
 ) -> dict[str, Any]:
-    """Return error rates, actDCF and minDCF at an operating point of the calibration."""
+    """Return the error rates, actDCF and minDCF at an operating point of the calibration."""
     costs = point.prior, point.cost_miss, point.cost_false_alarm
     actual = actual_detection_cost(scores, labels, *costs)
     return {
@@ -413,27 +421,27 @@ def read_lists(
     enrolment: str | os.PathLike[str] | None = None,
     official: Sequence[str] = (),
 ) -> dict[str, Trials]:
-    """Read trial lists and check that the audio files exist.
+    """Read trial lists and check that their audio files exist.
 
     Args:
-        trials: one trial list or several, each a path or `Trials`; a mapping names the lists.
+        trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
         audio_root: folder to which the file names in the lists are relative.
-        enrolment: table of the files of each enrolment model, if the lists name models.
-        official: keys of `OFFICIAL_LISTS`, one for each list; each list must have the size of the official list.
+        enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
+        official: keys of `OFFICIAL_LISTS`, one for each trial list, to check its size; empty to check no sizes.
 
     Returns:
         A dictionary that maps a short name of each list to its trials.
 
     Raises:
-        ValueError: the folder, a list or a file of a list is missing, a list is malformed, or a list does not have the
-            size of the official list.
+        ValueError: the audio folder, a trial list or an audio file is missing, a list is malformed, or a list does not
+            have the size of its official list.
     """
     if not Path(audio_root).is_dir():
         raise ValueError(f"There is no folder {audio_root} (audio_root, --audio-root).")
     named = _named_lists(trials)
     if official and len(official) != len(named):
         raise ValueError(
-            f"--official must name one list for each of the {len(named)} trial lists, got {len(official)}."
+            f"--official must name one official list for each trial list: expected {len(named)}, got {len(official)}."
         )
     lists = {}
     for number, (name, one) in enumerate(named.items()):
@@ -460,8 +468,8 @@ def _named_lists(
 def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     """Return a short name for each trial list: its file name without the extension.
 
-    If two lists have the same file name, as many parent folders are added as are needed to tell them apart. The names
-    are published with the record, so they contain no other part of a path.
+    If two lists have the same file name, parent folders are added until the names differ. The names are published with
+    the record, so they contain no other parts of the paths.
 
     Args:
         paths: paths of the lists; a list that occurs twice gets one name.
@@ -479,7 +487,7 @@ def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
 
 
 def list_digest(trials: Trials) -> str:
-    """Return the first 16 hexadecimal digits of a SHA-256 over the labels and names of a trial list."""
+    """Return the first 16 hexadecimal digits of the SHA-256 hash of the labels and names in a trial list."""
     digest = hashlib.sha256(trials.labels.tobytes())
     for names in (trials.enrolment, trials.test, *([name, *files] for name, files in trials.models.items())):
         digest.update("\n".join(names).encode() + b"\0")
@@ -492,11 +500,12 @@ def _add_comparison(
     audio_root: str | os.PathLike[str],
     settings: EvaluationSettings,
 ) -> None:
-    """Compare raw scores and log-likelihood ratios with another model, and add the differences to the records."""
+    """Compare the raw scores and log-likelihood ratios of two models, and add the differences to the records."""
     for name, result in results.items():
         if result.speakers is None or result.record["replicates"] is None:
             raise ValueError(
-                f"Models cannot be compared on {name} without intervals (--compare): {result.record['interval_note']}"
+                f"The comparison of two models (--compare) needs confidence intervals, but {name} has no intervals: "
+                f"{result.record['interval_note']}"
             )
     others = measure_lists(other, {name: result.trials for name, result in results.items()}, audio_root, settings)
     model = EvaluationRecord.of_model(other).model
@@ -504,11 +513,12 @@ def _add_comparison(
         second = others[name]
         if result.speakers is None or len(second.trials) != len(result.trials):
             raise ValueError(
-                f"The two models cannot be compared on {name}, because they could read different files of it."
+                f"The two models cannot be compared on {name}, because some of its files are usable for only one of "
+                "the models. Leave these files out of the list."
             )
         numbers = _compared(second.scores, result.scores, result.trials, result.speakers, settings)
         result.record["compared"] = {"model": model, "numbers": numbers}
-        # Decisions can be compared if the same trials have enough speech for both models.
+        # Decisions can be compared only if the same trials have enough speech for both models.
         one, two = result.decided, second.decided
         if one is not None and two is not None and list_digest(one) == list_digest(two):
             speakers = _known_speakers(one, settings)
@@ -519,7 +529,7 @@ def _add_comparison(
 def _compared(
     first: Any, second: Any, trials: Trials, speakers: Any, settings: EvaluationSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return each number of two systems on the same trials, with the difference, its interval and its p-value."""
+    """Return each measure of two models on the same trials, with the difference, its interval and its p-value."""
     options = settings.replicates, settings.confidence
     tested = paired_test(first, second, trials.labels, speakers, _prior_points(settings), False, *options)
     return {
@@ -539,7 +549,7 @@ def _prior_points(settings: EvaluationSettings) -> list[OperatingPoint]:
 
 
 def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeakers | str:
-    """Return the speakers, or the reason why they are unknown; raise if the metadata does not match the trials."""
+    """Return the speakers, or the reason why they are unknown. Raise if the metadata does not match the trials."""
     table = speaker_table(settings.metadata) if settings.metadata else None
     if table is not None:
         return find_speakers(trials, table)

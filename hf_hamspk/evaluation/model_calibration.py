@@ -1,10 +1,10 @@
 """Calibrate a model with trials of your own recordings, so that it can make decisions.
 
-`calibrate` embeds the trials, tries score normalisation and quality measures, fits the map from scores to
-log-likelihood ratios and measures how certain the map is. Candidates are compared by the Cllr on held-out speakers (see
-the module `calibrating`). A more complex candidate depends on a cohort or on quality measures, which may differ in
-other recordings. It is therefore chosen only if it lowers the Cllr by at least 2 % (`GAIN`), and if it also lowers the
-Cllr in nearly all random draws of the speakers.
+`calibrate` embeds the recordings, fits maps from scores to log-likelihood ratios and measures the uncertainty of the
+resulting thresholds. Each candidate map uses one score normalisation and one set of quality measures. Candidates are
+compared by the Cllr on held-out speakers (see the module `calibrating`). A more complex candidate depends on a cohort
+or on quality measures, which may differ in other recordings. It is therefore chosen only if it lowers the Cllr by more
+than 2 % (`GAIN`), and if it also lowers the Cllr in nearly all random draws of the speakers.
 """
 
 import os
@@ -30,25 +30,25 @@ from .sufficiency import Sufficiency, assess_size, speaker_counts
 from .trials import Trials, check_trial_files, first_names, join_trials, read_trials
 from .verification import embed_files
 
-# Numbers of nearest cohort speakers that are tried for AS-norm, if the cohort is larger.
+# Numbers of nearest cohort speakers to try for AS-norm, as far as the cohort has more speakers.
 TOPS = (20, 50, 100, 200, 400)
-# Share of the held-out Cllr that a step must save: a few other speakers change it by less.
+# A more complex candidate must lower the held-out Cllr by this share. Replacing a few speakers changes it by less.
 GAIN = 0.02
-# A step must save something in this share of the draws of other speakers, of which there are so many.
+# It must also lower the Cllr in at least the share `SURE` of `DRAWS` random draws of the speakers.
 SURE, DRAWS = 0.95, 400
 AUTO, NONE = "auto", "none"
-# Files named in the text of a report.
+# Largest number of left-out files that the text of a report lists.
 _FILES_LISTED = 5
-# A training speaker at another speed, as the configuration of a model names it.
+# Training label of a speaker whose recordings were sped up or slowed down.
 _AT_SPEED = re.compile(r"(.+)@\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationCandidate:
-    """Setting of a calibration and its performance on held-out speakers.
+    """Setting of a calibration, with its fitted map and its performance on held-out speakers.
 
     Attributes:
-        setting: normalisation and quality measures.
+        setting: score normalisation and quality measures.
         fitted: fitted map and its held-out log-likelihood ratios.
     """
 
@@ -58,13 +58,13 @@ class CalibrationCandidate:
 
 @dataclass(frozen=True, eq=False)
 class ChosenCalibration:
-    """Result of `choose_calibration`.
+    """Result of `choose_calibration`: the calibration, its trials and the candidates.
 
     Attributes:
         calibration: calibration of the model.
         trials: trials with the features of the chosen setting.
         chosen: chosen candidate.
-        candidates: all tried candidates, including the chosen one; the first is the raw score or the requested
+        candidates: all tried candidates, including the chosen one; the first uses the raw score or the requested
             normalisation.
     """
 
@@ -84,11 +84,12 @@ class CalibrationReport(ChosenCalibration):
         trials: trials with the features of the chosen setting.
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one.
-        sufficiency: uncertainty of each threshold, and number of speakers that should be enough.
-        skipped: maps each file whose trials were left out to the reason.
-        trained_on: speakers of the trials that the model was trained on; error rates of other speakers will be higher.
-        cohort_skipped: maps each cohort file that was left out to the reason.
-        cohort_left_out: number of speakers that were left out of the cohort because they occur in the trials.
+        sufficiency: uncertainty of each threshold, and an estimate of the number of speakers that are enough.
+        skipped: maps each unusable file to the reason; its trials were left out.
+        trained_on: speakers of the trials who also occur in the training data of the model. Error rates of other
+            speakers will be higher.
+        cohort_skipped: maps each unusable file of the cohort to the reason.
+        cohort_left_out: number of speakers who were left out of the cohort because they occur in the trials.
 
     Example:
         ```python
@@ -110,7 +111,7 @@ class CalibrationReport(ChosenCalibration):
     cohort_left_out: int
 
     def candidate_rows(self) -> list[list[str]]:
-        """Return a header row and a row for each candidate, measured on held-out speakers; `*` marks the chosen one."""
+        """Return a table of the candidates: a header row, then a row of held-out results for each candidate."""
         points, labels = self.calibration.operating_points, self.trials.labels
         rows = [["", "setting", "Cllr", "EER %", *(f"actDCF {point.name}" for point in points)]]
         for candidate in self.candidates:
@@ -125,7 +126,7 @@ class CalibrationReport(ChosenCalibration):
         return rows
 
     def operating_point_rows(self) -> list[list[str]]:
-        """Return a header row and a row for each operating point of the calibration."""
+        """Return a table of the operating points of the calibration: a header row, then a row for each point."""
         rows = [["operating point", "prior", "costs", "threshold", "misses %", "false alarms %"]]
         for point in self.calibration.operating_points:
             rates = ["-" if rate is None else f"{100 * rate:.2f}" for rate in (point.miss_rate, point.false_alarm_rate)]
@@ -136,7 +137,7 @@ class CalibrationReport(ChosenCalibration):
     def __str__(self) -> str:
         found = self.calibration
         lines = [
-            f"{found.trials} pairs, {found.targets} of the same speaker, of {found.speakers} speakers; "
+            f"{found.trials} pairs of {found.speakers} speakers, {found.targets} of them target pairs; "
             f"{len(self.skipped)} files left out"
         ]
         lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:_FILES_LISTED]]
@@ -151,7 +152,7 @@ class CalibrationReport(ChosenCalibration):
         lines += ["Cllr and error rates are measured on held-out speakers; * marks the chosen setting.", ""]
         lines += [format_text(self.operating_point_rows()), "", *self.sufficiency.sentences()]
         if self.chosen.fitted.constant:
-            lines.append(f"left out, as they are the same in all pairs: {', '.join(self.chosen.fitted.constant)}")
+            lines.append(f"quality measures without variation, left out: {', '.join(self.chosen.fitted.constant)}")
         return "\n".join(lines)
 
 
@@ -173,29 +174,31 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
 ) -> CalibrationReport:
     """Calibrate a model with labelled pairs of recordings, and set `model.calibration` and `model.cohort`.
 
-    The recordings should resemble those of later decisions, and the model should not have been trained on their
-    speakers. At least 20 pairs of each kind are needed; some dozens of speakers with a few recordings each are better.
-    `model.save_pretrained` or `model.save_verification` writes the calibration beside the weights.
+    The recordings should resemble the recordings of later decisions, and the model should not have been trained on
+    their speakers. At least 20 target pairs and 20 impostor pairs are needed. Several dozen speakers with a few
+    recordings each give a better calibration. `model.save_pretrained` or `model.save_verification` saves the
+    calibration in the folder of the weights.
 
     Args:
         model: model in evaluation mode, its folder, or its name on the Hub; `report.model` is the loaded model.
         trials: one trial list or several, each `Trials` or a path for `read_trials`.
         audio_root: folder to which the file names in the lists are relative.
-        enrolment: table of the files of each enrolment model, if the lists name models.
-        metadata: maps each file to its columns, of which `speaker_id` names the speaker, or a CSV file for
-            `read_metadata`; None reads the speakers off the file names.
-        cohort: recordings of some hundred other speakers (folder or CSV file for `find_cohort`), or a `Cohort` of this
-            model; None uses the model's cohort, if it has one. Recordings of speakers of the trials are left out.
+        enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
+        metadata: CSV file for `read_metadata`, or a mapping from each file to its columns. The column `speaker_id`
+            contains the speaker of the file. None infers the speakers from the file names.
+        cohort: folder or CSV file for `find_cohort` with recordings of a few hundred other speakers, or a `Cohort` of
+            this model; None uses the model's cohort, if it has one. Cohort speakers who occur in the trials are left
+            out.
         cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
-        normalisation: one of `NORMALISATIONS`, or `"auto"` for AS-norm if it helps.
+        normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
-        quality: `"auto"` for the quality measures that help, `"none"`, or keys of `QUALITY_GROUPS`.
+        quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
         operating_points: operating points of the calibration; the first is the default.
         minimum_speech: seconds of speech that a decision requires; files with less speech are left out.
         progress: whether to show progress bars.
 
     Returns:
-        The candidates, the chosen candidate, and the uncertainty of its thresholds.
+        A report of the candidates, of the chosen candidate and of the uncertainty of its thresholds.
 
     Raises:
         ValueError: a list or file is missing, an option is unknown, there are too few pairs or speakers, a
@@ -259,13 +262,13 @@ def choose_calibration(
     Args:
         scored: scored trials.
         cohort: cohort for score normalisation; None tries raw scores only.
-        normalisation: one of `NORMALISATIONS`, or `"auto"` for AS-norm if it helps.
+        normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
-        quality: `"auto"` for the quality measures that help, `"none"`, or keys of `QUALITY_GROUPS`.
+        quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
         operating_points: operating points of the calibration; the first is the default.
         minimum_speech: seconds of speech that a decision requires.
         audio: description of the trials, stored in the calibration.
-        prior: probability of a target trial for which the fit is optimal (see `logistic_regression`).
+        prior: prior probability of a target trial for which the fit is optimal (see `logistic_regression`).
 
     Raises:
         ValueError: there are too few pairs or speakers, an option is unknown, a normalisation lacks its cohort, or the
@@ -308,19 +311,21 @@ def _check_choices(normalisation: str, quality: str | Sequence[str]) -> tuple[st
     names = (quality,) if isinstance(quality, str) else tuple(quality)
     unknown = [name for name in names if name not in (AUTO, NONE, *QUALITY_GROUPS)]
     if unknown:
-        raise ValueError(f"Unknown quality measures {unknown}; known are {', '.join((AUTO, NONE, *QUALITY_GROUPS))}.")
+        raise ValueError(
+            f"Unknown quality measures: {unknown}. Choose from {', '.join((AUTO, NONE, *QUALITY_GROUPS))}."
+        )
     if len(names) > 1 and (AUTO in names or NONE in names):
         raise ValueError(f"The quality choices {AUTO} and {NONE} must stand alone, got {' '.join(names)}.")
     return () if names == (NONE,) else names
 
 
 def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) -> list[tuple[str, int | None]]:
-    """Return the normalisations to try and their cohort sizes, the simplest first."""
+    """Return the normalisations to try, each with its number of nearest cohort speakers, the simplest first."""
     if normalisation not in (AUTO, "as"):
         return [(normalisation, None)]
     plain: list[tuple[str, int | None]] = [("none", None)] if normalisation == AUTO else []
     if cohort is None:
-        # Fitting AS-norm raises the error about the missing cohort.
+        # If AS-norm is requested without a cohort, the later fit raises an error about the missing cohort.
         return plain if plain else [("as", TOPS[0] if top is None else top)]
     size = len(cohort.embeddings)
     tops = [top] if top is not None else [each for each in TOPS if each < size] or [size]
@@ -328,13 +333,13 @@ def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) 
 
 
 def _choose(candidates: Sequence[CalibrationCandidate], trials: CalibrationTrials, plain: bool) -> CalibrationCandidate:
-    """Return the best candidate; if `plain`, the first candidate is kept unless the best one helps."""
+    """Return the best candidate. If `plain`, return the first candidate unless the best one helps."""
     best = min(candidates, key=lambda candidate: candidate.fitted.cost)
     return candidates[0] if plain and not _helps(best, candidates[0], trials) else best
 
 
 def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trials: CalibrationTrials) -> bool:
-    """Return whether a candidate lowers the Cllr by `GAIN`, and lowers it in the share `SURE` of speaker draws."""
+    """Return whether a candidate lowers the Cllr by the share `GAIN`, and in the share `SURE` of the speaker draws."""
     if not candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost:
         return False
     sign = np.where(trials.labels == 1, -1.0, 1.0)
@@ -353,7 +358,7 @@ def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trial
 
 @dataclass(frozen=True)
 class _Search:
-    """Search for the best setting: fits candidates on the same trials, cohort, operating points and prior."""
+    """Search for the best setting; all candidates use the same trials, cohort, operating points and prior."""
 
     scored: ScoredTrials
     cohort: Cohort | None
@@ -365,7 +370,7 @@ class _Search:
         return CalibrationCandidate(setting, fit(trials, setting.features, self.operating_points, self.prior))
 
     def add_quality(self, chosen: CalibrationCandidate, tried: list[CalibrationCandidate]) -> CalibrationCandidate:
-        """Add the most helpful group of quality measures, and repeat while one helps and the pairs are enough."""
+        """Add the most helpful group of quality measures, and repeat as long as one helps and the pairs are enough."""
         targets = int(self.scored.trials.labels.sum())
         rarer = min(targets, len(self.scored.trials) - targets)
         while True:
@@ -384,9 +389,9 @@ class _Search:
 
 
 def known_speakers(model: HamSpkPreTrainedModel, speakers: Collection[str]) -> list[str]:
-    """Return the given speakers that occur among the training labels in the configuration of the model.
+    """Return the given speakers who occur among the training labels in the configuration of the model.
 
-    The label of a training speaker at another speed, such as `NAME@0.9`, counts as `NAME`.
+    A label such as `NAME@0.9`, which training at another speed adds, counts as the speaker `NAME`.
     """
     trained = set()
     for label in map(str, (model.config.id2label or {}).values()):

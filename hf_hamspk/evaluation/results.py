@@ -1,29 +1,30 @@
 """Read and write `evaluation.json`, which contains all measurements of one set of weights.
 
-Training, `evaluate` and `sweep` write this file:
+Training, `evaluate` and `sweep` write this file with the following content:
 
     {"schema": 2, "model": {...}, "lists": {NAME: {...}}, "sweeps": {NAME: {...}}, "training": {...}, "plots": {...}}
 
-Rates are fractions, and intervals are `[low, high]`. Numbers that were not measured are None or absent. NAME is the
+Rates are fractions, and intervals are `[low, high]`. Numbers that were not measured are null or absent. NAME is the
 name of a trial list.
 
 - `model`: `name`, `fingerprint`, `parameters`, `similarity`.
 - `lists`: maps each trial list to the numbers of its raw scores over **all** trials whose files can be read:
-    - `digest` of the list, `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
+    - `digest` (hash of the list), `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
     - `trials`, `targets`, `skipped` (number of trials with an unreadable file), `unusable_files` (maps each file to the
       reason), `speakers`;
-    - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (step convention),
-      `eer_convex_hull`; `min_dcf`, `min_dcf_interval` by prior; `min_cllr`;
+    - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (without interpolation),
+      `eer_convex_hull`; `min_dcf`, `min_dcf_interval` for each prior; `min_cllr`;
     - `confidence` and `replicates` of the intervals; `interval_note`, the reason if intervals were not measured;
     - `groups`: maps each group to the same numbers on its trials; `groups_left_out`: maps each group without target or
       without impostor trials to the reason;
     - `histogram`: edges and counts of targets and impostors;
     - `compared`: numbers of this model and of another model on the same trials, and their differences;
     - `decisions`: numbers of the log-likelihood ratios of a calibrated model over the trials with enough speech for a
-      decision. They contain the numbers above and `calibration` (its checksum), `normalisation`, `without_decision` and
-      `share_without_decision` (trials with too little speech), `short_files` (maps each file to the reason), `act_dcf`,
-      `cllr`, their intervals, and `operating_points`: costs and error rates at the thresholds of the model, with
-      intervals, and the error rates on its calibration trials (`nominal_...`).
+      decision. In addition to the numbers above, they contain `calibration` (checksum), `normalisation`,
+      `without_decision` and `share_without_decision` (number and share of the trials with too little speech),
+      `short_files` (maps each file to the reason), `act_dcf`, `cllr`, their intervals, and `operating_points`. Each
+      operating point contains the costs and error rates at its threshold, their intervals, and the error rates on the
+      calibration trials (`nominal_...`).
 - `sweeps`: maps each trial list to `digest`, `trials`, `targets`, `skipped`, `unusable_files`, `scores`, `confidence`,
   `replicates`, `versions`, `commit`, and `conditions`, which maps each kind of condition to its points (see
   `SweepPoint`), measured on raw scores.
@@ -51,14 +52,14 @@ from ..modeling_hamspk import HamSpkPreTrainedModel
 EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
 EVALUATION_SCHEMA = 2
 _RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
-# Schema 1: keys that a list shares with its `raw` part, and keys that apply to all lists.
+# Keys of schema 1: keys of a list that also apply to its raw scores (key `raw`), and keys that apply to all lists.
 _OF_LIST = ("skipped", "unusable_files", "groups_left_out")
 _OF_ALL_LISTS = ("versions", "commit", "protocol", "mean_subtracted")
 
 
 @dataclass
 class EvaluationRecord:
-    """Measurements of one set of weights, the content of `evaluation.json`.
+    """Content of `evaluation.json`: all measurements of one set of weights.
 
     Example:
         ```python
@@ -70,8 +71,8 @@ class EvaluationRecord:
     Attributes:
         model: name, fingerprint, number of parameters and similarity of the model.
         lists: maps the name of each trial list to its numbers.
-        sweeps: maps the name of each trial list to its sweeps.
-        training: facts of the training run; None if the model was not trained by this package.
+        sweeps: maps the name of each trial list to its numbers under several recording conditions.
+        training: summary of the training run; None if the model was not trained by this package.
         plots: maps each file name in the folder `plots` to its caption.
     """
 
@@ -83,12 +84,12 @@ class EvaluationRecord:
 
     @classmethod
     def of_model(cls, model: HamSpkPreTrainedModel, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
-        """Return a record of a model without measurements.
+        """Return a record of a model that does not contain any measurements yet.
 
         Args:
-            model: model of the measurements.
-            name: name on the Hub, or folder of the model; None uses the name that the model was loaded by. Only the
-                last part of a folder is recorded, and the last two parts of a folder within a training run.
+            model: model to measure.
+            name: name on the Hub, or folder of the model; None uses the name from which the model was loaded. Of the
+                path of a folder, only the last part is recorded, or the last two parts within a training run.
         """
         known_as = model.name_or_path if name is None else os.fspath(name)
         return cls(
@@ -120,7 +121,7 @@ class EvaluationRecord:
             where: name of the file or record in error messages.
 
         Raises:
-            ValueError: the schema is unknown, or a value has the wrong type or is out of range; the message names it.
+            ValueError: the schema is unknown, or a value has the wrong type or is out of range. The message names it.
         """
         if not isinstance(values, Mapping):
             raise ValueError(
@@ -129,16 +130,14 @@ class EvaluationRecord:
         schema = values.get("schema", 1)
         if schema not in (1, EVALUATION_SCHEMA):
             raise ValueError(
-                f"{where} has schema {schema!r}; this version reads 1 and {EVALUATION_SCHEMA}. Update the package, or "
-                "evaluate the model again."
+                f"{where} must have schema 1 or {EVALUATION_SCHEMA}, got {schema!r}. Update the package, or evaluate "
+                "the model again."
             )
         if not isinstance(values.get("model"), Mapping) or not isinstance(values.get("lists"), Mapping):
-            raise ValueError(
-                f"{where} is not an evaluation: 'model' or 'lists' is missing. `hamspk evaluate` writes one."
-            )
+            raise ValueError(f"{where} is not an evaluation: 'model' or 'lists' is missing. Evaluate the model again.")
         for section in ("sweeps", "plots", "training"):
             if not isinstance(values.get(section, {}), Mapping):
-                raise ValueError(f"{where}: {section} must be an object, got {values[section]!r:.80}.")
+                raise ValueError(f"{where}: {section} must be a JSON object, got {values[section]!r:.80}.")
         for name, entry in values["lists"].items():
             if not isinstance(entry, Mapping) or not is_number(entry.get("eer")):
                 raise ValueError(
@@ -167,16 +166,17 @@ class EvaluationRecord:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"There is no file {path}. `hamspk evaluate` writes one.") from None
+            raise ValueError(f"There is no file {path}. Create it with `hamspk evaluate`.") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}. Evaluate the model again.") from error
         return cls.from_dict(values, str(path))
 
     def write(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write `evaluation.json` into a folder; earlier measurements of the same weights are kept.
+        """Write `evaluation.json` into a folder, and keep earlier measurements of the same weights.
 
-        The kept measurements are also added to this record. Numbers of a trial list of the same name are replaced. If
-        the folder contains a record of other weights, the whole record is replaced and its plots are deleted.
+        The kept measurements are also added to this record. Earlier numbers of a trial list with the same name are
+        replaced. If the folder contains a record of other weights, the complete record is replaced and its plots are
+        deleted.
 
         Args:
             folder: folder of the file; it is created if missing.
@@ -208,9 +208,9 @@ class EvaluationRecord:
         return remarks
 
     def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
-        """Add the measurements that only an earlier record of the same weights contains; return the remarks."""
+        """Add the measurements that only an earlier record contains, and return a sentence for each replaced one."""
         remarks = [
-            f"{name}: the numbers of another trial list of this name were replaced."
+            f"{name}: the numbers of a different trial list with this name were replaced."
             for name, entry in self.lists.items()
             if earlier.lists.get(name, entry).get("digest", entry.get("digest")) != entry.get("digest")
         ]
@@ -226,7 +226,7 @@ class EvaluationRecord:
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:
-    """Return the folder for the record of a model: its folder, or a new one for a name on the Hub."""
+    """Return the folder for the record of a model: the model's folder, or a new folder for a name on the Hub."""
     folder = Path(model)
     return folder if folder.is_dir() else Path(f"{os.fspath(model).replace('/', '-')}-evaluation")
 
@@ -237,7 +237,7 @@ def software() -> dict[str, Any]:
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Convert the lists of schema 1, in which the raw scores of a calibrated model were under `raw`."""
+    """Convert the lists of schema 1, which has the raw scores of a calibrated model under the key `raw`."""
     shared = {key: values[key] for key in _OF_ALL_LISTS if key in values}
     lists = {}
     for name, entry in values["lists"].items():
@@ -253,7 +253,7 @@ def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check_numbers(values: Any, where: str) -> None:
-    """Raise if a number has the wrong type or is out of range, at any depth."""
+    """Raise if a value of a nested record has the wrong type or is out of range."""
     for key, value in _object(values, where).items():
         place = f"{where}: {key}"
         if value is None:
@@ -282,7 +282,7 @@ def _check_sweeps(sweeps: Mapping[str, Any], where: str) -> None:
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
-    _require_value(isinstance(value, Mapping), where, "an object", value)
+    _require_value(isinstance(value, Mapping), where, "a JSON object", value)
     return value
 
 
@@ -320,9 +320,9 @@ _COUNT, _SHARE = (_is_count, "a whole number of at least 0"), (_is_share, "a num
 _COST, _SCORE = (_is_cost, "a number of at least 0"), (is_number, "a finite number")
 _TEXT = (lambda value: isinstance(value, str), "text")
 _LIMITS = (_is_interval, "[low, high]")
-# Numbers that schema 1 and 2 give for each prior.
+# Keys whose value may be a mapping from each prior to a number.
 _BY_PRIOR = ("min_dcf", "act_dcf", "min_dcf_interval", "act_dcf_interval")
-# Test of the value of each key, and the expected value in words.
+# For each key, a function that checks its value, and a description of the expected value.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("trials", "targets", "skipped", "speakers", "replicates", "without_decision"), _COUNT),
     **dict.fromkeys(("epochs", "steps", "processes", "best_dev_epoch"), _COUNT),
@@ -333,12 +333,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("eer_interval", "cllr_interval", "min_dcf_interval", "act_dcf_interval"), _LIMITS),
     **dict.fromkeys(("miss_interval", "false_alarm_interval", "interval"), _LIMITS),
     **dict.fromkeys(("digest", "scores", "normalisation", "interval_note", "protocol", "note", "dev_list"), _TEXT),
-    "histogram": (_is_histogram, "rising edges and a count of targets and impostors between them"),
+    "histogram": (_is_histogram, "increasing edges and the numbers of targets and impostors between them"),
 }
 
 
 def _is_plot(file: str) -> bool:
-    """Return whether a name is the plain name of a PNG file, without folders."""
+    """Return whether the text is the name of a PNG file without folders."""
     return PurePosixPath(file).name == file and Path(file).name == file and file.endswith(".png")
 
 
@@ -348,7 +348,7 @@ def _public_name(name: str) -> str:
     if not folder.exists():
         return name
     parts = folder.resolve().parts
-    # The name of a folder within a run does not identify the model.
+    # The name of a folder within a training run does not identify the model without the name of the run.
     return "/".join(parts[-2:] if parts[-1] in RUN_FOLDERS else parts[-1:])
 
 
@@ -360,7 +360,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _checkout_commit() -> str | None:
-    """Return the commit of this package's checkout, marked if files were changed; None if it is not a checkout."""
+    """Return the commit of this package, marked if files were changed; None if it is not in a Git checkout."""
     package = Path(__file__).resolve().parents[1]
     try:
         found = [

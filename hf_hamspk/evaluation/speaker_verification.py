@@ -1,8 +1,9 @@
-"""Error rates of speaker verification as a module for the library `evaluate`.
+"""Metric for the library `evaluate` that computes error rates and costs of speaker verification.
 
 `evaluate.load` copies this file to another folder and scans its imports. The file may therefore import only installed
 packages, including this one by its full name, with one package per import line and no comment after an import.
-`Features` and `Value` are classes of the datasets library, imported from the place where evaluate uses them.
+`Features` and `Value` are classes of the library `datasets`. They are imported from the module of `evaluate` that also
+imports them.
 """
 
 import evaluate
@@ -14,20 +15,21 @@ from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, conv
 from hf_hamspk.evaluation.metrics import detection_errors
 
 _DESCRIPTION = """\
-Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, computed exactly from every distinct
-threshold, and the minimum log-likelihood-ratio cost (minCllr). A trial is accepted if its score is greater than or
-equal to the threshold. The EER is the larger of the two error rates at the threshold where they are nearest, without
-interpolation. The EER on the convex hull of the ROC curve is reported as well. The detection costs use unit costs and
-are normalised by min(prior, 1 - prior). If the scores are log-likelihood ratios, the result also contains their cost
-(Cllr) and the actual detection cost (actDCF) of decisions at the Bayes threshold.
+Equal error rate (EER), minimum detection cost (minDCF) and minimum log-likelihood-ratio cost (minCllr) of speaker
+verification. EER and minDCF are computed exactly, over all distinct thresholds. A trial is accepted if its score is
+greater than or equal to the threshold. The EER is the larger of the miss rate and the false-alarm rate at the threshold
+where the two rates are closest, without interpolation. The EER on the convex hull of the ROC curve is reported as well.
+The detection costs count a miss and a false alarm with cost 1 each and are normalised by min(prior, 1 - prior). If the
+scores are log-likelihood ratios, the result also contains their cost (Cllr) and the actual detection cost (actDCF) of
+decisions at the Bayes threshold.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list` of `float`): finite scores of the trials; greater scores support the same speaker.
+    predictions (`list` of `float`): finite scores of the trials; a greater score supports the same speaker more.
     references (`list` of `int`): 1 for a target trial (same speaker), 0 for an impostor trial.
-    priors (`Sequence` of `float`): probabilities of a target trial for the detection costs, each strictly between 0 and
-        1. Defaults to (0.01, 0.05).
+    priors (`Sequence` of `float`): prior probabilities of a target trial for the detection costs, each strictly between
+        0 and 1. Defaults to (0.01, 0.05).
     log_likelihood_ratios (`bool`): whether the predictions are natural log-likelihood ratios. Defaults to False.
 
 Returns:
@@ -37,7 +39,7 @@ Returns:
         - min_dcf_<prior>: normalised minimum detection cost for each prior, in [0, 1].
         - min_dcf_<prior>_threshold: threshold of the minDCF; inf if rejecting all trials is cheapest.
         - eer_convex_hull: equal error rate on the convex hull of the ROC curve, in [0, 0.5].
-        - min_cllr: Cllr of the scores after the best non-decreasing map, in bits, in [0, 1].
+        - min_cllr: smallest Cllr that a non-decreasing map of the scores can reach, in bits, in [0, 1].
         - cllr: Cllr in bits, at least 0; 1 if every ratio is 0. Only with log_likelihood_ratios.
         - act_dcf_<prior>: normalised actual detection cost for each prior. Only with log_likelihood_ratios.
 
@@ -65,7 +67,7 @@ class SpeakerVerification(evaluate.Metric):
     """Metric of the library `evaluate` with the error rates and costs of speaker verification."""
 
     def _info(self) -> evaluate.MetricInfo:
-        # Without `format="numpy"`, which converts the scores to float32, so that distinct scores could become equal.
+        # `format="numpy"` would convert the scores to float32, and distinct scores could become equal.
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -111,8 +113,8 @@ class SpeakerVerification(evaluate.Metric):
 
 
 def _check_whole(references) -> None:
-    """Raise if a label is a fraction, because the integer feature would silently truncate 0.7 to 0."""
-    # Tensors may lie on an accelerator, where NumPy cannot read them; evaluate fetches them itself.
+    """Raise if a label is a fraction, because the conversion to integers would silently truncate 0.7 to 0."""
+    # NumPy cannot read a tensor on an accelerator. The library `evaluate` copies such tensors itself.
     labels = np.asarray(references.detach().cpu() if hasattr(references, "detach") else references)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():
-        raise ValueError("references must be 0 (impostor) or 1 (target), got fractions. Are the two inputs swapped?")
+        raise ValueError("references must be 0 (impostor) or 1 (target), got fractions. Check the order of the inputs.")

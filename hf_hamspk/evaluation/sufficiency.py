@@ -1,10 +1,10 @@
-"""Measure how much a calibration would change with other speakers, to decide whether its pairs are enough.
+"""Measure how much a calibration would change with other speakers, to decide whether it has enough pairs.
 
-Each draw takes as many speakers as the trials have, with replacement, and the calibration is fitted again. This is the
-bootstrap over speakers of N. Poh and S. Bengio, "Estimating the confidence interval of expected performance curve in
-biometric authentication using joint bootstrap", ICASSP 2007. A target pair is weighted by the number of times its
-speaker was drawn, an impostor pair by the product of these numbers of its two speakers. The spread of the results is
-inversely proportional to the square root of the number of speakers.
+In each draw, as many speakers as the trials contain are drawn with replacement, and the calibration is fitted again.
+This is the bootstrap over speakers of N. Poh and S. Bengio, "Estimating the confidence interval of expected performance
+curve in biometric authentication using joint bootstrap", ICASSP 2007. A target pair is weighted by the number of times
+that its speaker was drawn, and an impostor pair by the product of these numbers for its two speakers. The spread of the
+results is inversely proportional to the square root of the number of speakers.
 """
 
 import math
@@ -20,12 +20,12 @@ from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibrating import AffineMap, CalibrationTrials, fit_map
 from .intervals import CONFIDENCE
 
-# Fewer than for the intervals of error rates: every draw is a fit, and only its spread is used.
+# Fewer draws than for the intervals of error rates, because each draw needs a fit and only the spread is used.
 FITTED_DRAWS = 200
-# A threshold is certain enough if its uncertainty is at most this log-likelihood ratio, a factor of 1.6 in the odds.
-# It raises the cost of the errors by a few per cent, less than recordings of another kind do.
+# Largest acceptable uncertainty of a threshold in log-likelihood ratio, a factor of 1.6 in the likelihood ratio. It
+# raises the detection cost by a few per cent. A change of the recording conditions raises it by more.
 ENOUGH = 0.5
-# The quality measures at a threshold are averaged over this many trials near it.
+# The quality measures at a threshold are averaged over this number of trials nearest to it.
 NEAREST = 50
 
 
@@ -39,7 +39,7 @@ class PointUncertainty:
         half_width: half the width of the confidence interval of the log-likelihood ratio at the threshold, at least 0.
         score: score at the threshold, for a pair with the average quality measures of the trials near the threshold.
         score_interval: confidence limits of this score.
-        speakers: number of speakers that should be enough for a half-width of `ENOUGH`.
+        speakers: estimated number of speakers for a half-width of `ENOUGH`.
     """
 
     name: str
@@ -52,14 +52,14 @@ class PointUncertainty:
 
 @dataclass(frozen=True)
 class Sufficiency:
-    """Result of `assess_size`: uncertainty of a calibration, and numbers of its pairs and speakers.
+    """Result of `assess_size`: the uncertainty of a calibration and the numbers of its pairs and speakers.
 
     Attributes:
         points: uncertainty of the threshold of each operating point.
         targets: number of target pairs.
         impostors: number of impostor pairs.
         speakers: number of speakers.
-        replicates: number of bootstrap draws with pairs of both kinds.
+        replicates: number of bootstrap draws with both target and impostor pairs.
     """
 
     points: tuple[PointUncertainty, ...]
@@ -69,20 +69,20 @@ class Sufficiency:
     replicates: int
 
     def sentences(self) -> list[str]:
-        """Return one sentence for each operating point."""
+        """Return one sentence on the uncertainty of the threshold of each operating point."""
         lines = []
         for point in self.points:
             low, high = point.score_interval
             text = (
-                f"{point.name}: with {self.targets} target pairs of {self.speakers} speakers the threshold, score "
-                f"{point.score:.3f} ({low:.3f} to {high:.3f}), is uncertain by +-{point.half_width:.2f} in "
+                f"{point.name}: with {self.targets} target pairs of {self.speakers} speakers, the threshold at score "
+                f"{point.score:.3f} ({low:.3f} to {high:.3f}) is uncertain by +-{point.half_width:.2f} in "
                 "log-likelihood ratio"
             )
             if point.half_width <= ENOUGH:
-                lines.append(f"{text}: enough")
+                lines.append(f"{text}; this is enough")
                 continue
             pairs = math.ceil(self.targets * point.speakers / self.speakers)
-            lines.append(f"{text}; for +-{ENOUGH:g} aim at {point.speakers} speakers or more ({pairs} target pairs)")
+            lines.append(f"{text}; for +-{ENOUGH:g}, use {point.speakers} speakers or more ({pairs} target pairs)")
         return lines
 
 
@@ -97,7 +97,7 @@ def assess_size(
     """Measure the uncertainty of the thresholds of a calibration by a bootstrap over speakers.
 
     Args:
-        trials: trials that the calibration was fitted on.
+        trials: trials to which the calibration was fitted.
         fitted: map of the calibration, from `fit_map`.
         operating_points: operating points whose thresholds are measured.
         replicates: number of draws of the speakers, at least 2.
@@ -105,27 +105,28 @@ def assess_size(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: fewer than half of the draws, or fewer than 2 draws, contain pairs of both kinds.
+        ValueError: fewer than half of the draws, or fewer than 2 draws, contain both target and impostor pairs.
     """
     names = list(fitted.weights)
     draw = np.random.default_rng(seed)
     places = [_at_threshold(trials, fitted, point.threshold) for point in operating_points]
     ratios, scores = [], []
-    for _ in tqdm(range(replicates), desc="how many are enough", unit="draw", disable=not progress, leave=False):
+    for _ in tqdm(range(replicates), desc="drawing speakers", unit="draw", disable=not progress, leave=False):
         counts = speaker_counts(trials.speakers, draw)
         if not (counts[trials.labels == 1].any() and counts[trials.labels == 0].any()):
             continue
         again = fit_map(trials, names, counts=counts)
         now = np.array([float(again(place)) for place in places])
         ratios.append(now)
-        # If the score has no positive weight in a draw, no score reaches the threshold.
+        # If the weight of the score is not positive in a draw, the threshold corresponds to no score.
         slope = again.weights[SCORE] if again.weights[SCORE] > 0 else np.nan
         wanted = np.array([point.threshold for point in operating_points])
         scores.append(np.array([float(place[SCORE]) for place in places]) + (wanted - now) / slope)
     if len(ratios) < max(2, replicates // 2):
         raise ValueError(
             f"Too few speakers to measure the uncertainty of the thresholds: only {len(ratios)} of {replicates} draws "
-            f"of {trials.speaker_count} speakers contain pairs of both kinds. Add speakers with two or more recordings."
+            f"of {trials.speaker_count} speakers contain both target and impostor pairs. Add speakers with two or more "
+            "recordings."
         )
     spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * np.std(ratios, axis=0)
     edges = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
@@ -153,7 +154,7 @@ def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.f
 
 
 def _at_threshold(trials: CalibrationTrials, fitted: AffineMap, threshold: float) -> dict[str, NDArray[np.float64]]:
-    """Return the mean features of the trials nearest to the threshold, with the score moved onto the threshold."""
+    """Return the mean features of the trials nearest to the threshold, with a score that meets the threshold."""
     ratios = fitted(trials.features)
     near = np.argsort(np.abs(ratios - threshold))[:NEAREST]
     place = {name: np.asarray(trials.features[name][near].mean()) for name in fitted.weights}

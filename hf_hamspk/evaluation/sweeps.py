@@ -1,8 +1,8 @@
-"""Measure error rates under recording conditions, such as short, noisy, reverberant or coded recordings.
+"""Measure the EER under recording conditions, such as short duration, noise, reverberation or audio coding.
 
-`hamspk sweep` prints these measurements. A condition changes the test recording of every trial, and leaves the
-enrolment unchanged: in practice, speakers enrol under good conditions and are verified under any condition. The scores
-are raw scores of whole recordings, over all trials whose files can be read.
+`hamspk sweep` prints these measurements. A condition changes the test recording of every trial and leaves the enrolment
+unchanged, because in practice speakers enrol under good conditions and are verified under any condition. The EER is
+computed from the raw scores of all trials whose files can be read.
 
 Letters: `N` trials, `D` embedding size.
 """
@@ -30,15 +30,15 @@ from .verification import EmbeddedFiles, embed_files, trial_rows, usable_trials
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """Result of a model under one condition, or on one group of trials.
+    """EER of a model under one condition, or on one group of trials.
 
     Attributes:
         condition: name of the condition or of the group.
-        value: strength of the condition; None if it has none.
+        value: strength of the condition; None if the condition has no strength.
         trials: number of scored trials.
         targets: number of target trials among the scored trials.
         eer: equal error rate, a fraction in [0, 1]; None if target or impostor trials are missing.
-        eer_interval: confidence limits of the equal error rate; None if not measured.
+        eer_interval: lower and upper confidence limit of the equal error rate; None if not measured.
         note: reason why `eer` or `eer_interval` is None; None if both were measured.
     """
 
@@ -58,7 +58,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Result of `sweep`: a model on one trial list under several conditions.
+    """Result of `sweep`: the EER of a model on one trial list under several conditions.
 
     Attributes:
         record: content of `evaluation.json`.
@@ -75,18 +75,19 @@ class Sweep:
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
         """Write `evaluation.json`, `report.html` and `plots/` into a folder.
 
-        Measurements of the same weights that the folder already contains are kept.
+        Earlier measurements of the same weights in the folder are kept, unless this result replaces them.
 
         Args:
-            folder: preferably the model's folder, where `hamspk push` and the Space read the record.
+            folder: output folder. Prefer the folder of the model, because `hamspk push` and the Space read the record
+                there.
 
         Returns:
-            The paths of the files, and one sentence for each replaced measurement.
+            The paths of the written files, and one sentence for each replaced measurement.
 
         Raises:
             ValueError: the folder contains an `evaluation.json` that this package did not write.
         """
-        # matplotlib is imported only where something is drawn.
+        # These imports load matplotlib, so they are delayed until plots are drawn.
         from .plots import draw_sweep
         from .report import write_measurements
 
@@ -106,22 +107,23 @@ def sweep(
     progress: bool = True,
     announce: Callable[[str, list[SweepPoint]], None] | None = None,
 ) -> Sweep:
-    """Measure the EER of a model with the test recordings under several conditions.
+    """Measure the EER of a model on a trial list under several conditions of the test recordings.
 
     Args:
         model: model, its folder, or its name on the Hub.
         trials: trial list, a path or `Trials`.
         audio_root: folder to which the file names in the list are relative.
         over: kinds of conditions, from `data.conditions.SWEEPS`.
-        values: strengths of the conditions, if `over` names one kind; None uses the default strengths of each kind.
-        metadata: maps each file to its columns, from `read_metadata`; the column `speaker_id` names the speakers.
-        group_by: columns of `metadata`. For each column, the EER of the unchanged recordings is measured for each value
-            (on the trials whose two files have it), on all trials whose two files have equal values, and on all trials
-            whose two files have different values.
-        replicates: number of resamplings of the speakers for confidence intervals, at least 100; 0 for no intervals.
+        values: strengths of the conditions, only if `over` has one kind; None uses the default strengths of each kind.
+        metadata: maps each file to its columns, as returned by `read_metadata`; the column `speaker_id` contains the
+            speaker of the file.
+        group_by: names of columns of `metadata`. For each column, the EER of the unchanged recordings is measured on
+            the groups of trials that `ConditionSweep.measure_groups` describes.
+        replicates: number of bootstrap draws of the speakers for the confidence intervals, at least 100; 0 measures no
+            intervals.
         progress: whether to show progress bars.
-        announce: function that is called as soon as the points of one kind, or of one column of `group_by`, are
-            measured. Its arguments are the name of the kind or column and the list of points.
+        announce: function to call after the points of each kind of condition, and of each column of `group_by`, have
+            been measured. Its arguments are the name of the kind or column and the list of points.
 
     Raises:
         ValueError: a model, list or file is missing, the metadata does not match the list, an option is out of range,
@@ -129,10 +131,10 @@ def sweep(
     """
     if values is not None and len(over) != 1:
         raise ValueError(
-            f"values are the strengths of one kind of condition, but over names {len(over)}. Name one kind."
+            f"values requires exactly one kind of condition in over, got {len(over)}. Name one kind, or omit values."
         )
     if not over and not group_by:
-        raise ValueError("There is nothing to measure. Name conditions (over) or columns (group_by).")
+        raise ValueError("over and group_by are both empty. Name kinds of conditions (over) or columns (group_by).")
     check_replicates(replicates)
     conditions = {kind: sweep_conditions(kind, values) for kind in over}
     ((name, chosen),) = read_lists(trials, audio_root).items()
@@ -165,14 +167,14 @@ def sweep(
 
 
 class ConditionSweep:
-    """Measurement of one trial list under several conditions; the unchanged files are embedded once.
+    """Measurement of one trial list under several conditions. The unchanged files are embedded only once.
 
     Args:
         model: model that embeds the files and scores the trials.
         trials: trial list.
         audio_root: folder to which the file names in the list are relative.
-        speaker_table: maps each file to its speaker; None reads the speakers off the file names.
-        replicates: number of resamplings of the speakers for the confidence intervals; 0 for no intervals.
+        speaker_table: maps each file to its speaker; None infers the speakers from the file names.
+        replicates: number of bootstrap draws of the speakers for the confidence intervals; 0 for no intervals.
         confidence: confidence level of the intervals, in (0, 1).
         progress: whether to show progress bars.
 
@@ -181,7 +183,7 @@ class ConditionSweep:
         failures: maps each unreadable file to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial remains, or the table does not match the list.
+        ValueError: no target or no impostor trial remains, or the speakers in the table do not match the list.
     """
 
     def __init__(
@@ -209,7 +211,7 @@ class ConditionSweep:
             self._speakers = str(error)
 
     def measure(self, condition: Condition) -> SweepPoint:
-        """Measure the EER with the test recordings under a condition; the unchanged recordings are measured once."""
+        """Measure the EER with the test recordings under a condition. Unchanged recordings are measured only once."""
         if condition.change is None and self._unchanged is not None:
             return self._unchanged
         scores = self._scores(condition)
@@ -219,17 +221,18 @@ class ConditionSweep:
         return point
 
     def measure_groups(self, metadata: Mapping[str, Mapping[str, str]], column: str) -> list[SweepPoint]:
-        """Measure the EER of the unchanged recordings by the values of a column.
+        """Measure the EER of the unchanged recordings on groups of trials, which a column of the metadata defines.
 
-        The groups are the trials whose two files have one given value, all trials whose two files have equal values,
-        and all trials whose two files have different values.
+        Each value of the column has a group, which contains the trials whose two files both have this value. Two more
+        groups contain all trials whose two files have equal values, and all trials whose two files have different
+        values. Groups without trials are left out.
 
         Args:
             metadata: maps each file to its columns.
             column: name of a column, such as `language` or `session`.
 
         Raises:
-            ValueError: the metadata has no such column.
+            ValueError: the metadata does not contain the column.
         """
         scores = self._scores(Condition("as it is", None))
         masks = group_trials(self.trials, metadata, [column])
@@ -265,10 +268,10 @@ class ConditionSweep:
         scores, labels = scores[mask], self.trials.labels[mask]
         counts = len(labels), int(labels.sum())
         if not 0 < counts[1] < counts[0]:
-            return SweepPoint(label, value, *counts, None, None, "not of both kinds")
+            return SweepPoint(label, value, *counts, None, None, "target or impostor trials are missing")
         eer = detection_errors(scores, labels).equal_error_rate().eer
         if isinstance(self._speakers, str) or self._replicates == 0:
-            note = "no intervals were asked for" if self._replicates == 0 else str(self._speakers)
+            note = "no intervals were requested" if self._replicates == 0 else str(self._speakers)
             return SweepPoint(label, value, *counts, eer, None, note)
         speakers = self._speakers.select(mask)
         if len(speakers.names) < FEWEST_SPEAKERS:

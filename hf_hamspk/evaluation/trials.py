@@ -8,7 +8,7 @@ recognises the format of a list by its first line:
 - `model test label`, where the label is 1 or 0 (CN-Celeb), `tgt` or `imp` (SITW), `target` or `nontarget` (Kaldi). An
   enrolment table with lines `model file [file ...]` names the enrolment files of each model. `enroll.map` of CN-Celeb
   names several files for each model; `enroll.lst` of CN-Celeb and `enroll-core.lst` of SITW name one. Without a table,
-  the first field of the trial list is a file name.
+  the first field of each line of the trial list is a file name.
 
 Lists without labels, such as the test lists of challenges, cannot be read.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LABELS = {"1": 1, "0": 0, "tgt": 1, "imp": 0, "target": 1, "nontarget": 0}
-# The labels of each format, by the place of the label in a line.
+# Labels of each format. The key is the index of the label among the fields of a line.
 _LABELS_AT = {0: {"1": 1, "0": 0}, 2: LABELS}
 _FORMAT_AT = {
     0: "'label enrolment test' with the label 1 (target) or 0 (impostor)",
@@ -33,10 +33,10 @@ _FORMATS = "'label enrolment test' (1 or 0 first) or 'model test label' (1, 0, t
 
 
 class MissingTrialFilesError(FileNotFoundError, ValueError):
-    """Error of a missing trial list, enrolment table or audio file."""
+    """Error raised if a trial list, an enrolment table or an audio file is missing."""
 
 
-# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
+# A generated `__eq__` would raise, because an array has no single truth value. Instances are compared by identity.
 @dataclass(frozen=True, eq=False)
 class Trials:
     """List of `N` verification trials; `N` may be 0 after `without`.
@@ -78,7 +78,7 @@ class Trials:
         for name in used:
             if not used[name] or name in self._test_names:
                 raise ValueError(
-                    f"The model {name!r} must have at least one file, and its name must not be a test file."
+                    f"The model {name!r} must have at least one file, and its name must not be the name of a test file."
                 )
         object.__setattr__(self, "models", used)
         labels = given.astype(np.int8)
@@ -93,7 +93,7 @@ class Trials:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """Sorted distinct audio files of both sides, including the files of enrolment models."""
+        """Sorted names of all enrolment files and test files, including the files of enrolment models."""
         of_models = {name for files in self.models.values() for name in files}
         return tuple(sorted((set(self.enrolment) - self.models.keys()) | of_models | self._test_names))
 
@@ -102,7 +102,7 @@ class Trials:
         return frozenset(self.test)
 
     def single(self) -> "Trials":
-        """Return the trials with each model replaced by its first file, to look up metadata of files."""
+        """Return the trials with each enrolment model replaced by its first file, for looking up metadata of files."""
         if not self.models:
             return self
         first = {name: files[0] for name, files in self.models.items()}
@@ -112,10 +112,10 @@ class Trials:
         """Return the trials that use none of the given files, in the same order.
 
         An enrolment model keeps its other files; its trials are dropped if none of its files remain. Report the number
-        of dropped trials, `len(trials) - len(trials.without(bad_files))`, with the result.
+        of dropped trials, `len(trials) - len(trials.without(bad_files))`, with the results.
 
         Args:
-            bad_files: file names of the list; names that no trial uses are ignored.
+            bad_files: names of the files to leave out; names that occur in no trial are ignored.
 
         Returns:
             The remaining trials, possibly none.
@@ -139,7 +139,7 @@ class Trials:
 
 
 def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None = None) -> Trials:
-    """Read a trial list in one of the formats described in the module.
+    """Read a trial list in one of the formats described in the docstring of the module.
 
     Fields are separated by white space, blank lines are ignored, and the order of the trials is kept. All commands read
     trial lists with this function.
@@ -152,13 +152,13 @@ def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None
         The trials, at least one. A model with one file is replaced by this file.
 
     Raises:
-        MissingTrialFilesError: the list or the table is missing. This error is a FileNotFoundError and a ValueError.
-        ValueError: the list is empty, is not UTF-8 or has an unknown format, a line has another format than the first,
-            or a model is not in the table. The message contains the number of the line.
+        MissingTrialFilesError: the list or the table is missing. It is a FileNotFoundError and a ValueError.
+        ValueError: the list is empty, is not UTF-8 or has an unknown format, a line differs in format from the first
+            line, or a model is not in the table. If a line is invalid, the message contains its number.
     """
     labels, place = bytearray(), -1
     sides: tuple[list[str], list[str]] = ([], [])
-    # A name occurs in many trials: one string object for each keeps a list of millions small.
+    # A name occurs in many trials. One shared string object for each name saves memory in lists of millions of trials.
     names: dict[str, str] = {}
     for number, fields in _lines(path, "trial list"):
         if place < 0:
@@ -175,14 +175,14 @@ def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None
 
 
 def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Read an enrolment table with lines `model file [file ...]`; the lines of one model are joined.
+    """Read an enrolment table with lines `model file [file ...]`. Several lines of one model are joined.
 
     Returns:
         A dictionary that maps each model to its files.
 
     Raises:
-        MissingTrialFilesError: the table is missing. This error is a FileNotFoundError and a ValueError.
-        ValueError: the table is empty or not UTF-8, a line has no file, or a line names a segment of a file, as in
+        MissingTrialFilesError: the table is missing. It is a FileNotFoundError and a ValueError.
+        ValueError: the table is empty or is not UTF-8, a line has no file, or a line names a segment of a file, as in
             `enroll-assist.lst` of SITW.
     """
     models: dict[str, dict[str, None]] = {}
@@ -202,7 +202,7 @@ def read_enrolment(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
 
 
 def join_trials(lists: Sequence[Trials]) -> Trials:
-    """Join the trials of several lists; a pair that occurs more than once is kept once.
+    """Join the trials of several lists. A pair that occurs more than once is kept only once.
 
     Raises:
         ValueError: a pair has two different labels, or a model has different files in two lists.
@@ -231,8 +231,8 @@ def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
         audio_root: folder to which the file names are relative.
 
     Raises:
-        MissingTrialFilesError: files are missing. The message contains their number and the first five names in sorted
-            order. This error is a FileNotFoundError and a ValueError.
+        MissingTrialFilesError: files are missing. It is a FileNotFoundError and a ValueError. Its message contains the
+            number of missing files and the first five names in sorted order.
     """
     root = Path(audio_root)
     missing = [name for name in trials.files if not (root / name).is_file()]
@@ -245,7 +245,7 @@ def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
 
 
 def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Format the first names for a message: `a, b, c, ...`."""
+    """Format the first of several names for a message, such as `a, b, c, ...`."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -257,7 +257,7 @@ class OfficialList:
         title: name of the list in reports.
         trials: number of trials.
         targets: number of target trials; None if not checked.
-        models: number of distinct enrolments; None if not checked.
+        models: number of distinct enrolment models or enrolment files; None if not checked.
     """
 
     title: str
@@ -275,7 +275,7 @@ OFFICIAL_LISTS: Mapping[str, OfficialList] = {
     "vox1-h": OfficialList("VoxCeleb1-H (original)", 552_536),
     "cnceleb-eval": OfficialList("CN-Celeb evaluation", 3_484_292, 17_755, 196),
 }
-"""Sizes of the published lists. Lists of SITW and VoxSRC differ by year and condition, and are not checked."""
+"""Sizes of published lists. Lists of SITW and VoxSRC are not included, because they differ by year and condition."""
 
 
 def official_title(trials: Trials) -> str | None:
@@ -293,11 +293,11 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
         path: name of the trial list in error messages.
 
     Raises:
-        ValueError: the key is unknown, or the number of trials, targets or models differs; the message contains both
-            numbers.
+        ValueError: the key is unknown, or the number of trials, targets or models differs. The message contains the
+            found and the expected numbers.
     """
     if name not in OFFICIAL_LISTS:
-        raise ValueError(f"There is no official list {name!r}; known are {', '.join(OFFICIAL_LISTS)}.")
+        raise ValueError(f"There is no official list {name!r}. Choose one of {', '.join(OFFICIAL_LISTS)}.")
     official = OFFICIAL_LISTS[name]
     found = {"trials": len(trials), "targets": int(trials.labels.sum()), "models": len(set(trials.enrolment))}
     wrong = [
@@ -314,9 +314,9 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
 def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not blank."""
     if not Path(path).is_file():
-        where = "" if Path(path).is_absolute() else f" (from the folder {Path.cwd()})"
+        where = "" if Path(path).is_absolute() else f" (relative to the folder {Path.cwd()})"
         raise MissingTrialFilesError(f"There is no {kind} {path}{where}.")
-    # utf-8-sig also reads the byte order mark that some editors write.
+    # utf-8-sig skips the byte order mark that some editors write.
     with open(path, encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):
@@ -349,8 +349,8 @@ def _with_models(trials: Trials, path: str | PathLike[str], enrolment: str | Pat
     absent = sorted(set(trials.enrolment) - files.keys())
     if absent:
         raise ValueError(
-            f"{len(absent)} models of {path} are not in {enrolment}: {first_names(absent)}. Give the table of "
-            "this list."
+            f"{len(absent)} models of {path} are not in {enrolment}: {first_names(absent)}. Pass the enrolment table "
+            "of this trial list."
         )
     single = {name: of_model[0] for name, of_model in files.items() if len(of_model) == 1}
     several = {name: of_model for name, of_model in files.items() if len(of_model) > 1}

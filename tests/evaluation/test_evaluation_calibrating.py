@@ -177,7 +177,7 @@ def test_a_useful_quality_measure_lowers_the_held_out_cost():
             8,
             2,
             [SCORE],
-            "expected at least 20 of each kind (10 for each of 2 fitted numbers), got 8 of the same speaker and 22",
+            "expected at least 20 of each kind (10 for each of 2 fitted numbers), got 8 target pairs and 22 impostor",
         ),
         (3, 8, [SCORE], "Too few speakers to calibrate on: expected at least 4, got 3"),
         (
@@ -196,11 +196,11 @@ def test_too_little_is_refused(speakers, utterances, names, message):
 
 def test_swapped_labels_and_bad_trials_are_refused():
     trials = gaussian_trials()
-    with pytest.raises(ValueError, match=r"the labels are swapped \(1 is the same speaker\)"):
+    with pytest.raises(ValueError, match=r"the labels are swapped \(1 must be the label of a target pair\)"):
         fit(CalibrationTrials(1 - trials.labels, trials.features, trials.speakers))
-    with pytest.raises(ValueError, match=r"features must hold 'score', got \['snr_min'\]"):
+    with pytest.raises(ValueError, match=r"features must contain 'score', got \['snr_min'\]"):
         CalibrationTrials(trials.labels, {"snr_min": trials.features[SCORE]}, trials.speakers)
-    with pytest.raises(ValueError, match="'score' holds NaN or infinite values"):
+    with pytest.raises(ValueError, match="'score' contains NaN or infinite values"):
         CalibrationTrials(trials.labels, {SCORE: trials.features[SCORE] * np.nan}, trials.speakers)
     with pytest.raises(ValueError, match="speakers must have shape"):
         CalibrationTrials(trials.labels, trials.features, trials.speakers[:, 0])
@@ -236,13 +236,13 @@ def test_more_speakers_are_surer_and_enough_is_said():
         assert sure.score_interval[0] < sure.score < sure.score_interval[1]
     assert many.points[0].half_width < ENOUGH < few.points[1].half_width
     assert re.fullmatch(
-        r"balanced: with 1200 target pairs of 200 speakers the threshold, score -?\d\.\d+ \(-?\d\.\d+ to \d\.\d+\), is "
-        r"uncertain by \+-0\.\d\d in log-likelihood ratio: enough",
+        r"balanced: with 1200 target pairs of 200 speakers, the threshold at score -?\d\.\d+ \(-?\d\.\d+ to \d\.\d+\) is "
+        r"uncertain by \+-0\.\d\d in log-likelihood ratio; this is enough",
         many.sentences()[0],
     )
     wanted = few.points[1].speakers
     assert wanted > 12
-    assert f"for +-0.5 aim at {wanted} speakers or more ({6 * wanted} target pairs)" in few.sentences()[1]
+    assert f"for +-0.5, use {wanted} speakers or more ({6 * wanted} target pairs)" in few.sentences()[1]
 
 
 def test_a_draw_counts_pairs_by_their_speakers():

@@ -154,7 +154,7 @@ def test_where_nothing_can_be_decided_the_reason_is_noted(calibrated, trials, em
     result = evaluate_list(calibrated, trials, embedded, QUICK)
     assert result.ratios is None and result.record["trials"] == 630
     assert result.record["decisions"]["without_decision"] == 630
-    assert "are not of both kinds" in result.record["decisions"]["note"]
+    assert "do not include both target and impostor trials" in result.record["decisions"]["note"]
     text = format_report(record_of(calibrated, {"l": result}))
     assert "l: decisions were not measured: the 0 trials with enough speech" in text
 
@@ -170,7 +170,7 @@ def test_the_mean_of_the_cohort_can_be_subtracted(calibrated, trials, embedded):
     subtracted = evaluate_list(calibrated, trials, embedded, replace(QUICK, replicates=0, subtract_mean=True))
     mean = calibrated.cohort.embeddings.mean(0)
     np.testing.assert_array_equal(subtracted.scores, score_trials(calibrated, usable, embedded, mean))
-    assert subtracted.record["interval_note"] == "none were asked for"
+    assert subtracted.record["interval_note"] == "none were requested"
     calibrated.cohort = None
     with pytest.raises(ValueError, match=r"this model has no cohort\. Add one with `hamspk calibrate --cohort`"):
         evaluate_list(calibrated, trials, embedded, replace(QUICK, subtract_mean=True))
@@ -260,7 +260,7 @@ def test_comparisons_are_shown(model, trials, embedded):
     assert record.model["name"] == "owner/name"
     expected = ["l", "cosine", "EER %", "10.00", "20.00", "-10.00 [-15.00, 1.00]", "0.061", "someone/other"]
     assert comparison_table(record)[1] == expected
-    assert "no intervals: none were asked for" in format_report(record)
+    assert "no intervals: none were requested" in format_report(record)
 
 
 def entry(eer: float, digest: str = "a", **more) -> dict:
@@ -284,7 +284,7 @@ def test_a_record_takes_in_what_is_there_of_the_same_weights(tmp_path):
     assert there.training == {"epochs": 3, "steps": 9} and there.plots == {"sweep.png": "EER over duration"}
     assert [file.name for file in tmp_path.iterdir()] == [EVALUATION_FILE]
     again = EvaluationRecord(model, {"dev": entry(0.4, "b")}, {"dev": {"digest": "b", "conditions": {"noise": points}}})
-    assert again.write(tmp_path) == ["dev: the numbers of another trial list of this name were replaced."]
+    assert again.write(tmp_path) == ["dev: the numbers of a different trial list with this name were replaced."]
     assert set(again.sweeps["dev"]["conditions"]) == {"noise"} and again.lists["test"]["eer"] == 0.3
 
 
@@ -346,7 +346,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         EvaluationRecord.read(path)
     path.write_text('{"schema": 7}')
-    with pytest.raises(ValueError, match="has schema 7; this version reads 1 and 2"):
+    with pytest.raises(ValueError, match="must have schema 1 or 2, got 7"):
         EvaluationRecord.read(path)
 
 
@@ -359,10 +359,10 @@ def test_other_files_are_refused(tmp_path):
         ({"trials": True}, "dev: trials must be a whole number"),
         ({"eer_interval": [0.2, 0.1]}, r"dev: eer_interval must be \[low, high\]"),
         ({"min_dcf": {"0.01": "low"}}, "0.01: min_dcf must be a number of at least 0, got 'low'"),
-        ({"groups": [1]}, "dev: groups must be an object"),
+        ({"groups": [1]}, "dev: groups must be a JSON object"),
         ({"groups": {"f": {"eer": 2}}}, "dev: groups: f: eer must be a number between 0 and 1"),
         ({"decisions": {"cllr": -0.1}}, "dev: decisions: cllr must be a number of at least 0"),
-        ({"histogram": {"edges": [0, 0], "targets": [1], "impostors": [1]}}, "histogram must be rising edges"),
+        ({"histogram": {"edges": [0, 0], "targets": [1], "impostors": [1]}}, "histogram must be increasing edges"),
         ({"scores": 5}, "dev: scores must be text"),
     ],
 )
@@ -373,7 +373,7 @@ def test_values_of_another_kind_are_named(change, message):
 
 def test_sections_of_another_kind_are_named():
     for section in ("sweeps", "plots", "training"):
-        with pytest.raises(ValueError, match=f"The record: {section} must be an object"):
+        with pytest.raises(ValueError, match=f"The record: {section} must be a JSON object"):
             EvaluationRecord.from_dict({"schema": 2, "model": {}, "lists": {}, section: [1]})
     sweeps = {"dev": {"conditions": {"duration": [{"eer": 7}]}}}
     with pytest.raises(ValueError, match="sweeps: dev: duration: eer must be a number between 0 and 1, got 7"):

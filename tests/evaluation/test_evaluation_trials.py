@@ -100,7 +100,7 @@ def test_a_missing_list_is_a_missing_file(tmp_path):
     for kind in (MissingTrialFilesError, FileNotFoundError, ValueError):
         with pytest.raises(kind, match=re.escape(f"There is no trial list {tmp_path / 'nowhere.txt'}.")):
             read_trials(tmp_path / "nowhere.txt")
-        with pytest.raises(kind, match=re.escape("There is no trial list nowhere.txt (from the folder ")):
+        with pytest.raises(kind, match=re.escape("There is no trial list nowhere.txt (relative to the folder ")):
             read_trials("nowhere.txt")
 
 
