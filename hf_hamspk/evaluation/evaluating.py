@@ -99,9 +99,7 @@ class EvaluationSettings:
                 )
         check_replicates(self.replicates)
         if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"confidence must lie strictly between 0 and 1, got {self.confidence}. The usual value is 0.95."
-            )
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}. The usual value is 0.95.")
         if self.group_by and not self.metadata:
             raise ValueError(
                 "group_by needs metadata that contains its columns, but got no metadata. Pass metadata (--metadata)."

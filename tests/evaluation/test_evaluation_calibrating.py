@@ -236,8 +236,8 @@ def test_more_speakers_are_surer_and_enough_is_said():
         assert sure.score_interval[0] < sure.score < sure.score_interval[1]
     assert many.points[0].half_width < ENOUGH < few.points[1].half_width
     assert re.fullmatch(
-        r"balanced: with 1200 target pairs of 200 speakers, the threshold at score -?\d\.\d+ \(-?\d\.\d+ to \d\.\d+\) is "
-        r"uncertain by \+-0\.\d\d in log-likelihood ratio; this is enough",
+        r"balanced: with 1200 target pairs of 200 speakers, the threshold at score -?\d\.\d+ \(-?\d\.\d+ to \d\.\d+\) "
+        r"is uncertain by \+-0\.\d\d in log-likelihood ratio; this is enough",
         many.sentences()[0],
     )
     wanted = few.points[1].speakers
