@@ -1,24 +1,24 @@
-"""Layers: front-ends, pooling, the ECAPA-TDNN encoder, and the training heads. Masks reach every layer.
+"""Layers: front-ends, pooling, the ECAPA-TDNN encoder, and the training heads. All layers support padded batches.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
 transformers backbone, `D` embedding size, `K` speakers.
 
-**Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each; valid
-frames of the features do not depend on the padding. Their constants lie in float32 buffers that are not saved but
-computed whenever the model is built, loaded or cast. `"fbank"` agrees with the encoder of the released code
-(torchaudio's MelSpectrogram after a pre-emphasis), `"kaldi"` with Kaldi's compute-fbank-feats without dither,
-`"speechbrain"` with SpeechBrain's Fbank and normalisation of each sentence.
+**Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each. Valid
+frames of the features do not depend on the padding. The constants of a front-end are float32 buffers, which are not
+saved but computed when a model is built, loaded or cast. `"fbank"` gives the features of the released encoder
+(torchaudio's MelSpectrogram after pre-emphasis), `"kaldi"` the features of Kaldi's compute-fbank-feats without dither,
+and `"speechbrain"` the features of SpeechBrain's Fbank with normalisation of each sentence.
 
 **Pooling** reduces the valid frames to one vector: Desplanques et al. 2020 (attentive statistics with global context);
 Peng et al. 2022, arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors).
 
-**ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is convolution, ReLU, batch normalisation, in
-this order. Frames outside the mask are zeroed after each, so that each utterance of a padded batch gives what it gives
-alone, and batch statistics in training see valid frames only. With the defaults of the configuration encoder and
-pooling agree with the released code of arXiv 2601.19709 (C = 1024 there), with its options with SpeechBrain and
-WeSpeaker.
+**ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is a convolution, then ReLU, then batch
+normalisation. After each layer, frames outside the mask are set to zero, so an utterance has the same embedding in a
+padded batch as alone. Batch statistics in training use valid frames only. The defaults of the configuration give the
+encoder and pooling of the released code of arXiv 2601.19709 (with C = 1024). Other options give the models of
+SpeechBrain and WeSpeaker.
 
-**Heads** are each a *similarity* to K learned speaker centres with a *margin* on the target's:
+**Heads** combine a *similarity* to K learned speaker centres and a *margin* on the similarity to the target centre:
 
 | head                 | similarity             | margin on the target     | logit of the target                |
 |----------------------|------------------------|--------------------------|------------------------------------|
@@ -30,13 +30,13 @@ WeSpeaker.
 | `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
 | `h`                  | minus Poincaré distance | none                    | `-s d`                             |
 | `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
-| `joint`              | both kinds             | of each                  | weighted sum of the two losses     |
+| `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`; the losses are added  |
 
-The logits of the other speakers have m = 0. All runs in float32 (or float64) with autocast off. The loss is the plain
-form, over the B x K similarities; a trainer may set `SpeakerHead.engine`, which computes the same loss over blocks of
-speakers (`hf_hamspk.losses`). Numbers agree with the released code (RAM included: it sets the logit of an easy impostor
-to 0). Fang and He 2026, arXiv 2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv
-2110.09116 (RAM).
+Impostor logits have no margin. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
+computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
+speakers (`hf_hamspk.losses`). Results agree with the released code, also for `ram`, which sets the logits of easy
+impostors to 0. References: Fang and He 2026, arXiv 2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM);
+Li et al. 2022, arXiv 2110.09116 (RAM).
 """
 
 import math
@@ -62,31 +62,31 @@ from .geometry_hamspk import (
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, FBANK_HOP_SECONDS = 0.025, 0.010
 FBANK_LOWEST_HZ = 20.0
-# The released encoder stops below the anti-aliasing filter of 16 kHz recordings; Kaldi goes to half the sampling rate.
+# Highest frequency of the released encoder, below the anti-aliasing filter of 16 kHz audio; Kaldi uses half the rate.
 RELEASED_HIGHEST_FRACTION = 7600 / 16000
-# Added before the logarithm by the released encoder; a silent frame is log(1e-6) = -13.8.
+# The released encoder adds this before it takes the logarithm. A silent frame becomes log(1e-6) = -13.8.
 RELEASED_LOG_OFFSET = 1e-6
-# Kaldi counts samples as 16-bit integers and floors the energy at the float32 epsilon.
+# Kaldi scales samples like 16-bit integers, and limits energies to at least the float32 epsilon.
 KALDI_SAMPLE_SCALE = 32768.0
-# SpeechBrain floors the energy, and then decibels at this distance below the loudest entry of the utterance.
+# SpeechBrain limits the energy to at least 1e-10, and then decibels to at least 80 below the maximum of the utterance.
 SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
-# Standard deviation of the initial centres in the released code, which are close to the origin.
+# Standard deviation of the initial centres in the released code. It places them close to the origin.
 CENTRE_STD = 1e-3
-# Endings of the names of parameters with a row for each speaker.
+# Name endings of the parameters that have one row for each speaker.
 CENTRE_NAMES = ("similarity.weight", "similarity.bias")
-# A learned curvature stays between this and the largest that float32 can hold with the clip radius in use.
+# Lower bound of a learned curvature. The upper bound depends on the clip radius and the range of float32.
 SMALLEST_CURVATURE = 1e-2
 
 
 class Features(NamedTuple):
-    """Features and which of their frames are valid.
+    """Features of a padded batch and the number of valid frames of each utterance.
 
     Attributes:
-        values: `(B, F, T)`, or `(B, L)` of the waveform front-end; 0 where not valid.
-        lengths: `(B,)` valid frames (or samples); None if all are valid.
+        values: features `(B, F, T)`, or samples `(B, L)` from the waveform front-end; 0 in the padding.
+        lengths: numbers of valid frames (or samples), `(B,)`; None if all are valid.
     """
 
     values: Tensor
@@ -94,10 +94,10 @@ class Features(NamedTuple):
 
 
 def mel_bank(kind: str | None, bins: int, points: int, sampling_rate: int) -> np.ndarray:
-    """Triangular filters over the power spectrum of `points` samples, `(points // 2 + 1, bins)`.
+    """Return triangular filters for the power spectrum of `points` samples, `(points // 2 + 1, bins)`.
 
-    They are equally far apart on a mel scale: `2595 log10(1 + f / 700)`, or `1127 ln(1 + f / 700)` for `"kaldi"`. Their
-    sides are straight in Hz, for `"kaldi"` on the mel scale. Those of `"speechbrain"` are symmetric, from 0 Hz.
+    The centres are equidistant in mel: `2595 log10(1 + f / 700)`, or `1127 ln(1 + f / 700)` for `"kaldi"`. Triangles
+    are linear in Hz, for `"kaldi"` in mel. The filters of `"speechbrain"` are symmetric and start at 0 Hz.
     """
     at = np.linspace(0, sampling_rate / 2, points // 2 + 1)
     lowest = 0.0 if kind == "speechbrain" else FBANK_LOWEST_HZ
@@ -117,13 +117,13 @@ def mel_bank(kind: str | None, bins: int, points: int, sampling_rate: int) -> np
 
 
 class FilterBank(nn.Module):
-    """Log mel filter bank with the mean of each utterance removed: `(B, L)` to `(B, F, T)`.
+    """Log mel filter bank that subtracts the mean of each utterance: `(B, L)` to `(B, F, T)`.
 
-    An utterance has at least `smallest_length` samples, one window.
+    An utterance must have at least `smallest_length` samples, the length of one window.
 
     Args:
-        config: `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`, `num_mel_bins`, `mask_mel_bins`,
-            `mask_frames`.
+        config: configuration with the fields `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`,
+            `num_mel_bins`, `mask_mel_bins` and `mask_frames`.
     """
 
     window: Tensor
@@ -145,9 +145,9 @@ class FilterBank(nn.Module):
         self.register_buffer("bank", bank, persistent=False)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Hamming window `(window_length,)` and mel bank `(points // 2 + 1, F)`, float32.
+        """Compute the Hamming window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32.
 
-        NumPy computes them, because a model is built on the meta device before its weights are loaded.
+        They are computed with NumPy, because torch may build a model on the meta device, where tensors have no values.
         """
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
@@ -156,7 +156,7 @@ class FilterBank(nn.Module):
         return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
 
     def restore_constants(self) -> None:
-        """Fill the buffers after a load through the meta device."""
+        """Fill the buffers of a model that was built on the meta device and then loaded."""
         window, bank = self.constants()
         init.copy_(self.window, window.to(self.window))
         init.copy_(self.bank, bank.to(self.bank))
@@ -164,12 +164,12 @@ class FilterBank(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.window.dtype not in (torch.float32, torch.float64):
-            # A cast of the model to half precision must not reach the filter bank.
+            # The filter bank must stay in float32 when the model is cast to half precision.
             self.window, self.bank = (constant.to(self.window.device) for constant in self.constants())
         return self
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """Features of right-padded `waveforms` `(B, L)`; `lengths` `(B,)` in samples, None if all are valid."""
+        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` in samples; None if nothing is padded."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
@@ -181,17 +181,17 @@ class FilterBank(nn.Module):
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames of utterances of `lengths` samples: Kaldi's lie inside the utterance, the others are centred."""
+        """Return the number of frames of utterances with `lengths` samples. Kaldi does not pad, the others do."""
         inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
     def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """Samples under each window, `(B, T, window_length)`; Kaldi treats each frame by itself."""
+        """Return the samples of each frame, `(B, T, window_length)`, after the preprocessing of the front-end."""
         if self.kind == "kaldi":
             frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
             frames = frames - frames.mean(-1, keepdim=True)
             return frames - PRE_EMPHASIS * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        # torch.stft would centre the window in `points` samples; only those under the window are needed.
+        # torch.stft centres the window in `points` samples. Only the samples inside the window are needed here.
         margin = self.points // 2 - (self.points - self.window_length) // 2
         if self.kind == "fbank":
             emphasised = waveforms - PRE_EMPHASIS * torch.cat([waveforms[:, 1:2], waveforms[:, :-1]], dim=1)
@@ -204,7 +204,7 @@ class FilterBank(nn.Module):
         return extended.unfold(1, self.window_length, self.hop)
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return the log energies `(B, F, T)`, in dB for SpeechBrain, with the floor or offset of each front-end."""
+        """Return log energies `(B, F, T)`, in dB for SpeechBrain, with the lower limit or offset of the front-end."""
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":
@@ -212,13 +212,13 @@ class FilterBank(nn.Module):
         decibels = 10 * energies.clamp_min(SPEECHBRAIN_SMALLEST_ENERGY).log10()
         valid = decibels
         if lengths is not None:
-            # Unlike in SpeechBrain, whose loudest entry may lie in the padding.
+            # The maximum is taken over valid frames only. In SpeechBrain it may come from the padding.
             valid = decibels.masked_fill(~length_mask(lengths, decibels.shape[-1])[:, None], -math.inf)
         return torch.maximum(decibels, valid.amax((1, 2), keepdim=True) - SPEECHBRAIN_DECIBELS)
 
 
 class Waveform(nn.Module):
-    """The samples themselves, normalised to zero mean and unit variance if `config.normalize_waveform`."""
+    """Front-end that returns the samples, scaled to mean 0 and variance 1 if `config.normalize_waveform` is True."""
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
@@ -226,7 +226,7 @@ class Waveform(nn.Module):
         self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """`(B, L)` to `(B, L)`, 0 where not valid."""
+        """Return the samples `(B, L)` of `waveforms` `(B, L)`, with 0 in the padding."""
         with torch.autocast(waveforms.device.type, enabled=False):
             waveforms = at_least_float32(waveforms)
             if self.normalize:
@@ -240,7 +240,7 @@ class Waveform(nn.Module):
 
 
 def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Subtract from `(B, F, T)` the mean over the valid frames; frames that are not valid become 0."""
+    """Subtract the mean over the valid frames from values `(B, F, T)`, and set the padding to 0."""
     if lengths is None:
         return values - values.mean(-1, keepdim=True)
     mask = length_mask(lengths, values.shape[-1])[:, None]
@@ -249,9 +249,9 @@ def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
-    """Set one random band of up to `bins` bins and one stretch of up to `frames` frames of each utterance to 0.
+    """Set up to `bins` adjacent filters and up to `frames` adjacent frames of each utterance to 0, at random.
 
-    After the mean removal 0 is the mean. The frames are drawn among the valid ones.
+    The mean of the values is 0 after `remove_mean`. Only valid frames are masked.
     """
     size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
     height = torch.full_like(size, values.shape[1])
@@ -261,8 +261,8 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """`(B, size)` bool: a stretch of 0 to `longest` places, uniform inside each length."""
-    # At most half of a short utterance.
+    """Return a mask `(B, size)` that is True at 0 to `longest` random adjacent places inside each length."""
+    # A mask covers at most half of a short utterance.
     widest = (lengths // 2).clamp_max(longest)
     width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
     start = (torch.rand_like(width, dtype=torch.float32) * (lengths - width + 1).clamp_min(1)).long()[:, None]
@@ -271,7 +271,7 @@ def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
 
 
 def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
-    """The front-end of `config.frontend`."""
+    """Create the front-end with the name `config.frontend`."""
     return Waveform(config) if config.frontend == "waveform" else FilterBank(config)
 
 
@@ -279,9 +279,9 @@ class Deviation(NamedTuple):
     """Options of a standard deviation.
 
     Attributes:
-        smallest_variance: floor before the root; above 0, where the root has no slope.
-        unbiased: divide by the number of frames less 1, not by the number of frames.
-        offset: added to the variance before the floor.
+        smallest_variance: lower limit of the variance, above 0 because the root has no derivative at 0.
+        unbiased: whether to divide by the number of frames minus 1, or by the number of frames.
+        offset: number added to the variance before the limit is applied.
     """
 
     smallest_variance: float
@@ -289,17 +289,17 @@ class Deviation(NamedTuple):
     offset: float = 0.0
 
     def of_variance(self, variance: Tensor) -> Tensor:
-        """Standard deviation of a variance, any shape."""
+        """Return the standard deviation of a variance of any shape."""
         return (variance + self.offset).clamp_min(self.smallest_variance).sqrt()
 
 
 def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a batch normalisation to `x` `(B, C, T)`, taking its statistics from the valid frames only.
+    """Apply a batch normalisation to `x` `(B, C, T)`, with batch statistics of the valid frames only.
 
     Args:
-        norm: `nn.BatchNorm1d` or what it was converted to (SyncBatchNorm).
+        norm: an `nn.BatchNorm1d`, or the SyncBatchNorm that it was converted to.
         x: frames.
-        mask: `(B, T)` bool, True where valid; None if all frames are.
+        mask: bool mask `(B, T)`, True at valid frames; None if all frames are valid.
     """
     if mask is None or not norm.training:
         return norm(x)
@@ -309,17 +309,17 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def overwrites(norm: nn.Module, x: Tensor) -> bool:
-    """Whether the next layer may overwrite `x`, the output of a layer that nothing else reads.
+    """Return whether the next layer may overwrite `x`, provided that no other layer reads `x`.
 
-    It may in evaluation without gradients on a CPU, where new memory costs more than the arithmetic. Compilers and
-    exporters plan memory themselves.
+    Overwriting is allowed in evaluation without gradients on a CPU. There, new memory costs more than the arithmetic.
+    Compilers and exporters plan memory themselves, so it is not allowed for them.
     """
     plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
     return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
-    """A batch normalisation in evaluation as one product and sum, zeroed outside `mask`, written to `out`."""
+    """Apply a batch normalisation in evaluation mode as one multiplication and addition, with 0 outside `mask`."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
     shift = cast(Tensor, norm.bias) - mean * scale
@@ -328,25 +328,25 @@ def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) ->
 
 
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the frames of `x` `(B, C, T)` outside `mask` `(B, T)`, like the padding of a convolution."""
+    """Set the frames of `x` `(B, C, T)` outside `mask` `(B, T)` to zero, like the padding of a convolution."""
     return x if mask is None else x * mask[:, None].to(x.dtype)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid frames of `x` `(B, C, T)`, which is 0 outside `mask`: `(B, C)`."""
+    """Return the mean `(B, C)` over the valid frames of `x` `(B, C, T)`, which must be 0 outside `mask`."""
     return x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
 def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: torch.device) -> Tensor:
-    """Indices that mirror utterances at both ends, `margin` places beyond them: `(B, size + 2 * margin)`.
+    """Return indices that extend utterances by a mirror image at both ends, `(B, size + 2 * margin)`.
 
     Args:
-        size: places of the padded batch.
-        margin: places before the first and after the last.
-        lengths: `(B,)` valid places of each utterance, which is mirrored at its own end; None (all valid) gives B = 1.
-        device: of the result.
+        size: length of the padded batch.
+        margin: length of each mirror image.
+        lengths: length `(B,)` of each utterance, at whose end it is mirrored; None gives B = 1 and the length `size`.
+        device: device of the result.
 
-    The end itself is not repeated; an utterance too short for its mirror image repeats its first or last place.
+    The mirror image does not repeat the end. If an utterance is too short, its first or last place is repeated instead.
     """
     at = torch.arange(-margin, size + margin, device=device).abs()
     last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
@@ -354,17 +354,17 @@ def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: 
 
 
 def mean_and_deviation(x: Tensor, mask: Tensor | None, deviation: Deviation) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of `x` `(B, C, T)` over the valid frames, each `(B, C)`."""
+    """Return mean and standard deviation of `x` `(B, C, T)` over the valid frames, `(B, C)` each."""
     mean = masked_mean(keep_valid(x, mask), mask)
     squares = keep_valid((x - mean[..., None]).square(), mask).sum(-1)
     count = torch.full_like(mean[:, :1], x.shape[-1]) if mask is None else mask.sum(-1, keepdim=True)
-    # A single frame has no deviation; dividing by 1 gives it 0.
+    # The variance of a single frame is 0 here, not 0 / 0.
     freedom = (count - int(deviation.unbiased)).clamp_min(1)
     return mean, deviation.of_variance(squares / freedom)
 
 
 class StatisticsPooling(nn.Module):
-    """Mean and standard deviation: `(B, C, T)` to `(B, 2C)`."""
+    """Pooling by mean and standard deviation: `(B, C, T)` to `(B, 2C)`."""
 
     def __init__(self, config: HamSpkConfig, channels: int):
         super().__init__()
@@ -376,11 +376,11 @@ class StatisticsPooling(nn.Module):
 
 
 class XVectorPooling(nn.Module):
-    """Time-delay layers, then mean and standard deviation: `(B, C, T)` to `(B, 2 * config.tdnn_channels[-1])`.
+    """Pooling by time-delay layers, mean and standard deviation: `(B, C, T)` to `(B, 2 * config.tdnn_channels[-1])`.
 
-    The layers shorten the frames; zeros follow an utterance shorter than their receptive field (15 frames or 0.3 s in
-    transformers' models). Agrees with the `*ForXVector` models of transformers on utterances that are not padded. Those
-    include too many frames of a padded one in the statistics, as their count ignores the dilation.
+    The layers reduce the number of frames. An utterance shorter than their receptive field (15 frames or 0.3 s in
+    transformers) is padded with zeros. Without padding in the batch, results agree with the `*ForXVector` models of
+    transformers. With padding, these models use too many frames, because they ignore the dilation.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int):
@@ -399,17 +399,17 @@ class XVectorPooling(nn.Module):
         for layer in self.layers:
             x = F.relu(layer(x))
         if mask is not None:
-            # A frame is valid if its receptive field is; the first one always counts.
+            # A frame is valid if its complete receptive field is valid. The first frame always counts as valid.
             first = torch.arange(x.shape[-1], device=x.device) == 0
             mask = F.pad(mask, (0, missing))[:, self.span :] | first
         return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
 
 
 class AttentivePooling(nn.Module):
-    """Attentive statistics with global context: `(B, C, T)` to `(B, 2C)`.
+    """Attentive statistics pooling, with global context as an option: `(B, C, T)` to `(B, 2C)`.
 
-    Each channel has its own attention over the frames, computed from the frame and, with `config.pooling_context`, from
-    the mean and deviation of the utterance.
+    Each channel has its own attention over the frames, which depends on the frame and, if `config.pooling_context` is
+    True, on mean and standard deviation of the utterance.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int):
@@ -434,7 +434,7 @@ class AttentivePooling(nn.Module):
         return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The 1x1 convolution of frame and context together, without repeating the context for every frame."""
+        """Apply the 1x1 convolution to frames and context, without a copy of the context for every frame."""
         weight, channels = self.hidden.weight, x.shape[1]
         if not self.context:
             return self.hidden(x)
@@ -444,11 +444,11 @@ class AttentivePooling(nn.Module):
 
 
 def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of `x` `(B, C, T)` under weights that sum to 1 over time, each `(B, C)`."""
+    """Return the mean and variance, `(B, C)` each, of `x` `(B, C, T)`, weighted with a sum of 1 over time."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         mean = (weights * x).sum(-1)
         return mean, (weights * (x - mean[..., None]).square()).sum(-1)
-    # The same with less memory.
+    # Compute the same values with less memory.
     products = weights * x
     mean = products.sum(-1)
     torch.sub(x, mean[..., None], out=products).square_().mul_(weights)
@@ -456,14 +456,14 @@ def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LayerMix(nn.Module):
-    """Learned convex sum of the layers of a backbone: `(N, B, T, C)` to `(B, T, C)`."""
+    """Learned convex sum of the N layers of a backbone: N tensors `(B, T, C)` to one."""
 
     def __init__(self, layers: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(layers))
 
     def restart(self) -> None:
-        """Weigh all layers alike."""
+        """Give all layers the same weight."""
         init.zeros_(self.weight)
 
     def forward(self, layers: tuple[Tensor, ...]) -> Tensor:
@@ -475,10 +475,10 @@ class LayerMix(nn.Module):
 
 
 class FactorisedAttentivePooling(nn.Module):
-    """Multi-head factorised attention over all layers of a backbone: N times `(B, T, C)` to `(B, H * compressed)`.
+    """Multi-head factorised attention over the N layers of a backbone: N tensors `(B, T, C)` to `(B, H * compressed)`.
 
-    Keys and values have their own layer weights and their own compression to `config.pooling_channels`; each head is
-    one attention over time.
+    Keys and values have separate layer weights and are separately compressed to `config.pooling_channels`. Each head
+    has one attention over time.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int, layers: int):
@@ -500,14 +500,14 @@ class FactorisedAttentivePooling(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution that keeps the number of frames, ReLU, batch normalisation: `(B, C, T)` to `(B, C', T)`.
+    """Convolution that keeps the number of frames, then ReLU and batch normalisation: `(B, C, T)` to `(B, C', T)`.
 
     Args:
-        inputs: C.
-        outputs: C'.
-        kernel_size: odd, in frames.
-        dilation: in frames.
-        reflect: pad each utterance with its mirror image, not with zeros.
+        inputs: number of input channels, C.
+        outputs: number of output channels, C'.
+        kernel_size: kernel size in frames, an odd number.
+        dilation: dilation in frames.
+        reflect: whether to pad each utterance with its mirror image or with zeros.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
@@ -518,12 +518,12 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Frames `(B, C, T)` to `(B, C', T)`, 0 outside `mask`.
+        """Compute the output `(B, C', T)`, with 0 outside `mask`.
 
         Args:
-            x: frames.
-            mask: `(B, T)` bool; None if all are valid.
-            out: `(B, C', T)`, into which the result is written if `overwrites` holds; it may be `x`.
+            x: frames `(B, C, T)`.
+            mask: bool mask `(B, T)`; None if all frames are valid.
+            out: buffer `(B, C', T)` for the result, used only if `overwrites` returns True; may be `x`.
         """
         if self.margin:
             x = mirrored(x, self.margin, mask)
@@ -534,7 +534,7 @@ class ConvBlock(nn.Module):
 
 
 def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
-    """Mirror `(B, C, T)` at both ends of each utterance: `(B, C, T + 2 * margin)`."""
+    """Extend frames `(B, C, T)` by a mirror image at both ends of each utterance: `(B, C, T + 2 * margin)`."""
     lengths = None if mask is None else mask.sum(-1)
     at = reflected_positions(x.shape[-1], margin, lengths, x.device)
     if mask is None:
@@ -543,7 +543,7 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Weights the channels of `(B, C, T)` by a gate computed from their means over the valid frames."""
+    """Multiplication of each channel of `(B, C, T)` by a gate that depends on the means over the valid frames."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
@@ -551,13 +551,13 @@ class SqueezeExcitation(nn.Module):
         self.up = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """`residual` plus the gated `x`, both `(B, C, T)` and 0 outside `mask`; written to `out` if that is given."""
+        """Return `residual` plus the gated `x`, both `(B, C, T)` with 0 outside `mask`, in `out` if that is given."""
         gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
         return torch.addcmul(residual, x, gate, out=out)
 
 
 class SERes2Block(nn.Module):
-    """Residual block of hierarchical convolutions over channel groups, with squeeze-and-excitation: shape kept."""
+    """Residual block of a Res2Net convolution and squeeze-and-excitation: `(B, C, T)` to `(B, C, T)`."""
 
     def __init__(self, config: HamSpkConfig, dilation: int):
         super().__init__()
@@ -565,13 +565,13 @@ class SERes2Block(nn.Module):
         width = channels // groups
         reflect = config.ecapa_padding == "reflect"
         self.reduce = ConvBlock(channels, channels)
-        # The last group passes unchanged.
+        # The last group is not convolved.
         self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect) for _ in range(groups - 1))
         self.expand = ConvBlock(channels, channels)
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Frames `(B, C, T)` to as many; written to `out` if `overwrites` holds."""
+        """Compute the output `(B, C, T)`, written to the buffer `out` if `overwrites` returns True."""
         frames = self.reduce(x, mask)
         if overwrites(self.reduce.norm, frames):
             return self._overwrite(frames, x, mask, out)
@@ -582,7 +582,7 @@ class SERes2Block(nn.Module):
         return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
 
     def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
-        """The rest of `forward` after `reduce`, with the output of each group in the memory of its input."""
+        """Compute the layers after `reduce`, and store the output of each group in the memory of its input."""
         before = None
         for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
             before = group(part if before is None else part.add_(before), mask, out=part)
@@ -591,10 +591,10 @@ class SERes2Block(nn.Module):
 
 
 class Ecapa(nn.Module):
-    """Frame encoder that aggregates the outputs of all blocks: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
+    """ECAPA-TDNN encoder of frames: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
 
     Args:
-        config: `num_mel_bins` and the fields that begin with `ecapa_`.
+        config: configuration with `num_mel_bins` and the fields that begin with `ecapa_`.
     """
 
     def __init__(self, config: HamSpkConfig):
@@ -608,12 +608,12 @@ class Ecapa(nn.Module):
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode features `(B, F, T)`, zero outside `mask` `(B, T)` bool (None: all frames are valid)."""
+        """Encode features `(B, F, T)` that are 0 outside the bool `mask` `(B, T)`; None if all frames are valid."""
         x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
         if overwrites(self.input.norm, x):
-            # The blocks write side by side into one tensor, which saves `torch.cat`.
+            # The blocks write their outputs into one common tensor, so that `torch.cat` is not needed.
             together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
             slots = list(together.chunk(len(slots), dim=1))
         outputs = []
@@ -632,7 +632,7 @@ Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAtte
 
 
 def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
-    """The pooling of `config.pooling` for frames of `channels`; MHFA pools all `layers` of a backbone."""
+    """Create the pooling `config.pooling` for frames with `channels`. Only MHFA pools all `layers` of a backbone."""
     if config.pooling == "mhfa":
         return FactorisedAttentivePooling(config, channels, layers)
     kinds = {"statistics": StatisticsPooling, "xvector": XVectorPooling, "attentive": AttentivePooling}
@@ -640,13 +640,13 @@ def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
 
 
 def add_angle(cosine: Tensor, margin: float) -> Tensor:
-    """`cos(angle + margin)`, continued by `cosine - margin sin(margin)` past `angle = pi - margin`.
+    """Compute `cos(angle + margin)`, or `cosine - margin sin(margin)` for angles of at least `pi - margin`.
 
     Args:
-        cosine: any shape, range [-1, 1].
-        margin: in radians, in [0, pi).
+        cosine: cosines of the angles, any shape, range [-1, 1].
+        margin: margin in radians, in [0, pi).
     """
-    # Rounding may push 1 - cos^2 below 0; at 0 the slope of the root is infinite.
+    # Rounding errors can make 1 - cos^2 negative. At 0 the derivative of the root is infinite.
     sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
     shifted = cosine * math.cos(margin) - sine * math.sin(margin)
     past_turn = cosine <= math.cos(math.pi - margin)
@@ -654,12 +654,12 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
 
 
 def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """Similarities to the own centre with a margin.
+    """Apply a margin to similarities to the target centre.
 
     Args:
-        target: any shape.
-        kind: `"none"`, `"additive"`, `"angular"` or `"real"`.
-        margin: at least 0, in units of the similarity (radians for `"angular"`).
+        target: similarities, any shape.
+        kind: kind of the margin: `"none"`, `"additive"`, `"angular"` or `"real"`.
+        margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
     """
     if kind == "none":
         return target
@@ -667,13 +667,13 @@ def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
 
 
 def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
-    """Scaled logits `(B, K)` with the margin on the target.
+    """Compute scaled logits `(B, K)` with a margin on the target.
 
     Args:
-        similarity: `(B, K)`.
-        labels: `(B,)`, in [0, K).
-        kind, margin: as in `add_margin`.
-        scale: positive.
+        similarity: similarities to all centres, `(B, K)`.
+        labels: target speakers `(B,)`, in [0, K).
+        kind, margin: kind and size of the margin; see `add_margin`.
+        scale: factor of the logits, above 0.
     """
     if kind == "none":
         return scale * similarity
@@ -689,8 +689,8 @@ class HeadOutput(NamedTuple):
     """Result of a head.
 
     Attributes:
-        logits: `(B, K)`, scaled, without margin, to identify training speakers; None if not asked for.
-        loss: scalar, the mean cross-entropy with margin; None without labels.
+        logits: scaled logits `(B, K)` without margin, to identify training speakers; None if not computed.
+        loss: mean cross-entropy with margin, a scalar; None without labels.
     """
 
     logits: Tensor | None
@@ -698,25 +698,25 @@ class HeadOutput(NamedTuple):
 
 
 class LossEngine(Protocol):
-    """Computes the loss of a head in training."""
+    """Interface of an object that computes the loss of a head in training."""
 
     @property
     def gives_logits(self) -> bool:
-        """Whether this process holds all centres, so that there are logits."""
+        """Whether logits can be computed, which needs all centres in this process."""
         ...
 
     def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy with margin, a scalar, of embeddings `(B, D)` and labels `(B,)`."""
+        """Compute the mean cross-entropy with margin, a scalar, of embeddings `(B, D)` with labels `(B,)`."""
         ...
 
 
 def make_centres(config: HamSpkConfig) -> nn.Parameter:
-    """Centres `(K, D)`, not yet drawn."""
+    """Create a parameter for centres `(K, D)`, without initial values."""
     return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
 
 
 class LinearSimilarity(nn.Module):
-    """`W x + b`: `(B, D)` to `(B, K)`."""
+    """Linear similarity `W x + b`: `(B, D)` to `(B, K)`."""
 
     kind = "linear"
 
@@ -727,10 +727,10 @@ class LinearSimilarity(nn.Module):
         self.reset_centres()
 
     def curvature(self) -> None:
-        """A linear similarity has none."""
+        """Return None, because a linear similarity has no curvature."""
 
     def reset_centres(self) -> None:
-        """Draw the centres as `torch.nn.Linear` draws its weights."""
+        """Draw the centres from the distribution of the weights of `torch.nn.Linear`, and set the bias to 0."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         init.uniform_(self.weight, -bound, bound)
         init.zeros_(self.bias)
@@ -740,7 +740,7 @@ class LinearSimilarity(nn.Module):
 
 
 class CosineSimilarity(nn.Module):
-    """Cosine to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
+    """Cosine similarity to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
 
     kind = "cosine"
     bias: None = None
@@ -751,7 +751,7 @@ class CosineSimilarity(nn.Module):
         self.reset_centres()
 
     def curvature(self) -> None:
-        """A cosine has none."""
+        """Return None, because a cosine has no curvature."""
 
     def reset_centres(self) -> None:
         """Draw the centres from Xavier's normal distribution, as in the released code."""
@@ -762,10 +762,10 @@ class CosineSimilarity(nn.Module):
 
 
 class HyperbolicSimilarity(nn.Module):
-    """Minus the distance to the centres, in the projection of the configuration: `(B, D)` to `(B, K)`, at most 0.
+    """Negative Poincaré distance to the centres, with the configured projection: `(B, D)` to `(B, K)`, at most 0.
 
-    With labels, the distance of each embedding to its own centre is computed from the difference of the two points,
-    which is exact for nearly equal points; the others come from one matrix product.
+    One matrix product gives all distances. With labels, the distance of each embedding to its target centre is computed
+    from the difference of the two points instead, which is accurate even for nearly equal points.
     """
 
     kind = "hyperbolic"
@@ -788,16 +788,16 @@ class HyperbolicSimilarity(nn.Module):
             init.constant_(self.log_curvature, math.log(self.initial_curvature))
 
     def curvature(self) -> float | Tensor:
-        """`c`: a number, or a scalar tensor inside its bounds, in float32 or better, if it is learned."""
+        """Return `c`, a number, or a scalar tensor within its bounds, in float32 or better, if it is learned."""
         if self.log_curvature is None:
             return self.initial_curvature
         log_c = at_least_float32(self.log_curvature)
-        # The bound acts on the value, not on the gradient, so that a parameter that steps over it can come back.
+        # The bounds limit the value but not the gradient, so that a parameter outside them can return.
         bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
         return (log_c + (bounded - log_c).detach()).exp()
 
     def recorded_curvature(self) -> float:
-        """`c` as a number that the configuration accepts: rounding may put it just over its bound."""
+        """Return `c` as a number that the configuration accepts. Rounding may have put it just above its bound."""
         return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -815,15 +815,15 @@ SIMILARITY_MODULES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "h
 
 
 class SpeakerHead(nn.Module):
-    """One head of the table at the top of the module, chosen by `config.head`.
+    """Training head with the name `config.head`. The docstring of this module lists all heads in a table.
 
-    The margin is a plain attribute, which a schedule changes by `set_margin`; it is saved in the configuration, not in
-    the weights. `engine` belongs to a training run and is not saved.
+    A schedule can change the margin with `set_margin`. The margin is saved in the configuration, not with the weights.
+    The `engine` is set for a training run and is not saved.
 
     Args:
-        config: `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for hyperbolic heads `projection`,
-            `curvature`, `clip_radius` and `learnable_curvature`.
-        head: overrides `config.head`.
+        config: configuration with the fields `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for
+            hyperbolic heads `projection`, `curvature`, `clip_radius` and `learnable_curvature`.
+        head: name of the head; None for `config.head`.
     """
 
     def __init__(self, config: HamSpkConfig, head: str | None = None):
@@ -836,29 +836,29 @@ class SpeakerHead(nn.Module):
         self.set_margin(cast(float, config.margin))
 
     def set_margin(self, margin: float) -> None:
-        """Use `margin` (in [0, 3)) from now on. Heads without a margin ignore it."""
+        """Set the margin, in [0, 3). It has no effect on heads without a margin."""
         if not 0 <= margin < LARGEST_MARGIN:
-            raise ValueError(f"A margin is at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
+            raise ValueError(f"margin must be at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
         self.margin = float(margin)
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters with a row for each speaker, by name."""
+        """Return the parameters that have one row for each speaker, by name."""
         return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
     ) -> HeadOutput:
-        """Logits and loss.
+        """Compute logits and loss.
 
         Args:
-            embeddings: `(B, D)`.
-            labels: `(B,)` int64 in [0, K), or None.
-            return_logits: None returns logits except in training with labels, which needs no tensor of B x K.
+            embeddings: embeddings of the utterances, `(B, D)`.
+            labels: target speakers `(B,)`, int64 in [0, K); None computes no loss.
+            return_logits: whether to compute logits; None computes them except in training with labels, to save memory.
         """
         if return_logits is None:
             return_logits = labels is None or not self.training
         if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres, so there are no logits: ask the saved model for them.")
+            raise ValueError("No rank holds all centres, so logits cannot be computed. Load the saved model for them.")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
@@ -869,18 +869,18 @@ class SpeakerHead(nn.Module):
             return HeadOutput(logits, self.engine(self, embeddings, labels))
 
     def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss by its definition, over the B x K similarities."""
+        """Compute the mean loss, a scalar, from all B x K similarities at once."""
         similarity = self.similarity(embeddings, labels)
         return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
 
 
 class JointHead(nn.Module):
-    """`lambda_1` times a Euclidean head plus `lambda_2` times HAM, each with its own centres.
+    """Training head whose loss is the weighted sum of a Euclidean head and HAM, each with its own centres.
 
-    The released code publishes 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits are those of HAM.
+    The released code uses 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits come from HAM.
 
     Args:
-        config: as for `SpeakerHead`, and `euclidean_head`, `euclidean_weight`, `hyperbolic_weight`.
+        config: configuration as for `SpeakerHead`, with `euclidean_head`, `euclidean_weight` and `hyperbolic_weight`.
     """
 
     def __init__(self, config: HamSpkConfig):
@@ -892,22 +892,22 @@ class JointHead(nn.Module):
 
     @property
     def margin(self) -> float:
-        """The margin of both parts."""
+        """Margin of both heads."""
         return self.hyperbolic.margin
 
     def set_margin(self, margin: float) -> None:
-        """As `SpeakerHead.set_margin`, in both parts."""
+        """Set the margin of both heads (see `SpeakerHead.set_margin`)."""
         self.euclidean.set_margin(margin)
         self.hyperbolic.set_margin(margin)
 
     def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """As `SpeakerHead.centre_parameters`, of both parts."""
+        """Return the centre parameters of both heads by name (see `SpeakerHead.centre_parameters`)."""
         return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
     ) -> HeadOutput:
-        """Logits of the hyperbolic part and the weighted sum of both losses; arguments as in `SpeakerHead`."""
+        """Compute the logits of HAM and the weighted sum of both losses; for arguments see `SpeakerHead.forward`."""
         logits, hyperbolic = self.hyperbolic(embeddings, labels, return_logits)
         if labels is None or hyperbolic is None:
             return HeadOutput(logits, None)
@@ -916,5 +916,5 @@ class JointHead(nn.Module):
 
 
 def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
-    """The head of `config.head`."""
+    """Create the head with the name `config.head`."""
     return JointHead(config) if config.head == "joint" else SpeakerHead(config)

@@ -186,7 +186,7 @@ def test_margin_follows_its_schedule(head):
 @pytest.mark.parametrize("margin", [-0.1, 3.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("head", ["ham", "joint", "softmax"])
 def test_margin_out_of_range_is_refused(head, margin):
-    with pytest.raises(ValueError, match=re.escape(f"A margin is at least 0 and below 3, got {margin}.")):
+    with pytest.raises(ValueError, match=re.escape(f"margin must be at least 0 and below 3, got {margin}.")):
         build(head).set_margin(margin)
 
 
