@@ -1,6 +1,6 @@
 """Export of a model to an ONNX file that maps waveforms to embeddings, for any batch size and length.
 
-Each file is compared with the PyTorch model before it gets its final name.
+Each exported file is compared with the PyTorch model under a temporary name and renamed only if both agree.
 
 Letters: `B` batch size, `L` samples, `D` embedding size.
 """
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import INPUTS, OUTPUT, HamSpkModel, HamSpkPreTrainedModel, OnnxDescription, OnnxEncoder
 
-# Largest difference of an embedding, as a share of its largest value; float32 rounding stays far below.
+# Largest accepted difference, relative to the largest value of the embeddings. Rounding errors are far smaller.
 LARGEST_DIFFERENCE = 1e-4
 CHECKED_SECONDS, CHECKED_BATCHES = (0.5, 2.0, 7.3, 20.0), (1, 4)
-# The graph is traced with a batch of this shape; its sizes are then left open.
+# Durations of the utterances with which the graph is traced. The graph accepts other lengths and batch sizes.
 _TRACED_SECONDS = (1.0, 0.7)
 
 
@@ -139,7 +139,7 @@ def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription)
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"torch cannot export this model ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"PyTorch cannot export this model ({type(error).__name__}: {reason}).") from error
     program.model.metadata_props.update(description.to_metadata())
     program.save(path, external_data=False)
 

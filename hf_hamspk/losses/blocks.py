@@ -3,12 +3,12 @@
 Letters: `B` batch size, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
 
 Let `t` be the logit of the target speaker of an utterance, `z` the logits of the impostor speakers, and
-`S = sum exp z` the sum over the impostors. The loss is `log(1 + exp(log S - t))`. Its derivative is `q exp(z) / S` by
-the logit of an impostor and `-q` by the target's. Here `q = S / (S + exp t)` is the total probability that the head
-assigns to the impostors. No step subtracts nearly equal numbers.
+`S = sum exp z` the sum over the impostors. The loss is `log(1 + exp(log S - t))`. Let `q = S / (S + exp t)`, the total
+probability that the head assigns to the impostors. The derivative of the loss is `q exp(z) / S` with respect to the
+logit `z` of an impostor, and `-q` with respect to `t`. No step subtracts nearly equal numbers.
 
-The logits of a block are stored in bits, `z / log 2`, because powers of 2 are faster than exponentials. The rows of
-lifted vectors and of their gradients are aligned to cache lines (`new_rows`), which makes matrix products faster.
+The logits of a block are stored in bits, `z / log 2`, because powers of 2 are faster to compute than exponentials. The
+rows of lifted vectors and of their gradients are aligned to cache lines (`new_rows`) for faster matrix products.
 """
 
 from typing import Any
@@ -35,21 +35,21 @@ from .lifting import (
 )
 from .sharding import CentreShard, largest_over_ranks, sum_over_ranks
 
-# Entries of a block, B x N: the passes over it should stay in the cache of a CPU, and each should fill a GPU.
+# Number of logits of a block, B x N. A block should fit into the cache of a CPU, or be large enough to occupy a GPU.
 CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 24
 SMALLEST_BLOCK = 64
 ROOT_OF_TWO = 2**0.5
 
 
 class BlockwiseLoss:
-    """Forward and backward pass over blocks of centres, with the state that both need.
+    """Forward and backward pass of the loss over blocks of centres, and the state that both passes need.
 
     Args:
         settings: settings of the head.
         curvature: fixed curvature of a hyperbolic similarity; None if it is learned or the similarity has none.
-        chosen: row numbers of the centres in the loss, ascending; None for all rows.
+        chosen: ascending row numbers of the centres that are used in the loss; None for all rows.
         shard: rows of the centres that this rank holds; None if it holds all.
-        kept_bytes: memory for the derivatives of the logits that are kept for the backward pass, in bytes.
+        kept_bytes: largest memory for logit derivatives that are kept for the backward pass, in bytes.
     """
 
     needs_grad = True
@@ -64,13 +64,13 @@ class BlockwiseLoss:
     ):
         self.settings, self.fixed_curvature, self.chosen, self.shard = settings, curvature, chosen, shard
         self.kept_bytes = kept_bytes
-        # Subtracted from every logit; None if it is the largest of its row so far, which is `running`, in bits.
+        # Number subtracted from every logit. If None, `running`, the largest logit of each row so far in bits, is used.
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
-        # Memory that the blocks share.
+        # Buffers that all blocks reuse.
         self.scratch: dict[str, Tensor] = {}
         self.pairs: PairDistance | None = None
-        # `running` as it was at each block.
+        # Value of `running` at each block.
         self.running_at: dict[int, Tensor] = {}
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class BlockwiseLoss:
         return self._losses()
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
-        """Return the positions of the labels among the chosen rows; -1 for a speaker on another rank."""
+        """Return the positions of the labels among the chosen rows; -1 for speakers whose centre is on another rank."""
         self.own, self.local = None, labels
         if self.shard is not None:
             local = labels - self.shard.first
@@ -117,14 +117,14 @@ class BlockwiseLoss:
         return self._fill_remote(places, -1)
 
     def _fill_remote(self, values: Tensor, other: float) -> Tensor:
-        """Replace the values of speakers on other ranks by `other`; `values` is `(B,)`."""
+        """Replace those of the `values` `(B,)` whose target centre is on another rank by `other`."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
         """Compute the target logits of a hyperbolic head with fixed curvature, without a graph.
 
         Raises:
-            ValueError: the margin is angular; distances accept only an additive one.
+            ValueError: the margin is angular, but distances need an additive margin.
         """
         if self.settings.margin_kind == "angular":
             raise ValueError("An angular margin needs a cosine head. Choose an additive margin for a hyperbolic head.")
@@ -133,7 +133,7 @@ class BlockwiseLoss:
         self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
-        """Keep the graph of the similarity to the target centre, margin included: its inputs and the similarity."""
+        """Compute the target similarity with margin, and keep its graph (inputs and result) for the backward pass."""
         with torch.enable_grad():
             own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
             inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
@@ -158,7 +158,7 @@ class BlockwiseLoss:
         return [slice(start, min(start + self.block, self.count)) for start in range(0, self.count, self.block)]
 
     def _lift(self, weight: Tensor, bias: Tensor | None, span: slice) -> Tensor:
-        """Return the lifted centres `(N, A)` of a block; the next call overwrites them."""
+        """Return the lifted centres `(N, A)` of a block in a buffer that the next call overwrites."""
         dtype = self.lifted.dtype
         rows = self._taking_part(weight, span).to(dtype)
         block_bias = None if bias is None else self._taking_part(bias, span).to(dtype)
@@ -180,9 +180,9 @@ class BlockwiseLoss:
         return self.scratch[name][: batch * columns].view(batch, columns)
 
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
-        """Compute the derivatives of the exponentials of a block's logits by the products of lifted vectors.
+        """Compute the exponentials of the logits of a block, and differentiate them by the products of lifted vectors.
 
-        The exponentials are also added to the sums unless `again` is true.
+        Unless `again` is True, the exponentials are also added to the sums of the forward pass.
 
         Returns:
             The derivatives `(B, N)`, up to a constant factor.
@@ -204,14 +204,14 @@ class BlockwiseLoss:
         if not again:
             self.total += exponentials.sum(1)
             if distance is not None and self.distance_sum is not None:
-                # A target, at infinity, counts 0.
+                # The distance of a target was set to infinity, so its exponential is 0.
                 self.distance_sum += (exponentials * distance.clamp_max_(torch.finfo(distance.dtype).max)).sum(1)
         if sinh is not None:
             return exponentials.div_(sinh)
         return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
 
     def _mark(self, block: Tensor, number: int, value: float) -> None:
-        """Write `value` at the targets in block `number`; `block` is `(B, N)`."""
+        """Write `value` to the entries of `block` `(B, N)`, the block with this number, that belong to targets."""
         columns = block.shape[1]
         if self.own is None and number == 0 and columns == self.count:
             block.scatter_(1, self.places[:, None], value)
@@ -222,14 +222,14 @@ class BlockwiseLoss:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """Return `s f`, by which a distance in the unit ball is multiplied to give the negative logit."""
+        """Return the factor `s f`. Multiplied by it, a distance in the unit ball is the negative logit."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors to 0 if the margin is "real".
+        """Set the logits of easy impostors to 0 if the kind of the margin is "real".
 
         Returns:
             The mask `(B, N)` of the easy impostors; None for other margins.
@@ -253,7 +253,7 @@ class BlockwiseLoss:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Rescale the sums when the shift (in bits) is replaced by a larger one."""
+        """Rescale the sums so that they belong to a larger shift (in bits) than before."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]
@@ -267,7 +267,7 @@ class BlockwiseLoss:
             self._shrink(self.running, largest)
             self.running, shift = largest, largest / BITS_PER_NAT
         total = sum_over_ranks(self.total, self.shard)
-        # The logarithm of the odds of an impostor. Without impostors it is minus infinity, and the loss 0.
+        # Log odds of the impostors against the target. Without impostors they are minus infinity, and the loss is 0.
         odds = total.log() + shift - self.target_logit
         self.wrong = odds.sigmoid()
         self.total = total.clamp_min(torch.finfo(total.dtype).tiny)
@@ -301,7 +301,7 @@ class BlockwiseLoss:
 
     def _target_gradient(self) -> list[Any]:
         """Compute the gradients of embedding, centre, bias and curvature through the target similarity."""
-        # Targets of other ranks were computed with an arbitrary row of this one.
+        # For targets on other ranks, the similarity was computed with an arbitrary centre of this rank.
         given = self._fill_remote(self.wrong_grad, 0.0)
         if self.pairs is not None:
             return [*pull_back_pairs(given * self._distance_scale(), self.pairs), None, None]
@@ -312,14 +312,14 @@ class BlockwiseLoss:
         return [None if tensor is None else next(found) for tensor in inputs]
 
     def _embeddings_gradient(self, factor: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Compute the gradient of the embeddings through the impostors.
+        """Compute the gradient of the embeddings through the impostor logits.
 
         Returns:
             The gradient of the embeddings `(B, D)`, and the gradients of lengths and time parts of their lift, `(B,)`
             each.
         """
         size = x.shape[1]
-        # The space part of a lifted embedding is minus `X`, or the scaled direction.
+        # The first D columns of a lifted embedding are `-X` (hyperbolic), or the embedding or its direction times `s`.
         hyperbolic = self.settings.kind == "hyperbolic"
         space_scale = -1.0 if hyperbolic else self.settings.scale
         space = self.grad[:, :size] * (factor * space_scale)[:, None]
@@ -332,10 +332,10 @@ class BlockwiseLoss:
     def _centres_gradient(
         self, factor: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Compute the gradients of centres and bias through the impostors.
+        """Compute the gradients of centres and bias through the impostor logits.
 
         Returns:
-            These gradients and, if the curvature is learned, the gradients of lengths and time parts `(2, N)`.
+            Both gradients and, if the curvature is learned, the gradients `(2, N)` of lengths and time parts.
         """
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
@@ -343,7 +343,7 @@ class BlockwiseLoss:
         size = weight.shape[1]
         parts = None if self.distance_sum is None else factor.new_zeros(2, self.count)
         if self.settings.kind != "hyperbolic":
-            # The lifted embeddings make logits in bits.
+            # Products with the lifted embeddings are logits in bits.
             factor = factor / BITS_PER_NAT
         batch, columns = self.lifted.shape
         weighted = torch.mul(self.lifted, factor[:, None], out=new_rows(batch, columns, factor))
@@ -363,7 +363,7 @@ class BlockwiseLoss:
                 if grad_bias is not None:
                     self._put(grad_bias, span, lifted_grad[:, size])
             else:
-                # Of a cosine the last column is the gradient of a constant, and its time part does not depend on it.
+                # For a cosine, the last column is the gradient of a constant, and `pull_back` multiplies it by 0.
                 time = lifted_grad[:, -1]
                 length = pull_back(lifted_grad[:, :size], time, rows, radial, out)
                 if parts is not None:
@@ -373,7 +373,7 @@ class BlockwiseLoss:
         return grad_weight, grad_bias, parts
 
     def _put(self, grad: Tensor, span: slice, values: Tensor) -> None:
-        """Write the gradient of one block of the chosen rows."""
+        """Write the gradient of one block of the chosen rows to `grad`."""
         if self.chosen is None:
             grad[span] = values.to(grad.dtype)
         else:
@@ -392,8 +392,8 @@ class BlockwiseLoss:
 def to_distance(u: Tensor, out: Tensor) -> Tensor:
     """Convert `u = cosh d - 1` to the distance `d`, in place.
 
-    If `u` is smaller than its rounding error, its gradient is noise. A lower limit of `u`, the same as in
-    `geometry_hamspk.arcosh1p`, therefore bounds the derivative.
+    If `u` is smaller than its rounding error, its gradient is noise. Therefore `u` is limited to at least half the
+    float epsilon, which bounds the derivative as in `geometry_hamspk.arcosh1p`.
 
     Args:
         u: any shape; overwritten with `d`.
@@ -405,7 +405,7 @@ def to_distance(u: Tensor, out: Tensor) -> Tensor:
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)
     sinh = torch.addcmul(u, u, u, value=0.5, out=out).sqrt_()
-    # Faster than log1p. Its error is that of rounding near 1, which distances of order 1 have anyway.
+    # log is faster than log1p. Its rounding error near 1 is no larger than the error of a distance of order 1.
     u.add_(sinh, alpha=ROOT_OF_TWO).add_(1).log_()
     return sinh
 

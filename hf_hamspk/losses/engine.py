@@ -15,14 +15,14 @@ from .fused import fused_losses
 from .lifting import HeadSettings
 from .sharding import CentreShard, choose_rows, gather_embeddings, gather_labels, shard_rows
 
-# Under torch.compile the plain form is used for up to this many logits, B x K; more would not fit.
+# Under torch.compile, the loss is computed from all logits if there are at most this many, B x K, to limit the memory.
 COMPILED_LOGITS = 1 << 26
 
 
 class BlockwiseEngine:
-    """Computation of the loss of one head over blocks of speakers, in memory that does not grow with B x K.
+    """Computation of the loss of a head over blocks of speakers, in memory that does not grow with B x K.
 
-    `use_blocks(head)` makes one engine for each part of a head.
+    `use_blocks(head)` creates the engine of a head. A `joint` head gets one engine for each of its two heads.
 
     Example:
         ```python
@@ -54,7 +54,7 @@ class BlockwiseEngine:
         is_sampling = head.training and self.class_sampling < 1
         whole = shard is None and not is_sampling
         if torch.compiler.is_compiling() and whole and labels.shape[0] * len(similarity.weight) <= COMPILED_LOGITS:
-            # The compiler fuses the plain form.
+            # The compiler fuses these operations itself.
             return head.plain_loss(embeddings, labels)
         if shard is not None:
             embeddings, labels = gather_embeddings(embeddings, shard), gather_labels(labels, shard)
@@ -75,13 +75,13 @@ class BlockwiseEngine:
 
 
 def head_settings(head: SpeakerHead) -> HeadSettings:
-    """Read the settings of a head that the blockwise loss needs besides its parameters."""
+    """Return the settings of a head that the blockwise loss needs in addition to the parameters."""
     kind = head.similarity.kind
     return HeadSettings(kind, head.margin_kind, head.margin, head.scale, head.projection, head.clip_radius)
 
 
 def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
-    """Return the parts of a head: the two parts of a `joint` head, otherwise the head itself."""
+    """Return the two heads that a `joint` head combines, or the head itself in a list."""
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
@@ -101,10 +101,10 @@ def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
     """Limit the loss of each training step to a sample of the speakers (An et al. 2022).
 
     The sample contains the speakers of the batch and other speakers drawn at random. The loss is the cross-entropy over
-    the sample. Each part of a `joint` head draws its own sample. In evaluation mode the loss covers all speakers.
+    the sample. The two heads of a `joint` head draw separate samples. In evaluation mode the loss covers all speakers.
 
     Args:
-        head: head that computes its loss over blocks of speakers.
+        head: head that will compute its loss over blocks of speakers.
         share: fraction of the speakers in the sample, in (0, 1].
 
     Raises:
@@ -117,16 +117,16 @@ def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
 
 
 def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
-    """Keep only this rank's part of the centres, for training with `torch.distributed` on `ranks` processes.
+    """Keep only this rank's share of the centres, for training with `torch.distributed` on `ranks` processes.
 
     All ranks must then have batches of the same size. The loss is the mean over the batches of all ranks and has the
     same value on every rank. Logits cannot be computed.
 
     Raises:
-        ValueError: the centres are divided already, or there are fewer speakers than ranks.
+        ValueError: the centres are already divided, or there are fewer speakers than ranks.
     """
     if shard_of(head) is not None:
-        raise ValueError("The centres of this head are divided already. Divide a head only once.")
+        raise ValueError("The centres of this head are already divided among ranks. Divide a head only once.")
     for part, engine in zip(head_parts(head), _engines(head), strict=True):
         shard = shard_rows(part.similarity.weight.shape[0], rank, ranks)
         for parameter in part.centre_parameters().values():

@@ -1,22 +1,24 @@
-"""Loss of a head as one operation over blocks of speakers, with forward and backward pass.
+"""Loss of a head as one differentiable operation that is computed over blocks of speakers.
 
 Letters: `B` batch size, `K` speakers, `N` speakers of a block, `D` embedding size, `A` columns of a lifted vector.
 
-The forward pass handles one block of centres after the other. It lifts the centres, multiplies them with the lifted
-embeddings, sums the exponentials of the logits, and accumulates the gradient of the embeddings. One factor per
-embedding of this gradient is applied at the end, when the sums are complete. Up to `KEPT_BYTES` of derivatives of the
-logits are kept, so that the backward pass needs only one more matrix product for these blocks. The other blocks are
-computed again. Memory does not grow with `K`, except for the centres, their gradient and a few numbers per centre.
+The forward pass processes one block of centres after the other. It lifts the centres (see `lifting`), multiplies them
+with the lifted embeddings, sums the exponentials of the logits, and accumulates the gradient of the embeddings. This
+gradient is multiplied by one factor per embedding at the end, when the sums are complete. Up to `KEPT_BYTES` of logit
+derivatives are kept, so that the backward pass needs only one more matrix product for these blocks. The other blocks
+are computed again. Memory does not grow with `K`, except for the centres, their gradient and a few numbers per centre.
 
-Cosines and distances are bounded, and therefore their logits are too. One fixed shift then keeps all exponentials
-within float32. If no fixed shift does (linear similarity, large scales), the shift is the largest logit so far.
+Cosines and distances are bounded, and so are their logits. If subtracting a fixed number from all logits keeps the
+exponentials within the range of float32, this number is used. Otherwise (linear similarity, large scales) the largest
+logit so far is subtracted.
 
 The similarity of an embedding to its target centre is computed from the difference of the two vectors, not from the
-matrix product. If the two nearly coincide, the matrix product has no correct digit.
+matrix product. If the two are nearly equal, the matrix product has no correct digit.
 
 All computations are in float32 or better, even if torch allows lower precision. With TF32 or bfloat16 operands, the
 error of `cosh d` is 1e-3 or more, which exceeds the distance between two confusable speakers. Embeddings and centres
-may have any precision; their gradients have the same one. `tests/benchmarks/benchmark_head.py` prints both errors.
+may have any precision, and their gradients have the same precision. `tests/benchmarks/benchmark_head.py` prints both
+errors.
 
 References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres); Milakov and Gimelshein 2018, arXiv
 1805.02867 (online normalisation of the softmax).
@@ -34,7 +36,7 @@ from .blocks import BlockwiseLoss
 from .lifting import HeadSettings
 from .sharding import CentreShard
 
-# Derivatives of logits that are kept between the passes, in all.
+# Total size of the logit derivatives that are kept for the backward pass, in bytes.
 KEPT_BYTES = 80 << 20
 
 
@@ -52,13 +54,13 @@ def fused_losses(
     """Compute the cross-entropy with margin of each embedding.
 
     Args:
-        embeddings: `(B, D)` in float32 or better. If the centres are sharded, the embeddings of all ranks.
-        weight: centres, `(K, D)`. If the centres are sharded, only the rows of this rank.
-        bias: `(K,)` for a linear similarity, else None.
+        embeddings: embeddings `(B, D)` in float32 or better; if the centres are sharded, of all ranks.
+        weight: centres `(K, D)`; if the centres are sharded, only the rows of this rank.
+        bias: bias `(K,)` of a linear similarity; None for other similarities.
         curvature: curvature of a hyperbolic similarity, a scalar tensor if it is learned; None for other similarities.
         labels: speaker numbers, `(B,)` int64, counted over all ranks.
         settings: settings of the head.
-        chosen: row numbers `(N,)` of `weight` in the loss, ascending and with all labels of this rank; None for all.
+        chosen: ascending row numbers of `weight` that the loss uses, with all labels of this rank; None for all rows.
         shard: rows of the head that `weight` contains; None if it contains all.
         kept_bytes: memory for derivatives that are kept for the backward pass, in bytes (see `KEPT_BYTES`); with 0, the
             backward pass computes all blocks again.
@@ -78,7 +80,7 @@ def fused_losses(
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Disable autocast and compute matrix products in full float32 while the context lasts."""
-    # The type stubs do not know of mkldnn's.
+    # The type stubs of torch lack `mkldnn.matmul`.
     backend: Any = getattr(torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda, "matmul")  # noqa: B009
     before = backend.fp32_precision
     try:

@@ -1,9 +1,9 @@
-"""Computation of every similarity as one matrix product of lifted vectors, with the derivative of the lift.
+"""Lift of embeddings and centres, which turns each similarity into a matrix product, and the derivative of the lift.
 
 Letters: `B` batch size, `N` centres, `D` embedding size, `A` columns of a lifted vector.
 
-The lifts are radial. A vector of norm `r` keeps its direction, gets the length `L(r)`, and has a time part `T(r)` as
-an additional coordinate.
+Lifts are radial: the lift of a vector of norm `r` has the same direction, the length `L(r)`, and for hyperbolic
+similarities an additional coordinate `T(r)`, the time part.
 
 | similarity | lifted embedding `(A,)`   | lifted centre `(A,)` | their product             | logit                |
 |------------|---------------------------|----------------------|---------------------------|----------------------|
@@ -36,15 +36,15 @@ from ..geometry_hamspk import (
     score,
 )
 
-# Below, a vector is taken to be the origin, where the lift is linear; its square is still a float32.
+# A smaller norm is treated as this norm, where the lift is linear. The square of the number still fits into float32.
 SMALLEST_RADIUS = 1e-15
-# Rows whose radial part is computed at once.
+# Number of rows whose radial parts are computed at once.
 RADIAL_ROWS = 1 << 17
-# A float32 holds exp(-87) to exp(88); sums and factors need room above.
+# Range of exponents. Float32 can represent exp(-87) to exp(88), but sums and factors need a reserve at the upper end.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -80.0, 50.0
-# A logit in bits is a number of doublings.
+# Factor from natural to binary logarithms. A logit in bits is the exponent of a power of 2.
 BITS_PER_NAT = 1 / math.log(2)
-# Bytes of a line of the cache.
+# Size of a cache line in bytes.
 CACHE_LINE = 64
 
 
@@ -67,10 +67,10 @@ class HeadSettings(NamedTuple):
 
 
 class Radial:
-    """Radial parts of the lift of N vectors: `L/r`, `L'`, `T`, `T'` and `r`, `(N,)` each.
+    """Radial parts of the lift of N vectors: `L/r`, `L'`, `T`, `T'` and the norm `r`, `(N,)` each.
 
     Args:
-        parts: the five parts as one tensor `(5, N)`, because slicing one tensor takes one call instead of five.
+        parts: tensor `(5, N)` of the five parts, which can be sliced with one call instead of five.
     """
 
     def __init__(self, parts: Tensor):
@@ -94,7 +94,7 @@ def target_similarity(
     if settings.kind == "cosine":
         return score(embeddings, rows, settings.kind, settings.projection, 1.0, settings.clip_radius)
     c = 1.0 if curvature is None else curvature
-    # Both at once, because the calls dominate the time of a small batch.
+    # Both are projected in one call, because with a small batch the number of calls determines the time.
     both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
     x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
     return -distance(x, y) * factor
@@ -103,7 +103,7 @@ def target_similarity(
 def project_norm(
     radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the effect of `project` on the norms of features.
+    """Compute the norms of the points to which `project` maps features, from the norms of the features.
 
     Args:
         radius: norms of the features, any shape.
@@ -137,7 +137,7 @@ def radial_parts(
     if settings.kind == "linear":
         return [None for _ in vectors]
     norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
-    # Together, because the calls dominate the time with few speakers.
+    # All norms are processed together, because with few speakers the number of calls determines the time.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
     parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
@@ -148,7 +148,7 @@ def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: Hea
     """Compute the five parts of a `Radial`, `(5, N)`."""
     if settings.kind == "cosine":
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
-        # Below that norm a vector is only scaled, above it is normalised to length 1.
+        # A vector below this norm is only scaled. A longer vector is normalised to length 1.
         return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
     c = 1.0 if curvature is None else curvature
     position, conformal, ball_slope = project_norm(radius, settings.projection, c, settings.clip_radius)
@@ -297,7 +297,7 @@ def curvature_gradient(
 
 
 def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
-    """Return the smallest and largest possible logit of an impostor; infinite if the similarity has no bound."""
+    """Return the smallest and largest possible logit of an impostor, infinite if the similarity is not bounded."""
     if settings.kind == "linear":
         return -math.inf, math.inf
     if settings.kind == "cosine":
@@ -309,7 +309,7 @@ def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float,
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """Return the number to subtract from all logits to keep exponentials within float32; None if there is none."""
+    """Return a number that, subtracted from all logits, keeps exponentials within float32; None if none does."""
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None

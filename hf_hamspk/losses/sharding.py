@@ -1,4 +1,4 @@
-"""Selection of centres: division among the ranks of a process group, and random sampling for a training step.
+"""Division of the centres among the ranks of a process group, and random choice of centres for a training step.
 
 Letters: `B` batch size of one rank, `R` ranks, `D` embedding size, `K` speakers.
 """
@@ -29,36 +29,36 @@ class CentreShard(NamedTuple):
 
 
 def shard_rows(speakers: int, rank: int, ranks: int) -> CentreShard:
-    """Return the contiguous rows of a rank. The ranks differ by at most one row.
+    """Return the contiguous rows that a rank holds. The numbers of rows of two ranks differ by at most one.
 
     Raises:
         ValueError: there are fewer speakers than ranks, or `rank` is out of range.
     """
     if not 0 <= rank < ranks <= speakers:
         raise ValueError(
-            f"{speakers} speakers cannot be divided for rank {rank}. Expected at least {ranks} speakers (one per rank) "
-            f"and a rank from 0 to {ranks - 1}."
+            f"Expected at least {ranks} speakers (one per rank) and a rank from 0 to {ranks - 1}, got {speakers} "
+            f"speakers and rank {rank}. The centres cannot be divided."
         )
     first = rank * speakers // ranks
     return CentreShard(first, (rank + 1) * speakers // ranks - first, speakers, ranks, rank)
 
 
 def sum_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
-    """Sum a tensor over all ranks, in place. Without a shard it is returned unchanged."""
+    """Sum a tensor over all ranks, in place. If `shard` is None, return the tensor unchanged."""
     if shard is not None:
         distributed.all_reduce(tensor)
     return tensor
 
 
 def largest_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
-    """Take the elementwise maximum of a tensor over all ranks, in place. Without a shard it is returned unchanged."""
+    """Take the elementwise maximum over all ranks, in place. If `shard` is None, return the tensor unchanged."""
     if shard is not None:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
     return tensor
 
 
 def gather_labels(labels: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the labels `(B,)` of all ranks as `(R B,)`. All ranks must have the same number."""
+    """Collect the labels `(B,)` of all ranks as `(R B,)`. All ranks must have the same number of labels."""
     gathered = [torch.empty_like(labels) for _ in range(shard.ranks)]
     distributed.all_gather(gathered, labels.contiguous())
     return torch.cat(gathered)
@@ -82,7 +82,7 @@ class _GatherEmbeddings(torch.autograd.Function):
 
 
 def gather_embeddings(embeddings: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the embeddings `(B, D)` of all ranks as `(R B, D)`. All ranks must have the same number.
+    """Collect the embeddings `(B, D)` of all ranks as `(R B, D)`. All ranks must have the same number of embeddings.
 
     In the backward pass, the gradients of a rank's own rows are summed over all ranks, because each rank computes only
     the part through its own centres. The sum is multiplied by the number of ranks. It is then the gradient of the mean
@@ -105,6 +105,6 @@ def choose_rows(labels: Tensor, count: int, share: float) -> Tensor:
     rank = torch.rand(count, device=labels.device)
     inside = (labels >= 0) & (labels < count)
     rank.index_put_((labels.clamp(0, count - 1),), inside.to(rank.dtype), accumulate=True)
-    # B labels are at most B rows; counting the distinct ones would synchronise with a GPU.
+    # B labels need at most B rows. Counting the distinct labels would force a GPU to synchronise.
     drawn = min(count, max(round(share * count), labels.shape[0]))
     return rank.topk(drawn, sorted=False).indices.sort().values
