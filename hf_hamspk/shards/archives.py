@@ -1,9 +1,9 @@
 """List and read the members of tar and zip archives without extracting them to disk.
 
-Archives are not trusted. A member is reported with a reason and not read if its name leads out of the folder, if it is
-a link or a device, or if its size is above `MAX_MEMBER`. The others are read into memory, and never more bytes than
-the archive declares. Archives that were split for download (`vox1_dev_wav_partaa`, `..._partab`, ...) are read as one
-file, without joining them on disk.
+The content of an archive is not trusted. A member is reported with a reason and not read if its name leads out of the
+archive, if it is a link or a device, or if its size is above `MAX_MEMBER`. The other members are read into memory, but
+never more bytes than the archive declares. Archives that were split for download (`vox1_dev_wav_partaa`,
+`..._partab`, ...) are read as one file, without joining them on disk.
 """
 
 import bisect
@@ -20,20 +20,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 MAX_MEMBER = 256 * 2**20
-"""Largest size in bytes of one member: two hours of 16-bit audio at 16 kHz."""
+"""Largest accepted size of a member in bytes: more than two hours of 16-bit audio at 16 kHz."""
 
 MAX_HEADER = 2**20
-"""Largest single read of the tar reader in bytes. Extended headers take hundreds, but can declare gigabytes."""
+"""Largest number of bytes that the tar reader reads at once.
 
+Extended headers usually have some hundred bytes, but can declare gigabytes.
+"""
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-"""Compression methods of zip archives that can be read."""
+"""Compression methods of zip members that can be read."""
 
 SPEAKER_FIELDS = ("speaker", "speaker_id", "spk_id", "spk", "client_id")
-"""JSON fields beside an utterance, or columns of a data set, that may name the speaker. The first found counts."""
+"""Names of JSON fields and data set columns that can contain the speaker. The first name that exists is used."""
 
 SPEAKER_SUFFIXES = (".cls", ".spk", ".json")
-"""Suffixes of the members of a WebDataset tar that name the speaker of an utterance."""
+"""Suffixes of the members of a WebDataset tar that contain the speaker of an utterance."""
 
 
 _PART = re.compile(r"(?P<stem>.*[._-]part)(?P<letters>[a-z]{2})")
@@ -46,14 +48,14 @@ class ArchiveError(ValueError):
 
 
 class Member(NamedTuple):
-    """Place of a file in an archive.
+    """Location of a file in an archive.
 
     Attributes:
         name: path of the file in the archive, with forward slashes.
-        offset: first byte of the data in a tar, or of the local header in a zip.
-        stored: number of bytes that the file takes in the archive.
-        size: number of bytes of the file.
-        method: compression method of a zip; `STORED` in a tar.
+        offset: byte offset of the data in a tar, or of the local header in a zip.
+        stored: number of bytes that the file occupies in the archive.
+        size: number of bytes of the uncompressed file.
+        method: compression method in a zip; `STORED` in a tar.
         check: CRC-32 of the file in a zip; 0 in a tar.
     """
 
@@ -116,29 +118,29 @@ class Guarded:
         return self.last
 
     def seek(self, *place: int) -> int:
-        """Move to a place in the file and return it."""
+        """Move to a position in the file and return it."""
         return self.file.seek(*place)
 
     def tell(self) -> int:
-        """Return the present place in the file."""
+        """Return the current position in the file."""
         return self.file.tell()
 
 
 def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
-    """Yield the members of an uncompressed tar in order, without folders.
+    """Yield the members of an uncompressed tar in order. Folders are skipped.
 
-    The file is read forwards only. After the header of a member, nothing is read until the next member is requested, so
-    a
-    caller can read each member from `file` as it comes.
+    The file is only read forwards. When a member is yielded, only its header has been read, so the caller can read its
+    data from `file` before requesting the next member.
 
     Raises:
-        ArchiveError: the file is damaged, is cut short or is not a tar. The members before the fault are yielded first.
+        ArchiveError: the file is damaged, is cut short or is not a tar. The members before the damaged place are
+            yielded first.
     """
     try:
         guarded = Guarded(file)
         with tarfile.open(fileobj=guarded, mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
-                # TarFile keeps every member that it has seen.
+                # Otherwise TarFile would keep every member in memory.
                 tar.members = []  # type: ignore[attr-defined]
                 if member.isdir():
                     continue
@@ -153,7 +155,7 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
                     yield Member(member.name, member.offset_data, member.size, member.size)
                 else:
                     yield Refused(member.name, reason)
-            # TarFile takes anything that is not a header for the end.
+            # TarFile treats every block that is not a header as the end of the archive.
             if guarded.last != tarfile.NUL * tarfile.BLOCKSIZE:
                 reason = f"no header after byte {tar.offset}" if guarded.last else "its end mark is missing"
                 raise ArchiveError(f"the tar is damaged or cut short ({reason}); copy it again")
@@ -164,7 +166,7 @@ def list_tar(file: BinaryIO) -> Iterator[Member | Refused]:
 
 
 def read_forwards(file: BinaryIO, member: Member) -> bytes:
-    """Read the bytes of a member of a tar, from a file that only seeks forwards.
+    """Read the data of a tar member. The file only needs to support seeking forwards.
 
     Raises:
         ArchiveError: the tar ends within the member.
@@ -179,16 +181,15 @@ def read_forwards(file: BinaryIO, member: Member) -> bytes:
 _LOCAL = struct.Struct("<4s5H3L2H")
 
 
-# Bits of a zip member's flags, and of the mode that Unix archivers store for it.
+# Bit masks of the flags of a zip member, and of the Unix mode that is stored with it.
 ENCRYPTED, FILE_TYPE, LINK = 0x1, 0o170000, 0o120000
 
 
 def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
-    """Yield the members of a zip in the order of its directory, without folders.
+    """Yield the members of a zip in the order of its directory. Folders are skipped.
 
-    `zipfile` keeps the complete directory in memory meanwhile: about 650 bytes per member, or 0.7 GB for the million
-    files
-    of VoxCeleb2. Reading a member afterwards (`read_member`) needs no directory.
+    Meanwhile, `zipfile` keeps the complete directory in memory. It takes about 650 bytes per member, or 0.7 GB for the
+    million files of VoxCeleb2. Reading a member later with `read_member` does not need the directory.
 
     Raises:
         ArchiveError: the file is not a zip, is damaged or is incomplete.
@@ -201,7 +202,7 @@ def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
             f"it is not a zip, or its end is missing ({error}); check that all parts exist and are complete"
         ) from error
     if any(member.header_offset < 0 for member in members):
-        raise ArchiveError("the zip is cut short; check that it has all parts there, and in order")
+        raise ArchiveError("the zip is cut short; check that all its parts exist and are in order")
     for member in members:
         if member.is_dir():
             continue
@@ -211,7 +212,7 @@ def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
         if reason is None and member.flag_bits & ENCRYPTED:
             reason = "is encrypted"
         if reason is None and member.compress_type not in (STORED, DEFLATED):
-            reason = f"is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read"
+            reason = f"has the compression method {member.compress_type}, but only 0 (none) and 8 (deflate) can be read"
         reason = _too_large(max(member.file_size, member.compress_size)) if reason is None else reason
         if reason is None:
             where = (member.header_offset, member.compress_size, member.file_size)
@@ -225,11 +226,11 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
 
     Args:
         file: the archive.
-        member: place of the member, from `list_zip` or `list_tar`.
+        member: location of the member, from `list_zip` or `list_tar`.
         zipped: whether the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged at this place, or the member differs in size from the declared size.
+        ArchiveError: the archive is damaged at this place, or the member does not have its declared size.
     """
     if not zipped:
         return read_forwards(file, member)
@@ -243,10 +244,10 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
     if member.method == DEFLATED:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            # One byte more than announced shows that the size is wrong.
+            # Request one byte more than declared, to detect a wrong size.
             content = inflate.decompress(content, member.size + 1)
         except zlib.error as error:
-            raise ArchiveError(f"cannot be inflated ({error}); copy the archive again") from error
+            raise ArchiveError(f"cannot be decompressed ({error}); copy the archive again") from error
     if len(content) != member.size:
         found = "more" if len(content) > member.size else str(len(content))
         raise ArchiveError(f"should have {member.size} bytes, but has {found}; copy the archive again")
@@ -256,7 +257,7 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
 
 
 class JoinedParts(io.RawIOBase):
-    """Read-only, seekable file that joins several files.
+    """Read-only, seekable file object that presents several files as one.
 
     Args:
         paths: paths of the files, in order.
@@ -273,25 +274,28 @@ class JoinedParts(io.RawIOBase):
         self._place = 0
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place in the joined file and return it."""
+        """Move to a position in the joined file and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._ends[-1]}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def tell(self) -> int:
-        """Return the present place in the joined file."""
+        """Return the current position in the joined file."""
         return self._place
 
     def readinto(self, buffer) -> int:
-        """Fill the buffer from the part at the present place. At the end of a part, it returns fewer bytes."""
+        """Read bytes from the current position into the buffer, and return their number.
+
+        It is smaller than the size of the buffer if a file ends before the buffer is full.
+        """
         index = bisect.bisect_right(self._ends, self._place)
         if index == len(self._files):
             return 0
@@ -302,21 +306,21 @@ class JoinedParts(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close all parts."""
+        """Close all files."""
         for file in self._files:
             file.close()
         super().close()
 
 
 def open_parts(paths: Sequence[Path]) -> BinaryIO:
-    """Open one file, or several as one, with a buffer."""
+    """Open one file, or several files as one buffered file."""
     if len(paths) == 1:
         return open(paths[0], "rb")
     return cast(BinaryIO, io.BufferedReader(JoinedParts(paths), 2**16))
 
 
 def is_part(path: Path) -> bool:
-    """Return whether the name of a file marks it as a part, such as `..._partaa`."""
+    """Return True if the file name is that of a part of a split archive, such as `..._partaa`."""
     return _PART.fullmatch(path.name) is not None
 
 
@@ -350,12 +354,18 @@ def _number(letters: str) -> int:
 def group_samples(
     file: BinaryIO, refuse: Callable[[Refused], None], take: Callable[[Member], Any] = lambda member: member
 ) -> Iterator[tuple[Any, str | None]]:
-    """Yield the members of a tar, each with the speaker that a member with the same key names, or None.
+    """Yield the members of a WebDataset tar, each with its speaker.
+
+    The speaker comes from a `.cls`, `.spk` or `.json` member with the same key. It is None if there is no such member.
 
     Args:
-        file: the tar. It is read forwards only.
+        file: the tar. It is only read forwards.
         refuse: function that is called with each member that cannot be used.
-        take: function that is called with each member when it is reached. Its result is yielded; None leaves it out.
+        take: function that is called with each other member when it is reached. Its result is yielded in place of the
+            member. If the result is None, the member is skipped.
+
+    Raises:
+        ArchiveError: the tar is damaged. The members before the damaged place are yielded first.
     """
     waiting: list[Any] = []
     key, speaker, failure = None, None, None
@@ -387,7 +397,7 @@ def sample_key(name: str) -> tuple[str, str]:
 
 
 def read_speaker(content: bytes, suffix: str) -> str | None:
-    """Return the speaker that a `.cls`, `.spk` or `.json` member names, or None."""
+    """Return the speaker from the content of a `.cls`, `.spk` or `.json` member; None if it contains no speaker."""
     try:
         text = content.decode("utf-8").strip()
         if suffix != ".json":

@@ -1,4 +1,4 @@
-"""Cut a random crop from an encoded recording, and decode little more than the crop."""
+"""Decode a random crop of an encoded recording, and little more than the crop."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
 AAC_SETTLING = 2048
-"""Number of samples that are decoded before an AAC crop, because each frame of 1,024 overlaps the previous one."""
+"""Number of samples that are decoded before an AAC crop, because each frame (1,024 samples) overlaps the previous one."""
 
 
 def decode_crop(
@@ -24,18 +24,17 @@ def decode_crop(
     """Decode a random crop of an encoded recording.
 
     For lossless recordings (FLAC, WAV), the result equals
-    `random_crop(read_utterance(content).waveform, samples, generator)`. For lossy formats, some samples differ from a
-    decoding from the start, because decoders settle after a seek (Opus, Vorbis, MP3) or add noise (AAC). The same crop
-    always has the same samples. The start of an AAC crop is drawn from the length in the header, which is up to one
-    frame
-    off. A recording at another sampling rate is decoded completely.
+    `random_crop(read_utterance(content).waveform, samples, generator)`. For lossy formats, some samples differ from
+    those of a complete decoding, because decoders settle after a seek (Opus, Vorbis, MP3) or add noise (AAC). The same
+    crop always has the same samples. The start of an AAC crop is drawn with the length in the header, which can be
+    wrong by up to one frame. A recording with another sampling rate is decoded completely.
 
     Crops are not checked for silence, because recordings are checked when shards are prepared.
 
     Args:
         content: bytes of an audio file.
         samples: length of the crop in samples, at least 1.
-        generator: random generator of the start; used only if the recording is longer than the crop.
+        generator: random generator that draws the start; used only if the recording is longer than the crop.
         sampling_rate: sampling rate of the crop in Hz.
         name: name of the recording in errors.
 
@@ -61,7 +60,7 @@ def decode_crop(
     except InputError:
         raise
     except (sf.SoundFileError, OSError, TypeError, ValueError, RuntimeError, ImportError):
-        pass  # Decoding the whole recording gives a better error.
+        pass  # Decoding the complete recording gives a better error message.
     waveform = read_utterance(bytes(content), sampling_rate, name, min_duration=0.0).waveform
     if start is None or len(waveform) <= samples:
         return random_crop(waveform, samples, generator)
@@ -72,7 +71,7 @@ def decode_crop(
 def _middle_of_aac(
     content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
 ) -> tuple[int | None, np.ndarray | None]:
-    """Return start and crop of AAC in m4a. Each is None if it can be found only by decoding the complete recording."""
+    """Return the start and the samples of a random crop of an m4a file. None means: decode the complete recording."""
     import av
     from av.error import FFmpegError
 
@@ -93,11 +92,11 @@ def _middle_of_aac(
 
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
-    """Return the samples from `start` on, averaged over channels, or None if some are missing."""
+    """Return the `samples` samples from `start` on, averaged over the channels; None if they are incomplete."""
     kept: list[Any] = []
     first = 0
     for frame in frames:
-        # HE-AAC announces half of its rate, and its frames are twice as long.
+        # The header of HE-AAC declares half the sampling rate, and its frames are twice as long.
         if frame.sample_rate != sampling_rate or frame.format.name != "fltp" or frame.pts is None:
             return None
         place = round(frame.pts * ticks)
@@ -112,7 +111,7 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
             break
     if not kept or first > start:
         return None
-    # Planes are as long as the decoder likes, and its frames lend their memory.
+    # A plane can be longer than its frame, and its memory belongs to the frame.
     channels = [
         np.concatenate([np.frombuffer(frame.planes[number], np.float32, frame.samples) for frame in kept])
         for number in range(len(kept[0].planes))
@@ -124,7 +123,9 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
 
 def _one_channel(crop: np.ndarray, samples: int) -> np.ndarray:
     if len(crop) < samples:
-        raise InputError(f"is cut short: expected {samples} samples from its middle, decoded {len(crop)}")
+        raise InputError(
+            f"is cut short: expected {samples} samples at the drawn position, but only {len(crop)} could be decoded"
+        )
     if not np.isfinite(crop).all():
         raise InputError("contains NaN or infinite samples; leave it out")
     return crop[:, 0] if crop.shape[1] == 1 else crop.mean(axis=1)

@@ -1,4 +1,4 @@
-"""Encode a source's file for a shard as 16-bit FLAC or Opus, or keep it unchanged."""
+"""Encode an audio file for a shard as 16-bit FLAC or Opus, or keep it unchanged."""
 
 import io
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from ..data.audio import read_utterance
 FULL_SCALE = 32768
 """Number of 16-bit steps for an amplitude of 1.
 
-libsndfile divides by this number when reading, but multiplies floats by one less when writing. That would change loud
-samples by one step, so the samples are rounded here.
+libsndfile divides by 32768 when it reads, but multiplies floats by 32767 when it writes. That would change loud samples
+by one step, so `to_16_bit` converts the samples instead.
 """
 
 OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
@@ -39,12 +39,12 @@ class Encoded:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Return the duration in seconds."""
         return self.samples / self.sampling_rate
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
-    """Round float32 samples `(L,)` of full scale 1 to int16. Samples that came from 16 bits keep their values."""
+    """Round float32 samples `(L,)` of full scale 1 to int16. Samples decoded from 16-bit audio keep their values."""
     return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
@@ -92,7 +92,7 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
 
 
 def _is_plain_flac(content: bytes) -> bool:
-    """Return whether a FLAC file has 16 bits, one channel and little metadata.
+    """Return True if a file is a FLAC file with 16 bits, one channel and little metadata.
 
     Files with much metadata are encoded again, because cover art can be larger than the speech.
     """
@@ -113,6 +113,6 @@ def _flac_metadata(content: bytes) -> int:
 
 
 def _suffix(content: bytes) -> str:
-    """Return the suffix that fits the first bytes of a file, for sources without file names."""
+    """Return the suffix for the format that the first bytes of a file indicate, for sources without file names."""
     known = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
     return ".m4a" if content[4:8] == b"ftyp" else known.get(content[:4], ".mp3")

@@ -1,4 +1,4 @@
-"""Fetch byte ranges of the files of a local or remote folder, with retries and growing pauses."""
+"""Fetch byte ranges of files in a local or remote folder, with retries and increasing pauses between them."""
 
 import os
 import random
@@ -13,25 +13,27 @@ from fsspec.implementations.local import LocalFileSystem
 from ..audio_hamspk import InputError
 
 READ_TIMEOUT_S = 60.0
-"""Seconds without data after which an HTTP request has failed."""
+"""Seconds without data after which an HTTP request counts as failed."""
 
 HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
-"""Errors that would occur again if the request was repeated."""
+"""Errors that would occur again if the request were repeated."""
 
 BUSY = (408, 425, 429)
-"""HTTP status codes below 500 that allow another attempt: timeout, too early, too many requests."""
+"""HTTP status codes below 500 after which another attempt can succeed: timeout, too early, too many requests."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Number of attempts and pauses between them. Each pause is twice the previous one, less a random part.
+    """Number of attempts for a request and the pauses between them.
+
+    The pause doubles after each failed attempt, up to `longest_pause`. It is then shortened by a random share.
 
     Attributes:
-        attempts: number of requests including the first, at least 1. The default pauses add up to 30 to 60 seconds.
-        first_pause: seconds before the second request.
+        attempts: number of attempts including the first, at least 1. The default pauses add up to 30 to 60 seconds.
+        first_pause: pause in seconds before the second attempt.
         longest_pause: longest pause in seconds.
-        jitter: largest share by which a pause is shortened, from 0 to 1, so that the processes of a job do not all
-            repeat their requests at the same time.
+        jitter: largest share by which a pause is shortened, from 0 to 1. It keeps the processes of a job from repeating
+            their requests at the same time.
     """
 
     attempts: int = 8
@@ -40,27 +42,27 @@ class Retry:
     jitter: float = 0.5
 
     def pause(self, attempt: int, generator: random.Random) -> float:
-        """Return the seconds to wait after request number `attempt` (from 1) has failed."""
+        """Return the number of seconds to wait after failed attempt number `attempt`, counted from 1."""
         longest = min(self.first_pause * 2.0 ** (attempt - 1), self.longest_pause)
         return longest * (1.0 - self.jitter * generator.random())
 
 
 class RangesError(ValueError):
-    """Error for a server that ignores byte ranges and sends whole files, so nothing can be streamed from it."""
+    """Error for a server that ignores byte ranges and sends complete files, so that nothing can be streamed from it."""
 
 
 class Fetcher:
-    """Reader of byte ranges from the files of a folder.
+    """Reader of byte ranges from the files in a folder.
 
-    A fetcher can be copied and pickled; its connections are not copied.
+    A fetcher can be copied and pickled. The copy opens new connections.
 
     Args:
         folder: local path, or URL that fsspec can read.
-        retry: attempts and pauses, see `Retry`.
+        retry: number of attempts and pauses between them, see `Retry`.
         storage_options: options of the fsspec file system, for example `{"token": ...}`.
 
     Attributes:
-        stop: event that ends all retries once it is set.
+        stop: event that stops all retries when it is set.
     """
 
     def __init__(self, folder: str | os.PathLike[str], retry: Retry, storage_options: Mapping[str, Any] | None = None):
@@ -71,7 +73,7 @@ class Fetcher:
 
     def _forget_process(self) -> None:
         self._connections: dict[tuple[int, str], tuple[Any, str]] = {}
-        # Of the pauses only; the generators of the training must not be touched.
+        # Used only for the pauses, so that the random generators of the training are not changed.
         self._draws = random.Random()
         self.stop = threading.Event()
 
@@ -83,11 +85,11 @@ class Fetcher:
         self._forget_process()
 
     def fetch(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Fetch the bytes `start` to `end - 1` of a file in the folder, or the complete file if no range is given.
+        """Fetch the bytes `start` to `end - 1` of a file in the folder. Without a range, fetch the complete file.
 
         Raises:
-            InputError: all attempts failed.
-            RangesError: the server sends whole files.
+            InputError: the file cannot be read, or all attempts failed.
+            RangesError: the server ignores the range and sends the complete file.
         """
         attempt = 0
         while True:
@@ -104,12 +106,12 @@ class Fetcher:
                     ) from error
                 if attempt >= self.retry.attempts or self.stop.wait(self.retry.pause(attempt, self._draws)):
                     raise InputError(
-                        f"cannot be fetched, {attempt} attempts failed ({_one_line(error)})", file
+                        f"cannot be fetched, {attempt} attempts failed ({_one_line(error)}); check the connection", file
                     ) from error
 
     def _fetch_once(self, file: str, start: int | None, end: int | None) -> bytes:
         filesystem, path = self._open(file)
-        # Files of the Hub would read ahead otherwise.
+        # Otherwise the file system of the Hub would read ahead.
         options = {"cache_type": "none"} if "hf" in filesystem.protocol else {}
         content = filesystem.cat_file(path, start=start, end=end, **options)
         if start is not None and end is not None and len(content) != end - start:
@@ -119,17 +121,17 @@ class Fetcher:
             if len(content) > end - start:
                 raise RangesError(
                     f"{self.folder} cannot be streamed from: its server ignores requests for a part of a file "
-                    f"({counts}), as `python -m http.server` does. Serve it by one that honours ranges (nginx, "
-                    "Apache, Caddy, S3, the Hub), or copy the folder here."
+                    f"({counts}), as `python -m http.server` does. Use a server that supports byte ranges (nginx, "
+                    "Apache, Caddy, S3, the Hub), or copy the folder to this machine."
                 )
-            raise OSError(f"{counts}: the connection broke off")
+            raise OSError(f"{counts}: the connection was closed early")
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:
-        """Return the file system and the path of a file. Its name comes from a manifest and is not trusted."""
+        """Return the file system and the path of a file. Its name is checked, because a manifest is not trusted."""
         if "://" in file:
             if not self._is_local:
-                raise ValueError(f"a manifest that is not local may not name files elsewhere, but it names {file}")
+                raise ValueError(f"a remote manifest may only name files in its own folder, but it names {file}")
             return self._connect(file)
         if os.path.isabs(file) or ".." in file.split("/"):
             raise ValueError(f"the manifest names {file}, which is not inside its folder")
@@ -148,14 +150,14 @@ class Fetcher:
 
 
 def _timeout() -> Any:
-    """Return a timeout that limits each pause in a response, but not its total time."""
+    """Return an HTTP timeout that limits each wait for data, but not the total time of a response."""
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
 
 
 def _hopeless(error: Exception) -> bool:
-    """Return whether another request would fail in the same way."""
+    """Return True if another attempt would fail in the same way."""
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
         return 400 <= status < 500 and status not in BUSY

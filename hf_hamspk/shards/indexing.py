@@ -1,8 +1,8 @@
 """Write an index for shards that other projects made, without copying their audio.
 
 With the index, Parquet files of `datasets` and WebDataset tars (members such as `KEY.m4a` and `KEY.cls`) can be
-streamed like prepared shards. Some benefits of preparing are missing: the files are not checked by decoding, the
-utterances of one speaker can be neighbours instead of mixed, and m4a takes longer to decode than FLAC.
+streamed like prepared shards. Indexing has three disadvantages: the recordings are not checked by decoding, the
+utterances of a speaker can follow one another instead of being mixed, and m4a takes longer to decode than FLAC.
 """
 
 import json
@@ -36,7 +36,7 @@ from .sources import HUB_PREFIX
 from .writing import write_atomically
 
 AT_ONCE = 4
-"""Number of shards that are read at the same time, because most of the time is spent waiting for distant headers."""
+"""Number of shards that are read at the same time. Most of the time is spent waiting for a remote server."""
 
 
 def index_shards(
@@ -48,27 +48,26 @@ def index_shards(
     licence: str = "",
     progress: bool = True,
 ) -> Manifest:
-    """Write a folder with a manifest (and, for tars, indices) of shards that stay in their place.
+    """Write a folder with a manifest, and index files for tars, of existing shards. The shards are not copied.
 
     Only the footer and the speaker column of a Parquet file are read. A tar has no list of its members, so it is read
-    completely; a remote tar is fetched completely.
+    completely, even over the network.
 
     Args:
-        sources: Parquet files or tars, all of one kind. Each is a path, a URL that fsspec can read (`*` is a wildcard)
-            or
-            a folder. A repository `hf://datasets/user/name` is fixed to its present commit.
-        output: folder that receives the index; pass it as `train_data` of a recipe.
-        audio_column: audio column of Parquet files. None takes the column that contains bytes of audio.
-        speaker_column: speaker column of Parquet files. None takes the first usual name.
+        sources: Parquet files or tars, but not both. Each source is the path or URL of a file or folder that fsspec can
+            read; `*` is a wildcard. A Hub repository `hf://datasets/user/name` is pinned to its current commit.
+        output: folder for the manifest and the index files. Use it as `train_data` in a training recipe.
+        audio_column: audio column of Parquet files. None selects "audio" or the first other column with bytes.
+        speaker_column: speaker column of Parquet files. None selects the first name in `SPEAKER_FIELDS` that exists.
         storage_options: options of the fsspec file system.
         licence: licence of the shards, which is written into the manifest.
-        progress: show a bar.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         The manifest of the shards.
 
     Raises:
-        ValueError: no such files exist, they are of two kinds, or they contain no audio with speakers.
+        ValueError: the sources contain no Parquet files or tars, contain both, or contain no audio with speakers.
     """
     files = _find(sources, {} if storage_options is None else dict(storage_options))
     container = "parquet" if files[0][1].endswith(".parquet") else "webdataset"
@@ -94,14 +93,17 @@ def index_shards(
             refused += bad
             bar.update()
     if not speakers:
-        raise ValueError(f"no audio with a speaker in {len(files)} files from {', '.join(sources)}")
+        raise ValueError(
+            f"no audio with a speaker in {len(files)} files from {', '.join(sources)}; each recording needs a speaker "
+            "in a column of its Parquet file, or in a .cls, .spk or .json member of its tar"
+        )
     names = sorted(speakers)
     manifest = Manifest(
         format=container,
         codec="source",
         sampling_rate=None,
         licence=licence,
-        source=f"shards of others:  {', '.join(sources)}",
+        source=f"shards of other projects: {', '.join(sources)}",
         shards=shards,
         speakers=names,
         speaker_utterances=[speakers[name] for name in names],
@@ -132,15 +134,16 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
     kinds = {path.rsplit(".", 1)[1] for _, path in files}
     if len(kinds) != 1:
         raise ValueError(
-            f"expected Parquet files or tars and nothing else from {', '.join(sources)}, found "
+            f"expected either Parquet files or tars in {', '.join(sources)}, found "
             f"{' and '.join(sorted(kinds)) if kinds else 'none'}; narrow the sources down, for example with *.parquet"
         )
     return files
 
 
 def _at_commit(source: str, options: dict[str, Any]) -> str:
-    """Fix the address of a Hub repository to its present commit, so that offsets stay valid. Others are returned
-    unchanged.
+    """Pin the address of a Hub repository to its current commit, so that byte offsets in its files stay valid.
+
+    Other addresses are returned unchanged.
     """
     user, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, slash, inner = rest.partition("/")
@@ -151,7 +154,7 @@ def _at_commit(source: str, options: dict[str, Any]) -> str:
 
 
 def _address(filesystem: Any, path: str) -> str:
-    """Return the URL of a file; for a local file, with its absolute path."""
+    """Return the URL of a file, with the absolute path if the file is local."""
     return (
         f"file://{os.path.abspath(path)}"
         if isinstance(filesystem, LocalFileSystem)
@@ -160,7 +163,7 @@ def _address(filesystem: Any, path: str) -> str:
 
 
 def _open_parquet(filesystem: Any, path: str) -> pq.ParquetFile:
-    # Arrow asks for what it needs; reading ahead would fetch the audio with it.
+    # Arrow requests only the bytes that it needs; reading ahead would also fetch audio.
     options = {} if isinstance(filesystem, LocalFileSystem) else {"cache_type": "none"}
     return pq.ParquetFile(filesystem.open(path, "rb", **options))
 
@@ -175,8 +178,8 @@ def _choose_columns(filesystem: Any, path: str, audio: str | None, speaker: str 
         speaker = next((name for name in SPEAKER_FIELDS if name in schema.names), None)
     if audio not in schema.names or speaker not in schema.names or audio is None or speaker is None:
         raise ValueError(
-            f"{path} has the columns {', '.join(schema.names)}; name the audio column with audio_column and the "
-            "speaker column with speaker_column"
+            f"{path} has the columns {', '.join(schema.names)}; select the audio column with --audio-column and the "
+            "speaker column with --speaker-column"
         )
     return {"audio": audio, "speaker": speaker}
 
@@ -207,7 +210,7 @@ def _index_tar(
         try:
             for member, speaker in group_samples(file, refuse, take):
                 if speaker is None:
-                    refuse(Refused(member.name, "no .cls, .spk or .json member of its key names a speaker"))
+                    refuse(Refused(member.name, "has no .cls, .spk or .json member that contains its speaker"))
                     continue
                 key, suffix = sample_key(member.name)
                 rows.append(
@@ -215,7 +218,7 @@ def _index_tar(
                     | {"offset": member.offset, "size": member.size, "suffix": suffix}
                 )
         except ArchiveError as error:
-            refused.append((address, f"{error}; the members before it are used"))
+            refused.append((address, f"{error}; only the members before this place are used"))
     columns = {column: [row[column] for row in rows] for column in (rows[0] if rows else ("key", "speaker"))}
     text = json.dumps({"schema": MANIFEST_SCHEMA} | columns, ensure_ascii=False)
     own = index_name(name)

@@ -1,6 +1,7 @@
-"""List the utterances of a source in a table of keys, speakers and places, and read their bytes.
+"""List the utterances of a source in a table, and read their bytes.
 
-The table consists of Arrow columns, because Python objects for a million utterances would take gigabytes.
+Each row of the table contains the key, the speaker and the location of one utterance. The table consists of Arrow
+columns, because Python objects for a million utterances would take gigabytes.
 """
 
 import hashlib
@@ -20,13 +21,15 @@ from ..data.audio import AUDIO_SUFFIXES
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")
-"""Rules for finding the speaker in the path of a file. "voxceleb": a folder, or the start of the file name, such as
-`id00012` (VoxCeleb, CN-Celeb). "librispeech": the folders `speaker/chapter/speaker-chapter-number`. "folders": the
-folder at a level that the user gives.
+"""Rules for finding the name of the speaker in the path of a file.
+
+- "voxceleb": a folder name, or the start of the file name, such as `id00012` (VoxCeleb, CN-Celeb).
+- "librispeech": the first folder in `speaker/chapter/speaker-chapter-number`.
+- "folders": the name of the folder at a level that the user chooses.
 """
 
 SURE_SHARE = 0.95
-"""Share of the files that must follow a layout for it to be recognised. A corpus often has a few stray files."""
+"""Share of the files that must follow a layout for it to be recognised. Other files are often stray files."""
 
 _VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[/-])")
 _LIBRISPEECH = re.compile(r"(?:^|/)(\d+)/(\d+)/\1-\2-\d+[^/]*$")
@@ -44,12 +47,12 @@ LISTING_SCHEMA = pa.schema(
         ("check", pa.int64()),
     ]
 )
-"""Columns of the table. `container` is an index into `Listing.containers`; the other columns are those of
-`archives.Member`. For a plain file, `check` is the time of its last change in nanoseconds.
+"""Columns of the table of utterances. `container` is an index into `Listing.containers`. The columns after it are the
+fields of `archives.Member`. For a plain file, `check` is the modification time in nanoseconds.
 """
 
 FLUSHED = 50_000
-"""Number of rows that are kept as Python objects before they are converted to Arrow arrays."""
+"""Number of rows that are collected as Python objects before they are converted to Arrow arrays."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Container:
     """Folder or archive that contains utterances.
 
     Attributes:
-        kind: "folder" (names are paths below it), "zip" or "tar".
-        paths: absolute paths: the folder, the archive, or the parts of the archive in order.
+        kind: "folder", "zip" or "tar". The names of files in a folder are paths relative to it.
+        paths: absolute path of the folder or archive; for a split archive, the paths of its parts in order.
         name: name of the container in reports.
     """
 
@@ -67,18 +70,18 @@ class Container:
     name: str
 
     def file_name(self, member: str) -> str:
-        """Return the name of a file in reports."""
+        """Return the name to report for a file in the container."""
         return member if self.kind == "folder" else f"{self.name}::{member}"
 
 
 @dataclass
 class Listing:
-    """Utterances in the order in which they are found.
+    """Collection of the utterances of all sources, in the order in which they were found.
 
     Attributes:
         containers: folders and archives that contain the utterances.
-        refused: path and reason of the files that cannot be used.
-        ignored: number of other files by suffix.
+        refused: path and reason of each file that cannot be used.
+        ignored: number of files that are not audio, for each suffix.
     """
 
     containers: list[Container] = field(default_factory=list)
@@ -88,33 +91,33 @@ class Listing:
     _batches: list[pa.RecordBatch] = field(default_factory=list)
 
     def add_container(self, kind: str, paths: Sequence[str | os.PathLike[str]], name: str | None = None) -> int:
-        """Add a container and return its number. Its default name is the name of its first file."""
+        """Add a folder or archive and return its index. The default name is the last part of the first path."""
         absolute = [os.path.abspath(path) for path in paths]
         self.containers.append(Container(kind, absolute, os.path.basename(absolute[0]) if name is None else name))
         return len(self.containers) - 1
 
     def add(self, container: int, member: Member, speaker: str | None = None, key: str | None = None) -> None:
-        """Add an utterance. A missing speaker or key is derived from its name at the end."""
+        """Add an utterance. If the speaker or the key is None, `name_utterances` derives it from the path."""
         self._rows.append((key, speaker, container, *member))
         if len(self._rows) >= FLUSHED:
             self._flush()
 
     def refuse(self, container: int, name: str, reason: str) -> None:
-        """Add a file that cannot be used, with the reason."""
+        """Record a file that cannot be used, with the reason."""
         self.refused.append((self.containers[container].file_name(name), reason))
 
     def is_audio(self, name: str) -> bool:
-        """Return whether a file name has an audio suffix. Other files are counted."""
+        """Return True if a file name has an audio suffix and no dot at its start; else count the file in `ignored`."""
         base = name.rsplit("/", 1)[-1]
         suffix = os.path.splitext(base)[1].lower()
-        # macOS leaves "._name.wav" files that hold no audio.
+        # macOS writes files such as "._name.wav" that contain no audio.
         audio = suffix in AUDIO_SUFFIXES and not base.startswith(".")
         if not audio:
             self.ignored[suffix] += 1
         return audio
 
     def table(self) -> pa.Table:
-        """Return all rows so far, in the order in which they were found."""
+        """Return the table of all utterances added so far, in the order in which they were added."""
         self._flush()
         return pa.Table.from_batches(self._batches, LISTING_SCHEMA)
 
@@ -134,7 +137,7 @@ def strings(table: pa.Table, column: str) -> Iterator[str | None]:
 
 
 def find_layout(names: Iterable[str | None]) -> str:
-    """Return the layout that nearly all names follow."""
+    """Return the layout that at least `SURE_SHARE` of the names follow, or "folders" if there is none."""
     total = voxceleb = librispeech = 0
     for name in names:
         total += 1
@@ -146,12 +149,12 @@ def find_layout(names: Iterable[str | None]) -> str:
 
 
 def speaker_of(name: str, layout: str, level: int) -> str | None:
-    """Return the speaker that the path of a file names, or None if it names none.
+    """Return the speaker named in the path of a file, or None if the path does not follow the layout.
 
     Args:
         name: path with forward slashes.
         layout: one of `LAYOUTS`.
-        level: level of the speaker's folder in the layout "folders", from 1.
+        level: level of the folder that names the speaker in the layout "folders", counted from 1.
     """
     if layout == "folders":
         folders = name.split("/")[:-1]
@@ -161,24 +164,27 @@ def speaker_of(name: str, layout: str, level: int) -> str | None:
 
 
 def key_of(name: str) -> str:
-    """Return the key of a file: its path without the suffix. In a tar, a key ends at the first dot of the file name."""
+    """Return the key of a file: its path without the suffix.
+
+    Dots in the file name become underscores, because in a tar a key ends at the first dot of the file name.
+    """
     path = PurePosixPath(name)
     return str(path.with_name(path.stem.replace(".", "_")))
 
 
 def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Fill in keys and speakers, keep one file per utterance, and sort by key.
+    """Fill in missing keys and speakers, keep one file per utterance, and sort the utterances by key.
 
     Args:
-        listing: the utterances found.
+        listing: utterances that were found.
         layout: one of `LAYOUTS`, or None to recognise the layout.
-        level: level of the speaker's folder, see `speaker_of`.
+        level: level of the folder that names the speaker, see `speaker_of`.
 
     Returns:
         The table of utterances, and the path and reason of each file that was left out.
 
     Raises:
-        ValueError: two sources have the same key.
+        ValueError: two sources contain an utterance with the same key.
     """
     table = listing.table()
     unnamed = (name for name, own in zip(strings(table, "name"), strings(table, "speaker"), strict=True) if own is None)
@@ -192,11 +198,9 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
         path = "" if name is None else name
         own = speaker_of(path, layout, level) if speaker is None else speaker
         if own is None:
-            expected = (
-                f"a folder at level {level}" if layout == "folders" else f"the part that names the speaker in {layout}"
-            )
+            expected = f"a folder at level {level}" if layout == "folders" else f"a path of the layout {layout}"
             file = listing.containers[int(containers[row])].file_name(path)
-            refused.append((file, f"its path names no speaker: it lacks {expected}"))
+            refused.append((file, f"its path names no speaker: expected {expected}"))
             continue
         kept.append(row)
         keys.append(key_of(path) if key is None else key)
@@ -211,9 +215,13 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
 
 
 def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Sort by key and keep one row per key, chosen by its suffix.
+    """Sort the rows by key and keep one row per key, with the suffix that is first in `AUDIO_SUFFIXES`.
 
-    The other files of a key are returned with the reason why they are left out.
+    Returns:
+        The rows that were kept, and the path and reason of each file that was left out.
+
+    Raises:
+        ValueError: two sources contain an utterance with the same key.
     """
     rank = {suffix: place for place, suffix in enumerate(AUDIO_SUFFIXES)}
     ranks = [rank.get(os.path.splitext(str(name))[1].lower(), 0) for name in strings(table, "name")]
@@ -241,7 +249,7 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
 
 
 def digest(table: pa.Table) -> str:
-    """Return the SHA-256 of the rows, hexadecimal. It does not depend on the path where the source is mounted."""
+    """Return the SHA-256 hash of the rows as a hexadecimal string. It does not depend on the location of the source."""
     total = hashlib.sha256()
     for batch in table.select(["key", "speaker", "name", "size", "check"]).to_batches(FLUSHED):
         columns = [column.to_pylist() for column in batch.columns]
@@ -251,7 +259,7 @@ def digest(table: pa.Table) -> str:
 
 
 def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]:
-    """Compare two tables by key. Return how many rows were added, lost and changed, and a few of their names."""
+    """Return the numbers of added, missing and changed utterances of a table, and some of their keys."""
 
     def entries(table: pa.Table) -> dict[str, tuple]:
         columns = [list(table.column(name).to_pylist()) for name in ("key", "speaker", "name", "size", "check")]
@@ -265,11 +273,11 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
 
 
 class SourceChanged(ValueError):
-    """Error for a file that has changed since the source was listed."""
+    """Error for a file that was altered or removed after the source was listed."""
 
 
 class MemberReader:
-    """Context manager that reads utterances of several containers and keeps archives open.
+    """Reader of utterances from folders and archives, used as a context manager. It keeps archives open.
 
     Args:
         containers: containers of the utterances, see `Listing.containers`.
@@ -291,9 +299,9 @@ class MemberReader:
         """Return the bytes of the utterance in a row of a listing.
 
         Raises:
-            SourceChanged: the file has disappeared or was altered.
+            SourceChanged: the file was removed or altered.
             ArchiveError: the archive is damaged, or the file is too large.
-            OSError: the disk fails.
+            OSError: the file cannot be read from the disk.
         """
         container = self.containers[row["container"]]
         if container.kind == "folder":
@@ -303,7 +311,7 @@ class MemberReader:
                 self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
             except FileNotFoundError as error:
                 raise SourceChanged(
-                    f"{container.paths[0]} (or a part of it) is missing; restore it and run the same command again"
+                    f"{container.paths[0]} or another part of it is missing; restore it and run the same command again"
                 ) from error
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")
@@ -311,18 +319,18 @@ class MemberReader:
 
 def _read_file(path: str, size: int, changed: int) -> bytes:
     if size > MAX_MEMBER:
-        raise ArchiveError(f"has {size} bytes, more than the {MAX_MEMBER} of one file")
+        raise ArchiveError(f"has {size} bytes, more than the limit of {MAX_MEMBER}")
     try:
-        # The size is checked first: a file may have been replaced since.
+        # Check the size before reading, because a larger file may have replaced the listed one.
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             if (stat.st_size, stat.st_mtime_ns) != (size, changed):
                 raise SourceChanged(
-                    f"{path} was altered while it was being prepared; restore it, or start over (--restart)"
+                    f"{path} was altered after the source was listed; restore it, or start over with --restart"
                 )
             return file.read(size)
     except FileNotFoundError as error:
         raise SourceChanged(
-            f"{path} has disappeared since the source was listed; restore it (is its disk mounted?) and run the "
-            "same command again"
+            f"{path} was removed after the source was listed; restore it (is its disk mounted?) and run the same "
+            "command again"
         ) from error

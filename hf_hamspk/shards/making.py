@@ -1,4 +1,4 @@
-"""Make shards in several processes, and report files that crash their decoder."""
+"""Make shards in several worker processes, and find the files that crash their decoder."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from .planning import Plan, load_plan
 from .writing import ParquetShard, ShardWriter, TarShard, write_atomically
 
 CRASHED_NAME = "crashed.json"
-"""File in the progress folder that lists the rows whose decoding ended a worker process."""
+"""Name of the file in the progress folder that lists the rows whose decoding ended a worker process."""
 
 CRASH_REASON = "the decoder crashed or ran out of memory; convert the file or leave it out"
 
@@ -36,28 +36,28 @@ _PLACE = struct.Struct("<2q")
 
 
 POLL_SECONDS = 0.5
-"""Seconds between two updates of the progress bar from the workers' notes."""
+"""Seconds between two updates of the progress bar."""
 
 MAX_BREAKS = 3
-"""Number of times that workers may be killed from outside before the preparation stops. A common cause is too little
-memory.
+"""Number of times in a row that worker processes are killed from outside before the preparation stops with an error. A
+common cause is too little memory.
 """
 
 
 def record_path(progress: Path, shard: int) -> Path:
-    """Return the path of the record of a finished shard."""
+    """Return the path of the file that records a finished shard."""
     return progress / f"shard-{shard:05d}.json"
 
 
 def place_path(progress: Path, shard: int) -> Path:
-    """Return the path of the file in which a worker notes its present row of a shard."""
+    """Return the path of the file in which a worker notes its progress in a shard."""
     return progress / f"at-{shard:05d}"
 
 
 def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
-    """Return how many rows of a shard are done and which row is being decoded (-1 if none).
+    """Return the number of finished rows of a shard, and the row of the plan that is being decoded (-1 if none).
 
-    None if the shard was not started.
+    The result is None if the shard was not started.
     """
     try:
         return _PLACE.unpack(place_path(progress, shard).read_bytes())
@@ -67,12 +67,12 @@ def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
-    """Result of one shard of the plan.
+    """Result of making one shard of the plan.
 
     Attributes:
         shard: entry of the shard for the manifest.
         speakers: number of utterances of each speaker.
-        unreadable: path and reason of the files that were left out, in order.
+        unreadable: path and reason of each file that was left out, in order.
     """
 
     shard: Shard
@@ -91,10 +91,17 @@ def load_record(progress: Path, shard: int) -> ShardRecord | None:
 
 
 def make_shard(output: str, progress: str, index: int) -> int:
-    """Make one shard and its record, and return `index`. Both get their final names only when complete.
+    """Make one shard, record it in the progress folder, and return `index`.
+
+    The shard and its record get their final names only when they are complete.
+
+    Args:
+        output: folder for the shards.
+        progress: progress folder, which contains the plan.
+        index: number of the shard.
 
     Raises:
-        SourceChanged: a file is missing or was altered.
+        SourceChanged: a file of the source is missing or was altered.
         MissingDecoderError: a package for decoding is missing.
         OSError: the shard cannot be written.
     """
@@ -123,7 +130,7 @@ def make_shard(output: str, progress: str, index: int) -> int:
 
 
 def open_writer(plan: Plan, path: Path, temporary: Path) -> ShardWriter:
-    """Open a shard writer for the plan's format."""
+    """Return a writer for one shard in the format of the plan."""
     if plan.options.format == "webdataset":
         return TarShard(path, temporary)
     rate = None if plan.options.codec == "source" else plan.options.sampling_rate
@@ -145,11 +152,11 @@ def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded
     except OSError as error:
         return f"cannot be read ({error.strerror or error}); check the disk"
     except MemoryError:
-        return "not enough memory to decode it; leave it out, or use fewer --processes"
+        return "there is not enough memory to decode it; leave it out, or use fewer --processes"
 
 
 def try_row(progress: str, row: int) -> int:
-    """Decode one row to find out whether it crashes the process."""
+    """Decode one row of the plan and return its number. A file that crashes the decoder ends this process."""
     plan = load_plan(progress)
     with MemberReader(plan.containers) as reader:
         encode_row(plan, reader, plan.table.slice(row, 1).to_pylist()[0])
@@ -157,16 +164,17 @@ def try_row(progress: str, row: int) -> int:
 
 
 def read_crashed(progress: Path) -> set[int]:
-    """Return the rows whose decoding ended a process."""
+    """Return the numbers of the rows whose decoding ended a worker process."""
     path = progress / CRASHED_NAME
     return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
 @contextmanager
 def _noting(progress: Path, shard: int) -> Iterator[Any]:
-    """Context manager of a function that notes the rows done and the present row of a shard.
+    """Context manager that provides a function for noting the progress in a shard.
 
-    The progress bar and the search for files that crash a decoder use these notes.
+    The function writes the number of finished rows and the row that is being decoded to a file. The progress bar and
+    the search for files that crash the decoder read it.
     """
     path = place_path(progress, shard)
     with open(path, "wb", buffering=0) as file:
@@ -180,10 +188,18 @@ def _noting(progress: Path, shard: int) -> Iterator[Any]:
 
 
 def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], processes: int, bar: tqdm) -> None:
-    """Make the shards `todo` in `processes` worker processes, or in this process if the number is 0.
+    """Make the shards that are still missing.
+
+    Args:
+        plan: plan of the preparation.
+        output: folder for the shards.
+        progress: progress folder, which contains the plan.
+        todo: numbers of the shards to make.
+        processes: number of worker processes; 0 makes the shards in this process.
+        bar: progress bar, which counts utterances.
 
     Raises:
-        OSError: workers were ended from outside several times.
+        OSError: worker processes were killed from outside several times.
         SourceChanged, ImportError, OSError: a shard cannot be made (see `make_shard`); complete shards are kept.
     """
     if processes == 0:
@@ -203,13 +219,13 @@ def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], proce
             breaks = 0 if _find_crashing(progress, left) else breaks + 1
             if breaks >= MAX_BREAKS:
                 raise OSError(
-                    f"worker processes were ended {breaks} times from outside, probably because memory ran out; "
+                    f"worker processes were killed {breaks} times from outside, probably because memory ran out; "
                     "run the same command again with fewer --processes"
                 ) from error
 
 
 def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processes: int, bar: tqdm, before: int) -> None:
-    """Make the shards in `left`, and remove each from `left` once it is done."""
+    """Make the shards in `left` in worker processes, and remove each number from `left` when its shard is finished."""
     sizes = {index: plan.bounds(index)[1] - plan.bounds(index)[0] for index in sorted(left)}
     finished = bar.total - before - sum(sizes.values())
     others = set(multiprocessing.active_children())
@@ -238,10 +254,11 @@ def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processe
 
 
 def make_pool(processes: int) -> ProcessPoolExecutor:
-    """Return a pool of new processes.
+    """Return a pool of worker processes.
 
-    Forking this process with its threads could hang. Where possible, one server process imports the package and is
-    forked.
+    The workers are not forked from this process, because forking a process with threads can hang. If the system allows
+    it, a server process imports the package once and is forked for each worker. Otherwise each worker is started as a
+    new interpreter.
     """
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
@@ -251,9 +268,9 @@ def make_pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _begin_worker() -> None:
-    """Let the parent process handle Ctrl-C, and end when the parent ends."""
+    """Set up a worker: leave Ctrl-C to the parent process, use one thread, and end when the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The command line also turns SIGTERM into an orderly end; for a worker the plain one is right.
+    # The command line cleans up on SIGTERM; a worker has nothing to clean up and ends at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
@@ -262,16 +279,22 @@ def _begin_worker() -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    # Without this, workers of a killed parent wait for work for ever.
+    # Otherwise the workers of a killed parent process would wait for work forever.
     wait_for([sentinel])
     os._exit(1)
 
 
 def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
-    """Decode each row that a worker was decoding in a separate process, and note the rows that end it.
+    """Find the rows that crash the decoder, and add them to the list of crashed rows.
+
+    Each row that was being decoded when a worker ended is decoded again in a separate process.
+
+    Args:
+        progress: progress folder.
+        shards: numbers of the unfinished shards.
 
     Returns:
-        Whether such a row was found.
+        True if such a row was found.
     """
     crashed = read_crashed(progress)
     found = False

@@ -2,15 +2,15 @@
 
 A prepared folder contains
 
-- `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances, speakers mixed over all shards in a seeded order.
-  All shards exist and are complete; a shard can be empty. Their numbers of rows differ by at most a few.
-- `shard-00000-of-00064.index.json` beside each tar: place of each member, for random access (see `TAR_INDEX`).
+- `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances. A seeded permutation mixes the speakers over all
+  shards. All shards exist and are complete; a shard can be empty. Their numbers of rows differ by at most a few.
+- `shard-00000-of-00064.index.json` next to each tar: location of each member, for random access (see `TAR_INDEX`).
 - `manifest.json`: the manifest. It is written last, so if it exists, the folder is complete.
 - `unreadable.csv` (columns `path,reason`): the files of the source that were left out.
 
 Parquet columns: `audio` (struct `bytes: binary, path: string`, which `datasets` reads as its `Audio`), `speaker`
 (string, a name in `Manifest.speakers`), `key` (string, unique), `duration` (float64, seconds), `samples` (int64, at the
-sampling rate of the stored audio). Rows are counted through the row groups in order.
+sampling rate of the stored audio). Rows are numbered through all row groups in order.
 
 A tar has two members per utterance, in this order: `KEY.flac` (or `.opus`, or the suffix of the source) and `KEY.json`
 with `{"speaker": ..., "duration": ..., "samples": ...}`.
@@ -26,37 +26,37 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_SCHEMA = 1
-"""Version number of the format of `manifest.json`. Files with another number are refused."""
+"""Version number of the format of `manifest.json`. Files with another number cannot be read."""
 
 MANIFEST_NAME = "manifest.json"
 UNREADABLE_NAME = "unreadable.csv"
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
-"""Maps each format to the suffix of its shards."""
+"""Suffix of the shards in each format."""
 CODECS = ("flac", "opus", "source")
 TAR_INDEX = ("key", "speaker", "duration", "samples", "offset", "size", "suffix")
 """Columns of an index file, `{"schema": 1, "key": [...], ...}`, with one entry per utterance. `offset` and `size` give
-the bytes of the audio in the tar, without its tar header. `suffix` includes the dot (".flac").
+the byte range of the audio in the tar, without the tar header. `suffix` includes the dot (".flac").
 """
 
 FEW_SHARDS, SOME_SHARDS = 24, 96
-"""Limits for rounding the number of shards: up to 24 to a multiple of 8, up to 96 to a multiple of 24, above to a
-multiple of 48.
+"""Limits for rounding up the number of shards. Up to 24, it becomes a multiple of 8; up to 96, a multiple of 24; above,
+a multiple of 48.
 """
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard.
+    """Entry of the manifest for one shard.
 
     Attributes:
-        file: name of the file in the folder.
+        file: name of the file in the folder; the URL of the file if `index_shards` made the manifest.
         rows: number of utterances; can be 0.
         row_groups: number of rows in each row group of a Parquet file, `rows` in total; empty for a tar.
-        bytes: size of the file.
-        sha256: SHA-256 of the file, hexadecimal.
-        seconds: duration of the audio in total.
+        bytes: size of the file in bytes.
+        sha256: SHA-256 hash of the file, hexadecimal; empty if `index_shards` made the manifest.
+        seconds: total duration of the audio in seconds; 0 if `index_shards` made the manifest.
         index: name of the index file of a tar; None for Parquet.
-        index_sha256: SHA-256 of the index file, hexadecimal; None for Parquet.
+        index_sha256: SHA-256 hash of the index file, hexadecimal; None for Parquet.
     """
 
     file: str
@@ -80,15 +80,15 @@ class Manifest:
         licence: licence of the source as the user gave it; empty if not given.
         source: description of the source.
         shards: the shards, in order.
-        speakers: names of the speakers, sorted. The place in the list is the class label.
+        speakers: names of the speakers, sorted. The position in the list is the class label.
         speaker_utterances: number of utterances of each speaker, in the same order.
         utterances: number of utterances in all shards.
-        seconds: duration of all audio.
+        seconds: total duration of the audio in seconds; 0 if `index_shards` made the manifest.
         unreadable: number of files that were left out and are listed in `unreadable.csv`.
         seed: random seed of the order of the utterances.
         fingerprint: hexadecimal digest of the source and the options. The same source and options give the same digest.
-        columns: names of the Parquet columns that contain the "audio" and the "speaker", if `index_shards` describes
-            shards that use other column names; else empty.
+        columns: names of the Parquet columns for the keys "audio" and "speaker" if `index_shards` made the manifest;
+            empty if the columns have the default names.
         schema: version number of the format.
     """
 
@@ -149,7 +149,7 @@ class Manifest:
         if not (grouped and counted and len(self.speakers) == len(self.speaker_utterances)):
             raise ValueError(
                 f"{name} contradicts itself: {self.utterances} utterances, {rows} in the shards, "
-                f"{sum(self.speaker_utterances)} by speaker; it was altered: prepare the folder again"
+                f"{sum(self.speaker_utterances)} by speaker; it was altered, so prepare the folder again"
             )
 
 
@@ -162,14 +162,14 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         raise ValueError(
-            f"there is no {path}: {folder} is not a folder of shards, or its preparation has not ended; "
-            "`hamspk prepare SOURCE OUTPUT` makes one, the same command again continues it"
+            f"{path} not found: {folder} is not a folder of shards, or its preparation has not ended; "
+            "make one with `hamspk prepare SOURCE OUTPUT`, or run the same command again to resume it"
         )
     return Manifest.from_json(path.read_bytes(), str(path))
 
 
 def read_unreadable(folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return the path and the reason of each file that was left out."""
+    """Return the path and the reason of each file listed in `unreadable.csv`."""
     with open(Path(folder) / UNREADABLE_NAME, encoding="utf-8", newline="") as file:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
@@ -193,28 +193,28 @@ def shard_name(index: int, count: int, container: str) -> str:
     Args:
         index: number of the shard, from 0.
         count: number of all shards.
-        container: format of the shards, a key of `FORMATS`.
+        container: format of the shard, a key of `FORMATS`.
     """
     return f"shard-{index:05d}-of-{count:05d}{FORMATS[container]}"
 
 
 def index_name(shard: str) -> str:
-    """Return the name of the index file beside a tar."""
+    """Return the name of the index file of a tar."""
     return f"{Path(shard).stem}.index.json"
 
 
 def even_shard_count(wanted: float, utterances: int) -> int:
     """Round up the number of shards so that 2, 4 and 8 ranks get equal shares.
 
-    Many shards also divide by 3, 6, 12 and 16 ranks.
+    Above 24 shards, 3, 6 and 12 ranks also get equal shares. Above 96 shards, so do 16 ranks.
 
     Args:
-        wanted: size of the corpus divided by the size of a shard.
-        utterances: number of utterances in the corpus, at least 1. The number of shards is at most this.
+        wanted: size of the corpus divided by the target size of a shard.
+        utterances: number of utterances in the corpus, at least 1. The result is not larger than this number.
     """
     step = 48
     if wanted <= SOME_SHARDS:
         step = 8 if wanted <= FEW_SHARDS else 24
     count = step * max(1, math.ceil(wanted / step))
-    # A corpus of a few utterances: the largest power of two that leaves no shard empty.
+    # For a corpus of few utterances: the largest power of two that leaves no shard empty.
     return count if count <= utterances else 2 ** int(math.log2(utterances))

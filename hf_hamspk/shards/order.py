@@ -1,20 +1,20 @@
-"""Order of a streamed epoch, computed by every process from the same few numbers.
+"""Compute the order of the samples in a streamed epoch, with the same result in every process.
 
 Shards are read in groups of utterances (the row groups of a Parquet file, or runs of members of a tar). With `N`
-utterances, `V` speed factors and a global batch of `B`:
+utterances, `V` speed factors and global batches of `B` samples, the order is computed in three steps:
 
-1. The groups are permuted, and their samples are placed one after the other at the positions `0` to `N V - 1`. A group
-   brings all its speed factors along, so it is fetched once per epoch.
-2. The epoch has `N V // B` global batches. Their positions are cut into lanes, contiguous stretches of nearly equal
-   length. Each global batch takes the next few positions of every lane. It therefore mixes samples from as many distant
-   places as there are lanes, while every lane reads its groups in sequence.
-3. Inside a lane, positions are permuted in windows of a few groups.
+1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. A group has
+   positions for all its speed factors together, so it is fetched once per epoch.
+2. The epoch has `N V // B` global batches. Their positions are divided into lanes, which are contiguous ranges with
+   nearly equal lengths. Each global batch takes the next few positions of every lane. It therefore mixes samples from as many
+   distant groups as there are lanes, while every lane reads its groups in sequence.
+3. Within a lane, the positions are permuted in windows of a few groups.
 
-There is no shuffle buffer whose state could be lost: any global batch of any epoch can be computed directly. Each epoch
-leaves out fewer samples than one global batch, and different ones each time.
+There is no shuffle buffer with a state to save: any global batch of any epoch can be computed directly. Each epoch
+leaves out fewer samples than one global batch. These samples differ from epoch to epoch.
 
-A slot is a place in the global batch, from 0 to `B - 1`. A slot always belongs to the same lane. A rank or loader
-process with the slots `start` to `stop - 1` reads only the groups of their lanes.
+A slot is the number of a sample within its global batch, from 0 to `B - 1`. Each slot belongs to the same lane in
+all global batches. A rank or loader process with the slots `start` to `stop - 1` reads only the groups of their lanes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +23,21 @@ from typing import NamedTuple
 import numpy as np
 
 LANES = 32
-"""Number of lanes. Speakers are also mixed inside each group, so more lanes would only take more memory."""
+"""Default number of lanes. More lanes would only take more memory, because each group already mixes the speakers."""
 
 WINDOW = 4
-"""Number of groups in a lane that are shuffled together."""
+"""Default number of consecutive groups in a lane that are shuffled together."""
 
 GROUPS_KEY, WINDOW_KEY = 1, 2
-"""Last numbers of the random seeds.
+"""Last numbers of the random seeds for permuting the groups and for shuffling a window.
 
-Generators of crops have three numbers as their seed, and numpy pads seeds with zeros. The seeds here have five numbers
-and do not end in 0, so they never coincide with those.
+The seeds of crops have three numbers, and numpy pads them with zeros. The seeds here have five numbers and do not end
+in 0, so they never equal a seed of a crop.
 """
 
 
 class Read(NamedTuple):
-    """Group that a lane reads.
+    """Group that a lane reads, and the global batches that need it.
 
     Attributes:
         first: first global batch that may need the group.
@@ -53,8 +53,8 @@ class Read(NamedTuple):
 class EpochOrder:
     """Order of the samples in the global batches of an epoch.
 
-    Sample `v * N + u` is utterance `u`, counted in the given order of the groups, at speed factor number `v`, as in
-    `hf_hamspk.data.SpeakerCrops`. The memory needed is proportional to the number of groups.
+    Sample `v * N + u` is utterance `u` of `N` at speed factor number `v`, as in `hf_hamspk.data.SpeakerCrops`.
+    Utterances are numbered in the order of `group_sizes`. The memory is proportional to the number of groups.
 
     Args:
         group_sizes: number of utterances in each group; 0 is allowed.
@@ -67,7 +67,7 @@ class EpochOrder:
 
     Attributes:
         batches: number of global batches in the epoch.
-        remainder: number of samples left out, fewer than `batch_size`; `left_out` returns them.
+        remainder: number of samples that the epoch leaves out, less than `batch_size`; `left_out` returns the samples.
 
     Raises:
         ValueError: an argument is out of range, or the samples do not fill one global batch.
@@ -91,7 +91,7 @@ class EpochOrder:
             )
         if sizes.ndim != 1 or (len(sizes) and sizes.min() < 0):
             raise ValueError(
-                "group_sizes must list the number of utterances of each group, whole numbers of at least 0"
+                "group_sizes must be a list with the number of utterances in each group, integers of at least 0"
             )
         self.utterances, self.factors, self.batch_size = int(sizes.sum()), factors, batch_size
         self.batches, self.remainder = divmod(self.utterances * factors, batch_size)
@@ -137,7 +137,7 @@ class EpochOrder:
         return self._at(np.concatenate(parts))
 
     def reads(self, lane: int, batch: int = 0) -> Iterator[Read]:
-        """Yield the groups that a lane reads from a global batch on, in the order in which it needs them."""
+        """Yield the groups that a lane reads from global batch `batch` on, in the order in which they are needed."""
         first_slot, end_slot = int(self._slots[lane]), int(self._slots[lane + 1])
         begin, width = self.batches * first_slot, end_slot - first_slot
         position, end = begin + batch * width, self.batches * end_slot
@@ -149,7 +149,7 @@ class EpochOrder:
             position = high
 
     def after(self, group: int) -> Iterator[int]:
-        """Yield all other groups once in the order of this epoch, from the one after `group` to the one before it."""
+        """Yield all other groups once in the order of this epoch, from the group after `group` to the group before it."""
         place = int(np.flatnonzero(self._groups == group)[0])
         for step in range(1, len(self._groups)):
             yield int(self._groups[(place + step) % len(self._groups)])
@@ -159,7 +159,7 @@ class EpochOrder:
         return self._at(np.arange(self.batches * self.batch_size, self.utterances * self.factors))
 
     def _window_bounds(self, lane: int, position: int) -> tuple[int, int]:
-        """Return the first and the end position of the window that contains a position of a lane."""
+        """Return the first position of the window of a lane that contains `position`, and the position after its last."""
         window = int(np.searchsorted(self._ends, position, side="right")) // self.window
         last = min((window + 1) * self.window, len(self._ends)) - 1
         low = int(self._ends[window * self.window - 1]) if window else 0
@@ -167,13 +167,13 @@ class EpochOrder:
         return max(low, begin), min(int(self._ends[last]), end)
 
     def _lane_positions(self, lane: int, begin: int, end: int) -> np.ndarray:
-        """Return the shuffled positions at the places `begin` to `end - 1` of a lane."""
+        """Return the entries `begin` to `end - 1` of the shuffled positions of a lane."""
         parts = []
         while begin < end:
             low, high, order = self._windows.get(lane, (0, 0, np.empty(0, dtype=np.int64)))
             if not low <= begin < high:
                 low, high = self._window_bounds(lane, begin)
-                # A window that two lanes share is shuffled by each on its own; `low` tells them apart.
+                # If two lanes share a window, each shuffles its own range; `low` differs, and with it the seed.
                 generator = np.random.default_rng((self.seed, self.epoch, low, 0, WINDOW_KEY))
                 order = low + generator.permutation(high - low)
                 self._windows[lane] = (low, high, order)
@@ -182,7 +182,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
     def _at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the samples at positions of the permuted groups."""
+        """Return the samples at the given positions."""
         places = np.searchsorted(self._ends, positions, side="right")
         groups = self._groups[places]
         sizes = self._sizes[groups]
@@ -216,7 +216,7 @@ def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_
 
 
 def worker_slots(start: int, stop: int, worker: int, workers: int) -> tuple[int, int]:
-    """Return the share of a loader process in the slots `start` to `stop - 1`.
+    """Return the share of loader process `worker` in the slots `start` to `stop - 1`, as a pair (start, stop).
 
     Shares are contiguous, and their sizes differ by at most 1.
     """

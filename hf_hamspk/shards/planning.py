@@ -21,19 +21,19 @@ from .manifest import CODECS, FORMATS, even_shard_count
 from .writing import write_atomically
 
 PROGRESS_NAME = ".progress"
-"""Name of the folder in the output with the state of an unfinished run. It is removed at the end."""
+"""Name of the folder in the output that contains the state of an unfinished run. It is removed when the run ends."""
 PLAN_NAME, TABLE_NAME = "plan.json", "plan.arrow"
 
 FILES_NAMED = 3
-"""Number of files that a message names."""
+"""Number of files that an error message names as examples."""
 
 PROBED = 48
-"""Number of utterances that are encoded to estimate the size of the corpus, usually to within ten per cent."""
+"""Number of utterances that are encoded to estimate the size of the corpus. The error is usually below 10 per cent."""
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Options for making shards. All of them are part of the fingerprint.
+    """Options for making shards. All options are part of the fingerprint of the manifest.
 
     Attributes:
         format: "parquet" or "webdataset".
@@ -41,18 +41,23 @@ class PrepareOptions:
             kept unchanged and only decoded to check them).
         sampling_rate: sampling rate of the audio in the shards, in Hz.
         layout: one of `LAYOUTS`, or None to recognise the layout.
-        speaker_level: level of the speaker's folder in the layout "folders", from 1.
-        audio_column: audio column of a CSV file or a data set. None takes "path", or the column of audio type.
-        speaker_column: speaker column of a CSV file or a data set. None takes "speaker_id", or the first usual name.
-        audio_root: folder that the paths of a CSV file are relative to. None takes the folder of the file.
+        speaker_level: level of the folder that names the speaker in the layout "folders", counted from 1.
+        audio_column: audio column of a CSV file or a data set. None selects "path" in a CSV file and the only audio
+            column of a data set.
+        speaker_column: speaker column of a CSV file or a data set. None selects "speaker_id" in a CSV file and, in a
+            data set, the first name in `archives.SPEAKER_FIELDS` that exists.
+        audio_root: folder that the paths in a CSV file are relative to. None uses the folder of the file.
         split: name of the split of a data set.
         speakers: names of the speakers to keep; None keeps all.
-        shards: number of shards. None derives it from `shard_bytes` and rounds it so that ranks get equal shares.
-        shard_bytes: desired size of a shard in bytes.
+        shards: number of shards. None derives it from `shard_bytes` with `manifest.even_shard_count`.
+        shard_bytes: target size of a shard in bytes.
         rows_per_group: number of utterances in a row group of Parquet, the smallest unit that a reader fetches.
         min_duration: shortest duration in seconds; shorter files are left out.
         licence: licence of the source, which is written into the manifest.
         seed: random seed of the order of the utterances.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     format: str = "parquet"
@@ -92,16 +97,16 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a preparation.
+    """Plan of a preparation, which assigns the utterances to shards.
 
     Attributes:
         table: one row per utterance in the order of the shards, see `listing.LISTING_SCHEMA`.
         containers: folders and archives that contain the utterances.
         shards: number of shards.
-        source: name of the source as the user gave it.
+        source: description of the source for the manifest.
         fingerprint: digest of the source and the options.
-        options: options that the user gave.
-        refused: path and reason of the files that are left out from the start.
+        options: options of the preparation, see `PrepareOptions`.
+        refused: path and reason of each file that was left out before the first shard was made.
     """
 
     table: pa.Table
@@ -113,24 +118,24 @@ class Plan:
     refused: list[tuple[str, str]]
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Return the first row of a shard and the row after its last. Shards differ by at most one row."""
+        """Return the first row of a shard and the row after its last. The sizes of shards differ by at most one row."""
         total = len(self.table)
         return shard * total // self.shards, (shard + 1) * total // self.shards
 
     def file_name(self, row: dict[str, Any]) -> str:
-        """Return the name of a row's file in reports."""
+        """Return the name to report for the file of a row."""
         return self.containers[row["container"]].file_name(row["name"])
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Listing that was put in order.
+    """Utterances of a listing, sorted and filtered, with their fingerprint.
 
     Attributes:
-        table: utterances by key, without the speakers that are not kept.
-        refused: path and reason of the files that cannot be used as utterances.
+        table: utterances of the speakers to keep, sorted by key, see `listing.LISTING_SCHEMA`.
+        refused: path and reason of each file that cannot be used.
         fingerprint: hexadecimal digest of the utterances, the streams and the options.
-        listing: listing that the survey was made from.
+        listing: original listing.
     """
 
     table: pa.Table
@@ -140,12 +145,12 @@ class Survey:
 
 
 def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = ()) -> Survey:
-    """Put a listing in order.
+    """Sort the utterances of a listing, keep the requested speakers, and compute the fingerprint.
 
     Args:
         listing: utterances that were found.
         options: options of the preparation, see `PrepareOptions`.
-        streams: identities of the sources that are copied before they can be listed.
+        streams: identities of the data sets that must be copied before their rows can be listed.
     """
     table, refused = name_utterances(listing, options.layout, options.speaker_level)
     if options.speakers is not None:
@@ -160,9 +165,9 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
     """Shuffle the utterances and choose the number of shards.
 
     Args:
-        found: all utterances.
+        found: all utterances, see `Survey`.
         options: options of the preparation, see `PrepareOptions`.
-        source: name of the source as the user gave it.
+        source: description of the source for the manifest.
         fingerprint: digest of the source and the options.
 
     Raises:
@@ -176,7 +181,9 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
     if count is None:
         count = even_shard_count(_mean_size(plan) * len(table) / options.shard_bytes, len(table))
     if count > len(table):
-        raise ValueError(f"{count} shards were asked for, but there are only {len(table)} utterances")
+        raise ValueError(
+            f"{count} shards were requested, but the source has only {len(table)} utterances; request fewer (--shards)"
+        )
     return dataclasses.replace(plan, shards=count)
 
 
@@ -189,23 +196,23 @@ def _check_survey(found: Survey, source: str) -> None:
             for suffix, count in found.listing.ignored.most_common(FILES_NAMED)
         )
         raise ValueError(
-            f"no utterance in {source}: {len(found.refused)} audio files were refused"
+            f"no utterance in {source}: {len(found.refused)} audio files cannot be used"
             f"{f' ({reasons})' if reasons else ''}; other files: {others if others else 'none'}; "
-            f"audio files end in {', '.join(AUDIO_SUFFIXES)}"
+            f"the names of audio files must end in {', '.join(AUDIO_SUFFIXES)}"
         )
     speakers = table["speaker"].unique().to_pylist()
     if len(speakers) < 2:
         raise ValueError(
-            f"{source} has the one speaker {speakers[0]!r} in {len(table)} utterances, at least 2 are needed; if this "
-            "is not a speaker, choose the speaker's folder with --speaker-level, or give a CSV file"
-            + (f". {len(found.refused)} files were refused ({reasons})" if found.refused else "")
+            f"{source} has only the speaker {speakers[0]!r} in {len(table)} utterances, but at least 2 speakers are "
+            "needed; if this is not a speaker, set the level of the speaker's folder with --speaker-level, or use a CSV "
+            "file" + (f". {len(found.refused)} files cannot be used ({reasons})" if found.refused else "")
         )
 
 
 def _mean_size(plan: Plan) -> float:
-    """Return the mean size in bytes of an utterance in a shard, estimated from a few utterances.
+    """Return the mean size in bytes of an encoded utterance, estimated from the first utterances of the plan.
 
-    If none of them can be read, it is the mean size in the source.
+    If none of them can be read, return the mean size of their files in the source.
     """
     sizes = []
     rows = plan.table.slice(0, PROBED).to_pylist()
@@ -224,7 +231,7 @@ def _mean_size(plan: Plan) -> float:
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
-    """Write a plan below the progress folder. `plan.json` is written last."""
+    """Write a plan to the progress folder. `plan.json` is written last, so if it exists, the plan is complete."""
 
     def write(path: Path) -> None:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, plan.table.schema) as writer:
@@ -244,7 +251,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: str | os.PathLike[str]) -> Plan:
-    """Read a plan. Its table stays on disk and is mapped into memory."""
+    """Read a plan from the progress folder. Its table is mapped into memory and not loaded completely."""
     facts = json.loads((Path(folder) / PLAN_NAME).read_text(encoding="utf-8"))
     with pa.memory_map(str(Path(folder) / TABLE_NAME)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -262,17 +269,17 @@ def check_unchanged(plan: Plan, found: Survey, options: PrepareOptions, output: 
     Raises:
         ValueError: the source or the options differ; the message names the differences.
     """
-    # Through JSON, which knows no tuples.
+    # JSON turns tuples into lists, so both are converted before they are compared.
     old, new = (json.loads(json.dumps(dataclasses.asdict(each))) for each in (plan.options, options))
     changed = [f"{name} was {old[name]!r} and is {new[name]!r}" for name in old if old[name] != new[name]]
-    cure = f"give the earlier source and options, choose another folder than {output}, or start over (--restart)"
+    cure = "use the same source and options as before, choose another output folder, or start over with --restart"
     if changed:
-        raise ValueError(f"{output} was begun with other options: {'; '.join(changed)}; {cure}")
+        raise ValueError(f"the preparation in {output} was started with other options: {'; '.join(changed)}; {cure}")
     if found.fingerprint != plan.fingerprint:
         added, lost, altered, names = differences(plan.table, found.table)
         raise ValueError(
-            f"the source has changed since {output} was begun: {added} utterances were added, {lost} are missing, "
-            f"{altered} are altered (such as {', '.join(names)}); {cure}"
+            f"the source has changed since the preparation in {output} was started: {added} utterances were added, "
+            f"{lost} are missing, {altered} are altered (such as {', '.join(names)}); {cure}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Keep the groups that the next batches need in memory, and fetch them ahead of time."""
+"""Keep the groups of the current batches in memory, and fetch the groups of the next batches in advance."""
 
 import copy
 import heapq
@@ -11,37 +11,37 @@ from .order import EpochOrder, Read
 from .reading import Group, ShardReader
 
 FETCHES_AT_ONCE = 4
-"""Number of concurrent requests of one process, enough to hide the delay of a distant server."""
+"""Number of concurrent requests per process, enough to hide the latency of a remote server."""
 
 READ_AHEAD_BYTES = 64 << 20
-"""Number of bytes that each process fetches in advance: some seconds of training."""
+"""Default number of bytes that each process fetches in advance, enough for some seconds of training."""
 
 GROUPS_KEPT = 4
-"""Number of groups in memory when utterances are read one by one, without a plan."""
+"""Number of groups that stay in memory if `GroupStore.plan` was not called."""
 
 BROKEN_IN_A_ROW = 8
-"""Number of successive unreadable groups after which reading stops with an error."""
+"""Number of unreadable groups in a row after which reading stops with an error."""
 
 
 class GroupStore:
-    """Store of the groups that an epoch needs. Background threads fetch the next groups.
+    """Store of the groups that an epoch needs. Background threads fetch groups in advance.
 
-    Use it as a context manager; leaving it ends the threads.
+    Use it as a context manager, which ends the threads at its exit.
 
     Args:
         reader: reader of the shards.
-        read_ahead_bytes: number of bytes to fetch in advance. The groups in present use take additional memory, which
-            depends on the order of the epoch: lanes x window x bytes of a group.
+        read_ahead_bytes: number of bytes to fetch in advance. The groups in use take additional memory: the number of
+            lanes, times the number of groups in a window, times the size of a group.
     """
 
     def __init__(self, reader: ShardReader, read_ahead_bytes: int = READ_AHEAD_BYTES):
-        # A copy has connections, footers and a stop signal of its own.
+        # The copy has separate connections, footers and stop event.
         self.reader = copy.copy(reader)
         self.read_ahead_bytes = read_ahead_bytes
         self._broken: dict[int, str] = {}
         self._broken_in_a_row = 0
         self._fetched: dict[int, Future[Group]] = {}
-        # First and last batch that need a group.
+        # First and last batch that need each group.
         self._uses: dict[int, tuple[int, int]] = {}
         self._reads: Iterator[Read] = iter(())
         self._next: Read | None = None
@@ -66,13 +66,13 @@ class GroupStore:
         self._uses.clear()
 
     def plan(self, order: EpochOrder, lanes: Iterable[int], batch: int) -> None:
-        """Set the lanes of an epoch to follow, starting at a global batch."""
+        """Set the lanes whose groups are needed from global batch `batch` on, and start fetching the groups."""
         self._reads = heapq.merge(*(order.reads(lane, batch) for lane in lanes), key=lambda read: read.first)
         self._next = next(self._reads, None)
         self.advance(batch)
 
     def advance(self, batch: int) -> None:
-        """Drop groups that only earlier batches needed, and fetch the next ones."""
+        """Drop the groups that are no longer needed from global batch `batch` on, and start fetching the next ones."""
         self._batch = batch
         for group in [group for group, (_, last) in self._uses.items() if last < batch]:
             self._drop(group)
@@ -87,11 +87,11 @@ class GroupStore:
             self._next = next(self._reads, None)
 
     def get(self, group: int) -> Group:
-        """Return a group. It is fetched now if it was not fetched in advance.
+        """Return a group, and fetch it first if it was not fetched in advance.
 
         Raises:
             InputError: the group cannot be read.
-            ConnectionError: several groups in a row cannot be read.
+            ConnectionError: `BROKEN_IN_A_ROW` groups in a row cannot be read.
         """
         if group in self._broken:
             raise InputError(self._broken[group], self.reader.name_of(group))
@@ -109,14 +109,14 @@ class GroupStore:
             if self._broken_in_a_row < BROKEN_IN_A_ROW:
                 raise
             raise ConnectionError(
-                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder}, the last: {error}. "
+                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder} (last error: {error}). "
                 "Check the network or the source, then run the same command again to resume from the last checkpoint"
             ) from error
         self._broken_in_a_row = 0
         return found
 
     def is_broken(self, group: int) -> bool:
-        """Return whether an earlier attempt to read the group failed."""
+        """Return True if an earlier attempt to read the group failed."""
         return group in self._broken
 
     def _size(self, group: int) -> int:

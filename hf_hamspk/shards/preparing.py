@@ -1,10 +1,11 @@
 """Prepare a folder of shards from a source, and resume an interrupted preparation.
 
-The order and the number of shards are chosen before the first shard is made (`planning`). Each shard therefore depends
-on the plan only, and a killed preparation resumes with the missing shards. The manifest is written last.
+The order of the utterances and the number of shards are chosen before the first shard is made (see `planning`). Each
+shard therefore depends only on this plan, and a preparation that was killed resumes with the missing shards. The
+manifest is written last.
 
-Only the table of utterances grows with the corpus: about 150 bytes per utterance, in a file that the workers map into
-memory. Apart from it, a worker keeps one row group and one decoded file.
+Only the table of utterances grows with the corpus. It takes about 150 bytes per utterance in a file that the worker
+processes map into memory. In addition, a worker process keeps one row group and one decoded file in memory.
 """
 
 import errno
@@ -55,26 +56,26 @@ def prepare(
     progress: bool = True,
     restart: bool = False,
 ) -> Manifest:
-    """Make shards of a corpus.
+    """Write a corpus as a folder of shards.
 
-    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. If the preparation is
-    interrupted, also by `kill -9`, call it again with the same arguments to resume it.
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. To resume a preparation that
+    was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
         sources: folders, zip or tar archives or their parts, CSV files, and folders or repositories of `datasets`.
-        output: folder for the shards. It is created if absent; otherwise it must be empty or come from the same call.
-        options: options of the shards, see `PrepareOptions`; None takes the defaults.
-        processes: number of worker processes; 0 does the work in this process. With 1 or more, a script must keep its
-            own work under `if __name__ == "__main__"`, as with any use of multiprocessing.
-        progress: show progress bars on stderr.
-        restart: first remove the shards of an earlier preparation in `output`.
+        output: folder for the shards. It is created if necessary. It must be empty or come from the same call.
+        options: options of the shards, see `PrepareOptions`; None uses the defaults.
+        processes: number of worker processes; 0 makes the shards in this process. With 1 or more, a script must call
+            this function under `if __name__ == "__main__"`, because each worker process imports the script.
+        progress: whether to show progress bars on stderr.
+        restart: whether to remove the shards of an earlier preparation in `output` first.
 
     Returns:
         The manifest of the shards.
 
     Raises:
-        ValueError: the source or an option cannot be used, or differs from the preparation to resume.
-        OSError: the shards cannot be written, or worker processes were ended from outside several times.
+        ValueError: a source or an option cannot be used, or differs from the preparation that is resumed.
+        OSError: the shards cannot be written, or worker processes were killed from outside several times.
         MissingDecoderError: a package for decoding is missing; install it and run the same command again.
     """
     options = PrepareOptions() if options is None else options
@@ -112,13 +113,16 @@ def prepare(
 
 @contextmanager
 def _advice_where_full(output: Path) -> Iterator[None]:
-    """Add advice to the error of a full disk."""
+    """Context manager that adds advice to the error of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        advice = "complete shards stay, so make room and run the same command again, or start over with --codec opus"
+        advice = (
+            "finished shards are kept; free some space and run the same command again, or start over with --restart "
+            "--codec opus"
+        )
         raise OSError(error.errno, f"{os.strerror(error.errno)} ({advice})", str(output)) from error
 
 
@@ -128,7 +132,7 @@ def _size(plan: Plan, index: int) -> int:
 
 
 def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: bool) -> Plan | Manifest:
-    """Return a new plan, the plan of the run to resume, or the manifest of a finished run."""
+    """Return a new plan, the plan of an interrupted run, or the manifest of a finished run."""
     folder = output / PROGRESS_NAME
     listing, streams = find_utterances(sources, options)
     found = survey(listing, options, [stream.identity for stream in streams])
@@ -136,8 +140,9 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
         manifest = load_manifest(output)
         if found.fingerprint != manifest.fingerprint:
             raise ValueError(
-                f"{output} holds shards of another source or of other options ({manifest.source}, {manifest.format}, "
-                f"{manifest.codec}, {manifest.utterances} utterances); give another folder, or replace them (--restart)"
+                f"{output} contains shards of another source or with other options ({manifest.source}, "
+                f"{manifest.format}, {manifest.codec}, {manifest.utterances} utterances); choose another folder, or "
+                "replace the shards with --restart"
             )
         return manifest
     if (folder / PLAN_NAME).is_file():
@@ -153,17 +158,17 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
 
 
 def _check_output(output: Path) -> None:
-    """Check that a folder contains no files other than those of a preparation."""
+    """Check that a folder contains nothing, or the files of an earlier preparation."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is not a folder; give a folder for the shards")
+        raise ValueError(f"{output} is not a folder; choose a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
     if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
-        raise ValueError(f"{output} contains other files ({other.name}); give an empty folder or a new one")
+        raise ValueError(f"{output} contains other files ({other.name}); choose an empty or a new folder")
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Lock a folder for one preparation. The system releases the lock when the process ends, even after a crash."""
+    """Lock a folder, so that only one preparation writes to it. The lock ends with the process, even after a crash."""
     try:
         import fcntl
     except ImportError:
@@ -173,18 +178,20 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"another preparation is writing to {folder.parent}; wait for it or end it") from error
+            raise ValueError(
+                f"another preparation is writing to {folder.parent}; wait until it ends, or stop it"
+            ) from error
         yield
 
 
 def _tidy(folder: Path) -> None:
-    """Remove unfinished files of a killed run."""
+    """Remove the unfinished files of an interrupted run."""
     for path in [*folder.glob("*.tmp"), *folder.glob("at-*")]:
         path.unlink(missing_ok=True)
 
 
 def _finish(plan: Plan, output: Path) -> Manifest:
-    """Collect the records, write the list of unreadable files, and write the manifest last."""
+    """Collect the records of the shards, write the list of unreadable files, and then write the manifest."""
     folder = output / PROGRESS_NAME
     records = [load_record(folder, index) for index in range(plan.shards)]
     shards, unreadable = [], list(plan.refused)
@@ -192,7 +199,10 @@ def _finish(plan: Plan, output: Path) -> Manifest:
     for index, record in enumerate(records):
         if record is None or not _is_there(output, record):
             record_path(folder, index).unlink(missing_ok=True)
-            raise OSError(f"shard {index} of {output} was removed while others were made; run the same command again")
+            raise OSError(
+                f"shard {index} of {output} was removed or altered while other shards were made; run the same command "
+                "again"
+            )
         shards.append(record.shard)
         unreadable += record.unreadable
         speakers.update(record.speakers)
@@ -200,8 +210,8 @@ def _finish(plan: Plan, output: Path) -> Manifest:
     if not speakers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:FILES_NAMED])
         raise ValueError(
-            f"every one of the {len(unreadable)} files was left out, so no shards were made ({reasons}). Correct the "
-            "source or the options, and give the command again with --restart"
+            f"all {len(unreadable)} files were left out, so there are no utterances ({reasons}). Correct the source or "
+            "the options, and run the command again with --restart"
         )
     manifest = Manifest(
         format=options.format,
@@ -235,7 +245,7 @@ def _remove_progress(output: Path) -> None:
 
 
 def _remove_shards(output: Path) -> None:
-    """Remove only the files of a preparation. The manifest goes first, because it marks the folder as complete."""
+    """Remove the files of a preparation and no others, first the manifest, which marks the folder as complete."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for path in output.iterdir():
         if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:

@@ -1,7 +1,8 @@
-"""Read shards group by group from any place that fsspec can read: a folder, `hf://`, `s3://`, `https://`.
+"""Read shards group by group from any location that fsspec can read: a folder, `hf://`, `s3://`, `https://`.
 
-A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request. Its place is
-known from the footer of the Parquet file or the index of the tar, which stay in memory for a number of shards.
+A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request. Its byte range
+comes from the footer of the Parquet file or the index file of the tar. The footers and indices of the most recently
+used shards stay in memory.
 """
 
 import copy
@@ -22,20 +23,20 @@ from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
 TAR_GROUP_BYTES = 4 << 20
-"""Size in bytes of a group of a tar: one second on a fast line, or about 40 utterances of 8 s in FLAC."""
+"""Approximate size in bytes of a group in a tar: about 40 utterances of 8 s in FLAC."""
 
 FOOTER_BYTES = 64 << 10
-"""Bytes that are first fetched from the end of a Parquet file. They contain the footer of about 200 row groups."""
+"""Number of bytes that are first fetched from the end of a Parquet file, enough for the footer of 200 row groups."""
 
 PARQUET_END = 8
 """Number of bytes after the footer: its length and the magic number."""
 
 LAYOUTS_KEPT = 128
-"""Number of shards whose footer or index stays in memory. For others, each group needs another small request."""
+"""Number of shards whose footer or index stays in memory. For other shards, each group needs an additional request."""
 
 
 class Group:
-    """Utterances of a group, in memory as in the shard.
+    """Utterances of one group in memory, with the recordings still encoded.
 
     Attributes:
         speakers: name of the speaker of each utterance.
@@ -49,7 +50,7 @@ class Group:
         return len(self.speakers)
 
     def audio(self, row: int) -> memoryview:
-        """Return the encoded recording as a view of the group's memory."""
+        """Return the encoded recording of an utterance as a view of the memory of the group."""
         if isinstance(self._audio, list):
             return self._audio[row]
         content = self._audio[row].as_buffer()
@@ -59,11 +60,11 @@ class Group:
 class ShardReader:
     """Reader of the groups of a folder of shards.
 
-    A reader can be copied and pickled; its connections and the footers read so far are not copied.
+    A reader can be copied and pickled. Connections, footers and indices are not copied.
 
     Args:
         folder: folder with `manifest.json`: a local path, or a URL that fsspec can read.
-        retry: attempts and pauses, see `Retry`.
+        retry: number of attempts and pauses between them, see `Retry`.
         storage_options: options of the fsspec file system, for example `{"token": ...}`.
 
     Attributes:
@@ -107,7 +108,7 @@ class ShardReader:
         self._forget_process()
 
     def fingerprint(self) -> str:
-        """Return a hexadecimal digest. Folders with the same shards in the same order have the same digest."""
+        """Return a hexadecimal digest. It is the same for folders with the same shards in the same order."""
         shards = [[shard.sha256 if shard.sha256 else shard.file, group_rows(shard)] for shard in self.manifest.shards]
         return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
 
@@ -117,10 +118,11 @@ class ShardReader:
         return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
 
     def read(self, group: int) -> Group:
-        """Fetch a group.
+        """Fetch the utterances of a group.
 
         Raises:
-            InputError: the group cannot be read after all attempts; the `name` of the error is `name_of(group)`.
+            InputError: the group cannot be read after all attempts. The `name` of the error is `name_of(group)`.
+            RangesError: the server does not support byte ranges.
         """
         number = int(self._shard_of[group])
         shard, place = self.manifest.shards[number], group - int(self._first_group[number])
@@ -154,8 +156,8 @@ class ShardReader:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         start, end = _span(metadata.row_group(place))
         source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
-        # Pages are checked if they have a checksum. Nothing is read ahead: Arrow's threads do that, and a forked loader
-        # process, which has none, might wait for them for ever.
+        # Pages that have a checksum are checked. Arrow must not read ahead, because it uses threads for that. These do not
+        # exist in a forked loader process, which could wait for them forever.
         file = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
         columns = self.manifest.columns
         speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")
@@ -176,7 +178,7 @@ class ShardReader:
         return Group(audio, speakers, names, audio.nbytes)
 
     def first_utterance_of(self, number: int) -> int:
-        """Return the number of a shard's first utterance, counted over all shards."""
+        """Return the number of the first utterance of a shard. Utterances are numbered over all shards."""
         return int(sum(shard.rows for shard in self.manifest.shards[:number]))
 
     def _fetch_footer(self, shard: Shard) -> bytes:
@@ -185,7 +187,7 @@ class ShardReader:
         tail = self.fetcher.fetch(shard.file, shard.bytes - size, shard.bytes)
         length = int.from_bytes(tail[-PARQUET_END : -PARQUET_END + 4], "little") + PARQUET_END
         if tail[-4:] != b"PAR1" or length > shard.bytes:
-            raise ValueError("it does not end as a Parquet file")
+            raise ValueError("it does not end like a Parquet file")
         return tail[-length:] if length <= size else self.fetcher.fetch(shard.file, shard.bytes - length, shard.bytes)
 
     # -- tar --------------------------------------------------------------------------------------------------------
@@ -206,11 +208,11 @@ class ShardReader:
 
     def _fetch_index(self, shard: Shard) -> dict[str, Any]:
         if shard.index is None:
-            raise ValueError("the manifest names no index for it")
+            raise ValueError("the manifest names no index file for this tar")
         columns = json.loads(self.fetcher.fetch(shard.index))
         lengths = {len(columns[name]) for name in ("key", "speaker", "offset", "size")}
         if lengths != {shard.rows}:
-            raise ValueError(f"its index has columns of {sorted(lengths)} entries, expected {shard.rows}")
+            raise ValueError(f"the columns of its index have {sorted(lengths)} entries, expected {shard.rows}")
         return columns
 
     def _layout(self, number: int, fetch: Any) -> Any:
@@ -230,7 +232,7 @@ class ShardReader:
 def group_rows(shard: Shard) -> list[int]:
     """Return the number of utterances in each group of a shard.
 
-    A tar is divided into groups of nearly equal length and about `TAR_GROUP_BYTES`.
+    The utterances of a tar are divided evenly into groups of about `TAR_GROUP_BYTES`.
     """
     if shard.index is None or shard.rows == 0:
         return list(shard.row_groups)
@@ -239,7 +241,7 @@ def group_rows(shard: Shard) -> list[int]:
 
 
 def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
-    """Return the speaker of each row as text. Numbers of a `ClassLabel` of `datasets` are replaced by their names."""
+    """Return the speaker of each row as text. The integers of a `ClassLabel` column are replaced by their names."""
     values = table.column(column).to_pylist()
     described = (table.schema.metadata if table.schema.metadata is not None else {}).get(b"huggingface")
     if values and isinstance(values[0], int) and described is not None:
@@ -250,7 +252,7 @@ def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
 
 
 def _span(row_group: Any) -> tuple[int, int]:
-    """Return the first and the end byte of a row group."""
+    """Return the offset of the first byte of a row group, and the offset after its last byte."""
     columns = [row_group.column(index) for index in range(row_group.num_columns)]
     starts = [
         column.data_page_offset
@@ -263,7 +265,7 @@ def _span(row_group: Any) -> tuple[int, int]:
 
 
 class _Range:
-    """File object that contains only one range of bytes of a file. Arrow reads no other bytes."""
+    """File object that provides only one byte range of a file, which contains all bytes that Arrow reads."""
 
     closed = False
 
@@ -304,9 +306,8 @@ class _Range:
 def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ShardReader | None:
     """Return the reader of a folder of shards, or None if the source is another kind of corpus.
 
-    A URL is always treated as a folder of shards. A local path is a folder of shards if it contains `manifest.json`, or
-    is
-    that file.
+    A URL is always treated as a folder of shards. A local path is a folder of shards if it contains `manifest.json`.
+    The path of the manifest is also accepted.
 
     Raises:
         ValueError: the URL has no manifest, or the manifest is invalid.
@@ -323,16 +324,15 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise ValueError(
-            f"there is no {text}/{MANIFEST_NAME}: to train on shards of other projects (Parquet, WebDataset), "
-            f"run `hamspk prepare --index {text} OUTPUT` and give OUTPUT as the training data"
+            f"{text}/{MANIFEST_NAME} not found. To train on shards of other projects (Parquet, WebDataset), "
+            f"run `hamspk prepare --index {text} OUTPUT` and use OUTPUT as the training data"
         ) from error
 
 
 def choose_shuffle(group_bytes: Sequence[int] | np.ndarray, lanes: int, window: int, budget: int) -> tuple[int, int]:
-    """Choose the lanes and the window of an epoch's order so that the groups in use fit into a memory budget.
+    """Choose the numbers of lanes and of groups in a window so that the groups in use fit into a memory budget.
 
-    The budget holds for all processes together. If the groups are large, first the window and then the number of lanes
-    is
+    The budget is for all processes together. If the groups are large, first the window and then the number of lanes is
     reduced.
 
     Args:

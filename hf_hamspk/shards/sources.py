@@ -27,17 +27,17 @@ from .planning import PrepareOptions
 from .streams import DataSetStream
 
 LISTING_THREADS = 8
-"""Number of folders that are listed at the same time, because a network disk spends most of the time waiting."""
+"""Number of folders that are listed at the same time. On a network disk, listing is mostly waiting."""
 
 FOLDERS_AT_ONCE = 1000
-"""Number of folders given to the threads at once. The results of all 145,000 of VoxCeleb2 would take much memory."""
+"""Number of folders or table rows that are passed to the threads at once, to limit memory (VoxCeleb2: 145,000 folders)."""
 
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-"""Names of the table that describes the files of an audio folder of `datasets`."""
+"""File names of the table that describes the recordings in an audio folder of the library `datasets`."""
 
 SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
@@ -46,12 +46,12 @@ HUB_PREFIX = "hf://datasets/"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 KNOWN_SOURCES = (
-    "a folder of audio, a zip or tar or the parts of one (..._partaa), a CSV file, Parquet files, a folder or Hub "
-    "repository of `datasets`"
+    "a folder of audio files, a zip or tar archive or its parts (..._partaa), a CSV file, Parquet files, or a folder "
+    "or Hub repository of `datasets`"
 )
 
 
-NO_FILE = "is not a regular file (a folder, a pipe or a device)"
+NO_FILE = "is not a regular file, but a folder, a pipe or a device"
 
 
 def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Listing, list[DataSetStream]]:
@@ -65,7 +65,7 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
         The listing and the streams.
 
     Raises:
-        ValueError: a source does not exist, or its kind is unknown.
+        ValueError: a source does not exist, is of an unknown kind or cannot be listed.
     """
     listing = Listing()
     archives: list[Path] = []
@@ -79,14 +79,14 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
         elif path.suffix.lower() == ".csv":
             _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
-            raise ValueError(f"{source} is not a known kind of source: give {KNOWN_SOURCES}")
+            raise ValueError(f"{source} is not a known kind of source; give {KNOWN_SOURCES}")
     for parts in archive_sets(archives):
         list_archive(listing, parts)
     return listing, streams
 
 
 def _sort_file(path: Path, options: PrepareOptions, archives: list[Path], streams: list[DataSetStream]) -> bool:
-    """Add a file to the files of its kind. Return False if its kind is unknown."""
+    """Add a file to `archives` or `streams`, depending on its kind. Return False if the kind is unknown."""
     name = path.name.lower()
     if is_part(path) or name.endswith(ARCHIVE_SUFFIXES):
         archives.append(path)
@@ -111,7 +111,7 @@ def _sort_directory(
     endings = (*ARCHIVE_SUFFIXES, *COMPRESSED_SUFFIXES)
     folders = [entry.name for entry in entries if entry.is_dir()]
     if options.split in folders and SPLIT_NAMES.issuperset(folders):
-        # An audio folder of `datasets`: the speakers of another split must not come in.
+        # This audio folder of `datasets` has one folder per split. Speakers of other splits must not be added.
         _sort_directory(root / options.split, options, listing, archives, streams)
         return
     for name in METADATA_NAMES:
@@ -123,8 +123,8 @@ def _sort_directory(
     ]
     if packed and folders:
         raise ValueError(
-            f"{root} contains archives ({packed[0].name}) and folders ({folders[0]}), perhaps with the same audio "
-            "twice; name either the archives or the folders"
+            f"{root} contains archives ({packed[0].name}) and folders ({folders[0]}), perhaps with the same "
+            "recordings; give either the archives or the folders"
         )
     for path in packed:
         _sort_file(path, options, archives, streams)
@@ -133,7 +133,7 @@ def _sort_directory(
 
 
 def _names_files(metadata: Path) -> bool:
-    """Return whether the file is the table of an audio folder. Some corpora use its name for other tables."""
+    """Return True if a table has the column `file_name`. Some corpora have other tables with the same name."""
     with open(metadata, encoding="utf-8-sig", errors="replace") as file:
         return "file_name" in file.readline()
 
@@ -147,24 +147,24 @@ def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
 
 
 def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
-    """Return the streams of an address or of a Hub repository."""
+    """Return the stream of a source that is not on this disk, or raise if it is not a Hub repository."""
     repository = source.removeprefix(HUB_PREFIX)
     if _REPOSITORY.fullmatch(repository):
         return _repository(repository, options)
     if "://" in source and source.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
         raise _remote_tars(source)
-    raise ValueError(f"there is no {source}: give {KNOWN_SOURCES}")
+    raise ValueError(f"source not found: {source}; give {KNOWN_SOURCES}")
 
 
 def _remote_tars(source: str) -> ValueError:
     return ValueError(
-        f"{source} contains tars, which are not copied from an address. Index them in place with "
-        f"`hamspk prepare --index {source} OUTPUT`, or download them and give the files"
+        f"{source} contains remote tars, which cannot be copied into shards. Index them with "
+        f"`hamspk prepare --index {source} OUTPUT`, or download them and give the local files"
     )
 
 
 def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]:
-    """Return the streams of a Hub repository pinned to its current commit."""
+    """Return the stream of a Hub repository at its current commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -172,12 +172,13 @@ def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]
         found = HfApi().dataset_info(repository)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
-            f"there is no {repository} on this disk, and as a data set of the Hub it cannot be reached ({error})"
+            f"{repository} does not exist on this disk and cannot be reached as a data set on the Hub ({error}); check "
+            "the name and the connection"
         ) from error
     files = [] if found.siblings is None else sorted(sibling.rfilename for sibling in found.siblings)
     tars = [file for file in files if file.lower().endswith((".tar", *COMPRESSED_SUFFIXES))]
     if tars and not any(file.endswith(".parquet") for file in files):
-        # `datasets` would decode their audio, for which it needs torchcodec and FFmpeg.
+        # `datasets` would decode the audio in the tars, which requires torchcodec and FFmpeg.
         raise _remote_tars(HUB_PREFIX + repository)
     return [
         DataSetStream(repository, options.split, options.audio_column, options.speaker_column, revision=str(found.sha))
@@ -185,7 +186,7 @@ def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]
 
 
 def list_folder(listing: Listing, root: Path) -> None:
-    """List every audio file below a folder. Links are followed, and each folder is read once."""
+    """Add every audio file in a folder and its subfolders. Links are followed, and each folder is read once."""
     container = listing.add_container("folder", [root])
     seen = {_identity(os.stat(root))}
     waiting = [""]
@@ -204,9 +205,10 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
-    """Return the entries of a folder, sorted: name, whether it is a folder, its stat and the reason of a failure.
+    """Return the entries of a folder, sorted by name.
 
-    The stat is None if it failed.
+    An entry consists of its path, whether it is a folder, its stat result and the reason of a failure. If the entry
+    cannot be opened, the stat result is None; otherwise the reason is empty.
     """
     entries = []
     try:
@@ -220,22 +222,22 @@ def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | 
                 except OSError as error:
                     entries.append((name, False, None, f"cannot be opened ({error.strerror}); is it a broken link?"))
     except OSError as error:
-        return [(folder, False, None, f"the folder cannot be listed ({error.strerror})")]
+        return [(folder, False, None, f"the folder cannot be listed ({error.strerror}); check its permissions")]
     return sorted(entries, key=lambda entry: entry[0])
 
 
 def _sort_out(listing: Listing, container: int, entries: list, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Add the files to the listing, and yield the folders."""
+    """Add the audio files of a folder to the listing, and yield its subfolders."""
     for name, is_folder, stat, reason in entries:
         if stat is None:
             listing.refuse(container, name, reason)
         elif is_folder and _identity(stat) in seen:
-            listing.refuse(container, name, "links to a folder that is listed already")
+            listing.refuse(container, name, "links to a folder that is already listed")
         elif is_folder:
             seen.add(_identity(stat))
             yield name
         elif not _is_text(name):
-            listing.refuse(container, repr(name), "its name is not UTF-8; rename it")
+            listing.refuse(container, repr(name), "its name is not valid UTF-8; rename it")
         elif listing.is_audio(name):
             if S_ISREG(stat.st_mode):
                 listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns))
@@ -252,10 +254,12 @@ def _is_text(name: str) -> bool:
 
 
 def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
-    """List the audio files of a zip or tar, which may be split into several files.
+    """Add the audio files of a zip or tar, which may be split into several files.
+
+    If a tar is damaged, the files before the damaged place are added.
 
     Raises:
-        ValueError: the file is neither a zip nor a tar, or it cannot be read from its start.
+        ValueError: the archive is neither a zip nor a tar, or it is a damaged zip.
     """
     with open_parts(paths) as file:
         magic = file.read(262)
@@ -272,7 +276,9 @@ def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
         except ArchiveError as error:
             if zipped:
                 raise ValueError(f"{listing.containers[container].name}: {error}") from error
-            listing.refused.append((listing.containers[container].name, f"{error}; the members before it are used"))
+            listing.refused.append(
+                (listing.containers[container].name, f"{error}; only the members before this place are used")
+            )
 
 
 def _list_plain(listing: Listing, container: int, members: Iterator[Member | Refused]) -> None:
@@ -284,9 +290,9 @@ def _list_plain(listing: Listing, container: int, members: Iterator[Member | Ref
 
 
 def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
-    """List the utterances of a tar.
+    """Add the utterances of a tar.
 
-    In a WebDataset tar, the members with one key are neighbours, and one of them names the speaker.
+    In a WebDataset tar, the members with the same key follow one another, and one of them contains the speaker.
     """
     for member, speaker in group_samples(file, lambda bad: listing.refuse(container, bad.name, bad.reason)):
         if listing.is_audio(member.name):
@@ -294,17 +300,17 @@ def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
 
 
 def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:
-    """List the files that a CSV or JSONL file names. Files that do not exist are listed as refused.
+    """Add the audio files named in a CSV or JSONL file. Files that do not exist are added to `listing.refused`.
 
     Args:
         listing: listing that receives the utterances.
-        source: CSV file in UTF-8 with a header, or a `.jsonl` file with one object per line.
-        root: folder that the paths are relative to.
+        source: CSV file in UTF-8 with a header, or a `.jsonl` file with one JSON object per line.
+        root: folder that the paths in the table are relative to.
         audio_column: column with the paths.
         speaker_column: column with the speakers.
 
     Raises:
-        ValueError: the file is not a CSV or JSONL file in UTF-8, or a column or cell is missing.
+        ValueError: the file is not a CSV or JSONL file in UTF-8, or a column is missing.
     """
     container = listing.add_container("folder", [root])
     with open(source, encoding="utf-8-sig", newline="") as file:
@@ -313,8 +319,8 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
             for name, option in ((audio_column, "--audio-column"), (speaker_column, "--speaker-column")):
                 if name not in columns:
                     raise ValueError(
-                        f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}; name the right one "
-                        f"with {option}"
+                        f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}; select the right "
+                        f"column with {option}"
                     )
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
                 for rows in _blocks(reader):
@@ -323,7 +329,9 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
                         speaker = row.get(speaker_column)
                         _add_row(listing, container, row.get(audio_column), speaker, stat)
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
-            raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); save it as one") from error
+            raise ValueError(
+                f"{source} is not a CSV or JSONL file in UTF-8 ({error}); save it in this format"
+            ) from error
 
 
 def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:
@@ -355,7 +363,11 @@ def _stat(root: Path, name: Any) -> os.stat_result | None:
 
 def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os.stat_result | None) -> None:
     if not isinstance(name, str) or not name or speaker in (None, ""):
-        listing.refuse(container, str(name), f"its line in the table is incomplete: the speaker is {speaker!r}")
+        listing.refuse(
+            container,
+            str(name),
+            f"its row in the table is incomplete: expected a path and a speaker, got {name!r} and {speaker!r}",
+        )
     elif stat is not None and not S_ISREG(stat.st_mode):
         listing.refuse(container, name, NO_FILE)
     elif stat is None:
@@ -367,14 +379,14 @@ def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os
 
 
 def _inner_key(name: str) -> str:
-    """Return a key without the steps that lead out of a folder."""
+    """Return the key of a path after removing `.`, `..` and a leading slash."""
     return sample_key("/".join(part for part in name.split("/") if part not in ("", ".", "..")))[0]
 
 
 def archive_sets(paths: Sequence[Path]) -> list[list[Path]]:
-    """Group archives into sets, each with all its parts.
+    """Return the list of files of each archive: all parts of a split archive, or the archive alone.
 
-    Parts that were named one by one (a shell expands wildcards that way) form one set.
+    A split archive occurs only once, even if several of its parts are given, for example by a wildcard.
     """
     sets: dict[Path, list[Path]] = {}
     for path in paths:

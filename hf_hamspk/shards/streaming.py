@@ -1,8 +1,9 @@
-"""Train on shards with the same crops as from files, with only a few groups in memory at any time.
+"""Stream training crops from shards, with only a few groups of utterances in memory at any time.
 
-Every rank does the same number of steps. An epoch covers the complete corpus, less fewer samples than one global
-batch. The samples of a global batch depend only on seed, epoch and shards. They do not depend on the number of ranks,
-loader processes and accumulation steps, or on the step at which a run was interrupted.
+A group is a row group of a Parquet file or a run of members of a tar. Crops are drawn in the same way as from audio
+files. Every rank does the same number of steps. An epoch covers the corpus except for a remainder that is smaller than
+one global batch. The samples of a global batch depend only on the seed, the epoch and the shards. They do not depend on
+the numbers of ranks, loader processes and accumulation steps, or on the step at which a run was interrupted.
 """
 
 import copy
@@ -22,29 +23,29 @@ from .prefetching import READ_AHEAD_BYTES, GroupStore
 from .reading import ShardReader, choose_shuffle
 
 SHUFFLE_BYTES = 256 << 20
-"""Bytes of audio that the shuffling of an epoch keeps in memory, over all processes of a run together."""
+"""Memory budget in bytes for the groups that are shuffled together, for all processes of a run in total."""
 
 
 def shuffle_of(reader: ShardReader) -> tuple[int, int]:
-    """Return the lanes and the window for shuffling these shards (see `EpochOrder`).
+    """Return the number of lanes and the number of groups in a window for shuffling these shards (see `EpochOrder`).
 
-    They depend on the manifest only.
+    Both depend only on the manifest.
     """
     return choose_shuffle(reader.group_bytes, LANES, WINDOW, SHUFFLE_BYTES)
 
 
 class ShardUtterances:
-    """Utterances of a folder of shards in the order of the manifest, as a source for `SpeakerCrops`.
+    """Source of utterances for `SpeakerCrops` that reads a folder of shards.
 
-    Babble is drawn from the group of the utterance, which is in memory already. An utterance that cannot be read is
-    replaced by the next one of its group. A group that cannot be read is replaced by the groups that follow it in the
-    epoch.
+    Utterances are numbered in the order of the manifest. Babble noise is made from utterances of the same group,
+    because they are already in memory. An utterance that cannot be read is replaced by the next one in its group. If a
+    group cannot be read, its utterances are replaced by utterances of the groups that follow it in the epoch.
 
     Args:
         reader: reader of the shards.
         sampling_rate: sampling rate in Hz of the decoded crops.
-        store: store of the groups in memory. None makes one that keeps a few groups.
-        order: order of the epoch that is read. None takes the order of the manifest.
+        store: store of the groups in memory. None creates a store that keeps a few groups.
+        order: order of the groups in the epoch. None uses the order of the manifest.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class ShardUtterances:
             raise InputError(error.reason, f"{found.names[row]} ({self.reader.name_of(group)})") from error
 
     def failed(self) -> list[str]:
-        # The reasons travel with the samples of loader processes.
+        # Loader processes send the reasons together with the samples.
         return []
 
     def fingerprint(self) -> str:
-        # Besides the seed, the order of an epoch depends on these.
+        # Besides the seed, the order of an epoch depends on the shards, the lanes and the window.
         lanes, window = shuffle_of(self.reader)
         return f"{self.reader.fingerprint()} in {lanes} lanes of {window} groups"
 
@@ -120,21 +121,21 @@ class ShardUtterances:
 
 
 class StreamedCrops(IterableDataset[dict[str, Any]]):
-    """Micro-batches of one rank in one epoch, divided among the loader processes.
+    """Iterable data set of the micro-batches of one rank in one epoch, divided among the loader processes.
 
-    Each process yields its share of every micro-batch: a dictionary from `collate`, with `failures` added if there are
-    new
-    ones. The shares of a `DataLoader(..., batch_size=None)` come in turn, and `StreamedBatches` joins them.
+    Each loader process yields its share of every micro-batch. A share is a dictionary from `collate`. The key
+    `failures` is added if more utterances could not be read. `DataLoader(..., batch_size=None)` returns the shares of its
+    processes in turn, and `StreamedBatches` joins them to micro-batches.
 
     Args:
-        crops: crops of `ShardUtterances`.
+        crops: crops drawn from `ShardUtterances`.
         batch_size: number of samples in a global batch, over all ranks and accumulation steps.
         epoch: number of the epoch, at least 0.
-        first_batch: number of global batches of this epoch to skip.
+        first_batch: number of global batches to skip at the start of the epoch.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
         accumulation_steps: number of micro-batches in a global batch on each rank.
-        read_ahead_bytes: number of bytes that each process fetches in advance.
+        read_ahead_bytes: number of bytes that each loader process fetches in advance.
 
     Raises:
         ValueError: an argument is out of range.
@@ -152,7 +153,10 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
         read_ahead_bytes: int = READ_AHEAD_BYTES,
     ):
         if not isinstance(crops.utterances, ShardUtterances):
-            raise ValueError("crops must be of shards; pass SpeakerCrops(ShardUtterances(reader), ...)")
+            raise ValueError(
+                f"crops must be drawn from shards, got crops of {type(crops.utterances).__name__}; pass "
+                "SpeakerCrops(ShardUtterances(reader), ...)"
+            )
         self.crops, self.reader = crops, crops.utterances.reader
         self.lanes, self.window = shuffle_of(self.reader)
         self.epoch, self.first_batch = epoch, first_batch
@@ -169,8 +173,8 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
         self.read_ahead_bytes = read_ahead_bytes
         if not 0 <= first_batch <= self.order.batches:
             raise ValueError(
-                f"first_batch must be from 0 to {self.order.batches}, the global batches of an epoch, got "
-                f"{first_batch}; the shards or the batch size may differ from those of the run to be resumed"
+                f"first_batch must be from 0 to {self.order.batches}, the number of global batches in an epoch, got "
+                f"{first_batch}; use the same shards and batch size as the run that is resumed"
             )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -202,21 +206,21 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
 
 
 class StreamedBatches:
-    """Micro-batches of one rank for a training loop, epoch after epoch.
+    """Iterable of the micro-batches of one rank for a training loop.
 
-    Each iteration runs from the present place to the end of the epoch and then moves to the start of the next one. The
-    place is `epoch` and `batch` (number of global batches done). Set both to resume a run with the same shards, seed
-    and
-    batch size; the number of ranks and processes may differ.
+    Each iteration runs from the current position to the end of the epoch, and then moves the position to the start of
+    the next epoch. The position consists of the attributes `epoch` and `batch`, the number of finished global batches
+    of the epoch. To resume a run, set both, and use the same shards, seed and batch size. The numbers of ranks and
+    loader processes may differ.
 
     Args:
-        crops: crops of `ShardUtterances`.
+        crops: crops drawn from `ShardUtterances`.
         batch_size: number of samples in a global batch, over all ranks and accumulation steps.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
         accumulation_steps: number of micro-batches in a global batch on each rank.
         num_workers: number of loader processes.
-        pin_memory: copy the batches to pinned memory, from which a GPU reads faster.
+        pin_memory: whether to copy the batches to pinned memory, which speeds up the transfer to a GPU.
     """
 
     def __init__(
@@ -253,14 +257,14 @@ class StreamedBatches:
 
     @property
     def remainder(self) -> int:
-        """Return the number of samples that an epoch leaves out, fewer than a global batch.
+        """Return the number of samples that each epoch leaves out, which is smaller than the batch size.
 
-        The samples differ from epoch to epoch.
+        Each epoch leaves out different samples.
         """
         return len(self.crops) % self.batch_size
 
     def __len__(self) -> int:
-        """Return the number of micro-batches of a complete epoch on this rank."""
+        """Return the number of micro-batches of this rank in a complete epoch."""
         return self.batches_per_epoch * self.accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -269,7 +273,7 @@ class StreamedBatches:
             stream,
             batch_size=None,
             num_workers=self.num_workers,
-            # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
+            # Without this generator, the loader would draw its seed from the generator of masking and dropout.
             generator=torch.Generator(),
         )
         shares = max(1, self.num_workers)
@@ -294,9 +298,10 @@ class StreamedBatches:
 
 
 class NoiseShards:
-    """Recordings of a folder of shards as an `hf_hamspk.data.augmentation.NoiseSource`; each is equally likely.
+    """Noise source that draws recordings from a folder of shards, each with the same probability.
 
-    A draw reads the group of its recording, unless the group is in memory. Small groups make it fast
+    It implements `hf_hamspk.data.augmentation.NoiseSource`. Each draw fetches the complete group of a recording, unless
+    the group is already in memory. Draws are therefore faster if the groups are small
     (`hamspk prepare --rows-per-group 4`).
 
     Args:

@@ -1,9 +1,9 @@
-"""Copy data sets of `datasets`, which can only be read in order, so that their rows can be shuffled.
+"""Copy data sets of the library `datasets` to disk, so that their rows can be shuffled.
 
-Mixing the speakers over all shards needs random access to every file. The encoded files are therefore copied, one after
-the other, into segments in the progress folder. The segments need as much disk space as the source and are removed at
-the end. Each segment is complete or absent, and stores the state of the stream after it, so an interrupted copy can be
-resumed.
+A data set is streamed row by row, but mixing the speakers over all shards needs random access to every recording. The
+encoded recordings are therefore copied into segment files in the progress folder. The segments need as much disk space
+as the source and are removed when the preparation ends. A segment file is either complete or absent. The state of the
+stream at the end of each segment is stored with it, so that an interrupted copy can be resumed.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ from .listing import Listing
 from .writing import publish, write_atomically
 
 SEGMENT_BYTES = 512 * 2**20
-"""Size in bytes at which a segment ends. After a kill, at most this much is copied again."""
+"""Size in bytes at which a segment ends. If the copy is interrupted, at most one segment is copied again."""
 
 SEGMENT_ITEMS = 20_000
-"""Number of files at which a segment ends, because their names are kept in memory."""
+"""Number of rows at which a segment ends. This limits the memory for their names."""
 
 SPOOL_NAME = "spool.json"
 
 
 class Item(NamedTuple):
-    """One row of a data set.
+    """Row of a data set with its encoded recording.
 
     Attributes:
         key: key of the utterance.
-        speaker: name of the speaker; None if the row names none.
+        speaker: name of the speaker; None if the row has no speaker.
         name: name of the file.
         content: bytes of the file; None if it cannot be used.
-        reason: reason why the file cannot be used; None if it can.
+        reason: reason why the file cannot be used; empty if it can.
     """
 
     key: str
@@ -54,15 +54,15 @@ class Item(NamedTuple):
 
 
 class DataSetStream:
-    """Stream of a data set of `datasets` with columns of audio and speakers.
+    """Stream of the rows of a data set that has an audio column and a speaker column.
 
     Args:
-        path: Hub repository or folder, as for `datasets.load_dataset`; one Parquet file; or a folder that
-            `save_to_disk` wrote.
+        path: Hub repository or folder that `datasets.load_dataset` can load, Parquet file, or folder written by
+            `save_to_disk`.
         split: name of the split.
-        audio_column: name of the audio column. None takes the only column that contains audio.
-        speaker_column: name of the speaker column. None takes the first name of `SPEAKER_FIELDS` that exists.
-        revision: revision of a Hub repository.
+        audio_column: name of the audio column. None selects the only column that contains audio.
+        speaker_column: name of the speaker column. None selects the first name in `SPEAKER_FIELDS` that exists.
+        revision: commit of a Hub repository; None for a local data set.
     """
 
     def __init__(
@@ -85,10 +85,11 @@ class DataSetStream:
             self.identity = f"{path}@{revision}"
 
     def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """Yield the rows after a state, each with a function that returns the state after that row.
+        """Yield each row together with a function that returns the state of the stream after this row.
 
-        The state combines the state of the data set with the number of rows read. It can be stored as JSON. None is the
-        start.
+        Args:
+            state: state after which to continue reading, as returned by such a function; None reads from the start. A
+                state contains the number of rows read and the state of the data set, and can be stored as JSON.
         """
         data = self._load()
         audio, speaker = self._columns(data)
@@ -119,15 +120,16 @@ class DataSetStream:
         audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _holds_audio(data, c)]
         speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
         if len(audio) != 1 or audio[0] not in columns:
+            expected = "exactly one audio column" if self.audio_column is None else f"the column {self.audio_column!r}"
             raise ValueError(
-                f"{self.name} has the columns {', '.join(columns)}, and {len(audio)} of them contain audio, "
-                "expected 1; name the right one with --audio-column"
+                f"{self.name}: expected {expected} among the columns {', '.join(columns)}; select the audio column "
+                "with --audio-column"
             )
         if not speaker:
             raise ValueError(
-                f"{self.name} has the columns {', '.join(columns)}, and none is "
-                f"{self.speaker_column if self.speaker_column else ' or '.join(SPEAKER_FIELDS)}; name the right one "
-                "with --speaker-column"
+                f"{self.name}: expected a speaker column named "
+                f"{self.speaker_column if self.speaker_column else ' or '.join(SPEAKER_FIELDS)} among the columns "
+                f"{', '.join(columns)}; select the speaker column with --speaker-column"
             )
         return audio[0], speaker[0]
 
@@ -137,31 +139,31 @@ class DataSetStream:
         audio = row[column]
         content, path = (audio, "") if isinstance(audio, bytes) else (audio["bytes"], audio["path"])
         name = f"{key}{PurePosixPath('' if path is None else path).suffix}"
-        reason = f"row {number} names no speaker" if speaker is None else unsafe_name(key)
+        reason = f"row {number} has no speaker" if speaker is None else unsafe_name(key)
         if content is None and path is not None and os.path.isfile(path):
             size = os.path.getsize(path)
             content = Path(path).read_bytes() if size <= MAX_MEMBER else bytes(0)
-            reason = f"has {size} bytes, more than the {MAX_MEMBER} of one file" if size > MAX_MEMBER else reason
+            reason = f"has {size} bytes, more than the limit of {MAX_MEMBER}" if size > MAX_MEMBER else reason
         if content is None:
-            reason = f"row {number} contains no audio, and the file {path} does not exist"
+            reason = f"row {number} contains neither audio nor the path of an existing file (its path is {path!r})"
         if reason is not None:
             return Item(key, speaker, f"{self.name}::{name}", None, reason)
         return Item(key, speaker, name, content)
 
 
 def _streaming(data: Any) -> datasets.IterableDataset:
-    """Return `data` unchanged if it is one streamed split.
+    """Return `data` if it is a single split in streaming mode.
 
     Raises:
         ValueError: `data` is anything else, such as a dictionary of several splits.
     """
     if not isinstance(data, datasets.IterableDataset):
-        raise ValueError(f"expected one split of a data set, got {type(data).__name__}; name the split with --split")
+        raise ValueError(f"expected one split of a data set, got {type(data).__name__}; select a split with --split")
     return data
 
 
 def _holds_audio(data: datasets.IterableDataset, column: str) -> bool:
-    """Return whether a column is of type `Audio`, or a structure of bytes and path as in Parquet files."""
+    """Return True if a column has the type `Audio` or is a structure with the fields `bytes` and `path`."""
     kind = None if data.features is None else data.features.get(column)
     return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
@@ -175,24 +177,24 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
 def copy_streams(
     streams: Sequence[DataSetStream], listing: Listing, folder: Path, fingerprint: str, progress: bool
 ) -> None:
-    """Copy the rows that are not copied yet, and add all rows to the listing.
+    """Copy the rows that an earlier run has not copied yet, and add the rows of all data sets to the listing.
 
     Args:
         streams: data sets to copy, in order.
         listing: listing that receives the utterances.
         folder: folder of the segments.
-        fingerprint: digest of the sources and options. Segments with another fingerprint are refused.
-        progress: show a bar on stderr.
+        fingerprint: digest of the sources and the options.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: the folder contains segments of another source.
+        ValueError: the folder contains segments of another source or of other options.
         OSError: the source cannot be reached, or the disk is full.
     """
     note = folder / SPOOL_NAME
     if note.is_file() and json.loads(note.read_text())["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{folder.parent} was begun with another source or other options; give the same again, or another folder, "
-            "or start over (--restart)"
+            f"the preparation in {folder.parent} was started with another source or other options; use the same ones, "
+            "choose another output folder, or start over with --restart"
         )
     write_atomically(note, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
     with tqdm(desc="copying", unit="utt", disable=not progress) as bar:
@@ -206,7 +208,7 @@ def copy_streams(
 
 
 def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the segments of a stream: first the segments on the disk, then new ones as they are written."""
+    """Yield the path and the description of each segment of a stream. Segments that are not on disk yet are written."""
     items = None
     state = None
     for index in count():
@@ -226,7 +228,11 @@ def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tupl
 
 
 def _write_segment(items: Iterator[tuple[Item, Any]], path: Path) -> dict[str, Any]:
-    """Copy files until the segment is full or the stream ends."""
+    """Copy rows to a segment file until it is full or the stream ends.
+
+    Returns:
+        Description of the segment: copied and refused rows, state of the stream, and whether the stream has ended.
+    """
     temporary = path.with_suffix(".tmp")
     rows, refused = [], []
     offset = 0

@@ -1,4 +1,4 @@
-"""Check that all files, rows and samples of a folder of shards agree with its manifest."""
+"""Check that the files, rows and samples of a folder of shards agree with its manifest."""
 
 import hashlib
 import json
@@ -31,10 +31,10 @@ from .manifest import (
 from .writing import hash_file
 
 DURATION_TOLERANCE = 1e-6
-"""Tolerance in seconds for a duration, which is samples divided by rate as a 64-bit float."""
+"""Largest accepted difference in seconds between a declared and a measured duration."""
 
 NAMED_PROBLEMS = 20
-"""Number of faults of one shard that are named; further faults are only counted."""
+"""Number of faults of one shard that are described; further faults are only counted."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ShardFindings:
 
     Attributes:
         problems: one sentence per fault; empty if the shard is correct.
-        keys: hash of each key, `(rows,)` uint64.
+        keys: 64-bit hash of each key, `(rows,)` uint64.
         speakers: number of utterances of each speaker.
     """
 
@@ -53,12 +53,12 @@ class ShardFindings:
 
 
 def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> list[str]:
-    """Check a folder of shards by reading it completely: hashes, counts, keys, speakers and every sample.
+    """Read a folder of shards completely, and check its hashes, counts, keys, speakers and samples.
 
     Args:
         folder: folder that `prepare` wrote.
-        processes: number of worker processes; 0 does the work in this process.
-        progress: show a bar on stderr.
+        processes: number of worker processes; 0 checks the shards in this process.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         One sentence per fault; empty if the folder is correct.
@@ -73,7 +73,7 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
         for shard, findings in zip(manifest.shards, _all_findings(folder, manifest, processes), strict=True):
             hidden = len(findings.problems) - NAMED_PROBLEMS
             problems += [f"{shard.file}: {problem}" for problem in findings.problems[:NAMED_PROBLEMS]]
-            problems += [f"{shard.file}: and {hidden} more"] if hidden > 0 else []
+            problems += [f"{shard.file}: {hidden} further faults"] if hidden > 0 else []
             keys.append(findings.keys)
             speakers.update(findings.speakers)
             bar.update(shard.rows)
@@ -85,7 +85,7 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
         wrong = sorted(name for name in speakers.keys() | listed.keys() if speakers[name] != listed.get(name, 0))
         problems.append(
             f"{len(wrong)} speakers have a different number of utterances than {MANIFEST_NAME} declares, "
-            f"first {wrong[0]}"
+            f"the first is {wrong[0]}"
         )
     return problems + _leftover_problems(Path(folder), manifest)
 
@@ -117,18 +117,20 @@ def _leftover_problems(folder: Path, manifest: Manifest) -> list[str]:
         problems.append(f"{UNREADABLE_NAME} cannot be read ({error})")
     else:
         if listed != manifest.unreadable:
-            problems.append(f"{UNREADABLE_NAME} lists {listed} files, {MANIFEST_NAME} counts {manifest.unreadable}")
+            problems.append(
+                f"{UNREADABLE_NAME} lists {listed} files, but {MANIFEST_NAME} declares {manifest.unreadable}"
+            )
     known = {shard.file for shard in manifest.shards} | {shard.index for shard in manifest.shards}
     foreign = sorted(path.name for path in folder.glob("shard-*") if path.name not in known)
-    return problems + [f"{name} is not in {MANIFEST_NAME}" for name in foreign]
+    return problems + [f"{name} is not listed in {MANIFEST_NAME}" for name in foreign]
 
 
 def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFindings:
-    """Check one shard by reading it completely.
+    """Read one shard completely and check it against the manifest.
 
     Args:
         folder: folder of the shards.
-        manifest: manifest of the folder. None reads it, which is faster than sending it to a process.
+        manifest: manifest of the folder. None reads it from disk, which is faster than sending it to a process.
         index: number of the shard.
     """
     manifest = load_manifest(folder) if manifest is None else manifest
@@ -163,7 +165,7 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
 
 
 def hash_key(key: str) -> int:
-    """Return a 64-bit hash of a key. Among ten million keys, two are equal with a probability of three in a million."""
+    """Return a 64-bit hash of a key. Two of ten million keys have the same hash with a probability of 3e-6."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
@@ -174,18 +176,18 @@ def _row_problems(row: dict[str, Any], sampling_rate: int | None) -> Iterator[st
         yield str(error)
         return
     if sampling_rate is not None and sound.sampling_rate != sampling_rate:
-        yield f"{row['key']}: has {sound.sampling_rate} samples per second, not {sampling_rate}"
+        yield f"{row['key']}: has a sampling rate of {sound.sampling_rate} Hz, expected {sampling_rate} Hz"
     if len(sound.waveform) != row["samples"]:
-        yield f"{row['key']}: has {len(sound.waveform)} samples, not {row['samples']}"
+        yield f"{row['key']}: has {len(sound.waveform)} samples, expected {row['samples']}"
     if abs(sound.duration - row["duration"]) > DURATION_TOLERANCE:
-        yield f"{row['key']}: lasts {sound.duration:.6f} s, not {row['duration']:.6f}"
+        yield f"{row['key']}: lasts {sound.duration:.6f} s, expected {row['duration']:.6f} s"
 
 
 def _parquet_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         if groups != shard.row_groups:
-            problems.append(f"has row groups of {groups[:8]}..., not {shard.row_groups[:8]}...")
+            problems.append(f"has row groups of {groups[:8]}... utterances, expected {shard.row_groups[:8]}...")
         for number in range(len(groups)):
             for row in file.read_row_group(number).to_pylist():
                 yield row | {"content": row["audio"]["bytes"]}
@@ -208,14 +210,15 @@ def _tar_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[st
             audio = waiting.pop(key)
             if places.get(key) != (audio.offset, audio.size):
                 problems.append(
-                    f"{key}: the index declares the place {places.get(key)}, but it is at {(audio.offset, audio.size)}"
+                    f"{key}: the index declares (offset, size) {places.get(key)}, but the tar has "
+                    f"{(audio.offset, audio.size)}"
                 )
             yield facts | {"key": key, "content": read_forwards(file, audio)}
-    problems += [f"{key}: its .json is missing" for key in waiting]
+    problems += [f"{key}: its .json member is missing" for key in waiting]
 
 
 def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list]:
-    """Return the index beside a tar. If it cannot be used, add a problem and return empty columns."""
+    """Return the index of a tar. If it cannot be used, add the reason to `problems` and return empty columns."""
     file = path.with_name(str(shard.index))
     try:
         content = file.read_bytes()

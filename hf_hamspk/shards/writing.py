@@ -16,15 +16,15 @@ from .encoding import Encoded
 from .manifest import MANIFEST_SCHEMA, TAR_INDEX, Shard, index_name
 
 MAX_GROUP_BYTES = 64 * 2**20
-"""Size in bytes at which a row group ends, even if it has few utterances, because it is kept in memory completely."""
+"""Number of bytes of audio at which a row group ends, even if it has few utterances. It limits the memory of a writer."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` create a file beside `path`, flush it to disk, and rename it to `path`.
+    """Write a file under a temporary name in the folder of `path`, flush it to disk and rename it to `path`.
 
     Args:
         path: final path of the file; an existing file is replaced.
-        write: function that writes the file. It is called with the temporary path.
+        write: function that writes the file; it is called with the temporary path.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write(temporary)
@@ -32,14 +32,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush a file to disk and rename it to `path`. After a crash, it is complete or absent."""
+    """Flush a file to disk and rename it to `path`. Even after a crash, `path` is never a partly written file."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except OSError:
-        return  # Windows opens no folders.
+        return  # Windows cannot open folders.
     try:
         os.fsync(folder)
     finally:
@@ -47,7 +47,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 hash of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -60,12 +60,12 @@ class ShardWriter(Protocol):
         ...
 
     def finish(self) -> Shard:
-        """Close the shard and give it its final name."""
+        """Close the shard, rename the file to its final name and return its manifest entry."""
         ...
 
 
 def audio_schema(sampling_rate: int | None) -> pa.Schema:
-    """Return the schema of a Parquet shard. Its metadata let `datasets` read the column `audio` as `Audio`."""
+    """Return the schema of a Parquet shard. Its metadata makes `datasets` read the column `audio` as `Audio`."""
     features = {
         "audio": {"_type": "Audio"} if sampling_rate is None else {"sampling_rate": sampling_rate, "_type": "Audio"},
         "speaker": {"dtype": "string", "_type": "Value"},
@@ -91,14 +91,14 @@ class ParquetShard:
     Args:
         path: path of the shard.
         temporary: path to write to before the shard is complete.
-        sampling_rate: sampling rate of the audio in Hz; None if files differ.
+        sampling_rate: sampling rate of the audio in Hz; None if the files can differ.
         rows_per_group: number of utterances in a row group.
     """
 
     def __init__(self, path: Path, temporary: Path, sampling_rate: int | None, rows_per_group: int):
         self.path, self.temporary, self.rows_per_group = path, temporary, rows_per_group
         self.schema = audio_schema(sampling_rate)
-        # Audio is compressed already, and statistics of it would copy whole files into the footer.
+        # The audio is already compressed, and column statistics would copy complete files into the footer.
         small = ["speaker", "key", "duration", "samples"]
         settings: dict[str, Any] = {
             "compression": {"audio.bytes": "NONE", "audio.path": "NONE"} | dict.fromkeys(small, "SNAPPY"),
@@ -129,7 +129,7 @@ class ParquetShard:
             self._rows, self._bytes = [], 0
 
     def finish(self) -> Shard:
-        """Close the shard and give it its final name."""
+        """Close the shard, rename the file to its final name and return its manifest entry."""
         self._flush()
         self._writer.close()
         shard = Shard(
@@ -145,7 +145,7 @@ class ParquetShard:
 
 
 class TarShard:
-    """Writer of a WebDataset tar and its index.
+    """Writer of a WebDataset tar and its index file.
 
     Args:
         path: path of the shard.
@@ -161,7 +161,7 @@ class TarShard:
     def add(self, key: str, speaker: str, encoded: Encoded) -> None:
         """Add the next utterance."""
         self._member(f"{key}{encoded.suffix}", encoded.content)
-        # Data are padded to whole blocks.
+        # A tar pads the data of each member to complete blocks.
         padded = -(-len(encoded.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         offset = self._file.tell() - padded
         facts = {"speaker": speaker, "duration": encoded.duration, "samples": encoded.samples}
@@ -171,14 +171,14 @@ class TarShard:
             self._index[name].append(value)
 
     def _member(self, name: str, content: bytes) -> None:
-        # TarInfo's time, owner and mode are constants: the same utterances give the same bytes.
+        # TarInfo sets the time, owner and mode to constants, so the same utterances always give the same bytes.
         info = tarfile.TarInfo(name)
         info.size = len(content)
         self._tar.addfile(info, io.BytesIO(content))
         self._tar.members = []  # type: ignore[attr-defined]
 
     def finish(self) -> Shard:
-        """Close the shard and give it and its index their final names, the index first."""
+        """Close the shard, write its index file, rename the shard to its final name and return its manifest entry."""
         self._tar.close()
         self._file.close()
         index = self.path.with_name(index_name(self.path.name))

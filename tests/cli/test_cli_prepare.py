@@ -59,7 +59,7 @@ def test_options_reach_the_shards(hamspk, source, tmp_path):
 
 def test_what_is_refused(refusal, source, tmp_path):
     assert "Give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
-    assert "there is no nowhere: give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")
+    assert "source not found: nowhere; give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")
     assert "--processes must be at least 0" in refusal("prepare", source, tmp_path / "out", "--processes", -1)
     assert "There is no file nobody" in refusal("prepare", source, tmp_path / "out", "--speakers", "nobody")
     assert "not a folder of shards" in refusal("prepare", "--verify", source)

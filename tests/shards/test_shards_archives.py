@@ -253,7 +253,7 @@ def test_what_is_no_zip_or_a_part_of_one():
     for archive in (b"", b"no zip at all", whole[:-30], whole[: len(whole) // 2]):
         with pytest.raises(ArchiveError, match="its end is missing"):
             list(list_zip(io.BytesIO(archive)))
-    with pytest.raises(ArchiveError, match="all parts there, and in order"):
+    with pytest.raises(ArchiveError, match="all its parts exist and are in order"):
         list(list_zip(io.BytesIO(whole[1000:])))
 
 

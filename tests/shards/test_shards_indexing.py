@@ -99,7 +99,7 @@ def test_members_without_a_speaker_are_reported(foreign):
     manifest = index(folder, "tar")
     assert (manifest.utterances, manifest.unreadable) == (20, 3)
     report = (folder / "index" / "unreadable.csv").read_text()
-    for said in ("names a speaker", "leads out of the archive", "damaged or cut short"):
+    for said in ("contains its speaker", "leads out of the archive", "damaged or cut short"):
         assert said in report
     assert len(list(StreamedBatches(crops_of(folder / "index"), 5))) == 4
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_indexed(foreign):
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="found none"):
         index_shards([str(folder / "empty")], folder / "index", progress=False)
-    with pytest.raises(ValueError, match="has the columns text, wav, who; name the audio column"):
+    with pytest.raises(ValueError, match="has the columns text, wav, who; select the audio column"):
         index(folder, "parquet", speaker_column=None)
     with tarfile.open(folder / "empty" / "0.tar", "w"):
         pass

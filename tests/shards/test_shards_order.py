@@ -160,7 +160,7 @@ def test_a_million_utterances_need_no_table_of_them():
         (([], 8, 0, 0), "0 samples do not fill one global batch of 8"),
         (
             ([3, -4], 1, 0, 0),
-            "group_sizes must list the number of utterances of each group, whole numbers of at least 0",
+            "group_sizes must be a list with the number of utterances in each group, integers of at least 0",
         ),
         (([3], 1, -1, 0), "seed and epoch at least 0, got 1, 1, 32, 4, -1 and 0"),
         (([3], 1, 0, 0, 1, 0), "batch_size, factors, lanes and window must be at least 1"),

@@ -249,15 +249,15 @@ def test_the_level_of_the_speaker_can_be_given(tmp_path, out):
     for number in range(6):
         write(tmp_path / "a", f"corpus/spk{number % 2}/u{number}.wav", as_file(noise(number)))
     write(tmp_path / "a", "corpus/stray.wav", as_file(noise(9)))
-    with pytest.raises(ValueError, match=r"the one speaker 'corpus' in 7 utterances.*--speaker-level"):
+    with pytest.raises(ValueError, match=r"only the speaker 'corpus' in 7 utterances.*--speaker-level"):
         make(tmp_path / "a", out)
     assert not out.exists() or not list(out.iterdir())
     assert make(tmp_path / "a", out, speaker_level=2).speakers == ["spk0", "spk1"]
-    assert read_unreadable(out) == [("corpus/stray.wav", "its path names no speaker: it lacks a folder at level 2")]
+    assert read_unreadable(out) == [("corpus/stray.wav", "its path names no speaker: expected a folder at level 2")]
 
 
 def test_where_every_file_is_left_out_there_are_no_shards(tree, out):
-    with pytest.raises(ValueError, match=r"every one of the \d+ files was left out.*lasts .*--restart"):
+    with pytest.raises(ValueError, match=r"all \d+ files were left out.*lasts .*--restart"):
         make(tree[0], out, min_duration=100.0)
     assert not (out / "manifest.json").exists()
 
@@ -300,10 +300,10 @@ def test_bad_files_are_listed_and_the_others_used(tree, out):
         ("id00001/v/silent.flac", "no sound"),
         ("id00002/v/cut.flac", "cut short|cannot be decoded"),
         ("id00002/v/half.m4a", "cannot be decoded"),
-        ("id00002/v/long.wav", "more than the 268435456"),
+        ("id00002/v/long.wav", "more than the limit of 268435456"),
         ("id00000/video0/00000.m4a", "second file of the utterance id00000/video0/00000; .*00000.wav is used instead"),
         ("id00000/broken.wav", "broken link"),
-        ("id00000/loop", "listed already"),
+        ("id00000/loop", "already listed"),
     ):
         assert re.search(reason, reasons[name]), reasons[name]
 
@@ -407,7 +407,7 @@ def test_a_full_disk_says_what_to_do(tree, out, monkeypatch):
 
     with monkeypatch.context() as context:
         context.setattr(making.ParquetShard, "finish", full)
-        with pytest.raises(OSError, match="complete shards stay, so make room") as caught:
+        with pytest.raises(OSError, match="finished shards are kept; free some space") as caught:
             make(root, out, shards=3)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(out)
     make(root, out, shards=3)
@@ -440,7 +440,7 @@ def test_finished_shards_are_left_alone(tree, out):
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert make(root, out, shards=2) == manifest
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    with pytest.raises(ValueError, match=r"another source or of other options \(wav, parquet, flac, 20 utterances\)"):
+    with pytest.raises(ValueError, match=r"another source or with other options \(wav, parquet, flac, 20 utterances\)"):
         make(root, out, shards=3)
     assert len(make(root, out, shards=4, restart=True).shards) == 4
     assert len(list(out.glob("shard-*"))) == 4
@@ -457,7 +457,7 @@ def test_a_file_that_changes_meanwhile_ends_the_run(tree, out, monkeypatch):
         real(*arguments)
 
     monkeypatch.setattr("hf_hamspk.shards.preparing.run_workers", altered)
-    with pytest.raises(ValueError, match="was altered while it was being prepared"):
+    with pytest.raises(ValueError, match="was altered after the source was listed"):
         make(root, out, shards=3)
 
 
@@ -482,10 +482,10 @@ def test_the_folder_of_somebody_else_is_refused(tree, out):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "there is no .*nowhere: give a folder"),
-        ("file.xyz", "is not a known kind of source: give a folder"),
+        ("nowhere", "source not found: .*nowhere; give a folder"),
+        ("file.xyz", "is not a known kind of source; give a folder"),
         ("empty", "no utterance in empty"),
-        ("mixed", r"contains archives \(a.zip\) and folders \(b\), perhaps with the same audio twice"),
+        ("mixed", r"contains archives \(a.zip\) and folders \(b\), perhaps with the same recordings"),
         ("bad.zip", r"bad.zip: it is not a zip"),
         ("bad.tar", "neither a zip nor an uncompressed tar"),
         ("a.tar.gz", r"is a compressed tar; unpack it \(`tar xf a.tar.gz`\)"),
@@ -546,8 +546,8 @@ def test_verify_finds_what_is_wrong(tree, out):
     shard.write_bytes(whole)
     (out / shard_name(0, 3, "parquet")).write_bytes(whole)
     (out / "unreadable.csv").write_text("path,reason\nx,y\n")
-    assert "shard-00000-of-00003.parquet is not in manifest.json" in verdict()
-    assert "unreadable.csv lists 1 files, manifest.json counts 0" in verdict()
+    assert "shard-00000-of-00003.parquet is not listed in manifest.json" in verdict()
+    assert "unreadable.csv lists 1 files, but manifest.json declares 0" in verdict()
 
 
 def test_a_manifest_that_cannot_be_used(tree, out):
@@ -584,7 +584,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_more_shards_than_utterances_are_refused(tree, out):
-    with pytest.raises(ValueError, match="30 shards were asked for, but there are only 20 utterances"):
+    with pytest.raises(ValueError, match="30 shards were requested, but the source has only 20 utterances"):
         make(tree[0], out, shards=30)
 
 

@@ -199,7 +199,7 @@ def test_what_is_a_folder_of_shards(tmp_path):
         reader = open_shards(source)
         assert reader is not None and len(reader.group_sizes) == 1
     assert open_shards(tmp_path) is None and open_shards(tmp_path / "nothing.csv") is None
-    with pytest.raises(ValueError, match=r"there is no .*manifest\.json: .* `hamspk prepare --index"):
+    with pytest.raises(ValueError, match=r"manifest\.json not found\. .* `hamspk prepare --index"):
         open_shards(f"file://{tmp_path}")
 
 

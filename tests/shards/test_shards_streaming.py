@@ -197,7 +197,9 @@ def test_each_group_is_fetched_once_but_where_lanes_meet(tmp_path, monkeypatch):
 
 def test_arguments_that_are_refused(shards, tmp_path):
     crops = crops_of(shards[0])
-    with pytest.raises(ValueError, match="first_batch must be from 0 to 8, the global batches of an epoch, got 9"):
+    with pytest.raises(
+        ValueError, match="first_batch must be from 0 to 8, the number of global batches in an epoch, got 9"
+    ):
         StreamedCrops(crops, 4, first_batch=9)
     with pytest.raises(ValueError, match="does not divide into 3 ranks"):
         StreamedBatches(crops, 4, world_size=3)
@@ -207,5 +209,5 @@ def test_arguments_that_are_refused(shards, tmp_path):
     (tmp_path / "b").mkdir()
     for speaker in "ab":
         sf.write(tmp_path / speaker / "0.flac", np.random.default_rng(0).normal(0, 0.1, 4_000), RATE)
-    with pytest.raises(ValueError, match="crops must be of shards"):
+    with pytest.raises(ValueError, match="crops must be drawn from shards"):
         StreamedCrops(SpeakerCrops(load_corpus(tmp_path), {"a": 0, "b": 1}, CROP, 0), 2)
