@@ -11,7 +11,7 @@ from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
 AAC_SETTLING = 2048
-"""Number of samples that are decoded before an AAC crop, because each frame (1,024 samples) overlaps the previous one."""
+"""Number of samples that are decoded before an AAC crop, because a frame of 1,024 samples overlaps the previous."""
 
 
 def decode_crop(

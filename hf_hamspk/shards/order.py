@@ -6,8 +6,8 @@ utterances, `V` speed factors and global batches of `B` samples, the order is co
 1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. A group has
    positions for all its speed factors together, so it is fetched once per epoch.
 2. The epoch has `N V // B` global batches. Their positions are divided into lanes, which are contiguous ranges with
-   nearly equal lengths. Each global batch takes the next few positions of every lane. It therefore mixes samples from as many
-   distant groups as there are lanes, while every lane reads its groups in sequence.
+   nearly equal lengths. Each global batch takes the next few positions of every lane. It therefore mixes samples from
+   as many distant groups as there are lanes, while every lane reads its groups in sequence.
 3. Within a lane, the positions are permuted in windows of a few groups.
 
 There is no shuffle buffer with a state to save: any global batch of any epoch can be computed directly. Each epoch
@@ -149,7 +149,7 @@ class EpochOrder:
             position = high
 
     def after(self, group: int) -> Iterator[int]:
-        """Yield all other groups once in the order of this epoch, from the group after `group` to the group before it."""
+        """Yield all other groups once in the order of this epoch, from the one after `group` to the one before it."""
         place = int(np.flatnonzero(self._groups == group)[0])
         for step in range(1, len(self._groups)):
             yield int(self._groups[(place + step) % len(self._groups)])
@@ -159,7 +159,7 @@ class EpochOrder:
         return self._at(np.arange(self.batches * self.batch_size, self.utterances * self.factors))
 
     def _window_bounds(self, lane: int, position: int) -> tuple[int, int]:
-        """Return the first position of the window of a lane that contains `position`, and the position after its last."""
+        """Return the first position of the window that contains `position`, and the position after its last."""
         window = int(np.searchsorted(self._ends, position, side="right")) // self.window
         last = min((window + 1) * self.window, len(self._ends)) - 1
         low = int(self._ends[window * self.window - 1]) if window else 0

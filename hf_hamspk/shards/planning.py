@@ -204,8 +204,8 @@ def _check_survey(found: Survey, source: str) -> None:
     if len(speakers) < 2:
         raise ValueError(
             f"{source} has only the speaker {speakers[0]!r} in {len(table)} utterances, but at least 2 speakers are "
-            "needed; if this is not a speaker, set the level of the speaker's folder with --speaker-level, or use a CSV "
-            "file" + (f". {len(found.refused)} files cannot be used ({reasons})" if found.refused else "")
+            "needed; if this is not a speaker, set the level of the speaker's folder with --speaker-level, or use a "
+            "CSV file" + (f". {len(found.refused)} files cannot be used ({reasons})" if found.refused else "")
         )
 
 

@@ -109,7 +109,7 @@ class GroupStore:
             if self._broken_in_a_row < BROKEN_IN_A_ROW:
                 raise
             raise ConnectionError(
-                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder} (last error: {error}). "
+                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder} (last: {error}). "
                 "Check the network or the source, then run the same command again to resume from the last checkpoint"
             ) from error
         self._broken_in_a_row = 0

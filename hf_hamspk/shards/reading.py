@@ -156,8 +156,8 @@ class ShardReader:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         start, end = _span(metadata.row_group(place))
         source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
-        # Pages that have a checksum are checked. Arrow must not read ahead, because it uses threads for that. These do not
-        # exist in a forked loader process, which could wait for them forever.
+        # Pages that have a checksum are checked. Arrow must not read ahead, because it uses threads for that. They do
+        # not exist in a forked loader process, which could wait for them forever.
         file = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
         columns = self.manifest.columns
         speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")

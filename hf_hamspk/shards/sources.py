@@ -30,7 +30,7 @@ LISTING_THREADS = 8
 """Number of folders that are listed at the same time. On a network disk, listing is mostly waiting."""
 
 FOLDERS_AT_ONCE = 1000
-"""Number of folders or table rows that are passed to the threads at once, to limit memory (VoxCeleb2: 145,000 folders)."""
+"""Number of folders or table rows that are passed to the threads at once. This limits the memory for the results."""
 
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")

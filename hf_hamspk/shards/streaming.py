@@ -124,8 +124,8 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
     """Iterable data set of the micro-batches of one rank in one epoch, divided among the loader processes.
 
     Each loader process yields its share of every micro-batch. A share is a dictionary from `collate`. The key
-    `failures` is added if more utterances could not be read. `DataLoader(..., batch_size=None)` returns the shares of its
-    processes in turn, and `StreamedBatches` joins them to micro-batches.
+    `failures` is added if more utterances could not be read. `DataLoader(..., batch_size=None)` returns the shares of
+    its processes in turn, and `StreamedBatches` joins them to micro-batches.
 
     Args:
         crops: crops drawn from `ShardUtterances`.
