@@ -8,27 +8,27 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
-# Help line of each command. The module of a command is imported only when the command is run.
+# Help text of each command. The module of a command is imported only if that command is given.
 COMMANDS = {
     "train": "train a model from a recipe",
     "prepare": "write a corpus as shards, which training can stream",
-    "calibrate": "calibrate the scores of a model with pairs of your own recordings, so that it can decide",
+    "calibrate": "calibrate a model with pairs of your own recordings, so that it gives decisions besides scores",
     "evaluate": "measure EER and minDCF of a model on trial lists, and draw plots",
-    "sweep": "measure error rates against duration, noise, reverberation, codec and bandwidth",
+    "sweep": "measure how error rates depend on duration, noise, reverberation, codec and bandwidth",
     "embed": "compute speaker embeddings of audio files",
     "verify": "decide whether recordings are of the same speaker",
     "enrol": "make speaker profiles from recordings, for `identify` and `verify`",
-    "identify": "find which of the enrolled speakers, if any, is speaking in a recording",
+    "identify": "find out which of the enrolled speakers, if any, is speaking in a recording",
     "push": "publish a model on the Hub, with its card",
     "card": "render the model card of a trained model or of a recipe",
     "export": "export a model to an ONNX file, and compare its embeddings with those of torch",
     "convert": "convert a checkpoint of another project into a model of this package",
-    "doctor": "check the installed packages, and repair torchaudio beside a CPU-only torch",
+    "doctor": "check the installed packages, and repair torchaudio if it cannot be imported with a CPU-only torch",
     "demo": "train and verify on synthetic voices, without any download",
 }
 # These commands also work if transformers cannot be imported.
 _WITHOUT_MODELS = {"doctor"}
-# These commands parse the arguments that argparse does not know.
+# These commands parse the arguments that the parser of this module does not know.
 _WITH_OWN_PARSER = {"train"}
 
 USAGE_ERROR = 2
@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     `check(arguments)` checks the arguments before torch is imported.
 
     Args:
-        argv: words after `hamspk`; None takes the arguments of the process.
+        argv: arguments after `hamspk`; None for the arguments of this process.
 
     Returns:
-        Exit code: 0 for success, 1 if part of the work could not be done, 2 for an error, 130 if interrupted.
+        Exit code: 0 for success, 1 if some inputs could not be used or a check found problems, 2 for an error, 130 if
+        the command was interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
@@ -75,7 +76,7 @@ def _import_models() -> None:
     Raises:
         ImportError: the models cannot be imported; the message gives the reason.
     """
-    # The objects that imports create stay alive, so garbage collection would only slow the imports by a tenth.
+    # Imports create objects that stay alive, so garbage collection would free nothing and slow the imports by 10 %.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -89,7 +90,7 @@ def _import_models() -> None:
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
-    """Return the parser of the command line; only `command` gets its own arguments, the others a help line."""
+    """Return the parser of the command line. Only `command` gets its arguments; the other commands get a help text."""
     parser = argparse.ArgumentParser(
         prog="hamspk",
         description="Speaker verification with HAM-Softmax: train, evaluate, verify.",
@@ -123,14 +124,14 @@ def is_explained(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error in one line; for an invalid configuration, the message of its cause."""
+    """Return the message of an error as one line. For an invalid configuration, use the error that caused it."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
     lines = str(error if cause is None else cause).splitlines()
     return " ".join(line.strip() for line in lines if line.strip())
 
 
 def _is_refused_configuration(error: Exception) -> bool:
-    # Such an error exists only if huggingface_hub is imported.
+    # If huggingface_hub was not imported, the error cannot come from it.
     errors = sys.modules.get("huggingface_hub.errors")
     return errors is not None and isinstance(error, errors.StrictDataclassError)
 

@@ -1,1 +1,1 @@
-"""Commands of `hamspk`, one module each, with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+"""Commands of `hamspk`. The module of a command defines `add_arguments(parser)` and `run(arguments) -> exit code`."""

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from ..calibration_hamspk import OperatingPoint
     from ..evaluation.model_calibration import CalibrationReport
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 NORMALISATION_CHOICES = ("auto", "none", "z", "t", "s", "as")
 QUALITY_CHOICES = ("auto", "none", "speech", "snr", "magnitude")
 DEFAULT_POINTS = "balanced=0.5,1,1, strict=0.01,1,1, screening=0.5,10,1"
-# Number of skipped cohort files that are named in the output.
+# Largest number of skipped cohort files that the output names.
 COHORT_FILES_SHOWN = 5
-# Not copied into a new folder: an earlier evaluation does not describe the calibrated model.
+# Files that are not copied into a new folder. An earlier evaluation does not describe the calibrated model.
 _STALE = ("verification.json", "evaluation.json", "report.html", "plots", "__pycache__")
 _CALIBRATE_EPILOG = (
     "Each line of PAIRS is 'label enrolment test'. The label is 1 for the same speaker and 0 for different\n"
     "speakers; the two audio files are relative to --audio-root. Lists with the label last are recognised.\n"
     "\n"
-    "Use recordings like those that the model will decide on, of speakers that it was not trained on. At least\n"
-    "20 pairs of each kind are needed. A few recordings each of some dozens of speakers are better. The report\n"
-    "gives the uncertainty of the thresholds. The speaker of a file is read from its name, or from the column\n"
-    "speaker_id of --metadata.\n"
+    "Use recordings like the recordings that the model will decide on, from speakers outside its training data.\n"
+    "At least 20 pairs with the same speaker and 20 pairs with different speakers are needed. Several recordings\n"
+    "from each of a few dozen speakers give a better calibration. The report shows the uncertainty of the\n"
+    "thresholds. The speaker of a file is read from its name, or from the column speaker_id of --metadata.\n"
     "\n"
     "The calibration (verification.json) and the cohort (cohort.safetensors) are written beside the weights.\n"
-    "They are used wherever the model is loaded. Score normalisation and quality measures are chosen by the\n"
-    "cost on held-out speakers."
+    "They are used whenever the model is loaded. Unless you set them, the score normalisation and the quality\n"
+    "measures are chosen by their cost on held-out speakers."
 )
 
 
@@ -49,23 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cohort",
         metavar="DIR|FILE.csv",
         help="recordings of a few hundred other speakers, in the format of training data for `hamspk train`; "
-        "the training speakers are best (default: the model's cohort, if it has one)",
+        "the speakers that the model was trained on work best (default: the model's cohort, if it has one)",
     )
     parser.add_argument("--cohort-root", metavar="DIR", help="base folder of the paths in the CSV file of --cohort")
     parser.add_argument(
         "--normalisation",
         choices=NORMALISATION_CHOICES,
-        help="score normalisation with the cohort (default: auto, which takes AS-norm if it lowers the cost)",
+        help="score normalisation with the cohort (default: auto, which uses AS-norm if it lowers the cost)",
     )
     parser.add_argument(
-        "--top", type=int, metavar="N", help="number of cohort scores in AS-norm (default: the best of several)"
+        "--top",
+        type=int,
+        metavar="N",
+        help="number of highest cohort scores used in AS-norm (default: the best of several)",
     )
     parser.add_argument(
         "--quality",
         nargs="+",
         choices=QUALITY_CHOICES,
-        help="quality measures of the recordings that enter the log-likelihood ratio (default: auto, which takes those "
-        "that lower the cost)",
+        help="quality measures of the recordings that enter the log-likelihood ratio (default: auto, which uses the "
+        "measures that lower the cost)",
     )
     parser.add_argument(
         "--operating-point",
@@ -78,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimum-speech",
         type=float,
         metavar="SECONDS",
-        help="least speech in each recording for a decision (default: 1)",
+        help="amount of speech that each recording must contain for a decision (default: 1)",
     )
     parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
     parser.epilog = _CALIBRATE_EPILOG
@@ -91,7 +94,7 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: options contradict each other, an input does not exist, or the output folder is not empty.
     """
     if arguments.cohort_root is not None and arguments.cohort is None:
-        raise ValueError("--cohort-root needs --cohort, the CSV file whose paths are relative to that folder.")
+        raise ValueError("--cohort-root needs --cohort. Give the CSV file whose paths are relative to --cohort-root.")
     _check_target_folder(arguments.model, arguments.output)
     check_trial_lists(arguments.pairs)
     check_folder(arguments.audio_root, "--audio-root")
@@ -124,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parse_point(text: str) -> "OperatingPoint":
-    """Return the operating point that a text `name=prior` or `name=prior,cost_miss,cost_false_alarm` describes.
+    """Parse an operating point that is written as `name=prior` or `name=prior,cost_miss,cost_false_alarm`.
 
     Raises:
         ValueError: the text has another form, or a number is out of range.
@@ -139,7 +142,7 @@ def parse_point(text: str) -> "OperatingPoint":
         return OperatingPoint(name.strip(), *values)
     except ValueError as error:
         raise ValueError(
-            f"{text!r} is not an operating point ({error}); expected NAME=PRIOR or "
+            f"{text!r} is not an operating point ({error}). Expected NAME=PRIOR or "
             "NAME=PRIOR,COST_MISS,COST_FALSE_ALARM, such as strict=0.01,1,1."
         ) from None
 
@@ -168,7 +171,7 @@ def _in_place(model: str, output: str | None) -> bool:
 
 
 def _output_folder(model: str, output: str | None) -> Path:
-    """Return the folder to write to; the model is copied into it first if it is a new folder."""
+    """Return the folder for the calibration. If it is a new folder, copy the model into it first."""
     if output is None or _in_place(model, output):
         return Path(model)
     folder = Path(output)

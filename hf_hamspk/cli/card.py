@@ -1,4 +1,4 @@
-"""`hamspk card`: render a model card, and save the facts beside it as JSON."""
+"""`hamspk card`: render a model card, and save the facts of the card as JSON beside it."""
 
 import argparse
 from pathlib import Path
@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measure-speed", action="store_true", help="measure the speed of the model on this machine")
     parser.add_argument("--output", metavar="FILE.md", help="file for the card (default: print the card)")
     parser.epilog = (
-        "SOURCE is the folder of a trained model, a recipe, or FILE.json. The card of a recipe has no measured\n"
-        "numbers. FILE.json is written beside the card with --output FILE.md and holds the facts of the card; the\n"
-        "card is rendered from them again. --about can also read FILE.json, and takes the authors' facts from it."
+        "SOURCE is the folder of a trained model, a recipe, or FILE.json. The card of a recipe contains no measured\n"
+        "numbers. With --output FILE.md, the facts of the card are saved in FILE.json. If SOURCE is FILE.json, the\n"
+        "card is rendered again from these facts. --about FILE.json reads the facts that the authors stated."
     )
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.suffix != ".md":
         raise ValueError(
-            f"--output must end in .md, got {output}. The facts are written beside it with the suffix .json."
+            f"--output must end in .md, got {output}. The facts are written beside it, into a file that ends in .json."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(facts.to_json(), encoding="utf-8")
@@ -56,10 +56,11 @@ def _render_again(source: Path, arguments: argparse.Namespace) -> int:
     for name, value in (given | {"repository": arguments.repository}).items():
         if value is not None:
             raise ValueError(
-                f"--{name} needs a model folder or a recipe as SOURCE. {source} holds the facts: edit that file."
+                f"--{name} needs a model folder or a recipe as SOURCE, but {source} contains the facts of a card. Edit "
+                "the facts in that file instead."
             )
     if arguments.measure_speed:
-        raise ValueError(f"--measure-speed needs a model folder, got {source}.")
+        raise ValueError(f"--measure-speed needs a model folder as SOURCE, got {source}.")
     if not source.is_file():
         raise ValueError(f"File not found: {source}.")
     from ..publishing.card import render_card

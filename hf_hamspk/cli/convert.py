@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..conversion import Converted
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 SOURCE_KINDS = ("speechbrain", "wespeaker", "official", "xvector")
-_UNKNOWN_LICENCE = "not stated beside the weights; find it out before you share the model, and record it with --licence"
+_UNKNOWN_LICENCE = "not stated beside the weights; look it up before you share the model, and record it with --licence"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="kind", choices=SOURCE_KINDS, help="kind of the source (default: recognised from its files)"
     )
-    parser.add_argument("--source-name", metavar="NAME", help="name of the source on the Hub, written into the model")
-    parser.add_argument("--licence", metavar="ID", help="licence of the source (default: read from its README.md)")
+    parser.add_argument("--source-name", metavar="NAME", help="name of the source on the Hub, recorded in the model")
+    parser.add_argument(
+        "--licence",
+        metavar="ID",
+        help="licence of the source, recorded in the model (default: read from its README.md)",
+    )
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN...)\n"
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check source and output before torch is imported.
+    """Check the source and the output folder before torch is imported.
 
     Raises:
         ValueError: the source does not exist, or the output is not a new or empty folder.
@@ -47,7 +51,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert the checkpoint, save the model, and report its parts."""
+    """Convert the checkpoint, save the model, and print the files read and the tensors left out."""
     from ..conversion import convert, stated_licence
 
     source, output = Path(arguments.source), Path(arguments.output)
@@ -67,14 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_converted(converted: "Converted", licence: str | None) -> list[str]:
-    """Return the lines to print: the files read, the model, and the tensors that were left out."""
+    """Return the lines to print: the files read, the size of the model, the tensors left out, and the licence."""
     config = converted.model.config
     parameters = sum(parameter.numel() for parameter in converted.model.parameters())
     lines = [
         f"read: {config.converted_from}, from {', '.join(converted.read)}",
         f"model: {parameters:,} parameters, embeddings of {config.embedding_size}, {config.sampling_rate} Hz",
     ]
-    lines += [f"not taken: {name} ({why})" for name, why in converted.left_out.items()]
+    lines += [f"left out: {name} ({why})" for name, why in converted.left_out.items()]
     lines += [f"note: {note}" for note in converted.notes]
-    lines.append(f"licence: {_UNKNOWN_LICENCE if licence is None else f'{licence}, that of the source'}")
+    lines.append(f"licence of the source: {_UNKNOWN_LICENCE if licence is None else licence}")
     return lines

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkPreTrainedModel
 
 MARKER = ".hamspk-demo"
-CAVEAT = "These voices are synthetic. The numbers show that the parts work together, and say nothing about real voices."
+CAVEAT = (
+    "These voices are synthetic. The numbers show that training and evaluation work, but they say nothing about real "
+    "voices."
+)
 # Seconds between updates of the progress bar.
 WATCH_SECONDS = 0.5
-# Small enough to train on a CPU in minutes, with the sizes below.
+# Model that trains on a CPU within minutes on a corpus of the sizes below.
 MODEL = {
     "head": "ham",
     "ecapa_channels": 64,
@@ -40,7 +43,8 @@ class Size:
 
     Attributes:
         training_speakers: number of speakers for training.
-        held_out_speakers: number of other speakers; half are for the dev list, half for the test list.
+        held_out_speakers: number of speakers outside the training data, half of them for the dev list and half for the
+            test list.
         utterances: number of utterances per speaker.
         epochs: number of passes over the training utterances.
         batch_size: number of utterances per step.
@@ -66,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="random seed of the voices and of the training (default: %(default)s)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="train for a few steps only, which shows each part but learns nothing"
+        "--quick",
+        action="store_true",
+        help="use few speakers and train for a few steps: each stage of the demo runs, but the model learns nothing",
     )
     parser.epilog = f"The demo takes a few minutes on two cores.\n{CAVEAT}"
 
@@ -75,7 +81,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Check the arguments before torch is imported, and empty the folder of an earlier demo.
 
     Raises:
-        ValueError: the seed is negative, or the folder is not one that a demo made.
+        ValueError: the seed is negative, or the output folder is not empty and was not made by a demo.
     """
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}.")
@@ -83,7 +89,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the voices, train, compare with the untrained model, verify in a fresh process, and draw the plots."""
+    """Make the voices, train a model, compare it before and after training, verify in a fresh process, and plot."""
     import torch
 
     from ..evaluation.trials import read_trials
@@ -92,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     began = time.monotonic()
     folder, size = Path(arguments.output).resolve(), QUICK if arguments.quick else FULL
-    # A second thread gains little with so small a model.
+    # A second thread would hardly speed up such a small model.
     torch.set_num_threads(1)
 
     _headline(1, f"{size.training_speakers + size.held_out_speakers} synthetic speakers")
@@ -133,10 +139,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make an empty folder and mark it as the folder of a demo; the files of an earlier demo are removed.
+    """Make an empty folder, and mark it as the folder of a demo. Remove the files of an earlier demo.
 
     Raises:
-        ValueError: the path is a file, or the folder contains files that no demo made.
+        ValueError: the path is a file, or the folder is not empty and was not made by a demo.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder, but {folder} is a file. Choose another folder.")
@@ -155,7 +161,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def make_voices(folder: Path, size: Size, seed: int) -> None:
-    """Write `corpus/`, and the trial lists `dev.txt` and `test.txt` over one half of the held-out speakers each."""
+    """Write `corpus/`, and the trial lists `dev.txt` and `test.txt`, each with half of the held-out speakers."""
     from ..data.synthetic import make_corpus
 
     speakers = size.training_speakers + size.held_out_speakers
@@ -204,7 +210,7 @@ def write_recipe(folder: Path, size: Size, seed: int) -> Path:
 
 
 def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
-    """Return the first trial of each kind: `{"same speaker": (enrolment, test), "different speakers": ...}`."""
+    """Return the first target trial and the first impostor trial: `{"same speaker": (enrolment, test), ...}`."""
     found = {}
     for kind, label in (("same speaker", 1), ("different speakers", 0)):
         row = trials.labels.tolist().index(label)
@@ -213,13 +219,13 @@ def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
 
 
 def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
-    """Run `stranger.py` on the pairs in a separate process, offline, with transformers' code cache in `folder`.
+    """Run `stranger.py` on the pairs in a separate offline process. Its code cache of transformers is in `folder`.
 
     Returns:
-        The answer to each pair, as `Verification.to_dict` gives it.
+        The answer to each pair, in the form that `Verification.to_dict` returns.
 
     Raises:
-        ValueError: the process failed; the message contains the end of its standard error.
+        ValueError: the process failed; the message contains the end of its error output.
     """
     files = [str(folder / "corpus" / name) for pair in pairs.values() for name in pair]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
@@ -243,7 +249,7 @@ def format_stranger(answer: dict) -> str:
 
 
 def draw(folder: Path, untrained: "VerificationResult", trained: "VerificationResult", similarity: str) -> None:
-    """Draw `det.png`, and `scores.png` with the threshold of the EER."""
+    """Draw the DET plot `det.png`, and the score histogram `scores.png` with the threshold at the EER."""
     from ..evaluation.plots import plot_det, plot_score_histogram
 
     curves = {name: (r.scores, r.labels) for name, r in (("untrained", untrained), ("trained", trained))}
@@ -284,7 +290,7 @@ def _headline(number: int, text: str) -> None:
 
 @contextmanager
 def _count_files(folder: Path, total: int) -> Iterator[None]:
-    """Show a progress bar of the audio files in `folder` while they are written."""
+    """Show a progress bar that counts the audio files in `folder` while they are written."""
     from tqdm import tqdm
 
     done = threading.Event()

@@ -1,7 +1,8 @@
 """`hamspk doctor`: check that the installed packages work together.
 
-This module imports nothing else of the package, so it also runs if transformers cannot be imported. transformers
-imports torchaudio; its PyPI builds for Linux are linked against CUDA and cannot be loaded beside a CPU-only torch.
+This module imports no other module of the package, so it runs even if transformers cannot be imported. The usual reason
+is torchaudio, which transformers imports. The PyPI builds of torchaudio for Linux are linked against CUDA and cannot be
+loaded together with a CPU-only torch.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:
-        print("all well")
+        print("no problems found")
     return 1 if problems else 0
 
 
@@ -92,16 +93,16 @@ def import_error(name: str) -> str | None:
     try:
         importlib.import_module(name)
         if name == "transformers":
-            # transformers imports its parts lazily; this one imports torchaudio.
+            # transformers imports its modules lazily; this module imports torchaudio.
             importlib.import_module("transformers.audio_utils")
-    # A broken build may raise anything: OSError, RuntimeError, AttributeError, ...
+    # A broken build may raise any error: OSError, RuntimeError, AttributeError, ...
     except Exception as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None
 
 
 def diagnose(facts: Facts) -> list[str]:
-    """Return the problems, each with its remedy; empty if there are none."""
+    """Return a description of each problem with its remedy; empty if there are no problems."""
     problems = [f"{name} is not installed: `pip install {name}`." for name, v in facts.versions.items() if v is None]
     torch_build, torchaudio_build = facts.torch_build, facts.torchaudio_build
     message = facts.errors.get("torchaudio")
@@ -127,7 +128,7 @@ def remove_extension(facts: Facts) -> list[Path]:
     """Delete the compiled extension of torchaudio, which then works as pure Python.
 
     Returns:
-        The deleted files; empty if torchaudio has no extension or the extension fits torch.
+        The deleted files; empty if torchaudio has no extension or the extension is compatible with torch.
 
     Raises:
         ValueError: torch is not a CPU-only build, or one of the two packages is not installed or cannot be imported.
@@ -140,8 +141,8 @@ def remove_extension(facts: Facts) -> list[Path]:
         raise ValueError("torch cannot be imported, so torchaudio cannot be compared with it. Reinstall torch first.")
     if facts.torch_build != "CPU":
         raise ValueError(
-            f"This torch is a {facts.torch_build} build, so torchaudio's extension is left alone. --fix-torchaudio is "
-            "only for CPU-only builds of torch. Install torchaudio from the same index as torch."
+            f"--fix-torchaudio is only for CPU-only builds of torch, but this torch is a {facts.torch_build} build. "
+            "Install torchaudio from the same index as torch."
         )
     if not _clash(facts.torch_build, facts.torchaudio_build):
         return []
@@ -196,7 +197,7 @@ def _build_of_torch() -> str:
 
 
 def _build_of_torchaudio(folder: Path) -> str:
-    """Return the kind of build that the extension shows, with the CUDA version from `version.py` ("2.11.0+cu130")."""
+    """Return "pure Python", "CPU", or "CUDA" with the version that `version.py` declares (13.0 for "2.11.0+cu130")."""
     extension = sorted((folder / "lib").glob("*.so"))
     if not extension:
         return "pure Python"
@@ -208,7 +209,7 @@ def _build_of_torchaudio(folder: Path) -> str:
 
 
 def _forget(*packages: str) -> None:
-    """Remove packages from `sys.modules`, so that they are imported again."""
+    """Remove packages from `sys.modules`, so that the next import loads them again."""
     for name in list(sys.modules):
         if name.partition(".")[0] in packages:
             del sys.modules[name]

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ..embedding import EmbeddingParts, Speed
     from ..modeling_hamspk import HamSpkModel
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
 SEARCHED_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
     *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
 )
 PRECISIONS = ("float32", "bfloat16")
-# Processes may finish days apart, because each embeds its own share.
+# Longest wait of the first process for the others. Each embeds its own share, so they may finish days apart.
 LONGEST_WAIT = timedelta(days=30)
 
 
@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     parser.epilog = (
-        "Files that cannot be used are skipped and reported, and the exit code is then 1. Finished parts are kept\n"
-        "in a folder beside the output, with the suffix .parts. To resume after an interruption, run the same\n"
-        "command again.\n"
+        "Files that cannot be used are skipped and reported, and the exit code is then 1. Until the command ends,\n"
+        "the finished embeddings are kept in a folder beside the output, with the suffix .parts. To resume after an\n"
+        "interruption, run the same command again.\n"
         "\n"
         "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
         "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`"
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _process_state() -> "PartialState | None":
-    """Return the state of this process if accelerate or torchrun started several, and None for a single process."""
+    """Return the state of this process if accelerate or torchrun started several processes, and None otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     import torch
@@ -140,8 +140,8 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     """Find the utterances to embed.
 
     Returns:
-        A function that takes a sampling rate in Hz and returns the source of the utterances, and a mapping of each
-        folder without audio to the reason.
+        Function that takes a sampling rate in Hz and returns the source of the utterances; and dictionary that maps
+        each folder without audio files to the reason for skipping it.
     """
     from ..embedding import AudioFiles, ShardedCorpus
     from ..evaluation.trials import read_trials
@@ -170,8 +170,8 @@ def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
         given: audio files, and folders to search for them.
 
     Returns:
-        Distinct audio files in the order given, those of a folder sorted, and a mapping of each folder without audio
-        files to the reason.
+        List of the audio files in the order of `given`, without repetitions, with the files of each folder sorted; and
+        dictionary that maps each folder without audio files to the reason for skipping it.
     """
     names: dict[str, None] = {}
     empty = {}
@@ -197,8 +197,8 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
         capabilities = torch.cpu.get_capabilities()
         if model.device.type == "cpu" and not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
             print(
-                "hamspk: warning: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so float32 is "
-                "faster on it",
+                "hamspk: warning: float32 is faster on this processor, because it has no bfloat16 instructions "
+                "(avx512_bf16, amx_bf16)",
                 file=sys.stderr,
             )
         torch.nn.Module.to(model, dtype=torch.bfloat16)
@@ -230,7 +230,7 @@ def _write_output(
         note = (
             ", by the first process"
             if processes > 1
-            else f", not counting {earlier} embedded earlier"
+            else f", not counting {earlier} files embedded earlier"
             if earlier
             else ""
         )

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one folder per speaker")
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
     parser.add_argument(
-        "--name", help="name of the speaker, if all FILES are of one speaker; FILES may then be recordings"
+        "--name", help="name of the speaker, if all FILES are from one speaker; FILES may then also be recordings"
     )
     parser.add_argument(
         "--combine",
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="method that combines the embeddings of several recordings into one (default: mean)",
     )
     parser.epilog = (
-        "With --name, all recordings are of that speaker. Without --name, each of FILES is a folder with the\n"
+        "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
         "recordings of one speaker, and the folder name becomes the name of the speaker.\n"
         "\n"
         "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
@@ -37,14 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check the arguments before torch is imported, and set `speakers`, which maps names to recordings.
+    """Check the arguments before torch is imported, and set `arguments.speakers`: the recordings of each name.
 
     Raises:
         ValueError: an argument is invalid, or a folder contains no audio.
     """
     if arguments.name is not None:
         if not arguments.name or Path(arguments.name).name != arguments.name:
-            raise ValueError(f"--name becomes a file name, so it must not contain a folder, got {arguments.name!r}.")
+            raise ValueError(
+                f"--name must not contain a folder, because it becomes a file name, got {arguments.name!r}."
+            )
         groups = {arguments.name: arguments.files}
     else:
         groups = _group_by_folder(arguments.files)
@@ -61,8 +63,8 @@ def _group_by_folder(folders: list[str]) -> dict[str, list[str]]:
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(
-                f"{folder} is not a folder, so the name of its speaker is unknown. Give folders that are named like "
-                "the speakers, or give --name."
+                f"{folder} is not a folder, so the name of the speaker is unknown. Give one folder for each speaker, "
+                "named after the speaker, or give the name with --name."
             )
         name = Path(folder).resolve().name
         if name in groups:
@@ -84,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
     summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
     if partly:
-        summary += f", {partly} of them without some recordings, which were skipped"
+        summary += f", {partly} of them with some recordings skipped"
     if enrolled < len(used):
         summary += f"; {count_of(len(used) - enrolled, 'speaker')} not enrolled"
     print(summary)
@@ -98,7 +100,7 @@ def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Pa
     sounds = []
     for file in files:
         try:
-            # As `enrol` calls it in its own warnings.
+            # `model.enrol` uses the same labels in its warnings.
             label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
             sounds.append(read_sound(file, model.config.sampling_rate, label))
         except InputError as error:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluating import Evaluation, EvaluationSettings
     from ..evaluation.sweeps import Sweep
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 PROTOCOL_NAMES = ("whole", "paper")
 LIST_NAMES = (
     *("vox1-o-cleaned", "vox1-o", "vox1-e-cleaned", "vox1-e", "vox1-h-cleaned", "vox1-h"),
@@ -32,16 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=LIST_NAMES,
         default=[],
         metavar="LIST",
-        help="names of official lists, one for each of TRIALS in the same order; a list of another size is an error. "
-        f"Known: {', '.join(LIST_NAMES)}",
+        help="names of the official lists that TRIALS should be, in the same order; a list with another number of "
+        f"trials is an error. Known: {', '.join(LIST_NAMES)}",
     )
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in TRIALS")
     parser.add_argument(
         "--protocol",
         choices=PROTOCOL_NAMES,
         default="whole",
-        help="embedding of an utterance: whole, the whole utterance (the default), or paper, the protocol of the "
-        "paper, with the whole utterance and five segments of 3 s",
+        help="parts of an utterance that are embedded: whole is the whole utterance; paper is the whole utterance and "
+        "five segments of 3 s, as in the paper (default: whole)",
     )
     parser.add_argument(
         "--prior",
@@ -60,11 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 Each line of a trial list is 'label enrolment test'. The label is 1 for the same speaker and 0 for different speakers;
 the two audio files are relative to --audio-root. Lists of CN-Celeb and SITW, with lines 'model test label', are
 recognised. They need --enrolment, a file with lines 'model file file ...' (enroll.map of CN-Celeb, enroll-core.lst of
-SITW). Speakers are read from the file names: the folder, or first part of a file name, that agrees in all target
-trials and differs in all impostor trials. If the names do not show the speakers, give --metadata with speaker_id.
+SITW). The speaker of a file is read from its path: from the folder, or the first part of the file name, that is the
+same in both files of every target trial and different in every impostor trial. If the paths do not show the speakers,
+give --metadata with the column speaker_id.
 
-The first row of the table shows the raw scores over all trials. For a calibrated model, a second row shows the
-log-likelihood ratios and decisions, over the trials with enough speech for a decision.
+The first row of the table shows the error rates of the raw scores over all trials. For a calibrated model, a second
+row shows the error rates of the log-likelihood ratios over the trials with enough speech for a decision.
 
 evaluation.json (numbers), report.html (tables and plots in one file) and plots/ are written into the folder of the
 model, where `hamspk push`, `hamspk card` and the Space read them. Earlier results of other lists are kept; results of
@@ -87,9 +88,11 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subtract-mean", action="store_true", help="subtract the mean of the model's cohort from each embedding"
     )
-    parser.add_argument("--uncalibrated", action="store_true", help="measure raw scores only, no decisions")
+    parser.add_argument("--uncalibrated", action="store_true", help="measure raw scores only, without decisions")
     parser.add_argument(
-        "--compare", metavar="MODEL", help="second model; the difference between the two is tested on the same trials"
+        "--compare",
+        metavar="MODEL",
+        help="second model; the difference between the error rates is tested on the same trials",
     )
     parser.add_argument(
         "--replicates",
@@ -136,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | None) -> None:
-    """Write the results into `output`, or the folder of the model if `output` is None, and print the files written.
+    """Write the results into `output`, or into the folder of the model if it is None, and print the paths of the files.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -145,7 +148,7 @@ def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | Non
 
     folder = record_folder(model) if output is None else Path(output)
     if output is None and not Path(model).is_dir():
-        print(f"{model} has no local folder, so the results go to {folder}; --output chooses another folder.")
+        print(f"{model} has no local folder, so the results go to {folder}. Choose another with --output.")
     try:
         files, remarks = measured.write(folder)
     except PermissionError as error:

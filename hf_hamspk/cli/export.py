@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk export`."""
     parser.add_argument("model", metavar="MODEL", help="folder of a trained model, or its name on the Hub")
     parser.add_argument("output", metavar="OUT.onnx", help="file to write; an existing file is replaced")
-    parser.epilog = "The packages of `pip install 'hf_hamspk[onnx]'` are needed."
+    parser.epilog = "The export needs additional packages. Install them with `pip install 'hf_hamspk[onnx]'`."
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_exported(exported: "Exported") -> list[str]:
-    """Return the lines to print: the differences from torch, the file, and how to use it."""
+    """Return the lines to print: the differences from torch, the path of the file, and the code that uses it."""
     from ..export.onnx_graph import LARGEST_DIFFERENCE
 
     lines = ["seconds  batch  difference from torch"]

@@ -1,4 +1,4 @@
-"""`hamspk identify`: find which of the enrolled speakers, if any, is speaking in a recording."""
+"""`hamspk identify`: find out which of the enrolled speakers, if any, is speaking in a recording."""
 
 import argparse
 import json
@@ -22,7 +22,9 @@ DECISION_NEEDS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk identify`."""
     add_model_arguments(parser)
-    parser.add_argument("test", nargs="+", metavar="TEST", help="recordings to identify, each of one speaker")
+    parser.add_argument(
+        "test", nargs="+", metavar="TEST", help="recordings whose speakers are to be identified, with one speaker each"
+    )
     parser.add_argument(
         "--profiles",
         required=True,
@@ -36,29 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior",
         type=float,
         metavar="P",
-        help="own operating point with equal costs: prior probability that the speaker is enrolled",
+        help="prior probability that the speaker is enrolled; with equal costs, it replaces the operating point",
     )
     parser.add_argument(
-        "--threshold", type=float, metavar="X", help="least score of the best candidate; replaces an operating point"
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="minimum score of the best candidate, instead of an operating point; needs no calibration",
     )
     parser.add_argument(
         "--margin",
         type=float,
         metavar="X",
-        help="least lead of the best candidate over the second best, in log-likelihood ratio (default: log 3), or in "
-        "score with --threshold (default: 0)",
+        help="minimum lead of the best candidate over the second best, as a difference of log-likelihood ratios "
+        "(default: log 3) or, with --threshold, of scores (default: 0)",
     )
     parser.add_argument("--candidates", type=int, metavar="K", help="number of candidates to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print the answers as JSON")
     parser.epilog = (
         "The decision has two steps. The first step decides whether the speaker is enrolled at all. --prior is the\n"
-        "probability of that before the comparison. The more speakers are enrolled, the closer the match must be.\n"
-        "If the speaker is not enrolled, the answer is 'unknown speaker'. The second step compares the two best\n"
-        "candidates. If the best does not lead by --margin, the answer is 'ambiguous'.\n"
+        "probability, before the comparison, that the speaker is enrolled. The more speakers are enrolled, the\n"
+        "closer the match must be. If no match is close enough, the answer is 'unknown speaker'. The second step\n"
+        "compares the two best candidates. If the best candidate does not lead by at least --margin, the answer is\n"
+        "'ambiguous'.\n"
         "\n"
-        "Without a calibration, the best candidates are printed, and a decision needs --threshold. Unreadable\n"
-        "recordings are skipped and reported, and the exit code is then 1. Altered profiles and profiles of another\n"
-        "model are rejected."
+        "If the model is not calibrated, the best candidates are printed, and a decision needs --threshold.\n"
+        "Unreadable recordings are skipped and reported, and the exit code is then 1. Altered profiles and profiles\n"
+        "of another model are rejected."
     )
 
 

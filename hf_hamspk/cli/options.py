@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Copy of the package's own value, compared by a test: importing that would import torch.
+# Copy of a value of the package, because importing the original would import torch. A test compares the two.
 PROFILE_EXTENSION = ".safetensors"
-# Longer names are shortened in messages, as `audio_hamspk.read_sound` does.
+# Longer names are shortened in messages, as in the messages of `audio_hamspk.read_sound`.
 LONGEST_NAME = 200
 
 
@@ -19,7 +19,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return the options given on the command line by name; options that are None are left out."""
+    """Return a dictionary of the named options and their values, without the options that are None."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
@@ -41,7 +41,7 @@ def check_recording(name: str, label: str = "The recording") -> None:
     """Check that a recording is a file or a URL.
 
     Raises:
-        ValueError: it is neither; the message is the same as that of `audio_hamspk.read_sound`.
+        ValueError: it is neither; `audio_hamspk.read_sound` raises an error with the same message.
     """
     if name.startswith(("http://", "https://")) or os.path.isfile(name):
         return
@@ -61,7 +61,7 @@ def check_enrolment(names: Sequence[str]) -> None:
     """Check that each recording of an enrolment is a file or a URL.
 
     Raises:
-        ValueError: one is neither; the message names it as `SpeakerVerifier` does.
+        ValueError: a recording is neither; `SpeakerVerifier` raises an error with the same message.
     """
     for number, name in enumerate(names, start=1):
         check_recording(name, "The enrolment" if len(names) == 1 else f"Enrolment recording {number}")
@@ -70,11 +70,11 @@ def check_enrolment(names: Sequence[str]) -> None:
 def check_folder(path: str, option: str) -> None:
     """Raise ValueError if a folder does not exist; the message names the option."""
     if not Path(path).is_dir():
-        raise ValueError(f"There is no folder {path} ({option}).")
+        raise ValueError(f"Folder not found: {path} ({option}).")
 
 
 def check_trial_lists(paths: Sequence[str]) -> None:
     """Raise ValueError if a trial list does not exist."""
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"There is no trial list {path}.")
+            raise ValueError(f"Trial list not found: {path}.")

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from ..shards.manifest import Manifest
     from ..shards.planning import PrepareOptions
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 SHARD_FORMATS = ("parquet", "webdataset")
 SHARD_CODECS = ("flac", "opus", "source")
 SHARD_LAYOUTS = ("voxceleb", "librispeech", "folders")
-# Options of the command that are fields of `PrepareOptions` by the same name.
+# Options of the command that have the same name as a field of `PrepareOptions`.
 SAME_FIELDS = (
     *("format", "codec", "sampling_rate", "layout", "speaker_level", "audio_column", "speaker_column", "audio_root"),
     *("split", "shards", "rows_per_group", "min_duration", "licence", "seed"),
@@ -24,20 +24,20 @@ SAME_FIELDS = (
 UNREADABLE_SHOWN = 5
 MEBIBYTE = 2**20
 _PREPARE_EPILOG = (
-    "SOURCE is one of these; several sources become one corpus:\n"
-    "  a folder of audio files (VoxCeleb, CN-Celeb and LibriSpeech are recognised; in other folders the first\n"
-    "    level names the speaker)\n"
-    "  a zip or tar archive, or the first part of a split one (vox2_dev_aac_partaa; the other parts are found\n"
-    "    beside it)\n"
+    "SOURCE is one of the following. Several sources are combined into one corpus.\n"
+    "  a folder of audio files (VoxCeleb, CN-Celeb and LibriSpeech are recognised; elsewhere, each folder at the\n"
+    "    first level contains one speaker)\n"
+    "  a zip or tar archive, or the first part of a split archive (vox2_dev_aac_partaa; the other parts must be in\n"
+    "    the same folder)\n"
     "  a CSV file with the columns path and speaker_id\n"
-    "  Parquet files, or a folder or Hub repository of `datasets`\n"
+    "  Parquet files, or a data set that the package datasets can load from a folder or from the Hub\n"
     "\n"
     "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
     "listed with the reason in unreadable.csv, and the exit code is then 1. `hamspk prepare --verify OUTPUT`\n"
     "checks finished shards.\n"
     "\n"
-    "Parquet files with audio and WebDataset tars of other projects can be used for training without a copy:\n"
-    "`hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes an index of them."
+    "Training can also read Parquet files with audio and WebDataset tars of other projects in place. It needs an\n"
+    "index of them, which `hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes."
 )
 
 
@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--codec",
         choices=SHARD_CODECS,
-        help="codec of the audio: flac (16 bit, lossless), opus (small, lossy, slow to write) or source (files are "
-        "copied unchanged) (default: flac)",
+        help="codec of the audio (default: flac): flac is 16 bit and lossless; opus is small, lossy and slow to write; "
+        "source copies the files unchanged",
     )
     add("--sampling-rate", type=int, metavar="HZ", help="sampling rate of the audio in the shards (default: 16000)")
     add("--layout", choices=SHARD_LAYOUTS, help="naming scheme of the folders (default: recognised from the paths)")
@@ -72,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--speaker-column", metavar="NAME", help="column of the speakers (default: speaker_id)")
     add("--split", metavar="NAME", help="split of a data set (default: train)")
     add("--speakers", metavar="FILE", help="text file of the speakers to keep, one per line (default: all)")
-    add("--shards", type=int, metavar="N", help="number of shards (default: a multiple of 8, by --shard-size)")
+    add("--shards", type=int, metavar="N", help="number of shards (default: follows from --shard-size)")
     add("--shard-size", type=int, metavar="MIB", help="target size of a shard in MiB (default: 256)")
-    add("--rows-per-group", type=int, metavar="N", help="number of utterances per row group of Parquet (default: 64)")
-    add("--min-duration", type=float, metavar="S", help="least duration of an utterance in seconds (default: 0.1)")
+    add("--rows-per-group", type=int, metavar="N", help="number of utterances in a Parquet row group (default: 64)")
+    add("--min-duration", type=float, metavar="S", help="minimum duration of an utterance in seconds (default: 0.1)")
     add("--licence", metavar="TEXT", help="licence of the source, written into the manifest")
     add("--seed", type=int, metavar="N", help="random seed of the order of the utterances (default: 0)")
     add("--processes", type=int, metavar="N", help="number of worker processes (default: one per core)")
@@ -100,9 +100,9 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.index and (arguments.verify or arguments.restart):
         raise ValueError("--index copies no audio, so it cannot be combined with --verify or --restart.")
     if not arguments.sources and (arguments.index or not arguments.verify):
-        raise ValueError("Give SOURCE and OUTPUT. OUTPUT alone needs --verify.")
+        raise ValueError("Give SOURCE and OUTPUT. With --verify, OUTPUT alone is enough.")
     if arguments.speakers is not None and not Path(arguments.speakers).is_file():
-        raise ValueError(f"There is no file {arguments.speakers} (--speakers).")
+        raise ValueError(f"File not found: {arguments.speakers} (--speakers).")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -160,13 +160,13 @@ def read_speakers(path: str) -> tuple[str, ...]:
     """
     names = sorted({line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
     if not names:
-        raise ValueError(f"{path} (--speakers) names no speaker; give one name per line.")
+        raise ValueError(f"{path} (--speakers) contains no name. Give a file with one name per line.")
     return tuple(names)
 
 
 def summarise_shards(manifest: "Manifest", output: str) -> str:
     """Return a summary of the shards in one line."""
-    # An index does not know durations.
+    # An index contains no durations.
     duration = f"{manifest.seconds / 3600:.2f} h, " if manifest.seconds > 0 else ""
     size = sum(shard.bytes for shard in manifest.shards)
     left_out = f"; {count_of(manifest.unreadable, 'file')} left out" if manifest.unreadable else ""
@@ -178,7 +178,7 @@ def summarise_shards(manifest: "Manifest", output: str) -> str:
 
 
 def _report_unreadable(output: str) -> bool:
-    """Print the first files that were left out, and return whether there are any."""
+    """Print the first files that were left out, and return whether any were."""
     from ..shards.manifest import UNREADABLE_NAME, read_unreadable
 
     lines = read_unreadable(output)

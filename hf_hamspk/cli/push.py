@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 def add_about_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all commands with a model card share."""
+    """Add the options that `hamspk push` and `hamspk card` share."""
     parser.add_argument(
         "--run",
         dest="run_folder",
         metavar="DIR",
-        help="folder of the training run, for the recipe, and for evaluation and plots if the model folder has none",
+        help="folder of the training run; provides the recipe, evaluation and plots that the model folder lacks",
     )
     parser.add_argument(
         "--about",
         metavar="FILE.yaml",
-        help="facts that no file states: training_data with licences, trial_lists, limitations, languages, ...",
+        help="facts that the authors state for the card: training_data with licences, trial_lists, limitations, ...",
     )
     parser.add_argument(
         "--licence",
         "--license",
         metavar="ID",
-        help="licence of the weights, such as cc-by-4.0 (default: chosen by the licences of the training data)",
+        help="licence of the weights, such as cc-by-4.0 (default: a licence that the training data allow)",
     )
 
 
@@ -67,15 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the files without sending them; needs no network")
     parser.epilog = (
         "One commit contains the weights (safetensors only), code, configuration, calibration, cohort, recipe,\n"
-        "evaluation, plots, a rendered card and the licence. Audio is never sent. Files that contain a path of this\n"
-        "machine or an access token stop the upload.\n"
+        "evaluation, plots, model card and licence. Audio is never sent. If a file contains a path of this machine\n"
+        "or an access token, nothing is sent.\n"
         "\n"
         "Log in first with `hf auth login`. After an interrupted upload, run the same command again."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the files to send, and send them unless it is a dry run."""
+    """Print the files to send, and send them unless --dry-run is given."""
     from ..publishing.contents import plan_upload
     from ..publishing.push import check_repository, send
 
@@ -98,11 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_plan(plan: "UploadPlan") -> str:
-    """Format the files with their sizes, the files that stay, and the notes for printing."""
+    """Format the files to send with their sizes, the files that are not sent, and the notes for printing."""
     width = max(map(len, plan.names)) + 2
     lines = [f"{file.name:<{width}}{format_size(file.size):>10}" for file in plan.files]
     lines.append(f"{f'{len(plan.files)} files':<{width}}{format_size(plan.size):>10}")
-    lines += [f"stays here: {name} ({reason})" for name, reason in plan.left_out.items()]
+    lines += [f"not sent: {name} ({reason})" for name, reason in plan.left_out.items()]
     return "\n".join(lines + [f"note: {note}" for note in plan.notes])
 
 

@@ -5,7 +5,7 @@
     python -P stranger.py MODEL enrolment.flac test.flac [enrolment.flac test.flac ...]
 
 It prints a JSON list with the answer to each pair. `-P` keeps the folder of this file off the import path, because
-some modules in it have the names of other packages.
+some of its modules have the same names as other packages.
 """
 
 import json
@@ -22,7 +22,7 @@ class Refuse:
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
-        """Raise ModuleNotFoundError for this package; return None, and so defer to other finders, for all others."""
+        """Raise ModuleNotFoundError for this package, and return None for others, so that other finders import them."""
         if name.partition(".")[0] == REFUSED_PACKAGE:
             raise ModuleNotFoundError(f"No module named {name!r}: its import is blocked in this process", name=name)
 

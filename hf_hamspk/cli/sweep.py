@@ -1,4 +1,4 @@
-"""`hamspk sweep`: measure error rates against recording conditions."""
+"""`hamspk sweep`: measure how error rates depend on the recording conditions."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from .options import add_model_arguments, check_folder, check_trial_lists, given
 if TYPE_CHECKING:
     from ..evaluation.sweeps import SweepPoint
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 SWEEP_NAMES = ("duration", "snr", "reverberation", "bandwidth", "codec")
 
 
@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """\
 Each condition changes the test recording of every trial and leaves the enrolment unchanged. The random seed depends
-only on the file name, so the same command gives the same numbers. Error rates are of raw scores over all trials.
+only on the file name, so the same command gives the same numbers. Error rates are computed from raw scores over all
+trials.
 
 The results are added to evaluation.json in the folder of the model; report.html and plots/ are written beside it. For
 a model on the Hub, they are written into a folder in the working directory.
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..loading.models import load_model
 
     metadata = None if arguments.metadata is None else read_metadata(arguments.metadata)
-    # Before the model is loaded.
+    # Check the options before the model is loaded.
     for kind in arguments.over:
         sweep_conditions(kind, arguments.values)
     if arguments.replicates is not None:
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if found.failures:
         skipped = found.record.sweeps[found.name]["skipped"]
-        print(f"{skipped} trials skipped, because {len(found.failures)} files cannot be read")
+        print(f"{skipped} trials skipped, because {len(found.failures)} files could not be read")
     write_and_tell(found, arguments.model, arguments.output)
     return 0
 

@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkModel
     from ..verification_hamspk import Verification
 
-# Copies of the package's own values, compared by a test: importing those would import torch.
+# Copies of values of the package, because importing the originals would import torch. A test compares them.
 COMBINE_CHOICES = ("mean", "length_weighted", "barycentre")
 UNCALIBRATED = (
     "No decision: this model is not calibrated. `hamspk calibrate MODEL PAIRS --audio-root DIR` calibrates it with "
-    "pairs of your own recordings. Or set a threshold on the score with --threshold."
+    "pairs of your own recordings. Alternatively, set a threshold on the score with --threshold."
+)
+_VERIFY_EPILOG = (
+    "The decision uses the log-likelihood ratio. The likelihood ratio is the probability of the recordings if\n"
+    "they are from the same speaker, divided by their probability if they are from different speakers; its\n"
+    "natural logarithm is used. The decision is 'same speaker' if the log-likelihood ratio reaches the threshold\n"
+    "of the operating point. That threshold follows from the prior probability of the same speaker and from the\n"
+    "costs of the two errors.\n"
+    "\n"
+    "Recordings with too little speech get no score, and the decision is 'not enough speech'. A speaker profile\n"
+    "works only with the model that made it. It is biometric data."
 )
 
 
@@ -40,21 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recordings",
         nargs="+",
         metavar="RECORDING",
-        help="enrolment and test: a recording of the claimed speaker (or a saved profile), then the recording to test; "
-        "with --test or --save-profile, enrolment recordings only",
+        help="recording of the claimed speaker (or a saved profile), followed by the recording to test; with --test or "
+        "--save-profile, only the recordings of the claimed speaker",
     )
     parser.add_argument("--test", metavar="TEST", help="recording to test, if there are several enrolment recordings")
     parser.add_argument(
         "--operating-point", metavar="NAME", help="operating point of the model's calibration (default: the first)"
     )
     parser.add_argument(
-        "--prior", type=float, metavar="P", help="own operating point: prior probability of the same speaker"
+        "--prior",
+        type=float,
+        metavar="P",
+        help="prior probability of the same speaker; with the costs, it replaces the operating point",
     )
     parser.add_argument(
-        "--cost-miss", type=float, metavar="C", help="cost of rejecting the same speaker, with --prior (default: 1)"
+        "--cost-miss", type=float, metavar="C", help="with --prior, cost of rejecting the same speaker (default: 1)"
     )
     parser.add_argument(
-        "--cost-false-alarm", type=float, metavar="C", help="cost of accepting an impostor, with --prior (default: 1)"
+        "--cost-false-alarm", type=float, metavar="C", help="with --prior, cost of accepting an impostor (default: 1)"
     )
     parser.add_argument(
         "--threshold",
@@ -67,21 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=COMBINE_CHOICES,
         help="method that combines the embeddings of several enrolment recordings (default: mean)",
     )
-    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file for the speaker profile")
+    parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file in which to save the profile")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    parser.epilog = (
-        "The decision is made on the log-likelihood ratio: the natural logarithm of how many times more probable the\n"
-        "recordings are if one speaker made them than if two speakers did. The decision is 'same speaker' if the\n"
-        "ratio reaches the threshold of the operating point. That threshold follows from the prior probability of\n"
-        "the same speaker and from the costs of the two errors.\n"
-        "\n"
-        "Recordings with too little speech get no score, and the decision is 'not enough speech'. A speaker profile\n"
-        "works only with the model that made it. It is biometric data."
-    )
+    parser.epilog = _VERIFY_EPILOG
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check the arguments before torch is imported, and set `enrolment` and `test`.
+    """Check the arguments before torch is imported, and set `arguments.enrolment` and `arguments.test`.
 
     Raises:
         ValueError: an argument is invalid, options contradict each other, or an input does not exist.
@@ -113,7 +118,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _split_recordings(arguments: argparse.Namespace) -> None:
-    """Set `enrolment`, and `test` if neither --test nor --save-profile is given: the second of two recordings."""
+    """Set `arguments.enrolment`; without --test and --save-profile, also set `arguments.test` to the last recording."""
     arguments.enrolment = arguments.recordings
     if arguments.test is not None or arguments.save_profile is not None:
         return

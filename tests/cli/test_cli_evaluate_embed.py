@@ -175,10 +175,10 @@ def test_a_model_without_a_folder_gets_one_in_the_working_directory(tmp_path, mo
 
 def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
     trials = write(tmp_path, "trials.txt", TRIALS + "0 a.wav gone.wav\n")
-    assert "There is no trial list nope.txt" in refusal("evaluate", model_folder, "nope.txt", "--audio-root", audio)
+    assert "Trial list not found: nope.txt" in refusal("evaluate", model_folder, "nope.txt", "--audio-root", audio)
     message = refusal("evaluate", model_folder, trials, "--audio-root", audio)
     assert f"1 of 5 files of the trial list are missing under {audio}: gone.wav" in message
-    assert "There is no folder nope" in refusal("evaluate", model_folder, trials, "--audio-root", "nope")
+    assert "Folder not found: nope" in refusal("evaluate", model_folder, trials, "--audio-root", "nope")
     malformed = write(tmp_path, "malformed.txt", "yes a.wav b.wav\n")
     assert "line 1: expected lines 'label enrolment test'" in refusal(
         "evaluate", model_folder, malformed, "--audio-root", audio

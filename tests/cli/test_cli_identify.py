@@ -54,7 +54,7 @@ def test_names_and_bad_folders(hamspk, refusal, model_folder, people, voices, tm
     assert "not enrolled: nobody: Not enough speech" in err
     assert out == f"0 speakers enrolled in {profiles}; 1 speaker not enrolled\n"
     assert "No profile (.safetensors) in" in refusal("identify", model_folder, "--profiles", profiles, voices / "a.wav")
-    assert "There is no folder" in refusal("identify", model_folder, "--profiles", tmp_path / "x", voices / "a.wav")
+    assert "Folder not found" in refusal("identify", model_folder, "--profiles", tmp_path / "x", voices / "a.wav")
     assert "is not a folder" in refusal("enrol", model_folder, voices / "a.wav", "--profiles", profiles)
     assert "must not contain a folder" in refusal(
         "enrol", model_folder, voices / "a.wav", "--profiles", profiles, "--name", "../x"

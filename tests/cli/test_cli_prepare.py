@@ -61,5 +61,5 @@ def test_what_is_refused(refusal, source, tmp_path):
     assert "Give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
     assert "source not found: nowhere; give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")
     assert "--processes must be at least 0" in refusal("prepare", source, tmp_path / "out", "--processes", -1)
-    assert "There is no file nobody" in refusal("prepare", source, tmp_path / "out", "--speakers", "nobody")
+    assert "File not found: nobody" in refusal("prepare", source, tmp_path / "out", "--speakers", "nobody")
     assert "not a folder of shards" in refusal("prepare", "--verify", source)

@@ -38,7 +38,7 @@ def test_a_dry_run_lists_everything_and_needs_no_network(hamspk, trained):
     assert re.search(r"^model\.safetensors +\d+\.\d kB$", out, re.MULTILINE)
     assert re.search(r"^cohort\.safetensors +\d+(\.\d k| )B$", out, re.MULTILINE)
     assert re.search(r"^\d\d files +\d+\.\d kB$", out, re.MULTILINE)
-    assert "stays here: ann.wav (not part of a published model)" in out
+    assert "not sent: ann.wav (not part of a published model)" in out
     assert "note: no licence is stated; give --licence" in out
     assert out.endswith("dry run: nothing was sent\n")
 
