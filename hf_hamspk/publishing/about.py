@@ -1,7 +1,8 @@
 """Facts that the authors of a model state in YAML: training data, licences, limitations, measured speed.
 
-This module checks the facts itself. huggingface_hub's strict dataclasses would name Python types instead of the text to
-write in YAML, reject whole numbers as hours, and suggest no key for a misspelt one.
+This module checks the facts itself and does not use the strict dataclasses of huggingface_hub. Their error messages
+name Python types instead of YAML values and suggest no correction for a misspelt key. They also reject whole numbers as
+hours.
 """
 
 import difflib
@@ -23,7 +24,7 @@ class TrainingData:
     """Description of a training corpus.
 
     Attributes:
-        name: name in the card.
+        name: name of the corpus in the card.
         licence: licence of the corpus.
         dataset: name on the Hub, `owner/name`, if the corpus is published there.
         url: web address of a description of the corpus.
@@ -78,14 +79,14 @@ class About:
     Attributes:
         title: title of the card.
         summary: summary in one or two sentences.
-        licence: licence of the weights; None takes one that the licences of the training data allow.
+        licence: licence of the weights; None for a licence that the licences of the training data allow.
         licence_link: URL of a licence that the Hub does not know.
         languages: ISO 639 codes of the languages in the training data.
         base_model: name on the Hub of the model that training started from.
         training_data: training corpora.
         trial_lists: maps the name of a trial list in the evaluation to its description.
         limitations: sentences about the limits of the model.
-        speed: maps the name of a measurement to its value, text or number.
+        speed: maps the name of each measurement to its value, a text or a number.
     """
 
     title: str | None = None
@@ -109,14 +110,14 @@ class About:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "about") -> "About":
-        """Make the facts from a mapping.
+        """Create the facts from a mapping.
 
         Args:
             values: mapping with some of the attributes as keys.
             where: source of the mapping, named in error messages.
 
         Raises:
-            ValueError: a key is unknown (the message suggests the nearest known one), or a value has the wrong type.
+            ValueError: a key is unknown (the message suggests a similar key), or a value has the wrong type.
         """
         values = dict(_known_values(cls, values, where))
         data, lists = values.get("training_data", []), values.get("trial_lists", {})
@@ -158,7 +159,7 @@ def _field_names(kind: type) -> list[str]:
 def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
     """Check the keys and types of values, and return those that are not None."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}; got {values!r}.")
+        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r}.")
     for key, value in values.items():
         if key not in _field_names(kind):
             near = difflib.get_close_matches(str(key), _field_names(kind), n=1)
@@ -166,7 +167,7 @@ def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
             raise ValueError(f"{where}: unknown key {key!r}. {hint}")
         if key in ("languages", "limitations"):
             fits = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
-            expected = "a list of texts"
+            expected = "a list of strings"
         elif key in ("speakers", "utterances", "hours"):
             fits, expected = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0, "a number"
         elif key == "speed":
@@ -174,7 +175,7 @@ def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
         elif key in ("training_data", "trial_lists"):
             continue
         else:
-            fits, expected = isinstance(value, str), "a text"
+            fits, expected = isinstance(value, str), "a string"
         if not fits and value is not None:
             raise ValueError(f"{where}: {key} must be {expected}, got {json.dumps(value, default=str)}.")
     return {key: value for key, value in values.items() if value is not None}
@@ -183,7 +184,7 @@ def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
 def _build_part(kind: type[T], values: Any, where: str) -> T:
     given = _known_values(kind, values, where)
     if "name" not in given:
-        raise ValueError(f"{where}: a name is missing in {values!r}.")
+        raise ValueError(f"{where}: the key 'name' is missing in {values!r}.")
     return kind(**given)
 
 

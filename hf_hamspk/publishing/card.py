@@ -30,9 +30,9 @@ EVALUATION_FOLDER = ".eval_results"
 # The Hub has no task for speaker verification; this one includes speaker identification.
 PIPELINE_TAG = "audio-classification"
 TAGS = ("speaker-verification", "speaker-recognition", "speaker-embedding", "ham-softmax", "hyperbolic")
-# Numbers of decimals in the metadata: of the EER in per cent, and of detection costs.
+# Number of decimals in the metadata, for the EER in per cent and for detection costs.
 EER_DECIMALS, COST_DECIMALS = 2, 3
-_SIMILARITIES = {"cosine": "cosine", "hyperbolic": "minus the distance in the Poincaré ball"}
+_SIMILARITIES = {"cosine": "cosine", "hyperbolic": "negative distance in the Poincaré ball"}
 # With the released projection, `c` is not a curvature.
 _SETTINGS = {"margin": "margin", "scale": "scale", "curvature": "c"}
 
@@ -113,7 +113,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
     """Return the entries of `model-index`: EER in per cent and minDCF of the raw scores on each trial list.
 
     The Hub groups rows by task, data set, configuration, split and revision, and shows only the first name of each
-    group. Each trial list therefore has a separate configuration.
+    group. Therefore each trial list needs a configuration with a different name.
 
     Raises:
         ValueError: two trial lists have the same description.
@@ -151,7 +151,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def evaluation_files(facts: CardFacts) -> dict[str, str]:
-    """Return the files in `.eval_results`: path and content, with the EER in per cent on each benchmark in `about`."""
+    """Return the paths and contents of the files in `.eval_results`, each with the EER of a benchmark in per cent."""
     files = {}
     for name, values in evaluated_lists(facts.evaluation).items():
         one = facts.about.trial_lists.get(name)
@@ -171,7 +171,7 @@ def evaluation_files(facts: CardFacts) -> dict[str, str]:
 
 
 def chosen_licence(about: About) -> str | None:
-    """The licence of the weights, as the Hub writes it: the stated one, or the one that the training data allow."""
+    """Return the identifier of the weights' licence: the stated licence, or a licence that the training data allow."""
     return weights_licence(about.data_licences()) if about.licence is None else hub_licence(about.licence)
 
 
@@ -208,14 +208,14 @@ def _encoder(facts: CardFacts) -> str:
 
 def _model_rows(facts: CardFacts) -> list[list[str]]:
     config, rows = facts.config, []
-    for label, key, unit in (("Input", "sampling_rate", " Hz, mono"), ("Embedding", "embedding_size", " numbers")):
+    for label, key, unit in (("Input", "sampling_rate", " Hz, mono"), ("Embedding", "embedding_size", " dimensions")):
         if key in config:
             rows.append([label, f"{config[key]}{unit}"])
     if "similarity" in config:
         rows.append(["Score", _SIMILARITIES.get(config["similarity"], str(config["similarity"]))])
     if facts.weights is not None:
         numbers, size = facts.weights["numbers"], facts.weights["bytes"]
-        rows.append(["Size", f"{numbers} numbers without the training head; {size} bytes of safetensors with it"])
+        rows.append(["Size", f"{numbers} values without the training head; {size} bytes of safetensors with it"])
     licence = chosen_licence(facts.about)
     rows.append(["Licence of the weights", "not stated" if licence is None else licence])
     return rows
@@ -241,7 +241,7 @@ def _licence_note(about: About) -> str:
     dropped = dropped_conditions(licence, of_data)
     if dropped:
         return (
-            f"The weights are under `{licence}`, as their publisher states. The licences of the training data have "
+            f"The weights are under `{licence}`, as stated by their publisher. The licences of the training data have "
             f"further conditions: {'; '.join(dropped)}."
         )
     return f"The weights are under `{licence}`."

@@ -1,4 +1,4 @@
-"""The code files beside a model's weights, replaced by those of the installed package before an upload."""
+"""Replacement of the code files in a model folder by the code of the installed package, before an upload."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ EARLIER_CODE = frozenset(
 
 @dataclass(frozen=True)
 class TravellingCode:
-    """Code files that load a model without this package.
+    """Code files that transformers needs to load a model without this package.
 
     Attributes:
         config: configuration of the model, with the references to the code files.
@@ -48,7 +48,7 @@ def travelling_code(folder: Path) -> TravellingCode:
     """Return the code files of this package for a model folder.
 
     Raises:
-        ValueError: the code differs from the code in the folder, and the model does not load with it.
+        ValueError: the code in the folder differs from this code, and the model does not load with this code.
     """
     saved = read_json_object(folder / CONFIG_FILE)
     fresh = HamSpkConfig()
@@ -72,7 +72,7 @@ def renew_code(folder: Path) -> list[str]:
     """Replace the code in a model folder by the code of this package.
 
     Returns:
-        The names of the files that were written; empty if all files were up to date.
+        The names of the files that were replaced; empty if all files were up to date.
 
     Raises:
         ValueError: the model does not load with this code; nothing is written then.
@@ -97,7 +97,7 @@ def _check_loads(folder: Path) -> None:
     """Raise ValueError if a model does not load with the code of this package."""
     remedy = (
         f"The code in {folder} differs from the code of the installed package, and the model does not load with the "
-        "installed one. Install the version of the package that saved the model."
+        "installed code. Install the version of the package that saved the model."
     )
     try:
         with quiet_transformers():

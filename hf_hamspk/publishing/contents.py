@@ -1,4 +1,4 @@
-"""Choice of the files that are uploaded, by an allow list; all other files are reported with the reason."""
+"""Choice of the files to upload, by an allow list. All other files of the model folder are reported with the reason."""
 
 import importlib.metadata
 import json
@@ -40,7 +40,7 @@ EXTRACTOR_FILE = "preprocessor_config.json"
 HANDLER_PACKAGES = ("soundfile",)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Escaped line breaks and tabs in JSON strings; they become spaces, so that paths after them are found.
+# Escaped line breaks and tabs in JSON strings. They are replaced by spaces, so that paths after them are found.
 _ESCAPED_SPACE = re.compile(r"(?<!\\)\\[nrt]")
 # Keys of an evaluation record whose values map file names to reasons.
 _FILE_REASONS = ("unusable_files", "short_files", "unreadable_files")
@@ -133,8 +133,8 @@ def plan_upload(
     code = travelling_code(folder)
     if code.changed:
         notes.append(
-            "the code of the installed package is uploaded; these files in the folder are missing or differ from it: "
-            f"{', '.join(code.changed)}"
+            "the code of the installed package is uploaded, because these code files in the folder are missing or "
+            f"different: {', '.join(code.changed)}"
         )
     files: dict[str, Path | bytes] = {CONFIG_FILE: _config(folder, code, speaker_names, notes)}
     files |= {path.name: path for path in weight_files(folder)}
@@ -197,7 +197,7 @@ def check_model_folder(folder: Path, run_folder: str | os.PathLike[str] | None) 
 
 
 def is_pickle(path: Path) -> bool:
-    """Return whether a file is a pickle, or a zip with a pickle as torch writes it, by its name and content."""
+    """Check the name and the content of a file, and return whether it is a pickle or a zip archive with a pickle."""
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     with open(path, "rb") as file:
@@ -210,7 +210,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
-    """Return the configuration; unless `speaker_names`, numbers replace the labels, which are names of speakers."""
+    """Return the configuration. Numbers replace the labels, which name speakers, unless `speaker_names` is True."""
     labels = code.config.get("id2label")
     numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else None
     if speaker_names or numbers is None or numbers == labels:
@@ -251,7 +251,7 @@ def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str,
 
 
 def _requirements() -> list[str]:
-    """Return the packages that an endpoint installs for the handler, in the versions that this package requires."""
+    """Return the packages that an endpoint installs for the handler, with the versions that this package requires."""
     found = {re.split(r"[^\w-]", one, maxsplit=1)[0]: one for one in _required_packages() if ";" not in one}
     return [found.get(name, name) for name in HANDLER_PACKAGES]
 
@@ -262,7 +262,7 @@ def _required_packages() -> list[str]:
 
 
 def _licence_text(facts: CardFacts) -> str:
-    """Return the text of the licence file: the licences of weights and training data, and the code licence in full."""
+    """Return the licence file: the licences of the weights and the training data, and the full licence of the code."""
     licence = chosen_licence(facts.about)
     weights = "not stated; ask before you use them" if licence is None else licence
     link = "" if facts.about.licence_link is None else f" ({facts.about.licence_link})"
@@ -303,7 +303,7 @@ def check_contents(files: list[PlannedFile], private: Private) -> None:
 
 def _tensor_header(file: PlannedFile) -> str:
     if isinstance(file.source, bytes):
-        raise ValueError(f"{file.name} must be a file.")
+        raise ValueError(f"{file.name} must be a path of a safetensors file, got bytes.")
     with safe_open(file.source, "np") as tensors:
         return json.dumps([tensors.metadata(), list(tensors.keys())], ensure_ascii=False)
 
@@ -313,7 +313,7 @@ def _checked_text(file: PlannedFile) -> str:
         text = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file.name} must be UTF-8 text to be searched for paths and tokens, but it is not ({error})."
+            f"{file.name} must be UTF-8 text, so that it can be searched for paths and tokens, but it is not ({error})."
         ) from error
     if file.name.endswith(".json"):
         try:
@@ -333,7 +333,11 @@ def _left_out(folder: Path, files: Mapping[str, Any], cohort: bool) -> dict[str,
                 "left out on request" if name == COHORT_FILE and not cohort else "not part of a published model"
             )
         elif path.is_file() and name in (CARD_FILE, RECIPE_FILE):
-            reasons[name] = "replaced by the rendered card" if name == CARD_FILE else "sent without its folders"
+            reasons[name] = (
+                "replaced by the rendered card"
+                if name == CARD_FILE
+                else "replaced by a copy without the folders in its paths"
+            )
     return reasons
 
 
@@ -342,14 +346,16 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
     if COHORT_FILE in files:
         notes.append(
             f"{COHORT_FILE} contains {facts.cohort} embeddings of training speakers, which are biometric data; leave "
-            "it out with --no-cohort (cohort=False) unless they may be published"
+            "it out with --no-cohort (cohort=False) unless you may publish them"
         )
     licence = chosen_licence(facts.about)
     if licence is None:
         notes.append("no licence is stated; give --licence, or the licences of the training data with --about")
     elif facts.about.licence is not None and dropped_conditions(licence, facts.about.data_licences()):
         asked = "; ".join(dropped_conditions(licence, facts.about.data_licences()))
-        notes.append(f"the licences of the training data also require: {asked}; {licence} does not, as the card notes")
+        notes.append(
+            f"the licences of the training data have conditions that {licence} lacks: {asked}; the card lists them"
+        )
     absent = [
         what
         for what, value in (
@@ -365,6 +371,6 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
 
 
 def is_managed_file(name: str) -> bool:
-    """Return whether `push` may delete a file in a repository, because this package may have written it."""
+    """Return whether this package may have written a file in a repository, so that `push` may delete it."""
     code = {path.name for path in Path(__file__).parents[1].glob("*.py")}
     return name in code or name in EARLIER_CODE or _MANAGED.fullmatch(name) is not None

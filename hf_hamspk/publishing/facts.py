@@ -21,9 +21,9 @@ from .about import About
 CARD_SCHEMA = 1
 CONFIG_FILE, RECIPE_FILE = "config.json", "recipe.yaml"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Fields of the backbone's configuration that are kept in the facts.
+# Fields of the backbone's configuration that the facts include.
 _OF_BACKBONE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-# Recipe arguments whose value is a model on the Hub or a folder.
+# Recipe arguments whose value is the name of a model on the Hub or a folder.
 _STARTS = ("backbone", "initial_model")
 _HEAD = "head."
 
@@ -33,7 +33,7 @@ class CardFacts:
     """All facts that a card is rendered from.
 
     Attributes:
-        name: model in the code examples of the card: a name on the Hub, or the folder that a recipe writes to.
+        name: name of the model in the code examples: a name on the Hub, or the folder that the training run writes.
         published: whether `name` is a name on the Hub.
         config: configuration of the model, without the names of training speakers.
         evaluation: content of `evaluation.json`; None if the model was not evaluated.
@@ -71,7 +71,7 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "CardFacts":
-        """Make the facts from the text that `to_json` returned.
+        """Create the facts from the text that `to_json` returned.
 
         Args:
             text: JSON text.
@@ -107,7 +107,7 @@ def gather_facts(
 
     Args:
         model_folder: folder written by `save_pretrained`.
-        name: name on the Hub; None for an unpublished model, whose code examples name the folder of the recipe.
+        name: name on the Hub. For None, the model is unpublished, and the code examples use the folder of the recipe.
         run_folder: folder of the training run, with `recipe.yaml` and `evaluation.json` if the model folder lacks them.
         about: facts stated by the authors.
         with_cohort: whether the cohort is published.
@@ -141,7 +141,7 @@ def gather_facts(
 
 
 def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = None) -> CardFacts:
-    """Gather the facts of a recipe that was not run: a configuration without weights and measured numbers.
+    """Gather the facts of a recipe that was not run: a configuration without weights or measured numbers.
 
     Raises:
         ValueError: the recipe cannot be read, or its configuration of the model is invalid.
@@ -195,11 +195,13 @@ def _drop_other_decisions(record: EvaluationRecord, verification: Mapping[str, A
     for values in record.lists.values():
         decisions = values.get("decisions")
         if decisions and decisions.get("calibration") not in (None, published):
-            values["decisions"] = {"note": "they were measured with a calibration that is not the one of this model"}
+            values["decisions"] = {
+                "note": "they were measured with a calibration that is not the published calibration"
+            }
 
 
 def needs_cohort(verification: Mapping[str, Any]) -> bool:
-    """Return whether a calibration is for scores that are normalised with a cohort."""
+    """Return whether a calibration applies to scores that are normalised with a cohort."""
     return verification.get("normalisation", "none") != "none"
 
 
@@ -232,7 +234,7 @@ def _without_folders(key: str, value: Any) -> Any:
 
 
 def _config_fields() -> set[str]:
-    """Return the fields of `HamSpkConfig` that transformers' base class lacks."""
+    """Return the fields of `HamSpkConfig` that its base class in transformers lacks."""
     return {one.name for one in dataclasses.fields(HamSpkConfig)} - {
         one.name for one in dataclasses.fields(PreTrainedConfig)
     }
@@ -249,10 +251,10 @@ def _card_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder: a single file, or the parts that an index lists.
+    """Return the safetensors files of a model folder: a single file, or the files that an index lists.
 
     Raises:
-        ValueError: the folder contains no weights, or a part is missing.
+        ValueError: the folder contains no weights, or a file in the index is missing.
     """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]

@@ -5,11 +5,12 @@ A verification request is
     {"inputs": {"enrolment": BASE64 or [BASE64, ...], "test": BASE64}, "parameters": {"operating_point": "strict"}}
 
 The answer contains the score, the log-likelihood ratio, the decision and the warnings. A request with one recording, as
-`{"inputs": BASE64}` or as a body of type `audio/*`, is answered with its embedding. Recordings are WAV, FLAC, OGG, Opus
-or MP3 files.
+`{"inputs": BASE64}` or as a body of type `audio/*`, is answered with the embedding of the recording. Recordings are
+WAV, FLAC, OGG, Opus or MP3 files.
 
-The toolkit answers an exception with status 400 and its message. The message of an invalid request explains the
-problem. The message of an internal error gives only an id, under which the log of the endpoint has the details.
+If the handler raises an exception, the toolkit answers with status 400 and the message of the exception. For an invalid
+request, the message explains the problem. For an internal error, it contains only an id, and the log of the endpoint
+contains the details with the same id.
 """
 
 import base64
@@ -22,10 +23,11 @@ from typing import Any
 from transformers import pipeline
 
 LONGEST_SECONDS = 120.0
-# Limit of all recordings of a request together, decoded from base64: two minutes of 48 kHz stereo in 16 bits.
+# Limit for the total size of the recordings in a request after base64 decoding: two minutes of 16-bit stereo at 48 kHz.
 LARGEST_BYTES = 24 << 20
 LARGEST_ENROLMENT = 10
-# Requests processed at once, each with up to a few hundred MB of memory, and the longest wait of another request.
+# Number of requests processed at once, each of which may need a few hundred MB of memory, and the longest time that a
+# further request waits.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -34,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered. The message is safe to show to the caller."""
+    """Error for a request that cannot be answered. Its message is safe to show to the caller."""
 
 
 class EndpointHandler:
-    """Handler that answers requests, also from several threads.
+    """Handler that answers requests. Several threads may call it at the same time.
 
     Args:
         path: folder of the model.
@@ -49,7 +51,7 @@ class EndpointHandler:
         # The overloads of transformers' `pipeline` do not include this task.
         make: Any = pipeline
         self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
-        # Built now, so that the first request does not wait for it.
+        # Build the verifier now, so that the first request does not wait for it.
         _ = self.pipeline.verifier
         self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)
 
@@ -60,11 +62,11 @@ class EndpointHandler:
             data: body of the request, with `inputs` and optional `parameters`.
 
         Returns:
-            The answer to a verification, or the embedding of a single recording, as JSON can store it.
+            The answer to a verification, or the embedding of a single recording, in a form that JSON can store.
 
         Raises:
             RequestError: the request is invalid, or too many requests are running.
-            RuntimeError: an internal error occurred; the message gives its id in the log.
+            RuntimeError: an internal error occurred; the message contains the id of its entry in the log.
         """
         try:
             inputs, parameters = _inputs(data), _parameters(data)
@@ -79,7 +81,9 @@ class EndpointHandler:
         except Exception:
             number = uuid.uuid4().hex[:8]
             logger.exception("request %s failed", number)
-            raise RuntimeError(f"The request failed with an internal error, id {number} in the log.") from None
+            raise RuntimeError(
+                f"The request failed because of an internal error. The log describes it under the id {number}."
+            ) from None
         raise RequestError(message)
 
     def _answer(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +114,14 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"parameters must be an object with some of {', '.join(PARAMETERS)}.")
     parameters = dict(given)
     if isinstance(parameters.get("threshold"), str):
-        # The toolkit passes decimal numbers of a URL query as text.
+        # The toolkit passes decimal numbers from a URL query as text.
         try:
             parameters["threshold"] = float(parameters["threshold"])
         except ValueError:
             raise RequestError("threshold must be a number.") from None
     for name in ("operating_point", "combine"):
         if not isinstance(parameters.get(name, ""), str | None):
-            raise RequestError(f"{name} must be a text.")
+            raise RequestError(f"{name} must be a string.")
     return parameters
 
 
@@ -126,7 +130,7 @@ def _bytes(recording: Any, room: list[int]) -> bytes:
 
     Args:
         recording: base64 text, data URL, or bytes.
-        room: list with one entry, the number of bytes that the request may still use.
+        room: list with one entry, the number of bytes left for this and the following recordings of the request.
 
     Raises:
         RequestError: the recording is invalid or too large.
@@ -137,7 +141,7 @@ def _bytes(recording: Any, room: list[int]) -> bytes:
             raise RequestError(
                 "Expected a data URL data:audio/...;base64,... for a recording, got one without a comma."
             )
-        # The line breaks of the tool `base64` add at most a seventieth of the text.
+        # The command `base64` breaks the text into lines of 76 characters, so it may be longer by one part in 75.
         if len(text) > room[0] * 4 // 3 * 76 // 75 + 4:
             raise RequestError(_TOO_LARGE)
         try:
@@ -155,5 +159,5 @@ def _bytes(recording: Any, room: list[int]) -> bytes:
 
 
 _TOO_LARGE = (
-    f"The recordings of a request must not exceed {LARGEST_BYTES >> 20} MiB in total. Send compressed or shorter ones."
+    f"The recordings of a request must not exceed {LARGEST_BYTES >> 20} MiB in total. Compress or shorten them."
 )

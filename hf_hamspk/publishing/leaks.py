@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Matches paths below common root folders, but not the paths of URLs, fractions and regular expressions.
+# Root folders of paths to search for. The first pattern avoids the paths of URLs, fractions and regular expressions.
 _ROOTS = (
     "home|Users|root|tmp|work|workspace|workspaces|mnt|media|var|private|scratch|data|datasets|srv|opt|content|kaggle|"
     "gpfs|lustre|nfs|Volumes|cluster|export|storage|run|dev/shm"
@@ -29,7 +29,7 @@ _SECRETS = {
     "a password in a URL": re.compile(r"\b\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
 }
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
-# Shorter values would match by chance.
+# Shorter tokens could match other text by chance.
 _SHORTEST_TOKEN = 8
 LEAKS_SHOWN = 5
 
@@ -41,7 +41,7 @@ class Leak:
     Attributes:
         file: name of the file in the repository.
         line: line number from 1; None in a file without lines.
-        what: description for the message; for a secret, only its kind.
+        what: the path, or the kind of the secret, for the message.
     """
 
     file: str
@@ -66,7 +66,7 @@ class Private:
 
     @classmethod
     def of_this_machine(cls, folders: Iterable[str | os.PathLike[str]] = ()) -> "Private":
-        """Collect home, working directory, temporary folder, `folders`, and the user's access tokens."""
+        """Collect the home, working and temporary folders, `folders`, and the user's access tokens of the Hub."""
         given = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), *map(Path, folders)]
         paths = {str(form) for path in given for form in (path.absolute(), path.resolve())}
         tokens = {os.environ.get(name, "") for name in _TOKEN_VARIABLES} | {get_token()}
@@ -83,11 +83,11 @@ def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, s
         name: name of the file, for the report.
         text: content of the file; binary content may be decoded as Latin-1.
         private: paths and tokens of this machine.
-        has_lines: whether the content has lines to report.
-        strict: whether to search for paths of other machines as well; in binary content they match by chance.
+        has_lines: whether to search line by line and report line numbers.
+        strict: whether to search also for paths of other machines. Binary content can match their patterns by chance.
 
     Returns:
-        At most one leak per line.
+        Leaks that were found, at most one per line.
     """
     # Most files contain no leak, and no pattern spans lines, so one search over the whole text comes first.
     if _leak_in(text, private, strict) is None:
@@ -127,7 +127,7 @@ def refuse_leaks(leaks: list[Leak]) -> None:
     """Raise an error if files contain private paths or secrets.
 
     Raises:
-        ValueError: there is a leak; the message names files and lines.
+        ValueError: `leaks` is not empty; the message names files and lines.
     """
     if not leaks:
         return

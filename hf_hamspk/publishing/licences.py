@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-# Identifiers of the Hub by their conditions: attribution, share alike, non-commercial, no derivatives. The conditions
-# of Creative Commons licences are read from their names.
+# The Hub's identifiers of licences without conditions, and of licences that require only attribution. The conditions of
+# Creative Commons licences are read from their names: attribution, share alike, non-commercial, no derivatives.
 _PERMISSIVE = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "pddl", "unlicense", "cdla-permissive-2.0"}
 )
@@ -42,7 +42,7 @@ def weights_licence(of_data: Sequence[str]) -> str | None:
         of_data: licences of all training data.
 
     Returns:
-        Identifier of the Hub. It is the most permissive licence that keeps every condition; `"other"` if a licence is
+        Identifier of the Hub for the most permissive licence that keeps every condition; `"other"` if a licence is
         unknown, forbids derivatives, or contradicts another; None if `of_data` is empty.
     """
     if not of_data:
@@ -52,7 +52,8 @@ def weights_licence(of_data: Sequence[str]) -> str | None:
         return OTHER
     known = [one for one in asked if one is not None]
     every: frozenset[str] = frozenset().union(*known)
-    # Share alike requires the same licence, so a commercial one cannot be combined with a non-commercial one.
+    # Share alike requires the same licence for derived works. If that licence allows commercial use, it contradicts a
+    # non-commercial licence.
     if "nc" in every and any("sa" in one and "nc" not in one for one in known):
         return OTHER
     if "nc" in every:
@@ -71,7 +72,7 @@ _WORDS = {
 
 
 def dropped_conditions(licence: str, of_data: Sequence[str]) -> list[str]:
-    """Return the conditions of the training data, in words, that `licence` lacks; empty if `licence` is unknown."""
+    """Return, in words, the conditions of the training data that `licence` lacks; empty if `licence` is unknown."""
     given = conditions(licence)
     if given is None:
         return []

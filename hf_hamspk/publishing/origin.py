@@ -25,6 +25,6 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
         raise ValueError(f"The model in {folder} cannot be loaded: {error}") from error
     if evaluated not in (None, fingerprint):
         raise ValueError(
-            f"{EVALUATION_FILE} was measured with other weights than the ones in {folder}. Evaluate this model with "
+            f"{EVALUATION_FILE} was measured with other weights than the weights in {folder}. Evaluate this model with "
             "`hamspk evaluate`, or give the folder of the model that was evaluated."
         )

@@ -32,18 +32,18 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publish a model folder: weights, code, calibration, cohort, recipe, evaluation, plots, card and licence.
 
-    All files are part of one commit, so an interrupted upload leaves the repository unchanged. Call the function again
-    after an interruption; files that have arrived are not sent again.
+    All files are part of one commit, so an interrupted upload leaves the repository unchanged. After an interruption,
+    call the function again. Files that have arrived are not sent again.
 
     Args:
         model_folder: folder written by `save_pretrained`.
         repository: name on the Hub, `owner/name`; a missing repository is created.
-        private: whether a new repository is private. An existing repository keeps its visibility; a public one is
-            an error unless `private` is False.
+        private: whether a new repository is private. An existing repository keeps its visibility. If it is public, an
+            error is raised unless `private` is False.
         run_folder: folder of the training run, with `recipe.yaml`, `evaluation.json` and `plots/` if the model folder
             lacks them.
         about: facts stated by the authors, for the card.
-        licence: licence of the weights; takes precedence over the licence in `about`.
+        licence: licence of the weights; it takes precedence over the licence in `about`.
         cohort: whether to send the cohort, which is biometric data.
         message: commit message.
         api: client of the Hub, for another endpoint or token.
@@ -91,7 +91,7 @@ def send(
     Args:
         plan: files to send.
         repository: name on the Hub, `owner/name`; a missing repository is created.
-        private: whether a new repository is private; an existing public one is an error unless this is False.
+        private: whether a new repository is private. An existing public repository is an error unless this is False.
         message: commit message.
         api: client of the Hub, for another endpoint or token.
 
@@ -121,7 +121,7 @@ def send(
         raise OSError("No access token of the Hub found. Log in with `hf auth login`, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise OSError(_explain(error, repository)) from error
-    # A lost connection raises many kinds of errors, from the HTTP library or from the client.
+    # If the connection is lost, the HTTP library and the client raise many kinds of errors.
     except Exception as error:
         cause = error if error.__cause__ is None else error.__cause__
         raise OSError(
@@ -155,7 +155,7 @@ def _explain(error: HfHubHTTPError, repository: str) -> str:
     said = " ".join(str(error).split())
     if status == _NO_LOGIN or isinstance(error, RepositoryNotFoundError):
         return (
-            f"Log in with `hf auth login`. You are not logged in, or your token has no access to {repository}. {said}"
+            f"You are not logged in, or your token has no access to {repository}. Log in with `hf auth login`. {said}"
         )
     if status == _NO_RIGHT:
         return (

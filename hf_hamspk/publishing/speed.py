@@ -15,7 +15,7 @@ _SEED = 0
 
 
 def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """Measure the speed of `embed` on noise, as the median of several repetitions after a warm-up.
+    """Measure how fast `embed` processes noise, as the median of several repetitions after a warm-up.
 
     Args:
         model: model on the device to be measured.
@@ -35,12 +35,12 @@ def measure_speed(model: HamSpkModel, seconds: float = SECONDS, repetitions: int
     return {
         "device": f"{where}{threads}, torch {torch.__version__.split('+')[0]}",
         f"milliseconds for an utterance of {seconds:g} s": round(1000 * one, 1),
-        f"seconds of audio in a second, batches of {_BATCH}": round(_BATCH * seconds / many, 1),
+        f"seconds of audio embedded per second, in batches of {_BATCH}": round(_BATCH * seconds / many, 1),
     }
 
 
 def _time(model: HamSpkModel, noise: torch.Tensor, rate: int, repetitions: int) -> float:
-    """Return the median duration of one call in seconds."""
+    """Return the median duration of a call of `embed`, in seconds."""
     waveforms, took = list(noise), []
     for _ in range(repetitions + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Tables and notes of a card, as text, from evaluation and calibration; missing numbers become "not measured"."""
+"""Tables and notes of a card, made from the evaluation and the calibration. Missing numbers become "not measured"."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def evaluated_lists(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str,
 
 
 def priors(lists: Lists) -> list[str]:
-    """Return the target priors at which a detection cost was measured on any list, in ascending order."""
+    """Return the target priors at which a minDCF was measured on any list, in ascending order."""
     return sorted({prior for part in _measured_parts(lists) for prior in measured(part, "min_dcf")}, key=float)
 
 
@@ -54,7 +54,7 @@ def result_head(lists: Lists) -> CardRow:
 
 
 def result_rows(lists: Lists, names: Mapping[str, str]) -> list[CardRow]:
-    """Return the rows of the table of results: for each trial list, raw scores and any log-likelihood ratios.
+    """Return the table of results: for each list, a row of raw scores and, if measured, one of log-likelihood ratios.
 
     Args:
         lists: evaluated trial lists.
@@ -75,7 +75,10 @@ def group_head(lists: Lists) -> CardRow:
 
 
 def card_group_rows(lists: Lists) -> list[CardRow]:
-    """Return a row for each group of speakers of each list: of raw scores, or of ratios if only those were measured."""
+    """Return a row of error rates for each group of speakers of each list.
+
+    The error rates are measured on raw scores, or on log-likelihood ratios if only these were measured.
+    """
     rows = []
     for name, values in lists.items():
         groups = measured(values, "groups")
@@ -111,7 +114,7 @@ def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
 
 
 def _measured_parts(lists: Lists) -> list[Mapping[str, Any]]:
-    """Return the numbers of all rows, of raw scores and of decisions."""
+    """Return the measurements of each list: the measurements of its raw scores, and those of its decisions."""
     return [part for values in lists.values() for part in (values, measured(values, "decisions"))]
 
 
@@ -124,7 +127,7 @@ def _any(lists: Lists, key: str) -> bool:
 
 
 def describe_scores(values: Mapping[str, Any]) -> str:
-    """Return the kind of scores with their normalisation: `cosine`, or `log-likelihood ratio, AS-norm`."""
+    """Return the kind of the scores with their normalisation, such as `cosine` or `log-likelihood ratio, AS-norm`."""
     normalisation, scores = values.get("normalisation"), values.get("scores")
     kind = "" if normalisation in (None, "none") else f"{str(normalisation).upper()}-norm"
     return cell(", ".join(part for part in (str(scores) if scores is not None else "", kind) if part)) or "not stated"
@@ -158,7 +161,7 @@ def point_rows_of_lists(lists: Lists) -> list[CardRow]:
 
 
 def result_notes(evaluation: Mapping[str, Any] | None) -> list[str]:
-    """Return the remarks below the table of results, one sentence or two each."""
+    """Return the remarks below the table of results, each of one or two sentences."""
     lists = evaluated_lists(evaluation)
     with_intervals = [values for values in lists.values() if values.get("eer_interval") is not None]
     notes = []
@@ -181,17 +184,18 @@ def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
         share = percent(decisions.get("share_without_decision"))
         notes.append(
             f"{name}: {decisions['without_decision']} trials ({share} %) have no decision, because a recording has too "
-            "little speech. The row of raw scores includes these trials, the row of log-likelihood ratios does not."
+            "little speech. The row of raw scores includes these trials, but the row of log-likelihood ratios does not."
         )
     if decisions.get("note") is not None:
         notes.append(f"{name}: the decisions are left out, because {cell(decisions['note'])}.")
     if left_out:
-        notes.append(f"{name}: groups without target and impostor trials are left out: {cell(', '.join(left_out))}.")
+        names = cell(", ".join(left_out))
+        notes.append(f"{name}: groups without target trials or without impostor trials are left out: {names}.")
     return notes
 
 
 def _origin_notes(lists: Lists) -> list[str]:
-    """Return sentences that name the software and protocol of the lists; lists that agree share a sentence."""
+    """Return sentences that name the software and protocol of the lists, one sentence for all lists that agree."""
     by_origin: dict[str, list[str]] = {}
     for name, values in lists.items():
         versions = measured(values, "versions")

@@ -88,7 +88,7 @@ def test_results_stand_with_their_intervals(facts):
     assert "| 11.86 [" in second
     assert "95 % confidence intervals from 1000 resamplings of the speakers" in results
     assert "test-o: 3 trials were left out, because a file could not be used." in results
-    assert "test-o: groups without target and impostor trials are left out: other." in results
+    assert "test-o: groups without target trials or without impostor trials are left out: other." in results
     assert "Measured with hf_hamspk 0.1.0, torch 2.14.1, commit 0123456789ab, protocol whole." in results
     assert "The clean list." in results
     assert f"| test-o | female | 2103 | 190 | {none} | 9.11 [7.13, 11.09] | 0.640 | {none} |" in results
@@ -111,7 +111,7 @@ def test_training_data_and_licence(facts):
     assert "The weights are under `cc-by-sa-4.0`, which keeps the conditions" in data
     chosen = render_card(replace(facts, about=replace(ABOUT, licence="apache-2.0")))
     assert (
-        "as their publisher states. The licences of the training data have further conditions: attribution; the same"
+        "as stated by their publisher. The licences of the training data have further conditions: attribution; the same"
         in chosen
     )
     assert yaml.safe_load(chosen.split("---\n")[1])["license"] == "apache-2.0"
@@ -240,7 +240,7 @@ def test_a_recipe_that_nobody_ran_has_no_numbers(tmp_path):
     facts = facts_of_recipe(recipe)
     card = render_card(facts)
     assert facts.name == "runs/mine/final" and not facts.published
-    assert "There are no weights of this recipe" in card and "trained with HAM-Softmax" in card
+    assert "There are no weights for this recipe" in card and "trained with HAM-Softmax" in card
     assert "train_data: a.csv" in card and "model-index" not in card
     recipe.write_text("train_data: a.csv\nhead: hem\n")
     with pytest.raises(ValueError, match="head"):

@@ -236,7 +236,7 @@ def test_a_calibration_stays_with_the_cohort_that_it_needs(model_folder):
         ),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "hamspk"}'),
-            r"the model does not load with the installed one",
+            r"the model does not load with the installed code",
         ),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
         (lambda f: (f / "evaluation.json").write_text("[]"), r"evaluation\.json must contain a JSON object"),
@@ -277,7 +277,7 @@ def test_the_code_of_an_older_version_is_renewed(model_folder):
     assert [
         note
         for note in plan.notes
-        if note.endswith("differ from it: geometry_hamspk.py, pipeline_hamspk.py, config.json")
+        if note.endswith("or different: geometry_hamspk.py, pipeline_hamspk.py, config.json")
     ]
     assert (model_folder / "geometry_hamspk.py").read_text() == "# of another version"
 

@@ -64,7 +64,7 @@ def test_the_metadata_of_a_card_is_valid(card):
 @every_card
 def test_a_card_without_a_run_has_no_results(card):
     text, facts = card.read_text(encoding="utf-8"), facts_of(card)
-    assert ("There are no weights of this recipe" in text) == (facts.weights is None)
+    assert ("There are no weights for this recipe" in text) == (facts.weights is None)
     if facts.evaluation is None:
         assert "model-index" not in text and "\nNot measured.\n" in text
 
