@@ -1,11 +1,11 @@
 """Confidence intervals and paired tests that resample speakers instead of trials.
 
-A trial list pairs few speakers in many trials. Trials that share a speaker are correlated, and an interval that treats
-them as independent is several times too narrow. Each replicate therefore draws as many speakers as the list has, with
-replacement. A target trial is weighted by the number of times its speaker was drawn, an impostor trial by the product
-of these numbers of its two speakers. A speaker drawn twice counts as two speakers with the same recordings: target
-trials lie within each copy, and impostor trials between copies of different speakers. Two copies of one speaker have no
-trials with each other.
+A trial list uses each speaker in many trials. Trials that share a speaker are correlated. An interval that treats them
+as independent is several times too narrow. Each replicate therefore draws speakers with replacement, as many as the
+list has. The weight of a target trial is the number of times that its speaker was drawn. The weight of an impostor
+trial is the product of the numbers of times that its two speakers were drawn. A speaker who was drawn twice counts as
+two speakers with the same recordings. Each copy has its own target trials, and impostor trials with the copies of other
+speakers. Two copies of one speaker have no trials with each other.
 
 Resampling of subsets of trials is described by R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern
 recognition systems: the subsets bootstrap", CVIU 93, 2004, and for speech by M. Bisani and H. Ney, ICASSP 2004, and N.
@@ -13,11 +13,11 @@ Poh, A. Martin and S. Bengio, IEEE TPAMI 29, 2007. The product of weights is des
 bootstrap", Annals of Applied Statistics 1, 2007. The weights are exact for the variance between speakers. The variance
 between single trials is counted up to three times, so the intervals tend to be too wide rather than too narrow.
 
-The confidence limits are percentiles of the replicates. The limits of a minDCF are mirrored at the estimate (the basic
-bootstrap of A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2). The reason is
-that a minimum over thresholds is biased towards low values on a list of few speakers, and is biased once more in the
-replicates. An interval describes other speakers recorded and paired in the same way. It does not describe other
-recording conditions or training runs.
+The confidence limits are percentiles of the replicates. The limits of a minDCF are percentiles that are mirrored at the
+estimate (the basic bootstrap of A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section
+5.2). The reason is that a minimum over thresholds is biased towards low values on a list of few speakers, and that
+resampling adds the same bias to the replicates. An interval shows how much a number varies with the speakers, if they
+are recorded and paired in the same way. It does not cover other recording conditions or other training runs.
 """
 
 import math
@@ -33,27 +33,27 @@ from .calibration_metrics import CLLR_SCALE
 from .metrics import check_trials, detection_cost, detection_errors
 from .speakers import TrialSpeakers
 
-# With fewer speakers there are too few different draws for a percentile to mean anything.
+# With fewer speakers, there are too few different draws for percentiles to be meaningful.
 FEWEST_SPEAKERS = 10
 REPLICATES = 1000
 CONFIDENCE = 0.95
-# With fewer replicates, none lie beyond a percentile.
+# With fewer replicates, hardly any lie outside the percentiles of a 95 % interval.
 FEWEST_REPLICATES = 100
 # Prefix of the names of minimum detection costs.
 MINIMUM = "min_dcf"
-# Seconds of work before a bar is shown.
+# Seconds before the progress bar appears.
 BAR_DELAY = 2.0
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """One number of two systems on the same trials, and their difference.
+    """Error rate or cost of two systems on the same trials, and their difference.
 
     Attributes:
-        first: number of the first system.
-        second: number of the second system.
+        first: error rate or cost of the first system.
+        second: error rate or cost of the second system.
         difference: `second - first`; below 0 if the second system is better.
-        interval: confidence limits of the difference.
+        interval: lower and upper confidence limit of the difference.
         p_value: two-sided p-value, in (0, 1]; small if few draws of the speakers reverse the sign of the difference.
 
     Example:
@@ -76,14 +76,15 @@ class PairedDifference:
     p_value: float
 
 
-# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
+# Instances are compared by identity: a generated `__eq__` would compare arrays, and their truth value is ambiguous.
 @dataclass(frozen=True, eq=False)
 class BootstrapResult:
-    """Numbers of a system and their spread over resampled speakers.
+    """Error rates and costs of a system, and their values in the replicates with resampled speakers.
 
     Attributes:
-        estimates: maps each name to the number on the original trials.
-        replicates: maps each name to the numbers of the `R` replicates, float64, shape `(R,)`.
+        estimates: maps the name of each error rate or cost to its value on the original trials.
+        replicates: maps the name of each error rate or cost to its values in the `R` replicates, float64, shape
+            `(R,)`.
         left_out: number of replicates that were dropped because they had no target or no impostor trials.
         confidence: confidence level of the intervals, in (0, 1).
 
@@ -106,12 +107,12 @@ class BootstrapResult:
     confidence: float
 
     def interval(self, name: str) -> tuple[float, float]:
-        """Return the confidence limits of a number (see the module)."""
+        """Return the lower and upper confidence limit of an error rate or cost (see the module docstring)."""
         low, high = _percentiles(self.replicates[name], self.confidence)
         if not name.startswith(MINIMUM):
             return low, high
         estimate = self.estimates[name]
-        # Mirrored limits may leave the range of a cost, or the estimate itself.
+        # Mirrored limits may lie outside [0, 1], or both on the same side of the estimate.
         return max(0.0, min(2 * estimate - high, estimate)), min(1.0, max(2 * estimate - low, estimate))
 
 
@@ -126,12 +127,12 @@ def bootstrap(
     seed: int = 0,
     progress: bool = True,
 ) -> BootstrapResult:
-    """Compute error rates and their confidence intervals by resampling the speakers.
+    """Compute error rates and costs, and resample the speakers for their confidence intervals.
 
-    The numbers are named `eer` (step convention) and `min_dcf NAME` for each operating point. If the scores are
-    log-likelihood ratios, there are also `cllr` and, for each operating point, `act_dcf NAME`, `miss_rate NAME` and
+    The result contains `eer` (step convention) and, for each operating point, `min_dcf NAME`. If the scores are
+    log-likelihood ratios, it also contains `cllr` and, for each operating point, `act_dcf NAME`, `miss_rate NAME` and
     `false_alarm_rate NAME` at its Bayes threshold. Each replicate is computed exactly, from all thresholds and all
-    trials. The memory needed is about 60 bytes per trial and does not depend on the number of replicates.
+    trials. The computation needs about 60 bytes of memory per trial, whatever the number of replicates.
 
     Args:
         scores: shape `(N,)`, finite scores.
@@ -144,10 +145,13 @@ def bootstrap(
         seed: random seed of the draws; the same seed and speakers give the same draws.
         progress: whether to show a progress bar.
 
+    Returns:
+        The error rates and costs on the original trials and in all replicates.
+
     Raises:
-        ValueError: the scores or labels are invalid (see `detection_errors`), the speakers are fewer than
-            `FEWEST_SPEAKERS` or contradict the labels, the lengths differ, two points have one name, or `replicates` or
-            `confidence` is out of range.
+        ValueError: the scores or labels are invalid (see `detection_errors`), there are fewer than `FEWEST_SPEAKERS`
+            speakers, the speakers contradict the labels, the lengths differ, two points have the same name, or
+            `replicates` or `confidence` is out of range.
     """
     system = _System(scores, labels, speakers, points, log_likelihood_ratios)
     _check_request(speakers, replicates, confidence)
@@ -175,13 +179,15 @@ def paired_test(
 ) -> dict[str, PairedDifference]:
     """Test whether two systems differ, by measuring both on the same draws of the speakers.
 
-    The p-value is the smallest level at which the percentile interval of the difference excludes 0. It is twice the
-    smaller of the shares of replicates on the two sides of 0. One is added to each count, so that the p-value is never
-    0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and 5.4).
+    The p-value is the smallest significance level at which the percentile interval of the difference excludes 0. It is
+    twice the share of replicates in which the difference is at or below 0, or at or above 0, whichever share is
+    smaller. One is added to the number of these replicates and to the number of all replicates, so that the p-value is
+    never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and 5.4).
 
     Args:
         first: shape `(N,)`, finite scores of the first system.
-        second: shape `(N,)`, finite scores of the second system on the same trials; the scale may differ.
+        second: shape `(N,)`, finite scores of the second system on the same trials. Without log-likelihood ratios, the
+            two systems may score on different scales.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         speakers: speakers of the same trials.
         points: operating points with distinct names.
@@ -192,7 +198,7 @@ def paired_test(
         progress: whether to show a progress bar.
 
     Returns:
-        A dictionary that maps each number, named as in `bootstrap`, to its difference.
+        A dictionary that maps the name of each error rate or cost (see `bootstrap`) to the comparison of the systems.
 
     Raises:
         ValueError: the inputs are invalid (see `bootstrap`).
@@ -217,10 +223,11 @@ def paired_test(
 
 
 class _System:
-    """Trials of one system, sorted once, so that each replicate needs a single pass over them.
+    """Trials of one system, sorted once by score, so that each replicate needs a single pass over them.
 
-    The weighted number of targets below a threshold is the running sum of the weights of the sorted targets, taken at
-    the place of the threshold. All numbers are computed from this running sum and the running sum of the impostors.
+    A running sum of the weights of the sorted target trials gives the weighted number of misses at every threshold. A
+    second running sum does the same for the rejected impostor trials. All error rates and costs are computed from these
+    two sums.
     """
 
     def __init__(
@@ -244,31 +251,35 @@ class _System:
         targets, impostors = (values[row] for row in rows)
         self.target_speaker = speakers.enrolment[rows[0]]
         self.impostor_speakers = speakers.enrolment[rows[1]], speakers.test[rows[1]]
-        # The place of every distinct score among the sorted targets and the sorted impostors; then "reject all".
+        # Numbers of targets and of impostors below each distinct score, and finally below "reject all".
         self.target_places, self.impostor_places = _places(targets, impostors, np.union1d(targets, impostors))
-        # A cheapest threshold is a target score, or rejects all: between two of them only false alarms can fall.
+        # The cheapest threshold is a target score or rejects all trials: raising a threshold to the next target score
+        # adds no misses and can only reduce the false alarms.
         self.cheap_places = _places(targets, impostors, np.unique(targets))
         if log_likelihood_ratios:
             thresholds = [point.threshold for point in points]
             self.point_places = [np.searchsorted(side, thresholds) for side in (targets, impostors)]
             self.target_costs = np.logaddexp(0.0, -targets.astype(np.float64))
             self.impostor_costs = np.logaddexp(0.0, impostors.astype(np.float64))
-        # Running sums, and buffers for the gathered weights, reused by every replicate.
+        # Every replicate reuses these running sums, and these buffers for the weights of the trials.
         self.misses, self.rejected = np.zeros(targets.size + 1), np.zeros(impostors.size + 1)
         self.room = np.empty(max(targets.size, impostors.size)), np.empty(impostors.size)
 
     def compute(self, multiplicities: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Return the numbers in the order of `names`; all are NaN if no target or no impostor trial was drawn.
+        """Return the error rates and costs in the order of `names`.
 
         Args:
-            multiplicities: `(S,)`, number of times each speaker was drawn; None takes each speaker once. Whole numbers
-                in float64, so that sums are exact.
+            multiplicities: `(S,)`, number of times each speaker was drawn, as whole numbers in float64, so that sums
+                are exact. None uses each speaker once.
+
+        Returns:
+            The values, all NaN if no target or no impostor trial was drawn.
         """
         targets, impostors = (self.room[0][: self.target_speaker.size], self.room[1])
         if multiplicities is None:
             targets[:], impostors[:] = 1.0, 1.0
         else:
-            # The indices have been checked; mode="clip" spares another check and a copy.
+            # The indices have been checked. mode="clip" avoids a second check and a copy.
             np.take(multiplicities, self.target_speaker, out=targets, mode="clip")
         np.cumsum(targets, out=self.misses[1:])
         missed_cost = targets @ self.target_costs if self.log_likelihood_ratios else 0.0
@@ -289,7 +300,7 @@ class _System:
         return np.array(numbers)
 
     def _equal_error_rate(self) -> float:
-        """Compute `DetectionErrors.equal_error_rate` of the weighted trials by bisection, in whole numbers."""
+        """Return the equal error rate of the weighted trials (step convention), found by bisection in whole numbers."""
         targets, impostors = int(self.misses[-1]), int(self.rejected[-1])
 
         def products(point: int) -> tuple[int, int]:
@@ -297,7 +308,7 @@ class _System:
             alarmed = impostors - int(self.rejected[self.impostor_places[point]])
             return missed * impostors, alarmed * targets
 
-        # The gap rises from below 0 at the first point to above 0 at the last.
+        # Miss rate minus false-alarm rate rises with the threshold. Bisection finds the two points around its zero.
         before, after = 0, len(self.target_places) - 1
         while after - before > 1:
             middle = (before + after) // 2
@@ -307,10 +318,11 @@ class _System:
         return max(nearest) / (targets * impostors)
 
     def _minimum_cost(self, point: OperatingPoint) -> float:
-        """Compute `DetectionErrors.minimum_detection_cost` of the weighted trials.
+        """Return the minimum detection cost of the weighted trials.
 
-        Runs of thresholds whose costs cannot be the minimum are skipped. The lower bound is exact because no threshold
-        of a run has fewer misses than the first of the run, or fewer false alarms than the last.
+        The thresholds are divided into runs, and runs that cannot contain the minimum are skipped. The misses at the
+        first threshold of a run and the false alarms at the last one give a lower bound of all costs in the run,
+        because no threshold of the run has fewer misses or fewer false alarms.
         """
         missed, rejected = self.cheap_places
 
@@ -340,7 +352,7 @@ class _System:
 def _replicate(
     systems: Sequence[_System], speakers: int, replicates: int, seed: int, progress: bool
 ) -> Iterator[list[NDArray[np.float64]]]:
-    """Yield the numbers of every system for each draw of the speakers."""
+    """Yield the error rates and costs of every system for each draw of the speakers."""
     generator = np.random.default_rng(seed)
     bar = tqdm(range(replicates), desc="resampling", disable=not progress, leave=False, delay=BAR_DELAY)
     for _ in bar:
@@ -363,7 +375,7 @@ def _number_names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool)
 
 
 def _places(targets: NDArray, impostors: NDArray, thresholds: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the numbers of sorted targets and impostors below each threshold, and below `inf`."""
+    """Return the numbers of sorted targets and of sorted impostors below each threshold, and finally below `inf`."""
     below = np.searchsorted(targets, thresholds), np.searchsorted(impostors, thresholds)
     return np.append(below[0], targets.size), np.append(below[1], impostors.size)
 
@@ -381,20 +393,18 @@ def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> No
     wrong = (speakers.enrolment == speakers.test) != is_target
     if wrong.any():
         raise ValueError(
-            f"The speakers contradict {int(wrong.sum())} of {is_target.size} labels: a target trial has one speaker, "
-            "an impostor trial two."
+            f"The speakers contradict {int(wrong.sum())} of {is_target.size} labels. Both recordings of a target trial "
+            "must have the same speaker, and the recordings of an impostor trial must have different speakers."
         )
 
 
 def _check_request(speakers: TrialSpeakers, replicates: int, confidence: float) -> None:
     if len(speakers.names) < FEWEST_SPEAKERS:
         raise ValueError(
-            f"Resampling needs at least {FEWEST_SPEAKERS} speakers, and is reliable from about 50; these trials have "
-            f"{len(speakers.names)}. Report the numbers without an interval."
+            f"Resampling needs at least {FEWEST_SPEAKERS} speakers and is reliable from about 50; these trials have "
+            f"{len(speakers.names)}. Report the error rates without intervals."
         )
     if replicates < FEWEST_REPLICATES:
-        raise ValueError(
-            f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}. The customary value is 1000."
-        )
+        raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}. The usual value is 1000.")
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}. The customary value is 0.95.")
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}. The usual value is 0.95.")

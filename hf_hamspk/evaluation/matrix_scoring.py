@@ -1,11 +1,13 @@
-"""Score many trials with products of matrices, in blocks of bounded memory.
+"""Scoring of many trials with matrix products, in blocks of bounded memory.
 
-Every file is embedded and normalised once, even if many trials use it; a cosine score is then an inner product. The
-published protocol averages the cosine of the whole utterances and the mean cosine over all pairs of segments. This
-average is also one inner product, because the mean of the products of all pairs is the product of the means.
+Every utterance is embedded and normalised once, even if it occurs in many trials. The cosine score of a trial is then
+an inner product. The published protocol averages the cosine score of the whole utterances and the mean cosine score
+over all pairs of segments. This average is also a single inner product, because the mean of all inner products between
+two sets of vectors is the inner product of their means.
 
-Letters: `U` utterances, `S` embeddings of each utterance (row 0 is the whole utterance, the other rows are its
-segments), `D` embedding size, `N` trials, `E` size of the compared vectors.
+The shapes in this module use these letters: `U` is the number of utterances, `S` the number of embeddings of each
+utterance (row 0 is the whole utterance, the other rows are its segments), `D` the embedding size, `N` the number of
+trials, and `E` the size of the compared vectors.
 """
 
 import math
@@ -19,9 +21,9 @@ from torch import Tensor
 from ..calibration_hamspk import SpeakerModel
 from ..geometry_hamspk import normalize
 
-# Numbers held at once beside the embeddings and the result: 64 MiB of float32 for cosine, twice that for distances.
+# Largest block in memory, in numbers: 64 MiB in float32 for cosine, 128 MiB in float64 for distances.
 MOST_NUMBERS = 1 << 24
-# For each score, gathering two rows takes about thirty times as long as a product of matrices.
+# Scoring a pair from two gathered rows takes about this many times as long as in a matrix product.
 GATHERING_COST = 32
 
 
@@ -34,20 +36,21 @@ def score_pairs(
 ) -> NDArray[np.float64]:
     """Score the trials of a list.
 
-    If the list contains a large part of all pairs of its files, the scores are selected from products of matrices.
-    Otherwise the embeddings of each trial are gathered.
+    If the list contains a large part of all pairs of its utterances, all pairs are scored with matrix products and the
+    scores of the trials are selected. Otherwise only the pairs of the trials are scored.
 
     Args:
-        model: model whose similarity is used: cosine, or minus the hyperbolic distance.
-        embeddings: `(U, S, D)`, embeddings of the utterances, each utterance once.
+        model: model whose similarity is used, which is the cosine or minus the hyperbolic distance.
+        embeddings: `(U, S, D)`, embeddings of the utterances.
         enrolment: `(N,)`, index into `embeddings` of the enrolment of each trial.
-        test: `(N,)`, index into `embeddings` of the test of each trial.
-        mean: `(D,)`, vector subtracted from every embedding first, such as the mean of the cohort; None subtracts
-            nothing.
+        test: `(N,)`, index into `embeddings` of the test utterance of each trial.
+        mean: `(D,)`, vector that is subtracted from every embedding before scoring, such as the mean of the cohort;
+            None subtracts nothing.
 
     Returns:
-        The scores, `(N,)` float64. Without segments (`S` is 1) they are the scores of the whole utterances. With
-        segments they are the mean of this score and of the mean score over all pairs of segments.
+        The scores, `(N,)` float64. Without segments (`S` is 1), these are the scores of the whole utterances. With
+        segments, each score is the average of the score of the whole utterances and the mean score over all pairs of
+        segments.
 
     Raises:
         ValueError: the shapes do not match, or an index is out of range.
@@ -81,23 +84,28 @@ def score_pairs(
 def _check_embeddings(embeddings: Tensor, mean: Tensor | None) -> None:
     if embeddings.ndim != 3 or 0 in embeddings.shape:
         raise ValueError(
-            f"embeddings must have the shape (utterances, embeddings of each, size), got {tuple(embeddings.shape)}."
+            "embeddings must have the shape (utterances, embeddings per utterance, embedding size) without zeros, got "
+            f"{tuple(embeddings.shape)}."
         )
     if mean is not None and mean.shape != embeddings.shape[2:]:
         raise ValueError(f"mean must have shape {tuple(embeddings.shape[2:])}, got {tuple(mean.shape)}.")
 
 
 def _prepare_embeddings(model: SpeakerModel, embeddings: Tensor, mean: Tensor | None) -> Tensor:
-    """Subtract the mean; for cosine, normalise `(U, S, D)` to `(U, 1, E)`; for distances, convert to float64."""
+    """Subtract the mean and prepare the embeddings `(U, S, D)` for the similarity of the model.
+
+    Returns:
+        For cosine, vectors `(U, 1, E)` whose inner products are the scores. For distances, the embeddings in float64.
+    """
     if mean is not None:
         embeddings = embeddings - mean
     if model.config.similarity != "cosine":
-        # A distance near 0 is the root of a small difference of large numbers: float32 would be off by up to 1e-3.
+        # A distance near 0 is the root of a small difference of large numbers. In float32, its error can reach 1e-3.
         return embeddings.double()
     units = normalize(embeddings.float())
     if units.shape[1] == 1:
         return units
-    # The factor 1/2 of the average, shared between the two sides of the product.
+    # The average has a factor of 1/2. Each of the two vectors of an inner product contributes its square root.
     parts = [units[:, 0], units[:, 1:].mean(1)]
     return torch.cat(parts, dim=-1)[:, None] * math.sqrt(0.5)
 
@@ -118,7 +126,10 @@ def _score_gathered(model: SpeakerModel, prepared: Tensor, enrolment: Tensor, te
 
 
 def _score_blocks(model: SpeakerModel, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores of all pairs of prepared embeddings in blocks of rows, each with the index of its first row."""
+    """Yield the scores of all pairs of prepared embeddings in blocks of rows.
+
+    Each block comes with the index of its first row.
+    """
     segments = max(1, left.shape[1] - 1)
     rows = max(1, MOST_NUMBERS // (len(right) * segments**2))
     for start in range(0, len(left), rows):

@@ -2,7 +2,7 @@
 
 A trial is accepted if its score is greater than or equal to the threshold. A rejected target trial is a miss (false
 negative), and an accepted impostor trial is a false alarm (false positive). Trials with equal scores are accepted or
-rejected together, so the distinct thresholds are the distinct scores and `inf`, which rejects all trials.
+rejected together. The distinct thresholds are therefore the distinct scores and `inf`, which rejects all trials.
 """
 
 import math
@@ -21,8 +21,8 @@ class EqualErrorRate:
 
     Attributes:
         eer: equal error rate, a fraction in [0, 1].
-        threshold: score at and above which a trial is accepted. It is one of the scores, except that on the convex hull
-            it may be `inf`.
+        threshold: score at and above which a trial is accepted. It is one of the scores. Only the threshold that
+            `ConvexHull.equal_error_rate` returns may also be `inf`.
 
     Example:
         ```python
@@ -42,7 +42,7 @@ class MinimumDetectionCost:
     """Minimum detection cost and its threshold.
 
     Attributes:
-        cost: normalised cost, in [0, 1]; 1 is the cost of the cheaper of "accept all" and "reject all".
+        cost: normalised cost, in [0, 1]. The cheaper of accepting all trials and rejecting all trials costs 1.
         threshold: score at and above which a trial is accepted. It is one of the scores, or `inf` if rejecting every
             trial is cheapest.
 
@@ -59,19 +59,20 @@ class MinimumDetectionCost:
     threshold: float
 
 
-# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
+# Instances are compared by identity: a generated `__eq__` would compare arrays, and their truth value is ambiguous.
 @dataclass(frozen=True, eq=False)
 class DetectionErrors:
     """Numbers of misses and false alarms at each of the `P` distinct thresholds of a list of scores.
 
-    The thresholds rise strictly. The first is the lowest score and accepts all trials; the last is `inf` and rejects
-    all trials. From each threshold to the next, the misses never fall, the false alarms never rise, and at least one of
-    the two numbers changes.
+    The thresholds rise strictly. The first threshold is the lowest score and accepts all trials. The last threshold is
+    `inf` and rejects all trials. From each threshold to the next, the misses never fall, the false alarms never rise,
+    and at least one of the two numbers changes.
 
     Attributes:
-        thresholds: float64, shape `(P,)`, distinct scores, then `inf`.
-        misses: int64, shape `(P,)`, number of target trials below the threshold, from 0 to `targets`.
-        false_alarms: int64, shape `(P,)`, number of impostor trials at or above the threshold, from `impostors` to 0.
+        thresholds: float64, shape `(P,)`, distinct scores in ascending order, followed by `inf`.
+        misses: int64, shape `(P,)`, number of target trials below each threshold, rising from 0 to `targets`.
+        false_alarms: int64, shape `(P,)`, number of impostor trials at or above each threshold, falling from
+            `impostors` to 0.
         targets: number of target trials, at least 1.
         impostors: number of impostor trials, at least 1.
 
@@ -101,8 +102,8 @@ class DetectionErrors:
         return self.false_alarms / self.impostors
 
     def equal_error_rate(self) -> EqualErrorRate:
-        """Return the equal error rate under the convention of the function `equal_error_rate`."""
-        # The two rates over their common denominator targets * impostors: integers, so that ties are exact.
+        """Return the equal error rate and its threshold, as defined by the function `equal_error_rate`."""
+        # Both rates multiplied by targets * impostors. The products are integers, so ties are found exactly.
         negative = self.misses * self.impostors
         positive = self.false_alarms * self.targets
         # FNR - FPR rises strictly from -1 to 1, so only the two points around its change of sign can be nearest to 0.
@@ -119,7 +120,7 @@ class DetectionErrors:
     def minimum_detection_cost(
         self, prior: float = 0.01, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
     ) -> MinimumDetectionCost:
-        """Return the minimum detection cost (see the function `minimum_detection_cost`)."""
+        """Return the minimum detection cost and its threshold, as defined by `metrics.minimum_detection_cost`."""
         check_operating_condition(prior, cost_miss, cost_false_alarm)
         costs = detection_cost(self.false_negative_rate, self.false_positive_rate, prior, cost_miss, cost_false_alarm)
         cheapest = int(np.argmin(costs))
@@ -130,12 +131,12 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
     """Count the misses and false alarms at every distinct threshold.
 
     Args:
-        scores: shape `(N,)`, finite real numbers; greater scores support the same speaker. Other types than float32
+        scores: shape `(N,)`, finite real numbers; larger scores mean more similar recordings. Types other than float32
             and float64 are converted to float64.
         labels: shape `(N,)`, 1 (or True) for a target trial, 0 (or False) for an impostor trial.
 
     Returns:
-        The errors at the `P <= N + 1` distinct thresholds, from "accept all" to "reject all".
+        The numbers of errors at the `P <= N + 1` distinct thresholds, from "accept all" to "reject all".
 
     Raises:
         ValueError: an input is not one-dimensional and numeric, the lengths differ, the inputs are empty, a score is
@@ -143,12 +144,12 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
     """
     values, is_target = check_trials(scores, labels)
     targets, impostors = np.sort(values[is_target]), np.sort(values[~is_target])
-    # Two sorted runs: a stable sort merges them, several times as fast as sorting positions.
+    # The array consists of two sorted runs. A stable sort merges them several times as fast as an argsort.
     ordered = np.sort(np.concatenate((targets, impostors)), kind="stable")
     if ordered[0] == ordered[-1]:
         raise ValueError(
-            f"all {ordered.size} scores are {float(ordered[0])!r}: nothing is ranked, so error rates are not defined "
-            "(conventions differ between 0.5 and 1). Are all embeddings equal, or was the wrong column read?"
+            f"all {ordered.size} scores are {float(ordered[0])!r}, so they do not rank the trials and the error rates "
+            "are undefined. Check that the embeddings differ and that the scores were read from the right column."
         )
     # Position of the first trial of each distinct score, and one past the last trial for "reject all".
     below = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [ordered.size]))
@@ -165,7 +166,7 @@ def detection_errors(scores: ArrayLike, labels: ArrayLike) -> DetectionErrors:
 def detection_cost(
     miss_rate: Rates, false_alarm_rate: Rates, prior: float, cost_miss: float = 1.0, cost_false_alarm: float = 1.0
 ) -> Rates:
-    """Return the normalised detection cost of given error rates.
+    """Return the normalised detection cost for a miss rate and a false-alarm rate.
 
     The detection cost is `cost_miss * prior * miss_rate + cost_false_alarm * (1 - prior) * false_alarm_rate`. It is
     normalised by `min(cost_miss * prior, cost_false_alarm * (1 - prior))`, the cost of the cheaper of "accept all" and
@@ -186,19 +187,20 @@ def detection_cost(
 
 
 def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
-    """Return the equal error rate under the step convention of the field.
+    """Return the equal error rate at one of the thresholds, without interpolation (step convention).
 
-    Nothing is interpolated. Among the thresholds of `detection_errors`, the one with the smallest |FNR - FPR| is taken,
-    and the equal error rate is the larger of the two rates at this threshold. This is the convention of the
-    `voxceleb_trainer` recipe (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax
-    follows. The recipe uses scikit-learn's `roc_curve`, which drops thresholds inside straight segments unless
-    `drop_intermediate=False` and may thus drop the nearest one; here every threshold is kept. SpeechBrain takes the
-    mean of the two rates at the nearest threshold.
+    The threshold with the smallest |FNR - FPR| is chosen among the thresholds of `detection_errors`. The equal error
+    rate is the larger of the two error rates at this threshold. This is the convention of the `voxceleb_trainer` recipe
+    (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax follows. The recipe uses
+    scikit-learn's `roc_curve`. By default, `roc_curve` drops thresholds inside straight segments of the curve, and may
+    drop the nearest threshold (`drop_intermediate=True`). This function keeps every threshold. SpeechBrain returns the
+    mean of the two error rates at the nearest threshold.
 
-    At most two thresholds are equally near, one on each side of FNR = FPR. The one with the smaller maximum of the two
-    rates is taken, and the lower one if the maxima are equal. The rate therefore does not depend on which class is
-    called 1. If all scores are equal, only "accept all" and "reject all" remain. The rate would be 1 by this convention
-    and 0.5 by others (`ConvexHull.equal_error_rate`, SpeechBrain), so an error is raised.
+    If two thresholds have the same |FNR - FPR|, the threshold with the smaller equal error rate is chosen, or the lower
+    threshold if these rates are equal as well. The rate therefore stays the same if the two classes are exchanged and
+    the scores are negated. If all scores are equal, the only thresholds are "accept all" and "reject all". The rate
+    would be 1 under this convention and 0.5 under others (`ConvexHull.equal_error_rate`, SpeechBrain), so an error is
+    raised.
 
     Args:
         scores: shape `(N,)`, finite scores; a trial is accepted if its score is at or above the threshold.
@@ -222,7 +224,7 @@ def minimum_detection_cost(
 ) -> MinimumDetectionCost:
     """Return the minimum of `detection_cost` over all thresholds, including "accept all" and "reject all".
 
-    If several thresholds reach the minimum, the lowest is returned.
+    If several thresholds have the minimum cost, the lowest of them is returned.
 
     Args:
         scores: shape `(N,)`, finite scores; a trial is accepted if its score is at or above the threshold.
@@ -250,20 +252,22 @@ def check_operating_condition(prior: float, cost_miss: float, cost_false_alarm: 
     """
     if not 0.0 < prior < 1.0:
         raise ValueError(
-            f"prior must be strictly between 0 and 1, got {prior!r}. It is the probability of a target trial; "
-            "customary values are 0.01 and 0.05."
+            f"prior must be strictly between 0 and 1, got {prior!r}. Give the probability of a target trial; usual "
+            "values are 0.01 and 0.05."
         )
     for name, cost in (("cost_miss", cost_miss), ("cost_false_alarm", cost_false_alarm)):
         if not (cost > 0.0 and math.isfinite(cost)):
-            raise ValueError(f"{name} must be finite and above 0, got {cost!r}. The customary value is 1.")
+            raise ValueError(f"{name} must be finite and above 0, got {cost!r}. The usual value is 1.")
 
 
 def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Check scores and labels; the scores may all be equal.
+    """Check the scores and labels of trials, and return them as arrays.
+
+    Unlike `detection_errors`, this function accepts scores that are all equal.
 
     Args:
         scores: `(N,)`, finite real numbers.
-        labels: `(N,)`, 1 for a target trial, 0 for an impostor trial; both must occur.
+        labels: `(N,)`, 1 for a target trial, 0 for an impostor trial; both classes must occur.
 
     Returns:
         The scores `(N,)`, float32 or float64, and a mask `(N,)` that is True for target trials.
@@ -276,7 +280,7 @@ def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float
     for name, array in (("scores", values), ("labels", marks)):
         if array.ndim != 1:
             raise ValueError(
-                f"{name} must be one-dimensional, one entry per trial, got shape {array.shape}. Flatten it first."
+                f"{name} must be one-dimensional with one entry per trial, got shape {array.shape}. Flatten the array."
             )
     if values.size != marks.size:
         raise ValueError(
@@ -300,13 +304,13 @@ def _check_finite(values: NDArray[np.floating]) -> None:
     if nans > 0:
         raise ValueError(
             f"{nans} of {values.size} scores are NaN. NaN scores come from NaN embeddings or silent files. Leave these "
-            "trials out and report their number."
+            "trials out, and report how many they are."
         )
     infinite = int(np.isinf(values).sum())
     raise ValueError(
-        f"{infinite} of {values.size} scores are infinite. Scores must be finite, because the threshold inf rejects "
-        "all trials. Replace infinite scores by finite numbers beyond the other scores, or leave these trials out "
-        "and report their number."
+        f"{infinite} of {values.size} scores are infinite. Scores must be finite, because the threshold inf stands for "
+        "rejecting all trials. Replace each infinite score with a finite number outside the range of the other scores, "
+        "or leave these trials out and report how many they are."
     )
 
 
@@ -320,7 +324,7 @@ def _is_target(marks: NDArray) -> NDArray[np.bool_]:
         first = int(np.argmax(wrong))
         raise ValueError(
             f"labels must be 0 (impostor) or 1 (target), got {marks[first].item()!r} at index {first} "
-            f"({int(wrong.sum())} of {marks.size} labels are neither)."
+            f"({int(wrong.sum())} of {marks.size} labels are neither 0 nor 1)."
         )
     if is_target.all() or not is_target.any():
         missing, present = ("impostors", "target (1)") if is_target.all() else ("targets", "impostor (0)")

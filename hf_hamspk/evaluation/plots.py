@@ -1,6 +1,6 @@
-"""Plots of an evaluation: DET curves, histograms of scores, detection costs at every threshold, sweeps.
+"""Plots of an evaluation: DET curves, score histograms, detection costs over the Bayes threshold, and sweeps.
 
-The plots use the object-oriented interface of matplotlib, so no global state changes and no display is needed.
+The plots use the object-oriented interface of matplotlib. They do not change its global state and need no display.
 """
 
 import itertools
@@ -24,25 +24,25 @@ from .evaluating import RATIO, Evaluation
 from .metrics import DetectionErrors, detection_cost, detection_errors
 from .sweeps import Sweep
 
-# Okabe and Ito's palette: told apart with any colour vision, and in print.
+# Palette of Okabe and Ito, whose colours remain distinct with colour blindness and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
 _GREY = "#777777"
 _DPI = 150
-# Per cent, as DET plots are usually labelled.
+# Usual labels of DET plots, in per cent.
 _TICKS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 95.0, 99.0, 99.9)
-# The axes reach beyond the equal error rates by these factors, so that the curves around them are in the middle.
+# The axes extend beyond the equal error rates by these factors, so that the curves around them are in the middle.
 _BELOW_EER, _ABOVE_EER = 1 / 20, 2.0
-# At least from 1 % to 40 %, so that a handful of trials or an EER of 0 or 1 still leaves room between the limits.
+# The axes always cover 1 % to 40 %, so that the limits differ even for very few trials or an EER of 0 or 1.
 _MOST_LOWER_PERCENT, _LEAST_UPPER_PERCENT = 1.0, 40.0
-# Finer than a pixel: a curve of ten million points is drawn through the few thousand that can be seen.
+# The grid is finer than a pixel. A curve of ten million points is drawn through the few thousand visible points.
 _GRID_POINTS = 2000
 _MOST_BINS = 100
-# Log-likelihood ratios: priors from 0.1 % to 99.9 %, at least. A curve this fine has no corners to be seen.
+# The axis covers at least the thresholds from -7 to 7 (priors from 99.9 % to 0.1 %).
 _LEAST_COST_SPAN, _COST_POINTS = 7.0, 600
-# A cost above 1 does harm; how much above needs no more room than this.
+# A cost above 1 is worse than ignoring the scores. Higher costs than these limits are not shown.
 _LEAST_COST_TOP, _MOST_COST_TOP = 1.1, 2.0
-# Inches; a legend line of the default font is about this high.
+# Approximate height of a legend line in the default font, in inches.
 _LEGEND_LINE = 0.22
 
 
@@ -51,12 +51,12 @@ def plot_det(
 ) -> Path:
     """Draw the detection error trade-off (DET) curves of one or several systems.
 
-    Both axes are warped by the inverse of the normal distribution, so that normally distributed scores give straight
-    lines (A. Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997). The dot on
-    each curve marks its equal error rate, whose value is in the legend.
+    Both axes are scaled by the inverse of the normal distribution function, so that normally distributed scores give
+    straight lines (A. Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997). A
+    dot on each curve marks the equal error rate. The legend shows its value.
 
     Args:
-        curves: maps the name of each system to `(scores, labels)`, both of shape `(N,)`, as for `detection_errors`.
+        curves: maps the name of each system to `(scores, labels)`, both of shape `(N,)` (see `detection_errors`).
         path: path of the PNG file; parent folders are created.
         title: title of the plot; None for no title.
 
@@ -89,7 +89,7 @@ def plot_det(
     axes.set_ylim(*diagonal)
     axes.set_xlabel("False positive rate (%)")
     axes.set_ylabel("False negative rate (%)")
-    # Outside, as the curves of a weak and of a strong system together leave no corner free.
+    # Outside the axes, because the curves of a weak and a strong system together leave no corner free.
     figure.legend(loc="outside lower center", frameon=False)
     return _finish_plot(figure, axes, title, target)
 
@@ -102,15 +102,15 @@ def plot_score_histogram(
     score_name: str = "cosine",
     title: str | None = None,
 ) -> Path:
-    """Draw the densities of target scores and impostor scores, each with area 1.
+    """Draw histograms of the target scores and of the impostor scores, each normalised to an area of 1.
 
     Args:
         scores: shape `(N,)`, finite scores.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         path: path of the PNG file; parent folders are created.
-        threshold: finite score at which a labelled line is drawn, or a mapping from names to such scores; None for no
-            line.
-        score_name: name of the scores in the label of the axis.
+        threshold: finite score at which a vertical line is drawn, or a mapping from line labels to such scores; None
+            for no line.
+        score_name: name of the scores in the axis label.
         title: title of the plot; None for no title.
 
     Returns:
@@ -128,7 +128,7 @@ def plot_score_histogram(
         )
     errors = detection_errors(scores, labels)  # For its checks and counts.
     values, is_target = np.asarray(scores, dtype=np.float64), np.asarray(labels) == 1
-    # Twice the Rice rule for the smaller class, as the bins span both classes; few trials would give a comb.
+    # Twice the Rice rule for the smaller class, because the bins span both classes. More bins would have gaps.
     bins = min(_MOST_BINS, math.ceil(4 * min(errors.targets, errors.impostors) ** (1 / 3)))
     edges = np.histogram_bin_edges(values, bins=bins)
 
@@ -149,7 +149,7 @@ def plot_score_histogram(
     axes.set_ylabel("Density")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    # Above the axes, where no density can run behind it.
+    # Above the axes, where the legend covers no histogram.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return _finish_plot(figure, axes, title, target)
 
@@ -163,15 +163,15 @@ def plot_detection_costs(
 ) -> Path:
     """Draw the actual and the minimum detection cost of log-likelihood ratios over the Bayes threshold.
 
-    The normalised cost of an operating point depends only on its Bayes threshold, which is the horizontal axis. In N.
-    Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, the axis has the opposite sign. A gap
-    between the two curves shows a calibration error.
+    The normalised cost of an operating point depends only on its Bayes threshold, which is shown on the horizontal
+    axis. The plots of N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, use the opposite
+    sign. A gap between the two curves shows a calibration error.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         path: path of the PNG file; parent folders are created.
-        points: operating points that are marked.
+        points: operating points whose thresholds are marked by labelled lines.
         title: title of the plot; None for no title.
 
     Returns:
@@ -224,13 +224,15 @@ def plot_sweep(
     path: str | PathLike[str],
     title: str | None = None,
 ) -> Path:
-    """Draw the equal error rate under several conditions, with its confidence limits.
+    """Draw the equal error rate under several recording conditions, with its confidence limits.
 
-    The conditions are drawn in the given order and evenly spaced. A line joins neighbours that both have a strength.
+    The conditions are evenly spaced, in the given order. A dotted line joins two neighbouring conditions if both have a
+    strength.
 
     Args:
-        rates: name, strength, equal error rate and confidence limits of each condition. The strength is None if the
-            condition has none, and the limits are None if not measured. Rate and limits are fractions in [0, 1].
+        rates: name, strength, equal error rate and confidence limits of each condition. The strength is a number such
+            as a duration or a signal-to-noise ratio, or None if the condition has no such number. The limits are None
+            if not measured. Rate and limits are fractions in [0, 1].
         path: path of the PNG file; parent folders are created.
         title: title of the plot; None for no title.
 
@@ -254,7 +256,7 @@ def plot_sweep(
         low, high = (rate, rate) if limits is None else limits
         axes.vlines(place, 100 * low, 100 * high, color=_COLOURS[0], linewidth=1.6)
         axes.plot(place, 100 * rate, color=_COLOURS[0], marker="o", markersize=6.5)
-        # Above the limits, on white: no line runs through a number.
+        # Above the limits and on a white background, so that no line crosses the number.
         axes.annotate(
             f"{100 * rate:.1f}",
             (place, 100 * high),
@@ -273,40 +275,43 @@ def plot_sweep(
 
 
 def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """Draw a DET plot of all lists and a histogram of the scores of each list.
+    """Draw a DET plot of all trial lists and a score histogram of each list.
 
-    If decisions were measured, a histogram of the log-likelihood ratios and a plot of the detection costs are added.
+    For lists whose decisions were measured, also draw a histogram of the log-likelihood ratios and a plot of the
+    detection costs.
 
     Returns:
-        A dictionary that maps each file name in the folder to its caption.
+        A dictionary that maps the name of each new file in the folder to its caption.
     """
     curves = {name: (result.scores, result.trials.labels) for name, result in evaluation.lists.items()}
     captions = {}
     if curves:
-        captions["det.png"] = f"Detection error trade-off of raw scores: {', '.join(curves)}"
+        captions["det.png"] = f"Detection error trade-off of the raw scores: {', '.join(curves)}"
         plot_det(curves, folder / "det.png")
     for name, result in evaluation.lists.items():
         kind, threshold = result.record["scores"], result.record["eer_threshold"]
         file = f"scores-{_file_stem(name)}.png"
-        captions[file] = f"{name}: raw scores, and the threshold of the EER"
+        captions[file] = f"{name}: raw scores, with the threshold of the EER"
         plot_score_histogram(result.scores, result.trials.labels, folder / file, threshold, kind, name)
         if result.decided is not None and result.ratios is not None:
             of_decided = result.ratios, result.decided.labels
             thresholds = {point.name: point.threshold for point in evaluation.points}
             file = f"ratios-{_file_stem(name)}.png"
-            captions[file] = f"{name}: log-likelihood ratios, and the thresholds of the operating points"
+            captions[file] = f"{name}: log-likelihood ratios, with the thresholds of the operating points"
             plot_score_histogram(*of_decided, folder / file, thresholds, RATIO, name)
             file = f"costs-{_file_stem(name)}.png"
-            captions[file] = f"{name}: cost of the decisions at every operating point"
+            captions[file] = f"{name}: detection costs over the threshold of the operating point"
             plot_detection_costs(*of_decided, folder / file, evaluation.points, name)
     return captions
 
 
 def draw_sweep(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """Draw a plot for each kind of condition of a sweep; points without an equal error rate are left out.
+    """Draw one plot for each kind of recording condition of a sweep.
+
+    Conditions without an equal error rate are left out.
 
     Returns:
-        A dictionary that maps each file name in the folder to its caption.
+        A dictionary that maps the name of each new file in the folder to its caption.
     """
     captions = {}
     for kind, points in sweep.points.items():
@@ -319,14 +324,14 @@ def draw_sweep(sweep: Sweep, folder: Path) -> dict[str, str]:
 
 
 def _file_stem(name: str) -> str:
-    """Replace the characters of a name that do not belong in a file name."""
+    """Return a name in which hyphens replace the characters that are unsuitable for file names."""
     return re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
 
 
 def _draw_det_curve(
     axes: Axes, name: str, errors: DetectionErrors, limits: tuple[float, float], colour: str, style: str
 ) -> None:
-    """Draw one DET curve and the dot at its equal error rate."""
+    """Draw one DET curve and a dot at its equal error rate."""
     equal = errors.equal_error_rate()
     shown = _visible_points(errors, *limits)
     label = f"{name} (EER {100 * equal.eer:.2f} %)"
@@ -351,7 +356,11 @@ def _draw_det_curve(
 
 
 def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray[np.intp]:
-    """Return the indices of the points to draw: both ends of every step that crosses a line of a fine grid."""
+    """Return the indices of the points that are drawn.
+
+    A fine grid is laid over the axes. The drawn points are both ends of every step of the curve that crosses a grid
+    line, and both ends of the curve.
+    """
     normal = NormalDist()
     grid = np.array([normal.cdf(place) for place in np.linspace(_probit(low), _probit(high), _GRID_POINTS)])
     after_miss = np.searchsorted(errors.false_negative_rate, grid)
@@ -362,9 +371,9 @@ def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray
 
 
 def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
-    """Return the common limits of both axes: two of the ticks, as fractions."""
+    """Return the lower and upper limit of both axes as fractions; both limits are tick values."""
     rates = [100 * errors.equal_error_rate().eer for errors in curves]
-    # A rate of 0 says no more than "less than one error": the smallest rate above 0 stands in.
+    # An error rate of 0 only means that no error was observed. It is replaced by the smallest possible rate above 0.
     finest = min(100 / max(errors.targets, errors.impostors) for errors in curves)
     lowest = min(max(min(rates) * _BELOW_EER, finest), _MOST_LOWER_PERCENT)
     highest = max(max(rates) * _ABOVE_EER, _LEAST_UPPER_PERCENT)
@@ -374,7 +383,7 @@ def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
 
 
 def _probit(rate: float) -> float:
-    """Return the inverse normal distribution of a rate; the rates 0 and 1 give large finite values off the axes."""
+    """Return the standard normal quantile of a rate; rates of 0 and 1 give finite values outside the axes."""
     beyond = 1e-9  # Below the lowest tick, and less than one error in any trial list.
     return NormalDist().inv_cdf(min(max(float(rate), beyond), 1.0 - beyond))
 
@@ -388,18 +397,18 @@ def _png_path(path: str | PathLike[str]) -> Path:
     """Check that the path ends in `.png`, and create its parent folders."""
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise ValueError(f"the plot is written as PNG, so path must end in .png, got {str(target)!r}.")
+        raise ValueError(f"The plot is written as PNG, so path must end in .png, got {str(target)!r}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, with a margin so that no label touches the border."""
+    """Return an empty figure of the given size in inches, with margins that keep labels away from the border."""
     return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def _finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
-    """Add grid and title to a plot, and write the PNG file."""
+    """Add a grid and the title to a plot, write the PNG file and return its path."""
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

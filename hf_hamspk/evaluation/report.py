@@ -29,16 +29,19 @@ SHOWN_FILES, MOST_FILES = 5, 200
 def write_measurements(
     record: EvaluationRecord, folder: str | os.PathLike[str], draw: Callable[[], Mapping[str, str]]
 ) -> tuple[list[Path], list[str]]:
-    """Write record, plots and report to a folder, beside earlier measurements of other lists with the same weights.
+    """Write the record, the plots and the report of an evaluation to a folder.
+
+    Earlier measurements in the folder are kept if they were made on other trial lists with the same weights.
 
     Args:
-        record: record to write; the kept measurements are added to it.
-        folder: folder of the files; it is created if missing.
+        record: record to write; the kept earlier measurements are added to it.
+        folder: folder for the files; it is created if missing.
         draw: function that draws the plots into the subfolder `plots` and returns a dictionary that maps each file name
             to its caption.
 
     Returns:
-        The paths of the files, and sentences about replaced measurements of other weights or of changed lists.
+        The paths of the files, and sentences about earlier measurements that were replaced because the weights or the
+        lists have changed.
 
     Raises:
         ValueError: the folder contains an `evaluation.json` that this package did not write.
@@ -53,7 +56,11 @@ def write_measurements(
 
 
 def result_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return a header row and, for each trial list, rows of its raw scores and of its log-likelihood ratios, if any."""
+    """Return the table of error rates as a header row and one or two rows for each trial list.
+
+    The first row of a list is about its raw scores. The second row is about its log-likelihood ratios; it is left out
+    if decisions were not measured.
+    """
     priors, decides = _priors_of(record), _decides(record)
     head = ["trial list", "scores", "trials", *(["no decision"] if decides else []), "skipped", "speakers"]
     head += ["EER %", "threshold", *(f"minDCF({prior})" for prior in priors)]
@@ -78,7 +85,11 @@ def result_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def group_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return a header row and a row for each group of each list: raw scores, and the Cllr of the decisions."""
+    """Return the table of groups as a header row and a row for each group of each trial list.
+
+    The error rates are computed from the raw scores. The Cllr is computed from the log-likelihood ratios; its column is
+    left out if decisions were not measured.
+    """
     priors, decides = _priors_of(record), _decides(record)
     head = ["trial list", "group", "trials", "targets", "speakers", "EER %", *(f"minDCF({prior})" for prior in priors)]
     rows = [[*head, *(["Cllr"] if decides else [])]]
@@ -93,7 +104,10 @@ def group_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def operating_point_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return a header row and a row for each operating point on each list; no rows if no decisions were measured."""
+    """Return the table of decisions as a header row and a row for each operating point on each trial list.
+
+    Lists whose decisions were not measured have no rows.
+    """
     head = ["trial list", "operating point", "prior", "costs", "threshold"]
     rows = [[*head, "actDCF", "minDCF", "misses %", "nominal", "false alarms %", "nominal"]]
     for name, values in record.lists.items():
@@ -110,7 +124,7 @@ def operating_point_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def comparison_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return a header row and a row for each number that was compared with another model on each list."""
+    """Return the comparison with another model as a header row and a row for each compared number of each list."""
     rows = [["trial list", "scores", "number", "this model", "other model", "difference", "p", "compared with"]]
     for name, values in record.lists.items():
         for numbers in (values, values.get("decisions") or {}):
@@ -124,7 +138,7 @@ def comparison_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def sweep_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return a header row and a row for each condition of each sweep."""
+    """Return the table of sweeps as a header row and a row for each recording condition of each sweep."""
     rows = [["trial list", "condition", "trials", "targets", "EER %"]]
     for name, values in record.sweeps.items():
         for kind, points in values["conditions"].items():
@@ -144,15 +158,17 @@ def result_remarks(record: EvaluationRecord) -> list[str]:
         found.append(f"In brackets: {share} intervals from {replicates} resamplings of the speakers.")
         if any(group.get("replicates") is None for values in measured for group in values.get("groups", {}).values()):
             found.append(
-                f"Groups of fewer than {FEWEST_SPEAKERS} speakers have no interval: they are too few to resample."
+                f"Groups with fewer than {FEWEST_SPEAKERS} speakers have no intervals, because so few speakers cannot "
+                "be resampled reliably."
             )
     for name, values in record.lists.items():
         found += _list_remarks(name, values)
     if _decides(record):
-        found.append("Nominal rates were measured on the trials that the model was calibrated on.")
+        found.append("Nominal rates are the rates on the trials that the model was calibrated on.")
     if any(values.get("groups") for values in every):
         found.append(
-            "A group contains the trials whose two recordings belong to it. Trials between two groups are in no group."
+            "A group contains the trials whose two recordings both belong to it. Trials between two groups are in no "
+            "group."
         )
     return found
 
@@ -163,8 +179,8 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
         found.append(f"{name}: no intervals: {values['interval_note']}")
     if decisions.get("without_decision"):
         found.append(
-            f"{name}: {decisions['without_decision']} trials get no decision: a recording has too little speech. "
-            "The row of log-likelihood ratios covers the other trials."
+            f"{name}: {decisions['without_decision']} trials get no decision because a recording has too little "
+            "speech. The row of log-likelihood ratios covers the other trials."
         )
     if decisions.get("note") is not None:
         found.append(f"{name}: decisions were not measured: {decisions['note']}.")
@@ -175,13 +191,13 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def unusable_files(record: EvaluationRecord) -> dict[str, str]:
-    """Return the unusable files of all lists and sweeps: a dictionary that maps each file to the reason."""
+    """Return a dictionary that maps each unusable file of all trial lists and sweeps to the reason."""
     entries = [*record.lists.values(), *record.sweeps.values()]
     return {file: why for values in entries for file, why in (values.get("unusable_files") or {}).items()}
 
 
 def format_text(rows: Sequence[TextRow]) -> str:
-    """Format a table as text with aligned columns."""
+    """Format a table as lines of text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = [name in _TEXT_COLUMNS for name in rows[0]]
     return "\n".join(
@@ -194,7 +210,7 @@ def format_text(rows: Sequence[TextRow]) -> str:
 
 
 def format_report(record: EvaluationRecord) -> str:
-    """Format a record as text: the tables that have rows, the remarks, and the first unusable files."""
+    """Format a record as text that contains the non-empty tables, the remarks, and the first unusable files."""
     tables = (result_table, operating_point_table, group_table, comparison_table)
     parts = [format_text(rows) for rows in (table(record) for table in tables) if len(rows) > 1]
     found = result_remarks(record)
@@ -210,11 +226,12 @@ def format_report(record: EvaluationRecord) -> str:
 
 
 def write_html(record: EvaluationRecord, folder: str | os.PathLike[str]) -> Path:
-    """Write `report.html`, which contains the tables and plots of a record, into a folder.
+    """Write the tables and plots of a record to the file `report.html` in a folder.
 
     Args:
-        record: record of the folder.
-        folder: folder with the plots in its subfolder `plots`; plots that are missing are left out of the report.
+        record: record of the evaluation.
+        folder: folder for the report, with the plots in its subfolder `plots`; missing plots are left out of the
+            report.
 
     Returns:
         The path of `report.html`.
@@ -268,14 +285,14 @@ def _model_facts(record: EvaluationRecord) -> list[str]:
 
 
 def scores_name(values: Mapping[str, Any]) -> str:
-    """Return the name of the scores, such as "cosine" or "log-likelihood ratio, AS-norm"."""
+    """Return the name of the kind of scores, such as "cosine" or "log-likelihood ratio, AS-norm"."""
     normalisation = values.get("normalisation") or "none"
     scores = str(values.get("scores", "?"))
     return scores if normalisation == "none" else f"{scores}, {normalisation.upper()}-norm"
 
 
 def _priors_of(record: EvaluationRecord) -> list[str]:
-    """Return, in ascending order, all priors for which a trial list has a detection cost."""
+    """Return all priors for which a trial list has a detection cost, in ascending order."""
     return sorted({prior for values in record.lists.values() for prior in values.get("min_dcf") or {}}, key=float)
 
 
@@ -284,7 +301,7 @@ def _decides(record: EvaluationRecord) -> bool:
 
 
 def _without(values: Mapping[str, Any]) -> str:
-    """Format the number and the share of the trials without a decision."""
+    """Format the number and the share of the trials without a decision; empty if they are unknown."""
     count, share = values.get("without_decision"), values.get("share_without_decision")
     return "" if count is None or share is None else f"{count} ({100 * share:.1f} %)"
 

@@ -1,6 +1,6 @@
 """Score the trials of a list, and compute the features that a calibration is fitted on.
 
-Letters: `N` trials, `U` utterances.
+In the shapes, `N` is the number of trials.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from .speakers import TrialSpeakers, find_speakers
 from .trials import Trials
 from .verification import EmbeddedFiles, enrol_models, measured_quality, trial_rows, usable_trials
 
-# Features of each group of quality measures that a user can name. The number of enrolment utterances is not used.
+# Groups of quality measures that a user can choose, with their features. The number of enrolment utterances is not
+# among them.
 QUALITY_GROUPS = {
     "speech": ("log_speech_min", "log_speech_max"),
     "snr": ("snr_min", "snr_max"),
@@ -28,12 +29,12 @@ QUALITY_GROUPS = {
 
 @dataclass(frozen=True)
 class CalibrationSetting:
-    """Setting of a calibration: the normalisation of the score and the quality measures.
+    """Choice of the score normalisation and of the quality measures for a calibration.
 
     Attributes:
-        normalisation: one of `NORMALISATIONS`.
+        normalisation: score normalisation, one of `NORMALISATIONS`.
         top: number of nearest cohort speakers for the normalisation `"as"`; None for other normalisations.
-        quality: keys of `QUALITY_GROUPS`.
+        quality: groups of quality measures, keys of `QUALITY_GROUPS`.
     """
 
     normalisation: str = "none"
@@ -48,20 +49,21 @@ class CalibrationSetting:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features; the score comes first."""
+        """Names of the features of the calibration. The first feature is the score."""
         return (SCORE, *(name for group in self.quality for name in QUALITY_GROUPS[group]))
 
 
 class ScoredTrials:
-    """Usable trials of a list with raw scores, speakers and the quality of the recordings.
+    """Usable trials of a list with their raw scores, their speakers and the quality measures of the recordings.
 
     Args:
         model: model whose similarity is used.
         trials: trial list.
         embedded: embeddings of the files, from `embed_files`. Quality measures are available only if `embed_files` was
             called with `measure=True`.
-        minimum_speech: seconds of speech that a decision requires; measured files with less speech are left out.
-        speaker_table: maps each file to its speaker; None reads the speakers off the file names.
+        minimum_speech: seconds of speech that a decision requires. Files that were measured and contain less speech are
+            left out, with all their trials.
+        speaker_table: maps each file to its speaker; None derives the speakers from the file names.
 
     Attributes:
         trials: the `N` usable trials.
@@ -70,7 +72,7 @@ class ScoredTrials:
         skipped: maps each file whose trials were left out to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial remains, or the speakers are unknown.
+        ValueError: no target or no impostor trial remains, or the speakers cannot be found (see `find_speakers`).
     """
 
     def __init__(
@@ -93,24 +95,31 @@ class ScoredTrials:
         self.scores = score_pairs(model, table[:, :1], enrolment, test)
 
     def features(self, setting: CalibrationSetting, cohort: Cohort | None) -> CalibrationTrials:
-        """Return the trials with the features of a setting.
+        """Return the trials with the features that a calibration setting requires.
+
+        Args:
+            setting: score normalisation and quality measures.
+            cohort: cohort of the model; None if the setting does not normalise scores.
 
         Raises:
-            ValueError: the setting needs a cohort that is missing, or quality measures that were not measured.
+            ValueError: the setting requires a cohort but `cohort` is None, or it requires quality measures but the
+                files were not measured.
         """
         enrolment, test = self._rows
         statistics = quality = None
         if setting.normalisation != "none":
             if cohort is None:
                 raise ValueError(
-                    f"normalisation {setting.normalisation!r} needs a cohort. Name recordings of some hundred other "
-                    "speakers, preferably the training speakers (--cohort)."
+                    f"normalisation {setting.normalisation!r} needs a cohort. Give recordings of a few hundred other "
+                    "speakers, preferably of the training speakers (--cohort)."
                 )
             found = compare_with_cohort(self.model, self.embeddings, cohort.embeddings, setting.top)
             statistics = found.rows(enrolment), found.rows(test)
         if setting.quality:
             if self._quality is None:
-                raise ValueError("Quality measures need measured recordings: call embed_files with measure=True.")
+                raise ValueError(
+                    "Quality measures need recordings that were measured. Call embed_files with measure=True."
+                )
             quality = self._quality.rows(enrolment), self._quality.rows(test)
         values = trial_features(torch.from_numpy(self.scores), setting.normalisation, statistics, quality)
         speakers = np.stack([self.speakers.enrolment, self.speakers.test], axis=1)

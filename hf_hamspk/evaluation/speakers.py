@@ -1,10 +1,11 @@
 """Find the speakers of a trial list, and read other metadata of its files.
 
-A trial list declares which pairs have the same speaker, but does not name the speakers. `find_speakers` reads the names
-off the file names. The speaker is the folder, or the first part of the file name, that is the same on both sides of
-every target trial and differs in every impostor trial. This is the first folder in VoxCeleb's
-`id10270/x6uYqmx31kE/00001.wav`, the second folder in `corpus/speaker/utterance.flac`, and the part before the first
-hyphen in `1089-134686-0000.flac`. Names without such a part need a table.
+A trial list declares which pairs of recordings have the same speaker, but does not name the speakers. `find_speakers`
+derives the speakers from the paths of the files. The speaker is the folder, or the first part of the file name, that is
+the same for both files of every target trial and differs between the files of every impostor trial. In VoxCeleb's
+`id10270/x6uYqmx31kE/00001.wav` this is the first folder, in `corpus/speaker/utterance.flac` the second folder, and in
+`1089-134686-0000.flac` the part before the first hyphen. If no part of the paths fulfils this condition, a table of the
+speakers is needed.
 """
 
 import csv
@@ -19,21 +20,21 @@ from numpy.typing import NDArray
 from .trials import Trials, first_names
 
 PATH_COLUMN, SPEAKER_COLUMN = "path", "speaker_id"
-# Columns of numbers with more values than this, such as ages, are cut into `PARTS` groups of about the same size.
+# Columns with more distinct numbers than this, such as ages, are divided into `PARTS` groups of about the same size.
 MOST_VALUES = 8
 PARTS = 4
 _RANGE = re.compile(r"(\d+\.?\d*) ?- ?(\d+\.?\d*)")
 
 
-# A generated `__eq__` would raise, as an array has no single truth value: compared by identity.
+# Instances are compared by identity: a generated `__eq__` would compare arrays, and their truth value is ambiguous.
 @dataclass(frozen=True, eq=False)
 class TrialSpeakers:
-    """Speakers of `N` trials.
+    """Speakers of the two recordings of each of `N` trials.
 
     Attributes:
-        names: names of the `S` speakers, sorted.
-        enrolment: int32, shape `(N,)`, index into `names` of the speaker of the enrolment.
-        test: int32, shape `(N,)`, index into `names` of the speaker of the test recording.
+        names: names of the speakers, sorted.
+        enrolment: int32, shape `(N,)`, index into `names` of the speaker of each enrolment.
+        test: int32, shape `(N,)`, index into `names` of the speaker of each test recording.
 
     Example:
         ```python
@@ -53,25 +54,31 @@ class TrialSpeakers:
         return len(self.enrolment)
 
     def select(self, rows: NDArray) -> "TrialSpeakers":
-        """Return the speakers of the given trials; speakers without a trial are left out."""
+        """Return the speakers of a subset of the trials.
+
+        Speakers who do not occur in the subset are left out.
+
+        Args:
+            rows: indices or boolean mask of the trials in the subset.
+        """
         used, indices = np.unique(np.stack((self.enrolment[rows], self.test[rows])), return_inverse=True)
         enrolment, test = indices.reshape(2, -1).astype(np.int32)
         return TrialSpeakers(tuple(self.names[i] for i in used), enrolment, test)
 
 
 def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> TrialSpeakers:
-    """Find the speakers of each trial in a table or in the file names (see the module).
+    """Find the speakers of each trial in a table or in the file names (see the module docstring).
 
     Args:
-        trials: trials, at least one.
-        table: maps every file of the list to its speaker; None reads the speakers off the file names.
+        trials: trial list with at least one trial.
+        table: maps every file of the list to its speaker; None derives the speakers from the file names.
 
     Raises:
-        ValueError: there are no trials, a file is not in the table, the table contradicts a label, or no part of the
-            file names agrees with all labels.
+        ValueError: the list is empty, a file is not in the table, the table contradicts a label, or no part of the file
+            names agrees with all labels.
     """
     if not len(trials):
-        raise ValueError("Expected at least one trial to find speakers in, got none.")
+        raise ValueError("The trial list is empty: expected at least one trial.")
     trials = trials.single()
     row = {name: i for i, name in enumerate(trials.files)}
     sides = np.array([[row[name] for name in names] for names in (trials.enrolment, trials.test)])
@@ -81,15 +88,17 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         if absent:
             raise ValueError(
                 f"{len(absent)} of {len(trials.files)} files of the trial list are not in the table of speakers "
-                f"({first_names(absent, 3)}). Its column {PATH_COLUMN!r} must contain the file names of the list."
+                f"({first_names(absent, 3)}). The column {PATH_COLUMN!r} of the table must contain every file name of "
+                "the list."
             )
         speakers = _index([table[name] for name in trials.files], sides)
         wrong = (speakers.enrolment == speakers.test) != is_target
         if wrong.any():
             first = int(np.argmax(wrong))
             raise ValueError(
-                f"{int(wrong.sum())} of {len(trials)} labels contradict the table of speakers. The first one is: "
-                f"{trials.labels[first]} {trials.enrolment[first]} {trials.test[first]}. Correct the list or the table."
+                f"{int(wrong.sum())} of {len(trials)} labels contradict the table of speakers. The first such trial "
+                f"is: {trials.labels[first]} {trials.enrolment[first]} {trials.test[first]}. Correct the list or the "
+                "table."
             )
         return speakers
     for candidate in _candidates(trials.files):
@@ -97,17 +106,21 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         if np.array_equal(speakers.enrolment == speakers.test, is_target):
             return speakers
     raise ValueError(
-        "The speakers cannot be read off the names of the files: no folder, and no first part of a file name, is the "
-        f"same in every target trial and different in every impostor trial ({first_names(trials.files, 3)}). Give a "
-        f"table with the columns {PATH_COLUMN} and {SPEAKER_COLUMN} (--metadata)."
+        "The speakers cannot be derived from the file names: no folder and no first part of the file names is the same "
+        f"in every target trial and different in every impostor trial ({first_names(trials.files, 3)}). Give a table "
+        f"with the columns {PATH_COLUMN} and {SPEAKER_COLUMN} (--metadata)."
     )
 
 
 def _candidates(files: Sequence[str]) -> list[list[str]]:
-    """Return the candidate speakers of all files by each rule: the folders, outermost first, then the file name."""
+    """Return the possible speakers of all files, one list for each rule.
+
+    The first rules use the folders, from the outermost folder inwards. The last rule uses the first part of the file
+    name.
+    """
     parts = [name.replace("\\", "/").split("/") for name in files]
     folders = [["/".join(p[: depth + 1]) for p in parts] for depth in range(min(map(len, parts)) - 1)]
-    # Without its extension, so that a name without any separator is its own first part.
+    # The dot is a separator too, so that the first part of "ann.wav" is "ann".
     return [*folders, [re.split(r"[-_.]", p[-1], maxsplit=1)[0] for p in parts]]
 
 
@@ -118,14 +131,15 @@ def _index(speaker_of_file: Sequence[str], sides: NDArray) -> TrialSpeakers:
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
-    """Read a CSV file with metadata of audio files: the column `path` and any other columns.
+    """Read the metadata of audio files from a CSV file with the column `path` and any other columns.
 
     Returns:
-        A dictionary that maps each file to its other columns; cells are stripped of white space and may be empty.
+        A dictionary that maps each file to a dictionary of its other columns. Values are stripped of white space and
+        may be empty.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8 or has no column `path`, a row has another number of cells than
-            the header, or one file has two different rows.
+        ValueError: the file is missing, is not UTF-8 or has no column `path`, a row does not have as many cells as the
+            header, or an audio file has two different rows.
     """
     table: dict[str, dict[str, str]] = {}
     try:
@@ -151,14 +165,17 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
                         f"{path}, line {reader.line_num}: {name} has two different rows. Delete one of them."
                     )
     except FileNotFoundError:
-        raise ValueError(f"There is no table {path}.") from None
+        raise ValueError(f"Table not found: {path}. Expected a CSV file.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a CSV file in UTF-8, found other bytes: {error}.") from error
+        raise ValueError(f"{path}: expected a CSV file in UTF-8 ({error}). Save it in UTF-8.") from error
     return table
 
 
 def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None:
-    """Return a dictionary that maps files to speakers, without empty cells; None if there is no `speaker_id` column."""
+    """Return a dictionary that maps each file to its speaker; None if the metadata has no column `speaker_id`.
+
+    Files whose speaker is empty are left out.
+    """
     if not all(SPEAKER_COLUMN in row for row in metadata.values()):
         return None
     return {name: row[SPEAKER_COLUMN] for name, row in metadata.items() if row[SPEAKER_COLUMN]}
@@ -167,30 +184,30 @@ def speaker_table(metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str] |
 def group_trials(
     trials: Trials, metadata: Mapping[str, Mapping[str, str]], columns: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Group trials by the metadata of their files; both files of a trial must be in the group.
+    """Group trials by the metadata of their files.
 
-    Each value of a column is a group. Columns with many numbers, such as ages, are cut into up to four groups of about
-    the same number of files; a range such as `20-30` counts as 25. Files that are not in the table, or have an empty
-    cell, are in no group.
+    Each value of a column forms a group, which contains the trials whose two files both have this value. Columns with
+    many distinct numbers, such as ages, are divided into up to four groups of about the same number of files. A range
+    such as `20-30` counts as 25. Files that have no metadata or an empty value belong to no group.
 
     Args:
         trials: the `N` trials.
-        metadata: maps each file to its columns, from `read_metadata`.
-        columns: names of columns, such as `gender`.
+        metadata: maps each file to a dictionary of its columns, from `read_metadata`.
+        columns: names of the columns that form groups, such as `gender`.
 
     Returns:
         A dictionary that maps the name of each group, `"column value"`, to a mask `(N,)`. The groups of a column are
         sorted, and groups without trials are left out.
 
     Raises:
-        ValueError: the table does not have one of the columns.
+        ValueError: the metadata does not contain one of the columns.
     """
     groups: dict[str, NDArray[np.bool_]] = {}
     trials = trials.single()
     for column in columns:
         if not any(column in row for row in metadata.values()):
             known = sorted({name for row in metadata.values() for name in row})
-            raise ValueError(f"The table has no column {column!r} to group by; it has {', '.join(known)}.")
+            raise ValueError(f"The table has no column {column!r} to group by. Its columns are {', '.join(known)}.")
         value_of = {name: metadata.get(name, {}).get(column, "") for name in trials.files}
         labels, value_of = _grouped_values(value_of)
         sides = [np.array([value_of[name] for name in names]) for names in (trials.enrolment, trials.test)]
@@ -202,7 +219,12 @@ def group_trials(
 
 
 def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Return the sorted names of the groups, and the index of the group of each file, -1 if it is in none."""
+    """Divide files into groups by their values.
+
+    Returns:
+        The sorted names of the groups, and a dictionary that maps each file to the index of its group, or to -1 if the
+        file belongs to no group.
+    """
     distinct = sorted({value for value in value_of.values() if value})
     numbers = _as_numbers(distinct)
     if numbers is None or len(distinct) <= MOST_VALUES:
@@ -222,7 +244,11 @@ def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, i
 
 
 def _as_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    """Return the values as finite numbers, ranges such as `20-30` as their middle; None if a value is neither."""
+    """Convert values to finite numbers, and ranges such as `20-30` to their middle.
+
+    Returns:
+        The numbers, or None if a value is neither a number nor a range.
+    """
     try:
         parts = [[value] if (found := _RANGE.fullmatch(value)) is None else found.groups() for value in values]
         numbers = np.array([np.mean([float(part) for part in of_value]) for of_value in parts], dtype=np.float64)

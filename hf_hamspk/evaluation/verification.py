@@ -23,21 +23,21 @@ from .trials import Trials
 
 PROTOCOLS = ("whole", "paper")
 PAPER_SEGMENTS = 5
-# 300 frames of 10 ms and the rest of the last window, as in the released code.
+# 300 frames of 10 ms, and the remainder of the last window, as in the released code.
 PAPER_SEGMENT_SAMPLES = 48240
-# Decoded audio held at once while embedding; files are sorted by length within it.
+# Seconds of decoded audio in memory at once while embedding. Files are sorted by length within this amount.
 SECONDS_HELD = 1200.0
-# The priors of the published results.
+# Priors of a target trial in the published results.
 PRIORS = (0.01, 0.05)
 
 
 @dataclass
 class EmbeddedFiles:
-    """Embeddings of audio files.
+    """Embeddings of audio files, and the reasons why other files could not be embedded.
 
     Attributes:
-        embeddings: maps each file to its embeddings, `(S, D)`. Row 0 is the whole utterance; the other rows are the
-            segments of the protocol, if it has any.
+        embeddings: maps each file to its embeddings, `(S, D)`. Row 0 is the embedding of the whole utterance. The other
+            rows are the embeddings of its segments, if the protocol uses segments.
         failures: maps each unusable file to the reason.
         seconds: total duration of the embedded audio, in seconds.
         measures: maps each file to the speech measures of the recording; empty if not measured.
@@ -58,7 +58,7 @@ class EmbeddedFiles:
         return self
 
     def part(self, files: Collection[str]) -> "EmbeddedFiles":
-        """Return the embeddings, failures and measures of the given files; `seconds` is 0 in the result."""
+        """Return a new object with the embeddings, failures and measures of the given files, and 0 `seconds`."""
         wanted = frozenset(files)
         return EmbeddedFiles(
             embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
@@ -67,7 +67,10 @@ class EmbeddedFiles:
         )
 
     def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
-        """Return a copy in which measured files with less than `minimum_speech` seconds of speech are failures."""
+        """Return a copy in which files with less than `minimum_speech` seconds of speech are listed as failures.
+
+        Files whose speech was not measured are kept.
+        """
         short = {
             name: f"not enough speech: {found.speech:.2f} s, at least {minimum_speech:g} s are needed"
             for name, found in self.measures.items()
@@ -100,7 +103,7 @@ class VerificationResult:
     failures: dict[str, str]
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers as a dictionary for JSON."""
+        """Return the counts, error rates and costs as a dictionary that can be written as JSON."""
         return {
             "trials": len(self.labels),
             "targets": int(self.labels.sum()),
@@ -127,14 +130,18 @@ def embed_files(
         model: model that embeds the files in evaluation mode; its training mode is not changed.
         names: paths of the files, absolute or relative to `audio_root`.
         audio_root: folder to which the paths are relative.
-        protocol: `"whole"` (the whole utterance) or `"paper"` (the whole utterance and five 3 s segments).
+        protocol: `"whole"` to embed the whole utterance, or `"paper"` to embed the whole utterance and five segments of
+            3 s.
         progress: whether to show a progress bar.
-        measure: whether to measure the speech in each file as well (`measure_speech`).
-        change: function that maps the name and the waveform `(L,)` of a file to the waveform to embed; None embeds the
-            files unchanged.
+        measure: whether to measure the speech in each file as well (see `measure_speech`).
+        change: function that receives the name and the waveform `(L,)` of a file and returns the waveform to embed;
+            None embeds the files unchanged.
+
+    Returns:
+        The embeddings. Files that cannot be used raise no error; they are listed in `failures`.
 
     Raises:
-        ValueError: the protocol is unknown. Unusable files raise no error; they are in `failures`.
+        ValueError: the protocol is unknown.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
@@ -178,14 +185,14 @@ def score_trials(
 ) -> np.ndarray:
     """Score every trial with the similarity of the model.
 
-    With segments, the score is the mean of the score of the whole utterances and of the mean score over all pairs of
-    segments. This is the published protocol of VoxCeleb1-O.
+    If the utterances have segments, the score of a trial is the average of two numbers: the score of the whole
+    utterances, and the mean score over all pairs of segments. This is the published protocol of VoxCeleb1-O.
 
     Args:
         model: model whose similarity is used.
-        trials: trials; `embedded` contains all their files and models.
-        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models.
-        mean: `(D,)`, vector subtracted from every embedding first; None subtracts nothing.
+        trials: the `N` trials. Their files and enrolment models must all be in `embedded`.
+        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have enrolment models.
+        mean: `(D,)`, vector that is subtracted from every embedding before scoring; None subtracts nothing.
 
     Returns:
         The scores, `(N,)` float64.
@@ -195,19 +202,17 @@ def score_trials(
 
 
 def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
-    """Add the enrolment models of the trials, each with the mean direction of the embeddings of its files.
+    """Return the embeddings of the files and of the enrolment models of the trials.
 
-    Duration and speech of a model are sums over its files; the other measures are means.
+    The embedding of an enrolment model is the mean direction of the embeddings of its files. Its duration and its
+    amount of speech are the sums over the files. The other speech measures are means.
 
     Args:
-        trials: trials; `embedded` contains all files of their models.
-        embedded: embeddings from `embed_files`; they are not changed.
-
-    Returns:
-        The embeddings of the files and of the models.
+        trials: trials. The files of their enrolment models must all be in `embedded`.
+        embedded: embeddings from `embed_files`. This object is not changed.
 
     Raises:
-        ValueError: the embeddings of a model cancel, so that they have no mean direction.
+        ValueError: the embeddings of a model sum to 0, so they have no mean direction.
     """
     if not trials.models:
         return embedded
@@ -224,20 +229,25 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
 
 
 def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> Quality:
-    """Return the quality measures of every utterance and enrolment model, `(U,)` in the order of `embedded`.
+    """Return the quality measures of all utterances and enrolment models.
 
     Args:
         model: model that computes the magnitude of an embedding.
-        trials: trials whose models determine the number of enrolment utterances.
-        embedded: embeddings from `embed_files` with `measure=True`, and from `enrol_models` if the trials have models.
+        trials: trials whose enrolment models determine the number of enrolment utterances.
+        embedded: embeddings of the `U` utterances and enrolment models, from `embed_files` with `measure=True`, and
+            from `enrol_models` if the trials have enrolment models.
+
+    Returns:
+        The quality measures, each `(U,)`, in the order of `embedded.embeddings`.
 
     Raises:
-        ValueError: a file was not measured.
+        ValueError: the speech in a file was not measured.
     """
     absent = len(embedded.embeddings.keys() - embedded.measures.keys())
     if absent:
         raise ValueError(
-            f"The calibration uses quality measures, but {absent} files were not measured. Use measure=True."
+            f"The calibration uses quality measures, but {absent} files were not measured. Call embed_files with "
+            "measure=True."
         )
     measures = [embedded.measures[name] for name in embedded.embeddings]
     speech, snr = (np.array([getattr(each, name) for each in measures]) for name in ("speech", "snr_db"))
@@ -256,13 +266,13 @@ def score_ratios(
 ) -> np.ndarray:
     """Convert the raw scores of trials to log-likelihood ratios with the calibration of a model.
 
-    Each file is compared with the cohort once, even if many trials use it.
+    Each file is compared with the cohort once, even if it occurs in many trials.
 
     Args:
-        model: model of the calibration.
-        trials: the `N` trials; `embedded` contains all their files and models.
-        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have models. If the calibration
-            uses quality measures, `embed_files` must have been called with `measure=True`.
+        model: model to which the calibration belongs.
+        trials: the `N` trials. Their files and enrolment models must all be in `embedded`.
+        embedded: embeddings from `embed_files`, and from `enrol_models` if the trials have enrolment models. If the
+            calibration uses quality measures, `embed_files` must have been called with `measure=True`.
         scores: `(N,)`, raw scores from `score_trials`.
         calibration: calibration of the model.
         cohort: cohort of the model; None if the calibration does not normalise scores.
@@ -285,7 +295,11 @@ def score_ratios(
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Return all embeddings `(U, S, D)`, and the row `(N,)` of the enrolment and of the test of each trial."""
+    """Return the embeddings of all utterances and enrolment models, and their positions in each trial.
+
+    Returns:
+        The embeddings `(U, S, D)`, and the indices `(N,)` of the enrolment and of the test utterance of each trial.
+    """
     row = {name: i for i, name in enumerate(embedded.embeddings)}
     enrolment, test = (
         np.fromiter((row[name] for name in side), np.int64, len(side)) for side in (trials.enrolment, trials.test)
@@ -294,21 +308,21 @@ def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndar
 
 
 def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
-    """Return the trials without unusable files.
+    """Return the trials in which no file is unusable.
 
     Args:
         trials: trial list.
         failures: maps each unusable file to the reason.
 
     Raises:
-        ValueError: no target or no impostor trial remains; the message contains the first reasons.
+        ValueError: no target or no impostor trial remains. The message contains the first three reasons.
     """
     usable = trials.without(failures)
     if not 0 < int(usable.labels.sum()) < len(usable):
         first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
         raise ValueError(
-            f"Of {len(trials)} trials, {len(usable)} can be scored, and they are not of both kinds (target and "
-            f"impostor). Unusable files: {len(failures)}. {first}"
+            f"The {len(usable)} of {len(trials)} trials that can be scored do not include both target and impostor "
+            f"trials. Correct the trial list or the files. Unusable files: {len(failures)}. {first}"
         )
     return usable
 
@@ -316,7 +330,7 @@ def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
 def verify_trials(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, priors: Sequence[float] = PRIORS
 ) -> VerificationResult:
-    """Score the trials whose files could be embedded, and compute EER and minDCF.
+    """Score the trials whose files could be embedded, and compute the EER and the minDCF.
 
     Raises:
         ValueError: no target or no impostor trial remains, or all scores are equal.

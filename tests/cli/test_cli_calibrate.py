@@ -104,7 +104,7 @@ def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert ", got 5 of the same speaker and" in refused(pairs="few.txt")
-    assert "not of both kinds" in refused(pairs="one.txt")
+    assert "do not include both target and impostor" in refused(pairs="one.txt")
     assert "needs a cohort" in refused("--normalisation", "as")
     assert "already exists" in refused("--output", tmp_path / "full")
     assert "stand alone" in refused("--quality", "none", "snr")

@@ -49,7 +49,7 @@ def test_table_numbers_report_and_plots(tmp_path, hamspk, model_folder, audio):
     assert head == "trial list scores trials skipped speakers EER % threshold minDCF(0.01) minDCF(0.5) minCllr"
     assert out.splitlines()[1].split()[:5] == ["first", "cosine", "4", "0", "?"]
     assert out.splitlines()[2].split()[:5] == ["second", "cosine", "2", "1", "?"]
-    assert "first: no intervals: The speakers cannot be read off the names" in out
+    assert "first: no intervals: The speakers cannot be derived from the file names" in out
     assert "1 files could not be used" in out
     assert "silence.wav: holds no sound" in out
 
@@ -184,7 +184,9 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
         "evaluate", model_folder, malformed, "--audio-root", audio
     )
     one_kind = write(tmp_path, "one-kind.txt", "1 a.wav b.wav\n")
-    assert "not of both kinds" in refusal("evaluate", model_folder, one_kind, "--audio-root", audio)
+    assert "do not include both target and impostor" in refusal(
+        "evaluate", model_folder, one_kind, "--audio-root", audio
+    )
     good = write(tmp_path, "good.txt", TRIALS)
     assert "--prior must lie strictly between 0 and 1, got 1.0" in refusal(
         "evaluate", model_folder, good, "--audio-root", audio, "--prior", 1
@@ -199,7 +201,7 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
         (["--replicates", 20], "--replicates must be 0 or at least 100, got 20"),
         (["--confidence", 95], "--confidence must lie between 0 and 1, got 95.0"),
         (["--group-by", "gender"], "--group-by needs --metadata"),
-        (["--metadata", "nope.csv"], "There is no table nope.csv"),
+        (["--metadata", "nope.csv"], "Table not found: nope.csv"),
         (["--replicates", 0, "--compare", "other"], "--compare needs resamplings"),
         (["--subtract-mean"], "The mean to subtract is the mean of the model's cohort, and this model has no cohort"),
     ],

@@ -207,7 +207,7 @@ def test_bad_trials_are_refused(function):
         "got 2 at index 1": ([0.1, 0.2], [0, 2]),
     }
     if function not in (log_likelihood_ratio_cost, actual_detection_cost):
-        cases["all 3 scores are 0.5: nothing is ranked"] = ([0.5] * 3, [0, 1, 1])
+        cases["all 3 scores are 0.5, so they do not rank the trials"] = ([0.5] * 3, [0, 1, 1])
     for message, (scores, labels) in cases.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             function(scores, labels)

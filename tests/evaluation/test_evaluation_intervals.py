@@ -164,10 +164,10 @@ def test_bad_requests_are_refused():
     scores, labels, speakers = simulate(12)
     few = simulate(9)
     cases = [
-        (few, {}, "Resampling needs at least 10 speakers, and is reliable from about 50; these trials have 9."),
+        (few, {}, "Resampling needs at least 10 speakers and is reliable from about 50; these trials have 9."),
         ((scores[1:], labels[1:], speakers), {}, "speakers must have one entry per score, got"),
         ((scores, ~labels, speakers), {}, f"The speakers contradict {len(labels)} of {len(labels)} labels"),
-        ((scores * 0, labels, speakers), {}, "nothing is ranked"),
+        ((scores * 0, labels, speakers), {}, "do not rank the trials"),
         ((scores, labels, speakers), {"replicates": 99}, "replicates must be at least 100, got 99"),
         ((scores, labels, speakers), {"confidence": 1.0}, "confidence must lie between 0 and 1, got 1.0"),
         ((scores, labels, speakers), {"points": POINTS + POINTS}, "points must have distinct names"),

@@ -107,7 +107,7 @@ def test_bad_shapes_are_refused(drawn):
     cases = [
         (
             (embeddings[:, 0], enrolment, test),
-            "embeddings must have the shape (utterances, embeddings of each, size), got",
+            "embeddings must have the shape (utterances, embeddings per utterance, embedding size)",
         ),
         ((embeddings, enrolment, test[1:]), "enrolment and test must be one-dimensional and have the same length"),
         ((embeddings, enrolment + 1, test), "Indices of trials must lie between 0 and 11, got"),

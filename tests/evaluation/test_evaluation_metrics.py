@@ -187,7 +187,7 @@ def test_perfectly_wrong_scores():
 def test_constant_scores_are_refused(labels):
     for scores in ([0.3] * len(labels), [0.0] * (len(labels) - 1) + [-0.0]):
         for function in (detection_errors, equal_error_rate, minimum_detection_cost):
-            with pytest.raises(ValueError, match=f"all {len(labels)} scores are .*: nothing is ranked"):
+            with pytest.raises(ValueError, match=f"all {len(labels)} scores are .*, so they do not rank the trials"):
                 function(scores, labels)
 
 
@@ -252,17 +252,17 @@ def test_large_counts_do_not_overflow():
         ([0.1, math.nan, math.nan], [0, 1, 1], "2 of 3 scores are NaN."),
         ([math.inf, math.nan, 0.0], [0, 1, 1], "1 of 3 scores are NaN."),
         ([0.1, math.inf, -math.inf, 0.2], [0, 1, 1, 0], "2 of 4 scores are infinite."),
-        ([0.1, 0.2, 0.3], [0, 2, -1], "got 2 at index 1 (2 of 3 labels are neither)."),
-        ([0.1, 0.2], [0.0, 0.5], "got 0.5 at index 1 (1 of 2 labels are neither)."),
-        ([0.1, 0.2], [0.0, math.nan], "got nan at index 1 (1 of 2 labels are neither)."),
+        ([0.1, 0.2, 0.3], [0, 2, -1], "got 2 at index 1 (2 of 3 labels are neither 0 nor 1)."),
+        ([0.1, 0.2], [0.0, 0.5], "got 0.5 at index 1 (1 of 2 labels are neither 0 nor 1)."),
+        ([0.1, 0.2], [0.0, math.nan], "got nan at index 1 (1 of 2 labels are neither 0 nor 1)."),
         ([0.1, 0.2], ["0", "1"], "labels must be 0 (impostor) or 1 (target), got an array of type <U1."),
         (["a", "b"], [0, 1], "scores must be real numbers, got an array of type <U1."),
         ([1j, 2.0], [0, 1], "scores must be real numbers, got an array of type complex128."),
         ([None, 2.0], [0, 1], "scores must be real numbers, got an array of type object."),
         ([0.1, 0.2], [0, 1, 1], "scores and labels must have the same length, got 2 scores and 3 labels."),
-        ([[0.1], [0.2]], [0, 1], "scores must be one-dimensional, one entry per trial, got shape (2, 1)."),
-        ([0.1, 0.2], [[0, 1]], "labels must be one-dimensional, one entry per trial, got shape (1, 2)."),
-        (0.5, 1, "scores must be one-dimensional, one entry per trial, got shape ()."),
+        ([[0.1], [0.2]], [0, 1], "scores must be one-dimensional with one entry per trial, got shape (2, 1)."),
+        ([0.1, 0.2], [[0, 1]], "labels must be one-dimensional with one entry per trial, got shape (1, 2)."),
+        (0.5, 1, "scores must be one-dimensional with one entry per trial, got shape ()."),
     ],
 )
 def test_bad_trials_are_refused(scores, labels, message):

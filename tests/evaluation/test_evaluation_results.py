@@ -197,7 +197,7 @@ def test_speakers_come_from_names_or_a_table(model, embedded, trials):
     )
     result = evaluate_list(model, renamed, known, QUICK)
     assert result.record["eer_interval"] is None and result.record["speakers"] is None
-    assert "cannot be read off the names" in result.record["interval_note"]
+    assert "cannot be derived from the file names" in result.record["interval_note"]
     metadata = {name: {"speaker_id": name.rpartition("x")[2]} for name in renamed.files}
     told = evaluate_list(model, renamed, known, replace(QUICK, metadata=metadata))
     assert told.record["eer_interval"] is not None

@@ -47,7 +47,7 @@ def test_speakers_are_read_off_the_names(lines, names):
 
 def test_names_without_a_rule_ask_for_a_table():
     trials = make("1 a.wav b.wav", "0 a.wav c.wav")
-    with pytest.raises(ValueError, match=re.escape("cannot be read off the names of the files")):
+    with pytest.raises(ValueError, match=re.escape("cannot be derived from the file names")):
         find_speakers(trials)
     speakers = find_speakers(trials, {"a.wav": "ann", "b.wav": "ann", "c.wav": "bob", "unused.wav": "eve"})
     assert speakers.names == ("ann", "bob")
@@ -57,7 +57,8 @@ def test_names_without_a_rule_ask_for_a_table():
     ):
         find_speakers(trials, {"a.wav": "ann", "b.wav": "ann"})
     with pytest.raises(
-        ValueError, match=re.escape("1 of 2 labels contradict the table of speakers. The first one is: 1 a.wav b.wav.")
+        ValueError,
+        match=re.escape("1 of 2 labels contradict the table of speakers. The first such trial is: 1 a.wav b.wav."),
     ):
         find_speakers(trials, {"a.wav": "ann", "b.wav": "bob", "c.wav": "bob"})
 
@@ -92,7 +93,7 @@ def test_tables_are_read_and_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes("path\né.wav".encode("latin-1"))
     with pytest.raises(ValueError, match="expected a CSV file in UTF-8"):
         read_metadata(tmp_path / "latin.csv")
-    with pytest.raises(ValueError, match="There is no table"):
+    with pytest.raises(ValueError, match="Table not found"):
         read_metadata(tmp_path / "nope.csv")
 
 
@@ -102,7 +103,7 @@ def test_groups_have_both_sides_in_them():
     metadata = {name: {"gender": gender[name[0]]} for name in trials.files} | {"c/2": {"gender": ""}}
     groups = group_trials(trials, metadata, ["gender"])
     assert {name: mask.tolist() for name, mask in groups.items()} == {"gender f": [True, True, False, False]}
-    with pytest.raises(ValueError, match=re.escape("no column 'age' to group by; it has gender.")):
+    with pytest.raises(ValueError, match=re.escape("no column 'age' to group by. Its columns are gender.")):
         group_trials(trials, metadata, ["age"])
 
 

@@ -124,7 +124,9 @@ def test_unusable_files_are_skipped_counted_and_told(folder, tmp_path):
     assert (result.skipped, len(result.scores)) == (2, 3)
     assert list(result.failures) == ["2.wav"]
     targets_only = Trials(TRIALS.labels[[0, 2]], ("0.wav", "1.wav"), ("1.wav", "3.wav"))
-    with pytest.raises(ValueError, match=re.escape("Of 2 trials, 2 can be scored, and they are not of both kinds")):
+    with pytest.raises(
+        ValueError, match=re.escape("The 2 of 2 trials that can be scored do not include both target and")
+    ):
         verify_trials(model, targets_only, embedded)
 
 
@@ -151,5 +153,5 @@ def test_speech_is_measured_where_asked_for(folder):
 def test_scores_of_a_collapsed_model_are_refused(folder):
     model = build()
     embedded = EmbeddedFiles({name: torch.ones(1, 16) for name in NAMES})
-    with pytest.raises(ValueError, match=r"all 5 scores are .*: nothing is ranked"):
+    with pytest.raises(ValueError, match=r"all 5 scores are .*, so they do not rank the trials"):
         verify_trials(model, TRIALS, embedded)
