@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of other projects to models of this package."""
+"""Conversion of checkpoints from other projects to models of this package."""
 
 from .building import Converted
 from .official import convert_official_state_dict

@@ -13,7 +13,7 @@ from ..configuration_hamspk import HamSpkConfig
 from ..modeling_hamspk import HamSpkModel
 
 WEIGHTS_SHOWN = 3
-# Batch normalisation counts its batches only to average without a momentum, which no model here does.
+# Batch normalisation needs this counter only if it has no momentum. All models of this package have a momentum.
 _COUNTER = ".num_batches_tracked"
 
 Rules = Sequence[tuple[str, str]]
@@ -21,13 +21,13 @@ Rules = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Converted:
-    """Result of a conversion: the model, its source and the parts that were left out.
+    """Result of a conversion.
 
     Attributes:
         model: speaker model in evaluation mode, in float32, without a head.
         source: project and architecture, such as `"SpeechBrain ECAPA-TDNN"`.
-        read: names of the files that were used.
-        left_out: maps the name of each unconverted part to its description.
+        read: names of the files that were read.
+        left_out: maps the name of each file or weight that was not converted to a description of its content.
         notes: further remarks for the user.
     """
 
@@ -40,13 +40,14 @@ class Converted:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Mapping of the weight names of another project's ECAPA-TDNN to the weight names of `HamSpkModel`.
+    """Rules that translate the weight names of another project's ECAPA-TDNN to the weight names of `HamSpkModel`.
 
     Attributes:
-        rules: pairs of a pattern for the beginning of a name and its replacement. The first matching rule is applied.
-        block: pattern for the beginning of the names in a block. Its group is the number of the block.
-        first_block: number of the first block.
-        block_rules: rules for the remainder of the names in a block.
+        rules: rules for weights outside the blocks. Each rule is a regular expression for the beginning of a name and
+            the replacement. The first matching rule is applied.
+        block: regular expression for the beginning of the names in a block. Its group is the number of the block.
+        first_block: number of the first block in the other project.
+        block_rules: rules for the names in a block, applied to the rest of the name after `block`.
     """
 
     rules: Rules
@@ -55,7 +56,7 @@ class Renaming:
     block_rules: Rules
 
     def apply(self, name: str) -> str | None:
-        """Return our name of a weight; None if the other model has no such weight."""
+        """Return the name that a weight of the other project has in `HamSpkModel`; None if no rule matches."""
         block = re.match(self.block, name)
         if block is None:
             return _renamed(name, self.rules)
@@ -72,15 +73,15 @@ def _renamed(name: str, rules: Rules) -> str | None:
 
 
 def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Check that the settings of another project have the values that can be converted.
+    """Check that settings of another project have the values that the conversion requires.
 
     Args:
         where: file and key of the settings, for the error message.
-        given: settings of the other project.
-        wanted: required values by name of the setting.
+        given: maps the name of each setting of the other project to its value.
+        wanted: maps the name of each setting that is checked to the required value.
 
     Raises:
-        ValueError: a setting has another value. The message names the first one.
+        ValueError: a setting has a different value. The message names the first such setting.
     """
     for name, value in wanted.items():
         if given[name] != value:
@@ -90,8 +91,12 @@ def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, An
 def converted_config(source: str, **fields: Any) -> HamSpkConfig:
     """Return the configuration of a converted model.
 
+    Args:
+        source: project and architecture of the checkpoint.
+        fields: fields of `HamSpkConfig`.
+
     Raises:
-        ValueError: a value of the source is not supported by the models of this package.
+        ValueError: the models of this package do not support a value of the checkpoint.
     """
     try:
         return HamSpkConfig(converted_from=source, **fields)
@@ -101,24 +106,31 @@ def converted_config(source: str, **fields: Any) -> HamSpkConfig:
 
 
 def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkModel:
-    """Return a model with these weights, in evaluation mode.
+    """Build a model and load converted weights into it.
+
+    Args:
+        config: configuration of the model.
+        tensors: maps each weight name of `HamSpkModel` to its tensor.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, is not part of the model, or does not have the shape that the model needs.
+        ValueError: a weight is missing, does not exist in the model, or has a different shape in the model.
     """
     model = HamSpkModel(config)
     expected = model.state_dict()
     given = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)} | dict(tensors)
     problems = {
         "missing": sorted(expected.keys() - given.keys()),
-        "left over": sorted(given.keys() - expected.keys()),
+        "unknown": sorted(given.keys() - expected.keys()),
         "of another shape": sorted(n for n in given.keys() & expected.keys() if given[n].shape != expected[n].shape),
     }
     found = [f"{len(names)} {what} ({shown(names)})" for what, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"The weights do not fit the model that the files of {config.converted_from} describe: {', '.join(found)}, "
-            "with names as in hf_hamspk. Check that all files belong to the same model."
+            f"The weights do not fit the model that the files of {config.converted_from} describe: {', '.join(found)}. "
+            "The weights are named as in hf_hamspk. Check that all files belong to the same model."
         )
     with torch.no_grad():
         model.load_state_dict(given)
@@ -126,6 +138,6 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
 
 
 def shown(names: Iterable[str]) -> str:
-    """Join the first few names with commas, followed by an ellipsis if there are more."""
+    """Return the first few names, separated by commas and followed by an ellipsis if there are more names."""
     names = list(names)
     return ", ".join(names[:WEIGHTS_SHOWN]) + (", ..." if len(names) > WEIGHTS_SHOWN else "")

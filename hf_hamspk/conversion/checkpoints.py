@@ -1,4 +1,4 @@
-"""Reading of checkpoint files of other projects without running code from them."""
+"""Reading of checkpoint files from other projects, without running code from the files."""
 
 import pickle
 import re
@@ -12,21 +12,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Where trainers put the weights beside other things.
+# Keys under which trainers store the weights beside other data.
 _WRAPPERS = ("state_dict", "model")
 _REFERENCE = re.compile(r"<([^<>]+)>")
-# Part of torch's message if a pickle asks for anything but tensors and plain values.
+# Part of torch's error message if a pickle contains Python objects other than tensors and plain values.
 _OBJECT = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
-# Levels of references to references; deeper ones are a circle.
+# Greatest depth of nested references. Deeper references are assumed to be circular.
 _DEEPEST_REFERENCE = 10
 
 
 class Tagged(NamedTuple):
-    """YAML value with a tag such as `!new:package.Class`, kept as plain data.
+    """YAML value with a tag such as `!new:package.Class`, stored as plain data.
 
     Attributes:
-        tag: text after the exclamation mark.
-        value: mapping, list or string without the tag.
+        tag: text of the tag after the exclamation mark.
+        value: mapping, list or string to which the tag belongs.
     """
 
     tag: str
@@ -34,7 +34,7 @@ class Tagged(NamedTuple):
 
 
 class _TagsAsData(yaml.SafeLoader):
-    """YAML loader that reads every tag as `Tagged` and constructs no other objects."""
+    """YAML loader that stores tagged values as `Tagged` instead of constructing the objects that the tags name."""
 
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
@@ -49,13 +49,16 @@ _TagsAsData.add_multi_constructor("!", _construct_tagged)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping, with tags as data (`Tagged`) and each `!ref <key>` replaced by the value of the key.
+    """Read a YAML file that contains a mapping.
+
+    Tagged values are returned as plain data (`Tagged`). Each reference `!ref <key>` is replaced by the value of the
+    key.
 
     Raises:
         ValueError: the file is missing, is not YAML or does not contain a mapping.
     """
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Use the complete folder of the project, with {path.name}.")
+        raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _TagsAsData)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -66,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
-    """Replace references to keys of `content` within `value`; other references are left unchanged."""
+    """Return `value` with its references to keys of `content` replaced; other references are left unchanged."""
     if depth == 0:
         return value
     if isinstance(value, Tagged) and value.tag == "ref" and isinstance(value.value, str):
@@ -84,18 +87,22 @@ def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint by name, without the prefix `module.`; floating-point tensors become float32.
+    """Read the tensors of a checkpoint.
 
     Args:
-        path: safetensors file or file of `torch.save`. The latter contains a state dict, either at the top level or
-            under `state_dict` or `model`.
+        path: safetensors file, or file written by `torch.save`. The latter contains a state dict at the top level or
+            under the key `state_dict` or `model`.
+
+    Returns:
+        A dictionary that maps each name, without the prefix `module.`, to its tensor. Floating-point tensors are
+        converted to float32.
 
     Raises:
-        ValueError: the file is missing or damaged, has no tensors or values that are not finite, or contains other
-            Python objects, whose loading could run code from the file.
+        ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, or contains
+            other Python objects, which could run code when they are loaded.
     """
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Use the complete folder of the project, with {path.name}.")
+        raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
     content = _load_checkpoint(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -126,14 +133,14 @@ def _load_checkpoint(path: Path) -> Any:
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """Return the error message for a file that torch cannot read as plain weights, with the reason and a remedy."""
+    """Return an error message for a file that torch cannot read as plain weights, with the reason and a remedy."""
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines and isinstance(error, RuntimeError) else type(error).__name__
         return f"{path} cannot be read as a checkpoint ({reason}). Copy or download it again."
     return (
-        f"{path} contains more than weights: it asks for {wanted[1]}. Loading Python objects can run any code in the "
-        "file. If you trust the file, save the weights alone with the project that made it: "
+        f"{path} contains more than weights: it uses the Python object {wanted[1]}. Loading Python objects can run any "
+        "code in the file. If you trust the file, load it in the project that wrote it and save only the weights: "
         "torch.save(model.state_dict(), file)."
     )

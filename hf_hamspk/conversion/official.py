@@ -1,6 +1,8 @@
 """Conversion of the ECAPA-TDNN that the released code of arXiv 2601.19709 trains (encoder of TaoRuijie/ECAPA-TDNN).
 
-| theirs                         | ours (in `HamSpkModel`)                              |
+The weights have these names in the released code and in this package:
+
+| released code                  | `HamSpkModel`                                        |
 |--------------------------------|------------------------------------------------------|
 | `conv1`, `bn1`                 | `backbone.input.conv`, `.norm`                       |
 | `layerN.conv1`, `.bn1`         | `backbone.blocks.N-1.reduce.conv`, `.norm`           |
@@ -12,7 +14,8 @@
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
 
-In a checkpoint of their trainer, these names have the prefix `speaker_encoder.`, and the classifier is stored as well.
+In a checkpoint of the trainer of the released code, these names have the prefix `speaker_encoder.`. Such a checkpoint
+also contains the classifier, which is left out.
 """
 
 from collections.abc import Mapping
@@ -28,9 +31,9 @@ from .checkpoints import read_tensors
 OFFICIAL_SOURCE = "TaoRuijie ECAPA-TDNN"
 _PREFIX = "speaker_encoder."
 _FILTERS, _WINDOW = "torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"
-# Fixed in their code.
+# Constant in the released code.
 OFFICIAL_DILATIONS = (2, 3, 4)
-# Their filters are computed in float32, ours in float64.
+# The released code computes the filters in float32, this package in float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
 OFFICIAL_NAMES = Renaming(
@@ -61,10 +64,10 @@ OFFICIAL_NAMES = Renaming(
 
 
 def official_name(name: str) -> str | None:
-    """Return our name of one of their weights; None for a constant of their front-end.
+    """Return the name that a weight of the released encoder has in `HamSpkModel`; None for front-end constants.
 
     Raises:
-        ValueError: the encoder has no weight of this name.
+        ValueError: the released encoder has no weight with this name.
     """
     if name.startswith("torchfbank."):
         return None
@@ -72,27 +75,36 @@ def official_name(name: str) -> str | None:
     if ours is not None:
         return ours
     raise ValueError(
-        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint is the complete "
-        "state of the trainer, pass only the weights of the encoder, without their prefix 'speaker_encoder.'."
+        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint contains the "
+        "complete trainer, pass only the weights of the encoder, without the prefix 'speaker_encoder.'."
     )
 
 
 def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the encoder's state dict for `HamSpkModel` (ECAPA backbone, fbank front-end, attentive pooling)."""
+    """Convert a state dict of the released encoder to a state dict of `HamSpkModel`.
+
+    The model has the ECAPA backbone, the fbank front-end and attentive pooling.
+
+    Raises:
+        ValueError: a name is not the name of a weight of the released encoder.
+    """
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Whether the names belong to a state dict of this encoder or of its trainer."""
+    """Return whether the names are the weight names of the released encoder, or of its trainer."""
     return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 
 def convert_official(path: Path) -> Converted:
-    """Read and convert a checkpoint file of the trainer or of the encoder alone.
+    """Read and convert a checkpoint file of the released code.
+
+    Args:
+        path: checkpoint of the trainer, or of the encoder alone.
 
     Raises:
-        ValueError: the file cannot be read, contains another model, or its model was trained with other filters.
+        ValueError: the file cannot be read, contains another model, or contains a model with a different front-end.
     """
     tensors = read_tensors(path)
     if not is_official(tensors):
@@ -122,12 +134,12 @@ def convert_official(path: Path) -> Converted:
             f"{path} is not a complete encoder of the released code: {error} is missing or has a wrong shape."
         ) from error
     _check_filters(weights, config, path)
-    left_out = {shown(others): "the classifier of its training speakers"} if others else {}
+    left_out = {shown(others): "the classifier of the training speakers"} if others else {}
     return Converted(fill_model(config, ours), OFFICIAL_SOURCE, [path.name], left_out, [])
 
 
 def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Path) -> None:
-    """Check that the window and the filters of the encoder agree with our front-end."""
+    """Check that the encoder was trained with the window and the filters of the front-end of this package."""
     window, bank = FilterBank(config).constants()
     for name, ours in ((_WINDOW, window), (_FILTERS, bank)):
         theirs = weights.get(name)

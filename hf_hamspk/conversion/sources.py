@@ -1,4 +1,4 @@
-"""Detection of the source of a checkpoint, and its conversion."""
+"""Conversion of checkpoints of all supported projects, and detection of the project from the files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +27,18 @@ _EXPECTED = (
 
 
 def convert(source: Path, kind: str | None = None) -> Converted:
-    """Convert a local checkpoint.
+    """Convert a local checkpoint of another project to a model of this package.
 
     Args:
-        source: folder in the layout of its project, or a checkpoint file of the released code.
-        kind: key of `SOURCES`; None detects it from the files.
+        source: model folder in the layout of its project, or checkpoint file of the released code.
+        kind: project of the checkpoint, a key of `SOURCES`; None detects the project from the files.
 
     Raises:
         ValueError: the source is missing, is not recognised, or cannot be read or converted.
     """
     if not source.exists():
         raise ValueError(
-            f"There is no file or folder {source}. Only local files can be converted; download them first."
+            f"Source not found: {source}. Only local files can be converted; download the checkpoint first."
         )
     if kind is None:
         kind = detect(source)
@@ -54,10 +54,13 @@ def convert(source: Path, kind: str | None = None) -> Converted:
 
 
 def detect(source: Path) -> str:
-    """Return the key of `SOURCES` that matches the files.
+    """Detect the project of a checkpoint from its files.
+
+    Returns:
+        The key of the project in `SOURCES`.
 
     Raises:
-        ValueError: no key matches, or the files are already a model of this package.
+        ValueError: the project is not recognised, or the files are already a model of this package.
     """
     folder = source if source.is_dir() else source.parent
     if (folder / SPEECHBRAIN_YAML).is_file():
@@ -67,12 +70,13 @@ def detect(source: Path) -> str:
     if (folder / XVECTOR_JSON).is_file():
         settings = read_settings(folder / XVECTOR_JSON)
         if settings.get("model_type") == "hamspk":
-            raise ValueError(f"{folder} is a model of this package already. It does not need a conversion.")
+            raise ValueError(f"{folder} is already a model of this package and needs no conversion.")
         if is_xvector(settings):
             return "xvector"
         raise ValueError(
             f"{folder} contains {settings.get('architectures')} of type {settings.get('model_type')!r}, which is not a "
-            "*ForXVector model. To train on a pretrained speech encoder, use `hamspk train --backbone ...`."
+            "*ForXVector model. To train a speaker model on a pretrained speech encoder, use `hamspk train --backbone "
+            "...`."
         )
     if source.is_file() and is_official(read_tensors(source)):
         return "official"
@@ -80,14 +84,14 @@ def detect(source: Path) -> str:
 
 
 def stated_licence(source: Path) -> str | None:
-    """Return the licence stated in the metadata of the source's `README.md`; None if none is stated."""
+    """Return the licence that the metadata of the source's `README.md` states; None if it states no licence."""
     readme = (source if source.is_dir() else source.parent) / _README
     if not readme.is_file():
         return None
     try:
         metadata = metadata_load(readme)
     except (ValueError, yaml.YAMLError, UnicodeDecodeError):
-        # A broken description is no reason to refuse the weights; the licence stays unknown.
+        # The weights can be converted even if the metadata is invalid. The licence remains unknown.
         return None
     licence = metadata.get("license") if isinstance(metadata, dict) else None
     return licence if isinstance(licence, str) else None

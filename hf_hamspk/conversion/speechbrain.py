@@ -1,8 +1,9 @@
 """Conversion of SpeechBrain's ECAPA-TDNN, in the layout of `spkrec-ecapa-voxceleb`.
 
-The folder contains `hyperparams.yaml` and `embedding_model.ckpt`. Their names and ours (in `HamSpkModel`) are:
+The model folder contains `hyperparams.yaml` and `embedding_model.ckpt`. The weights have these names in SpeechBrain and
+in this package:
 
-| theirs                                 | ours                                            |
+| SpeechBrain                            | `HamSpkModel`                                   |
 |----------------------------------------|-------------------------------------------------|
 | `blocks.0.conv`, `.norm`               | `backbone.input.conv`, `.norm`                  |
 | `blocks.N.tdnn1.conv`, `.norm`         | `backbone.blocks.N-1.reduce.conv`, `.norm`      |
@@ -13,12 +14,14 @@ The folder contains `hyperparams.yaml` and `embedding_model.ckpt`. Their names a
 | `asp.tdnn.conv`, `.norm`, `asp.conv`   | `pooling.hidden`, `.norm`, `.scores`            |
 | `asp_bn`, `fc`                         | `pooled_norm`, `projection`                     |
 
-Each of their modules contains another of the same name (`conv.conv.weight`, `norm.norm.weight`). Their Res2Net leaves
-the first channel group unchanged, ours the last one. The conversion reorders the channels accordingly.
+SpeechBrain wraps each convolution and normalisation in a module of the same name (`conv.conv.weight`,
+`norm.norm.weight`). SpeechBrain's Res2Net blocks leave the first channel group unchanged; the blocks of this package
+leave the last group unchanged. The conversion reorders the channels accordingly.
 
-An utterance without padding has the same embedding in both projects. In a padded batch, SpeechBrain masks the pooling,
-the squeeze and the mean of the features. It does not mask the convolutions or the maximum of the features, which sets
-their lower limit. There, padding therefore changes the embedding of an utterance; in this package it does not.
+An utterance without padding has the same embedding in both projects. In a padded batch, SpeechBrain applies the mask to
+the pooling, to the squeeze-and-excitation and to the mean of the features. It does not apply the mask to the
+convolutions and to the maximum of the features, which determines their lower limit. In SpeechBrain, padding therefore
+changes the embedding of an utterance. In this package, it does not.
 """
 
 from collections.abc import Mapping
@@ -33,11 +36,11 @@ from .checkpoints import Tagged, read_tensors, read_yaml
 SPEECHBRAIN_SOURCE = "SpeechBrain ECAPA-TDNN"
 SPEECHBRAIN_YAML, SPEECHBRAIN_WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
 _LEFT_OUT = {
-    "classifier.ckpt": "the classifier of its training speakers",
-    "label_encoder.txt": "the names of its training speakers",
-    "mean_var_norm_emb.ckpt": "a mean of embeddings, which SpeechBrain's verification does not use",
+    "classifier.ckpt": "the classifier of the training speakers",
+    "label_encoder.txt": "the names of the training speakers",
+    "mean_var_norm_emb.ckpt": "a mean embedding, which SpeechBrain's verification does not use",
 }
-# SpeechBrain's floor of a variance.
+# Lower limit of a variance in SpeechBrain.
 _VARIANCE_FLOOR = 1e-12
 
 SPEECHBRAIN_NAMES = Renaming(
@@ -62,7 +65,7 @@ SPEECHBRAIN_NAMES = Renaming(
     ],
 )
 
-# Arguments of SpeechBrain's classes, with their defaults. Those of the features must stay as they are here.
+# Default arguments of SpeechBrain's classes. The features can be converted only with these values, except `n_mels`.
 _FEATURES = {
     "n_mels": 40,
     "deltas": False,
@@ -152,22 +155,30 @@ def convert_speechbrain(folder: Path) -> Converted:
 
 
 def speechbrain_name(name: str) -> str:
-    """Return our name of one of their weights.
+    """Return the name that a weight of SpeechBrain's encoder has in `HamSpkModel`.
 
     Raises:
-        ValueError: the encoder has no weight of this name.
+        ValueError: SpeechBrain's encoder has no weight with this name.
     """
     ours = SPEECHBRAIN_NAMES.apply(name)
     if ours is None:
         raise ValueError(
             f"{name!r} is not a weight of SpeechBrain's ECAPA_TDNN with blocks of equal width. Use the file "
-            f"{SPEECHBRAIN_WEIGHTS} as SpeechBrain saved it."
+            f"{SPEECHBRAIN_WEIGHTS} that SpeechBrain saved."
         )
     return ours
 
 
 def convert_speechbrain_state_dict(state_dict: Mapping[str, Tensor], groups: int) -> dict[str, Tensor]:
-    """Convert the encoder's state dict for `HamSpkModel`; `groups` is their `res2net_scale`."""
+    """Convert a state dict of SpeechBrain's encoder to a state dict of `HamSpkModel`.
+
+    Args:
+        state_dict: state dict of SpeechBrain's encoder.
+        groups: number of channel groups of a Res2Net block (`res2net_scale` in SpeechBrain).
+
+    Raises:
+        ValueError: a name is not the name of a weight of SpeechBrain's encoder.
+    """
     return {ours: _in_our_order(ours, state_dict[name], groups) for name, ours in _renamed_weights(state_dict)}
 
 
@@ -186,13 +197,16 @@ def _in_our_order(name: str, tensor: Tensor, groups: int) -> Tensor:
 
 
 def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the class `name` that the entry `key` constructs, with defaults for missing ones."""
+    """Return the arguments with which the entry `key` of `hyperparams.yaml` constructs the class `name`.
+
+    Missing arguments have their default values.
+    """
     found = settings.get(key)
     tag = found.tag if isinstance(found, Tagged) else ""
     if not tag.startswith("new:speechbrain.") or tag.rpartition(".")[2] != name:
         raise ValueError(
             f"{SPEECHBRAIN_YAML}: {key} must be SpeechBrain's {name} (!new:speechbrain. ... .{name}), got "
-            f"{tag if tag else found!r}. Only ECAPA-TDNN models on SpeechBrain's Fbank can be converted."
+            f"{tag if tag else found!r}. Only ECAPA-TDNN models with SpeechBrain's Fbank features can be converted."
         )
     given = found.value if isinstance(found, Tagged) and isinstance(found.value, dict) else {}
     unknown = sorted(given.keys() - defaults.keys())
@@ -201,7 +215,7 @@ def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mappi
     wrong = [k for k in given if isinstance(defaults[k], list) and not _is_list_of_integers(given[k])]
     if wrong:
         raise ValueError(
-            f"{SPEECHBRAIN_YAML}: {key} must have a list of at least 3 integers as {wrong[0]}, got {given[wrong[0]]}."
+            f"{SPEECHBRAIN_YAML}: {wrong[0]} of {key} must be a list of at least 3 integers, got {given[wrong[0]]}."
         )
     return {**defaults, **given}
 

@@ -1,9 +1,9 @@
 """Conversion of WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...).
 
-The folder contains `config.yaml` and `avg_model.pt`, as in the published models, or is the folder of a training run
-(`models/avg_model.pt`). Their names and ours (in `HamSpkModel`) are:
+The model folder contains `config.yaml`, and `avg_model.pt` (published models) or `models/avg_model.pt` (training runs).
+The weights have these names in WeSpeaker and in this package:
 
-| theirs                                     | ours                                             |
+| WeSpeaker                                  | `HamSpkModel`                                    |
 |--------------------------------------------|--------------------------------------------------|
 | `layer1.conv`, `.bn`                       | `backbone.input.conv`, `.norm`                   |
 | `layerN.se_res2block.0.conv`, `.bn`        | `backbone.blocks.N-2.reduce.conv`, `.norm`       |
@@ -14,8 +14,8 @@ The folder contains `config.yaml` and `avg_model.pt`, as in the published models
 | `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
 | `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
 
-WeSpeaker has no masks; it embeds one utterance at a time. The dither in its configuration applies to training only.
-Neither WeSpeaker nor this package adds dither when embedding.
+WeSpeaker has no masks and embeds one utterance at a time. The dither in its configuration applies only to training.
+Neither WeSpeaker nor this package adds dither to the audio when embedding.
 """
 
 import re
@@ -33,7 +33,7 @@ WESPEAKER_YAML = "config.yaml"
 WESPEAKER_WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "avg_model.safetensors")
 _CLASSIFIER = "projection."
 _CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2, 3, 4)
-# WeSpeaker adds it to the variance in the attention's context, and floors the pooled variance with it.
+# WeSpeaker adds this value to the variance in the attention context. It is also the lower limit of the pooled variance.
 _VARIANCE_OFFSET = 1e-7
 _MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 
@@ -74,7 +74,7 @@ def convert_wespeaker(folder: Path) -> Converted:
     model = _MODEL.fullmatch(name)
     if model is None:
         raise ValueError(
-            f"{WESPEAKER_YAML}: model is {name}; only the models ECAPA_TDNN... of WeSpeaker can be converted."
+            f"{WESPEAKER_YAML}: model is {name}; only the ECAPA_TDNN models of WeSpeaker can be converted."
         )
     data = _mapping(settings, "dataset_args")
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
@@ -107,33 +107,39 @@ def convert_wespeaker(folder: Path) -> Converted:
     )
     left_out = {}
     if len(encoder) < len(tensors):
-        left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of its training speakers"
+        left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of the training speakers"
     converted = fill_model(config, convert_wespeaker_state_dict(encoder))
     return Converted(converted, WESPEAKER_SOURCE, [WESPEAKER_YAML, weights], left_out, [])
 
 
 def wespeaker_name(name: str) -> str:
-    """Return our name of one of their weights.
+    """Return the name that a weight of WeSpeaker's encoder has in `HamSpkModel`.
 
     Raises:
-        ValueError: the encoder has no weight of this name.
+        ValueError: WeSpeaker's encoder has no weight with this name.
     """
     ours = WESPEAKER_NAMES.apply(name)
     if ours is None:
-        raise ValueError(f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN. Use avg_model.pt as WeSpeaker saved it.")
+        raise ValueError(
+            f"{name!r} is not a weight of WeSpeaker's ECAPA_TDNN. Use the file avg_model.pt that WeSpeaker saved."
+        )
     return ours
 
 
 def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the encoder's state dict for `HamSpkModel`."""
+    """Convert a state dict of WeSpeaker's encoder to a state dict of `HamSpkModel`.
+
+    Raises:
+        ValueError: a name is not the name of a weight of WeSpeaker's encoder.
+    """
     named = {wespeaker_name(name): tensor for name, tensor in state_dict.items()}
-    # Their gates are linear layers, ours convolutions of one frame.
+    # The gates are linear layers in WeSpeaker, and convolutions with a kernel of one frame in this package.
     is_gate = {name: ".excitation." in name and tensor.ndim == 2 for name, tensor in named.items()}
     return {name: tensor[..., None] if is_gate[name] else tensor for name, tensor in named.items()}
 
 
 def _check_features(data: Mapping[str, Any]) -> None:
-    """Check that the features are Kaldi's filter bank (25 ms every 10 ms) with mean subtraction."""
+    """Check that the features are Kaldi's filter bank (25 ms windows every 10 ms) with mean subtraction."""
     require_values(
         f"{WESPEAKER_YAML}: dataset_args", {"frontend": data.get("frontend", "fbank")}, {"frontend": "fbank"}
     )

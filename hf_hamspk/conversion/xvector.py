@@ -1,19 +1,19 @@
-"""Conversion of speaker models of transformers (`WavLMForXVector`, `Wav2Vec2ForXVector`, ...).
+"""Conversion of the speaker models of transformers (`WavLMForXVector`, `Wav2Vec2ForXVector`, ...).
 
-The folder contains `config.json`, `preprocessor_config.json` and the weights. Their names and ours (in `HamSpkModel`)
-are:
+The model folder contains `config.json`, `preprocessor_config.json` and the weights. The weights have these names in
+transformers and in this package:
 
-| theirs                         | ours                                                 |
+| transformers                   | `HamSpkModel`                                        |
 |--------------------------------|------------------------------------------------------|
 | the backbone (`wavlm`, ...)    | `backbone`                                           |
 | `layer_weights`                | `layer_mix.weight`                                   |
 | `projector`, `tdnn.i.kernel`   | `pooling.project`, `pooling.layers.i`                |
 | `feature_extractor`            | `projection`                                         |
 
-The embedding is the output of their `feature_extractor`. An utterance without padding has the same embedding in both
-projects. In a padded batch, transformers includes frames of the padding in the statistics, because its
-`_get_tdnn_output_lengths` ignores the dilation (6 frames too many with the usual layers). In this package, padding does
-not change the embedding.
+The embedding is the output of the `feature_extractor` of transformers. An utterance without padding has the same
+embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics,
+because its `_get_tdnn_output_lengths` ignores the dilation (6 frames too many with the usual layers). In this package,
+padding does not change the embedding.
 """
 
 import copy
@@ -37,16 +37,16 @@ XVECTOR_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Types of models whose embeddings were compared with transformers'.
+# Model types whose converted embeddings were compared with the embeddings of transformers.
 XVECTOR_TYPES = ("wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio")
-# The classifier, which is left out, and a mask used in training, which some models lack.
+# Weights that may be missing: the classifier, which is left out, and a mask that is used only in training.
 _NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "masked_spec_embed")
-# Our square root needs a floor to have a gradient at a variance of 0; transformers has none.
+# The square root needs a lower limit to have a gradient at a variance of 0. transformers has no such limit.
 _ROOT_FLOOR = 1e-12
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file with a JSON object.
+    """Read a JSON file that contains an object.
 
     Raises:
         ValueError: the file is missing or does not contain a JSON object.
@@ -74,7 +74,7 @@ def convert_xvector(folder: Path) -> Converted:
         )
     theirs, weights = _load_theirs(folder)
     backbone_config: PreTrainedConfig = copy.deepcopy(theirs.base_model.config)  # pyright: ignore[reportAssignmentType]
-    # The folder on this machine is private.
+    # The path of the folder may contain private names, so it is not stored in the model.
     backbone_config.name_or_path = ""
     notes = []
     if (folder / PREPROCESSOR).is_file():
@@ -82,7 +82,7 @@ def convert_xvector(folder: Path) -> Converted:
     else:
         preprocessor = {}
         notes.append(
-            f"{PREPROCESSOR} is missing: the defaults of transformers are used (normalised waveforms at 16 kHz)"
+            f"{PREPROCESSOR} is missing, so the defaults of transformers are used (normalised waveforms at 16 kHz)"
         )
     source = f"transformers {type(theirs).__name__}"
     config = converted_config(
@@ -101,12 +101,12 @@ def convert_xvector(folder: Path) -> Converted:
         normalize_embedding=False,
     )
     read = [XVECTOR_JSON, *([PREPROCESSOR] if preprocessor else []), weights]
-    left_out = {"classifier.*, objective.*": "the classifier of its training speakers"}
+    left_out = {"classifier.*, objective.*": "the classifier of the training speakers"}
     return Converted(fill_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)
 
 
 def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
-    """Convert the weights of a `*ForXVector` model to a state dict of `HamSpkModel`."""
+    """Convert the weights of a `*ForXVector` model of transformers to a state dict of `HamSpkModel`."""
     state, config = theirs.state_dict(), theirs.config
     prefix = f"{theirs.base_model_prefix}."
     ours = {f"backbone.{name.removeprefix(prefix)}": t for name, t in state.items() if name.startswith(prefix)}
@@ -116,7 +116,7 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
     ours["pooling.project.bias"] = state["projector.bias"]
     inputs = config.tdnn_dim[0]
     for i, (outputs, size) in enumerate(zip(config.tdnn_dim, config.tdnn_kernel, strict=True)):
-        # Their layer is linear over the frames it sees, one after the other.
+        # The layer of transformers is linear over the concatenated frames of its context.
         ours[f"pooling.layers.{i}.weight"] = state[f"tdnn.{i}.kernel.weight"].view(outputs, size, inputs).mT
         ours[f"pooling.layers.{i}.bias"] = state[f"tdnn.{i}.kernel.bias"]
         inputs = outputs
@@ -124,7 +124,14 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
-    """Load their model; return it with the name of its weights file."""
+    """Load the model of transformers in a folder.
+
+    Returns:
+        The model in evaluation mode, and the name of its weights file.
+
+    Raises:
+        ValueError: the weights are missing, cannot be read, or lack weights of the model.
+    """
     weights = next((name for name in XVECTOR_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise ValueError(
@@ -141,13 +148,13 @@ def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
     wrong = [*missing, *sorted(map(str, info["mismatched_keys"]))]
     if wrong:
         raise ValueError(
-            f"{folder / weights} lacks {len(wrong)} weights of a {type(model).__name__} ({shown(wrong)}). An "
-            "encoder alone is not a speaker model. To train on it, use `hamspk train --backbone ...`."
+            f"{folder / weights} lacks {len(wrong)} weights of a {type(model).__name__} ({shown(wrong)}). A speech "
+            "encoder alone is not a speaker model. To train a speaker model on it, use `hamspk train --backbone ...`."
         )
     return model.eval(), weights
 
 
 def is_xvector(settings: dict[str, Any]) -> bool:
-    """Whether a `config.json` names a `*ForXVector` model of transformers."""
+    """Return whether the content of a `config.json` describes a `*ForXVector` model of transformers."""
     architectures = settings.get("architectures")
     return isinstance(architectures, list) and any(str(name).endswith("ForXVector") for name in architectures)

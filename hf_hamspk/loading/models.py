@@ -1,4 +1,4 @@
-"""Loading of a speaker model from a folder or from the Hub."""
+"""Loading of speaker models from a folder or from the Hub."""
 
 import os
 from collections.abc import Iterator
@@ -18,17 +18,18 @@ MISSING_SHOWN = 3
 def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSpkModel:
     """Load a speaker model for inference.
 
-    If the Hub does not answer within a few seconds, a model in the local cache is used.
+    If the Hub does not answer within a few seconds, the model is loaded from the local cache.
 
     Args:
-        name: folder written by `save_pretrained` (such as a run's `final`), or name on the Hub.
-        device: torch device, such as `"cpu"` or `"cuda:1"`; None takes a GPU if available.
+        name: folder that `save_pretrained` wrote, such as the folder `final` of a training run, or name on the Hub.
+        device: torch device, such as `"cpu"` or `"cuda:1"`; None uses a GPU if one is available, and the CPU otherwise.
 
     Returns:
-        The model without its training head, in evaluation mode.
+        The model in evaluation mode, without its training head.
 
     Raises:
-        ValueError: the model is not found, has another type, is damaged or incomplete, or the device is not available.
+        ValueError: the model is not found, is not a speaker model of this package, or is damaged or incomplete, or the
+            device is not available.
     """
     name = os.fspath(name)
     target = find_device(device)
@@ -37,7 +38,7 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
     if config.get("model_type") != HamSpkConfig.model_type:
         raise ValueError(
             f"Expected a speaker model of this package, of type {HamSpkConfig.model_type!r}, but {name} is a model of "
-            f"type {config.get('model_type')!r}. To use it as a pretrained speech encoder, train a speaker model with "
+            f"type {config.get('model_type')!r}. If it is a pretrained speech encoder, train a speaker model on it: "
             f"`hamspk train --backbone {name} ...`."
         )
     try:
@@ -52,14 +53,17 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
         shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
         raise ValueError(
             f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The two files "
-            "belong to different models. Copy or download the model again."
+            "do not belong to the same model. Copy or download the model again."
         )
     return model.eval().to(target)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the warnings of transformers about weights that are not loaded on purpose, such as the training head."""
+    """Silence transformers while a model is loaded.
+
+    transformers would warn about weights that are intentionally not loaded, such as the weights of the training head.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -69,7 +73,11 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def find_device(name: str | None) -> torch.device:
-    """Return the torch device of a name; for None, a GPU if available, or else the CPU.
+    """Return a torch device.
+
+    Args:
+        name: name of the device, such as `"cpu"` or `"cuda:1"`; None selects a GPU if one is available, and the CPU
+            otherwise.
 
     Raises:
         ValueError: the device is not available on this machine.
@@ -80,6 +88,6 @@ def find_device(name: str | None) -> torch.device:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"Device {name!r} is not available ({str(error).splitlines()[0]}). Give 'cpu', or leave the device out."
+            f"Device {name!r} is not available ({str(error).splitlines()[0]}). Give 'cpu' or omit the device."
         ) from error
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""Search for a model by its name, in folders and on the Hub. This module imports neither torch nor transformers."""
+"""Search for models by name, in folders and on the Hub, without importing torch or transformers."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
-# Names that the Hub allows: owner/name or name.
+# Names of the form owner/name or name, as on the Hub.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Folders of a training run that hold a model, best first.
+# Folders of a training run that contain a model, in order of preference.
 RUN_FOLDERS = ("final", "best", "last")
-# Longest wait for the answer of the Hub.
+# Longest time to wait for an answer of the Hub, in seconds.
 HUB_SECONDS = 5.0
 WHAT_TO_GIVE = (
     "Give a folder with config.json and model.safetensors, such as the folder 'final' of a training run, or a name on "
@@ -21,10 +21,12 @@ WHAT_TO_GIVE = (
 
 
 def check_model_name(name: str) -> None:
-    """Check, without network access, that a name is a folder with a model or a valid name on the Hub.
+    """Check that a name is a folder with a model, or could be the name of a model on the Hub.
+
+    The check needs no network access.
 
     Raises:
-        ValueError: it is neither; the message explains what to give instead.
+        ValueError: the name is neither. The message explains which names are valid.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -40,7 +42,9 @@ def check_model_name(name: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Check that a model exists; the Hub is asked only if the name is neither a folder nor in the local cache.
+    """Check that a model exists.
+
+    The Hub is asked only if the name is not a folder and the model is not in the local cache.
 
     Raises:
         ValueError: the model is not found (see `find_model`).
@@ -51,7 +55,7 @@ def check_model(name: str) -> None:
 
 
 def is_cached(name: str) -> bool:
-    """Return whether the local cache of the Hub contains the configuration file of a model."""
+    """Return whether the local cache of Hub files contains the configuration file of a model."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
@@ -60,13 +64,13 @@ def is_cached(name: str) -> bool:
 def find_model(name: str) -> bool:
     """Find a model in a folder, on the Hub, or in the local cache if the Hub cannot be reached.
 
-    The Hub is asked once, without retries, so that a misspelt name also fails quickly without a network.
+    The Hub is asked once, without retries, so that a misspelt name is reported quickly even without a network.
 
     Returns:
-        Whether only local files are to be read: the value for `local_files_only` of transformers.
+        Whether the model must be loaded from local files only (`local_files_only` of transformers).
 
     Raises:
-        ValueError: the model is neither a folder nor on the Hub nor in the local cache.
+        ValueError: the model is neither in a folder nor on the Hub nor in the local cache.
     """
     check_model_name(name)
     if Path(name).is_dir():
@@ -85,13 +89,13 @@ def find_model(name: str) -> bool:
 
 
 def _ask_hub(name: str) -> str | None:
-    """Ask the Hub whether it has the configuration file of a model.
+    """Ask the Hub whether it contains the configuration file of a model.
 
     Returns:
-        None if the Hub has the file, or the reason why the Hub could not be reached.
+        None if the Hub contains the file, or else the reason why the Hub could not be reached.
 
     Raises:
-        ValueError: the Hub has no such model, or this user has no access to it.
+        ValueError: the Hub contains no such model, or the user has no access to it.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -102,11 +106,11 @@ def _ask_hub(name: str) -> str | None:
         try:
             get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=HUB_SECONDS)
             answer.append(None)
-        # Besides its own errors, huggingface_hub raises those of its HTTP library, which differs between versions.
+        # huggingface_hub also raises the errors of its HTTP library, and this library differs between its versions.
         except Exception as error:
             answer.append(error)
 
-    # In a thread, because looking up the server's address has no time limit.
+    # The request runs in a thread, because the look-up of the server's address has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_SECONDS)
@@ -138,11 +142,11 @@ def read_config(name: str, local: bool) -> dict[str, Any]:
     """Read the `config.json` of a model in a folder or on the Hub.
 
     Args:
-        name: folder, or name on the Hub.
+        name: model folder, or name on the Hub.
         local: whether to use local files only, without network access.
 
     Raises:
-        ValueError: the file cannot be fetched or read, or is not a JSON object.
+        ValueError: the file cannot be downloaded or read, or does not contain a JSON object.
     """
     path = Path(name) / CONFIG_NAME
     try:
@@ -155,12 +159,15 @@ def read_config(name: str, local: bool) -> dict[str, Any]:
         where = path if Path(name).is_dir() else f"{CONFIG_NAME} of {name}"
         raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"Expected the configuration of a model, a JSON object, in {os.fspath(path)}.")
+        raise ValueError(
+            f"{os.fspath(path)} must contain a JSON object with the configuration of a model, got a "
+            f"{type(content).__name__}."
+        )
     return content
 
 
 def check_recipe(path: str) -> None:
-    """Check that a recipe exists.
+    """Check that the recipe file of a training exists.
 
     Raises:
         ValueError: the file does not exist.

@@ -1,12 +1,12 @@
-"""Registration of the models with transformers' Auto classes and pipelines at their first use.
+"""Registration of the models with the Auto classes and pipelines of transformers.
 
-Registration imports the model classes, and with them torch and transformers, which takes seconds. It therefore waits
-for the first import of transformers' Auto classes, by the user or by a module of this package. After
+Registration imports the model classes, and with them torch and transformers, which takes seconds. It is therefore
+delayed until the user or a module of this package first imports the Auto classes of transformers. After the imports
 
     import hf_hamspk
     from transformers import AutoModel
 
-`AutoModel` knows the models; the two imports may have either order. `import hf_hamspk` alone imports neither torch nor
+in either order, `AutoModel` can load the models of this package. `import hf_hamspk` alone imports neither torch nor
 transformers.
 """
 
@@ -21,12 +21,15 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 WATCHED_PACKAGES = (PACKAGE, "transformers")
-# Imported with any of the Auto classes.
+# Module that is imported whenever one of the Auto classes is imported.
 AUTO_CLASSES = "transformers.models.auto.configuration_auto"
 
 
 def register_when_needed() -> None:
-    """Register the models now if transformers' Auto classes are imported, or else after their first import."""
+    """Register the models once the Auto classes of transformers are imported.
+
+    If they are already imported, the models are registered immediately. Otherwise an import hook registers them later.
+    """
     if AUTO_CLASSES in sys.modules:
         register_models()
     elif not any(isinstance(finder, ImportWatcher) for finder in sys.meta_path):
@@ -34,9 +37,10 @@ def register_when_needed() -> None:
 
 
 def register_models() -> None:
-    """Register configuration, models and pipeline with transformers; a second call has no effect.
+    """Register the configuration, the models and the pipeline with transformers.
 
-    If the models cannot be imported, nothing is registered. The error is raised when one of the models is used.
+    A second call has no effect. If the models cannot be imported, nothing is registered and no error is raised. The
+    error occurs when one of the models is used.
     """
     try:
         transformers = importlib.import_module("transformers")
@@ -60,25 +64,25 @@ def register_models() -> None:
 
 @contextmanager
 def explain_import_error() -> Iterator[None]:
-    """Convert the error of a torchaudio build that does not fit torch into an ImportError that names the remedy.
+    """Turn the error of an incompatible torchaudio build into an ImportError whose message contains the remedy.
 
-    transformers imports torchaudio, whose CUDA builds cannot be loaded beside a CPU-only torch.
+    transformers imports torchaudio, and a CUDA build of torchaudio cannot be loaded together with a CPU-only torch.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         raise ImportError(
             f"The models cannot be imported, because transformers cannot ({error}). If torchaudio is a CUDA build and "
-            "torch is CPU-only, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`), or run `hamspk doctor "
-            "--fix-torchaudio`."
+            "torch is a CPU-only build, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`) or run `hamspk "
+            "doctor --fix-torchaudio`."
         ) from error
 
 
 class ImportWatcher:
-    """Import hook that registers the models after the first import of transformers' Auto classes, and removes itself.
+    """Import hook that registers the models after the first import of the Auto classes, and then removes itself.
 
-    It does not change how modules are found and loaded. Registration imports further modules, so it waits until this
-    thread has finished all imports of transformers and of this package.
+    The hook does not change how modules are found and loaded. Registration imports further modules. The hook therefore
+    waits until the current thread has finished all imports of transformers and of this package.
     """
 
     def __init__(self) -> None:
@@ -87,7 +91,7 @@ class ImportWatcher:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec that the other finders return, with a loader that reports the end of an import."""
+        """Return the module spec that the other finders return, with a loader that tells this hook when it is done."""
         if name.partition(".")[0] not in WATCHED_PACKAGES:
             return None
         specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)

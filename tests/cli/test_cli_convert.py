@@ -31,9 +31,9 @@ def test_what_it_says_of_speechbrain(hamspk, tmp_path):
     assert out.splitlines() == [
         "read: SpeechBrain ECAPA-TDNN (somebody/some-model), from hyperparams.yaml, embedding_model.ckpt",
         f"model: {parameters:,} parameters, embeddings of 192, 16000 Hz",
-        "left out: classifier.ckpt (the classifier of its training speakers)",
-        "left out: label_encoder.txt (the names of its training speakers)",
-        "left out: mean_var_norm_emb.ckpt (a mean of embeddings, which SpeechBrain's verification does not use)",
+        "left out: classifier.ckpt (the classifier of the training speakers)",
+        "left out: label_encoder.txt (the names of the training speakers)",
+        "left out: mean_var_norm_emb.ckpt (a mean embedding, which SpeechBrain's verification does not use)",
         "licence of the source: apache-2.0",
         f"written: {tmp_path / 'out'} (for AutoModel.from_pretrained; to fine-tune it, set initial_model: "
         f"{tmp_path / 'out'} in a recipe)",
@@ -47,7 +47,7 @@ def test_what_it_says_of_an_unknown_licence_and_a_classifier(hamspk, tmp_path):
     file = write("official", tmp_path / "pretrain.model", weights_of("official", small_model("official")))
     _, out, _ = hamspk("convert", file, tmp_path / "out")
     assert "read: TaoRuijie ECAPA-TDNN, from pretrain.model" in out
-    assert "left out: speaker_loss.weight (the classifier of its training speakers)" in out
+    assert "left out: speaker_loss.weight (the classifier of the training speakers)" in out
     assert "licence of the source: not stated beside the weights; look it up before you share the model" in out
     assert AutoModel.from_pretrained(tmp_path / "out").config.source_licence is None
     _, out, _ = hamspk("convert", file, tmp_path / "again", "--from", "official", "--licence", "mit")
@@ -60,7 +60,7 @@ def test_a_model_of_transformers(hamspk, tmp_path):
     code, out, _ = hamspk("convert", write_xvector(tmp_path / "source", theirs), tmp_path / "out")
     assert code == 0
     assert "read: transformers WavLMForXVector, from config.json, preprocessor_config.json, model.safetensors" in out
-    assert "left out: classifier.*, objective.* (the classifier of its training speakers)" in out
+    assert "left out: classifier.*, objective.* (the classifier of the training speakers)" in out
 
 
 def test_refusals(refusal, tmp_path):
@@ -71,4 +71,4 @@ def test_refusals(refusal, tmp_path):
     assert not (tmp_path / "out").exists()
     assert "SOURCE not found" in refusal("convert", tmp_path / "absent", tmp_path / "out")
     torch.save({"weight": torch.zeros(1), "run": print}, tmp_path / "a.pt")
-    assert "a.pt contains more than weights: it asks for" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")
+    assert "a.pt contains more than weights: it uses" in refusal("convert", tmp_path / "a.pt", tmp_path / "out")
