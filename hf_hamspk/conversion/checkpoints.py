@@ -108,10 +108,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected weights by name (a state dict), got a {type(content).__name__}.")
+        raise ValueError(f"{path}: expected a state dict (weights by name), got a {type(content).__name__}.")
     tensors = {str(name).removeprefix("module."): value for name, value in content.items() if torch.is_tensor(value)}
     if not tensors:
-        raise ValueError(f"{path}: expected weights by name (a state dict), found no tensors.")
+        raise ValueError(f"{path}: expected a state dict (weights by name), found no tensors.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(

@@ -60,8 +60,8 @@ def test_a_damaged_file_is_refused(name, content, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(3)], "expected weights by name .* got a list"),
-        ({"epoch": 3}, "expected weights by name .* found no tensors"),
+        ([torch.zeros(3)], "expected a state dict .* got a list"),
+        ({"epoch": 3}, "expected a state dict .* found no tensors"),
         (
             {"a": torch.tensor([1.0, torch.nan])},
             "a contains NaN or infinite values. The training diverged",
