@@ -124,7 +124,7 @@ def is_explained(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error as one line. For an invalid configuration, use the error that caused it."""
+    """Return the message of an error as one line. For an invalid configuration, take it from the cause."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
     lines = str(error if cause is None else cause).splitlines()
     return " ".join(line.strip() for line in lines if line.strip())

@@ -140,8 +140,8 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     """Find the utterances to embed.
 
     Returns:
-        Function that takes a sampling rate in Hz and returns the source of the utterances; and dictionary that maps
-        each folder without audio files to the reason for skipping it.
+        A function that takes a sampling rate in Hz and returns the source of the utterances, and a dictionary that
+        maps each folder without audio files to the reason for skipping it.
     """
     from ..embedding import AudioFiles, ShardedCorpus
     from ..evaluation.trials import read_trials
@@ -170,8 +170,8 @@ def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
         given: audio files, and folders to search for them.
 
     Returns:
-        List of the audio files in the order of `given`, without repetitions, with the files of each folder sorted; and
-        dictionary that maps each folder without audio files to the reason for skipping it.
+        A list of the audio files, and a dictionary that maps each folder without audio files to the reason for skipping
+        it. The list follows the order of `given`, has no repetitions, and sorts the files of each folder.
     """
     names: dict[str, None] = {}
     empty = {}

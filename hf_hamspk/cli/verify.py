@@ -29,10 +29,10 @@ UNCALIBRATED = (
 )
 _VERIFY_EPILOG = (
     "The decision uses the log-likelihood ratio. The likelihood ratio is the probability of the recordings if\n"
-    "they are from the same speaker, divided by their probability if they are from different speakers; its\n"
-    "natural logarithm is used. The decision is 'same speaker' if the log-likelihood ratio reaches the threshold\n"
-    "of the operating point. That threshold follows from the prior probability of the same speaker and from the\n"
-    "costs of the two errors.\n"
+    "they are from the same speaker, divided by their probability if they are from different speakers. The\n"
+    "logarithm is natural. The decision is 'same speaker' if the log-likelihood ratio reaches the threshold of the\n"
+    "operating point. That threshold follows from the prior probability of the same speaker and from the costs of\n"
+    "the two errors.\n"
     "\n"
     "Recordings with too little speech get no score, and the decision is 'not enough speech'. A speaker profile\n"
     "works only with the model that made it. It is biometric data."

@@ -190,7 +190,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _drop_other_decisions(record: EvaluationRecord, verification: Mapping[str, Any] | None) -> None:
-    """Replace decisions by a note if they were measured with another calibration than the published one."""
+    """Replace decisions by a note if they were measured with a calibration other than the published one."""
     published = None if verification is None else verification.get(CHECKSUM)
     for values in record.lists.values():
         decisions = values.get("decisions")
