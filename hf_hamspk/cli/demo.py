@@ -221,7 +221,7 @@ def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
 def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
     """Run `stranger.py` on the pairs in a separate offline process.
 
-    The process stores the code that transformers copies from the model in `folder`.
+    `folder` also receives the copy of the model's code that transformers makes.
 
     Returns:
         The answer to each pair, in the form that `Verification.to_dict` returns.
