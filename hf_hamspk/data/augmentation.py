@@ -1,8 +1,8 @@
-"""Augment waveforms without downloads: noise, babble, reverberation, band limits, codec, tone and gain.
+"""Augment waveforms without downloads: noise, babble, reverberation, band limits, codec, equaliser and gain.
 
-One or several kinds are drawn per crop. All randomness comes from the generator that the caller passes, so the same
-generator state gives the same result. Folders of recorded noises and room responses (MUSAN, RIRS_NOISES) replace the
-generated ones if they are given.
+One or several kinds of augmentation are drawn for each crop. All random choices come from the generator that the caller
+passes, so the same generator state gives the same result. Folders of recorded noises and room responses (such as MUSAN
+and RIRS_NOISES) can replace the generated ones.
 """
 
 import functools
@@ -33,37 +33,37 @@ ALL_KINDS = (*AUGMENTATION_KINDS, "music")
 NAMES_OF_SOURCES = ("noise_dir", "music_dir", "speech_dir", "rir_dir")
 
 NOISE_SNR_DB = (5.0, 20.0)
-"""Signal-to-noise ratio of generated noise in dB, from a busy street to a quiet office."""
+"""Range of the signal-to-noise ratio of generated noise in dB, from a busy street to a quiet office."""
 
 RECORDED_NOISE_SNR_DB = (0.0, 15.0)
-"""Signal-to-noise ratio of recorded noise in dB: the published range for MUSAN, whose noises mostly contain pauses."""
+"""Range of the signal-to-noise ratio of recorded noise in dB, as published for MUSAN, whose noises contain pauses."""
 
 MUSIC_SNR_DB = (5.0, 15.0)
-"""Signal-to-noise ratio of music in dB: the published range for MUSAN."""
+"""Range of the signal-to-noise ratio of music in dB, as published for MUSAN."""
 
 NOISE_SLOPE = (0.0, 2.0)
-"""Exponent of the noise's power spectrum 1/f^slope: 0 is white, 1 pink, 2 brown; rooms and traffic lie between."""
+"""Range of the exponent in the power spectrum 1/f^slope of generated noise: 0 is white, 1 pink and 2 brown noise."""
 
 BABBLE_SNR_DB = (13.0, 20.0)
-"""Signal-to-noise ratio of babble in dB: the published range. Louder babble would compete with the target speaker."""
+"""Range of the signal-to-noise ratio of babble in dB, as published. Louder babble would mask the target speaker."""
 
 BABBLE_VOICES = (3, 8)
-"""Number of voices in babble: the published range. Fewer than 3 remain distinct; more than 8 sound like noise."""
+"""Range of the number of voices in babble, as published. Fewer than 3 remain distinct. More than 8 sound like noise."""
 
 REVERB_RT60_S = (0.1, 0.7)
-"""Seconds in which the sound falls by 60 dB, from a furnished office to a lecture hall."""
+"""Range of the time in seconds in which the sound decays by 60 dB, from a furnished office to a lecture hall."""
 
 REVERB_DIRECT_DB = (-3.0, 12.0)
-"""Energy of the direct sound over the energy of the reverberation in dB, from across the room to arm's length."""
+"""Range of the direct-to-reverberant energy ratio in dB, from the far side of a room to arm's length."""
 
 REVERB_DELAY_S = 0.002
-"""Seconds between the direct sound and the first reflection, for a path that is 0.7 m longer."""
+"""Seconds between the direct sound and the first reflection, whose path is 0.7 m longer."""
 
 BAND_LOW_HZ = (50.0, 400.0)
-"""Cut-off of the high-pass in Hz: 300 Hz is a telephone, 50 Hz a good microphone."""
+"""Range of the cut-off of the high-pass in Hz. 300 Hz corresponds to a telephone, 50 Hz to a good microphone."""
 
 BAND_HIGH_HZ = (3000.0, 7000.0)
-"""Cut-off of the low-pass in Hz: 3.4 kHz is a telephone, 7 kHz wideband speech."""
+"""Range of the cut-off of the low-pass in Hz. 3.4 kHz corresponds to a telephone, 7 kHz to wideband speech."""
 
 BAND_ORDER = 4
 """Order of both filter slopes (24 dB per octave), as in simple codecs."""
@@ -84,20 +84,20 @@ A_LAW = 87.6
 """Compression parameter of G.711's A-law."""
 
 EQUALISER_DB = 8.0
-"""Largest gain or loss of the equaliser in a band in dB: the difference between microphones of common telephones."""
+"""Largest gain or loss of the equaliser in dB, about the difference between the microphones of common telephones."""
 
 EQUALISER_HZ = (100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 """Frequencies in Hz at which gains are drawn. Between them, gains are interpolated over the logarithm of frequency."""
 
 GAIN_DB = (-15.0, 9.0)
-"""Gain in dB, for distance and recording level. The upper end clips loud recordings, as real recorders do."""
+"""Range of the gain in dB, which simulates distance and recording level. High gains clip loud recordings."""
 
 FLOOR_POWER = 1e-12
-"""Mean square (-120 dBFS, below one 16-bit step) below which a signal counts as silent and is not scaled."""
+"""Mean square (-120 dBFS, less than one 16-bit step) below which a signal counts as silent and is not scaled."""
 
 
 class NoiseSource(Protocol):
-    """Interface of a source of recordings for an augmentation. Draws depend on the generator only."""
+    """Interface of a source of recordings for an augmentation. All random choices depend on the generator only."""
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
         """Return a random crop of a random recording, `(samples,)` float32. Short recordings are repeated.
@@ -117,12 +117,12 @@ class NoiseSource(Protocol):
 
 
 class NoiseFolder:
-    """Audio files of a folder and its sub-folders, as a source of noise. Each file is equally likely.
+    """Source of noise that draws files from a folder and its sub-folders. Each file is equally likely.
 
     Args:
         folder: folder with the recordings.
         sampling_rate: sampling rate of the drawn waveforms in Hz.
-        argument: name of the folder's argument in errors.
+        argument: name of the argument that set the folder, for errors.
 
     Raises:
         ValueError: the folder contains no audio.
@@ -134,20 +134,20 @@ class NoiseFolder:
         ]
         if not found:
             suffixes = ", ".join(AUDIO_SUFFIXES)
-            raise ValueError(f"no audio in {argument} {Path(folder)}: expected files ending in {suffixes}")
+            raise ValueError(f"No audio in {argument} {Path(folder)}. Expected files ending in {suffixes}.")
         self.files = tuple(sorted(found))
         self.sampling_rate = sampling_rate
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
         file = self._draw(generator)
         if not os.path.isfile(file):
-            # A named pipe would be waited for.
+            # Opening a named pipe would block. `_read` rejects it.
             return random_crop(self._read(file), samples, generator)
         try:
             with sf.SoundFile(file) as sound:
                 spare = sound.frames - samples
                 if sound.samplerate == self.sampling_rate and spare > 0 and sound.seekable():
-                    # A recording of MUSAN lasts minutes: only the crop is decoded.
+                    # Recordings of MUSAN last minutes, so only the crop is decoded.
                     sound.seek(int(generator.integers(spare + 1)))
                     crop = sound.read(samples, dtype="float32", always_2d=True).mean(axis=1)
                     if len(crop) == samples and np.isfinite(crop).all():
@@ -186,17 +186,16 @@ class Augmentation:
         ```
 
     Attributes:
-        probability: share of the crops that are augmented, 0 to 1.
+        probability: fraction of the crops that are augmented, in [0, 1].
         kinds: kinds to draw from: "noise" (coloured Gaussian noise or a file of `noise_dir`), "music" (a file of
             `music_dir`), "babble" (3 to 8 other utterances of the corpus, or files of `speech_dir`), "reverb"
-            (exponentially decaying noise as a room response, or a file of `rir_dir`), "band" (telephone-like band
-            limits),
-            "codec" (a telephone line: its band, 8 kHz and 8 bits by mu- or A-law), "equaliser" (the tone of another
-            microphone) and "gain" (level, with clipping).
+            (exponentially decaying noise as a room response, or a file of `rir_dir`), "band" (band limits similar to
+            those of a telephone), "codec" (a telephone line with 8 kHz and 8-bit mu-law or A-law), "equaliser" (the
+            frequency response of another microphone) and "gain" (another level, with clipping).
         noise_dir: folder with noise recordings, searched with its sub-folders, or another `NoiseSource`.
         rir_dir: folder with room impulse responses, or another `NoiseSource`.
         sampling_rate: sampling rate of the crops in Hz.
-        most: largest number of kinds in one crop, at least 1. The number is drawn uniformly.
+        most: largest number of kinds applied to one crop, at least 1. The number is drawn uniformly from 1 to `most`.
         music_dir: folder with music, or another `NoiseSource`.
         speech_dir: folder with voices for babble, or another `NoiseSource`.
 
@@ -215,15 +214,15 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"probability must lie between 0 and 1, got {self.probability}")
+            raise ValueError(f"probability must be between 0 and 1, got {self.probability}.")
         unknown = [kind for kind in self.kinds if kind not in ALL_KINDS]
         if unknown or not self.kinds:
-            raise ValueError(f"kinds must be some of {', '.join(ALL_KINDS)}, got {self.kinds}")
+            raise ValueError(f"kinds must be some of {', '.join(ALL_KINDS)}, got {self.kinds}.")
         if not 1 <= self.most <= len(self.kinds):
-            raise ValueError(f"most must lie between 1 and the number of kinds, {len(self.kinds)}, got {self.most}")
+            raise ValueError(f"most must be between 1 and {len(self.kinds)} (the number of kinds), got {self.most}.")
         if "music" in self.kinds and self.music_dir is None:
-            raise ValueError("music cannot be generated: give music_dir, or remove it from kinds")
-        # Here, so that an empty folder is found before the training and not by a loader process.
+            raise ValueError("The kind music needs music_dir, got None. Set music_dir, or remove music from kinds.")
+        # Opened here, so that an empty folder raises before training and not in a loader process.
         _ = self._sources
 
     @cached_property
@@ -238,19 +237,19 @@ class Augmentation:
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
     ) -> np.ndarray:
-        """Augment a crop, or return it unchanged, as drawn.
+        """Augment a crop with the given probability. Otherwise return it unchanged.
 
         Args:
             waveform: float32 samples `(L,)` with `L >= 1`; the array is not changed.
-            generator: random generator of all draws.
-            sample_other: function that draws other utterances of the corpus. Babble needs it if there is no
-                `speech_dir`.
+            generator: random generator of all random choices.
+            sample_other: function that draws other utterances of the corpus. Babble needs it if `speech_dir` is not
+                set.
 
         Returns:
             Float32 samples `(L,)`.
 
         Raises:
-            ValueError: babble is drawn, but `sample_other` is missing.
+            ValueError: babble is drawn, but neither `sample_other` nor `speech_dir` is set.
             InputError: a recording of one of the sources cannot be read.
         """
         if generator.random() >= self.probability:
@@ -298,7 +297,7 @@ class Augmentation:
             return babble(samples, generator, lambda draws: voices.crop(samples, draws))
         if sample_other is None:
             raise ValueError(
-                "babble mixes in other utterances: pass sample_other, give speech_dir, or leave it out of kinds"
+                "The kind babble needs other voices. Pass sample_other, set speech_dir, or remove babble from kinds."
             )
         return babble(samples, generator, sample_other)
 
@@ -314,11 +313,11 @@ def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.nda
 
     Args:
         waveform: samples `(L,)`.
-        noise: samples `(L,)`, which are scaled.
-        snr_db: ratio of the mean powers in dB.
+        noise: samples `(L,)` of any level.
+        snr_db: ratio of the mean powers of waveform and noise in dB.
 
     Returns:
-        Float32 samples `(L,)`; the waveform itself if it or the noise is silent.
+        Float32 samples `(L,)`. The waveform is returned unchanged if it or the noise is silent.
     """
     signal_power, noise_power = _mean_square(waveform), _mean_square(noise)
     if min(signal_power, noise_power) < FLOOR_POWER:
@@ -332,7 +331,7 @@ def coloured_noise(samples: int, slope: float, generator: np.random.Generator) -
     size = fast_fft_length(samples)
     bins = size // 2 + 1
     parts = generator.standard_normal((2, bins), dtype=np.float32)
-    # Bin 0 gets the value of bin 1: 1/f has no value there.
+    # 1/f is undefined at 0 Hz, so bin 0 gets the value of bin 1.
     shape = np.maximum(np.arange(bins, dtype=np.float32), 1.0) ** np.float32(-slope / 2.0)
     return np.fft.irfft((parts[0] + 1j * parts[1]) * shape, size)[:samples].astype(np.float32, copy=False)
 
@@ -349,11 +348,11 @@ def babble(samples: int, generator: np.random.Generator, sample_other: SampleOth
 
 
 def room_response(rt60: float, direct_db: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-    """Return a synthetic room response: the direct sound, then Gaussian noise that decays by 60 dB in `rt60`.
+    """Return a synthetic room response: the direct sound, followed by Gaussian noise that decays by 60 dB in `rt60`.
 
     Args:
         rt60: decay time in seconds.
-        direct_db: energy of the direct sound over the energy of the reverberation, in dB.
+        direct_db: ratio of the energy of the direct sound to the energy of the reverberation, in dB.
         sampling_rate: sampling rate in Hz.
         generator: random generator of the noise.
 
@@ -361,7 +360,7 @@ def room_response(rt60: float, direct_db: float, sampling_rate: int, generator: 
         Float32 response `(round(rt60 * sampling_rate),)` of unit energy, which starts with the direct sound.
     """
     length = max(2, round(rt60 * sampling_rate))
-    # Amplitude falls to 10^-3 over the length.
+    # The amplitude falls to 10^-3 (-60 dB) at the end.
     decay = np.exp(np.linspace(0.0, -3.0 * math.log(10.0), length, dtype=np.float32))
     response = generator.standard_normal(length, dtype=np.float32) * decay
     response[: min(length - 1, 1 + round(REVERB_DELAY_S * sampling_rate))] = 0.0
@@ -371,14 +370,14 @@ def room_response(rt60: float, direct_db: float, sampling_rate: int, generator: 
 
 
 def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Convolve a waveform with a room response. Length and level of the waveform are kept.
+    """Convolve a waveform with a room response. The length and the level of the waveform do not change.
 
     Args:
         waveform: samples `(L,)`.
         response: response `(R,)` of any level. Its peak, the direct sound, is moved to the start to avoid a delay.
 
     Returns:
-        Float32 samples `(L,)`; the waveform itself if it or the result is silent.
+        Float32 samples `(L,)`. The waveform is returned unchanged if it or the result is silent.
     """
     response = response[int(np.argmax(np.abs(response))) :][: len(waveform)]
     size = fast_fft_length(len(waveform) + len(response) - 1)
@@ -406,7 +405,7 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
     """
     size = fast_fft_length(len(waveform))
     hertz = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(sampling_rate / size)
-    # |H|^2 of both slopes. f^8 / (f^8 + low^8) has a value at 0 Hz, 1 / (1 + (low / f)^8) has none.
+    # |H|^2 of both slopes. The form f^8 / (f^8 + low^8) is defined at 0 Hz, 1 / (1 + (low / f)^8) is not.
     low, high = (hertz / np.float32(low_hz)) ** 2, (hertz / np.float32(high_hz)) ** 2
     for _ in range(BAND_ORDER.bit_length() - 1):
         low, high = low * low, high * high
@@ -415,10 +414,10 @@ def limit_band(waveform: np.ndarray, low_hz: float, high_hz: float, sampling_rat
 
 
 def telephone(waveform: np.ndarray, law: str, sampling_rate: int) -> np.ndarray:
-    """Simulate a telephone line: 300 to 3,400 Hz, 8,000 samples per second, 8 bits by G.711.
+    """Simulate a telephone line: a band of 300 to 3,400 Hz, 8,000 samples per second and 8-bit companding by G.711.
 
     Args:
-        waveform: samples `(L,)`; samples beyond full scale are clipped.
+        waveform: samples `(L,)`. Samples beyond full scale are clipped.
         law: companding law, `"mu"` or `"a"`.
         sampling_rate: sampling rate in Hz.
 
@@ -430,11 +429,11 @@ def telephone(waveform: np.ndarray, law: str, sampling_rate: int) -> np.ndarray:
         ImportError: torchaudio cannot be imported.
     """
     if law not in COMPANDING_LAWS:
-        raise ValueError(f"law must be one of {', '.join(COMPANDING_LAWS)}, got {law!r}")
+        raise ValueError(f"law must be one of {', '.join(COMPANDING_LAWS)}, got {law!r}.")
     narrow = resample(limit_band(waveform, *TELEPHONE_HZ, sampling_rate), sampling_rate, TELEPHONE_RATE)
     narrow = np.clip(narrow, -1.0, 1.0)
     wide = resample(_mu_law(narrow) if law == "mu" else _a_law(narrow), TELEPHONE_RATE, sampling_rate)
-    # The rounding of lengths can leave it a sample short.
+    # Because lengths are rounded, the result can be one sample too short.
     return wrap_pad(wide, len(waveform))[: len(waveform)]
 
 
@@ -445,10 +444,10 @@ def _mu_law(waveform: np.ndarray) -> np.ndarray:
 
 
 def _a_law(waveform: np.ndarray) -> np.ndarray:
-    """Quantise to 128 levels of magnitude by the A-law, finest near zero, and expand again."""
+    """Compress samples by the A-law, quantise them to 128 levels of magnitude, and expand them again."""
     scale = 1.0 + math.log(A_LAW)
     size = np.abs(waveform)
-    # Linear below 1/A, logarithmic above; the two meet at 1 / scale.
+    # The curve is linear below 1/A and logarithmic above. The two parts meet at 1 / scale.
     coded = np.where(size < 1.0 / A_LAW, A_LAW * size, 1.0 + np.log(np.maximum(A_LAW * size, 1.0))) / scale
     coded = (np.minimum(np.floor(coded * 128.0), 127.0) + 0.5) / 128.0
     size = np.where(coded < 1.0 / scale, coded * scale, np.exp(coded * scale - 1.0)) / A_LAW
@@ -456,11 +455,11 @@ def _a_law(waveform: np.ndarray) -> np.ndarray:
 
 
 def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Raise and lower frequency bands without changing the phase.
+    """Amplify and attenuate frequency bands without changing the phase.
 
     Args:
         waveform: samples `(L,)`.
-        gains_db: gain in dB at each frequency of `EQUALISER_HZ`; constant below the first and above the last.
+        gains_db: gain in dB at each frequency of `EQUALISER_HZ`. It is constant below the first and above the last.
         sampling_rate: sampling rate in Hz.
 
     Returns:
@@ -475,7 +474,7 @@ def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> 
 
 @functools.lru_cache(maxsize=1024)
 def fast_fft_length(samples: int) -> int:
-    """Return the smallest even length of at least `samples` without a prime factor above 5, for a fast transform."""
+    """Return the smallest even FFT length that is at least `samples` and has no prime factor above 5."""
     best = 1 << max(1, (samples - 1).bit_length())
     for fives in (1, 5, 25, 125, 625):
         for threes in (1, 3, 9, 27, 81, 243):

@@ -1,7 +1,8 @@
-"""Apply recording conditions of a given strength, for sweeps: duration, noise, reverberation, codec, bandwidth.
+"""Apply recording conditions of a given strength, for sweeps over duration, noise, reverberation, codec and bandwidth.
 
-Each condition changes a clean recording in one way. Random choices (the place of a cut, the noise, the room) depend on
-the name of the file only. A file is therefore the same in all trials, and the steps of a sweep differ only in strength.
+Each condition changes a clean recording in one way. Random choices (the position of a crop, the noise, the room) depend
+only on the name of the file. A file is therefore the same in all trials, and the conditions of a sweep differ only in
+strength.
 """
 
 import io
@@ -19,11 +20,11 @@ from .crops import random_crop
 Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 """Function that changes a waveform `(L,)` with a given sampling rate and random generator."""
 
-# Power falls as 1/f: between the hiss of electronics and the rumble of traffic.
+# Exponent of the power spectrum 1/f^slope of the noise, between the hiss of electronics and the rumble of traffic.
 SWEEP_NOISE_SLOPE = 1.0
-# Energy of the direct sound over that of the reverberation, dB: some metres away.
+# Ratio of the energy of the direct sound to the energy of the reverberation in dB, as at a distance of some metres.
 DIRECT_DB = 0.0
-# From a small sound booth's to the lower edge of speech; the upper cut-off is what is swept.
+# Lower cut-off of the bandwidth sweep, below the frequencies of speech. The sweep changes only the upper cut-off.
 SWEEP_LOWEST_HZ = 50.0
 DURATIONS_S = (1.0, 2.0, 3.0, 5.0)
 SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)
@@ -33,7 +34,7 @@ CUT_OFFS_HZ = (5000.0, 3400.0, 2500.0, 1500.0)
 
 @dataclass(frozen=True)
 class Condition:
-    """Recording condition.
+    """Recording condition of a sweep.
 
     Attributes:
         label: name of the condition, with a unit.
@@ -63,31 +64,35 @@ class Condition:
 
 
 def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[Condition]:
-    """Return the conditions of a sweep, starting with the unchanged recordings.
+    """Return the conditions of a sweep. The first one leaves recordings unchanged.
 
     Args:
-        kind: name of the sweep, one of `SWEEPS`. `"duration"` cuts a piece of the given seconds; shorter recordings
-            stay unchanged. `"snr"` adds noise with the power spectrum 1/f at the given ratio in dB. `"reverberation"`
-            applies a synthetic room with the given RT60 in seconds and equal energy of direct and reverberated sound.
-            `"bandwidth"` applies a low-pass at the given Hz. `"codec"` applies G.711 mu-law over a telephone band,
-            A-law, Opus, Vorbis and MP3 at the default settings of the encoders.
-        values: strengths of the conditions; None takes the usual ones. `"codec"` takes no values.
+        kind: name of the sweep, one of `SWEEPS`. `"duration"` cuts a random crop of the given length in seconds and
+            leaves shorter recordings unchanged. `"snr"` adds noise with the power spectrum 1/f at the given
+            signal-to-noise ratio in dB. `"reverberation"` applies a synthetic room with the given RT60 in seconds and
+            equal energies of direct and reverberant sound. `"bandwidth"` applies a low-pass with the given cut-off in
+            Hz. `"codec"` applies five codecs, one per condition: G.711 mu-law and A-law in a telephone band, and Opus,
+            Vorbis and MP3 with the default settings of their encoders.
+        values: strengths of the conditions; None selects the default strengths. It must be None for `"codec"`.
 
     Raises:
-        ValueError: the kind is unknown, or a value is not positive (an SNR may be negative).
+        ValueError: the kind is unknown, values are given for `"codec"`, or a value is not finite or not above 0 (an SNR
+            may be 0 or negative).
     """
     if kind not in SWEEPS:
         raise ValueError(f"The condition to sweep over must be one of {', '.join(SWEEPS)}, got {kind!r}.")
     clean = Condition("as it is", None)
     if kind == "codec":
         if values is not None:
-            raise ValueError("Codecs have no strength; omit the values.")
+            raise ValueError("The sweep 'codec' has no strengths, but values were given. Omit the values.")
         return [clean, *(Condition(label, change) for label, change in _CODECS.items())]
     usual, unit, make = _STRENGTHS[kind]
     steps = usual if values is None else values
     for value in steps:
         if not np.isfinite(value) or (kind != "snr" and value <= 0):
-            raise ValueError(f"A {kind} of {value:g} {unit} cannot be made; give finite numbers above 0.")
+            raise ValueError(
+                f"The values of {kind!r} must be finite{'' if kind == 'snr' else ' and above 0'}, got {value:g} {unit}."
+            )
     return [clean, *(Condition(f"{value:g} {unit}", make(value), float(value)) for value in steps)]
 
 
@@ -121,13 +126,13 @@ def _low_pass(cut_off: float) -> Change:
 
 
 def _through_file(waveform: np.ndarray, rate: int, container: str, subtype: str) -> np.ndarray:
-    """Encode and decode a waveform with libsndfile, and restore its length."""
+    """Encode and decode a waveform with libsndfile, and restore its original length."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), rate, format=container, subtype=subtype)
     buffer.seek(0)
     decoded, found = soundfile.read(buffer, dtype="float32")
     decoded = resample(decoded, found, rate) if found != rate else decoded
-    # Some encoders pad the end.
+    # Some encoders change the length.
     return np.pad(decoded[: len(waveform)], (0, max(0, len(waveform) - len(decoded))))
 
 

@@ -1,9 +1,7 @@
 """Load corpora as a `datasets.Dataset` with the columns `path` and `speaker`.
 
-A corpus is a CSV file or a folder `speaker/.../utterance.flac` as in VoxCeleb. The tables are built in memory from
-plain
-string columns. No files are written beside the audio, and the columns are not declared as audio, which would need
-torchcodec and FFmpeg.
+A corpus is a CSV file or a folder `speaker/.../utterance.flac` as in VoxCeleb. The dataset is built in memory, so no
+cache files are written. Its columns are plain strings, because an audio column would need torchcodec and FFmpeg.
 """
 
 import csv
@@ -23,19 +21,19 @@ from ..audio_hamspk import SHORTEST_SECONDS, InputError
 from .audio import AUDIO_SUFFIXES, read_utterance
 
 NAMED_IN_ERRORS = 5
-"""Number of files that a message lists, enough to recognise a pattern; further files are only counted."""
+"""Number of files that a message lists, enough to recognise a pattern. Further files are only counted."""
 
 CHECK_CHUNK = 1024
-"""Number of files given to the threads at once. A queue of a million files would take too much memory."""
+"""Number of files that are queued for the threads at once. A queue of a million files would take too much memory."""
 
 
 @dataclass(frozen=True)
 class BadFile:
-    """File that cannot be used.
+    """File that cannot be used for training.
 
     Attributes:
         path: path of the file in the corpus.
-        reason: reason why it cannot be used, and how to correct it.
+        reason: reason why the file cannot be used.
     """
 
     path: str
@@ -47,9 +45,9 @@ class CorpusReport:
     """Result of `check_corpus`.
 
     Attributes:
-        dataset: rows whose files can be used, in their order.
-        bad: files that were left out.
-        durations: duration in seconds of each file that was kept, `(len(dataset),)` float64.
+        dataset: rows whose files can be used, in the original order.
+        bad: files that cannot be used.
+        durations: duration in seconds of each file in `dataset`, `(len(dataset),)` float64.
     """
 
     dataset: Dataset
@@ -74,27 +72,28 @@ def load_corpus(
     audio_column: str = "path",
     speaker_column: str = "speaker_id",
 ) -> Dataset:
-    """Read the table of a corpus and check that its files exist. Audio files are not opened.
+    """Read the paths and speakers of a corpus and check that the files exist. Audio files are not opened.
 
     Args:
-        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. The first level of the folder names the
-            speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an utterance. They are sorted by path.
-        audio_root: folder that the paths of a CSV file are relative to. None takes the folder of the CSV file. If
-            `source`
-            is a folder, this is ignored.
-        audio_column: column of the CSV file with the paths.
-        speaker_column: column of the CSV file with the speakers.
+        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. Each sub-folder is a speaker, and every
+            file below it with one of the `AUDIO_SUFFIXES` is an utterance. The utterances are sorted by path.
+        audio_root: base folder of the paths in a CSV file; None uses the folder of the CSV file. It is ignored if
+            `source` is a folder.
+        audio_column: name of the CSV column with the paths.
+        speaker_column: name of the CSV column with the speakers.
 
     Returns:
-        Dataset with the string columns `path` (joined with the root, not resolved) and `speaker`.
+        Dataset with the string columns `path` (including the base folder) and `speaker`.
 
     Raises:
-        ValueError: the source, a column or a cell is missing, there is no audio, there are fewer than 2 speakers, or
-            files in the table do not exist.
+        ValueError: the source, a column or a cell is missing, the corpus has no audio or fewer than 2 speakers, or an
+            audio file does not exist.
     """
     source = Path(source)
     if not source.exists():
-        raise ValueError(f"no corpus at {source}: give a CSV file or a folder speaker/.../utterance.flac")
+        raise ValueError(
+            f"No corpus at {source}. Expected a CSV file or a folder with files speaker/.../utterance.flac."
+        )
     if source.is_dir():
         paths, speakers = _scan_folder(source)
     else:
@@ -103,15 +102,15 @@ def load_corpus(
         _require_files(paths, source, root)
     if len(set(speakers)) < 2:
         raise ValueError(
-            f"{source} has the one speaker {speakers[0]!r} in {len(paths)} files, at least 2 are needed; a folder must "
-            "be laid out as speaker/.../utterance.flac, a CSV file must name the speaker in "
-            f"column {speaker_column!r}"
+            f"{source} must have at least 2 speakers, got only {speakers[0]!r} in {len(paths)} files. A folder must "
+            "contain files speaker/.../utterance.flac, and a CSV file must name the speakers in the column "
+            f"{speaker_column!r}."
         )
     return Dataset.from_dict({"path": paths, "speaker": speakers})
 
 
 def speaker_labels(dataset: Dataset) -> list[str]:
-    """Return the distinct speakers of a corpus, sorted. The place in the list is the class index of the speaker."""
+    """Return the distinct speakers of a corpus, sorted. The position in the list is the class index of the speaker."""
     return sorted(set(dataset["speaker"]))
 
 
@@ -122,21 +121,21 @@ def check_corpus(
     threads: int = 4,
     progress: bool = True,
 ) -> CorpusReport:
-    """Open every file and leave out those that cannot be used, so that training runs without them.
+    """Check every file, and leave out the files that cannot be used for training.
 
     Args:
-        dataset: dataset with the columns `path` and `speaker`, see `load_corpus`.
-        full: decode each file completely, which is needed to find NaN, silence and damage. False reads only the
-            headers.
+        dataset: dataset with the columns `path` and `speaker` (see `load_corpus`).
+        full: whether to decode each file completely, which is needed to find NaN values, silence and damage. If False,
+            only headers are read.
         min_duration: shortest accepted duration in seconds.
-        threads: number of files opened at the same time (soundfile releases the interpreter lock while it decodes).
-        progress: show a progress bar on stderr.
+        threads: number of threads that check files (soundfile releases the interpreter lock while it decodes).
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        The rows that are left, the bad files with reasons, and the durations.
+        The usable rows with their durations, and the bad files with the reasons.
 
     Raises:
-        ValueError: no file can be used, or the files that can be used have fewer than 2 speakers.
+        ValueError: the files that can be used have fewer than 2 speakers.
     """
     paths: list[str] = list(dataset["path"])
 
@@ -158,17 +157,18 @@ def check_corpus(
     bad = tuple(BadFile(path, result) for path, result in zip(paths, found, strict=True) if isinstance(result, str))
     kept = [index for index, result in enumerate(found) if not isinstance(result, str)]
     durations = np.array([result for result in found if not isinstance(result, str)], dtype=np.float64)
-    # Without a bad file the rows stay as they are: an index over all of them would slow every read.
+    # If no file is bad, `select` is not called, because its index would slow down every read.
     report = CorpusReport(dataset.select(kept) if bad else dataset, bad, durations)
     if len(set(report.dataset["speaker"])) < 2:
-        raise ValueError(f"fewer than 2 speakers are left after the audio check\n{report.summary()}")
+        raise ValueError(f"Fewer than 2 speakers are left after the audio check:\n{report.summary()}")
     return report
 
 
 def _duration(path: str, min_duration: float, full: bool) -> float:
     """Return the duration in seconds of a usable file.
 
-    If `full` is False and soundfile can read the file, the duration comes from the header, otherwise from the samples.
+    If `full` is False and soundfile can read the header, the duration comes from the header. Otherwise the file is
+    decoded.
     """
     if not full and os.path.isfile(path):
         try:
@@ -176,17 +176,17 @@ def _duration(path: str, min_duration: float, full: bool) -> float:
             if duration >= min_duration:
                 return duration
         except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
-            pass  # Decoding it gives the reason.
+            pass  # The decoder below raises an error with the reason.
     return read_utterance(path, None, min_duration=min_duration).duration
 
 
 def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Return paths and speakers of a folder `speaker/.../utterance.flac`, sorted by path."""
+    """Return the paths and speakers of a folder `speaker/.../utterance.flac`, sorted by path."""
     paths, speakers = [], []
     for speaker in sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = []
         for folder, _, names in os.walk(root / speaker, followlinks=True):
-            # macOS leaves "._name.wav" files without audio.
+            # macOS creates files "._name.wav" that contain no audio.
             files += [
                 os.path.join(folder, name)
                 for name in names
@@ -196,14 +196,15 @@ def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
         speakers += [speaker] * len(files)
     if not paths:
         raise ValueError(
-            f"no audio in {root}: expected speaker/.../utterance with one of the suffixes {', '.join(AUDIO_SUFFIXES)}"
+            f"No audio in {root}. Expected files speaker/.../utterance with one of the suffixes "
+            f"{', '.join(AUDIO_SUFFIXES)}."
         )
     return paths, speakers
 
 
 def _read_table(source: Path, root: Path, audio_column: str, speaker_column: str) -> tuple[list[str], list[str]]:
-    """Return paths (joined with `root`) and speakers of a CSV file."""
-    # The csv module and not load_dataset("csv"): that one turns the speaker "0012" into the number 12.
+    """Return the paths (joined with `root`) and the speakers of a CSV file."""
+    # load_dataset("csv") would turn the speaker "0012" into the number 12.
     paths, speakers = [], []
     try:
         with open(source, encoding="utf-8-sig", newline="") as file:
@@ -215,15 +216,15 @@ def _read_table(source: Path, root: Path, audio_column: str, speaker_column: str
                 path, speaker = row[audio_column], row[speaker_column]
                 if not path or not speaker:
                     raise ValueError(
-                        f"{source}, line {reader.line_num}: {audio_column!r} is {path!r} and {speaker_column!r} is "
-                        f"{speaker!r}, both must be filled; complete the line or delete it"
+                        f"{source}, line {reader.line_num}: expected values for {audio_column!r} and "
+                        f"{speaker_column!r}, got {path!r} and {speaker!r}. Complete the line, or delete it."
                     )
                 paths.append(str(root / path))
                 speakers.append(speaker)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{source} is not a CSV file in UTF-8 ({error}); save it as one") from error
+        raise ValueError(f"{source} is not a CSV file in UTF-8 ({error}). Save it as CSV in UTF-8.") from error
     if not paths:
-        raise ValueError(f"no audio in {source}: it has a header but no rows")
+        raise ValueError(f"No audio in {source}. The file has a header but no rows.")
     return paths, speakers
 
 
@@ -232,8 +233,8 @@ def _require_column(name: str, columns: Sequence[str], source: Path, argument: s
         return
     folded = {column.casefold(): column for column in columns}
     near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.4)
-    hint = f"; did you mean {argument}={folded[near[0]]!r}?" if near else f"; name the right one with {argument}"
-    raise ValueError(f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}{hint}")
+    hint = f"Did you mean {argument}={folded[near[0]]!r}?" if near else f"Name the right column with {argument}."
+    raise ValueError(f"{source} has no column {name!r}. Its columns are [{', '.join(map(repr, columns))}]. {hint}")
 
 
 def _require_files(paths: Iterable[str], source: Path, root: Path) -> None:
@@ -242,6 +243,6 @@ def _require_files(paths: Iterable[str], source: Path, root: Path) -> None:
     if missing:
         named = "\n".join(f"  {path}" for path in missing[:NAMED_IN_ERRORS])
         raise ValueError(
-            f"{len(missing)} of the {len(paths)} files in {source} do not exist below {root}; set audio_root to the "
-            f"folder that the paths are relative to, or delete the rows. The first of them:\n{named}"
+            f"{len(missing)} of the {len(paths)} files in {source} do not exist below {root}. Set audio_root to the "
+            f"folder that the paths are relative to, or delete the rows of the missing files. The first are:\n{named}"
         )

@@ -27,24 +27,25 @@ SPEED_RANGE = (0.5, 2.0)
 """Accepted speed factors. A change of more than an octave no longer sounds like a voice; 0.9 and 1.1 are usual."""
 
 PERCENT_TOLERANCE = 1e-6
-"""Distance from a whole percent that counts as rounding.
+"""Largest deviation of a speed factor from a whole percent that is treated as a rounding error.
 
-The resampling filter grows with the smallest terms of the ratio of the rates. A factor of 0.9 takes less than a
-millisecond, a factor of 1.9999 takes seconds.
+Other factors are not accepted, because the resampling filter grows with the terms of the reduced ratio of the sampling
+rates. A factor of 0.9 takes less than a millisecond, a factor of 1.9999 takes seconds.
 """
 
 DRAWS_OF_OTHER_SPEAKER = 8
-"""Number of draws before another utterance of the same speaker is accepted as babble. With 2 equally frequent speakers,
-this happens in 1 of 256 cases.
+"""Largest number of draws to find an utterance of another speaker for babble.
+
+If every draw gives the same speaker, the last utterance is used. With 2 equally frequent speakers, this happens in 1 of
+256 cases.
 """
 
-
 INT16_SCALE = 32768.0
-"""Full scale of 16-bit audio, as in soundfile."""
+"""Integer value of full scale in 16-bit audio, as in soundfile."""
 
 
 class Utterances(Protocol):
-    """Interface of a source of training utterances, which are numbered from 0."""
+    """Interface of a source of training utterances. The utterances are numbered from 0."""
 
     def __len__(self) -> int:
         """Return the number of utterances, including unreadable ones."""
@@ -56,7 +57,7 @@ class Utterances(Protocol):
         ...
 
     def name(self, utterance: int) -> str:
-        """Return the name of an utterance in reports."""
+        """Return the name of an utterance for reports and errors."""
         ...
 
     def speaker(self, utterance: int) -> str:
@@ -64,7 +65,7 @@ class Utterances(Protocol):
         ...
 
     def candidates(self, utterance: int) -> Iterable[int]:
-        """Return the utterance and its replacements, in the order in which they are tried if it cannot be read."""
+        """Return the utterance followed by its replacements, which are tried in this order until one can be read."""
         ...
 
     def others(self, utterance: int) -> Sequence[int]:
@@ -72,15 +73,16 @@ class Utterances(Protocol):
         ...
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
-        """Return a random crop of an utterance, see `random_crop`: `(samples,)` float32.
+        """Return a random crop of an utterance, `(samples,)` float32 (see `random_crop`).
 
         Raises:
-            InputError: the utterance cannot be read. Its `name`, if not empty, names the file or the shard.
+            InputError: the utterance cannot be read. If the `name` of the error is not empty, it is the name of the
+                file or the shard.
         """
         ...
 
     def failed(self) -> list[str]:
-        """Return the names of the utterances that could not be read so far, in this process and in loader processes."""
+        """Return the names of the utterances that this process or its loader processes could not read so far."""
         ...
 
     def fingerprint(self) -> str:
@@ -89,15 +91,15 @@ class Utterances(Protocol):
 
 
 class CorpusUtterances:
-    """Utterances in audio files, see `load_corpus`.
+    """Source of utterances in the audio files of a corpus (see `load_corpus`).
 
-    Each file is decoded completely and checked, and may be kept in memory.
+    Each file is decoded completely and checked. Decoded waveforms can be kept in memory.
 
     Args:
         corpus: dataset with the columns `path` and `speaker`.
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         min_duration: duration in seconds below which a file counts as unreadable.
-        cache_bytes: memory per process for decoded waveforms, see `SpeakerCrops`.
+        cache_bytes: memory per process for decoded waveforms (see `SpeakerCrops`).
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class CorpusUtterances:
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
         self._cached_bytes = 0
-        # Shared with the loader's worker processes, whose own memory never comes back.
+        # In shared memory, so that failures in the worker processes of the data loader are recorded as well.
         self._failed = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -147,7 +149,7 @@ class CorpusUtterances:
         return [self.name(index) for index in torch.nonzero(self._failed).flatten().tolist()]
 
     def fingerprint(self) -> str:
-        # Names without folders: the audio may be moved between a run and its resumption.
+        # File names without folders, because the audio may be moved before a run is resumed.
         rows = zip(self.corpus["path"], self.corpus["speaker"], strict=True)
         names = "\n".join(f"{Path(path).name} {speaker}" for path, speaker in rows)
         return hashlib.sha256(names.encode()).hexdigest()
@@ -182,8 +184,8 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     `factor_index * N + utterance` is that utterance at that factor, and its label is
     `factor_index * K + label_of[speaker]`.
 
-    An utterance that cannot be read is replaced by the next readable one and its label. The failure is recorded in
-    `failures` and logged once.
+    An utterance that cannot be read is replaced by the next readable utterance. The item then has the label of the
+    replacement. The failure is recorded in `failures` and logged once.
 
     Example:
         ```python
@@ -195,20 +197,21 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         ```
 
     Args:
-        corpus: dataset with the columns `path` and `speaker`, see `load_corpus`; or another source of utterances, which
-            has its own `sampling_rate`, `min_duration` and cache.
+        corpus: dataset with the columns `path` and `speaker` (see `load_corpus`), or another source of utterances. Such
+            a source must have the given `sampling_rate`, and `min_duration` and `cache_bytes` do not apply to it.
         label_of: class index of each speaker. The indices are 0 to `K - 1`, each used once.
         crop_samples: length of a crop in samples, at least 1.
         seed: random seed, at least 0.
-        speed_factors: speed factors, all different, whole percents between 0.5 and 2. The first is 1.0. Speed changes
-            tempo and pitch.
-        augmentation: augmentation of the crops, see `hf_hamspk.data.Augmentation`; None leaves them clean.
-        pairs: return the clean crop and an augmented copy of it in each item, as the released trainer does.
+        speed_factors: factors that change the speed, and thus tempo and pitch. They must be different multiples of 0.01
+            between 0.5 and 2. The first must be 1.0.
+        augmentation: augmentation of the crops (see `hf_hamspk.data.Augmentation`). None leaves the crops clean.
+        pairs: whether each item contains the clean crop and an augmented copy of it, as in the released trainer.
         sampling_rate: sampling rate of the crops in Hz.
         min_duration: duration in seconds below which a file counts as unreadable.
-        cache_bytes: memory per process for decoded waveforms. They are kept as 16-bit integers until the memory is used
-            up, and are not removed. 0 keeps none. Above 0, every waveform is rounded to 16 bits, whether it is kept or
-            not, so that an item does not depend on earlier ones. 16-bit mono files at `sampling_rate` are not changed.
+        cache_bytes: memory in bytes per process for decoded waveforms, which are stored as 16-bit integers. When the
+            memory is full, further waveforms are not stored. If 0, no waveform is stored. If above 0, every waveform is
+            rounded to 16 bits, stored or not, so that an item does not depend on earlier items. The rounding does not
+            change 16-bit mono files at `sampling_rate`.
 
     Raises:
         ValueError: an argument is out of range, or a speaker of the corpus has no label.
@@ -243,33 +246,37 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         if crop_samples < 1 or seed < 0 or cache_bytes < 0:
             raise ValueError(
                 "crop_samples must be at least 1, seed and cache_bytes at least 0, "
-                f"got {crop_samples}, {seed} and {cache_bytes}"
+                f"got {crop_samples}, {seed} and {cache_bytes}."
             )
         if pairs and augmentation is None:
-            raise ValueError("pairs need an augmentation for the second crop; pass augmentation")
+            raise ValueError("pairs=True needs an augmentation for the second crop, got None. Pass augmentation.")
         self._check_arguments()
         self._reasons: dict[str, str] = {}
 
     def _check_arguments(self) -> None:
         if len(self.utterances) == 0:
-            raise ValueError("the corpus has no rows; see load_corpus")
+            raise ValueError("Expected a corpus with at least 1 utterance, got none.")
         if sorted(self.label_of.values()) != list(range(len(self.label_of))):
             raise ValueError(
-                f"label_of must number its {len(self.label_of)} speakers 0 to {len(self.label_of) - 1}, once each; "
-                "build it with {speaker: index for index, speaker in enumerate(speaker_labels(corpus))}"
+                f"label_of must map its {len(self.label_of)} speakers to the indices 0 to {len(self.label_of) - 1}, "
+                "each used once. Build it with {speaker: index for index, speaker in "
+                "enumerate(speaker_labels(corpus))}."
             )
         unknown = sorted(set(self.utterances.speakers) - set(self.label_of))
         if unknown:
-            raise ValueError(f"{len(unknown)} speakers of the corpus are not in label_of, the first is {unknown[0]!r}")
+            raise ValueError(
+                "label_of must contain every speaker of the corpus. "
+                f"{len(unknown)} speakers are missing, for example {unknown[0]!r}."
+            )
         low, high = SPEED_RANGE
         factors = self.speed_factors
         if not factors or factors[0] != 1.0 or len(set(factors)) < len(factors):
-            raise ValueError(f"speed_factors must be different and begin with 1.0, got {factors}")
+            raise ValueError(f"speed_factors must be different and begin with 1.0, got {factors}.")
         if not all(low <= factor <= high for factor in factors):
-            raise ValueError(f"speed_factors must lie between {low} and {high}, got {factors}")
+            raise ValueError(f"speed_factors must be between {low} and {high}, got {factors}.")
         if any(abs(100 * factor - round(100 * factor)) > PERCENT_TOLERANCE for factor in factors):
             raise ValueError(
-                f"speed_factors must be whole percents, got {factors}; finer ones take seconds to resample"
+                f"speed_factors must be multiples of 0.01, got {factors}. Other factors take seconds to resample."
             )
 
     def labels(self) -> np.ndarray:
@@ -284,10 +291,11 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Map each utterance or augmentation file that could not be read to the reason, over this and the worker
-        processes.
+        """Return the reason for each utterance or augmentation file that could not be read, with its name as the key.
+
+        Failures in the worker processes of the data loader are included.
         """
-        unexplained = "could not be read in a loader process; its log gives the reason"
+        unexplained = "could not be read in a loader process, whose log contains the reason"
         return dict.fromkeys(self.utterances.failed(), unexplained) | self._reasons
 
     def __len__(self) -> int:
@@ -300,8 +308,8 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             index: (epoch, sample), with the sample from 0 to `len(self) - 1`.
 
         Returns:
-            `input_values`: float32 `(crop_samples,)`, or `(2, crop_samples)` for pairs, the clean crop first; `labels`:
-                int.
+            Dictionary with `input_values`, float32 `(crop_samples,)`, and `labels`, the class index as an int. For
+            pairs, `input_values` is `(2, crop_samples)` with the clean crop first.
 
         Raises:
             IndexError: the sample is out of range.
@@ -309,11 +317,11 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         """
         epoch, sample = index
         if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} is not one of the {len(self)} of this data set")
+            raise IndexError(f"The sample must be from 0 to {len(self) - 1}, got {sample}.")
         generator = np.random.default_rng((self.seed, epoch, sample))
         factor_index, wanted = divmod(sample, len(self.utterances))
         factor = self.speed_factors[factor_index]
-        # Cut before the change of speed: only the crop is resampled.
+        # The crop is cut before its speed is changed, so that only the crop is resampled.
         utterance, crop = self._cut(wanted, int(np.ceil(self.crop_samples * factor)), generator)
         crop = self._speed_up(crop, factor)
         if self.augmentation is not None:
@@ -325,7 +333,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     def _speed_up(self, crop: np.ndarray, factor: float) -> np.ndarray:
         """Return a copy of the crop at another speed, `(crop_samples,)`."""
         crop = resample(crop, round(self.sampling_rate * factor), self.sampling_rate)
-        # The rounding of the rate can leave a fast crop a sample short.
+        # Because the rate is rounded, a fast crop can be one sample too short.
         return np.resize(crop, self.crop_samples) if len(crop) != self.crop_samples else crop.copy()
 
     def _augment(
@@ -344,7 +352,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         try:
             return augmentation(crop, generator, sample_other)
         except InputError as error:
-            # A noise or room file: the crop stays clean.
+            # A file of noise or of a room response cannot be read. The crop stays clean.
             self._note_failure(error.name, error.reason)
             return crop
 
@@ -354,10 +362,12 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
             try:
                 return candidate, self.utterances.cut(candidate, samples, generator)
             except InputError as error:
-                # Some errors name not the utterance but the shard that holds it.
+                # Some errors name the shard that contains the utterance instead of the utterance.
                 name = error.name if error.name else self.utterances.name(candidate)
                 self._note_failure(name, error.reason)
-        raise InputError(f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus on it")
+        raise InputError(
+            f"none of the {len(self.utterances)} files of the corpus can be read; check_corpus finds the reasons"
+        )
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:
         """Record failures that a loader process has found and logged."""
@@ -366,14 +376,14 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
     def _note_failure(self, path: str, reason: str) -> None:
         if path not in self._reasons:
             self._reasons[path] = reason
-            logger.warning("skipped in training: %s: %s", path, reason)
+            logger.warning("Skipped in training: %s: %s", path, reason)
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack items of `SpeakerCrops` into a batch.
 
     Returns:
-        `input_values`: float32 `(B, L)`, or `(B, 2, L)` for pairs; `labels`: int64 `(B,)`.
+        Dictionary with `input_values`, float32 `(B, L)` or, for pairs, `(B, 2, L)`, and `labels`, int64 `(B,)`.
     """
     return {
         "input_values": torch.from_numpy(np.stack([item["input_values"] for item in items])),

@@ -1,6 +1,7 @@
 """Samplers of training batches: global batches divided among ranks, and batches with a fixed number of speakers.
 
-Both depend on (seed, epoch), give every rank the same number of batches, and can start at any batch of an epoch.
+Both samplers depend only on (seed, epoch), give every rank the same number of batches, and can start at any batch of
+an epoch.
 """
 
 import itertools
@@ -14,15 +15,12 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """Sampler that divides the global batches of one epoch among ranks and micro-batches.
 
     The order of the epoch is `numpy.random.default_rng((seed, epoch)).permutation(number_of_samples)`, unless `order`
-    is
-    given. Global batch `k` is its `k`-th run of `batch_size_global` samples; the remainder is dropped. Within the
-    global
-    batch, micro-batch `a` of rank `r` is the contiguous slice number `a * world_size + r`. The samples of a global
-    batch
-    therefore do not depend on the number of ranks or accumulation steps, and every rank yields equally many
-    micro-batches.
+    is given. Global batch `k` is the `k`-th group of `batch_size_global` consecutive samples in this order. The
+    remaining samples are dropped. Within a global batch, micro-batch `a` of rank `r` is the contiguous slice number
+    `a * world_size + r`. The samples of a global batch therefore do not depend on the number of ranks or accumulation
+    steps, and every rank yields equally many micro-batches.
 
-    Pass it to a `DataLoader` as `batch_sampler`, with `collate`, and make a new one for each epoch.
+    Pass the sampler to a `DataLoader` as `batch_sampler`, with `collate`, and make a new sampler for each epoch.
 
     Example:
         ```python
@@ -39,9 +37,10 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         accumulation_steps: number of micro-batches per optimiser step.
         seed: random seed, at least 0.
         epoch: number of the epoch, at least 0.
-        start_batch: number of global batches of this epoch to skip, to resume within the epoch. They are not decoded.
-        order: another order of this epoch, `(n,)` with at least all complete global batches, for example the order in
-            which shards are streamed (`hf_hamspk.shards.EpochOrder`). None draws the permutation.
+        start_batch: number of global batches of this epoch to skip, to resume within the epoch. The skipped batches are
+            not decoded.
+        order: sample numbers `(n,)` in the order of this epoch, enough for all complete global batches. An example is
+            the order in which shards are streamed (`hf_hamspk.shards.EpochOrder`). None draws the permutation.
 
     Raises:
         ValueError: an argument is out of range.
@@ -62,27 +61,27 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         if min(batch_size_global, world_size, accumulation_steps) < 1 or min(seed, epoch) < 0:
             raise ValueError(
                 "batch_size_global, world_size and accumulation_steps must be at least 1, seed and epoch at least 0, "
-                f"got {batch_size_global}, {world_size}, {accumulation_steps}, {seed} and {epoch}"
+                f"got {batch_size_global}, {world_size}, {accumulation_steps}, {seed} and {epoch}."
             )
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}.")
         slices = world_size * accumulation_steps
         if batch_size_global % slices:
             raise ValueError(
-                f"a global batch of {batch_size_global} does not divide into {world_size} ranks x {accumulation_steps} "
-                f"accumulation steps; use a multiple of {slices}, for example "
-                f"{max(1, batch_size_global // slices) * slices}"
+                f"The global batch size must be a multiple of {slices} ({world_size} ranks x {accumulation_steps} "
+                f"accumulation steps), got {batch_size_global}. Use "
+                f"{max(1, batch_size_global // slices) * slices}, for example."
             )
         if number_of_samples < batch_size_global:
             raise ValueError(
-                f"{number_of_samples} samples do not fill one global batch of {batch_size_global}; lower the batch "
-                f"size to {number_of_samples} or less"
+                f"{number_of_samples} samples do not fill one global batch of {batch_size_global}. Lower the batch "
+                f"size to {number_of_samples} or less."
             )
         self.batches_per_epoch = number_of_samples // batch_size_global
         if not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(
-                f"start_batch must be from 0 to {self.batches_per_epoch}, the global batches of an epoch, got "
-                f"{start_batch}; the data or the batch size may differ from those of the run to be resumed"
+                f"start_batch must be from 0 to {self.batches_per_epoch} (the number of global batches in an epoch), "
+                f"got {start_batch}. The data or the batch size may have changed since the run was interrupted."
             )
         self.number_of_samples = number_of_samples
         self.batch_size_global = batch_size_global
@@ -113,14 +112,12 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
     """Sampler of batches of `speakers_per_batch` different speakers with `utterances_per_speaker` utterances each.
 
-    It suits losses that compare utterances in a batch, and corpora in which some speakers have far more utterances than
-    others. Every speaker comes once before any speaker comes again, in a new random order each time. The utterances of
-    one
-    speaker are drawn without repetition until all were used. A speaker with fewer than `utterances_per_speaker`
-    utterances
-    comes with some of them repeated (as different crops of `SpeakerCrops`).
+    This sampler suits losses that compare the utterances of a batch, and corpora in which some speakers have far more
+    utterances than others. Every speaker is drawn once before any speaker is drawn again, in a new random order each
+    time. The utterances of a speaker are drawn without repetition until all have been used. For a speaker with fewer
+    than `utterances_per_speaker` utterances, some utterances are repeated (as different crops of `SpeakerCrops`).
 
-    Pass it to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
+    Pass the sampler to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
 
     Example:
         ```python
@@ -132,12 +129,11 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         labels: class index of each sample.
         speakers_per_batch: number of speakers in a batch over all ranks, a multiple of `world_size` and at most the
-            number
-            of classes.
+            number of classes.
         utterances_per_speaker: number of utterances of each speaker, at least 1.
         seed: random seed, at least 0.
         epoch: number of the epoch, at least 0.
-        batches: number of batches in an epoch. None makes enough batches for the number of samples.
+        batches: number of batches in an epoch. None makes as many as the samples fill, at least 1.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
         start_batch: number of batches of this epoch to skip.
@@ -164,25 +160,25 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         if min(speakers_per_batch, utterances_per_speaker) < 1 or min(seed, epoch) < 0:
             raise ValueError(
                 "speakers_per_batch and utterances_per_speaker must be at least 1, seed and epoch at least 0, got "
-                f"{speakers_per_batch}, {utterances_per_speaker}, {seed} and {epoch}"
+                f"{speakers_per_batch}, {utterances_per_speaker}, {seed} and {epoch}."
             )
         if speakers_per_batch % world_size:
             raise ValueError(
-                f"{speakers_per_batch} speakers cannot be divided among {world_size} ranks; "
-                f"use a multiple of {world_size}"
+                f"{speakers_per_batch} speakers cannot be divided among {world_size} ranks. "
+                f"Use a multiple of {world_size}."
             )
         order = np.argsort(classes, kind="stable")
         self._samples = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
         if len(classes) == 0 or len(self._samples) < speakers_per_batch:
             raise ValueError(
-                f"a batch of {speakers_per_batch} speakers needs as many, the labels name "
-                f"{len(self._samples) if len(classes) else 0}; lower speakers_per_batch"
+                f"The labels must contain at least {speakers_per_batch} speakers to fill a batch, got "
+                f"{len(self._samples) if len(classes) else 0}. Lower the number of speakers per batch."
             )
         size = speakers_per_batch * utterances_per_speaker
         self.batches = max(1, len(classes) // size) if batches is None else batches
         if not 0 <= start_batch <= self.batches:
             raise ValueError(
-                f"start_batch must be from 0 to {self.batches}, the batches of an epoch, got {start_batch}"
+                f"start_batch must be from 0 to {self.batches} (the number of batches in an epoch), got {start_batch}."
             )
         self.speakers_per_batch, self.utterances_per_speaker = speakers_per_batch, utterances_per_speaker
         self.seed, self.epoch, self.start_batch = seed, epoch, start_batch
@@ -190,7 +186,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         self._own = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
-        """Return the number of batches that are left of the epoch."""
+        """Return the number of remaining batches of the epoch."""
         return self.batches - self.start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -203,18 +199,22 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
                 yield [(self.epoch, sample) for samples in batch[self._own] for sample in samples]
 
     def _turns(self, draws: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield groups of different speakers. Speakers left over at the end of a turn come first in the next one."""
+        """Yield the speakers of one batch after another.
+
+        A turn is a random order of all speakers. The speakers that do not fill a batch at the end of a turn come first
+        in the next turn.
+        """
         count, left = len(self._samples), np.empty(0, dtype=np.int64)
         while True:
             fresh = draws.permutation(count)
-            # A speaker that is left over must not be twice in one batch: it moves to the end of its new turn.
+            # No speaker may occur twice in a batch, so the speakers left over move to the end of the new order.
             twice = np.isin(fresh, left)
             turn = np.concatenate([left, fresh[~twice], fresh[twice]])
             full = len(turn) // self.speakers_per_batch * self.speakers_per_batch
             for start in range(0, full, self.speakers_per_batch):
                 run = turn[start : start + self.speakers_per_batch]
                 if len(np.unique(run)) < len(run):
-                    # Only if nearly all speakers are in each batch: such a run is filled up with others.
+                    # A speaker can still occur twice if a batch needs nearly all speakers. Another speaker replaces it.
                     others = draws.permutation(np.setdiff1d(np.arange(count), run))
                     run = np.concatenate([np.unique(run), others])[: self.speakers_per_batch]
                 yield run
@@ -232,4 +232,4 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
 
 def _check_rank(rank: int, world_size: int) -> None:
     if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1, got {rank} of {world_size}")
+        raise ValueError(f"rank must be from 0 to world_size - 1, got rank {rank} and world_size {world_size}.")

@@ -1,9 +1,10 @@
-"""Synthesise speakers for demonstrations and tests without downloads, with a source-filter synthesiser in NumPy.
+"""Synthesise speech of artificial speakers, for demonstrations and tests that need no downloads.
 
-Glottal pulses with jitter, shimmer and a pitch contour, together with breath and friction noise, pass through moving
-formants. A speaker is a random draw of pitch, vocal tract, formants, breathiness, tilt and rate. An utterance is a
-random draw of words, mood and channel (microphone, noise, level). Frames are filtered in the spectrum, which is fast.
-Error rates on this speech show that a pipeline works. They say nothing about real voices.
+This is a source-filter synthesiser in NumPy. Glottal pulses with jitter, shimmer and a pitch contour, together with
+breath and friction noise, pass through moving formants. For a speaker, pitch, vocal tract, formants, breathiness, tilt
+and rate are drawn at random. For an utterance, words, mean pitch and channel (microphone, noise, level) are drawn.
+Frames are filtered in the frequency domain, which is fast. Error rates on this speech show that a pipeline works. They
+say nothing about real voices.
 """
 
 import csv
@@ -17,7 +18,7 @@ import soundfile as sf
 from .audio import SAMPLING_RATE
 
 FRAMES_PER_SECOND = 100
-"""Number of frames per second: parameters change every 10 ms, the usual frame shift."""
+"""Number of frames per second. The parameters of the voice change every 10 ms, the usual frame shift."""
 
 VOWELS_HZ = np.array(
     [
@@ -37,7 +38,7 @@ VOWELS_HZ = np.array(
 """First three formants of ten vowels in Hz, near the averages of adult men in the phonetic literature."""
 
 UPPER_FORMANTS_HZ = np.array([3500.0, 4400.0, 5600.0], dtype=np.float32)
-"""Formants 4 to 6 in Hz. They hardly change with the words, so they characterise the speaker."""
+"""Formants 4 to 6 in Hz. They hardly depend on the words, so they characterise the speaker."""
 
 BANDWIDTHS_HZ = np.array([80.0, 90.0, 110.0, 140.0, 180.0, 220.0], dtype=np.float32)
 
@@ -45,13 +46,13 @@ FORMANT_PEAK = 10.0
 """Height of a formant over the surrounding spectrum, as an amplitude ratio: 20 dB."""
 
 TILT_FROM_HZ = 300.0
-"""Frequency in Hz up to which the glottal spectrum is approximately flat; above it falls."""
+"""Frequency in Hz up to which the glottal spectrum is approximately flat. Above it, the spectrum falls."""
 
 DB_PER_OCTAVE_OF_POWER = 20.0 * np.log10(2.0)
-"""Fall of a power response `(1 + f^2 / f0^2)^-1` in dB per octave, 6.02 dB."""
+"""Fall of the power response `(1 + f^2 / f0^2)^-1` above `f0`: 6.02 dB per octave."""
 
 NOISE_CENTRES_HZ = (1400.0, 6500.0)
-"""Range of the centre of consonant noise in Hz, from the burst of a "k" to an "s"."""
+"""Range of the centre frequency of consonant noise in Hz, from the burst of a "k" to an "s"."""
 
 GROUP_PITCH_HZ = (118.0, 205.0)
 GROUP_TRACT = (1.0, 1.15)
@@ -62,7 +63,7 @@ MICROPHONE_DB = 2.5
 """Standard deviation in dB of each smooth bump in a microphone's response."""
 
 LEVEL_DBFS = (-32.0, -18.0)
-"""RMS level of an utterance in dBFS."""
+"""Range of the RMS level of an utterance in dBFS."""
 
 PEAK = 0.98
 """Largest sample, slightly below full scale, so that 16-bit files do not clip."""
@@ -70,24 +71,29 @@ PEAK = 0.98
 UTTERANCES_PER_SESSION = 4
 
 SPEAKERS_PER_SEED = 1_000_000
-"""Number of speaker seeds per corpus seed, so that corpora of different seeds share no speakers."""
+"""Number of speaker seeds reserved for each corpus seed, so that corpora of different seeds share no speakers."""
 
 MAX_TARGETS = 5_000
 IMPOSTORS_PER_TARGET = 3
-"""Impostor trials per target trial. At most 20,000 trials are drawn, about half as many as in VoxCeleb1-O: enough to
-measure an EER to 1 %, and scored in a second.
+"""Number of impostor trials per target trial.
+
+At most 20,000 trials are drawn, about half as many as in VoxCeleb1-O. They suffice to measure an EER to within 1 %, and
+scoring them takes a second.
 """
 
 DRAWS_PER_IMPOSTOR = 8
-"""Random pairs drawn per impostor trial. Half are in the wrong order, and some repeat or share a speaker."""
+"""Number of random pairs drawn per impostor trial.
+
+Half of them are discarded because they are in the wrong order, and some because they are repeated or have one speaker.
+"""
 
 FLOOR = 1e-9
-"""Lower limit that keeps logarithms and divisions finite in silent frames, far below any sample."""
+"""Small constant, far below any sample, that prevents division by zero in silence."""
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """Constants of a synthetic speaker, which are the same in all utterances.
+    """Parameters of a synthetic speaker that are the same in all utterances.
 
     Attributes:
         pitch: mean fundamental frequency in Hz.
@@ -136,7 +142,7 @@ class Frames:
 
 
 def draw_speaker(speaker_seed: int) -> Speaker:
-    """Draw the speaker of a seed (at least 0)."""
+    """Draw the speaker that belongs to a seed. The seed must be at least 0."""
     draw = np.random.default_rng((speaker_seed, 1))
     group = int(draw.integers(2))
     return Speaker(
@@ -161,7 +167,8 @@ def make_speech(
 
     Args:
         speaker_seed: random seed of the speaker, at least 0.
-        utterance_seed: random seed of the utterance, at least 0. Words differ between speakers for the same seed.
+        utterance_seed: random seed of the utterance, at least 0. The same seed gives each speaker different
+            words.
         duration: duration in seconds, at least 0.1.
         sampling_rate: sampling rate in Hz, at least 8000.
 
@@ -172,10 +179,12 @@ def make_speech(
         ValueError: an argument is out of range.
     """
     if min(speaker_seed, utterance_seed) < 0:
-        raise ValueError(f"seeds must be at least 0, got {speaker_seed} and {utterance_seed}")
+        raise ValueError(
+            f"speaker_seed and utterance_seed must be at least 0, got {speaker_seed} and {utterance_seed}."
+        )
     if duration < 0.1 or sampling_rate < 8000:
         raise ValueError(
-            f"duration must be at least 0.1 s and sampling_rate at least 8000, got {duration} and {sampling_rate}"
+            f"duration must be at least 0.1 s and sampling_rate at least 8000, got {duration} and {sampling_rate}."
         )
     speaker = draw_speaker(speaker_seed)
     draw = np.random.default_rng((speaker_seed, utterance_seed, 2))
@@ -186,8 +195,8 @@ def make_speech(
 
 
 def _articulate(speaker: Speaker, count: int, draw: np.random.Generator) -> Frames:
-    """Return `count` frames of words: a sequence of vowels, consonants and pauses."""
-    pitch_shift = draw.normal(0.0, 0.06)  # octaves: the mood of the utterance
+    """Return `count` frames of random words, which consist of vowels, consonants and pauses."""
+    pitch_shift = draw.normal(0.0, 0.06)  # in octaves, for the whole utterance
     rate = speaker.rate * np.exp(draw.normal(0.0, 0.1))
     lengths = np.maximum(3, np.rint(draw.gamma(4.0, FRAMES_PER_SECOND / rate / 4.0, 2 + count // 3))).astype(int)
     owner = np.repeat(np.arange(len(lengths)), lengths)[:count]
@@ -204,7 +213,7 @@ def _articulate(speaker: Speaker, count: int, draw: np.random.Generator) -> Fram
     formants = np.concatenate([lower, np.broadcast_to(UPPER_FORMANTS_HZ, (sounds, 3))], axis=1)
     formants = formants * (speaker.tract * speaker.formants)
     noise = friction[owner]
-    # A plosive is closed for most of its time and bursts at its end.
+    # A plosive is silent except for the burst in its last frame.
     last = np.append(owner[1:] != owner[:-1], True)
     noise = np.where((role[owner] == 3) & ~last, 0.0, noise)
     wander = _smooth(draw.standard_normal(count), 25)
@@ -220,14 +229,14 @@ def _articulate(speaker: Speaker, count: int, draw: np.random.Generator) -> Fram
 
 
 def _sound(speaker: Speaker, frames: Frames, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """Filter the sound sources: `(T * hop,)` float32. The level is arbitrary."""
+    """Return the filtered sound sources, `(T * hop,)` float32. The level is arbitrary."""
     hop = sampling_rate // FRAMES_PER_SECOND
     count = len(frames.pitch)
     pulses = _pulses(speaker, frames, hop, sampling_rate, draw)
     breath = draw.standard_normal(count * hop, dtype=np.float32) * np.float32(speaker.breath)
     friction = draw.standard_normal(count * hop, dtype=np.float32)
     hertz = np.arange(3 * hop // 2 + 1, dtype=np.float32) * np.float32(sampling_rate / (3 * hop))
-    # Breath follows the voice with a little left in pauses.
+    # Breath noise follows the voicing, and a little of it remains in pauses.
     voice = _analyse(pulses + breath * np.repeat(frames.voicing + 0.02, hop), hop)
     voice *= _formant_gain(speaker, frames.formants, hertz)
     distance = np.log2((hertz + 50.0) / frames.centre[:, None])  # octaves, Gaussian around the centre
@@ -236,7 +245,7 @@ def _sound(speaker: Speaker, frames: Frames, sampling_rate: int, draw: np.random
 
 
 def _pulses(speaker: Speaker, frames: Frames, hop: int, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """Return the glottal impulses, each divided over the two samples around its instant: `(T * hop,)` float32."""
+    """Return the glottal pulses, `(T * hop,)` float32. Each is split between the two samples around its time."""
     samples = len(frames.pitch) * hop
     grid = np.arange(0, samples + 1, hop)
     phase = np.concatenate([[0.0], np.cumsum(frames.pitch) * hop / sampling_rate])  # periods at the frames' edges
@@ -253,11 +262,11 @@ def _pulses(speaker: Speaker, frames: Frames, hop: int, sampling_rate: int, draw
 
 
 def _formant_gain(speaker: Speaker, formants: np.ndarray, hertz: np.ndarray) -> np.ndarray:
-    """Return the magnitude of the vocal tract with the glottal tilt, `(T, bins)` float32. It is 1 at 0 Hz."""
+    """Return the magnitude response of vocal tract and glottal tilt, `(T, bins)` float32. It is 1 at 0 Hz."""
     gain = np.ones((len(formants), len(hertz)), dtype=np.float32)
     squared = hertz**2
-    # Each formant is a peak of FORMANT_PEAK over a gain of 1 (a resonance over one that many times as damped): the
-    # formants above the sixth, which a real tract has without end, need not be made up for.
+    # Each formant is a resonance divided by another that is FORMANT_PEAK times as damped. Far from the formant the gain
+    # is 1, so the formants above the sixth, which are left out, need no correction.
     for track, bandwidth in zip(formants.T, BANDWIDTHS_HZ * speaker.bandwidth, strict=True):
         distance = (squared - (track**2)[:, None]) ** 2
         damping = np.float32(bandwidth**2) * squared
@@ -267,7 +276,10 @@ def _formant_gain(speaker: Speaker, formants: np.ndarray, hertz: np.ndarray) -> 
 
 
 def _analyse(signal: np.ndarray, hop: int) -> np.ndarray:
-    """Return the short-time spectrum, `(T, 3 hop // 2 + 1)` complex64. The Hann windows of two hops add up to one."""
+    """Return the short-time spectrum, `(T, 3 hop // 2 + 1)` complex64.
+
+    The Hann windows are two hops long and add up to one.
+    """
     blocks = signal.reshape(-1, hop)
     following = np.concatenate([blocks[1:], np.zeros((1, hop), np.float32)])
     window = (0.5 - 0.5 * np.cos(np.pi * np.arange(2 * hop) / hop)).astype(np.float32)
@@ -276,7 +288,7 @@ def _analyse(signal: np.ndarray, hop: int) -> np.ndarray:
 
 def _overlap_add(spectrum: np.ndarray, hop: int) -> np.ndarray:
     """Convert a spectrum back to samples, `(T * hop,)` float32, by adding the overlapping windows."""
-    # The filters have no phase: half of their response comes before its time, so the frame is turned by half a hop.
+    # The filters have zero phase, so half of their response precedes the frame. Rolling by half a hop keeps it there.
     pieces = np.roll(np.fft.irfft(spectrum, 3 * hop), hop // 2, axis=1).reshape(len(spectrum), 3, hop)
     total = pieces[:, 0].copy()
     total[1:] += pieces[:-1, 1]
@@ -285,7 +297,7 @@ def _overlap_add(spectrum: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _record(speech: np.ndarray, sampling_rate: int, draw: np.random.Generator) -> np.ndarray:
-    """Apply the channel of an utterance: a microphone with smooth bumps, noise and a level.
+    """Apply a random recording channel: a microphone response with smooth bumps, noise and a level.
 
     The result is float32 `(L,)`.
     """
@@ -319,19 +331,18 @@ def make_corpus(
 ) -> Path:
     """Write a corpus of synthetic speakers in the layout of VoxCeleb.
 
-    `folder` is the audio root of all files in it. It receives `train/` and `test/` with
-    `speaker/session/utterance.flac` of
-    different speakers, `train.csv` and `test.csv` (columns path, speaker_id, session, duration_s), and `trials.txt`
-    (lines
-    `label enrolment test`, where 1 means the same speaker) over the test speakers.
+    The folders `train/` and `test/` contain files `speaker/session/utterance.flac` of different speakers. The files
+    `train.csv` and `test.csv` have the columns path, speaker_id, session and duration_s. The file `trials.txt` has the
+    trials of the test speakers, in lines `label enrolment test` with the label 1 for the same speaker. All paths are
+    relative to `folder`.
 
     Args:
-        folder: folder of the corpus. It is created if absent, and must not contain a corpus.
-        speakers: number of all speakers, at least 4.
+        folder: folder of the corpus. It is created if it does not exist, and must not already contain a corpus.
+        speakers: number of speakers in all, at least 4.
         utterances: number of utterances of each speaker, at least 2.
         seed: random seed, at least 0. Corpora of different seeds share no speakers.
-        duration_range: durations of the shortest and the longest utterance in seconds.
-        test_share: share of the speakers used for testing, between 0 and 1; at least 2 speakers are used.
+        duration_range: shortest and longest duration of an utterance in seconds, at least 0.1.
+        test_share: fraction of the speakers used for testing, between 0 and 1. At least 2 speakers are used.
         sampling_rate: sampling rate in Hz.
 
     Returns:
@@ -367,28 +378,28 @@ def _check_corpus_arguments(
 ) -> None:
     if not 4 <= speakers <= SPEAKERS_PER_SEED or utterances < 2 or seed < 0:
         raise ValueError(
-            f"speakers must be from 4 to {SPEAKERS_PER_SEED} (2 to train with, 2 to test with), utterances at least 2 "
-            f"(or there are no target trials) and seed at least 0, got {speakers}, {utterances} and {seed}"
+            f"speakers must be from 4 to {SPEAKERS_PER_SEED} (2 each for training and testing), utterances at least "
+            f"2 (for target trials) and seed at least 0, got {speakers}, {utterances} and {seed}."
         )
     if not 0.1 <= duration_range[0] <= duration_range[1]:
-        raise ValueError(f"duration_range must be (shortest, longest) in seconds, from 0.1 up, got {duration_range}")
+        raise ValueError(f"duration_range must be (shortest, longest) in seconds, at least 0.1, got {duration_range}.")
     if not 0.0 < test_share < 1.0:
-        raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
+        raise ValueError(f"test_share must be between 0 and 1, got {test_share}.")
     taken = [name for name in ("train", "test", "train.csv", "test.csv", "trials.txt") if (root / name).exists()]
     if taken:
-        raise ValueError(f"{root} already contains {', '.join(taken)}; give another folder or delete them")
+        raise ValueError(f"{root} already contains {', '.join(taken)}. Choose another folder, or delete them.")
 
 
 def _draw_trials(utterances: list[tuple[str, str]], draw: np.random.Generator) -> list[str]:
-    """Return lines `label enrolment test` of all target pairs and three times as many impostor pairs.
+    """Return lines `label enrolment test` of all target pairs and of three times as many impostor pairs.
 
-    If there are more than `MAX_TARGETS` target pairs, that many are drawn at random.
+    If there are more than `MAX_TARGETS` target pairs, `MAX_TARGETS` of them are drawn at random.
     """
     total = len(utterances)
     of_speaker: dict[str, list[int]] = {}
     for index, (_, speaker) in enumerate(utterances):
         of_speaker.setdefault(speaker, []).append(index)
-    # A pair (first, second) is the number first * total + second: the pairs of a large corpus do not fit in memory.
+    # A pair (first, second) is stored as the number first * total + second, which saves memory for large corpora.
     targets = [a * total + b for own in of_speaker.values() for a, b in itertools.combinations(own, 2)]
     targets = draw.permutation(targets)[:MAX_TARGETS]
     wanted = IMPOSTORS_PER_TARGET * len(targets)

@@ -68,4 +68,4 @@ def test_bad_words(refusal, model_folder, corpus):
     assert "no column 'language'" in refusal(
         *words, "--over", "--metadata", corpus / "table.csv", "--group-by", "language"
     )
-    assert "cannot be made" in refusal(*words, "--over", "duration", "--values", "-1")
+    assert "must be finite and above 0, got -1 s" in refusal(*words, "--over", "duration", "--values", "-1")

@@ -55,7 +55,7 @@ def test_train_refuses(tmp_path, refusal, corpus):
     assert "margin must be at least 0" in refusal("train", "--train_data", corpus, "--margin=-0.1")
     assert "Recipe not found: nope.yaml" in refusal("train", "nope.yaml")
     assert "train_data is missing" in refusal("train")
-    assert "no corpus at" in refusal("train", "--train_data", tmp_path / "nope", "--output_dir", tmp_path / "run")
+    assert "No corpus at" in refusal("train", "--train_data", tmp_path / "nope", "--output_dir", tmp_path / "run")
     message = refusal("train", "--train_data", corpus, "--test_trials", tmp_path / "trials.txt", "--cpu")
     assert "files of the trial list are missing" in message
 

@@ -175,18 +175,21 @@ def test_files_of_the_user_take_the_place_of_generated_noise_and_rooms(tmp_path)
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("probability must lie between 0 and 1, got 1.5")):
+    with pytest.raises(ValueError, match=re.escape("probability must be between 0 and 1, got 1.5")):
         Augmentation(1.5)
     known = "kinds must be some of noise, babble, reverb, band, codec, equaliser, gain, music, got ('radio',)"
     with pytest.raises(ValueError, match=re.escape(known)):
         Augmentation(kinds=("radio",))
-    with pytest.raises(ValueError, match=re.escape("music cannot be generated: give music_dir")):
+    with pytest.raises(ValueError, match=re.escape("The kind music needs music_dir, got None. Set music_dir")):
         Augmentation(kinds=("music",))
     with pytest.raises(ValueError, match=re.escape("kinds must be some of")):
         Augmentation(kinds=())
-    with pytest.raises(ValueError, match=re.escape(f"no audio in noise_dir {tmp_path}")):
+    with pytest.raises(ValueError, match=re.escape(f"No audio in noise_dir {tmp_path}.")):
         Augmentation(noise_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=re.escape("pass sample_other, give speech_dir, or leave it out of kinds")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("needs other voices. Pass sample_other, set speech_dir, or remove babble from kinds."),
+    ):
         Augmentation(1.0, kinds=("babble",))(white(10), np.random.default_rng(0))
 
 
@@ -206,7 +209,7 @@ def test_several_kinds_may_be_applied_to_one_crop():
     augmentation = Augmentation(1.0, kinds=("equaliser", "gain"), most=2)
     results = {augmentation(crop, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert len(results) == 20
-    with pytest.raises(ValueError, match=re.escape("most must lie between 1 and the number of kinds, 2, got 3")):
+    with pytest.raises(ValueError, match=re.escape("most must be between 1 and 2 (the number of kinds), got 3")):
         Augmentation(kinds=("band", "gain"), most=3)
 
 

@@ -68,8 +68,8 @@ def test_codecs_keep_the_voice(speech):
 def test_bad_values_are_refused():
     for kind, values, message in (
         ("loudness", None, "condition to sweep over must be one of"),
-        ("duration", [0.0], "cannot be made"),
-        ("snr", [float("nan")], "cannot be made"),
+        ("duration", [0.0], "must be finite and above 0, got 0 s"),
+        ("snr", [float("nan")], "must be finite, got nan dB"),
         ("codec", [1.0], "no strength"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -69,17 +69,20 @@ def test_csv_with_an_audio_root_other_columns_and_absolute_paths(tree, tmp_path)
     [
         (
             "path,Speaker\na,b\n",
-            "has no column 'speaker_id', only 'path', 'Speaker'; did you mean speaker_column='Speaker'?",
+            "no column 'speaker_id'. Its columns are ['path', 'Speaker']. Did you mean speaker_column='Speaker'?",
         ),
-        ("q,speaker_id\na,b\n", "has no column 'path', only 'q', 'speaker_id'; name the right one with audio_column"),
-        ("", "has no column 'path', only "),
-        ("path,speaker_id\n", "no audio in {table}: it has a header but no rows"),
+        (
+            "q,speaker_id\na,b\n",
+            "no column 'path'. Its columns are ['q', 'speaker_id']. Name the right column with audio_column.",
+        ),
+        ("", "has no column 'path'. Its columns are []."),
+        ("path,speaker_id\n", "No audio in {table}. The file has a header but no rows."),
         (
             "path,speaker_id\nid02/b/2.wav,x\nid10/x/3.ogg,\n",
-            "{table}, line 3: 'path' is 'id10/x/3.ogg' and 'speaker_id' is ''",
+            "{table}, line 3: expected values for 'path' and 'speaker_id', got 'id10/x/3.ogg' and ''",
         ),
-        ("path,speaker_id\nid02/b/2.wav\n", "'speaker_id' is None, both must be filled"),
-        ("path,speaker_id\nid02/b/2.wav,x\n", "has the one speaker 'x' in 1 files, at least 2 are needed"),
+        ("path,speaker_id\nid02/b/2.wav\n", "got 'id02/b/2.wav' and None. Complete the line, or delete it."),
+        ("path,speaker_id\nid02/b/2.wav,x\n", "must have at least 2 speakers, got only 'x' in 1 files"),
     ],
 )
 def test_tables_that_are_refused(tree, content, message):
@@ -102,16 +105,16 @@ def test_missing_files_are_counted_and_the_first_five_named(tree):
     with pytest.raises(ValueError, match=re.escape("7 of the 8 files")) as caught:
         load_corpus(table)
     assert [f"gone{number}.wav" in str(caught.value) for number in range(7)] == [True] * 5 + [False] * 2
-    assert "set audio_root" in str(caught.value)
+    assert "Set audio_root" in str(caught.value)
 
 
 def test_sources_that_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=re.escape(f"no corpus at {tmp_path / 'none'}")):
+    with pytest.raises(ValueError, match=re.escape(f"No corpus at {tmp_path / 'none'}.")):
         load_corpus(tmp_path / "none")
-    with pytest.raises(ValueError, match=re.escape(f"no audio in {tmp_path}: expected speaker/.../utterance")):
+    with pytest.raises(ValueError, match=re.escape(f"No audio in {tmp_path}. Expected files speaker/.../utterance")):
         load_corpus(tmp_path)
     write_tone(tmp_path / "one" / "a.wav")
-    with pytest.raises(ValueError, match=re.escape("has the one speaker 'one' in 1 files, at least 2 are needed")):
+    with pytest.raises(ValueError, match=re.escape("must have at least 2 speakers, got only 'one' in 1 files")):
         load_corpus(tmp_path)
 
 
@@ -139,7 +142,7 @@ def test_check_refuses_a_corpus_with_too_little_left(tree):
     for speaker in ("id01", "id02"):
         for path in (tree / speaker).rglob("[!.]*.*"):
             path.write_bytes(b"")
-    with pytest.raises(ValueError, match=re.escape("fewer than 2 speakers are left after the audio check")) as caught:
+    with pytest.raises(ValueError, match=re.escape("Fewer than 2 speakers are left after the audio check")) as caught:
         check_corpus(load_corpus(tree), progress=False)
     assert "1 files of 1 speakers" in str(caught.value)
 

@@ -47,7 +47,7 @@ def test_even_segments_of_a_short_waveform_repeat_it(length):
 
 @pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 5)), np.float32(1)])
 def test_waveforms_of_another_shape_are_refused(waveform):
-    message = re.escape("expected a waveform of shape (L,) with L >= 1")
+    message = re.escape("Expected a waveform of shape (L,) with L >= 1")
     with pytest.raises(ValueError, match=message):
         random_crop(np.asarray(waveform), 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match=message):
@@ -55,7 +55,7 @@ def test_waveforms_of_another_shape_are_refused(waveform):
 
 
 def test_lengths_and_counts_must_be_positive():
-    with pytest.raises(ValueError, match=re.escape("a crop must have at least 1 sample, got 0")):
+    with pytest.raises(ValueError, match=re.escape("samples must be at least 1, got 0.")):
         random_crop(np.zeros(5), 0, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=re.escape("count must be at least 1 segment, got 0")):
+    with pytest.raises(ValueError, match=re.escape("count must be at least 1, got 0.")):
         even_segments(np.zeros(5), 3, 0)

@@ -144,7 +144,9 @@ def test_failures_of_worker_processes_are_known_here(corpus):
     dataset = crops(corpus)
     sampler = GlobalBatchSampler(12, 4, 0, 1, 1, seed=0, epoch=0)
     loaded = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2))
-    assert dataset.failures == {corpus[7]["path"]: "could not be read in a loader process; its log gives the reason"}
+    assert dataset.failures == {
+        corpus[7]["path"]: "could not be read in a loader process, whose log contains the reason"
+    }
     for batch, indices in zip(loaded, sampler, strict=True):
         expected = collate([dataset[index] for index in indices])
         assert torch.equal(batch["input_values"], expected["input_values"])
@@ -161,7 +163,7 @@ def test_a_broken_noise_file_leaves_the_crop_clean(corpus, tmp_path_factory):
 
 
 def test_nothing_to_read_and_indices_out_of_range(corpus):
-    with pytest.raises(IndexError, match=re.escape("sample 12 is not one of the 12")):
+    with pytest.raises(IndexError, match=re.escape("The sample must be from 0 to 11, got 12.")):
         crops(corpus)[0, 12]
     for path in corpus["path"]:
         sf.write(path, np.zeros(0), 16_000)
@@ -177,8 +179,8 @@ def test_nothing_to_read_and_indices_out_of_range(corpus):
         ({"speed_factors": (0.9, 1.0)}, "speed_factors must be different and begin with 1.0, got (0.9, 1.0)"),
         ({"speed_factors": (1.0, 0.9, 0.9)}, "speed_factors must be different"),
         ({"speed_factors": ()}, "speed_factors must be different"),
-        ({"speed_factors": (1.0, 0.905)}, "speed_factors must be whole percents, got (1.0, 0.905)"),
-        ({"speed_factors": (1.0, 3.0)}, "speed_factors must lie between 0.5 and 2.0, got (1.0, 3.0)"),
+        ({"speed_factors": (1.0, 0.905)}, "speed_factors must be multiples of 0.01, got (1.0, 0.905)"),
+        ({"speed_factors": (1.0, 3.0)}, "speed_factors must be between 0.5 and 2.0, got (1.0, 3.0)"),
     ],
 )
 def test_arguments_that_are_refused(corpus, arguments, message):
@@ -187,11 +189,15 @@ def test_arguments_that_are_refused(corpus, arguments, message):
 
 
 def test_labels_that_are_refused(corpus):
-    with pytest.raises(ValueError, match=re.escape("label_of must number its 3 speakers 0 to 2, once each")):
+    with pytest.raises(
+        ValueError, match=re.escape("label_of must map its 3 speakers to the indices 0 to 2, each used once")
+    ):
         SpeakerCrops(corpus, {"a": 0, "b": 1, "c": 3}, CROP, 0)
-    with pytest.raises(ValueError, match=re.escape("1 speakers of the corpus are not in label_of, the first is 'c'")):
+    with pytest.raises(
+        ValueError, match=re.escape("every speaker of the corpus. 1 speakers are missing, for example 'c'")
+    ):
         SpeakerCrops(corpus, {"a": 0, "b": 1}, CROP, 0)
-    with pytest.raises(ValueError, match=re.escape("the corpus has no rows")):
+    with pytest.raises(ValueError, match=re.escape("a corpus with at least 1 utterance, got none")):
         SpeakerCrops(corpus.select([]), {"a": 0}, CROP, 0)
 
 
@@ -262,10 +268,15 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((100, 10, 0, 3, 1, 0, 0), "a global batch of 10 does not divide into 3 ranks x 1 accumulation steps"),
-        ((100, 10, 0, 3, 1, 0, 0), "use a multiple of 3, for example 9"),
-        ((100, 2, 0, 2, 2, 0, 0), "use a multiple of 4, for example 4"),
-        ((7, 8, 0, 1, 1, 0, 0), "7 samples do not fill one global batch of 8; lower the batch size to 7 or less"),
+        (
+            (100, 10, 0, 3, 1, 0, 0),
+            "must be a multiple of 3 (3 ranks x 1 accumulation steps), got 10. Use 9, for example.",
+        ),
+        (
+            (100, 2, 0, 2, 2, 0, 0),
+            "must be a multiple of 4 (2 ranks x 2 accumulation steps), got 2. Use 4, for example.",
+        ),
+        ((7, 8, 0, 1, 1, 0, 0), "7 samples do not fill one global batch of 8. Lower the batch size to 7 or less."),
         ((100, 10, 2, 2, 1, 0, 0), "rank must be from 0 to world_size - 1 = 1, got 2"),
         ((100, 10, 0, 1, 1, 0, 0, 11), "start_batch must be from 0 to 10"),
         ((100, 10, 0, 1, 1, 0, 0, -1), "start_batch must be from 0 to 10"),

@@ -54,8 +54,8 @@ def test_ranks_share_the_speakers_of_a_batch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SpeakerBatchSampler(LABELS, 13, 1, 0, 0), "a batch of 13 speakers needs as many, the labels name 12"),
-        (lambda: SpeakerBatchSampler([], 1, 1, 0, 0), "the labels name 0"),
+        (lambda: SpeakerBatchSampler(LABELS, 13, 1, 0, 0), "must contain at least 13 speakers to fill a batch, got 12"),
+        (lambda: SpeakerBatchSampler([], 1, 1, 0, 0), "must contain at least 1 speakers to fill a batch, got 0"),
         (lambda: SpeakerBatchSampler(LABELS, 4, 0, 0, 0), "utterances_per_speaker must be at least 1"),
         (lambda: SpeakerBatchSampler(LABELS, 4, 1, 0, 0, world_size=3), "4 speakers cannot be divided among 3 ranks"),
         (lambda: SpeakerBatchSampler(LABELS, 4, 1, 0, 0, start_batch=51), "start_batch must be from 0 to 50"),

@@ -120,10 +120,10 @@ def test_corpora_of_one_seed_are_equal_and_of_two_seeds_are_not(tmp_path):
     ("arguments", "message"),
     [
         ({"speakers": 3}, "speakers must be from 4 to 1000000"),
-        ({"utterances": 1}, "utterances at least 2 (or there are no target trials)"),
+        ({"utterances": 1}, "utterances at least 2 (for target trials)"),
         ({"seed": -1}, "seed at least 0"),
         ({"duration_range": (3.0, 2.0)}, "duration_range must be (shortest, longest) in seconds"),
-        ({"test_share": 1.0}, "test_share must lie between 0 and 1, got 1.0"),
+        ({"test_share": 1.0}, "test_share must be between 0 and 1, got 1.0"),
     ],
 )
 def test_corpus_arguments_that_are_refused(tmp_path, arguments, message):
@@ -134,9 +134,9 @@ def test_corpus_arguments_that_are_refused(tmp_path, arguments, message):
 
 def test_a_folder_in_use_and_speech_that_cannot_be_made(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=re.escape("already contains train; give another folder or delete them")):
+    with pytest.raises(ValueError, match=re.escape("already contains train. Choose another folder, or delete them.")):
         make_corpus(tmp_path)
-    with pytest.raises(ValueError, match=re.escape("seeds must be at least 0, got -1 and 0")):
+    with pytest.raises(ValueError, match=re.escape("speaker_seed and utterance_seed must be at least 0, got -1 and 0")):
         make_speech(-1, 0)
     with pytest.raises(ValueError, match=re.escape("duration must be at least 0.1 s")):
         make_speech(0, 0, 0.01)

@@ -32,7 +32,10 @@ def test_a_run_is_resumed_exactly(tmp_path, run_words):
 
 @pytest.mark.parametrize(
     ("batch_size", "each", "message"),
-    [(6, 4, r"batch_size \(6\) must be a multiple of utterances_per_speaker \(4\)"), (8, 1, "needs as many")],
+    [
+        (6, 4, r"batch_size \(6\) must be a multiple of utterances_per_speaker \(4\)"),
+        (8, 1, "The labels must contain at least 8 speakers"),
+    ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, run_words, batch_size, each, message):
     with pytest.raises(ValueError, match=message):

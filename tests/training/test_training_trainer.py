@@ -277,7 +277,7 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path, run_words):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 5, "gradient_accumulation_steps": 2}, "does not divide into 1 ranks x 2"),
+        ({"batch_size": 5, "gradient_accumulation_steps": 2}, "must be a multiple of 2 (1 ranks x 2"),
         ({"batch_size": 1000}, "24 samples do not fill one global batch of 1000"),
         ({"audio_root": "nowhere"}, "12 of 12 files of the trial list are missing under nowhere"),
     ],
