@@ -1,4 +1,4 @@
-"""Embed complete corpora. Reading runs ahead of the model, and an interrupted run can be resumed."""
+"""Embed complete corpora. Threads read audio ahead of the model, and an interrupted run can be resumed."""
 
 from .extracting import Speed, extract
 from .parts import EmbeddingParts

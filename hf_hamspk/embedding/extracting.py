@@ -1,6 +1,6 @@
-"""Embed the utterances of a source and save them in parts.
+"""Embed the utterances of a source and save the embeddings in parts.
 
-Threads decode ahead of the model. Utterances are sorted by length, and each batch takes one forward pass.
+Threads decode audio ahead of the model. Utterances are sorted by length, so that a batch needs little padding.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from .parts import EmbeddingParts
 from .sources import DecodedUtterance, Source
 
 CHUNK_SECONDS = 600.0
-"""Seconds of audio that are sorted by length together. At most three such chunks of 38 MB are in memory."""
+"""Seconds of audio in a chunk, whose utterances are sorted by length. At most three chunks of 38 MB are in memory."""
 
 
 @dataclass
 class Speed:
-    """Speed of one run. Parts that an earlier run completed do not count.
+    """Speed of one embedding run. Parts that an earlier run completed do not count.
 
     Attributes:
         utterances: number of utterances that were embedded or skipped.
@@ -43,7 +43,7 @@ class Speed:
 
     @property
     def real_time_factor(self) -> float:
-        """Return the computing time per second of audio, or 0 if there was no audio."""
+        """Return the wall-clock seconds per second of audio, or 0 if no audio was embedded."""
         return self.wall_seconds / self.audio_seconds if self.audio_seconds else 0.0
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> Speed:
-    """Embed the parts of this process that are not done yet.
+    """Embed the utterances in the parts of this process that are not complete yet.
 
     Process `rank` takes the parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on.
 
@@ -80,7 +80,7 @@ def extract(
         world_size: number of processes that share the work.
         batch_seconds: seconds of audio in one forward pass, padding included.
         workers: number of threads that read and decode.
-        progress: show a bar with utterances per second and the real-time factor.
+        progress: whether to show a progress bar with utterances per second and the real-time factor.
 
     Returns:
         The speed of this process.
@@ -109,9 +109,9 @@ def extract(
 def _embed(
     model: HamSpkPreTrainedModel, recordings: list[DecodedUtterance], batch_seconds: float
 ) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
-    """Return each utterance without its waveform, its seconds and its embedding.
+    """Embed recordings. Return each utterance (without its waveform), its duration in seconds and its embedding.
 
-    For an utterance that cannot be used, the seconds are 0 and the embedding is empty.
+    If an utterance cannot be used, its duration is 0 and its embedding is empty.
     """
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
@@ -123,7 +123,7 @@ def _embed(
             seconds, embedding = len(recording.waveform) / rate, next(embeddings)
             recording = replace(recording, waveform=None)
             if not np.isfinite(embedding).all():
-                reason = "its embedding is not finite; embed it in float32, and check that the weights are not damaged"
+                reason = "its embedding is not finite; use float32, and check that the weights are not damaged"
                 recording, seconds, embedding = replace(recording, reason=reason), 0.0, embedding[:0]
         rows.append((recording, seconds, embedding))
     return rows
@@ -147,7 +147,7 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
 def _in_order(
     pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
 ) -> Iterator[tuple[tuple[int, int], list[DecodedUtterance]]]:
-    """Read pieces in threads, at most `ahead` in advance, and yield them in order."""
+    """Read pieces in threads and yield them in order. At most `ahead` pieces are read in advance."""
     left = iter(order)
     reading: deque[tuple[tuple[int, int], Future[list[DecodedUtterance]]]] = deque()
     try:
@@ -164,7 +164,7 @@ def _in_order(
 
 
 class _Ahead:
-    """Run an iterator in a thread, one item ahead. Leaving the context manager ends the thread."""
+    """Context manager that runs an iterator in a thread, one item ahead. Leaving the context ends the thread."""
 
     def __init__(self, items: Iterator[_Chunk]):
         self._items = items
@@ -179,7 +179,7 @@ class _Ahead:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         while self._thread.is_alive():
-            # The thread may be waiting for a place.
+            # The thread may be blocked by the full queue.
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._thread.join(0.05)
@@ -197,7 +197,7 @@ class _Ahead:
                 self._queue.put(item)
                 if self._stop.is_set():
                     return
-        # Raised in the thread that uses the items.
+        # `_get` raises the error in the thread that uses the items.
         except BaseException as error:
             last = error
         finally:

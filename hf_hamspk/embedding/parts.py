@@ -1,6 +1,7 @@
-"""Save embeddings in parts. Each part is a file of consecutive utterances, which is complete or absent.
+"""Save embeddings in parts. Each part is a file with the embeddings of consecutive utterances.
 
-The parts do not depend on the number of processes, so a run can be resumed with more or fewer processes.
+Part files are written atomically, so a part is either complete or absent. The division into parts does not depend on
+the number of processes, so a run can be resumed with more or fewer processes.
 """
 
 import json
@@ -16,22 +17,22 @@ import pyarrow.parquet as pq
 from .sources import DecodedUtterance
 
 PART_UTTERANCES = 128
-"""Smallest number of utterances in a part. After a kill, each process repeats at most one part."""
+"""Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
 
 RUN_FILE = "run.json"
 
 
 class EmbeddingParts:
-    """Folder of the parts of one run.
+    """Folder that contains the parts of one embedding run.
 
     Args:
-        folder: path of the folder. It is created if absent.
+        folder: path of the folder. It is created if it does not exist.
         sizes: number of utterances in each piece of the source.
         dimension: dimension D of the embeddings.
         run: settings that the embeddings depend on, by name. The values must be valid in JSON.
 
     Attributes:
-        pieces: the pieces of the source in each part.
+        pieces: range of the source pieces in each part.
 
     Raises:
         ValueError: the folder contains parts of another run.
@@ -57,7 +58,7 @@ class EmbeddingParts:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            # All processes of a run write the same.
+            # All processes of a run write the same content.
             _replace(path, json.dumps(run, indent=2).encode())
             return
         except ValueError:
@@ -65,7 +66,7 @@ class EmbeddingParts:
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
-                f"{self.folder} contains embeddings of an interrupted run with other settings. It differs in "
+                f"{self.folder} contains embeddings of an interrupted run that differs in "
                 f"{', '.join(different)}. Run the command of that run again to complete it, or delete the folder."
             )
 
@@ -94,7 +95,7 @@ class EmbeddingParts:
             part: number of the part.
             utterances: the `N` utterances of the part, without their waveforms.
             seconds: duration of each utterance.
-            embeddings: float32 embedding `(D,)` of each utterance; empty if it has none.
+            embeddings: float32 embedding `(D,)` of each utterance; an empty array if it could not be embedded.
         """
         table = pa.table(
             {
@@ -111,12 +112,12 @@ class EmbeddingParts:
         _replace(self.path(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """Yield the parts in order, with the named columns, or with all columns if none is named."""
+        """Yield the table of each part in order, with the named columns, or with all columns if none are named."""
         for part in range(len(self.pieces)):
             yield pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
 
     def failures(self) -> dict[str, str]:
-        """Map the name of each utterance without an embedding to the reason."""
+        """Return the reason for each utterance that could not be embedded, with its name as the key."""
         return {
             name: reason
             for table in self.tables("name", "reason")
@@ -130,7 +131,7 @@ class EmbeddingParts:
 
 
 def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
-    """Yield consecutive pieces that contain at least `PART_UTTERANCES` utterances. The last part may contain fewer."""
+    """Yield ranges of pieces with at least `PART_UTTERANCES` utterances each. The last range may have fewer."""
     first = held = 0
     for piece, size in enumerate(sizes):
         held += size
@@ -142,7 +143,7 @@ def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file atomically. After a kill or a power cut, it is complete or absent."""
+    """Write a file atomically, so that it is never incomplete, even after a kill or a power cut."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     with open(unfinished, "wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Read utterances piece by piece from audio files or from the groups of shards."""
+"""Read utterances from audio files or shards. A piece, the unit of reading, is one file or one group of a shard."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from ..shards.reading import ShardReader
 
 @dataclass(frozen=True)
 class DecodedUtterance:
-    """Decoded utterance, or the reason why it could not be decoded.
+    """Decoded utterance, or the reason why it cannot be used.
 
     Attributes:
         name: name of the utterance in the output.
@@ -32,9 +32,9 @@ class DecodedUtterance:
 
 
 class Source(Protocol):
-    """Interface of a source of utterances, which come in pieces of fixed order.
+    """Interface of a source of utterances. They are read in pieces, whose order is fixed.
 
-    `read` must be safe to call from several threads at once.
+    The method `read` must be safe to call from several threads at once.
     """
 
     @property
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def read(self, piece: int) -> list[DecodedUtterance]:
-        """Return the utterances of a piece, as many as `sizes` declares. Unusable ones come with the reason."""
+        """Return all utterances of a piece. Utterances that cannot be used have a reason instead of a waveform."""
         ...
 
 
@@ -55,9 +55,9 @@ class AudioFiles:
     """Source of audio files. Each file is one piece.
 
     Args:
-        names: paths of the files, absolute or relative to `root`; also the names in the output.
+        names: paths of the files, absolute or relative to `root`. They are also the names in the output.
         sampling_rate: sampling rate in Hz of the decoded waveforms.
-        root: folder of the relative paths.
+        root: base folder of relative paths.
     """
 
     def __init__(self, names: Sequence[str], sampling_rate: int, root: str | os.PathLike[str] = "."):
@@ -79,7 +79,7 @@ class AudioFiles:
 
 
 class ShardedCorpus:
-    """Source of the utterances in shards that `hamspk prepare` wrote. Each group of a shard is one piece.
+    """Source of the utterances in shards written by `hamspk prepare`. Each group of a shard is one piece.
 
     Args:
         reader: reader of the shards.

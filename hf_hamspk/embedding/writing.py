@@ -1,4 +1,4 @@
-"""Write the finished parts into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
+"""Combine finished parts into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from .parts import EmbeddingParts
 EMBEDDING_FORMATS = (".parquet", ".safetensors", ".npz")
 
 ROW_GROUP = 16_384
-"""Number of utterances in a row group: 13 MB of embeddings of dimension 192."""
+"""Number of utterances in a row group of a `.parquet` file: 13 MB of embeddings of dimension 192."""
 
 SAFETENSORS_HEADER_BYTES = 100_000_000
-"""Longest header in bytes that readers of the format accept: about a million names."""
+"""Largest header in bytes that readers of the format accept, enough for about a million names."""
 
 SAFETENSORS_ALIGNMENT = 8
-"""The length of the header is a multiple of this number of bytes."""
+"""Number of bytes to a multiple of which the header is padded."""
 
 
 def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str]) -> int:
@@ -35,20 +35,19 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
     Args:
         parts: parts of the run, all complete.
-        output: path of the file; the suffix selects the format. An existing file is replaced, and missing parent
-            folders
-            are created.
-        about: metadata for `.parquet` and `.safetensors`.
+        output: path of the file, whose suffix selects the format. An existing file is replaced, and missing parent
+            folders are created.
+        about: metadata of the file. It is ignored for `.npz`.
 
     Returns:
-        The number of embeddings. If it is 0, no file is written.
+        The number of embeddings. If there are none, no file is written.
 
     Raises:
         ValueError: the format is unknown or cannot store these names.
     """
     writers = {".parquet": _write_parquet, ".safetensors": _write_safetensors, ".npz": _write_npz}
     if output.suffix not in writers:
-        raise ValueError(f"The output must end in {', '.join(writers)}, got {output.name}.")
+        raise ValueError(f"The output must end in {' or '.join(writers)}, got {output.name}.")
     names = [name for table in _embedded(parts, "name") for name in table["name"].to_pylist()]
     if not names:
         return 0
@@ -65,13 +64,13 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
 
 def _embedded(parts: EmbeddingParts, *columns: str) -> Iterator[pa.Table]:
-    """Yield the named columns of the utterances that have an embedding, part by part."""
+    """Yield a table for each part, with the named columns of the utterances that have an embedding."""
     for table in parts.tables(*columns, "reason"):
         yield table.filter(pc.field("reason").is_null()).drop_columns("reason")
 
 
 def _rows(parts: EmbeddingParts) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yield names and embeddings `(N, D)`, part by part."""
+    """Yield the names and the embeddings `(N, D)` of each part."""
     for table in _embedded(parts, "name", "embedding"):
         values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield table["name"].to_pylist(), values.reshape(-1, parts.dimension)
@@ -81,8 +80,9 @@ def _check_names(names: list[str], suffix: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} names come more than once, the first is {twice[0]}. A {suffix} file has one array for each "
-            "name. Run the same command again with an output that ends in .parquet; the embeddings are kept."
+            f"A {suffix} file needs a different name for each utterance, but {len(twice)} names occur more than once, "
+            f"for example {twice[0]}. Run the same command again with an output that ends in .parquet. Embeddings that "
+            "are already computed are reused."
         )
 
 
@@ -100,7 +100,7 @@ def _write_parquet(parts: EmbeddingParts, names: list[str], file: BinaryIO, abou
 
 
 def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, about: dict[str, str]) -> None:
-    """Write a `.safetensors` file part by part; the format's own library needs all tensors in memory.
+    """Write a `.safetensors` file part by part. The safetensors library would need all tensors in memory.
 
     Source: https://huggingface.co/docs/safetensors.
     """
@@ -113,8 +113,8 @@ def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, 
     if len(encoded) > SAFETENSORS_HEADER_BYTES:
         raise ValueError(
             f"{len(names)} names need a header of {len(encoded)} bytes, but .safetensors allows "
-            f"{SAFETENSORS_HEADER_BYTES}. Run the same command again with an output that ends in .parquet; "
-            "the embeddings are kept."
+            f"{SAFETENSORS_HEADER_BYTES}. Run the same command again with an output that ends in .parquet. "
+            "Embeddings that are already computed are reused."
         )
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for _, values in _rows(parts):
@@ -122,7 +122,7 @@ def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, 
 
 
 def _write_npz(parts: EmbeddingParts, names: list[str], file: BinaryIO, about: dict[str, str]) -> None:
-    # np.savez wants all arrays in memory, and takes the names as keyword arguments, where "file" is taken.
+    # np.savez needs all arrays in memory, and it cannot store an array with the name "file".
     with zipfile.ZipFile(file, "w") as archive:
         for own, values in _rows(parts):
             for name, embedding in zip(own, values, strict=True):

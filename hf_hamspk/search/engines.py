@@ -1,4 +1,4 @@
-"""Engines that find the largest inner products: FAISS, or PyTorch in blocks if FAISS is not installed.
+"""Engines that find the largest inner products, with FAISS or, if FAISS is not installed, with PyTorch.
 
 Letters: `N` keys, `Q` queries, `E` vector size.
 """
@@ -12,27 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Products held at once: 64 MiB of float32.
+# Largest number of inner products in memory at once: 64 MiB of float32.
 PRODUCTS_AT_ONCE = 1 << 24
-# FAISS's own advice for the number of cells, as a multiple of the root of N; and it wants 39 keys and more in each.
+# FAISS recommends about 4 sqrt(N) cells and at least 39 keys per cell.
 CELLS_PER_ROOT, KEYS_PER_CELL = 4, 39
-# Keys per cell that the cells are learned from: more change them little.
+# Number of keys per cell from which the cells are learned. More keys hardly change the cells.
 TRAINING_KEYS_PER_CELL = 64
 
 
 class Engine(Protocol):
-    """Interface of a search for the keys with the largest inner products."""
+    """Interface of an engine that finds the keys with the largest inner products."""
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the `count` keys that have the largest inner products with each query.
 
         Args:
-            queries: `(Q, E)` float32.
+            queries: query vectors, `(Q, E)` float32.
             count: number of keys per query, at least 1.
 
         Returns:
-            The products and the row numbers of the keys, each `(Q, count)`, in descending order of the product. Row
-            numbers are -1 if an approximate engine finds fewer keys.
+            The products and the row numbers of the keys, each `(Q, count)`, in descending order of the product. If an
+            approximate engine finds fewer keys, the remaining row numbers are -1.
         """
         ...
 
@@ -55,8 +55,8 @@ def require_faiss() -> ModuleType:
     faiss = import_faiss()
     if faiss is None:
         raise ImportError(
-            "An approximate index needs FAISS. Install it with pip install 'hf_hamspk[search]' (or faiss-cpu), or use "
-            "an exact index, which does not need it."
+            "An approximate index needs FAISS. Run `pip install 'hf_hamspk[search]'` (or `pip install faiss-cpu`), or "
+            "use an exact index, which does not need FAISS."
         )
     return faiss
 
@@ -104,9 +104,9 @@ class FaissEngine:
 
     @classmethod
     def cells(cls, keys: Tensor, cells: int | None, probes: int) -> "FaissEngine":
-        """Make an approximate engine, which compares each query only with the keys of the nearest cells.
+        """Make an approximate engine, which compares each query only with the keys in the nearest cells.
 
-        This is the inverted file (IVF) of FAISS.
+        The keys are divided into cells of similar keys, as in the inverted file (IVF) of FAISS.
 
         Args:
             keys: key vectors, `(N, E)` float32.
@@ -124,24 +124,25 @@ class FaissEngine:
         size = keys.shape[1]
         nearest, largest = faiss.IndexFlatL2(size), faiss.IndexFlatIP(size)
         index = faiss.IndexIVFFlat(nearest, size, cells, faiss.METRIC_INNER_PRODUCT)
-        # Keys of unlike norms make better cells by distance, and queries find theirs by product (FAISS would do both by
-        # product): measured, recall at equal probes rises by up to a half for hyperbolic keys, and stays for unit ones.
+        # Cells are learned by distance and searched by inner product. (FAISS would use the inner product for both.) In
+        # measurements with equal probes, this raised recall by up to one half for hyperbolic keys, whose norms differ,
+        # and did not change it for unit vectors.
         index.cp.spherical = False
-        # FAISS warns about fewer keys per cell; with few keys it does not matter.
+        # This avoids a warning of FAISS about few keys per cell, which are harmless in small indexes.
         index.cp.min_points_per_centroid = 1
         step = max(1, len(keys) // (cells * TRAINING_KEYS_PER_CELL))
         index.train(np.ascontiguousarray(keys[::step].numpy()))
         index.add(keys.numpy())
         largest.add(nearest.reconstruct_n(0, cells))
         index.quantizer = largest
-        # The index does not own it; without this it would be collected.
+        # FAISS does not keep a reference to the quantizer, so Python would delete it.
         index.referenced_objects = [largest]
         engine = cls(index)
         engine.set_probes(probes)
         return engine
 
     def set_probes(self, probes: int) -> None:
-        """Set the number of cells that are searched for each query; numbers above the number of cells mean all."""
+        """Set the number of cells that are searched for each query, at most the number of all cells."""
         self.index.nprobe = min(probes, self.index.nlist)
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -154,5 +155,5 @@ class FaissEngine:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "FaissEngine":
-        """Read a file written by `save`. FAISS does not validate files, so the caller must check the checksum first."""
+        """Read a file written by `save`. FAISS does not validate files, so the caller must verify a checksum first."""
         return cls(require_faiss().read_index(fspath(path)))

@@ -1,7 +1,7 @@
 """Search for the nearest of many enrolled speakers.
 
-The search takes two steps. FAISS (or PyTorch, in blocks) selects candidates by their inner products in float32. The
-candidates are then scored in float64 with the similarity of the model and sorted.
+The search has two steps. FAISS or PyTorch selects candidates by their inner products in float32. The candidates are
+then scored in float64 with the similarity of the model and sorted.
 
 An exact index also checks that the candidates include all k nearest embeddings. Every other key has a float32 product
 that is at most the smallest product of a candidate. If this product plus the rounding bound is below the exact product
@@ -31,11 +31,11 @@ from .products import ScoringModel, Similarity, rounding_bound
 INDEX_KINDS = ("exact", "cells")
 INDEX_KIND = "speaker index"
 INDEX_SUFFIX, ENGINE_SUFFIX = ".safetensors", ".faiss"
-# Cells that an approximate index searches.
+# Default number of cells that an approximate index searches for each query.
 PROBES = 32
-# Candidates for k neighbours: enough that rounding can hardly reach beyond the last one.
+# 2 k + 16 candidates are scored for k results, so rounding errors rarely exclude one of the k nearest.
 CANDIDATES_PER_NEIGHBOUR, MORE_CANDIDATES = 2, 16
-# Numbers held at once: 64 MiB of float64.
+# Largest number of float64 values in memory at once: 64 MiB.
 SCORED_AT_ONCE = 1 << 23
 
 
@@ -64,13 +64,14 @@ class SpeakerIndex:
         ```
 
     Args:
-        model: model that made the embeddings. Its similarity and fingerprint are read; the model is not stored.
+        model: model that made the embeddings. The index stores its similarity and fingerprint, but not the model.
         embeddings: enrolled embeddings, `(N, D)`, finite.
-        names: N speaker names, one per embedding; None if the index returns row numbers only.
-        kind: `"exact"` or `"cells"`. An index of cells is approximate: it searches only the cells nearest to the query,
-            and it needs FAISS.
-        cells: number of cells of the approximate index, from 1 to N; None means about 4 sqrt(N).
-        probes: number of cells that are searched for each query. More cells give more complete results and take longer.
+        names: N speaker names, one per embedding; None for an index without names.
+        kind: `"exact"` or `"cells"`. An index of cells is approximate. It divides the embeddings into cells, searches
+            only the cells nearest to the query, and needs FAISS.
+        cells: number of cells of an approximate index, from 1 to N; None means about 4 sqrt(N).
+        probes: number of cells that an approximate index searches for each query. A larger number gives more complete
+            results but takes longer.
         use_faiss: whether an exact index uses FAISS; None uses FAISS if it is installed. The results are the same.
 
     Raises:
@@ -108,7 +109,7 @@ class SpeakerIndex:
             options: further arguments of `SpeakerIndex`: kind, cells, probes, use_faiss.
 
         Raises:
-            ValueError: there is no profile, or a profile was made by another model.
+            ValueError: no profiles are given, or a profile was made by another model.
         """
         if not profiles:
             raise ValueError("An index needs at least one profile, got none.")
@@ -126,7 +127,7 @@ class SpeakerIndex:
         """Find the `k` nearest enrolled embeddings of each query, or all of them if there are fewer than `k`.
 
         Args:
-            queries: embeddings of the same model, `(Q, D)`, finite.
+            queries: query embeddings of the same model, `(Q, D)`, finite.
             k: number of results per query, at least 1.
 
         Raises:
@@ -155,12 +156,12 @@ class SpeakerIndex:
         """
         if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
             raise ValueError(
-                f"probes must be at least 1 and needs an index of kind 'cells', got {probes} for kind {self.kind!r}."
+                f"probes must be at least 1 and the index of kind 'cells', got {probes} for kind {self.kind!r}."
             )
         self._engine.set_probes(probes)
 
     def name_of(self, row: int) -> str:
-        """Return the speaker name of a row number returned by `search`.
+        """Return the speaker name for a row number that `search` returned.
 
         Raises:
             ValueError: the index has no names, or the row is -1 (no result).
@@ -210,7 +211,9 @@ class SpeakerIndex:
         source = _index_path(path)
         array, description = load_array(source, "embeddings")
         if description.get("kind") != INDEX_KIND:
-            raise ValueError(f"{source} is not a speaker index: its description has the fields {sorted(description)}.")
+            raise ValueError(
+                f"Expected a speaker index, got {source}, whose description has the fields {sorted(description)}."
+            )
         index = cls.__new__(cls)
         index._keep(torch.from_numpy(np.array(array)), description["names"])
         index.similarity = Similarity(**description["similarity"])
@@ -222,7 +225,9 @@ class SpeakerIndex:
         cells = source.with_suffix(ENGINE_SUFFIX)
         if not cells.is_file() or _file_checksum(cells) != description["engine"]:
             state = "is missing" if not cells.is_file() else "was altered or belongs to another index"
-            raise ValueError(f"{cells} belongs to {source} and {state}. Copy both files, or make the index again.")
+            raise ValueError(
+                f"{source} needs the file {cells}, which {state}. Copy both files together, or make the index again."
+            )
         index._engine = FaissEngine.load(cells)
         return index
 
@@ -231,13 +236,13 @@ class SpeakerIndex:
         if self.fingerprint != found:
             raise ValueError(
                 f"{source} was made with another model ({shorten(self.fingerprint)}) than the given one "
-                f"({shorten(found)}). Embeddings of two models cannot be compared. Load the first model, or enrol the "
-                "speakers again."
+                f"({shorten(found)}). Embeddings of different models cannot be compared. Load the model of the index, "
+                "or enrol the speakers again."
             )
         if self.similarity != Similarity.of(model):
             raise ValueError(
-                f"{source} was made for {self.similarity}, but the model now compares by {Similarity.of(model)}. Make "
-                "the index again."
+                f"{source} was made for {self.similarity}, but the model now compares by {Similarity.of(model)}. "
+                "Make the index again."
             )
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
@@ -264,7 +269,7 @@ class SpeakerIndex:
     def _search_block(self, queries: Tensor, k: int, count: int) -> SearchResult:
         vectors = self.similarity.query_vectors(queries)
         products, rows = self._engine.search(vectors, count)
-        # In the order of the rows, so that of equal scores the first row comes first.
+        # Sorted by row number, so that equal scores stay in the order of their rows.
         rows = np.sort(rows, axis=1)
         chosen = torch.from_numpy(rows)
         scores = self.similarity.score(self._embeddings[chosen.clamp_min(0)], queries[:, None]).numpy()
@@ -279,10 +284,10 @@ class SpeakerIndex:
     def _proven(
         self, queries: Tensor, vectors: Tensor, result: SearchResult, products: NDArray[np.float32]
     ) -> NDArray[np.bool_]:
-        """Check for each query that no key outside the candidates can be among the nearest.
+        """Check for each query whether it is certain that no key outside the candidates is among the nearest.
 
         Returns:
-            `(Q,)` bool, True if this is certain.
+            `(Q,)` bool, True if it is certain.
         """
         last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
         error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()

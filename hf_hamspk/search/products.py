@@ -1,13 +1,13 @@
-"""Reduction of every similarity to a search for the largest inner products.
+"""Reduction of each similarity to inner products, so that the nearest keys are those with the largest products.
 
 The cosine similarity is the inner product of unit vectors. A hyperbolic distance `d` increases with `cosh d`. A point
 `p` of the ball with conformal factor `lambda` is lifted to `(lambda p, lambda |p|^2)` (see `geometry_hamspk`). Let
 `(X, a)` be the lift of the query and `(Y, b)` the lift of the key. Then `cosh d - 1 = a + b (1 + a) - X.Y`. For a given
-query, the nearest keys are therefore the keys whose `(Y, b)` has the largest inner product with `(X, -1 - a)`. Any
-library that searches for the largest inner products can thus search the Poincaré ball.
+query, the nearest keys are therefore the keys whose `(Y, b)` has the largest inner product with `(X, -1 - a)`. A
+library that finds the largest inner products can therefore search the Poincaré ball.
 
-Letters: `N` keys, `Q` queries, `D` embedding size, `E` size of the multiplied vectors (`D` for the cosine, else
-`D + 1`).
+Letters: `N` keys, `Q` queries, `D` embedding size, `E` size of the vectors of the inner product (`D` for the cosine
+similarity, `D + 1` for hyperbolic distances).
 """
 
 import math
@@ -19,14 +19,14 @@ from torch import Tensor
 from ..configuration_hamspk import HamSpkConfig
 from ..geometry_hamspk import normalize, project, score
 
-# Half a unit in the last place of float32.
+# Largest relative rounding error of float32.
 ROUNDING = 2.0**-24
-# Two vectors are rounded to float32 before they are multiplied.
+# Both vectors are rounded to float32 before they are multiplied.
 ROUNDED_FACTORS = 2
 
 
 class ScoringModel(Protocol):
-    """Interface of the models that an index accepts: a configuration with the similarity, and a fingerprint."""
+    """Interface of the models that an index accepts. They have a configuration and a fingerprint."""
 
     config: HamSpkConfig
 
@@ -36,7 +36,7 @@ class ScoringModel(Protocol):
 
 
 class Similarity(NamedTuple):
-    """Similarity of a model; the fields are the arguments of `geometry_hamspk.score`."""
+    """Similarity of a model. The fields are arguments of `geometry_hamspk.score`."""
 
     similarity: str
     projection: str
@@ -47,12 +47,12 @@ class Similarity(NamedTuple):
     def of(cls, model: ScoringModel) -> "Similarity":
         """Read the similarity from the configuration of a model."""
         config = model.config
-        # A cosine model may have no curvature, and none enters a cosine.
+        # A cosine model may have no curvature, because the cosine similarity does not use it.
         curvature = 1.0 if config.curvature is None else float(config.curvature)
         return cls(config.similarity, config.projection, curvature, float(config.clip_radius))
 
     def score(self, keys: Tensor, queries: Tensor) -> Tensor:
-        """Score keys `(..., D)` against queries `(..., D)` row by row in float64; the result is `(...)`."""
+        """Score pairs of keys `(..., D)` and queries `(..., D)` in float64. The result has the shape `(...)`."""
         return score(keys.double(), queries.double(), *self)
 
     def key_vectors(self, keys: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class Similarity(NamedTuple):
         return torch.cat([conformal * position, -1 - beyond], dim=-1).float()
 
     def product_of_score(self, scores: Tensor, queries: Tensor) -> Tensor:
-        """Convert scores back to inner products; a higher score has a larger product.
+        """Convert scores back to inner products. A higher score has a larger product.
 
         Args:
-            scores: scores of the queries, `(Q, k)` float64.
-            queries: `(Q, D)`.
+            scores: scores of `k` keys for each query, `(Q, k)` float64.
+            queries: query embeddings, `(Q, D)`.
 
         Returns:
             Inner products, `(Q, k)` float64.
@@ -93,12 +93,12 @@ class Similarity(NamedTuple):
 def rounding_bound(size: int) -> float:
     """Return an upper bound of the rounding error of a float32 inner product, relative to the product of the norms.
 
-    The bound covers the rounding of both vectors to float32, the products and their sum in any order (N. Higham,
-    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). It is infinite if `size` is too large for a
-    bound.
+    The bound covers the rounding of both vectors, of the products, and of their sum in any order (N. Higham,
+    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). It is infinite if `size` is too large for
+    a bound.
 
     Args:
-        size: number of terms.
+        size: number of terms in the inner product.
     """
     terms = (size + ROUNDED_FACTORS) * ROUNDING
     return terms / (1 - terms) if terms < 1 else math.inf

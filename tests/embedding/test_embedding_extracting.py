@@ -178,7 +178,7 @@ def test_names_that_come_twice(tmp_path, model):
     source = Twice([1, 1])
     kept = open_parts(tmp_path, source)
     extract(model, source, kept, progress=False)
-    with pytest.raises(ValueError, match=r"1 names come more than once, the first is same.*\.parquet"):
+    with pytest.raises(ValueError, match=r"1 names occur more than once, for example same\..*\.parquet"):
         write_embeddings(kept, tmp_path / "e.safetensors", {})
     assert write_embeddings(kept, tmp_path / "e.parquet", {}) == 2
 
