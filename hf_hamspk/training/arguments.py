@@ -1,4 +1,4 @@
-"""Arguments of a training run, read from a YAML recipe and the command line. Unknown keys raise an error."""
+"""Arguments of a training run, which are read from a YAML recipe and the command line."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """Return a type that HfArgumentParser accepts for an annotation: float for numbers, else the first option."""
+    """Return a type that HfArgumentParser accepts: for unions, float if it is an option, else the first option."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation
@@ -32,19 +32,19 @@ def _parser_type(annotation: Any) -> Any:
 
 
 def _make_model_arguments() -> type:
-    """Make a dataclass with the fields of `HamSpkConfig`; None means the default of the configuration."""
+    """Make a dataclass with the fields of `HamSpkConfig`. None means the default of the configuration."""
     base = {f.name for f in dataclasses.fields(PreTrainedConfig)} | _NOT_IN_RECIPES
     own = [f for f in dataclasses.fields(HamSpkConfig) if f.name not in base]
     fields: list[Any] = [
         (
             "backbone",
             str | None,
-            field(default=None, metadata={"help": "pretrained transformers encoder (Hub or folder)"}),
+            field(default=None, metadata={"help": "Hub name or folder of a pretrained transformers encoder"}),
         ),
         (
             "initial_model",
             str | None,
-            field(default=None, metadata={"help": "model folder to fine-tune, with a new head"}),
+            field(default=None, metadata={"help": "folder of a model to fine-tune with a new head"}),
         ),
     ]
     fields += [(f.name, _parser_type(f.type) | None, field(default=None)) for f in own]
@@ -52,10 +52,11 @@ def _make_model_arguments() -> type:
 
 
 ModelArguments = _make_model_arguments()
-ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` (None: default) and initial weights.
+ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` and the source of initial weights.
 
-`backbone` is the name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this
-package that is fine-tuned with a new head. At most one of the two can be set.
+Fields that are None have the default of the configuration. `backbone` is the Hub name or folder of a pretrained
+transformers encoder. `initial_model` is the folder of a model of this package that is fine-tuned with a new head. At
+most one of the two can be set.
 """
 
 
@@ -74,14 +75,14 @@ class DataArguments:
         train_data: CSV file, folder with files `speaker/.../utterance.flac`, or folder or URL of shards.
         audio_root: base folder of the paths in the CSV file and, unless `trial_root` is set, in the trial lists.
         audio_column, speaker_column: column names of the CSV file.
-        check_audio: check of the training files before training. `"full"` decodes every file, `"header"` reads the
-            headers only; both leave out unusable files and report them. `"none"` skips the check; an unusable file is
-            then replaced by another one when it is drawn, and counted.
+        check_audio: check of the training files before training. `"full"` decodes every file, and `"header"` reads only
+            the headers. Both leave out unusable files and report them. `"none"` skips the check. An unusable file is
+            then replaced by another file when it is drawn, and reported at the end.
         crop_seconds: length of a training crop in seconds; 2.015 (200 frames) in the paper.
-        speed_factors: speeds at which the training set is used, for example 1.0 0.9 1.1. The first must be 1.0. At each
-            other speed, every speaker counts as a new speaker.
+        speed_factors: factors by which the speed of the training set is changed, for example 1.0 0.9 1.1. The first
+            must be 1.0. At each other speed, every speaker counts as a new speaker.
         augment_probability: fraction of the crops that are augmented, in [0, 1].
-        augment_kinds: kinds of augmentation: any of noise, music, babble, reverb, band, codec, equaliser, gain.
+        augment_kinds: kinds of augmentation, some of noise, music, babble, reverb, band, codec, equaliser and gain.
         augment_most: largest number of augmentations of one crop.
         augment_pairs: whether each step trains on every crop both clean and augmented and adds the two losses, as in
             the paper. With augment_probability 1, the second copy of every crop is augmented.
@@ -91,8 +92,8 @@ class DataArguments:
         dev_trials: trial list that selects the best model and calibrates the final one.
         test_trials: trial lists that are evaluated at the end.
         trial_root: base folder of the paths in the trial lists.
-        protocol: evaluation protocol: `"whole"` embeds the complete utterance; `"paper"` also embeds five 3 s segments.
-        cache_megabytes: memory for decoded audio in each loading process, in megabytes.
+        protocol: evaluation protocol. `"whole"` embeds the complete utterance. `"paper"` also embeds five 3 s segments.
+        cache_megabytes: memory in megabytes for decoded audio in each loading process.
         num_workers: number of loading processes per training process.
     """
 
@@ -157,14 +158,14 @@ class TrainingArguments:
         momentum: momentum of `"sgd"`.
         weight_decay: weight decay of all parameters, as in the paper.
         margin_start_epoch, margin_end_epoch: margin schedule; see `schedules.margin`. Both are 0 for a constant margin.
-        max_grad_norm: norm to which the gradient is clipped (0: no clipping).
-        class_sampling: fraction of the speakers in the loss of a step, in (0, 1]: the speakers of the batch, and others
-            drawn at random (Partial FC, for very many speakers). Weight decay and the momenta of the optimiser always
-            apply to all speakers.
-        shard_centres: whether each process holds only its part of the speaker centres (for very many speakers). Saved
-            models and checkpoints contain all centres in any case.
+        max_grad_norm: largest norm of the gradient, which is clipped to it (0: no clipping).
+        class_sampling: fraction of the speakers that enter the loss of a step, in (0, 1]. They are the speakers of the
+            batch and others drawn at random (Partial FC, for very large numbers of speakers). Weight decay and the
+            momenta of the optimiser always apply to all speakers.
+        shard_centres: whether the speaker centres are divided among the processes (for very large numbers of
+            speakers). Saved models and checkpoints contain all centres in any case.
         mixed_precision: precision of the encoder under autocast. Geometry and loss stay in float32.
-        freeze_batch_norm: whether batch normalisation keeps its running statistics and normalises with them.
+        freeze_batch_norm: whether batch normalisation uses its running statistics and does not update them.
         sync_batch_norm: whether batch statistics are computed over all processes (GPUs only).
         evaluate_every: number of epochs between evaluations on `dev_trials`.
         save_steps: number of optimiser steps between checkpoints, in addition to a checkpoint at the end of each epoch
@@ -235,7 +236,8 @@ class TrainingArguments:
             raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
-                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale can differ by rank."
+                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale can differ "
+                "between processes."
             )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
@@ -264,7 +266,7 @@ class Recipe:
         return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the recipe as a flat dictionary. Written to a YAML file, it can be read as the same recipe again."""
+        """Return the recipe as a flat dictionary. If it is saved as YAML, `read_recipe` reads the same recipe."""
         parts = (self.config_fields(), dataclasses.asdict(self.data), dataclasses.asdict(self.training))
         flat = {key: value for part in parts for key, value in part.items() if value is not None and value != []}
         starts = {name: getattr(self.model, name) for name in ("backbone", "initial_model")}
@@ -277,9 +279,9 @@ class _Parser(HfArgumentParser):
 
 
 def read_recipe(arguments: Sequence[str]) -> Recipe:
-    """Read `[recipe.yaml] [--key value ...]`; the command line takes precedence over the recipe.
+    """Read a recipe from arguments of the form `[recipe.yaml] [--key value ...]`.
 
-    Relative paths in a recipe are relative to the working directory.
+    Values on the command line take precedence over the file. Relative paths are relative to the working directory.
 
     Raises:
         ValueError: the recipe is missing or is not a flat YAML mapping, a key is unknown (the message suggests a
@@ -301,11 +303,11 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
 
 
 def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with changed values.
+    """Return a copy of a recipe with changed values.
 
     Args:
         recipe: YAML file or recipe.
-        changes: new values by key; None sets the default of the key.
+        changes: new values by key; None resets a key to its default.
 
     Raises:
         ValueError: the recipe or a change is invalid (see `read_recipe`).
@@ -318,7 +320,7 @@ def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str,
 
 
 def _parse(words: Sequence[str]) -> Recipe:
-    """Parse `--key value` words with known keys into a recipe."""
+    """Parse command-line arguments `--key value` with known keys into a recipe."""
     parser = _Parser(_parts(), allow_abbrev=False, prog="train")
     model, data, training, unused = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     if unused:
@@ -331,15 +333,15 @@ def _parse(words: Sequence[str]) -> Recipe:
         )
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:
-        valid_config(recipe.config_fields())  # refuses bad values before any data is read
+        valid_config(recipe.config_fields())  # raises before any data is read
     return recipe
 
 
 def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
-    """Make a configuration.
+    """Make a configuration from its fields.
 
     Raises:
-        ValueError: a value is invalid. The message is the plain one of the configuration.
+        ValueError: a value is invalid. The message is the message of the configuration alone.
     """
     try:
         return HamSpkConfig(**fields)
@@ -360,7 +362,7 @@ def _read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _words(fields: Mapping[str, Any], where: str) -> list[str]:
-    """Convert the fields of a recipe to command line words."""
+    """Convert the fields of a recipe to command-line arguments."""
     words = []
     for key, value in fields.items():
         _check_key(key, where)
@@ -383,7 +385,7 @@ def _check_key(key: str, where: str) -> None:
     known = {field.name for part in _parts() for field in dataclasses.fields(part)}
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(sorted(known))}."
+        hint = f" Did you mean {near[0]!r}?" if near else f" The known arguments are {', '.join(sorted(known))}."
         raise ValueError(f"{where}: unknown argument {key!r}.{hint}")
 
 

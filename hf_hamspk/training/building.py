@@ -1,4 +1,4 @@
-"""Construction of the parts of a training run from its recipe: trial lists, training crops, model, optimiser."""
+"""Build the components of a training run from its recipe: trial lists, training crops, model and optimiser."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from .arguments import DataArguments, Recipe, TrainingArguments, valid_config
 logger = logging.get_logger(__name__)
 
 MEGABYTE = 1 << 20
-# Arguments that may differ between a run and its resumption.
+# Arguments that may change when a run is resumed.
 _FREE_ARGUMENTS = {
     "output_dir",
     "max_steps",
@@ -91,17 +91,17 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 matrix products that PyTorch supports."""
+    """Return whether this CPU has instructions for bfloat16 matrix products that PyTorch supports."""
     if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
-    """Return the settings of model, training and data that must not change between a run and its resumption.
+    """Return the settings of model, training and data that must not change when a run is resumed.
 
     Returns:
-        Settings by name, as JSON values.
+        Settings as JSON values, by name.
     """
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
@@ -122,7 +122,7 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
     """Read the development and test trial lists and check that their audio files exist.
 
     Returns:
-        Trials by path of the list.
+        Trials of each list, by the path of the list.
 
     Raises:
         ValueError: a list is invalid, lacks targets or impostors, or names a missing file.
@@ -144,14 +144,14 @@ def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
 def build_crops(
     recipe: Recipe, rate: int, report: Callable[[str], None], progress: bool
 ) -> tuple[SpeakerCrops, list[str]]:
-    """Make the training set.
+    """Make the training set of a recipe.
 
     A speaker at another speed counts as a separate speaker with the name `speaker@speed`.
 
     Args:
         recipe: recipe of the run.
         rate: sampling rate of the model in Hz.
-        report: function that receives a text about the audio check or about the shards.
+        report: function that receives a summary of the audio check or of the shards.
         progress: whether to show a progress bar.
 
     Returns:
@@ -186,7 +186,7 @@ def build_crops(
 
 
 def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
-    """Return the source of an augmentation: shards if the folder contains some, else the folder itself."""
+    """Return the shards in a folder as a source of noise, or the folder itself if it does not contain shards."""
     reader = None if folder is None else open_shards(folder)
     return folder if reader is None else NoiseShards(reader, rate)
 
@@ -194,9 +194,9 @@ def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
 def _open_corpus(
     data: DataArguments, rate: int, report: Callable[[str], None], progress: bool
 ) -> tuple[Any, list[str]]:
-    """Open the utterances for `SpeakerCrops` and list their speakers.
+    """Open the training utterances and list their speakers.
 
-    Files are checked first; shards were checked when they were prepared.
+    Audio files are checked first. Shards are not, because they were checked when they were prepared.
     """
     reader = open_shards(str(data.train_data))
     if reader is not None:
@@ -219,7 +219,7 @@ def _open_corpus(
 def training_batches(
     recipe: Recipe, crops: SpeakerCrops, epoch: int, first_batch: int, accelerator: Accelerator
 ) -> tuple[int, Iterator[dict[str, torch.Tensor]]]:
-    """Load the batches of one rank for an epoch, beginning with the global batch number `first_batch`.
+    """Return the batches of this rank for an epoch, starting with the global batch number `first_batch`.
 
     Returns:
         The number of global batches in the complete epoch, and an iterator over the micro-batches of this rank:
@@ -234,7 +234,7 @@ def training_batches(
     if isinstance(crops.utterances, ShardUtterances):
         if args.utterances_per_speaker:
             raise ValueError(
-                "utterances_per_speaker is for corpora in files, because each shard contains only some utterances of "
+                "utterances_per_speaker is for corpora in files, because a shard may contain only some utterances of "
                 "a speaker. Remove it, or set train_data to a CSV file or a folder of recordings."
             )
         batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
@@ -248,14 +248,14 @@ def training_batches(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        # Its own generator: the loader otherwise draws a seed from the one that masking and dropout use.
+        # Without a generator, the loader would draw a seed from the global one, which masking and dropout use.
         generator=torch.Generator(),
     )
     return sampler.batches_per_epoch, iter(loader)
 
 
 def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np.ndarray:
-    """Order the samples of an epoch so that each batch has `utterances_per_speaker` utterances of each of its speakers.
+    """Return an order of the samples of an epoch with `utterances_per_speaker` utterances of each speaker in a batch.
 
     Returns:
         Sample numbers in the order of the global batches.
@@ -270,9 +270,9 @@ def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np
 
 
 def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Split a batch of pairs into two batches, one of clean and one of augmented crops. Other batches are unchanged.
+    """Split a batch of pairs into a batch of clean crops and a batch of augmented crops. Do not split other batches.
 
-    Each of the two batches has its own batch statistics, and their mean losses are added, as in the released trainer.
+    The two batches have separate batch statistics, and their mean losses are added, as in the released trainer.
     """
     inputs = batch["input_values"]
     if inputs.ndim == 2:
@@ -281,10 +281,10 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def build_config(recipe: Recipe) -> HamSpkConfig:
-    """Make the configuration that a recipe describes, still without the training speakers.
+    """Make the configuration that a recipe describes. The speaker names are added later, by `build_model`.
 
-    For fine-tuning, fields that the recipe does not set have the values of the initial model. If the recipe sets
-    another head, its scale, margin and curvature have their published values unless the recipe sets them as well.
+    For fine-tuning, fields that the recipe does not set keep the values of the initial model. If the recipe sets
+    another head, scale, margin and curvature have the published values of that head unless the recipe sets them.
 
     Raises:
         ValueError: a value is out of range, two values contradict each other, or a named model cannot be used.
@@ -329,7 +329,7 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
         return HamSpkForXVector.from_backbone(start.backbone, config=config)
     if start.initial_model is None:
         return HamSpkForXVector(config)
-    # What does not fit is reported here, not by transformers' table.
+    # Weights that do not fit are reported below, so the table that transformers prints is suppressed.
     with quiet_transformers():
         model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             start.initial_model,
@@ -349,7 +349,7 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
 
 
 def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser for all trainable parameters, including centres and normalisation, as in the paper."""
+    """Make an optimiser for all trainable parameters, including centres and normalisation layers, as in the paper."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if args.optimizer == "sgd":
         return torch.optim.SGD(

@@ -1,9 +1,9 @@
-"""Writing and reading of the folders of a training run. Each folder is either complete or absent.
+"""Write and read the folders of a training run. Each folder is either complete or absent.
 
 ```
 output_dir/
   recipe.yaml               the recipe of the run
-  checkpoints/step-00001200/  the state to resume from: model, optimiser, random states, progress.json
+  checkpoints/step-00001200/  state to resume from: model, optimiser, random states, progress.json
   epochs/epoch-0012.safetensors  weights of the last epochs, to be averaged
   best/ last/ final/        models that `from_pretrained` loads
   metrics.jsonl  logs/      losses and dev error rates; TensorBoard
@@ -37,7 +37,7 @@ class Progress:
         step: number of finished optimiser steps.
         best_eer: lowest EER on the development trials so far, as a fraction; None if not measured.
         best_epoch: number of finished epochs at the lowest EER; None if not measured.
-        config: settings that must not change when the run is resumed; see `building.run_identity`.
+        config: settings that must not change when the run is resumed (see `building.run_identity`).
     """
 
     epoch: int = 0
@@ -111,7 +111,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error for a checkpoint or a weights file that cannot be read."""
+    """Return the error to raise for a checkpoint or a weights file that cannot be read."""
     reason = " ".join(str(error).split())[:200]
     return ValueError(
         f"{path} is damaged ({type(error).__name__}: {reason}). Delete it and run the same command again. The run "
@@ -131,7 +131,7 @@ def trim_metrics(output_dir: Path, step: int) -> None:
     file = output_dir / METRICS_FILE
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A kill may have cut the last line.
+        # If the run was killed, the last line may be incomplete.
         whole = [line for line in lines if line.endswith("\n")]
         file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from ..modeling_hamspk import HamSpkForXVector
 
 
 def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> Calibration:
-    """Fit a calibration of the raw scores, without score normalisation.
+    """Fit a calibration to the scores of a trial list, without score normalisation.
 
     Args:
         model: model with its final weights.

@@ -1,4 +1,4 @@
-"""Training with centres divided among the ranks: division, restoring for saving, and gradient clipping."""
+"""Divide the speaker centres among the ranks, restore them for saving, and clip the gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from ..losses.sharding import CentreShard, shard_rows
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import JointHead, SpeakerHead
 
-# As in `torch.nn.utils.clip_grad_norm_`: a gradient of 0 stays 0.
+# Avoids a division by zero if all gradients are 0, as in `torch.nn.utils.clip_grad_norm_`.
 SMALLEST_TOTAL_NORM = 1e-6
 
 
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
-    """Keep only this process's part of the centres and exclude the centres from `DistributedDataParallel`."""
+    """Keep only the speaker centres of this process, and exclude the centres from `DistributedDataParallel`."""
     divide_head(model.head, accelerator.process_index, accelerator.num_processes)
     names = [f"head.{name}" for name in model.head.centre_parameters()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -27,10 +27,10 @@ def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
 
 @contextmanager
 def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer) -> Iterator[None]:
-    """Restore all centres and their optimiser state on every process while the context lasts.
+    """Context manager in which every process has all speaker centres and their optimiser state.
 
     Saving and loading then work as with an undivided head, and a run can be resumed with another number of processes.
-    All ranks must enter the context. It has no effect if the head is not divided.
+    All ranks must enter the context. The context has no effect if the head is not divided.
     """
     shard = shard_of(head)
     if shard is None:
@@ -55,7 +55,10 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
 
 
 def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the rows of all ranks in order. The ranks may have different numbers of rows."""
+    """Collect the rows of a divided tensor from all ranks, in the order of the ranks.
+
+    The ranks may have different numbers of rows.
+    """
     counts = [rows_of_rank(rank, shard) for rank in range(shard.ranks)]
     padded = part.new_zeros(max(counts), *part.shape[1:])
     padded[: len(part)] = part
@@ -65,14 +68,14 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def rows_of_rank(rank: int, shard: CentreShard) -> int:
-    """Return the number of rows of a rank."""
+    """Return the number of speaker centres of a rank."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 
 def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: float, accelerator: Accelerator) -> None:
     """Scale down all gradients so that their total norm is at most `largest`.
 
-    The norm covers the shared parameters once and the centres of all ranks.
+    The total norm includes the shared parameters once and the speaker centres of all ranks.
     """
     if shard_of(head) is None:
         accelerator.clip_grad_norm_(model.parameters(), largest)

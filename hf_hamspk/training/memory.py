@@ -1,4 +1,4 @@
-"""Setting of the C library's allocator that speeds up training on a CPU."""
+"""Allocator settings of the C library that speed up training on a CPU."""
 
 import ctypes
 import sys
@@ -9,11 +9,12 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Set glibc to allocate large blocks from the heap and to keep freed memory, instead of mapping new pages.
+    """Set glibc to allocate large blocks from the heap and to keep freed memory instead of returning it.
 
-    By default, every training step maps the pages of its activations again, which can take half of the time on a CPU.
-    The environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` have the same effect. Other C
-    libraries are not changed.
+    By default, every training step requests the memory of its activations from the operating system again. This can
+    take half of the time on a CPU.
+    The environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` have the same effect. With other C
+    libraries, this function does nothing.
 
     Returns:
         True if the allocator accepted the settings.

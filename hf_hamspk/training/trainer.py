@@ -1,4 +1,4 @@
-"""Trainer on Accelerate, for anything from one CPU to many GPUs and nodes.
+"""Trainer based on Accelerate, for a single CPU as well as for many GPUs and nodes.
 
 The data of a step depend only on seed, epoch and sample number, not on the number of processes, workers or accumulation
 steps. All ranks make the same number of steps. A killed run resumes from its newest checkpoint and ends with the same
@@ -72,8 +72,8 @@ class Trainer:
         ```
 
     Args:
-        recipe: recipe of the run; see `read_recipe`. `Trainer.from_recipe` accepts a file.
-        accelerator: Accelerator of the run; None makes one from the recipe.
+        recipe: recipe of the run. To use a recipe file, call `Trainer.from_recipe`.
+        accelerator: Accelerator of the run; None creates one from the recipe.
 
     Raises:
         ValueError: the data or the trial lists cannot be used, the batch size is not divisible by the number of
@@ -112,9 +112,9 @@ class Trainer:
         """Make a trainer from a recipe file or a recipe.
 
         Args:
-            recipe: YAML file of `key: value` lines, or a `Recipe`. Its relative paths are relative to the working
+            recipe: YAML file of `key: value` lines, or a `Recipe`. Relative paths in it are relative to the working
                 directory.
-            changes: new values by key of the recipe; None sets the default of the key.
+            changes: new values of recipe keys, as keyword arguments; None resets a key to its default.
 
         Raises:
             ValueError: the recipe is missing, a key is unknown, a value has the wrong type or is out of range, or the
@@ -125,7 +125,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> EvaluationRecord:
-        """Train to the end, average the last epochs, and evaluate on the development and test lists.
+        """Train to the end, average the weights of the last epochs, and evaluate on the development and test lists.
 
         Returns:
             The content of `final/evaluation.json`: results of each trial list, and information about the run.
@@ -151,7 +151,7 @@ class Trainer:
             # The readers of Accelerate raise many kinds of errors for a truncated or missing file.
             except Exception as error:
                 raise damaged(found[-1], error) from error
-            self._print(f"resumed from {found[-1]}: epoch {self.progress.epoch}, step {self.progress.step}")
+            self._print(f"Resumed from {found[-1]} at epoch {self.progress.epoch}, step {self.progress.step}.")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ class Trainer:
                 break
 
     def _batches(self) -> Iterator[list[dict[str, torch.Tensor]]]:
-        """Load the remaining global batches of the epoch, each as a list of this rank's micro-batches."""
+        """Return the remaining global batches of the epoch, each as a list of the micro-batches of this rank."""
         self.batches_per_epoch, micro_batches = training_batches(
             self.recipe, self.crops, self.progress.epoch, self.progress.batch, self.accelerator
         )
@@ -199,7 +199,8 @@ class Trainer:
         """Make one optimiser step.
 
         Returns:
-            The mean loss of this rank, a scalar. For pairs it is the sum of the clean and the augmented loss.
+            The mean loss of this rank, a scalar. For pairs, it is the sum of the losses of the
+            clean and the augmented crops.
         """
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
@@ -248,7 +249,7 @@ class Trainer:
 
     @property
     def bare_model(self) -> HamSpkForXVector:
-        """Model without the wrappers of Accelerate."""
+        """Return the model without the wrappers of Accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
     def _whole_centres(self) -> AbstractContextManager[None]:
@@ -290,7 +291,7 @@ class Trainer:
             self._save_model("best", record)
 
     def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
-        """Embed the files of a trial list. Each rank embeds a part of them."""
+        """Embed the files of a trial list. The files are divided among the ranks."""
         accelerator = self.accelerator
         mine = self.trials[trial_list].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(
@@ -311,7 +312,7 @@ class Trainer:
         embedded = self._embed(trial_list) if embedded is None else embedded
         if not self.accelerator.is_main_process:
             return None
-        # Intervals take time for which other processes would wait: `hamspk evaluate` computes them.
+        # Confidence intervals take time, and other processes would have to wait. `hamspk evaluate` computes them.
         settings = EvaluationSettings(protocol=self.data.protocol, replicates=0, progress=False)
         try:
             return evaluate_list(self.bare_model, self.trials[trial_list], embedded, settings)
@@ -336,7 +337,7 @@ class Trainer:
     def _save_model(self, name: str, record: EvaluationRecord | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
-        # transformers shows a bar for the one file that is written.
+        # transformers would show a progress bar for a single file.
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
 
@@ -377,7 +378,7 @@ class Trainer:
         self.bare_model.set_margin(self.final_margin)
         self._save_model("final")
         results: dict[str, ListEvaluation | None] = {}
-        # On every process alike, though only the main one calibrates.
+        # All processes must measure the same, although only the main process calibrates.
         measure = self.data.dev_trials is not None
         if self.data.dev_trials is not None:
             results[self.list_names[self.data.dev_trials]] = self._calibrate(self.data.dev_trials)
@@ -400,7 +401,7 @@ class Trainer:
         return record
 
     def _calibrate(self, trial_list: str) -> ListEvaluation | None:
-        """Calibrate `final` on the development trials, and evaluate it on them."""
+        """Calibrate the final model on the development trials, and evaluate it on the same trials."""
         embedded = self._embed(trial_list, measure=True)
         if self.accelerator.is_main_process:
             try:
@@ -408,7 +409,7 @@ class Trainer:
                 self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
             except ValueError as error:
                 self._print(
-                    f"'final' is not calibrated and makes no decisions. {trial_list} cannot calibrate it: {error}"
+                    f"The model 'final' is not calibrated and makes no decisions. {trial_list} cannot be used: {error}"
                 )
             self._save_model("final")
         return self._evaluate(trial_list, embedded)
