@@ -28,7 +28,7 @@ CORPUS_LIMITS = Limits(seconds=86_400.0, values=1 << 26)
 def read_utterance(
     source: Any, rate: int | None = SAMPLING_RATE, name: str = "", min_duration: float = SHORTEST_SECONDS
 ) -> Sound:
-    """Read a corpus recording with `read_sound`, with its strict checks and `CORPUS_LIMITS`.
+    """Read a corpus recording with the strict checks of `read_sound` and the limits `CORPUS_LIMITS`.
 
     Args:
         source: path, bytes of an audio file, or any other source that `read_sound` accepts.

@@ -459,7 +459,8 @@ def equalise(waveform: np.ndarray, gains_db: np.ndarray, sampling_rate: int) -> 
 
     Args:
         waveform: samples `(L,)`.
-        gains_db: gain in dB at each frequency of `EQUALISER_HZ`. It is constant below the first and above the last.
+        gains_db: gain in dB at each frequency of `EQUALISER_HZ`. The gain is constant below the first and above the
+            last frequency.
         sampling_rate: sampling rate in Hz.
 
     Returns:

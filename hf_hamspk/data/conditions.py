@@ -76,8 +76,8 @@ def sweep_conditions(kind: str, values: Sequence[float] | None = None) -> list[C
         values: strengths of the conditions; None selects the default strengths. It must be None for `"codec"`.
 
     Raises:
-        ValueError: the kind is unknown, values are given for `"codec"`, or a value is not finite or not above 0 (an SNR
-            may be 0 or negative).
+        ValueError: the kind is unknown, values are given for `"codec"`, a value is not finite, or a value other than an
+            SNR is not above 0.
     """
     if kind not in SWEEPS:
         raise ValueError(f"The condition to sweep over must be one of {', '.join(SWEEPS)}, got {kind!r}.")

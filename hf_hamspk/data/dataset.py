@@ -366,7 +366,7 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
                 name = error.name if error.name else self.utterances.name(candidate)
                 self._note_failure(name, error.reason)
         raise InputError(
-            f"none of the {len(self.utterances)} files of the corpus can be read; check_corpus finds the reasons"
+            f"none of the {len(self.utterances)} files of the corpus can be read; run check_corpus to find the reasons"
         )
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:

@@ -20,7 +20,8 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     `a * world_size + r`. The samples of a global batch therefore do not depend on the number of ranks or accumulation
     steps, and every rank yields equally many micro-batches.
 
-    Pass the sampler to a `DataLoader` as `batch_sampler`, with `collate`, and make a new sampler for each epoch.
+    Pass the sampler to a `DataLoader` as `batch_sampler`, with `collate` as `collate_fn`. Make a new sampler for each
+    epoch.
 
     Example:
         ```python
@@ -117,7 +118,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
     time. The utterances of a speaker are drawn without repetition until all have been used. For a speaker with fewer
     than `utterances_per_speaker` utterances, some utterances are repeated (as different crops of `SpeakerCrops`).
 
-    Pass the sampler to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate`.
+    Pass the sampler to a `DataLoader` over `SpeakerCrops` as `batch_sampler`, with `collate` as `collate_fn`.
 
     Example:
         ```python

@@ -37,7 +37,7 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
         parts: parts of the run, all complete.
         output: path of the file, whose suffix selects the format. An existing file is replaced, and missing parent
             folders are created.
-        about: metadata of the file. It is ignored for `.npz`.
+        about: metadata to store in the file. It is ignored for `.npz`.
 
     Returns:
         The number of embeddings. If there are none, no file is written.

@@ -4,9 +4,9 @@ The search has two steps. FAISS or PyTorch selects candidates by their inner pro
 then scored in float64 with the similarity of the model and sorted.
 
 An exact index also checks that the candidates include all k nearest embeddings. Every other key has a float32 product
-that is at most the smallest product of a candidate. If this product plus the rounding bound is below the exact product
-of the k-th result, no other key can be nearer. If not, for example because of near ties or equal embeddings, the query
-is compared with every key in float64. The results are therefore the same as with brute force in float64
+that is at most the smallest product of a candidate. If this smallest product plus the rounding bound is below the exact
+product of the k-th result, no other key can be nearer. Otherwise, for example because of near ties or equal embeddings,
+the query is compared with every key in float64. The results are therefore the same as with brute force in float64
 (`geometry_hamspk.score`). Equal scores are sorted by row number.
 
 Letters: `N` enrolled embeddings, `Q` queries, `D` embedding size.

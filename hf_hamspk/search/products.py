@@ -36,7 +36,7 @@ class ScoringModel(Protocol):
 
 
 class Similarity(NamedTuple):
-    """Similarity of a model. The fields are arguments of `geometry_hamspk.score`."""
+    """Similarity function of a model. The fields are arguments of `geometry_hamspk.score`."""
 
     similarity: str
     projection: str
@@ -56,14 +56,14 @@ class Similarity(NamedTuple):
         return score(keys.double(), queries.double(), *self)
 
     def key_vectors(self, keys: Tensor) -> Tensor:
-        """Map keys `(N, D)` to the vectors `(N, E)` float32 of the inner product."""
+        """Map key embeddings `(N, D)` to the float32 vectors `(N, E)` from which inner products are computed."""
         if self.similarity == "cosine":
             return normalize(keys.double()).float()
         position, conformal, beyond = self._lift(keys)
         return torch.cat([conformal * position, beyond], dim=-1).float()
 
     def query_vectors(self, queries: Tensor) -> Tensor:
-        """Map queries `(Q, D)` to the vectors `(Q, E)` float32 of the inner product."""
+        """Map query embeddings `(Q, D)` to the float32 vectors `(Q, E)` from which inner products are computed."""
         if self.similarity == "cosine":
             return self.key_vectors(queries)
         position, conformal, beyond = self._lift(queries)

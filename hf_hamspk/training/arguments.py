@@ -236,8 +236,8 @@ class TrainingArguments:
             raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
-                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16', whose loss scale can differ "
-                "between processes."
+                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16'. The loss scale of fp16 can "
+                "differ between processes."
             )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
             raise ValueError(
@@ -325,7 +325,8 @@ def _parse(words: Sequence[str]) -> Recipe:
     model, data, training, unused = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     if unused:
         raise ValueError(
-            f"Expected --key value, got {' '.join(unused)} in addition. Only list arguments take several values."
+            f"Expected --key value, got the additional words {' '.join(unused)}. Only list arguments take several "
+            "values."
         )
     if model.backbone is not None and model.initial_model is not None:
         raise ValueError(

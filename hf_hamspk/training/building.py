@@ -186,7 +186,7 @@ def build_crops(
 
 
 def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
-    """Return the shards in a folder as a source of noise, or the folder itself if it does not contain shards."""
+    """Return the shards in a folder as a source of noise, or the folder itself if it contains no shards."""
     reader = None if folder is None else open_shards(folder)
     return folder if reader is None else NoiseShards(reader, rate)
 
@@ -307,7 +307,9 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             check_model(start.backbone)
             backbone = AutoConfig.from_pretrained(start.backbone)
             if backbone.model_type == HamSpkConfig.model_type:
-                raise ValueError("it is a complete speaker model; to fine-tune it, name it as initial_model")
+                raise ValueError(
+                    "expected an encoder, got a complete speaker model. To fine-tune it, set initial_model instead"
+                )
             return valid_config({"backbone_config": backbone} | fields)
     except (OSError, ValueError) as error:
         name = "initial_model" if start.backbone is None else "backbone"

@@ -103,7 +103,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     ]
     if differences:
         raise ValueError(
-            f"{checkpoint} belongs to another model or run and cannot be resumed:\n  "
+            f"{checkpoint} belongs to a run with other settings and cannot be resumed:\n  "
             + "\n  ".join(differences)
             + ".\nChoose another output_dir, or use --resume false, which removes the checkpoints of the old run."
         )

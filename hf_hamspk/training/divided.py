@@ -68,7 +68,7 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def rows_of_rank(rank: int, shard: CentreShard) -> int:
-    """Return the number of speaker centres of a rank."""
+    """Return the number of speaker centres that a rank holds."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 

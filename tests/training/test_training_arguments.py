@@ -45,7 +45,7 @@ def test_published_recipes_are_valid(path):
         (["--crop_seconds", "nan"], "crop_seconds must be between 0.1 and 60, got nan."),
         (
             ["--head", "am", "aam"],
-            "Expected --key value, got aam in addition. Only list arguments take several values.",
+            "Expected --key value, got the additional words aam. Only list arguments take several values.",
         ),
         (["recipe.yaml"], "The recipe must be the first argument, got recipe.yaml later."),
         (["--marginn", "0.2"], "the command line: unknown argument 'marginn'. Did you mean 'margin'?"),

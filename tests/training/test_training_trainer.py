@@ -336,7 +336,7 @@ def test_fine_tuning_takes_nothing_stale(tmp_path, run_words):
         train(run_words(tmp_path / "third", initial_model=first, ecapa_channels=32))
     with pytest.raises(ValueError, match=re.escape("pooling 'mhfa' needs a transformers backbone")):
         train(run_words(tmp_path / "third", initial_model=first, pooling="mhfa"))
-    with pytest.raises(ValueError, match=re.escape("to fine-tune it, name it as initial_model")):
+    with pytest.raises(ValueError, match=re.escape("To fine-tune it, set initial_model instead")):
         train(run_words(tmp_path / "third", backbone=first))
 
 
