@@ -25,7 +25,7 @@ MAX_MEMBER = 256 * 2**20
 MAX_HEADER = 2**20
 """Largest number of bytes that the tar reader reads at once.
 
-Extended headers usually have some hundred bytes, but can declare gigabytes.
+Extended headers usually have a few hundred bytes, but a damaged or malicious one can declare gigabytes.
 """
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -181,15 +181,15 @@ def read_forwards(file: BinaryIO, member: Member) -> bytes:
 _LOCAL = struct.Struct("<4s5H3L2H")
 
 
-# Bit masks of the flags of a zip member, and of the Unix mode that is stored with it.
+# Bit masks for the flags of a zip member and for its Unix mode.
 ENCRYPTED, FILE_TYPE, LINK = 0x1, 0o170000, 0o120000
 
 
 def list_zip(file: BinaryIO) -> Iterator[Member | Refused]:
     """Yield the members of a zip in the order of its directory. Folders are skipped.
 
-    Meanwhile, `zipfile` keeps the complete directory in memory. It takes about 650 bytes per member, or 0.7 GB for the
-    million files of VoxCeleb2. Reading a member later with `read_member` does not need the directory.
+    While listing, `zipfile` keeps the complete directory in memory. It takes about 650 bytes per member, or 0.7 GB for
+    the million files of VoxCeleb2. Reading a member later with `read_member` does not need the directory.
 
     Raises:
         ArchiveError: the file is not a zip, is damaged or is incomplete.
@@ -230,7 +230,7 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
         zipped: whether the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged at this place, or the member does not have its declared size.
+        ArchiveError: the archive is damaged at this place, or the size of the member differs from its declared size.
     """
     if not zipped:
         return read_forwards(file, member)
@@ -320,7 +320,7 @@ def open_parts(paths: Sequence[Path]) -> BinaryIO:
 
 
 def is_part(path: Path) -> bool:
-    """Return True if the file name is that of a part of a split archive, such as `..._partaa`."""
+    """Return True if a file is a part of a split archive according to its name, such as `..._partaa`."""
     return _PART.fullmatch(path.name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Decode a random crop of an encoded recording, and little more than the crop."""
+"""Decode a random crop of an encoded recording without decoding much more than the crop."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
 AAC_SETTLING = 2048
-"""Number of samples that are decoded before an AAC crop, because a frame of 1,024 samples overlaps the previous."""
+"""Number of samples that are decoded before an AAC crop, because successive frames of 1,024 samples overlap."""
 
 
 def decode_crop(
@@ -71,7 +71,10 @@ def decode_crop(
 def _middle_of_aac(
     content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
 ) -> tuple[int | None, np.ndarray | None]:
-    """Return the start and the samples of a random crop of an m4a file. None means: decode the complete recording."""
+    """Return the start and the samples of a random crop of an m4a file.
+
+    The start or the samples are None if they can only be found by decoding the complete recording.
+    """
     import av
     from av.error import FFmpegError
 
@@ -92,7 +95,7 @@ def _middle_of_aac(
 
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
-    """Return the `samples` samples from `start` on, averaged over the channels; None if they are incomplete."""
+    """Return the crop of length `samples` at `start`, averaged over the channels; None if it is incomplete."""
     kept: list[Any] = []
     first = 0
     for frame in frames:

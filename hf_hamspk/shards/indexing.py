@@ -48,7 +48,7 @@ def index_shards(
     licence: str = "",
     progress: bool = True,
 ) -> Manifest:
-    """Write a folder with a manifest, and index files for tars, of existing shards. The shards are not copied.
+    """Write a manifest of existing shards, and an index file for each tar. The shards are not copied.
 
     Only the footer and the speaker column of a Parquet file are read. A tar has no list of its members, so it is read
     completely, even over the network.
@@ -57,7 +57,7 @@ def index_shards(
         sources: Parquet files or tars, but not both. Each source is the path or URL of a file or folder that fsspec can
             read; `*` is a wildcard. A Hub repository `hf://datasets/user/name` is pinned to its current commit.
         output: folder for the manifest and the index files. Use it as `train_data` in a training recipe.
-        audio_column: audio column of Parquet files. None selects "audio" or the first other column with bytes.
+        audio_column: audio column of Parquet files. None selects "audio" or else the first column of bytes.
         speaker_column: speaker column of Parquet files. None selects the first name in `SPEAKER_FIELDS` that exists.
         storage_options: options of the fsspec file system.
         licence: licence of the shards, which is written into the manifest.

@@ -29,7 +29,7 @@ LAYOUTS = ("voxceleb", "librispeech", "folders")
 """
 
 SURE_SHARE = 0.95
-"""Share of the files that must follow a layout for it to be recognised. Other files are often stray files."""
+"""Share of the files that must follow a layout for it to be recognised. A few stray files are common in a corpus."""
 
 _VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[/-])")
 _LIBRISPEECH = re.compile(r"(?:^|/)(\d+)/(\d+)/\1-\2-\d+[^/]*$")
@@ -107,7 +107,7 @@ class Listing:
         self.refused.append((self.containers[container].file_name(name), reason))
 
     def is_audio(self, name: str) -> bool:
-        """Return True if a file name has an audio suffix and no dot at its start; else count the file in `ignored`."""
+        """Return True if a file has an audio suffix and is not hidden. Other files are counted in `ignored`."""
         base = name.rsplit("/", 1)[-1]
         suffix = os.path.splitext(base)[1].lower()
         # macOS writes files such as "._name.wav" that contain no audio.
@@ -137,7 +137,7 @@ def strings(table: pa.Table, column: str) -> Iterator[str | None]:
 
 
 def find_layout(names: Iterable[str | None]) -> str:
-    """Return the layout that at least `SURE_SHARE` of the names follow, or "folders" if there is none."""
+    """Return the layout that at least `SURE_SHARE` of the names follow, or "folders" if no layout fits."""
     total = voxceleb = librispeech = 0
     for name in names:
         total += 1
@@ -215,7 +215,7 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
 
 
 def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Sort the rows by key and keep one row per key, with the suffix that is first in `AUDIO_SUFFIXES`.
+    """Sort the rows by key. Of several rows with one key, keep the suffix that comes first in `AUDIO_SUFFIXES`.
 
     Returns:
         The rows that were kept, and the path and reason of each file that was left out.
@@ -259,7 +259,7 @@ def digest(table: pa.Table) -> str:
 
 
 def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]:
-    """Return the numbers of added, missing and changed utterances of a table, and some of their keys."""
+    """Compare two tables, and return the numbers of added, missing and changed utterances and some of their keys."""
 
     def entries(table: pa.Table) -> dict[str, tuple]:
         columns = [list(table.column(name).to_pylist()) for name in ("key", "speaker", "name", "size", "check")]

@@ -39,8 +39,9 @@ POLL_SECONDS = 0.5
 """Seconds between two updates of the progress bar."""
 
 MAX_BREAKS = 3
-"""Number of times in a row that worker processes are killed from outside before the preparation stops with an error. A
-common cause is too little memory.
+"""Number of times in a row that worker processes can be killed from outside until the preparation stops with an error.
+
+A common cause is too little memory.
 """
 
 
@@ -173,8 +174,8 @@ def read_crashed(progress: Path) -> set[int]:
 def _noting(progress: Path, shard: int) -> Iterator[Any]:
     """Context manager that provides a function for noting the progress in a shard.
 
-    The function writes the number of finished rows and the row that is being decoded to a file. The progress bar and
-    the search for files that crash the decoder read it.
+    The function stores two numbers in a file: the number of finished rows, and the row that is being decoded. The
+    progress bar and the search for files that crash the decoder use them.
     """
     path = place_path(progress, shard)
     with open(path, "wb", buffering=0) as file:
@@ -188,7 +189,7 @@ def _noting(progress: Path, shard: int) -> Iterator[Any]:
 
 
 def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], processes: int, bar: tqdm) -> None:
-    """Make the shards that are still missing.
+    """Make the shards `todo` of a plan.
 
     Args:
         plan: plan of the preparation.
@@ -287,7 +288,7 @@ def _end_with(sentinel: int) -> None:
 def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
     """Find the rows that crash the decoder, and add them to the list of crashed rows.
 
-    Each row that was being decoded when a worker ended is decoded again in a separate process.
+    Each row that a worker was decoding when it ended is decoded again in a separate process.
 
     Args:
         progress: progress folder.

@@ -10,7 +10,7 @@ A prepared folder contains
 
 Parquet columns: `audio` (struct `bytes: binary, path: string`, which `datasets` reads as its `Audio`), `speaker`
 (string, a name in `Manifest.speakers`), `key` (string, unique), `duration` (float64, seconds), `samples` (int64, at the
-sampling rate of the stored audio). Rows are numbered through all row groups in order.
+sampling rate of the stored audio). Rows are numbered consecutively over all row groups.
 
 A tar has two members per utterance, in this order: `KEY.flac` (or `.opus`, or the suffix of the source) and `KEY.json`
 with `{"speaker": ..., "duration": ..., "samples": ...}`.
@@ -39,8 +39,8 @@ the byte range of the audio in the tar, without the tar header. `suffix` include
 """
 
 FEW_SHARDS, SOME_SHARDS = 24, 96
-"""Limits for rounding up the number of shards. Up to 24, it becomes a multiple of 8; up to 96, a multiple of 24; above,
-a multiple of 48.
+"""Limits for rounding up the number of shards. It is rounded to a multiple of 8 up to 24 shards, of 24 up to 96 shards,
+and of 48 for more shards.
 """
 
 
@@ -87,8 +87,8 @@ class Manifest:
         unreadable: number of files that were left out and are listed in `unreadable.csv`.
         seed: random seed of the order of the utterances.
         fingerprint: hexadecimal digest of the source and the options. The same source and options give the same digest.
-        columns: names of the Parquet columns for the keys "audio" and "speaker" if `index_shards` made the manifest;
-            empty if the columns have the default names.
+        columns: dictionary that maps "audio" and "speaker" to the names of these Parquet columns if `index_shards` made
+            the manifest; otherwise empty, because the columns have the default names.
         schema: version number of the format.
     """
 
@@ -206,7 +206,7 @@ def index_name(shard: str) -> str:
 def even_shard_count(wanted: float, utterances: int) -> int:
     """Round up the number of shards so that 2, 4 and 8 ranks get equal shares.
 
-    Above 24 shards, 3, 6 and 12 ranks also get equal shares. Above 96 shards, so do 16 ranks.
+    With more than 24 shards, 3, 6 and 12 ranks also get equal shares; with more than 96 shards, also 16 ranks.
 
     Args:
         wanted: size of the corpus divided by the target size of a shard.

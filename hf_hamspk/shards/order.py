@@ -3,8 +3,8 @@
 Shards are read in groups of utterances (the row groups of a Parquet file, or runs of members of a tar). With `N`
 utterances, `V` speed factors and global batches of `B` samples, the order is computed in three steps:
 
-1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. A group has
-   positions for all its speed factors together, so it is fetched once per epoch.
+1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. The
+   samples of a group at all speed factors have adjacent positions, so the group is fetched only once per epoch.
 2. The epoch has `N V // B` global batches. Their positions are divided into lanes, which are contiguous ranges with
    nearly equal lengths. Each global batch takes the next few positions of every lane. It therefore mixes samples from
    as many distant groups as there are lanes, while every lane reads its groups in sequence.
@@ -67,7 +67,7 @@ class EpochOrder:
 
     Attributes:
         batches: number of global batches in the epoch.
-        remainder: number of samples that the epoch leaves out, less than `batch_size`; `left_out` returns the samples.
+        remainder: number of samples that the epoch leaves out, below `batch_size`; see `left_out`.
 
     Raises:
         ValueError: an argument is out of range, or the samples do not fill one global batch.
@@ -167,13 +167,13 @@ class EpochOrder:
         return max(low, begin), min(int(self._ends[last]), end)
 
     def _lane_positions(self, lane: int, begin: int, end: int) -> np.ndarray:
-        """Return the entries `begin` to `end - 1` of the shuffled positions of a lane."""
+        """Return the positions number `begin` to `end - 1` of a lane after shuffling."""
         parts = []
         while begin < end:
             low, high, order = self._windows.get(lane, (0, 0, np.empty(0, dtype=np.int64)))
             if not low <= begin < high:
                 low, high = self._window_bounds(lane, begin)
-                # If two lanes share a window, each shuffles its own range; `low` differs, and with it the seed.
+                # If two lanes share a window, each shuffles its own range with its own seed, because `low` differs.
                 generator = np.random.default_rng((self.seed, self.epoch, low, 0, WINDOW_KEY))
                 order = low + generator.permutation(high - low)
                 self._windows[lane] = (low, high, order)

@@ -118,7 +118,7 @@ class Plan:
     refused: list[tuple[str, str]]
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Return the first row of a shard and the row after its last. The sizes of shards differ by at most one row."""
+        """Return the first row of a shard and the row after its last. Shard sizes differ by at most one row."""
         total = len(self.table)
         return shard * total // self.shards, (shard + 1) * total // self.shards
 
@@ -129,13 +129,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Survey:
-    """Utterances of a listing, sorted and filtered, with their fingerprint.
+    """Sorted utterances of a listing, and the fingerprint of the preparation.
 
     Attributes:
         table: utterances of the speakers to keep, sorted by key, see `listing.LISTING_SCHEMA`.
         refused: path and reason of each file that cannot be used.
         fingerprint: hexadecimal digest of the utterances, the streams and the options.
-        listing: original listing.
+        listing: listing that contains the utterances.
     """
 
     table: pa.Table
@@ -251,7 +251,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: str | os.PathLike[str]) -> Plan:
-    """Read a plan from the progress folder. Its table is mapped into memory and not loaded completely."""
+    """Read a plan from the progress folder. Its table stays on disk and is mapped into memory."""
     facts = json.loads((Path(folder) / PLAN_NAME).read_text(encoding="utf-8"))
     with pa.memory_map(str(Path(folder) / TABLE_NAME)) as source:
         table = pa.ipc.open_file(source).read_all()

@@ -26,7 +26,7 @@ BROKEN_IN_A_ROW = 8
 class GroupStore:
     """Store of the groups that an epoch needs. Background threads fetch groups in advance.
 
-    Use it as a context manager, which ends the threads at its exit.
+    Use it as a context manager, which ends the threads on exit.
 
     Args:
         reader: reader of the shards.
@@ -35,7 +35,7 @@ class GroupStore:
     """
 
     def __init__(self, reader: ShardReader, read_ahead_bytes: int = READ_AHEAD_BYTES):
-        # The copy has separate connections, footers and stop event.
+        # The copy has its own connections, footers and stop event.
         self.reader = copy.copy(reader)
         self.read_ahead_bytes = read_ahead_bytes
         self._broken: dict[int, str] = {}

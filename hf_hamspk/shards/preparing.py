@@ -63,7 +63,7 @@ def prepare(
 
     Args:
         sources: folders, zip or tar archives or their parts, CSV files, and folders or repositories of `datasets`.
-        output: folder for the shards. It is created if necessary. It must be empty or come from the same call.
+        output: folder for the shards. It is created if necessary. It must be empty or come from an earlier call.
         options: options of the shards, see `PrepareOptions`; None uses the defaults.
         processes: number of worker processes; 0 makes the shards in this process. With 1 or more, a script must call
             this function under `if __name__ == "__main__"`, because each worker process imports the script.
@@ -158,7 +158,7 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
 
 
 def _check_output(output: Path) -> None:
-    """Check that a folder contains nothing, or the files of an earlier preparation."""
+    """Check that a folder is empty or was written by an earlier preparation."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is not a folder; choose a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
@@ -245,7 +245,7 @@ def _remove_progress(output: Path) -> None:
 
 
 def _remove_shards(output: Path) -> None:
-    """Remove the files of a preparation and no others, first the manifest, which marks the folder as complete."""
+    """Remove only the files of a preparation. The manifest comes first, because it marks the folder as complete."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for path in output.iterdir():
         if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:

@@ -23,7 +23,7 @@ from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
 TAR_GROUP_BYTES = 4 << 20
-"""Approximate size in bytes of a group in a tar: about 40 utterances of 8 s in FLAC."""
+"""Approximate size in bytes of a group in a tar, which contains about 40 utterances of 8 s in FLAC."""
 
 FOOTER_BYTES = 64 << 10
 """Number of bytes that are first fetched from the end of a Parquet file, enough for the footer of 200 row groups."""
@@ -156,8 +156,8 @@ class ShardReader:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         start, end = _span(metadata.row_group(place))
         source = pa.PythonFile(_Range(self.fetcher.fetch(shard.file, start, end), start, shard.bytes), mode="r")
-        # Pages that have a checksum are checked. Arrow must not read ahead, because it uses threads for that. They do
-        # not exist in a forked loader process, which could wait for them forever.
+        # Pages with a checksum are checked. Arrow must not read ahead, because it would use threads that do not exist
+        # in a forked loader process. The process could then wait forever.
         file = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
         columns = self.manifest.columns
         speaker, own = columns.get("speaker", "speaker"), columns.get("audio", "audio")
@@ -265,7 +265,7 @@ def _span(row_group: Any) -> tuple[int, int]:
 
 
 class _Range:
-    """File object that provides only one byte range of a file, which contains all bytes that Arrow reads."""
+    """File object that provides only one byte range of a file. Reading other bytes raises a `ValueError`."""
 
     closed = False
 

@@ -133,7 +133,7 @@ def _sort_directory(
 
 
 def _names_files(metadata: Path) -> bool:
-    """Return True if a table has the column `file_name`. Some corpora have other tables with the same name."""
+    """Return True if a metadata file has the column `file_name`. Some corpora use its name for other tables."""
     with open(metadata, encoding="utf-8-sig", errors="replace") as file:
         return "file_name" in file.readline()
 
@@ -147,7 +147,7 @@ def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
 
 
 def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
-    """Return the stream of a source that is not on this disk, or raise if it is not a Hub repository."""
+    """Return the stream of a source that does not exist on this disk; it must be a Hub repository."""
     repository = source.removeprefix(HUB_PREFIX)
     if _REPOSITORY.fullmatch(repository):
         return _repository(repository, options)
@@ -329,9 +329,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
                         speaker = row.get(speaker_column)
                         _add_row(listing, container, row.get(audio_column), speaker, stat)
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
-            raise ValueError(
-                f"{source} is not a CSV or JSONL file in UTF-8 ({error}); save it in this format"
-            ) from error
+            raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); convert it to one") from error
 
 
 def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:

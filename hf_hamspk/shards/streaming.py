@@ -23,7 +23,7 @@ from .prefetching import READ_AHEAD_BYTES, GroupStore
 from .reading import ShardReader, choose_shuffle
 
 SHUFFLE_BYTES = 256 << 20
-"""Memory budget in bytes for the groups that are shuffled together, for all processes of a run in total."""
+"""Memory budget in bytes for the groups that are shuffled together, in all processes of a run combined."""
 
 
 def shuffle_of(reader: ShardReader) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
 
     Each loader process yields its share of every micro-batch. A share is a dictionary from `collate`. The key
     `failures` is added if more utterances could not be read. `DataLoader(..., batch_size=None)` returns the shares of
-    its processes in turn, and `StreamedBatches` joins them to micro-batches.
+    its processes in turn, and `StreamedBatches` joins them into micro-batches.
 
     Args:
         crops: crops drawn from `ShardUtterances`.

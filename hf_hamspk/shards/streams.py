@@ -88,8 +88,8 @@ class DataSetStream:
         """Yield each row together with a function that returns the state of the stream after this row.
 
         Args:
-            state: state after which to continue reading, as returned by such a function; None reads from the start. A
-                state contains the number of rows read and the state of the data set, and can be stored as JSON.
+            state: state from which to continue, as returned by such a function; None reads from the start. A state
+                contains the number of rows read and the state of the data set, and can be stored as JSON.
         """
         data = self._load()
         audio, speaker = self._columns(data)
@@ -208,7 +208,7 @@ def copy_streams(
 
 
 def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the path and the description of each segment of a stream. Segments that are not on disk yet are written."""
+    """Yield the path and the description of each segment of a stream, and write the segments that are missing."""
     items = None
     state = None
     for index in count():

@@ -130,7 +130,7 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
 
     Args:
         folder: folder of the shards.
-        manifest: manifest of the folder. None reads it from disk, which is faster than sending it to a process.
+        manifest: manifest of the folder. None reads it from disk, which is faster than sending it to a worker.
         index: number of the shard.
     """
     manifest = load_manifest(folder) if manifest is None else manifest

@@ -16,7 +16,7 @@ from .encoding import Encoded
 from .manifest import MANIFEST_SCHEMA, TAR_INDEX, Shard, index_name
 
 MAX_GROUP_BYTES = 64 * 2**20
-"""Number of bytes of audio at which a row group ends, even if it has few utterances. This limits the memory."""
+"""Number of bytes of audio at which a row group ends, even if it has few utterances, to limit the memory needed."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
