@@ -84,7 +84,7 @@ def find_cohort(
 def choose_utterances(
     paths: Sequence[str], speakers: Sequence[str], utterances: int = UTTERANCES, most_speakers: int = MOST_SPEAKERS
 ) -> dict[str, list[str]]:
-    """Choose the files of a corpus from which a cohort is made. The choice is deterministic.
+    """Choose the files for a cohort from a corpus. The choice is deterministic.
 
     The chosen files are evenly spaced over the sorted files of a speaker, so that they come from different recording
     sessions. If there are more than `most_speakers` speakers, the chosen speakers are evenly spaced over the sorted

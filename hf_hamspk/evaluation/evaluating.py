@@ -245,7 +245,7 @@ def measure_lists(
 def evaluate_list(
     model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
 ) -> ListEvaluation:
-    """Score the trials of a list whose files are already embedded, and measure the scores.
+    """Score a trial list whose files are already embedded, and compute its error rates and costs.
 
     Args:
         model: model whose similarity, calibration and cohort are used.

@@ -187,8 +187,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         metadata: CSV file for `read_metadata`, or a mapping from each file to its columns. The column `speaker_id`
             contains the speaker of the file. None infers the speakers from the file names.
         cohort: folder or CSV file for `find_cohort` with recordings of a few hundred other speakers, or a `Cohort` of
-            this model; None uses the model's cohort, if it has one. Cohort speakers who occur in the trials are left
-            out.
+            this model; None uses the model's cohort, if it has one. If files are given, speakers who
+            occur in the trials are left out of the cohort.
         cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
@@ -339,7 +339,7 @@ def _choose(candidates: Sequence[CalibrationCandidate], trials: CalibrationTrial
 
 
 def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trials: CalibrationTrials) -> bool:
-    """Return whether a candidate lowers the Cllr by the share `GAIN`, and in the share `SURE` of the speaker draws."""
+    """Return whether a candidate lowers the Cllr by more than `GAIN`, and in at least `SURE` of the speaker draws."""
     if not candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost:
         return False
     sign = np.where(trials.labels == 1, -1.0, 1.0)
