@@ -215,7 +215,7 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
 
 
 def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Sort the rows by key. Of several rows with one key, keep the suffix that comes first in `AUDIO_SUFFIXES`.
+    """Sort the rows by key. Of rows with the same key, keep the one whose suffix is first in `AUDIO_SUFFIXES`.
 
     Returns:
         The rows that were kept, and the path and reason of each file that was left out.
@@ -311,7 +311,8 @@ class MemberReader:
                 self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
             except FileNotFoundError as error:
                 raise SourceChanged(
-                    f"{container.paths[0]} or another part of it is missing; restore it and run the same command again"
+                    f"{container.paths[0]} or a later part of the archive is missing; restore it and run the same "
+                    "command again"
                 ) from error
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")

@@ -56,7 +56,8 @@ class Shard:
         sha256: SHA-256 hash of the file, hexadecimal; empty if `index_shards` made the manifest.
         seconds: total duration of the audio in seconds; 0 if `index_shards` made the manifest.
         index: name of the index file of a tar; None for Parquet.
-        index_sha256: SHA-256 hash of the index file, hexadecimal; None for Parquet.
+        index_sha256: SHA-256 hash of the index file, hexadecimal; None for Parquet, empty if `index_shards` made the
+            manifest.
     """
 
     file: str

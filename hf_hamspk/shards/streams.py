@@ -42,7 +42,7 @@ class Item(NamedTuple):
         key: key of the utterance.
         speaker: name of the speaker; None if the row has no speaker.
         name: name of the file.
-        content: bytes of the file; None if it cannot be used.
+        content: bytes of the file; None if the file cannot be used.
         reason: reason why the file cannot be used; empty if it can.
     """
 
