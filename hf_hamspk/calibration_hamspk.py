@@ -210,7 +210,7 @@ def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortSt
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Embeddings of other speakers than the compared ones, used to normalise scores.
+    """Embeddings of speakers other than the compared ones, used to normalise scores.
 
     Attributes:
         embeddings: finite values `(C, D)` in float32 on the CPU, C at least 2; usually one mean per training speaker.
@@ -338,7 +338,7 @@ class OperatingPoint:
     Example:
         ```python
         door = OperatingPoint("door", prior=0.01, cost_false_alarm=10.0)
-        print(door.threshold)  # 6.9: the recordings must be 990 times more probable if one speaker made both
+        print(door.threshold)  # 6.9: the recordings must be 990 times more probable with one speaker than with two
         print(model.verify("a.wav", "b.wav", operating_point=door).decision)
         ```
 
@@ -464,7 +464,7 @@ class Calibration:
             raise ValueError(f"minimum_speech must be a number of seconds, at least 0, got {self.minimum_speech!r}.")
         names = [point.name for point in self.operating_points]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"operating_points must be one or more with distinct names, got {names}.")
+            raise ValueError(f"operating_points needs one or more points with distinct names, got {names}.")
 
     @property
     def needs_quality(self) -> bool:

@@ -53,13 +53,13 @@ class HamSpkConfig(PreTrainedConfig):
             encoder, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
         ecapa_padding: padding of an utterance: `"zeros"`, or its mirror image (`"reflect"`, as in SpeechBrain).
         ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
-        mix_layers: whether to pool a learned convex sum of all layers of a transformers backbone, or only the last.
-        freeze_backbone: whether a transformers backbone is not trained and stays in evaluation mode.
-        freeze_feature_encoder: whether its convolutions are not trained. False for a backbone without pretraining.
+        mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
+        freeze_backbone: whether to exclude a transformers backbone from training and keep it in evaluation mode.
+        freeze_feature_encoder: whether to exclude its convolutions from training; False if it was not pretrained.
 
     Front-end
-        frontend: log mel filter banks as in the released code (`"fbank"`), in `"kaldi"` or in `"speechbrain"`, or the
-            samples themselves (`"waveform"`), for transformers backbones. None selects the default of the backbone.
+        frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
+            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None: the default of the backbone.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
         normalize_waveform: for `"waveform"`: scale each utterance to mean 0 and variance 1, as large WavLM models need.
@@ -73,7 +73,7 @@ class HamSpkConfig(PreTrainedConfig):
         pooling_channels: hidden channels of attentive pooling, or channels of keys and values in MHFA.
         pooling_hidden_norm: whether attentive pooling has ReLU and batch normalisation before tanh (WeSpeaker: False).
         pooling_context: whether attention also depends on mean and standard deviation of the utterance (the context).
-        pooling_unbiased: whether the variance of the context is divided by T - 1 frames or by T (SpeechBrain: False).
+        pooling_unbiased: whether the variance of the context is divided by T - 1, not by T (SpeechBrain: False).
         pooling_variance_offset: number added to the variance of the context (WeSpeaker: 1e-7).
         pooling_smallest_variance: lower limit of a variance before its root is taken, above 0 and at most 1.
         tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: settings of each time-delay layer of `"xvector"`.
@@ -232,7 +232,7 @@ class HamSpkConfig(PreTrainedConfig):
         backbone = self.backbone_config
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
-                "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'; 'waveform' needs a backbone_config."
+                "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'. For 'waveform', set a backbone_config."
             )
         if backbone is not None and not hasattr(backbone, "conv_kernel"):
             raise ValueError(

@@ -340,7 +340,7 @@ def _shares(embeddings: Tensor, weights: Tensor | None) -> Tensor:
         return torch.full(embeddings.shape[:1], 1 / embeddings.shape[0], device=embeddings.device)
     if weights.shape != embeddings.shape[:1] or not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
         raise ValueError(
-            f"Expected {embeddings.shape[0]} weights of at least 0, and not all of them 0, got {weights.tolist()}."
+            f"Expected {embeddings.shape[0]} weights of at least 0, not all of them 0, got {weights.tolist()}."
         )
     weights = at_least_float32(weights).to(embeddings.device)
     return weights / weights.sum()

@@ -169,7 +169,7 @@ class FilterBank(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` in samples; None if nothing is padded."""
+        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` in samples, or None without padding."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
@@ -251,7 +251,7 @@ def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
 def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
     """Set up to `bins` adjacent filters and up to `frames` adjacent frames of each utterance to 0, at random.
 
-    The mean of the values is 0 after `remove_mean`. Only valid frames are masked.
+    Since `remove_mean` was applied before, 0 is the mean of the values. Only valid frames are masked.
     """
     size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
     height = torch.full_like(size, values.shape[1])
@@ -276,11 +276,11 @@ def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
 
 
 class Deviation(NamedTuple):
-    """Options of a standard deviation.
+    """Options for the computation of a standard deviation.
 
     Attributes:
         smallest_variance: lower limit of the variance, above 0 because the root has no derivative at 0.
-        unbiased: whether to divide by the number of frames minus 1, or by the number of frames.
+        unbiased: whether to divide by the number of frames minus 1 instead of the number of frames.
         offset: number added to the variance before the limit is applied.
     """
 
@@ -507,7 +507,7 @@ class ConvBlock(nn.Module):
         outputs: number of output channels, C'.
         kernel_size: kernel size in frames, an odd number.
         dilation: dilation in frames.
-        reflect: whether to pad each utterance with its mirror image or with zeros.
+        reflect: whether to pad each utterance with its mirror image instead of zeros.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):

@@ -163,7 +163,7 @@ def test_a_calibration_of_another_model_is_refused(calibration):
         ({"trials": -1}, "trials must be an integer of at least 0"),
         ({"enrolment_utterances": 0}, "enrolment_utterances must be an integer of at least 1"),
         ({"minimum_speech": -1.0}, "minimum_speech must be a number of seconds"),
-        ({"operating_points": ()}, "one or more with distinct names"),
+        ({"operating_points": ()}, "one or more points with distinct names"),
         ({"operating_points": (OperatingPoint("a", 0.5), OperatingPoint("a", 0.1))}, "distinct names"),
     ],
 )

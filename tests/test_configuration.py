@@ -108,7 +108,7 @@ def test_masks_are_not_negative(name):
         ),
         (
             {"frontend": "waveform"},
-            "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'; 'waveform' needs a backbone_config.",
+            "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'. For 'waveform', set a backbone_config.",
         ),
         (
             {"backbone_config": WAVLM, "frontend": "fbank"},

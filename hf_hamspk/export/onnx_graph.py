@@ -177,8 +177,8 @@ def check_agreement(
             found.append(Agreement(duration, batch, difference))
             if not difference <= LARGEST_DIFFERENCE:
                 raise ValueError(
-                    f"The exported file differs from the model by {difference:.1e} of the largest value (at most "
-                    f"{LARGEST_DIFFERENCE:g} is accepted) for {duration} s and a batch of {batch}. Nothing was written."
+                    f"The exported file differs from the model by {difference:.1e}, relative to the largest value, for "
+                    f"{duration} s and a batch of {batch}. At most {LARGEST_DIFFERENCE:g} is accepted. No file is kept."
                 )
     return found
 

@@ -117,7 +117,7 @@ class BlockwiseLoss:
         return self._fill_remote(places, -1)
 
     def _fill_remote(self, values: Tensor, other: float) -> Tensor:
-        """Replace those of the `values` `(B,)` whose target centre is on another rank by `other`."""
+        """Write `other` to the `values` `(B,)` of utterances whose target centre is on another rank."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
@@ -222,14 +222,14 @@ class BlockwiseLoss:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """Return the factor `s f`. Multiplied by it, a distance in the unit ball is the negative logit."""
+        """Return the factor `s f` that turns a distance in the unit ball into the negative logit."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors to 0 if the kind of the margin is "real".
+        """Set the logits of easy impostors to 0 if the margin kind is "real".
 
         Returns:
             The mask `(B, N)` of the easy impostors; None for other margins.
@@ -253,7 +253,7 @@ class BlockwiseLoss:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Rescale the sums so that they belong to a larger shift (in bits) than before."""
+        """Rescale the sums when `shift` is replaced by the shift `larger`, both in bits."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]

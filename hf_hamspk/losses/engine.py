@@ -49,7 +49,7 @@ class BlockwiseEngine:
         return self.shard is None
 
     def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss, a scalar. With divided centres it is the mean over the batches of all ranks."""
+        """Compute the mean loss, a scalar, over the batch. If the centres are divided, average over all ranks."""
         similarity, shard = head.similarity, self.shard
         is_sampling = head.training and self.class_sampling < 1
         whole = shard is None and not is_sampling

@@ -110,7 +110,7 @@ def project_norm(
         projection, curvature, clip_radius: settings of the projection; see `project`.
 
     Returns:
-        The norms of the points, their conformal factors, and the derivatives of the norms by `radius`.
+        The norms of the points, their conformal factors, and the derivatives of the norms with respect to `radius`.
     """
     if projection == "released":
         largest = released_radius(float(curvature))
@@ -309,7 +309,7 @@ def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float,
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """Return a number that, subtracted from all logits, keeps exponentials within float32; None if none does."""
+    """Return a number to subtract from all logits so that exponentials fit into float32; None if there is none."""
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None
