@@ -1,7 +1,7 @@
 """Speaker verification with HAM-Softmax for Hugging Face.
 
-The names of `__all__` are imported at their first use, so `import hf_hamspk` alone is fast. The models are registered
-with the Auto classes and pipelines of transformers when a name of this package or an Auto class is first used.
+The names in `__all__` are imported on first use, so `import hf_hamspk` is fast. The models are registered with the
+Auto classes and pipelines of transformers when a name of this package or an Auto class is first used.
 
 Example:
     ```python

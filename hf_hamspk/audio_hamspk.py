@@ -1,20 +1,20 @@
-"""Recordings: reading and resampling them, checking them, and measuring how much speech they hold.
+"""Functions that read, check and resample recordings, and measure how much speech they contain.
 
-`read_sound` is the one reader of whole recordings, used by training, evaluation, the commands, the pipeline and the
-endpoint. (Random crops of shards and noise files are decoded where they are cut, in `shards/` and `data/`.) It decodes
-block by block, within limits, and never trusts a header. Input that cannot be used raises an `InputError`.
+`read_sound` reads complete recordings for training, evaluation, the commands, the pipeline and the endpoint. (Random
+crops are decoded in `shards/` and `data/`.) It decodes block by block, enforces limits on the decoded samples, and does
+not rely on the header. It raises an `InputError` for input that cannot be used.
 
-Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`, in NumPy alone:
-a model gives the same numbers where torchaudio is absent, and memory does not grow for odd rates.
+Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`. It needs only
+NumPy, so a model gives the same results without torchaudio, and its memory use does not depend on the sampling rates.
 
-`measure_speech` tells speech from other sound by what voices do and machines do not: the level of several bands rises
-far above the quietest moments of the recording (silence, hum, tones and steady noise do not move), and the raised
-frames have the periodicity of a voice (clicks, knocks and hiss do not). Voiced frames carry the sounds around them:
-consonants, and pauses shorter than a word. It takes singing, babble and other periodic, moving sound for speech, and
-misses whispering and speech below the noise.
+`measure_speech` detects speech by two properties. The level of several frequency bands rises far above the quietest
+frames of the recording, which excludes silence, hum, tones and steady noise. These frames also have the periodicity of
+a voice, which excludes clicks, knocks and hiss. Consonants and short pauses next to voiced frames count as speech.
+Singing, babble and other periodic sounds of varying level are mistaken for speech. Whispering and speech below the
+noise level are not detected.
 
-Letters: `B` batch, `L` samples, `N` samples after resampling, `K` taps of the filter, `C` channels, `T` frames, `F`
-frequency bins.
+Symbols in shapes: `B` batch size, `L` samples, `N` samples after resampling, `K` filter taps, `C` channels, `T` frames,
+`F` frequency bins.
 """
 
 import http.client
@@ -36,7 +36,7 @@ from transformers import Wav2Vec2FeatureExtractor
 try:
     import soundfile
 except (ImportError, OSError):
-    # Arrays need no decoder.
+    # Arrays can be used without a decoder.
     soundfile = None
 try:
     import av
@@ -45,87 +45,86 @@ except (ImportError, OSError):
     # Needed for AAC and WebM only.
     av = None
 
-# An utterance below this holds no speaker: ten frames.
+# Duration of the shortest utterance, ten frames: a shorter one says too little about the speaker.
 SHORTEST_SECONDS = 0.1
-# Largest minus smallest sample below which there is no sound: less than one step of 16-bit audio (3.05e-5).
+# Difference of the largest and smallest sample below which a recording is silent; a step of 16-bit audio is 3.05e-5.
 SILENCE_SPAN = 2e-5
-# Share of a batch that may be padding: padding is computed like sound, and costs more than another batch.
+# Largest share of padding in a batch: computing more padding than this costs more than another batch.
 MOST_PADDING = 0.1
-# Zero crossings of the sinc on each side, and the cut-off as a share of half the lower rate.
+# Zero crossings of the sinc on each side, and the cut-off frequency relative to half the lower sampling rate.
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
-# Values of the largest intermediate array in resampling: 16 MiB of float32.
+# Number of values in the largest intermediate array of resampling: 16 MiB of float32.
 BLOCK_VALUES = 1 << 22
-# Output samples with the same taps from which on they are computed together: below, one call for each costs more.
+# Least number of output samples with the same taps for which one call per set of taps is the fastest.
 SHARED_TAPS = 128
-# Below this speech loses what tells voices apart; a rate above the highest is a mistake.
+# Range of sampling rates in Hz. Lower rates remove the differences between voices; higher rates are mistakes.
 LOWEST_RATE, HIGHEST_RATE = 4000, 384_000
-# More channels than a microphone array has.
+# Largest number of channels, enough for microphone arrays.
 MOST_CHANNELS = 32
-# A float recording may go a little beyond full scale; 16-bit samples as floats go far beyond it.
+# Largest float sample. Some recordings exceed 1 a little; 16-bit samples converted to float exceed it by far.
 LOUDEST = 16.0
-# Full scale of integer samples.
+# Full scale of integer samples of each type.
 INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
-# Share of the samples that a header declares, below which a file counts as cut short. MP3 headers are off by a frame or
-# two (72 ms), so it is not 1.
+# Share of the declared samples below which a file is truncated; MP3 headers may be wrong by one or two frames (72 ms).
 DECODED_SHARE = 0.9
 FETCH_SECONDS = 20.0
-# Samples times channels that are decoded at once: 1 MiB of float32.
+# Number of samples times channels that are decoded at once: 1 MiB of float32.
 DECODED_AT_ONCE = 1 << 18
-# libsndfile reports about this many frames where the length is unknown.
+# Number of frames from which a length is taken as unknown; libsndfile reports about this many.
 UNKNOWN_FRAMES = 1 << 62
-# Chunks of a WAV file before its samples; "data" of at least this size means that the writer did not know the length.
+# Largest number of chunks before the samples of a WAV file, and size of "data" from which the length is unknown.
 MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
-# Samples of the longest frame of AAC (HE-AAC): the encoder fills up the last one.
+# Samples in the longest frame of AAC (HE-AAC); the encoder pads the last frame.
 AAC_FRAME = 2048
-# Channels this much weaker than the loudest (in power, 40 dB) hold crosstalk or nothing.
+# Power relative to the loudest channel (-40 dB) below which a channel contains only crosstalk or nothing.
 SILENT_CHANNEL = 1e-4
-# Power of the mean of channels over their mean power: 1 for equal ones, 1/2 for two unrelated, 0 for opposite ones.
+# Least ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
 ALIKE_CHANNELS = 0.75
 NO_SUCH_FILE = (
-    "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
+    "no such file; check the path and the folder to which it is relative (a URL begins with http:// or https://)"
 )
 _MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
-# Seconds of speech below which no decision is made; see `verification_hamspk` and tests/test_speech.py.
+# Seconds of speech below which no decision is made by default; see `verification_hamspk`.
 MINIMUM_SPEECH = 1.0
-# Range of a signal-to-noise ratio, in dB: below, speech is not found; above, 16-bit audio has no room.
+# Range of signal-to-noise ratios in dB: below it speech is not detected, above it 16-bit audio has too few bits.
 LOWEST_SNR_DB, HIGHEST_SNR_DB = -10.0, 60.0
-# Level reported for digital silence; below the smallest step of 16-bit audio.
+# Level in dBFS reported for digital silence, less than the smallest step of 16-bit audio.
 LOWEST_LEVEL_DB = -120.0
-# Five milliseconds more than three periods of a voice of 67 Hz; the steps are the field's.
+# Length and step of the frames: 50 ms contain three periods of a voice of 67 Hz, and a step of 10 ms is usual.
 FRAME_SECONDS, HOP_SECONDS = 0.05, 0.01
-# Zero-padded to this, the autocorrelation of a frame does not wrap up to a lag of 30 ms; bins are 12.5 Hz apart.
+# Length of zero-padded frames, so that the autocorrelation does not wrap at lags up to 30 ms; bins are 12.5 Hz apart.
 SPECTRUM_SECONDS = 0.08
-# The floor of the bands is measured again in each stretch of at most this length, so that it follows the room.
+# Longest block for which one noise floor is measured, so that the floor follows changes of the background noise.
 BLOCK_SECONDS = 20.0
-# Bands of equal width, up to the top of telephone speech, which every sampling rate from 8 kHz holds.
+# Bands of equal width up to the limit of telephone speech, which every sampling rate of at least 8 kHz contains.
 LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
-# The quietest frames of continuous speech are its pauses and closures: about a tenth of it.
+# Share of frames that define the noise floor: about a tenth of continuous speech are pauses and closures.
 FLOOR_QUANTILE = 0.1
-# The mean of steady noise lies this far above that quantile, in bands of 200 Hz and frames of 50 ms.
+# Mean level of steady noise above that quantile, in bands of 200 Hz and frames of 50 ms.
 FLOOR_BIAS_DB = 2.5
-# Steady noise rises less over its floor in so many bands at once (its standard deviation in each is 2 dB), vowels far
-# more. Bands this far below the loudest of a frame do not count: there a pure tone leaks through the window.
+# A frame has risen if at least 4 bands are 8 dB above the floor. Vowels exceed this by far, steady noise does not (its
+# standard deviation is 2 dB in each band). Bands 30 dB below the loudest one may contain leakage and do not count.
 RISE_DB, RISEN_BANDS, RANGE_DB = 8.0, 4, 30.0
-# 16-bit audio has a noise of -98 dBFS of its own: nothing below counts as a rise.
+# Quantisation noise of 16-bit audio in dBFS: levels below it are never counted as risen.
 QUANTISATION_DB = -98.0
-# Pitch of voices, and the frequencies that show it even over a telephone.
+# Range of the pitch of voices, and the frequencies used to detect it, which telephones transmit.
 LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 420.0
 VOICE_LOWEST_HZ, VOICE_HIGHEST_HZ = 100.0, 1600.0
-# The spectrum is flattened by its mean over this width, wider than the distance of any harmonics.
+# Width of the moving average that flattens the spectrum, larger than the distance between harmonics.
 ENVELOPE_HZ = 500.0
-# Power up to this many times that of the quietest frames is taken for noise or hum, which have periods of their own.
+# Power relative to the quietest frames up to which sound is treated as noise or hum and does not count as periodic.
 STEADY_FACTOR = 3.0
-# Keeps quotients of powers finite; far below the square of any sample.
+# Constant that keeps quotients of powers finite, far less than the square of any sample.
 SMALLEST_POWER = 1e-30
 # Peak of the autocorrelation, relative to lag 0, from which a frame is voiced.
 VOICED_PEAK = 0.4
-# A syllable has at least so many voiced frames in a row; two clicks within one frame make fewer.
+# Least number of consecutive voiced frames in a syllable; two clicks within one frame produce fewer.
 SHORTEST_VOICED = 5
-# Voiced frames carry all frames this near to them (half a consonant), and risen ones farther away (a cluster).
+# Distances from a voiced frame within which all frames count as speech (half a consonant), and risen ones (a cluster).
 CARRIED_SECONDS, REACH_SECONDS = 0.05, 0.25
-# Pauses up to this are part of fluent speech: the closure of a plosive, a breath between words.
+# Longest pause that belongs to fluent speech, such as the closure of a plosive or a breath between words.
 LONGEST_PAUSE = 0.3
-# Runs of this many equal samples at the extreme of a recording do not happen unless it was cut off there.
+# Least number of consecutive equal samples, at the largest or smallest value, that indicates clipping.
 CLIPPED_RUN = 3
 
 
@@ -136,19 +135,19 @@ def is_number(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:
-        # A whole number that no float holds.
+        # The integer is too large for a float.
         return False
 
 
 class InputError(ValueError):
-    """Invalid input. The message is safe to show to the caller: it names only paths the caller gave.
+    """Error for invalid input. The message is safe to show to the caller: it contains only paths the caller gave.
 
     Attributes:
-        reason: the problem, without the name.
+        reason: problem, without the name of the input.
         name: name of the input in the message; "" if it has none.
     """
 
-    # One positional argument is enough to build it again: PyTorch re-raises a worker's exception that way.
+    # PyTorch re-raises the exception of a worker by calling its class with one positional argument, the message.
     def __init__(self, reason: str, name: str = ""):
         super().__init__(f"{name}: {reason}" if name else reason)
         self.reason = reason
@@ -156,7 +155,7 @@ class InputError(ValueError):
 
 
 class MissingDecoderError(InputError, ImportError):
-    """The decoder of a file is not installed."""
+    """Error for audio whose decoder is not installed."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,10 @@ class Limits:
         ```
 
     Attributes:
-        seconds: longest recording.
-        size: largest file, in bytes.
-        values: largest number of decoded samples times channels, whatever the header declares.
-        remote: whether URLs are fetched and paths opened; False accepts only bytes, arrays and decoders.
+        seconds: length of the longest recording in seconds.
+        size: size of the largest file in bytes.
+        values: largest number of decoded samples times channels.
+        remote: whether URLs and paths are accepted; False accepts only bytes, arrays, open files and decoders.
 
     Raises:
         InputError: a limit has the wrong type or is not positive.
@@ -185,22 +184,22 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not is_number(self.seconds) or self.seconds <= 0:
-            raise InputError(f"limits: seconds must be a positive number, got {_short(repr(self.seconds))}.")
+            raise InputError(f"limits: seconds must be a positive finite number, got {_short(repr(self.seconds))}.")
         for name, unit in {"size": "bytes", "values": "samples times channels"}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"limits: {name} must be a number of {unit}, at least 1, got {_short(repr(value))}.")
+                raise InputError(f"limits: {name} ({unit}) must be an integer from 1, got {_short(repr(value))}.")
         if not isinstance(self.remote, bool):
             raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording that was read and checked: one channel, finite samples.
+    """Recording with one channel of finite samples, as returned by `read_sound`.
 
     Attributes:
-        waveform: `(L,)` float32, full scale is 1.
-        sampling_rate: rate of the waveform, in Hz.
+        waveform: float32 samples `(L,)` with full scale 1.
+        sampling_rate: sampling rate of the waveform in Hz.
         warnings: sentences about problems of the recording.
     """
 
@@ -210,7 +209,7 @@ class Sound:
 
     @property
     def duration(self) -> float:
-        """Length in seconds."""
+        """Duration in seconds."""
         return len(self.waveform) / self.sampling_rate
 
 
@@ -225,44 +224,44 @@ def read_sound(
 ) -> Sound:
     """Decode a recording, average its channels, and resample it.
 
-    soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and others. PyAV, if installed, decodes AAC (m4a, mp4, aac),
-    Matroska and WebM. The first bytes of a file decide its format, not its name.
+    soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
+    aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
 
     Args:
-        source: a path, a URL, the bytes of an audio file, an open binary file, an array or tensor `(L,)` (or with
-            channels), a decoder of torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}`, or `{"bytes",
-            "path"}` as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
-        rate: sampling rate of the result, in Hz; None keeps the rate of the recording.
+        source: path, URL, bytes of an audio file, open binary file, array or tensor `(L,)`, `(C, L)` or `(L, C)`,
+            decoder of torchcodec, or dictionary with "array" (or "raw") and "sampling_rate", or with "bytes" or "path",
+            as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
+        rate: sampling rate of the result in Hz; None keeps the rate of the recording.
         label: name of the recording in messages, for example "The test", or its path.
-        limits: limits on the recording; None is `Limits()`.
-        source_rate: sampling rate of arrays that have none, in Hz; None assumes `rate`, with a warning.
-        strict: raise an error if the recording is truncated, silent, or shorter than `min_duration`. Otherwise a
-            truncated recording gets a warning, and silence is returned.
-        min_duration: shortest recording in seconds, if `strict`.
+        limits: limits on the recording; None uses the defaults of `Limits`.
+        source_rate: sampling rate in Hz of arrays that have none; None assumes `rate`, with a warning.
+        strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. If
+            not, a truncated recording gets a warning, and silent or short ones are returned.
+        min_duration: shortest duration in seconds if `strict`.
 
     Raises:
         InputError: the source is not a recording, or cannot be used.
-        MissingDecoderError: soundfile or PyAV is needed and not installed.
+        MissingDecoderError: soundfile or PyAV is required but not installed.
     """
     limits = Limits() if limits is None else limits
     mixdown = _read(source, rate if source_rate is None else source_rate, _input_name(source, label), limits)
     warnings: list[str] = []
     if source_rate is None and _lacks_rate(source):
-        warnings.append(f"{label} came without a sampling rate and was taken to have {rate} Hz; give sampling_rate.")
+        warnings.append(f"{label} has no sampling rate, so {rate} Hz was assumed. Give sampling_rate.")
     waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
     found = mixdown.rate
     if rate is None:
         return Sound(waveform, found, warnings)
     if found < rate:
         warnings.append(
-            f"{label} was recorded at {found} Hz, the model takes {rate} Hz: it has no frequencies above "
-            f"{found / 2000:g} kHz."
+            f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: frequencies above "
+            f"{found / 2000:g} kHz are missing."
         )
     return Sound(resample(waveform, found, rate), rate, warnings)
 
 
 def _input_name(source: Any, label: str) -> str:
-    """Return the name of a recording in errors: the label, and the path or URL that the caller gave."""
+    """Return the name of a recording in error messages: its label, with the path or URL if there is one."""
     if isinstance(source, Mapping):
         source = source.get("path") if all(source.get(key) is None for key in ("array", "raw", "bytes")) else None
     if not isinstance(source, str | os.PathLike):
@@ -274,23 +273,23 @@ def _input_name(source: Any, label: str) -> str:
 
 
 class _Mixdown:
-    """Mixes decoded blocks down to one channel, within limits.
+    """Collector of decoded blocks, which averages their channels and enforces the limits.
 
-    `promised` is the number of frames that the header declares (0 if unknown), `filler` the number of frames that the
-    encoder may have appended.
+    `promised` is the number of frames that the header declares (0 if unknown). `filler` is the largest number of frames
+    that the encoder may have appended.
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
         self.name, self.limits, self.filler = name, limits, filler
         self.rate = check_rate(rate, name)
         if not 0 < channels <= MOST_CHANNELS:
-            raise InputError(f"has {channels} channels, at most {MOST_CHANNELS} are read. Is it damaged?", name)
+            raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?", name)
         self.channels = channels
         self.promised = 0 if promised >= UNKNOWN_FRAMES else promised
         self.most = min(math.floor(limits.seconds * self.rate), limits.values // channels)
         self.blocks: list[np.ndarray] = []
         self.frames, self.bad, self.loudest = 0, 0, 0.0
-        # Sums of products of channels, from which the power of any mean of channels follows.
+        # Sums of products of channels, from which `_channels_differ` computes the power of their mean.
         self.products = np.zeros((channels, channels))
         if self.promised > self.most:
             raise self._too_long(self.promised)
@@ -310,35 +309,35 @@ class _Mixdown:
         if self.channels == 1:
             self.blocks.append(samples[:, 0])
             return
-        # Channel after channel in memory: the same sums, several times faster.
+        # A contiguous copy of each channel makes these sums several times faster.
         planes = np.ascontiguousarray(samples.T)
         self.products += planes @ planes.T
         self.blocks.append(planes.mean(axis=0))
 
     def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
-        """Return the recording `(L,)`, finite float32 in about [-1, 1]; add sentences on its problems to `warnings`.
+        """Return the recording as finite float32 samples `(L,)`, and append sentences about problems to `warnings`.
 
-        With `min_duration`, raise an InputError for recordings that are truncated, shorter than that, or silent.
+        If `min_duration` is given, raise an InputError if the recording is truncated, shorter, or silent.
         """
         if self.frames < DECODED_SHARE * self.promised:
             if min_duration is not None:
                 raise InputError(
-                    f"is cut short: its header declares {self.promised} samples, {self.frames} could be decoded; copy "
-                    "it again",
+                    f"is cut short: its header declares {self.promised} samples, but only {self.frames} could be "
+                    "decoded; copy it again",
                     self.name,
                 )
             declared, decoded = self.promised / self.rate, self.frames / self.rate
             warnings.append(
-                f"{label} is cut short: its header declares {declared:.1f} s, {decoded:.1f} s were decoded."
+                f"{label} is cut short: its header declares {declared:.1f} s, but only {decoded:.1f} s were decoded."
             )
         if self.bad:
             samples = self.frames * self.channels
-            said = f"holds {self.bad} NaN or infinite samples of {samples}; convert it again from its original"
+            said = f"contains {self.bad} NaN or infinite samples of {samples}; convert it again from the original"
             raise InputError(said, self.name)
         if self.loudest > LOUDEST:
             raise InputError(
-                f"holds samples up to {self.loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio by "
-                "32768",
+                f"contains samples up to {self.loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio "
+                "by 32768",
                 self.name,
             )
         waveform = np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.float32)
@@ -348,13 +347,13 @@ class _Mixdown:
             require_sound(waveform, self.rate, self.name, min_duration, self.channels)
         if self._channels_differ():
             warnings.append(
-                f"{label} has channels that differ, which were averaged: are they of different people or microphones? "
-                "Give the one that matters."
+                f"{label} has different channels, which were averaged. If they are of different people or microphones, "
+                "extract the channel of the speaker."
             )
         return waveform
 
     def _channels_differ(self) -> bool:
-        """Return whether the audible channels are unlike or cancel each other."""
+        """Return whether the audible channels are dissimilar or cancel each other."""
         power = np.diag(self.products)
         audible = power > SILENT_CHANNEL * power.max()
         count = np.count_nonzero(audible)
@@ -365,10 +364,10 @@ class _Mixdown:
     def _too_long(self, frames: int) -> InputError:
         seconds, limits = frames / self.rate, self.limits
         if seconds > limits.seconds:
-            said = f"lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part. A minute is plenty"
+            said = f"lasts {seconds:.0f} s; expected at most {limits.seconds:g} s. Give an excerpt; a minute is enough"
         else:
-            said = f"lasts {seconds:.0f} s or more in {self.channels} channels, more than {limits.values} samples; "
-            said += "cut it into utterances"
+            said = f"lasts {seconds:.0f} s or more in {self.channels} channels; expected at most {limits.values} "
+            said += "samples in all channels. Cut it into utterances"
         return InputError(said, self.name)
 
 
@@ -377,13 +376,13 @@ def require_sound(
 ) -> None:
     """Raise an `InputError` if a waveform `(L,)` is empty, shorter than `min_duration` seconds, or silent."""
     if not len(waveform):
-        raise InputError("is empty (0 samples); record it again or leave it out", name)
+        raise InputError("is empty (0 samples); record it again or remove it", name)
     if len(waveform) < round(min_duration * rate):
         seconds = len(waveform) / rate
-        raise InputError(f"lasts {seconds:.3g} s, at least {min_duration:g} s are needed; leave it out", name)
+        raise InputError(f"lasts {seconds:.3g} s; expected at least {min_duration:g} s. Remove it", name)
     if float(waveform.max()) - float(waveform.min()) < SILENCE_SPAN:
         averaged = "" if channels == 1 else f" after averaging its {channels} channels"
-        said = f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or leave it out"
+        said = f"holds no sound{averaged} (every sample is {waveform[0]:g}); check the recording or remove it"
         raise InputError(said, name)
 
 
@@ -404,7 +403,7 @@ def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
         try:
             content = source.read(limits.size + 1)
         except (OSError, ValueError) as error:
-            raise InputError(f"is a file that cannot be read ({error}). Is it open?", name) from error
+            raise InputError(f"cannot be read from the file object ({error}). Is the file open?", name) from error
         if isinstance(content, bytes):
             return _decode(io.BytesIO(content), name, limits)
     raise InputError(
@@ -432,11 +431,11 @@ def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -
             if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
                 return _read(source[key], array_rate, name, limits)
             found = type(source[key]).__name__
-            raise InputError(f"holds {found} under {key!r}; expected {_MAPPING_KINDS[key]}", name)
+            raise InputError(f"has {found} under the key {key!r}; expected {_MAPPING_KINDS[key]}", name)
     keys = ", ".join(repr(key) for key in list(source)[:5])
     raise InputError(
-        f'is a dictionary with {keys if keys else "no keys"}, and nothing to read in it; it needs "array" (or '
-        '"raw") and "sampling_rate", or "bytes" or "path"',
+        f'is a dictionary with {keys if keys else "no keys"}; expected "array" (or "raw") and "sampling_rate", or '
+        '"bytes" or "path"',
         name,
     )
 
@@ -445,27 +444,27 @@ def _list_to_array(samples: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(samples, dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError("holds a list with other values than numbers; expected samples in [-1, 1]", name) from error
+        raise InputError("is a list that contains other values than numbers; expected samples", name) from error
 
 
 def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
     if not isinstance(path, str) or not limits.remote:
-        raise InputError("is a name; expected the recording itself, as bytes or as an array", name)
+        raise InputError("is a path or URL; expected the audio itself, as bytes or as an array", name)
     if path.startswith(("http://", "https://")):
         return _decode(io.BytesIO(_fetch(path, name, limits)), name, limits)
-    # A named pipe would be waited for; a device never ends.
+    # Reading a named pipe would block, and a device has no end.
     if not os.path.isfile(path):
         if os.path.isdir(path):
-            raise InputError("is a folder; give one audio file", name)
+            raise InputError("is a folder; expected an audio file", name)
         if os.path.exists(path):
-            raise InputError("is not a regular file (a pipe or a device); give an audio file", name)
+            raise InputError("is not a regular file (a pipe or a device); expected an audio file", name)
         raise InputError(NO_SUCH_FILE, name)
     try:
-        # By its number: soundfile takes a file for raw samples if its name ends in ".raw".
+        # Opened by its descriptor: soundfile would read a file whose name ends in ".raw" as raw samples.
         with open(os.open(path, os.O_RDONLY), "rb") as file:
             return _decode(file, name, limits)
     except OSError as error:
-        said = f"cannot be read ({type(error).__name__}); check its permissions and its disk"
+        said = f"cannot be read ({type(error).__name__}); check its permissions and the disk"
         raise InputError(said, name) from error
 
 
@@ -475,7 +474,7 @@ def _short(name: str) -> str:
 
 def _fetch(url: str, name: str, limits: Limits) -> bytes:
     try:
-        # Some servers refuse Python's own name.
+        # Some servers reject the default user agent of Python.
         request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
         with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
             return response.read(limits.size + 1)
@@ -485,29 +484,29 @@ def _fetch(url: str, name: str, limits: Limits) -> bytes:
 
 
 def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
-    """Read a decoder of torchcodec, as `datasets` returns it."""
+    """Read the audio of a torchcodec decoder, which `datasets` returns."""
     try:
         seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
         if seconds is not None and seconds > limits.seconds:
-            raise InputError(f"lasts {seconds:.0f} s, at most {limits.seconds:g} s are taken; cut out a part", name)
+            raise InputError(f"lasts {seconds:.0f} s; expected at most {limits.seconds:g} s. Give an excerpt", name)
         decoded = decoder.get_all_samples()
         samples, rate = decoded.data, decoded.sample_rate
     except InputError:
         raise
     except Exception as error:
-        # A decoder may raise anything.
-        raise InputError(f"cannot be decoded ({type(error).__name__}); is it damaged?", name) from error
+        # A decoder may raise any exception.
+        raise InputError(f"cannot be decoded ({type(error).__name__}). Is the file damaged?", name) from error
     return _read_array(samples, rate, name, limits)
 
 
 def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
     """Read an array or tensor `(L,)`, `(C, L)` or `(L, C)`."""
     if not isinstance(samples, np.ndarray | torch.Tensor):
-        raise InputError(f"holds {type(samples).__name__}; expected an array of samples", name)
+        raise InputError(f"contains {type(samples).__name__}; expected an array of samples", name)
     shape: tuple[int, ...] = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
         raise InputError(f"has shape {shape}; expected (samples,), or channels and samples", name)
-    # Refused by its shape, before a virtual array is copied.
+    # The limits are checked by shape, before an expanded or memory-mapped array is copied.
     mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), name, limits)
     values = _to_float32(_to_numpy(samples, name), name)
     if values.ndim == 1:
@@ -519,13 +518,13 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
-    """Decode a seekable binary file, within the limits."""
+    """Decode a seekable binary file and enforce the limits."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size > limits.size:
-        raise InputError(f"is a file of more than {limits.size >> 20} MiB; cut out the part that matters", name)
+        raise InputError(f"is larger than {limits.size >> 20} MiB, the limit for one file. Give an excerpt", name)
     if size == 0:
-        raise InputError("is an empty file (0 bytes); copy it again or leave it out", name)
+        raise InputError("is an empty file (0 bytes); copy it again or remove it", name)
     start = file.read(12)
     file.seek(0)
     container = _av_container(start)
@@ -535,13 +534,13 @@ def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
 def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
     if soundfile is None:
         raise MissingDecoderError(
-            "audio files are decoded by soundfile, which is not installed: `pip install soundfile`. Arrays need none",
+            "cannot be decoded: soundfile is not installed. Run `pip install soundfile`, or give an array of samples",
             name,
         )
     in_header = wav_frames(file)
     try:
         with soundfile.SoundFile(file) as sound:
-            # Otherwise it seeks after each block, which fails at the end of FLAC that was written to a pipe.
+            # Prevents a seek after each block, which fails at the end of a FLAC file that was written to a pipe.
             sound.seekable = lambda: False
             mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), name, limits)
             frames = max(1, DECODED_AT_ONCE // sound.channels)
@@ -552,24 +551,24 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
                     return mixdown
     except InputError:
         raise
-    # Its own errors, and what damaged headers make it raise besides.
+    # Damaged headers also cause errors that are not a SoundFileError.
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
-        # The whole message of a LibsndfileError repeats the path.
+        # The complete message of a LibsndfileError contains the path, which is already in the name.
         said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".").replace("/", ", ")
         raise InputError(
-            f"cannot be decoded ({said}); it is damaged or not WAV, FLAC, OGG, Opus or MP3: convert it, for example "
-            "with `ffmpeg -i INPUT OUTPUT.flac`",
+            f"cannot be decoded ({said}); expected an undamaged WAV, FLAC, OGG, Opus or MP3 file. Convert it, for "
+            "example with `ffmpeg -i INPUT OUTPUT.flac`",
             name,
         ) from error
 
 
 def _av_container(start: bytes) -> str | None:
-    """Return FFmpeg's name for a container that soundfile does not read, from its first 12 bytes; None for others."""
+    """Return FFmpeg's name of a container from its first 12 bytes; None if soundfile can read the file."""
     if start[4:8] == b"ftyp":
         return "mov"
     if start.startswith(b"\x1a\x45\xdf\xa3"):
         return "matroska"
-    # ADTS: twelve set bits, and layer 0, which MP3 never has.
+    # ADTS begins with twelve set bits, and has layer 0, which MP3 never has.
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
         return "aac"
     return None
@@ -578,22 +577,22 @@ def _av_container(start: bytes) -> str | None:
 def _decode_av(file: Any, container: str, name: str, limits: Limits) -> _Mixdown:
     if av is None:
         raise MissingDecoderError(
-            "is AAC, MP4, Matroska or WebM, which soundfile does not decode: `pip install av` (PyAV, which brings "
-            "FFmpeg along), or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
+            "is AAC, MP4, Matroska or WebM, which soundfile does not decode. Run `pip install av` (PyAV with FFmpeg), "
+            "or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
             name,
         )
     try:
-        # The container is named: left to guess, FFmpeg takes a playlist for audio and opens the addresses in it.
+        # The container is specified because FFmpeg might detect a playlist and open the addresses in it.
         with av.open(file, mode="r", format=container) as opened:
             if not opened.streams.audio:
-                raise InputError("holds no audio stream; leave it out", name)
+                raise InputError("contains no audio stream; remove it", name)
             return _decode_stream(opened, opened.streams.audio[0], name, limits)
     except InputError:
         raise
-    # A ValueError also where the channels change midway.
+    # PyAV raises a ValueError if the number of channels changes within the stream.
     except (av.error.FFmpegError, ValueError, OSError) as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be decoded ({said}); it is damaged: copy it again or leave it out", name) from error
+        raise InputError(f"cannot be decoded ({said}); it is damaged. Copy it again or remove it", name) from error
 
 
 def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixdown:
@@ -606,7 +605,7 @@ def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixd
         for planes in to_planes.resample(frame):
             block = planes.to_ndarray().T
             if mixdown is None:
-                # The rate of the frame and not of the header: HE-AAC announces half of its rate.
+                # The rate is read from the frame, because the header of HE-AAC declares half of it.
                 rate = int(planes.sample_rate)
                 mixdown = _Mixdown(rate, block.shape[1], round(seconds * rate), name, limits, filler=AAC_FRAME)
             mixdown.add(block)
@@ -633,7 +632,7 @@ def _to_numpy(samples: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         samples = samples.detach().cpu()
         return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
     except (TypeError, RuntimeError) as error:
-        raise InputError(f"is a tensor of {samples.dtype} that is not a plain array of samples", name) from error
+        raise InputError(f"is a tensor of {samples.dtype} that cannot be converted to an array", name) from error
 
 
 def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
@@ -642,16 +641,16 @@ def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
         return samples.astype(np.float32) / np.float32(INTEGER_SCALE[samples.dtype.name])
     if not np.issubdtype(samples.dtype, np.floating):
         raise InputError(
-            f"holds {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits", name
+            f"has {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits", name
         )
     with np.errstate(over="ignore"):
         return samples.astype(np.float32)
 
 
 def wav_frames(file: Any) -> int:
-    """Return the number of frames that the header of a WAV file declares; soundfile reports only those it finds.
+    """Return the number of frames that the header of a WAV file declares, which soundfile does not report.
 
-    The position in the file is restored. The result is 0 for other files, and if the header does not declare a length.
+    The position in the file is restored. For other files, or if the header declares no length, the result is 0.
     """
     start = file.tell()
     try:
@@ -669,16 +668,16 @@ def wav_frames(file: Any) -> int:
             file.seek(size + size % 2 - len(body), io.SEEK_CUR)
         return 0
     except struct.error:
-        # It ends within its header.
+        # The file ends within the header.
         return 0
     finally:
         file.seek(start)
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample `(L,)` between two rates in Hz: `(ceil(L * to_rate / from_rate),)` float32.
+    """Resample a waveform `(L,)` between two sampling rates in Hz.
 
-    If the rates are equal, the waveform itself is returned.
+    The result has the shape `(ceil(L * to_rate / from_rate),)` and is float32. For equal rates it is the input itself.
     """
     if from_rate == to_rate:
         return waveform
@@ -690,7 +689,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
     result = np.empty(-(-len(waveform) * phases // step), dtype=np.float32)
     if len(result) >= SHARED_TAPS * phases:
-        # Every `phases`-th output sample has the same taps: no window is copied, which is many times faster.
+        # Every `phases`-th output sample has the same taps, so no window needs to be copied.
         taps = _taps(np.arange(phases) * step % phases / phases, reach, scale)
         for phase in range(phases):
             own = result[phase::phases]
@@ -698,7 +697,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         return result
     block = max(1, BLOCK_VALUES // windows.shape[1])
     for begin in range(0, len(result), block):
-        # Output sample n is at the time n * step / phases, counted in input samples.
+        # Output sample n is at time n * step / phases, in units of input samples.
         n = np.arange(begin, min(len(result), begin + block))
         first, phase = np.divmod(n * step, phases)
         result[n] = np.einsum("nk,nk->n", windows[first], _taps(phase / phases, reach, scale))
@@ -706,7 +705,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
-    """Return the filters `(N, K)` of output samples that lie `fraction` `(N,)` of a sample after an input sample."""
+    """Return the filter taps `(N, K)` of output samples at `fraction` `(N,)` of the step between two input samples."""
     time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
     time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
@@ -714,52 +713,54 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
 
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
-    """Return a feature extractor that only pads waveforms and makes the mask; the model computes the features."""
+    """Return a feature extractor that pads waveforms and returns a mask; the model itself computes the features."""
     return Wav2Vec2FeatureExtractor(
         sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
     )
 
 
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
-    """Raise a ValueError unless a batch is `(B, L)`, with a mask of this shape and enough samples in every row.
+    """Raise a ValueError if a batch is not `(B, L)`, its mask has another shape, or an utterance is too short.
 
-    The values of the mask are checked on the CPU only, as another device would have to be waited for, and not while the
-    model is compiled or exported.
+    The values of the mask are checked only on the CPU, because reading them from another device would block. They are
+    not checked while the model is compiled or exported.
     """
     if input_values.ndim != 2:
         raise ValueError(
-            f"input_values has shape {tuple(input_values.shape)}; expected (batch, samples) of mono audio."
+            f"input_values must be mono audio of shape (batch, samples), got shape {tuple(input_values.shape)}."
         )
-    too_short = f"one analysis window needs {smallest_length}, and a speaker at least {SHORTEST_SECONDS} s."
+    too_short = (
+        f"expected at least {smallest_length} (one analysis window); {SHORTEST_SECONDS} s or more are recommended."
+    )
     if input_values.shape[1] < smallest_length:
-        raise ValueError(f"input_values holds {input_values.shape[1]} samples; {too_short}")
+        raise ValueError(f"input_values has {input_values.shape[1]} samples; {too_short}")
     if attention_mask is None:
         return
     if attention_mask.shape != input_values.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}; the "
-            "mask marks samples, one for one."
+            f"attention_mask must have the shape of input_values, {tuple(input_values.shape)}, got "
+            f"{tuple(attention_mask.shape)}."
         )
     if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
         mask = attention_mask.long()
         if bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise ValueError("attention_mask has 0 before 1: utterances must be padded on the right.")
+            raise ValueError("attention_mask has 0 before 1; expected utterances that are padded on the right.")
         shortest = int(mask.sum(-1).min())
         if shortest < smallest_length:
-            raise ValueError(f"attention_mask leaves an utterance {shortest} samples; {too_short}")
+            raise ValueError(f"attention_mask marks only {shortest} samples of an utterance; {too_short}")
 
 
 def check_labels(labels: Tensor, speakers: int) -> None:
-    """Raise a ValueError if a label `(B,)` lies outside [0, speakers)."""
+    """Raise a ValueError if one of the labels `(B,)` is outside [0, speakers)."""
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < speakers:
         raise ValueError(
-            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has {speakers} "
-            "speakers (num_labels): rebuild the head with num_labels of the new training set."
+            f"Labels must be in [0, {speakers}) for a model with num_labels={speakers}, got labels from "
+            f"{int(labels.min())} to {int(labels.max())}. Create the head with the num_labels of the training set."
         )
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group the indices of `lengths` into batches of similar lengths, each of at most `budget` samples with padding."""
+    """Return batches of indices of similar `lengths`, each with at most `budget` samples including padding."""
     batches: list[list[int]] = []
     held = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -775,10 +776,10 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class SpeechMeasures:
-    """Measurements of a recording.
+    """Measurements of the speech in a recording.
 
     Attributes:
-        duration: length in seconds.
+        duration: duration in seconds.
         speech: seconds of speech, including pauses of up to 0.3 s; in [0, duration].
         snr_db: signal-to-noise ratio of the speech in dB, in [-10, 60]; -10 if there is no speech.
         clipped: share of clipped samples, in [0, 1].
@@ -793,7 +794,7 @@ class SpeechMeasures:
 
 
 class _Block(NamedTuple):
-    """Measurements of one stretch: whether each frame is speech, its power, and the power of the noise."""
+    """Measurements of one block: whether each frame is speech, the power of each frame, and the noise power."""
 
     speech: np.ndarray
     power: np.ndarray
@@ -804,8 +805,8 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
     """Measure how much speech a waveform contains, and how clean it is.
 
     Args:
-        waveform: `(L,)` floating point in [-1, 1], of any length.
-        sampling_rate: rate in Hz, at least 8000.
+        waveform: floating-point samples `(L,)` in [-1, 1], of any length.
+        sampling_rate: sampling rate in Hz, at least 8000.
 
     Raises:
         ValueError: the waveform is not a finite floating-point vector, or the sampling rate is below 8 kHz.
@@ -813,19 +814,19 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
     samples = np.asarray(waveform)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(
-            f"A recording must be one channel of floating point in [-1, 1], shape (samples,); got {samples.dtype} of "
+            f"Expected one channel of floating-point samples in [-1, 1] of shape (samples,), got {samples.dtype} of "
             f"shape {samples.shape}. Average the channels, and divide 16-bit audio by 32768."
         )
     if not np.isfinite(samples).all():
-        raise ValueError("The recording holds NaN or infinite samples; decode or repair it first.")
+        raise ValueError("The recording contains NaN or infinite samples. Convert it again from the original.")
     return measure_sound(Sound(samples.astype(np.float32, copy=False), sampling_rate))
 
 
 def measure_sound(sound: Sound) -> SpeechMeasures:
-    """Measure a recording that `read_sound` returned, like `measure_speech`."""
+    """Measure the speech in a recording that `read_sound` returned; see `measure_speech`."""
     samples, sampling_rate = sound.waveform, sound.sampling_rate
     if sampling_rate < 2 * HIGHEST_HZ:
-        raise ValueError(f"Speech is measured at 8000 Hz or more, got {sampling_rate} Hz.")
+        raise ValueError(f"The sampling rate must be at least 8000 Hz to measure speech, got {sampling_rate} Hz.")
     duration = len(samples) / sampling_rate
     frame = round(FRAME_SECONDS * sampling_rate)
     level = _decibels(float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0)
@@ -837,7 +838,7 @@ def measure_sound(sound: Sound) -> SpeechMeasures:
     total = sum(len(block.speech) for block in blocks)
     signal = sum(float(block.power[block.speech].sum()) for block in blocks)
     noise = sum(block.noise * int(block.speech.sum()) for block in blocks)
-    # The noise is in the frames of the speech, too.
+    # The frames of speech contain speech and noise.
     snr = _decibels(max(signal - noise, 0.0)) - _decibels(noise) if frames else LOWEST_SNR_DB
     snr = min(max(snr, LOWEST_SNR_DB), HIGHEST_SNR_DB)
     return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level)
@@ -852,7 +853,7 @@ def _decibels(power: float) -> float:
 
 
 def _clipped_share(samples: np.ndarray) -> float:
-    """Return the share of samples in runs of equal values at the largest or smallest value."""
+    """Return the share of samples in runs of at least three samples at the largest or smallest value."""
     if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
         return 0.0
     total = 0
@@ -870,7 +871,7 @@ def _measure_block(samples: np.ndarray, sampling_rate: int) -> _Block:
     window = np.hanning(frame).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(samples, frame)[::hop] * window
     bins = int(HIGHEST_HZ * SPECTRUM_SECONDS) + 1
-    # Scaled so that the sum over all bins of both signs is the mean square of the frame.
+    # Scaled so that the sum over all bins, for positive and negative frequencies, is the mean square of the frame.
     spectrum = np.fft.rfft(frames, size)[:, :bins]
     power = (spectrum.real**2 + spectrum.imag**2) / np.float32(size * float(np.square(window).sum()))
     bands = _band_power(power)
@@ -886,13 +887,13 @@ def _measure_block(samples: np.ndarray, sampling_rate: int) -> _Block:
 
 
 def _band_power(power: np.ndarray) -> np.ndarray:
-    """Sum the power `(T, F)` over bands of equal width: `(T, B)`."""
+    """Sum the power `(T, F)` over bands of equal width; the result has a column for each band."""
     edges = np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS
     return np.add.reduceat(power, np.rint(edges).astype(int)[:-1], axis=1)
 
 
 def _periodicity(power: np.ndarray) -> np.ndarray:
-    """Return the largest autocorrelation of each frame at the lags of voices, after flattening its spectrum: `(T,)`."""
+    """Return the largest autocorrelation `(T,)` of each frame at the pitch lags of voices, with a flat spectrum."""
     low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
     width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
     padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")
@@ -910,14 +911,14 @@ def _periodicity(power: np.ndarray) -> np.ndarray:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first index of each run of True, and the index after its end."""
+    """Return the first index of each run of True, and the index after the end of each run."""
     at = np.concatenate([[False], mask, [False]])
     edges = np.flatnonzero(at[1:] != at[:-1])
     return edges[::2], edges[1::2]
 
 
 def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
-    """Keep only runs of True of at least `shortest` frames."""
+    """Return the mask with only those runs of True that have at least `shortest` frames."""
     result = np.zeros_like(mask)
     for begin, end in zip(*_runs(mask), strict=True):
         result[begin:end] = end - begin >= shortest
@@ -925,7 +926,7 @@ def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
 
 
 def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
-    """Fill gaps of at most `longest` frames between runs of True."""
+    """Return the mask with gaps of at most `longest` frames between runs of True filled."""
     result = mask.copy()
     begins, ends = _runs(mask)
     for end, begin in zip(ends[:-1], begins[1:], strict=True):
@@ -935,7 +936,7 @@ def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
 
 
 def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Extend each run of True by `reach` frames on both sides."""
+    """Return the mask with each run of True extended by `reach` frames on both sides."""
     result = np.zeros_like(mask)
     for begin, end in zip(*_runs(mask), strict=True):
         result[max(0, begin - reach) : end + reach] = True

@@ -1,8 +1,8 @@
-"""Speaker models: `HamSpkModel` embeds waveforms, `HamSpkForXVector` adds the training head, `OnnxSpeakerModel` embeds
-with ONNX Runtime. All of them embed, score, enrol, verify, identify and compare by `SpeakerModelMixin`.
+"""Speaker models: `HamSpkModel` embeds waveforms, `HamSpkForXVector` adds the training head, and `OnnxSpeakerModel`
+embeds with ONNX Runtime. All of them inherit the inference methods of `SpeakerModelMixin`.
 
-Letters: `B` batch or enrolment embeddings, `L` samples, `T` frames, `D` embedding size, `K` speakers or test
-embeddings, `N` recordings.
+Symbols in shapes: `B` batch size or number of enrolment embeddings, `L` samples, `T` frames, `C` channels, `D`
+embedding size, `K` number of speakers or of test embeddings, `N` recordings.
 """
 
 import hashlib
@@ -59,18 +59,18 @@ from .verification_hamspk import (
     read_recording,
 )
 
-# Padded seconds of audio that `embed` sends through the model at once.
+# Seconds of audio, including padding, in one forward pass of `embed`.
 BATCH_SECONDS = 120.0
 INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
 METADATA_KEY = "hamspk"
-# Arguments of `from_pretrained` that say where a file is looked for.
+# Arguments of `from_pretrained` that determine where a file is found.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 logger = logging.get_logger(__name__)
 
 
 class SpeakerModelMixin(nn.Module):
-    """Inference methods shared by all models: embed, score, enrol, verify, identify, compare."""
+    """Inference methods of all models: embed, score, enrol, verify, identify and compare."""
 
     config: HamSpkConfig
     device: torch.device
@@ -86,23 +86,24 @@ class SpeakerModelMixin(nn.Module):
         batch_seconds: float = BATCH_SECONDS,
         limits: Limits | None = None,
     ) -> Tensor:
-        """Embed recordings of any lengths and sampling rates, in evaluation mode, batched by length.
+        """Embed recordings of any length and sampling rate in evaluation mode, batched by length.
 
         Args:
-            recordings: paths, arrays, dictionaries, ...: anything that `read_sound` reads.
-            sampling_rate: of arrays that come without one, in Hz; None takes the model's.
-            batch_seconds: padded audio of one forward pass, in seconds.
-            limits: how much is read of each recording.
+            recordings: paths, arrays, dictionaries or other inputs that `read_sound` accepts.
+            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate.
+            batch_seconds: seconds of audio, including padding, in one forward pass.
+            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
 
         Returns:
-            `(N, D)` float32 on the model's device, in the order given. An embedding does not depend on the others.
+            Embeddings `(N, D)` in the order of the input, float32 on the model's device. Each embedding is independent
+            of the other recordings.
 
         Raises:
-            InputError: a recording is unusable, cut short, silent or shorter than 0.1 s; the message gives its number.
+            InputError: a recording is unreadable, truncated, silent or shorter than 0.1 s; the message has its number.
         """
         if isinstance(recordings, str | bytes | os.PathLike | dict):
             raise InputError(
-                f"embed takes several recordings, got one ({type(recordings).__name__}): give it in a list"
+                f"embed expects a list of recordings, got one ({type(recordings).__name__}): put it in a list"
             )
         rate = self.config.sampling_rate
         assumed = rate if sampling_rate is None else sampling_rate
@@ -113,11 +114,11 @@ class SpeakerModelMixin(nn.Module):
         return self.embed_waveforms(waveforms, batch_seconds)
 
     def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:
-        """Embed waveforms that `read_sound` made: `(N, D)` float32, as `embed`.
+        """Embed waveforms that `read_sound` returned; like `embed`, return `(N, D)` float32.
 
         Args:
-            waveforms: each `(L,)` float32, finite, at the model's sampling rate; not checked.
-            batch_seconds: padded audio of one forward pass, in seconds.
+            waveforms: finite float32 waveforms `(L,)` at the model's sampling rate, which are not checked.
+            batch_seconds: seconds of audio, including padding, in one forward pass.
         """
         tensors = [torch.from_numpy(np.ascontiguousarray(waveform)) for waveform in waveforms]
         sizes = [len(tensor) for tensor in tensors]
@@ -144,7 +145,7 @@ class SpeakerModelMixin(nn.Module):
         sampling_rate: int | None = None,
         limits: Limits | None = None,
     ) -> SpeakerProfile:
-        """Make a profile of a speaker from recordings; see `SpeakerVerifier.enrol`."""
+        """Return the profile of a speaker, made from recordings; see `SpeakerVerifier.enrol`."""
         return self.verifier().enrol(recordings, sampling_rate, combine, name, limits)
 
     def verify(
@@ -157,22 +158,22 @@ class SpeakerModelMixin(nn.Module):
         sampling_rate: int | None = None,
         limits: Limits | None = None,
     ) -> Verification:
-        """Decide whether recordings are of the same speaker; see `SpeakerVerifier.verify`."""
+        """Decide whether two recordings are of the same speaker; see `SpeakerVerifier.verify`."""
         return self.verifier().verify(enrolment, test, sampling_rate, operating_point, threshold, combine, limits)
 
     def identify(self, recording: Any, profiles: Sequence[SpeakerProfile], **options: Any) -> Identification:
-        """Decide which enrolled speaker a recording is of, if any; options as in `SpeakerIdentifier.identify`."""
+        """Decide which enrolled speaker, if any, is speaking; for `options` see `SpeakerIdentifier.identify`."""
         return self.identifier(profiles).identify([recording], **options)[0]
 
     def compare(
         self, recordings: Iterable[Any], sampling_rate: int | None = None, limits: Limits | None = None
     ) -> Comparison:
-        """Compare all pairs of recordings: scores, and log-likelihood ratios if the model is calibrated.
+        """Score all pairs of recordings, with log-likelihood ratios if the model is calibrated.
 
         Args:
-            recordings: anything that `read_sound` reads.
-            sampling_rate: of arrays that come without one, in Hz; None takes the model's, with a warning.
-            limits: how much is read of each recording.
+            recordings: inputs that `read_sound` accepts.
+            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
+            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
 
         Raises:
             InputError: a recording cannot be used.
@@ -180,32 +181,33 @@ class SpeakerModelMixin(nn.Module):
         return self.verifier().compare(recordings, sampling_rate, limits)
 
     def score(self, enrolment: Any, test: Any) -> Tensor:
-        """Score pairs of embeddings, tensors or arrays, row by row: `(..., D)` and `(..., D)` to `(...)`.
+        """Score pairs of embeddings, which are tensors or arrays: row i of `enrolment` against row i of `test`.
 
         Returns:
-            The similarity of the configuration, larger for more alike: cosine, or minus the hyperbolic distance.
+            Scores `(...)` for two inputs `(..., D)`. A score is the cosine similarity or the negative hyperbolic
+            distance, depending on the configuration. Larger scores mean more similar voices.
         """
         return score(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
 
     def score_matrix(self, enrolment: Any, test: Any) -> Tensor:
-        """Score all of `enrolment` `(..., B, D)` against all of `test` `(..., K, D)`: `(..., B, K)`."""
+        """Return the scores `(..., B, K)` of each enrolment `(..., B, D)` against each test `(..., K, D)`."""
         return score_matrix(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
 
     def magnitude(self, embeddings: Any) -> Tensor:
-        """Distance of embeddings `(..., D)` from the origin, `(...)`: their norm, or their hyperbolic radius."""
+        """Return the distance `(...)` of embeddings `(..., D)` from the origin: their norm or hyperbolic radius."""
         return magnitude(torch.as_tensor(embeddings), **self._scoring())
 
     def fingerprint(self) -> str:
-        """Identifies the weights: the same with or without head, in float32 or bfloat16.
+        """Return a hash of the weights, which is the same with or without head and in float32 or bfloat16.
 
         Returns:
-            SHA-256, in hexadecimal, over name, shape and values, rounded to bfloat16, of the parameters and buffers
-            that make the embedding (0.1 s for 20 million on a CPU), kept until these change. A model loaded in float16
-            or quantised is rounded otherwise and has another fingerprint.
+            SHA-256 in hexadecimal of the names, shapes and bfloat16 values of all parameters and buffers that affect
+            the embedding. It takes 0.1 s for 20 million parameters on a CPU, and is cached until the weights change. A
+            model that was quantised or loaded in float16 is rounded differently and has a different fingerprint.
         """
-        # Counters of batches do not enter an embedding.
+        # The batch counters of batch normalisation do not affect an embedding.
         state = {name: t.detach() for name, t in self.base_model.state_dict().items() if t.is_floating_point()}
-        # Sums find changes that the version of a tensor does not tell (`parameter.data.mul_(2)`).
+        # The sums reveal changes that do not increase a tensor's version (`parameter.data.mul_(2)`).
         key = [(name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())]
         if self._known_fingerprint is None or self._known_fingerprint[0] != key:
             digest = hashlib.sha256()
@@ -216,15 +218,15 @@ class SpeakerModelMixin(nn.Module):
         return self._known_fingerprint[1]
 
     def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
-        """A verifier with calibration and cohort of this model; a ValueError if they are of weights before training."""
+        """Return a verifier; raise a ValueError if the calibration or cohort was made with other weights."""
         return SpeakerVerifier(self, self.calibration, self.cohort, check_voices)
 
     def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
-        """An identifier of enrolled speakers; a ValueError if one has no name of its own or is of another model."""
+        """Return an identifier of enrolled speakers; for the errors see `SpeakerIdentifier`."""
         return SpeakerIdentifier(self, profiles, self.calibration, self.cohort, check_voices)
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
-        """This model, embedding as `OnnxSpeakerModel`; `file` is a path, or a name beside the weights."""
+        """Return an `OnnxSpeakerModel`; `file` is a path, or the name of a file in the folder of the weights."""
         return OnnxSpeakerModel(self, _find_beside(file, self.config), threads)
 
     def _scoring(self) -> dict[str, Any]:
@@ -237,8 +239,8 @@ class HamSpkOutput(ModelOutput):
     """Output of `HamSpkModel`.
 
     Args:
-        embeddings: `(B, D)`, neither normalised nor projected.
-        last_hidden_state: `(B, T, C)` frames that were pooled, 0 where not valid; None for MHFA.
+        embeddings: embeddings `(B, D)`, neither normalised to length 1 nor projected into the ball.
+        last_hidden_state: frames `(B, T, C)` before pooling, 0 for padding; None with MHFA pooling.
     """
 
     embeddings: Tensor | None = None
@@ -246,7 +248,7 @@ class HamSpkOutput(ModelOutput):
 
 
 class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
-    """Initialisation, loading and saving, shared by the models with and without head."""
+    """Base class of the models with and without head: initialisation, loading and saving."""
 
     config: HamSpkConfig
     config_class = HamSpkConfig
@@ -255,7 +257,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # The head of a trained model is left out when only the embeddings are wanted.
+    # `HamSpkModel` ignores the head of a trained model.
     _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012 (transformers declares it so)
 
     @torch.no_grad()
@@ -283,27 +285,27 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
-                "Gradient checkpointing is for transformers backbones only: recomputing ECAPA-TDNN would update its "
-                "batch statistics twice. To save memory, use smaller batches or shorter crops."
+                "Gradient checkpointing is supported for transformers backbones only. In ECAPA-TDNN it would update "
+                "the batch statistics twice. To save memory, use smaller batches or shorter crops."
             )
 
     def get_input_embeddings(self) -> None:
-        """None; quantizers call this."""
+        """Return None: waveforms have no input embeddings. Quantizers call this method."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, calibrated: bool = True, **kwargs
     ):
-        """Load as in transformers, from safetensors only, with the calibration and cohort beside the weights.
+        """Load a model from safetensors, with the calibration and cohort from the same folder or repository.
 
         Args:
-            pretrained_model_name_or_path, args, kwargs: as in transformers.
-            calibrated: False leaves calibration and cohort out, for example before further training.
+            pretrained_model_name_or_path, args, kwargs: see `PreTrainedModel.from_pretrained` of transformers.
+            calibrated: whether to load the calibration and cohort; False is useful before further training.
 
         Raises:
-            ValueError: the calibration or the cohort was altered or is of another model.
+            ValueError: the calibration or the cohort was altered or belongs to another model.
         """
-        # Loading a pickle can run code.
+        # Loading a pickle can execute code.
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -314,7 +316,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """Save as in transformers, with the files of feature extractor, calibration, cohort and pipeline."""
+        """Save the model like transformers, with its feature extractor, calibration, cohort and pipeline."""
         announce_pipeline(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
@@ -325,19 +327,19 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         self.save_verification(folder)
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
-        # With `push_to_hub=True`, transformers uploads before it returns to `save_pretrained`.
+        # With `push_to_hub=True`, transformers uploads the folder before its `save_pretrained` returns.
         self._save_beside(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def load_verification(self, source: str | os.PathLike, **where) -> None:
-        """Read the calibration and the cohort beside the weights of this model, if they are there.
+        """Load the calibration and the cohort that are stored with the weights, if these files exist.
 
         Args:
-            source: folder, or name on the Hub.
-            where: arguments of `from_pretrained`: revision, token, cache_dir, subfolder, local_files_only, ...
+            source: folder of the model, or its name on the Hub.
+            where: arguments of `from_pretrained` that determine where files are found, such as revision or token.
 
         Raises:
-            ValueError: a file was altered or is of another model; the message says which to delete.
+            ValueError: a file was altered or belongs to another model. The message names the files to delete.
         """
         where = {key: value for key, value in where.items() if key in FETCHING_ARGUMENTS}
         found = {name: _find_file(source, name, **where) for name in (CALIBRATION_FILE, COHORT_FILE)}
@@ -346,8 +348,8 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             return
         if not self._keeps_fingerprint():
             logger.warning(
-                f"{source} holds a calibration, which is left out: these weights were rounded otherwise than it was "
-                "measured with. Load the model in float32 or bfloat16 to use it."
+                f"The calibration in {source} is not loaded: it does not apply to quantised or float16 weights. Load "
+                "the model in float32 or bfloat16 to use it."
             )
             return
         fingerprint = self.fingerprint()
@@ -357,8 +359,8 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 calibration.check_model(fingerprint, self.config.similarity)
                 if calibration.normalisation != "none" and COHORT_FILE not in files:
                     logger.warning(
-                        f"{source} holds a calibration of scores that are normalised with a cohort, and no "
-                        f"{COHORT_FILE}: the model gives scores, no decisions. Calibrate it again for decisions."
+                        f"The calibration in {source} needs a cohort, but {COHORT_FILE} is missing: the model gives "
+                        "scores but no decisions. Calibrate it again for decisions."
                     )
                     return
                 self.calibration = calibration
@@ -366,18 +368,18 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 self.cohort = Cohort.load(files[COHORT_FILE], fingerprint)
         except ValueError as error:
             raise ValueError(
-                f"The weights of {source} come with files that do not fit them. {error} To use the model without "
+                f"{source} contains files that do not belong to its weights. {error} To use the model without "
                 f"decisions, load it with calibrated=False, or delete {' and '.join(files.values())}."
             ) from error
 
     def save_verification(self, folder: str | os.PathLike) -> list[str]:
-        """Write the calibration and the cohort into a folder, if they are of the weights as they are now.
+        """Write the calibration and the cohort into a folder if they belong to the current weights.
 
-        Files there of a calibration or cohort that the model does not have are deleted: they would be refused beside
-        these weights.
+        A calibration or cohort that is not written is deleted from the folder, because loading the model with it would
+        fail.
 
         Returns:
-            The names of the files that were written.
+            Names of the files that were written.
         """
         written = []
         for name, part in {CALIBRATION_FILE: self.calibration, COHORT_FILE: self.cohort}.items():
@@ -387,19 +389,19 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 written.append(name)
                 continue
             if part is not None:
-                logger.warning(f"{name} is not saved: it was measured with other weights than these. Calibrate again.")
+                logger.warning(f"{name} is not saved: it was made before the weights changed. Calibrate again.")
             if os.path.exists(path):
                 os.remove(path)
         return written
 
     def _keeps_fingerprint(self) -> bool:
-        """Whether the weights, rounded to bfloat16, are the same as the float32 weights rounded to bfloat16."""
+        """Return whether the precision of the weights is enough for the fingerprint of the float32 weights."""
         exact = (torch.float64, torch.float32, torch.bfloat16)
         return all(weight.dtype in exact and not weight.is_meta for weight in self.base_model.parameters())
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
-    """Waveforms to speaker embeddings: front-end, ECAPA-TDNN or a transformers backbone, pooling, projection.
+    """Model that maps waveforms to embeddings: front-end, ECAPA-TDNN or transformers backbone, pooling, projection.
 
     Example:
         ```python
@@ -420,7 +422,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         else:
             backbone_config = config.backbone_config
             if not isinstance(backbone_config, PreTrainedConfig):
-                raise ValueError("backbone_config must be a configuration; HamSpkConfig makes one from a dict.")
+                raise ValueError("backbone_config must be a PreTrainedConfig; HamSpkConfig makes one from a dict.")
             self.backbone = AutoModel.from_config(backbone_config)
             channels = backbone_config.hidden_size
             layers = backbone_config.num_hidden_layers + 1
@@ -436,24 +438,24 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether padding would change the frames of the backbone, so that each length is run apart.
+        """Whether the backbone runs once for each length in a batch, because padding would change its output.
 
-        Such backbones normalise over time (group norm), or convolve several times and zero the padding only before
-        the first convolution (data2vec-audio).
+        Such backbones normalise over time (group norm), or zero the padding only before the first of several
+        convolutions (data2vec-audio).
         """
         backbone_config = self.config.backbone_config
         over_time = getattr(backbone_config, "feat_extract_norm", "layer") == "group"
         return over_time or getattr(backbone_config, "model_type", None) == "data2vec-audio"
 
     def freeze_backbone(self) -> None:
-        """Stop the gradient of a transformers backbone and keep it in evaluation mode, also in `train()`."""
+        """Exclude a transformers backbone from training, and keep it in evaluation mode even after `train()`."""
         if self.config.backbone_config is None:
-            raise ValueError("freeze_backbone is for transformers backbones; ECAPA-TDNN is trained whole.")
+            raise ValueError("freeze_backbone is supported for transformers backbones only; this one is ECAPA-TDNN.")
         self.config.freeze_backbone = True
         self._freeze()
 
     def unfreeze_backbone(self) -> None:
-        """Train the backbone, except its feature encoder unless `config.freeze_feature_encoder` is False."""
+        """Include the backbone in training, without its feature encoder if `config.freeze_feature_encoder`."""
         self.config.freeze_backbone = False
         self.backbone.requires_grad_(True)
         self.backbone.train(self.training)
@@ -468,29 +470,29 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     def train(self, mode: bool = True) -> "HamSpkModel":
         super().train(mode)
-        # `from_pretrained` makes new parameters, which require a gradient again, and ends with `eval()`.
+        # `from_pretrained` creates parameters that require a gradient, and then calls `eval()`.
         self._freeze()
         return self
 
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None, **kwargs
     ) -> HamSpkOutput | tuple:
-        """Embed a batch.
+        """Embed a batch of waveforms.
 
         Args:
-            input_values: `(B, L)` waveforms in [-1, 1] at `config.sampling_rate`, padded on the right.
-            attention_mask: `(B, L)`, 1 for samples and 0 for padding; None if nothing is padded.
-            return_dict: False for a plain tuple.
-            kwargs: ignored; a processor may add some.
+            input_values: waveforms `(B, L)` in [-1, 1] at `config.sampling_rate`, padded on the right.
+            attention_mask: mask `(B, L)` with 1 for samples and 0 for padding; None if there is no padding.
+            return_dict: False returns a plain tuple.
+            kwargs: ignored; a processor may add arguments.
 
         Raises:
-            ValueError: not two-dimensional, a mask of another shape, shorter than one analysis window (25 ms), padded
-                on the left, or a single utterance in training.
+            ValueError: `input_values` is not two-dimensional, the mask has another shape or pads on the left, an
+                utterance is shorter than one analysis window (25 ms), or training has a batch of one utterance.
         """
         check_batch(input_values, attention_mask, self.frontend.smallest_length)
         norms = [norm for norm in (self.pooled_norm, self.embedding_norm) if not isinstance(norm, nn.Identity)]
         if any(norm.training for norm in norms) and input_values.shape[0] < 2:
-            raise ValueError("Batch normalisation in training needs at least 2 utterances; drop the last batch.")
+            raise ValueError("Batch normalisation in training needs at least 2 utterances, got 1; drop the last batch.")
         lengths = None if attention_mask is None else attention_mask.long().sum(-1)
         features, lengths = self.frontend(input_values, lengths)
         if self.config.backbone_config is None:
@@ -505,7 +507,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _pool_layers(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Run a transformers backbone and pool its layers; frames `(B, C, T)` (None for MHFA) and `(B, pooled)`."""
+        """Run a transformers backbone and return its frames `(B, C, T)` (None for MHFA) and their pooled statistics."""
         if lengths is not None and self.groups_by_length:
             hidden = self._layers_by_length(waveforms, lengths)
         else:
@@ -513,7 +515,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
             hidden = self._layers(waveforms, samples_mask)
         mask = None
         if lengths is not None:
-            # Every speech encoder of transformers has this method; the type checker sees a Module's attribute.
+            # Every speech encoder of transformers has this method, which the type checker does not know.
             frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)  # pyright: ignore[reportCallIssue]
             mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
         if isinstance(self.pooling, FactorisedAttentivePooling):
@@ -523,13 +525,13 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return frames, self.pooling(frames, mask)
 
     def _layers(self, waveforms: Tensor, samples_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The layers of the backbone that are pooled, `(B, T, C)` each: all hidden states, or its output alone."""
+        """Return the layers `(B, T, C)` of the backbone that are pooled: all hidden states, or only its output."""
         is_output_alone = self.layer_mix is None and not isinstance(self.pooling, FactorisedAttentivePooling)
         output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=not is_output_alone)
         return (output.last_hidden_state,) if is_output_alone else output.hidden_states
 
     def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """As `_layers`, with each group of equal length run apart and unpadded, then padded with 0."""
+        """Return the same as `_layers`, but run the backbone without padding, once for each length in the batch."""
         groups, places = [], []
         for length in lengths.unique().tolist():
             at = (lengths == length).nonzero()[:, 0]
@@ -544,7 +546,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
 
 class HamSpkForXVector(HamSpkPreTrainedModel):
-    """A speaker model with its training head: embeddings, logits over the training speakers, loss.
+    """Speaker model with its training head, which returns logits over the training speakers and the loss.
 
     Example:
         ```python
@@ -568,12 +570,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         config: HamSpkConfig | None = None,
         **config_fields,
     ):
-        """Start from a pretrained transformers speech encoder, with everything else new.
+        """Return a model with a pretrained speech encoder of transformers and newly initialised other layers.
 
         Args:
-            backbone: on the Hub or in a folder, for example `"microsoft/wavlm-base-plus"`.
-            backbone_kwargs: for `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
-            config: of the whole model, with that of the backbone in it, instead of `config_fields`.
+            backbone: name on the Hub or folder of the encoder, for example `"microsoft/wavlm-base-plus"`.
+            backbone_kwargs: arguments of `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
+            config: configuration of the complete model, with a `backbone_config`; it replaces `config_fields`.
             config_fields: fields of `HamSpkConfig`, such as `head`, `num_labels` and `id2label`.
         """
         kwargs = {} if backbone_kwargs is None else backbone_kwargs
@@ -588,12 +590,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         return model
 
     def set_margin(self, margin: float) -> None:
-        """Use another margin (in [0, 3)) from now on; the configuration, and so a saved model, follows."""
+        """Set the margin, in [0, 3), of the loss and of the configuration, which is saved with the model."""
         self.head.set_margin(margin)
         self.config.margin = self.head.margin
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save as in `HamSpkModel`, with a learned curvature written into the configuration, for scoring."""
+        """Save the model like `HamSpkModel`, with a learned curvature in the configuration, which scoring uses."""
         self._record_curvature()
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -615,19 +617,19 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         return_logits: bool | None = None,
         **kwargs,
     ) -> XVectorOutput | tuple:
-        """Embeddings, logits and loss.
+        """Return embeddings, logits and loss of a batch.
 
         Args:
-            input_values, attention_mask, return_dict, kwargs: as in `HamSpkModel.forward`.
-            labels: `(B,)` speakers in [0, num_labels), for the loss.
-            return_logits: None for logits except in training with labels, which then needs no `(B, K)` tensor.
+            input_values, attention_mask, return_dict, kwargs: see `HamSpkModel.forward`.
+            labels: speakers `(B,)` in [0, num_labels); None computes no loss.
+            return_logits: whether to compute logits; None omits them, to save memory, only in training with labels.
 
         Returns:
-            `loss`: scalar, with the margin; `logits` `(B, K)`: scaled, without margin; `embeddings` `(B, D)`.
-            Loss and logits are None, or left out of a plain tuple, if they are not computed.
+            Scalar `loss` with margin, scaled `logits` `(B, K)` without margin, and `embeddings` `(B, D)`. A loss or
+            logits that are not computed are None, and missing from a plain tuple.
 
         Raises:
-            ValueError: labels outside [0, num_labels) (checked on the CPU), and those of `HamSpkModel.forward`.
+            ValueError: a label is out of range (checked only on the CPU), or an input is invalid (see `HamSpkModel`).
         """
         if labels is not None and labels.device.type == "cpu":
             check_labels(labels, cast(int, self.config.num_labels))
@@ -642,10 +644,10 @@ class OnnxDescription:
     """Metadata of an exported file.
 
     Attributes:
-        fingerprint: of the weights.
-        sampling_rate: in Hz.
-        embedding_size: D.
-        masked: whether the graph takes an attention mask; otherwise only batches without padding.
+        fingerprint: fingerprint of the exported weights.
+        sampling_rate: sampling rate of the input in Hz.
+        embedding_size: number of dimensions of an embedding.
+        masked: whether the graph has an attention mask as input; if not, it accepts only batches without padding.
     """
 
     fingerprint: str
@@ -654,24 +656,24 @@ class OnnxDescription:
     masked: bool
 
     def to_metadata(self) -> dict[str, str]:
-        """As the file holds it."""
+        """Return the metadata in the form stored in the file."""
         return {METADATA_KEY: json.dumps(asdict(self))}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Read what `to_metadata` returned; a ValueError, which names the file, if it is something else."""
+        """Parse metadata that `to_metadata` returned; raise a ValueError with the file's name if it is invalid."""
         try:
             return cls(**json.loads(metadata[METADATA_KEY]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{name} was not written by `hamspk export`; export the model with it.") from error
+            raise ValueError(f"{name} was not written by `hamspk export`. Export the model with it.") from error
 
 
 class OnnxEncoder(nn.Module):
-    """An exported graph in a session of ONNX Runtime, called like the model that was exported.
+    """Encoder that runs an exported file in ONNX Runtime and is called like the model that was exported.
 
     Args:
-        file: written by `hamspk export`.
-        threads: of one operation; None lets ONNX Runtime choose: all cores.
+        file: path of a file that `hamspk export` wrote.
+        threads: number of threads of each operation; None uses all cores.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -681,12 +683,12 @@ class OnnxEncoder(nn.Module):
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
         super().__init__()
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"The threads of ONNX Runtime must be a whole number from 1, got {threads!r}.")
+            raise ValueError(f"The number of ONNX Runtime threads must be an integer of at least 1, got {threads!r}.")
         try:
             import onnxruntime
         except ImportError as error:
             raise ImportError(
-                "ONNX Runtime is not installed: `pip install onnxruntime`, or leave out onnx_file to use torch."
+                "ONNX Runtime is not installed. Run `pip install onnxruntime`, or omit onnx_file to use torch."
             ) from error
         options = onnxruntime.SessionOptions()
         if threads is not None:
@@ -695,16 +697,16 @@ class OnnxEncoder(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            # Its exceptions have no other base class in common.
+            # The exceptions of ONNX Runtime share no other base class.
             raise ValueError(
-                f"{name} cannot be read by ONNX Runtime ({type(error).__name__}). Export it again."
+                f"ONNX Runtime cannot read {name} ({type(error).__name__}). Export the model again."
             ) from error
         self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
-        """Embed `(B, L)` waveforms, right-padded where `attention_mask` `(B, L)` is 0: `embeddings` `(B, D)`."""
+        """Return the `embeddings` `(B, D)` of waveforms `(B, L)`; the mask `(B, L)` is 0 for padding on the right."""
         if attention_mask is not None and not self.description.masked:
-            # Each utterance without its padding.
+            # The graph accepts no padding, so each utterance runs alone.
             rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
             return XVectorOutput(embeddings=torch.cat([row.embeddings for row in rows]))
         feed = {INPUTS[0]: input_values.detach().cpu().float().numpy()}
@@ -715,14 +717,15 @@ class OnnxEncoder(nn.Module):
 
 
 class OnnxSpeakerModel(SpeakerModelMixin):
-    """Embeds with ONNX Runtime, with the configuration, calibration and cohort of the model that was exported.
+    """Speaker model that computes embeddings with ONNX Runtime.
 
     Args:
-        model: the model that was exported.
-        file, threads: as in `OnnxEncoder`.
+        model: model that was exported; its configuration, calibration and cohort are used.
+        file, threads: see `OnnxEncoder`.
 
     Raises:
-        ImportError, ValueError: as `OnnxEncoder`; ValueError also if the file is of other weights than `model`.
+        ImportError: ONNX Runtime is not installed.
+        ValueError: the file is invalid (see `OnnxEncoder`), or was exported from other weights than `model` has.
     """
 
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
@@ -732,31 +735,31 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         if described != own:
             raise ValueError(
                 f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
-                f"those at hand ({shorten(own)}). Export this model with `hamspk export`."
+                f"this model has ({shorten(own)}). Export this model with `hamspk export`."
             )
         self.config, self.device = model.config, torch.device("cpu")
         self.calibration, self.cohort = model.calibration, model.cohort
         self.base_model: Any = encoder
 
     def fingerprint(self) -> str:
-        """That of the exported weights."""
+        """Return the fingerprint of the exported weights."""
         return self.base_model.description.fingerprint
 
 
 def _find_file(source: str | os.PathLike, name: str | os.PathLike, **where) -> str | None:
-    """The path of a file in a folder or on the Hub; None if it is missing or out of reach."""
+    """Return the path of a file in a folder or repository; None if it is missing or cannot be fetched."""
     cases = ("gated_repo", "missing_entries", "connection_errors")
     return cached_file(source, os.fspath(name), **where, **{f"_raise_exceptions_for_{case}": False for case in cases})
 
 
 def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
-    """A file as it is, or beside the weights in their folder or repository; a ValueError if it is in neither place."""
+    """Return the path of `file`, which is a path or the name of a file in the folder or repository of the weights."""
     if os.path.isfile(file):
         return file
     commit = getattr(config, "_commit_hash", None)
     found = _find_file(config.name_or_path, file, revision=commit) if config.name_or_path else None
     if found is None:
         raise ValueError(
-            f"There is no file {os.fspath(file)}, here or beside the weights. Make it: `hamspk export MODEL OUT.onnx`."
+            f"{os.fspath(file)} not found, neither as a path nor with the weights. Run `hamspk export MODEL OUT.onnx`."
         )
     return found

@@ -1,4 +1,4 @@
-"""The pipeline of transformers for speaker verification.
+"""Pipeline of transformers for speaker verification.
 
 verify = pipeline("speaker-verification", model="owner/name", trust_remote_code=True)
 answer = verify(("enrolment.wav", "test.wav"))
@@ -26,18 +26,18 @@ ERRORS = ("raise", "return")
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair that was read; `enrolment` is None if only an embedding is requested."""
+    """Recordings of a pair; `enrolment` is None if only the embedding of `test` is requested."""
 
     enrolment: list[Sound] | SpeakerProfile | None
     test: Sound
 
 
 class SpeakerVerificationPipeline(Pipeline):
-    """Verifies pairs of recordings, or embeds recordings with `return_embeddings=True`.
+    """Pipeline that verifies pairs of recordings, or embeds recordings with `return_embeddings=True`.
 
     A recording is a path, a URL, the bytes of an audio file, an array or tensor of samples in [-1, 1], a decoder of
-    torchcodec, or a dictionary: `{"array" or "raw", "sampling_rate"}` or `{"bytes", "path"}`, as in `datasets`.
-    Channels are averaged, other sampling rates are resampled.
+    torchcodec, or a dictionary with "array" (or "raw") and "sampling_rate", or with "bytes" or "path", as in
+    `datasets`. Channels are averaged, and the audio is resampled to the sampling rate of the model.
 
     Example:
         ```python
@@ -48,11 +48,11 @@ class SpeakerVerificationPipeline(Pipeline):
         ```
 
     Args:
-        check_voices: whether long recordings are searched for several voices, which about doubles the time.
-        onnx_file: file of `hamspk export` from which ONNX Runtime computes the embeddings: a path, or a name beside the
-            weights.
-        onnx_threads: threads of ONNX Runtime; None uses all cores.
-        kwargs: arguments of transformers' pipelines, and defaults for the arguments of a call.
+        check_voices: whether to check long recordings for several voices, which about doubles the time.
+        onnx_file: file that `hamspk export` wrote, to compute embeddings with ONNX Runtime; a path, or the name of a
+            file in the folder of the weights.
+        onnx_threads: number of threads of ONNX Runtime; None uses all cores.
+        kwargs: arguments of `transformers.Pipeline`, and default values for the arguments of `__call__`.
     """
 
     _load_tokenizer = False
@@ -60,7 +60,7 @@ class SpeakerVerificationPipeline(Pipeline):
     _load_image_processor = False
     _load_video_processor = False
     _load_processor = False
-    # What the caller can mend; any other error is internal.
+    # Errors that the caller can correct; all others are internal.
     input_error = InputError
 
     def __init__(
@@ -74,54 +74,53 @@ class SpeakerVerificationPipeline(Pipeline):
         self._verifier: SpeakerVerifier | None = None
         self._check_voices = check_voices
         super().__init__(*args, **kwargs)
-        # transformers declares any model of its own.
+        # The type that transformers declares for `self.model` has no speaker methods.
         self.embedder: Any = self.model
         if onnx_file is not None:
             if not isinstance(onnx_file, str | os.PathLike):
-                raise InputError(
-                    f"onnx_file is {type(onnx_file).__name__}; expected a path, or a name beside the weights."
-                )
+                raise InputError(f"onnx_file must be a path or a file name, got {type(onnx_file).__name__}.")
             self.embedder = self.embedder.with_onnx(onnx_file, onnx_threads)
 
     @property
     def verifier(self) -> SpeakerVerifier:
-        """Verifier, made at its first use; the weights must not change afterwards.
+        """Verifier, created on first access; the weights must not change afterwards.
 
         Raises:
-            ValueError: the calibration belongs to other weights.
+            ValueError: the calibration or cohort was made with other weights.
         """
         if self._verifier is None:
             self._verifier = self.embedder.verifier(self._check_voices)
         return self._verifier  # pyright: ignore[reportReturnType]
 
     def __call__(self, inputs: Any, *more: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Verify pairs, or embed recordings.
+        """Verify pairs of recordings, or embed recordings.
 
         Args:
-            inputs: a pair `(enrolment, test)` or `{"enrolment": ..., "test": ...}`, where the enrolment is a recording,
-                a list of recordings of one speaker, or a speaker's profile; a list of pairs; or a stream of pairs (a
-                generator, a data set). With `return_embeddings=True`, recordings take the place of pairs.
+            inputs: one pair, a list of pairs, or a stream of pairs (a generator or a data set). A pair is a tuple
+                `(enrolment, test)` or a dictionary with these keys. The enrolment is a recording, a list of recordings
+                of one speaker, or a profile. With `return_embeddings=True`, give recordings instead of pairs.
             kwargs:
                 operating_point: name of an operating point of the calibration; the first one by default.
-                threshold: threshold on the score instead. With neither calibration nor threshold nothing is decided.
+                threshold: threshold on the score, instead of an operating point. Without both, and without a
+                    calibration, no decision is made.
                 combine: `"mean"`, `"length_weighted"` or `"barycentre"`, for several enrolment recordings.
-                return_embeddings: whether recordings are embedded instead.
-                sampling_rate: rate of arrays that have none, in Hz; the model's by default, with a warning.
-                errors: `"raise"`, or `"return"` for `{"error": message}` in place of an answer.
-                limits: limits on each recording: `Limits`, or a dictionary with some of its fields.
-                batch_size, num_workers: as in transformers, for lists and streams.
+                return_embeddings: whether to return embeddings instead of decisions.
+                sampling_rate: rate in Hz of arrays that have none; by default the model's rate, with a warning.
+                errors: `"raise"`, or `"return"` to return `{"error": message}` for an input that cannot be used.
+                limits: limits on each recording, a `Limits` or a dictionary with some of its fields.
+                batch_size, num_workers: batch size and number of loader processes for lists and streams.
 
         Returns:
-            The dictionary of a `Verification`; with `return_embeddings` one with `embedding` (`(D,)` float32), `speech`
-            (seconds) and `warnings`. A list for a list, and a lazy iterator for a stream.
+            Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
+            float32), `speech` (in seconds) and `warnings`. A list returns a list, a stream a lazy iterator.
 
         Raises:
-            InputError: an input cannot be used; in a list or stream the message begins with its position.
+            InputError: an input cannot be used. For a list or stream, the message begins with its position.
         """
         if more:
-            raise InputError("Expected one input; give a pair as a tuple: verify((enrolment, test)).")
+            raise InputError("Expected one input, got several. Give a pair as a tuple: verify((enrolment, test)).")
         if isinstance(inputs, list | tuple) and not inputs:
-            # transformers looks at the first.
+            # transformers would access the first element.
             return [] if isinstance(inputs, list) else _sides(inputs)
         return super().__call__((one for one in inputs) if _is_stream(inputs) else inputs, **kwargs)
 
@@ -138,7 +137,7 @@ class SpeakerVerificationPipeline(Pipeline):
     ) -> tuple[dict, dict, dict]:
         if unknown:
             known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
-            raise InputError(f"This pipeline has no argument {', '.join(unknown)}; it takes {known}.")
+            raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}.")
         try:
             decision_rule(getattr(self.model, "calibration", None), operating_point, threshold)
         except ValueError as error:
@@ -161,7 +160,7 @@ class SpeakerVerificationPipeline(Pipeline):
         limits: Limits | None = None,
         position: int | None = None,
     ) -> "_Pair | InputError":
-        """Read a pair or a recording."""
+        """Read the recordings of a pair, or one recording to embed."""
         rate = self.model.config.sampling_rate
         try:
             if return_embeddings:
@@ -171,7 +170,7 @@ class SpeakerVerificationPipeline(Pipeline):
             return _Pair(enrolled, read_sound(test, rate, "The test", limits, sampling_rate))
         except ValueError as error:
             where = "" if position is None else f"Input {position}: "
-            # Not kept in a variable: its traceback would hold the samples until garbage is collected.
+            # No variable may refer to the new error: its traceback would keep the samples in memory for longer.
             if errors == "raise":
                 raise InputError(f"{where}{error}") from None
             return InputError(f"{where}{error}")
@@ -216,7 +215,7 @@ class SpeakerVerificationPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[dict[str, Any]]:
-        """Yield answers as transformers does, but with lists as batches: the model batches recordings by length."""
+        """Yield answers like transformers, but pass batches as lists, because the model batches by length."""
         numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
         dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
             numbered, self._preprocess_numbered, preprocess_params
@@ -231,15 +230,15 @@ class SpeakerVerificationPipeline(Pipeline):
 
 
 def announce_pipeline(config: PreTrainedConfig) -> None:
-    """Name the pipeline in the configuration, where transformers looks for it."""
+    """Add the pipeline to `config.custom_pipelines`, so that transformers finds it."""
     pipeline = f"{__name__.rpartition('.')[2]}.{SpeakerVerificationPipeline.__name__}"
     config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "audio"}}
 
 
 def _read_recording(source: Any, rate: int, limits: Limits | None, sampling_rate: int | None) -> _Pair:
-    """Read a recording that is to be embedded."""
+    """Read a recording to embed; raise an `InputError` if it is a pair."""
     if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
-        raise InputError("With return_embeddings=True a recording is embedded; several are given as a list.")
+        raise InputError("With return_embeddings=True, expected a recording or a list of recordings, got a pair.")
     return _Pair(None, read_sound(source, rate, "The recording", limits, sampling_rate, strict=True))
 
 
@@ -250,13 +249,13 @@ def _sides(source: Any) -> tuple[Any, Any]:
         return source[0], source[1]
     what = f"{type(source).__name__} of {len(source)}" if isinstance(source, list | tuple) else type(source).__name__
     raise InputError(
-        f"Expected a pair as a tuple (enrolment, test), or a dictionary with {ENROLMENT!r} and {TEST!r}; got {what}. A "
-        "list is of several pairs; for the embedding of a recording, give return_embeddings=True."
+        f"Expected a pair as a tuple (enrolment, test), or a dictionary with {ENROLMENT!r} and {TEST!r}, got {what}. "
+        "Give several pairs as a list. To embed a recording, set return_embeddings=True."
     )
 
 
 def _is_stream(inputs: Any) -> bool:
-    """Return whether an input is an iterable that is read one by one."""
+    """Return whether the input is a stream of pairs or recordings, such as a generator or a data set."""
     ones = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, torch.Tensor, list, tuple, Mapping)
     if isinstance(inputs, ones) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples"):
         return False
@@ -270,10 +269,10 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
 def _make_limits(fields: Any) -> Limits:
     if not isinstance(fields, Mapping):
         raise InputError(
-            f"limits is {type(fields).__name__}; expected a dictionary with seconds, size, values, remote."
+            f"limits must be a dictionary with seconds, size, values or remote, got {type(fields).__name__}."
         )
     try:
         return Limits(**fields)
     except TypeError as error:
         given = ", ".join(map(str, fields))
-        raise InputError(f"limits has the keys {given}; expected seconds, size, values, remote.") from error
+        raise InputError(f"limits may have the keys seconds, size, values and remote, got {given}.") from error

@@ -1,26 +1,25 @@
-"""Verification and identification: what a model says of recordings, and what speaks against relying on it.
+"""Verification and identification: decisions about recordings, with warnings if a decision is unreliable.
 
-Are these recordings of one speaker (`SpeakerVerifier`)? Recordings on which no decision should rest get these answers:
+`SpeakerVerifier` decides whether two recordings are of the same speaker. It treats difficult recordings as follows:
 
-- silence, steady noise, hum, clicks, or less speech than the calibration asks for (1 s): "not enough speech". There is
-  no score either, so that it cannot be thresholded by mistake.
-- two people taking turns: a decision, with a warning if the model is calibrated and the recording long enough (see
-  `lowest_piece_ratio`). The warning is a hint, no diarisation.
-- two people at once: a decision; nothing is noticed.
-- the same recording twice: a decision, nearly always "same speaker", with a warning that it proves nothing.
-- clipped: a decision, with a warning that gives the share of clipped samples.
+- Silence, steady noise, hum, clicks, or too little speech (by default less than 1 s): the decision is "not enough
+  speech". No score is returned, so that it cannot be compared with a threshold by mistake.
+- Two people who take turns: a decision, with a warning if the model is calibrated and the recording is long enough
+  (see `lowest_piece_ratio`). The warning does not replace diarisation.
+- Two people who speak at the same time: a decision without a warning, because this is not detected.
+- The same recording on both sides: a decision, nearly always "same speaker", with a warning that it proves nothing.
+- Clipped recordings: a decision, with a warning that contains the share of clipped samples.
 
-Without a calibration and without a threshold there is a score and no decision.
+Without a calibration and without a threshold, only a score is returned.
 
-Which of the enrolled speakers is this, if any (`SpeakerIdentifier`)? The best of many candidates always exists, and the
-more speakers are enrolled, the better the best impostor scores. So there are two questions: is the speaker enrolled at
-all, and which one? For log-likelihood ratios `l_i` of `N` enrolled speakers, each as likely as the other, the ratio of
-"one of the enrolled" to "none of them" is exactly the mean of the `exp(l_i)`; its logarithm is compared with the
-threshold of the operating point. Where one candidate stands out it is `l_i - log N`. The second question is answered by
-the margin to the runner-up.
+`SpeakerIdentifier` decides which enrolled speaker, if any, is speaking. The best score grows with the number of
+enrolled speakers even if none of them is speaking, so it first decides whether the speaker is enrolled at all. Given
+the log-likelihood ratios `l_i` of `N` enrolled speakers with equal priors, the likelihood ratio of "one of the enrolled
+speakers" to "none of them" is the mean of `exp(l_i)`. Its logarithm is compared with the threshold of the operating
+point. If one candidate is far better than the others, it is about `l_i - log N`. If the speaker is enrolled, the margin
+between the two best candidates decides whether the best one is named.
 
-Letters: `L` samples, `N` recordings, utterances or enrolled speakers, `P` pairs, `B` enrolment embeddings, `K` test
-embeddings, `D` embedding size.
+Symbols in shapes: `L` samples, `N` recordings, utterances or enrolled speakers, `D` embedding size.
 """
 
 import hashlib
@@ -65,33 +64,33 @@ PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
 _PROFILE_FIELDS = (
     *("name", "seconds", "snr_db", "magnitude", "combine", "fingerprint", "model_id", "revision", "recordings"),
 )
-# Utterances of one speaker beyond which nothing is gained.
+# Largest number of enrolment recordings: more of them hardly improve a profile.
 MOST_ENROLMENTS = 100
-# An enrolment recording with less speech is left out: it holds not even a word.
+# Seconds of speech below which an enrolment recording is ignored: it contains less than a word.
 SHORTEST_UTTERANCE = 0.3
-# Below this much speech a decision has a warning.
+# Seconds of speech below which a decision has a warning.
 SHORT_SPEECH = 3.0
-# Below this the noise is heard all the time.
+# Signal-to-noise ratio in dB below which a decision has a warning.
 LOW_SNR_DB = 10.0
-# Unclipped speech hardly ever reaches its extreme in runs of equal samples.
+# Share of clipped samples from which a decision has a warning; unclipped speech has almost none.
 CLIPPED_SHARE = 1e-3
-# Correlation of the samples of two recordings of equal length: one is the other, perhaps louder or in fewer bits.
+# Correlation above which two recordings of equal length are the same one, up to level and rounding.
 SAME_SAMPLES = 0.999
-# Seconds of speech in the pieces of a recording that are compared with each other to find several voices.
+# Seconds of speech in each piece of a recording; the pieces are compared to detect several voices.
 VOICE_SECONDS = 2.0
-# Log-likelihood ratio, corrected for the number of pairs, below which two pieces are taken for two voices.
+# Log-likelihood ratio of two pieces, corrected for the number of pairs, below which a warning reports two voices.
 TWO_VOICES = -2.0
 SAME, DIFFERENT, NOT_ENOUGH_SPEECH = "same speaker", "different speakers", "not enough speech"
 IDENTIFIED, UNKNOWN, AMBIGUOUS = "identified", "unknown speaker", "ambiguous"
-# Margins of the best over the runner-up. Of log-likelihood ratios: three times as likely. Scores have no fixed scale.
+# Least lead over the runner-up: a factor of 3 in likelihood ratios, or 0 for scores, which have no fixed scale.
 LEAST_MARGIN, NO_MARGIN = math.log(3.0), 0.0
-# Candidates that an identification names.
+# Number of candidates in the answer of an identification.
 CANDIDATES = 5
 
 
 @dataclass(frozen=True, eq=False)
 class SpeakerProfile:
-    """An enrolled speaker. A profile is biometric data: protect it.
+    """Profile of an enrolled speaker. It is biometric data and must be protected.
 
     Example:
         ```python
@@ -101,15 +100,16 @@ class SpeakerProfile:
         ```
 
     Attributes:
-        name: name of the speaker; None if it was not given.
-        embedding: `(D,)` float32 on the CPU, finite.
+        name: name of the speaker; None if not given.
+        embedding: finite float32 embedding `(D,)` on the CPU.
         seconds: seconds of speech in each utterance.
-        snr_db, magnitude: signal-to-noise ratio in dB and size of the embeddings, means over the utterances.
-        combine: how the utterances were combined.
+        snr_db: mean signal-to-noise ratio of the utterances in dB.
+        magnitude: mean distance of their embeddings from the origin.
+        combine: method that combined the utterances; see `geometry_hamspk.COMBINATIONS`.
         fingerprint: fingerprint of the model.
-        model_id: name of the model on the Hub, or the last part of its folder's path.
+        model_id: name of the model on the Hub, or the name of its folder.
         revision: commit of the model on the Hub; None for a folder.
-        recordings: SHA-256 of the samples of each utterance, to recognise a test that is one of them.
+        recordings: SHA-256 of the samples of each utterance, used to detect a test that is one of them.
         warnings: sentences about the enrolment; not saved.
     """
 
@@ -127,11 +127,11 @@ class SpeakerProfile:
 
     def __post_init__(self) -> None:
         if self.embedding.ndim != 1 or not bool(torch.isfinite(self.embedding).all()):
-            raise ValueError(f"A profile holds one finite embedding (D,), got shape {tuple(self.embedding.shape)}.")
+            raise ValueError(f"A profile needs one finite embedding (D,), got shape {tuple(self.embedding.shape)}.")
         numbers = (*self.seconds, self.snr_db, self.magnitude)
         if not self.seconds or not all(is_number(number) for number in numbers):
             raise ValueError(
-                f"A profile needs the seconds of at least one utterance and finite measures, got {numbers}."
+                f"A profile needs at least one utterance, and finite seconds, SNR and magnitude, got {numbers}."
             )
         if self.combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine!r}.")
@@ -144,31 +144,31 @@ class SpeakerProfile:
 
     @property
     def quality(self) -> Quality:
-        """Quality measures that a calibration may use."""
+        """Quality measures of the enrolment, which a calibration can use."""
         return Quality(sum(self.seconds), self.snr_db, self.magnitude, self.utterances)
 
     def check_model(self, fingerprint: str) -> None:
-        """Raise a ValueError, which names both models, unless the profile was made by this model."""
+        """Raise a ValueError if the profile was made by a model with another fingerprint."""
         if self.fingerprint != fingerprint:
             whose = "This profile" if self.name is None else f"The profile of {self.name!r}"
             model = "another model" if self.model_id is None else f"the model {self.model_id}"
             raise ValueError(
                 f"{whose} was made by {model} ({shorten(self.fingerprint)}), not by this one "
-                f"({shorten(fingerprint)}): embeddings of two models cannot be compared. Load that model, or enrol the "
-                "speaker again."
+                f"({shorten(fingerprint)}). Embeddings of two models cannot be compared: load the other model, or "
+                "enrol the speaker again."
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the profile as a safetensors file: the embedding, and a description with a checksum."""
+        """Write the profile to a safetensors file with the embedding, the other fields and a checksum."""
         description = {key: getattr(self, key) for key in _PROFILE_FIELDS} | {"kind": PROFILE_KIND}
         save_array(path, "embedding", self.embedding.numpy(), description)
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
-        """Read a file that `save` wrote; raise a ValueError if it is damaged or of a model of another `fingerprint`."""
+        """Read a saved profile; raise a ValueError if it is damaged or `fingerprint` is of another model."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
-            raise ValueError(f"{os.fspath(path)} is not a speaker profile: it describes {sorted(description)}.")
+            raise ValueError(f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)}.")
         values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
         profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
         if fingerprint is not None:
@@ -180,8 +180,10 @@ class MeasuredRecording(NamedTuple):
     """A recording with its measurements and embeddings.
 
     Attributes:
-        digest: SHA-256 of the float32 samples `(L,)`.
-        embedding: `(D,)`; None if there is too little speech.
+        digest: SHA-256 of the samples.
+        samples: waveform `(L,)`, float32.
+        measures: measurements of the speech.
+        embedding: embedding `(D,)`; None if there is too little speech.
         pieces: embeddings `(N, D)` of consecutive pieces; None if there are fewer than two, or not requested.
         warnings: warnings of `read_sound`.
     """
@@ -194,17 +196,17 @@ class MeasuredRecording(NamedTuple):
     warnings: list[str]
 
     def quality(self, model: SpeakerModel) -> Quality:
-        """Quality measures that a calibration may use."""
+        """Return the quality measures of the recording, which a calibration can use."""
         if self.embedding is None:
-            raise ValueError("A recording without speech has no embedding, and no quality.")
+            raise ValueError("The recording has too little speech for an embedding and for quality measures.")
         return Quality(self.measures.speech, self.measures.snr_db, float(model.magnitude(self.embedding)))
 
 
 def read_recording(
     source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None, strict: bool = False
 ) -> Sound:
-    """Read a recording with `read_sound`; a `Sound` is returned unchanged."""
-    # Its class differs between an installed package and the code that came with a model.
+    """Read a recording with `read_sound`, or return a `Sound` unchanged."""
+    # `isinstance` would fail: an installed package and the code in a model's folder have different `Sound` classes.
     if not (hasattr(source, "waveform") and hasattr(source, "warnings")):
         return read_sound(source, rate, label, limits, sampling_rate, strict)
     if strict:
@@ -215,10 +217,10 @@ def read_recording(
 def read_enrolment_side(
     source: Any, rate: int, limits: Limits | None = None, sampling_rate: int | None = None
 ) -> "list[Sound] | SpeakerProfile":
-    """Read the enrolment side of a pair: a recording, a list of recordings, a profile, or the path of a profile.
+    """Read the enrolment of a pair: a recording, a list of recordings, a profile, or the path of a profile.
 
     Raises:
-        InputError: there is no recording, there are too many, or one cannot be used.
+        InputError: there is no recording, there are more than 100, or a recording cannot be used.
         ValueError: the profile cannot be read.
     """
     if hasattr(source, "check_model"):
@@ -228,9 +230,7 @@ def read_enrolment_side(
         return SpeakerProfile.load(source)
     several = list(source) if isinstance(source, list | tuple) else [source]
     if not 0 < len(several) <= MOST_ENROLMENTS:
-        raise InputError(
-            f"An enrolment needs at least one recording, and at most {MOST_ENROLMENTS}; got {len(several)}"
-        )
+        raise InputError(f"An enrolment needs at least one recording and at most {MOST_ENROLMENTS}, got {len(several)}")
     return [
         read_recording(one, rate, _enrolment_label(position, len(several)), limits, sampling_rate)
         for position, one in enumerate(several)
@@ -240,9 +240,9 @@ def read_enrolment_side(
 def measure_and_embed(
     model: SpeakerModel, groups: Sequence[Sequence[Sound]], with_pieces: bool
 ) -> list[list[MeasuredRecording]]:
-    """Measure and embed the recordings of each group; equal recordings are embedded once.
+    """Measure and embed the recordings of each group; identical recordings are embedded only once.
 
-    Recordings are at the model's sampling rate. `with_pieces` also embeds the pieces of long recordings.
+    The recordings must have the model's sampling rate. `with_pieces` also embeds the pieces of long recordings.
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
     sounds = {
@@ -268,7 +268,7 @@ def measure_and_embed(
 
 
 def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
-    """Cut a recording into pieces with about `VOICE_SECONDS` of speech; no pieces if fewer than two contain speech."""
+    """Cut a recording into pieces with about 2 s of speech each; return none if fewer than two contain speech."""
     count = int(measures.speech / VOICE_SECONDS)
     if count < 2:
         return []
@@ -278,7 +278,7 @@ def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
 
 
 def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bool:
-    """Return whether two recordings have the same samples, up to level and rounding."""
+    """Return whether two recordings have the same samples, apart from level and rounding."""
     if first.digest == second.digest:
         return True
     if len(first.samples) != len(second.samples) or first.measures.speech == 0 or second.measures.speech == 0:
@@ -288,31 +288,29 @@ def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bo
 
 
 def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
-    """Return sentences about problems of a recording; short speech is one of them if `with_length`."""
+    """Return warnings about noise and clipping in a recording and, if `with_length`, about too little speech."""
     measures, sentences = recording.measures, []
     if with_length and measures.speech < SHORT_SPEECH:
-        # 2.96 s must not be shown as 3.0 s.
+        # Avoids that 2.96 s is printed as 3.0 s.
         seconds = min(measures.speech, SHORT_SPEECH - 0.1)
-        sentences.append(f"{label} holds {seconds:.1f} s of speech; below {SHORT_SPEECH:g} s errors are more frequent.")
+        sentences.append(f"{label} has {seconds:.1f} s of speech. Errors are more frequent below {SHORT_SPEECH:g} s.")
     if measures.snr_db < LOW_SNR_DB:
         sentences.append(
-            f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise; below {LOW_SNR_DB:g} dB errors "
-            "are more frequent."
+            f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise. Errors are more frequent below "
+            f"{LOW_SNR_DB:g} dB."
         )
     if measures.clipped >= CLIPPED_SHARE:
-        sentences.append(
-            f"{label} is clipped: {measures.clipped:.1%} of its samples are cut off. Record it at a lower level."
-        )
+        sentences.append(f"{label} is clipped in {measures.clipped:.1%} of its samples. Record at a lower level.")
     return sentences
 
 
 def copy_warnings(recordings: Sequence[MeasuredRecording], labels: Sequence[str]) -> list[str]:
-    """Return sentences that name each recording which repeats an earlier one."""
+    """Return a warning for each recording that is the same as an earlier one."""
     sentences = []
     for i, recording in enumerate(recordings):
         first = next((j for j in range(i) if is_same_recording(recordings[j], recording)), None)
         if first is not None:
-            sentences.append(f"{labels[i]} is the same recording as {labels[first].lower()}: it adds nothing.")
+            sentences.append(f"{labels[i]} is the same recording as {labels[first].lower()} and adds no information.")
     return sentences
 
 
@@ -323,10 +321,10 @@ def cohesion_warnings(
     combine: Callable[[Tensor], Tensor],
     scorer: Scorer,
 ) -> list[str]:
-    """Return sentences that name the utterances of an enrolment which do not fit the others.
+    """Return warnings about enrolment utterances that seem to be of another speaker than the others.
 
     Each of the embeddings `(N, D)` is compared with the combination of the others: `combine` maps `(N - 1, D)` to
-    `(D,)`. Without a calibration there is no criterion, and the list is empty.
+    `(D,)`. Without a calibration, the list is empty because no threshold is known.
     """
     count = len(labels)
     if scorer.calibration is None or count < 2:
@@ -341,32 +339,32 @@ def cohesion_warnings(
     if not outside:
         return []
     if count == 2 or len(outside) > count / 2:
-        return [f"The {count} enrolment recordings do not fit each other: the model takes them for several speakers."]
+        return [f"The {count} enrolment recordings do not fit each other and may be of several speakers. Check them."]
     return [
-        f"{labels[i]} does not fit the others: the model takes it for another speaker. Listen to it." for i in outside
+        f"{labels[i]} does not fit the other recordings and may be of another speaker. Listen to it." for i in outside
     ]
 
 
 def leave_one_out_scores(
     embeddings: Tensor, combine: Callable[[Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Score each of `(N, D)` utterances, N at least 2, against the combination of the others: `(N,)`."""
+    """Return the score `(N,)` of each embedding `(N, D)`, N at least 2, against the combination of the others."""
     count = embeddings.shape[0]
     if count < 2:
-        raise ValueError(f"Cohesion needs at least 2 utterances, got {count}.")
+        raise ValueError(f"Leave-one-out scores need at least 2 utterances, got {count}.")
     others = [combine(torch.cat([embeddings[:i], embeddings[i + 1 :]])) for i in range(count)]
     return score(torch.stack(others), embeddings)
 
 
 def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | None:
-    """Return the smallest log-likelihood ratio between two pieces of a recording, each of about 2 s of speech.
+    """Return the smallest log-likelihood ratio between two pieces of a recording, each with about 2 s of speech.
 
-    It is low if two speakers take turns of several seconds in a recording of up to about twenty seconds. It does not
-    reveal two people who speak at once or in shorter turns, or speakers that the model confuses.
+    The ratio is low if two speakers take turns of several seconds in a recording of up to about 20 s. It does not
+    detect people who speak at the same time or in shorter turns, or speakers that the model confuses.
 
     Returns:
-        The ratio plus the logarithm of the number of pairs, because the smallest of many is small by chance. None
-        without a calibration, or if there are fewer than two pieces.
+        The smallest ratio plus the logarithm of the number of pairs, which corrects for the fact that the smallest of
+        many ratios is low by chance. None without a calibration, or if there are fewer than two pieces.
     """
     pieces = recording.pieces
     if scorer.calibration is None or pieces is None:
@@ -379,27 +377,27 @@ def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | 
 
 
 def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> list[str]:
-    """Return a sentence if a recording seems to contain several voices, one after the other."""
+    """Return a warning if a recording seems to contain several voices, one after the other."""
     ratio = lowest_piece_ratio(recording, scorer)
     if ratio is None or ratio >= TWO_VOICES:
         return []
-    return [f"{label} seems to hold several voices: its pieces do not sound like one speaker. Listen to it."]
+    return [f"{label} seems to contain several voices: parts of it do not sound like one speaker. Listen to it."]
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Decides by an operating point (on the ratio), by a threshold (on the score, `point` is None), or not at all."""
+    """Rule that compares the log-likelihood ratio (the score if `point` is None) with `threshold`, if there is one."""
 
     point: OperatingPoint | None
     threshold: float | None
 
     @property
     def name(self) -> str | None:
-        """Name of the operating point."""
+        """Name of the operating point; None without one."""
         return None if self.point is None else self.point.name
 
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
-        """Return whether the decision is "same speaker": the ratio (without a point, the raw score) >= threshold."""
+        """Return whether the ratio, or the raw score without a point, reaches the threshold; None if undecided."""
         evidence = raw if self.point is None else ratio
         return None if self.threshold is None or evidence is None else evidence >= self.threshold
 
@@ -407,14 +405,14 @@ class DecisionRule:
 def decision_rule(
     calibration: Calibration | None, operating_point: str | OperatingPoint | None, threshold: float | None
 ) -> DecisionRule:
-    """Return the decision rule for the arguments of a caller.
+    """Return the decision rule for an operating point or a threshold on the score.
 
     Raises:
-        ValueError: both arguments are given, the threshold is not finite, or the operating point does not exist.
+        ValueError: both are given, the threshold is not finite, or the operating point does not exist.
     """
     if threshold is not None:
         if operating_point is not None:
-            given = f"threshold ({threshold!r}, on the score) instead of operating_point ({operating_point!r})"
+            given = f"threshold ({threshold!r}, on the score) or operating_point ({operating_point!r})"
             raise ValueError(f"Give {given}, not both.")
         if not is_number(threshold):
             raise ValueError(f"threshold must be a finite number, got {threshold!r}.")
@@ -427,7 +425,7 @@ def decision_rule(
                 "calibrate`), or give a threshold on the score."
             )
         return DecisionRule(None, None)
-    # A point of the caller's own, of whichever class.
+    # The caller's OperatingPoint may be of a class in the code of a model's folder.
     point: Any = operating_point
     if point is None or isinstance(point, str):
         point = calibration.operating_point(point)
@@ -436,7 +434,7 @@ def decision_rule(
 
 @dataclass(frozen=True)
 class Verification:
-    """The answer to "are these recordings of the same speaker?".
+    """Result of a verification: whether two recordings are of the same speaker.
 
     Example:
         ```python
@@ -446,12 +444,12 @@ class Verification:
         ```
 
     Attributes:
-        score: similarity of the embeddings, larger is more alike; None if there is not enough speech.
-        normalised_score: score after normalisation with the cohort; None if the calibration uses none.
+        score: similarity of the embeddings, larger for more similar voices; None if there is not enough speech.
+        normalised_score: score after normalisation with the cohort; None if the calibration uses no cohort.
         log_likelihood_ratio: natural log-likelihood ratio; None if the model is not calibrated.
         decision: `SAME`, `DIFFERENT` or `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
         operating_point: name of the operating point; None if a threshold was given, or nothing was decided.
-        threshold: smallest log-likelihood ratio (or score, if the caller gave a threshold) for "same speaker".
+        threshold: smallest log-likelihood ratio (or score, if a threshold was given) for the decision "same speaker".
         enrolment_speech: seconds of speech of each enrolment recording.
         test_speech: seconds of speech of the test recording.
         warnings: sentences about the recordings and the comparison.
@@ -473,7 +471,7 @@ class Verification:
 
 
 class _Enrolled(NamedTuple):
-    """One side of a pair: a profile if there is enough speech, and the recordings if there are any."""
+    """Enrolment of a pair: its profile if there is enough speech, and its recordings unless a profile was given."""
 
     profile: SpeakerProfile | None
     recordings: list[MeasuredRecording]
@@ -482,19 +480,18 @@ class _Enrolled(NamedTuple):
 
 
 class _CalibratedModel:
-    """A model with its calibration and cohort: base class of `SpeakerVerifier` and `SpeakerIdentifier`.
+    """Base class of `SpeakerVerifier` and `SpeakerIdentifier`: a model with its calibration and cohort.
 
-    The weights must not change while it is used.
+    The weights of the model must not change while the object is in use.
 
     Args:
-        model: model that embeds and compares.
+        model: model that computes and compares embeddings.
         calibration: calibration of the scores; None gives scores without log-likelihood ratios.
         cohort: cohort that the calibration was measured with.
-        check_voices: whether long recordings are searched for several voices, which about doubles the time.
+        check_voices: whether to check long recordings for several voices, which about doubles the time.
 
     Raises:
-        ValueError: calibration and cohort belong to another model, or the cohort is not the one that the calibration
-            needs.
+        ValueError: the calibration or the cohort belongs to another model, or they do not belong together.
     """
 
     def __init__(
@@ -511,7 +508,7 @@ class _CalibratedModel:
         self.fingerprint = self.scorer.fingerprint
 
     def _measure(self, groups: Sequence[Sequence[Sound]]) -> list[list[MeasuredRecording]]:
-        # Without a calibration nothing says how unlike the pieces of one voice may be.
+        # Without a calibration, no threshold separates the pieces of one voice from several voices.
         return measure_and_embed(self.model, groups, self.check_voices and self.calibration is not None)
 
     def _has_enough(self, recording: MeasuredRecording) -> bool:
@@ -524,7 +521,7 @@ class _CalibratedModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of all pairs of some recordings.
+    """Result of a comparison: the scores of all pairs of recordings.
 
     Example:
         ```python
@@ -534,11 +531,11 @@ class Comparison:
         ```
 
     Attributes:
-        scores: `(N, N)` float64, score of row against column, larger is more alike; NaN if one of the two recordings
+        scores: score of each pair, `(N, N)` float64, larger for more similar voices; NaN if one of the two recordings
             has too little speech.
-        log_likelihood_ratios: `(N, N)` float64, with the same NaN; None if the model is not calibrated.
+        log_likelihood_ratios: ratio of each pair, `(N, N)` float64, NaN as in `scores`; None without a calibration.
         speech: seconds of speech of each recording.
-        warnings: sentences about the recordings, which are numbered from 1.
+        warnings: sentences about problems of the recordings, which are numbered from 1.
     """
 
     scores: np.ndarray
@@ -548,7 +545,7 @@ class Comparison:
 
 
 class SpeakerVerifier(_CalibratedModel):
-    """Verifies pairs of recordings with one model. `model.verifier()` makes one."""
+    """Verifier of pairs of recordings with one model; `model.verifier()` returns one."""
 
     def enrol(
         self,
@@ -558,25 +555,25 @@ class SpeakerVerifier(_CalibratedModel):
         name: str | None = None,
         limits: Limits | None = None,
     ) -> SpeakerProfile:
-        """Make a profile of a speaker.
+        """Return the profile of a speaker, made from recordings.
 
         Args:
-            recordings: recordings of the speaker, anything that `read_sound` reads.
+            recordings: recordings of the speaker, in any form that `read_sound` accepts.
             name: name of the speaker.
             sampling_rate, combine, limits: see `verify`.
 
         Returns:
-            The profile; its `warnings` name problems of the recordings.
+            Profile of the speaker; its `warnings` describe problems of the recordings.
 
         Raises:
-            ValueError: there is no recording, one cannot be used, or together they have too little speech.
+            ValueError: there is no recording, a recording cannot be used, or all together have too little speech.
         """
         sounds: Any = read_enrolment_side(list(recordings), self.rate, limits, sampling_rate)
         enrolled = self._enrol(self._measure([sounds])[0], combine, name)
         if enrolled.profile is None:
             raise ValueError(
-                f"Not enough speech to enrol a speaker: {sum(enrolled.seconds):.1f} s in {len(enrolled.seconds)} "
-                f"recordings; {self.minimum_speech:g} s are needed, and ten are better."
+                f"Not enough speech to enrol a speaker: at least {self.minimum_speech:g} s are needed, got "
+                f"{sum(enrolled.seconds):.1f} s in {len(enrolled.seconds)} recordings. Ten seconds are better."
             )
         return enrolled.profile
 
@@ -590,16 +587,16 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         limits: Limits | None = None,
     ) -> Verification:
-        """Compare a recording with those of a speaker, or with a profile.
+        """Decide whether a test recording is of the enrolled speaker.
 
         Args:
-            enrolment: a recording, a list of recordings of one speaker, a profile, or the path of a profile.
-            test: a recording. Recordings are anything that `read_sound` reads, at any sampling rate.
-            sampling_rate: rate of arrays that have none, in Hz; None assumes the model's, with a warning.
-            operating_point: name of an operating point, or an `OperatingPoint`; None is the calibration's first.
-            threshold: threshold on the score instead; it also works without a calibration.
-            combine: how several enrolment recordings are combined; see `geometry_hamspk.COMBINATIONS`.
-            limits: limits on each recording.
+            enrolment: recording, list of recordings of one speaker, profile, or path of a profile.
+            test: recording to compare. Recordings may have any form that `read_sound` accepts.
+            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
+            operating_point: `OperatingPoint` or name of one; None uses the first one of the calibration.
+            threshold: threshold on the score, instead of an operating point; it needs no calibration.
+            combine: method that combines several enrolment recordings; see `geometry_hamspk.COMBINATIONS`.
+            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
 
         Raises:
             ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
@@ -617,7 +614,7 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         limits: Limits | None = None,
     ) -> list[Verification]:
-        """Verify many pairs, like `verify`; each distinct recording is embedded once, batched by length."""
+        """Verify many pairs like `verify`, but embed in batches and each distinct recording only once."""
         rule = decision_rule(self.calibration, operating_point, threshold)
         read = []
         for enrolment, test in pairs:
@@ -640,7 +637,7 @@ class SpeakerVerifier(_CalibratedModel):
     def compare(
         self, recordings: Iterable[Any], sampling_rate: int | None = None, limits: Limits | None = None
     ) -> Comparison:
-        """Compare all pairs of recordings; see `SpeakerModelMixin.compare`."""
+        """Score all pairs of recordings; see `SpeakerModelMixin.compare`."""
         sounds = [
             read_recording(one, self.rate, f"Recording {number}", limits, sampling_rate)
             for number, one in enumerate(recordings, 1)
@@ -678,17 +675,17 @@ class SpeakerVerifier(_CalibratedModel):
         if sum(seconds[i] for i in used) < self.minimum_speech:
             return _Enrolled(None, recordings, seconds, [])
         warnings = [
-            f"{labels[i]} was left out: it holds {seconds[i]:.1f} s of speech."
+            f"{labels[i]} was ignored: it has only {seconds[i]:.1f} s of speech."
             for i in range(len(recordings))
             if i not in used
         ]
         for i in used:
-            # Several short utterances make a long enrolment.
+            # Several short utterances together are long enough.
             warnings += self._warnings(recordings[i], labels[i], with_length=len(used) == 1)
         embeddings = torch.stack([e for i in used if (e := recordings[i].embedding) is not None])
         spoken, named = [seconds[i] for i in used], [labels[i] for i in used]
         qualities = [recordings[i].quality(self.model) for i in used]
-        # Without weights, so that none are needed for what is left out.
+        # Leave-one-out combinations are not weighted by length.
         way = "mean" if combine == "length_weighted" else combine
         warnings += cohesion_warnings(
             embeddings, qualities, named, lambda part: self._combine(part, way, ()), self.scorer
@@ -747,11 +744,11 @@ class SpeakerVerifier(_CalibratedModel):
     def _refusal(self, enrolled: _Enrolled, test: MeasuredRecording) -> Verification:
         missing = []
         if enrolled.profile is None:
-            missing.append(f"The enrolment holds {sum(enrolled.seconds):.1f} s of speech")
+            missing.append(f"The enrolment has {sum(enrolled.seconds):.1f} s of speech")
         if test.measures.speech < self.minimum_speech:
-            missing.append(f"The test holds {test.measures.speech:.1f} s of speech")
+            missing.append(f"The test has {test.measures.speech:.1f} s of speech")
         of_reader = [sentence for recording in (*enrolled.recordings, test) for sentence in recording.warnings]
-        needed = [f"{sentence}; {self.minimum_speech:g} s are needed for a decision." for sentence in missing]
+        needed = [f"{sentence}; a decision needs at least {self.minimum_speech:g} s." for sentence in missing]
         seconds, speech = enrolled.seconds, test.measures.speech
         return Verification(None, None, None, NOT_ENOUGH_SPEECH, None, None, seconds, speech, [*needed, *of_reader])
 
@@ -765,20 +762,20 @@ class SpeakerVerifier(_CalibratedModel):
         if not same and profile is not None and test.digest in profile.recordings:
             same = ["A recording of the profile"]
         for label in same:
-            warnings.append(f"{label} and the test are the same recording: that they agree says nothing of a speaker.")
+            warnings.append(f"{label} and the test are the same recording, so the score proves nothing.")
         calibration = self.calibration
         if calibration is None or profile is None or profile.utterances == calibration.enrolment_utterances:
             return warnings
         if "log_enrolment_utterances" not in calibration.weights:
             warnings.append(
-                f"The enrolment has {profile.utterances} recordings, the calibration was measured with "
-                f"{calibration.enrolment_utterances}: the log-likelihood ratio is less exact."
+                f"The enrolment has {profile.utterances} recordings, but the calibration was measured with "
+                f"{calibration.enrolment_utterances}. The log-likelihood ratio is less accurate."
             )
         return warnings
 
 
 def _score_row(scores: Scores, row: int) -> tuple[float, Any, Any]:
-    """Return raw score, normalised score and ratio of one pair, as numbers or None."""
+    """Return the raw score, normalised score and log-likelihood ratio of one pair; None if not computed."""
     raw, normalised, ratio = (None if column is None else float(column[row]) for column in scores)
     return cast(float, raw), normalised, ratio
 
@@ -788,13 +785,13 @@ def _enrolment_label(position: int, count: int) -> str:
 
 
 def _model_id(name: str | None) -> str | None:
-    """Return the name of a model without the folders of this machine."""
+    """Return the name of a model on the Hub, or the name of its folder without the path."""
     return (os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name) if name else None
 
 
 @dataclass(frozen=True)
 class IdentificationCandidate:
-    """Scores of a recording against the enrolled speaker `name`; the other fields are as in `Verification`."""
+    """Scores of a recording against the enrolled speaker `name`; for the other fields see `Verification`."""
 
     name: str
     score: float
@@ -804,7 +801,7 @@ class IdentificationCandidate:
 
 @dataclass(frozen=True)
 class Identification:
-    """The answer to "which of the enrolled speakers is this, if any?".
+    """Result of an identification: which enrolled speaker, if any, is speaking.
 
     Example:
         ```python
@@ -815,17 +812,17 @@ class Identification:
 
     Attributes:
         speaker: name of the enrolled speaker; None unless the decision is `IDENTIFIED`.
-        decision: `IDENTIFIED`, `UNKNOWN`, `AMBIGUOUS` (one of the enrolled, but the runner-up is too near),
-            `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
-        candidates: the best candidates, best first.
-        enrolled_ratio: natural log-likelihood ratio of "one of the enrolled" to "none of them"; None if the model is
-            not calibrated.
-        operating_point: its name; None if a threshold was given, or nothing was decided.
-        threshold: threshold on `enrolled_ratio`, or on the best score if the caller gave it.
-        margin: smallest lead over the runner-up, in log-likelihood ratios or in scores.
-        enrolled: number of speakers that were compared.
+        decision: `IDENTIFIED`, `UNKNOWN`, `AMBIGUOUS` (an enrolled speaker, but the two best candidates are too
+            close) or `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
+        candidates: best candidates, the best one first.
+        enrolled_ratio: natural log-likelihood ratio of "one of the enrolled speakers" to "none of them"; None if the
+            model is not calibrated.
+        operating_point: name of the operating point; None if a threshold was given, or nothing was decided.
+        threshold: threshold on `enrolled_ratio`, or on the best score if a threshold was given.
+        margin: smallest lead over the runner-up for `IDENTIFIED`, in log-likelihood ratios or in scores.
+        enrolled: number of enrolled speakers.
         test_speech: seconds of speech of the recording.
-        warnings: sentences about the recordings and the comparison.
+        warnings: sentences about the recording and the comparison.
     """
 
     speaker: str | None
@@ -845,14 +842,16 @@ class Identification:
 
 
 class SpeakerIdentifier(_CalibratedModel):
-    """Identifies enrolled speakers with one model. `model.identifier(profiles)` makes one.
+    """Identifier of enrolled speakers with one model; `model.identifier(profiles)` returns one.
 
     Args:
-        profiles: at least one profile, with different names.
-        model, calibration, cohort, check_voices: see `SpeakerVerifier`.
+        model: model that computes and compares embeddings.
+        profiles: one or more profiles with different names.
+        calibration, cohort, check_voices: see `SpeakerVerifier`.
 
     Raises:
-        ValueError: there is no profile, names are missing or repeated, or something belongs to another model.
+        ValueError: there is no profile, a name is missing or repeated, or a profile, the calibration or the cohort
+            belongs to another model.
     """
 
     def __init__(
@@ -865,19 +864,19 @@ class SpeakerIdentifier(_CalibratedModel):
     ):
         super().__init__(model, calibration, cohort, check_voices)
         if not profiles:
-            raise ValueError("No speaker is enrolled: give at least one profile.")
+            raise ValueError("Expected at least one profile, got none. Enrol a speaker first.")
         for profile in profiles:
             profile.check_model(self.fingerprint)
         self.names = [profile.name for profile in profiles if profile.name is not None]
         if len(self.names) < len(profiles):
             raise ValueError(
-                f"{len(profiles) - len(self.names)} of {len(profiles)} profiles have no name; enrol with one."
+                f"{len(profiles) - len(self.names)} of {len(profiles)} profiles have no name; give one when enrolling."
             )
         twice = sorted(name for name, number in Counter(self.names).items() if number > 1)
         if twice:
             raise ValueError(
-                f"Several profiles are named {', '.join(twice)}: each would be the other's runner-up. Enrol a speaker "
-                "once, from all recordings."
+                f"Several profiles are named {', '.join(twice)}; expected one profile for each speaker. Enrol each "
+                "speaker once, from all recordings."
             )
         self.profiles = list(profiles)
         self._embeddings = torch.stack([profile.embedding for profile in profiles]).to(model.device)
@@ -896,12 +895,12 @@ class SpeakerIdentifier(_CalibratedModel):
         """Identify the speaker of each recording.
 
         Args:
-            recordings: recordings of one speaker each, anything that `read_sound` reads.
+            recordings: recordings of one speaker each, in any form that `read_sound` accepts.
             operating_point: see `SpeakerVerifier.verify`; its prior is the probability that the speaker is enrolled.
-            threshold: threshold on the best score instead.
-            margin: smallest lead over the runner-up, at least 0: in log-likelihood ratios (default log 3), or in scores
+            threshold: threshold on the best score, instead of an operating point.
+            margin: smallest lead over the runner-up, at least 0, in log-likelihood ratios (default log 3), or in scores
                 if `threshold` is given (default 0).
-            candidates: largest number of speakers in the answer.
+            candidates: largest number of candidates in the answer.
             sampling_rate, limits: see `SpeakerVerifier.verify`.
 
         Raises:
@@ -910,12 +909,12 @@ class SpeakerIdentifier(_CalibratedModel):
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}.")
         if margin is not None and not (is_number(margin) and margin >= 0):
-            raise ValueError(f"margin must be a number of at least 0, got {margin!r}.")
+            raise ValueError(f"margin must be a finite number of at least 0, got {margin!r}.")
         rule = decision_rule(self.calibration, operating_point, threshold)
         if margin is not None and rule.threshold is None:
             raise ValueError(
-                "This model is not calibrated, and a margin alone refuses no speaker. Calibrate it (`hamspk "
-                "calibrate`), or give a threshold on the score."
+                "This model is not calibrated, and a margin alone cannot reject an unknown speaker. Calibrate it "
+                "(`hamspk calibrate`), or give a threshold on the score."
             )
         least = margin if margin is not None else (NO_MARGIN if rule.point is None else LEAST_MARGIN)
         sounds = [read_recording(one, self.rate, "The recording", limits, sampling_rate) for one in recordings]
@@ -926,7 +925,7 @@ class SpeakerIdentifier(_CalibratedModel):
     ) -> Identification:
         speech, count = recording.measures.speech, len(self.profiles)
         if recording.embedding is None or not self._has_enough(recording):
-            warning = f"The recording holds {speech:.1f} s of speech; {self.minimum_speech:g} s are needed to decide."
+            warning = f"The recording has {speech:.1f} s of speech; a decision needs {self.minimum_speech:g} s or more."
             warnings = [warning, *recording.warnings]
             return Identification(None, NOT_ENOUGH_SPEECH, [], None, None, None, None, count, speech, warnings)
         found = self.scorer.scores(
@@ -937,7 +936,7 @@ class SpeakerIdentifier(_CalibratedModel):
         )
         ratios = found.log_likelihood_ratio
         compared = found.raw if rule.point is None or ratios is None else ratios
-        # The first of equals, so that the answer is always the same.
+        # Candidates with equal scores keep their order, so that the answer is deterministic.
         order = np.argsort(-compared, kind="stable")
         best = int(order[0])
         enrolled_ratio = None if ratios is None else float(np.logaddexp.reduce(ratios) - math.log(count))
@@ -962,7 +961,7 @@ class SpeakerIdentifier(_CalibratedModel):
 
     def _copies(self, recording: MeasuredRecording) -> list[str]:
         return [
-            f"{profile.name} was enrolled with this very recording: that they agree says nothing of a speaker."
+            f"{profile.name} was enrolled with this same recording, so the score proves nothing."
             for profile in self.profiles
             if recording.digest in profile.recordings
         ]

@@ -143,7 +143,7 @@ def sound_case(name: str, subtype: str | None = None, make=speech, rate: int = R
 
 def rate_case(rate: int, **words) -> Case:
     """A WAV file of a sampling rate."""
-    low = f"was recorded at {rate} Hz, the model takes 16000 Hz" if rate < RATE else ""
+    low = f"was sampled at {rate} Hz, but the model expects 16000 Hz" if rate < RATE else ""
     return sound_case(f"rate-{rate}.wav", make=lambda: at_rate(rate), rate=rate, **({"warning": low} | words))
 
 
@@ -154,9 +154,9 @@ FORMATS = [
     sound_case("pcm-32.wav", "PCM_32"),
     sound_case("float.wav", "FLOAT"),
     sound_case("double.wav", "DOUBLE"),
-    sound_case("mu-law.wav", "ULAW", lambda: at_rate(8000), 8000, warning="recorded at 8000 Hz"),
-    sound_case("a-law.wav", "ALAW", lambda: at_rate(8000), 8000, warning="recorded at 8000 Hz"),
-    sound_case("gsm.wav", "GSM610", lambda: at_rate(8000), 8000, warning="recorded at 8000 Hz"),
+    sound_case("mu-law.wav", "ULAW", lambda: at_rate(8000), 8000, warning="sampled at 8000 Hz"),
+    sound_case("a-law.wav", "ALAW", lambda: at_rate(8000), 8000, warning="sampled at 8000 Hz"),
+    sound_case("gsm.wav", "GSM610", lambda: at_rate(8000), 8000, warning="sampled at 8000 Hz"),
     sound_case("ima-adpcm.wav", "IMA_ADPCM"),
     sound_case("ms-adpcm.wav", "MS_ADPCM"),
     sound_case("wavex.wav", "PCM_24", format="WAVEX"),
@@ -191,11 +191,11 @@ RATES = [
 ]
 CHANNELS = [
     sound_case("alike.wav", make=lambda: stereo(speech(), 0.5 * speech())),
-    sound_case("two-people.wav", make=lambda: stereo(speech(), speech(2)), warning="channels that differ"),
+    sound_case("two-people.wav", make=lambda: stereo(speech(), speech(2)), warning="has different channels"),
     sound_case(
         "antiphase.wav",
         make=lambda: stereo(speech(), -speech()),
-        warning="channels that differ",
+        warning="has different channels",
         corpus="holds no sound after averaging its 2 channels",
     ),
     sound_case("one-silent.wav", make=lambda: stereo(speech(), np.zeros_like(speech()))),
@@ -225,7 +225,7 @@ LYING_HEADERS = [
     content_case(
         "large-size.wav",
         lambda: with_wav_size(encode(speech(), "WAV"), 0x7FFFFFF0),
-        refusal="lasts 67109 s, at most",
+        refusal="lasts 67109 s; expected at most",
         corpus="lasts 67109 s or more",
     ),
     content_case("small-size.wav", lambda: with_wav_size(encode(speech(seconds=3.0), "WAV"), 2 * 24_000)),
@@ -233,7 +233,7 @@ LYING_HEADERS = [
     content_case(
         "largest-length.flac",
         lambda: with_flac_length(encode(speech(), "FLAC"), 2**36 - 1),
-        refusal="lasts 4294967 s, at most",
+        refusal="lasts 4294967 s; expected at most",
     ),
 ]
 SOUNDS = [
@@ -242,23 +242,23 @@ SOUNDS = [
     sound_case("clipped.wav", make=lambda: np.clip(speech() * 20, -1, 1), warning="is clipped"),
     sound_case("noisy.wav", make=lambda: speech() + 0.12 * noises(SECONDS)[0].numpy(), warning="is noisy"),
     sound_case("silence.wav", make=lambda: np.zeros(RATE), warning="0.0 s of speech", corpus="holds no sound"),
-    sound_case("short.wav", make=lambda: speech()[:4800], warning="of speech; 1 s are needed"),
+    sound_case("short.wav", make=lambda: speech()[:4800], warning="of speech; a decision needs at least 1 s"),
     sound_case("a-twentieth.wav", make=lambda: speech()[:800], warning="0.0 s of speech", corpus="lasts 0.05 s"),
     sound_case("no-samples.wav", make=lambda: np.zeros(0), warning="0.0 s of speech", corpus="is empty (0 samples)"),
     sound_case("two-in-turn.wav", make=two_in_turn, is_slow=True),
-    sound_case("nan.wav", "FLOAT", with_nan, refusal="holds 3 NaN or infinite samples"),
-    sound_case("16-bit-scale.wav", "FLOAT", lambda: 32768 * speech(), refusal="holds samples up to"),
+    sound_case("nan.wav", "FLOAT", with_nan, refusal="contains 3 NaN or infinite samples"),
+    sound_case("16-bit-scale.wav", "FLOAT", lambda: 32768 * speech(), refusal="contains samples up to"),
     sound_case(
         "too-long.flac",
         make=lambda: np.zeros(601 * 4000),
         rate=4000,
-        refusal="lasts 601 s, at most 600 s",
+        refusal="lasts 601 s; expected at most 600 s",
         corpus="holds no sound",
     ),
     content_case(
         "too-long-unsaid.wav",
         lambda: with_wav_size(encode(np.zeros(601 * 4000), "WAV", "PCM_U8", 4000), 0xFFFFFFFF),
-        refusal="lasts 601 s, at most 600 s",
+        refusal="lasts 601 s; expected at most 600 s",
         corpus="holds no sound",
     ),
 ]

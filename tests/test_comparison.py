@@ -82,7 +82,9 @@ def test_the_fingerprint_is_that_of_the_embedding():
 def test_files_of_another_model_are_refused(tmp_path, folder, name):
     calibrate(make(1)).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / name, folder / name)
-    with pytest.raises(ValueError, match=r"files that do not fit them\. .* belongs to another model .* delete .*"):
+    with pytest.raises(
+        ValueError, match=r"files that do not belong to its weights\. .* belongs to another model .* delete .*"
+    ):
         HamSpkModel.from_pretrained(folder)
 
 
@@ -119,7 +121,7 @@ def test_a_cohort_that_was_exchanged_is_refused_by_the_verifier(folder):
 def test_without_its_cohort_a_calibration_is_left_out_and_said(folder, caplog):
     (folder / COHORT_FILE).unlink()
     model = HamSpkModel.from_pretrained(folder)
-    assert model.calibration is None and "the model gives scores, no decisions" in caplog.text
+    assert model.calibration is None and "the model gives scores but no decisions" in caplog.text
     assert model.verifier().calibration is None
 
 
@@ -134,7 +136,7 @@ def test_other_weights_leave_the_files_behind(folder, caplog):
         model.save_pretrained(folder)
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert "verification.json is not saved: it was measured with other weights" in caplog.text
+    assert "verification.json is not saved: it was made before the weights changed" in caplog.text
     assert not (folder / CALIBRATION_FILE).exists() and not (folder / COHORT_FILE).exists()
     assert HamSpkModel.from_pretrained(folder).calibration is None
 

@@ -219,7 +219,7 @@ def test_a_profile_holds_what_it_must():
     for fields, message in (
         ({"embedding": drawn(2)}, "one finite embedding"),
         ({"embedding": torch.tensor([np.nan])}, "one finite embedding"),
-        ({"seconds": ()}, "seconds of at least one"),
+        ({"seconds": ()}, "at least one utterance"),
         ({"snr_db": math.inf}, "finite measures"),
         ({"combine": "median"}, "combine must be"),
     ):

@@ -225,7 +225,7 @@ def _reentrant_free_checkpoint(*args):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_of_ecapa_is_refused_and_switching_it_off_is_not():
     model = build()
-    with pytest.raises(ValueError, match=re.escape("Gradient checkpointing is for transformers backbones")):
+    with pytest.raises(ValueError, match=re.escape("Gradient checkpointing is supported for transformers backbones")):
         model.gradient_checkpointing_enable()
     model.gradient_checkpointing_disable()
     wavlm = build("wavlm")
@@ -408,13 +408,13 @@ def test_a_frozen_backbone_stays_frozen_and_thaws():
 @pytest.mark.parametrize(
     ("values", "mask", "message"),
     [
-        ((16000,), None, "input_values has shape (16000,); expected (batch, samples) of mono audio."),
-        ((2, 1, 16000), None, "input_values has shape (2, 1, 16000); expected (batch, samples) of mono audio."),
-        ((2, 16000), (2, 100), "attention_mask has shape (2, 100), input_values (2, 16000); the mask marks samples"),
+        ((16000,), None, "input_values must be mono audio of shape (batch, samples), got shape (16000,)."),
+        ((2, 1, 16000), None, "input_values must be mono audio of shape (batch, samples), got shape (2, 1, 16000)."),
+        ((2, 16000), (2, 100), "attention_mask must have the shape of input_values, (2, 16000), got (2, 100)"),
         (
             (2, 399),
             None,
-            "input_values holds 399 samples; one analysis window needs 400, and a speaker at least 0.1 s.",
+            "input_values has 399 samples; expected at least 400 (one analysis window); 0.1 s or more are recommended.",
         ),
     ],
 )
@@ -428,11 +428,13 @@ def test_wrong_masks_are_refused():
     model, values = build(), torch.stack(noises(0.5, 0.5))
     mask = torch.ones(2, 8000, dtype=torch.long)
     mask[1, :100] = 0
-    with pytest.raises(ValueError, match=re.escape("attention_mask has 0 before 1: utterances must be padded on the")):
+    with pytest.raises(
+        ValueError, match=re.escape("attention_mask has 0 before 1; expected utterances that are padded")
+    ):
         model(values, mask)
     mask[1] = 0
     with pytest.raises(
-        ValueError, match=re.escape("attention_mask leaves an utterance 0 samples; one analysis window")
+        ValueError, match=re.escape("attention_mask marks only 0 samples of an utterance; expected at least")
     ):
         model(values, mask)
 
@@ -446,11 +448,11 @@ def test_wrong_masks_are_refused():
             torch.zeros(2, 3, 16000),
             "Recording 2: has shape (2, 3, 16000); expected (samples,), or channels and samples",
         ),
-        (torch.zeros(1599), "Recording 2: lasts 0.0999 s, at least 0.1 s are needed"),
-        (torch.full((16000,), torch.nan), "Recording 2: holds 16000 NaN or infinite samples of 16000"),
-        (torch.full((16000,), torch.inf), "Recording 2: holds 16000 NaN or infinite samples of 16000"),
+        (torch.zeros(1599), "Recording 2: lasts 0.0999 s; expected at least 0.1 s"),
+        (torch.full((16000,), torch.nan), "Recording 2: contains 16000 NaN or infinite samples of 16000"),
+        (torch.full((16000,), torch.inf), "Recording 2: contains 16000 NaN or infinite samples of 16000"),
         (torch.zeros(16000), "Recording 2: holds no sound (every sample is 0)"),
-        (torch.ones(16000, dtype=torch.int64), "Recording 2: holds int64 samples; expected floating point in [-1, 1]"),
+        (torch.ones(16000, dtype=torch.int64), "Recording 2: has int64 samples; expected floating point in [-1, 1]"),
     ],
 )
 def test_wrong_recordings_are_refused_by_their_number(waveform, message):
@@ -459,7 +461,7 @@ def test_wrong_recordings_are_refused_by_their_number(waveform, message):
 
 
 def test_one_recording_is_no_list():
-    with pytest.raises(ValueError, match="embed takes several recordings, got one"):
+    with pytest.raises(ValueError, match="embed expects a list of recordings, got one"):
         build().embed("a.wav")
 
 
@@ -476,7 +478,7 @@ def test_embed_takes_channels_integers_and_other_rates():
 
 @pytest.mark.parametrize("labels", [[0, 5], [-100, 0]])
 def test_labels_out_of_range_are_refused(labels):
-    message = f"Labels run from {min(labels)} to {max(labels)}, but the model has 5 speakers (num_labels)"
+    message = f"Labels must be in [0, 5) for a model with num_labels=5, got labels from {min(labels)} to {max(labels)}"
     with pytest.raises(ValueError, match=re.escape(message)):
         build()(torch.stack(noises(0.5, 0.5)), labels=torch.tensor(labels))
 
@@ -487,7 +489,7 @@ def test_a_single_utterance_cannot_train_a_batch_normalisation():
 
 
 def test_freezing_ecapa_is_refused():
-    with pytest.raises(ValueError, match=re.escape("freeze_backbone is for transformers backbones")):
+    with pytest.raises(ValueError, match=re.escape("freeze_backbone is supported for transformers backbones")):
         build().hamspk.freeze_backbone()
 
 

@@ -116,7 +116,7 @@ def test_any_length(length):
 
 def test_what_is_refused():
     good = make_speech(9, 0, 1.0)
-    with pytest.raises(ValueError, match=r"one channel of floating point .* got float32 of shape \(2, 8000\)"):
+    with pytest.raises(ValueError, match=r"one channel of floating-point samples .* got float32 of shape \(2, 8000\)"):
         measure_speech(good.reshape(2, -1), RATE)
     with pytest.raises(ValueError, match="got int16"):
         measure_speech((good * 32767).astype(np.int16), RATE)

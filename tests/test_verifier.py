@@ -126,8 +126,8 @@ def test_two_people_who_take_turns(verifier, voices):
     turns[len(voices["anna0"]) :] += (BERT - ANNA) / 65536
     answer = verifier.verify([voices["anna1"]], turns, RATE)
     assert answer.decision in (SAME, DIFFERENT)
-    assert about(answer, "The test seems to hold several voices")
-    assert about(verifier.verify([turns], voices["anna1"], RATE), "The enrolment seems to hold several voices")
+    assert about(answer, "The test seems to contain several voices")
+    assert about(verifier.verify([turns], voices["anna1"], RATE), "The enrolment seems to contain several voices")
     alone = np.concatenate([voices["anna0"], voices["anna1"]])
     assert not about(verifier.verify([voices["anna2"]], alone, RATE), "several voices")
     unchecked = SpeakerVerifier(verifier.model, verifier.calibration, check_voices=False)
@@ -165,12 +165,12 @@ def test_a_clipped_recording(verifier, voices):
     assert answer.decision == SAME
     share = measure_speech(loud, RATE).clipped
     assert share > 0.01
-    assert about(answer, f"The test is clipped: {share:.1%} of its samples are cut off")
+    assert about(answer, f"The test is clipped in {share:.1%} of its samples")
 
 
 def test_short_and_noisy_recordings_get_warnings(verifier, voices):
     short = voices["anna0"][: 2 * RATE]
-    assert about(verifier.verify([short], voices["anna1"], RATE), "below 3 s errors are more frequent")
+    assert about(verifier.verify([short], voices["anna1"], RATE), "Errors are more frequent below 3 s")
     noise = np.random.default_rng(0).standard_normal(len(voices["anna0"]))
     noisy = mark(voices["anna0"] + 0.5 * np.std(voices["anna0"]) * noise, ANNA)
     assert about(verifier.verify([voices["anna1"]], noisy, RATE), "The test is noisy")
@@ -185,7 +185,7 @@ def test_several_recordings_and_their_profile_are_the_same(verifier, voices):
     files, kept = (verifier.verify(side, voices["anna3"], RATE) for side in (enrolment, profile))
     assert files.score == pytest.approx(kept.score, abs=1e-6)
     assert files.enrolment_speech == pytest.approx(kept.enrolment_speech)
-    assert about(files, "The enrolment has 3 recordings, the calibration was measured with 1")
+    assert about(files, "The enrolment has 3 recordings, but the calibration was measured with 1")
     assert (profile.name, profile.utterances, profile.fingerprint) == ("Anna", 3, verifier.fingerprint)
 
 
@@ -200,11 +200,11 @@ def test_more_recordings_are_nearer_to_the_speaker(voices, combine):
 def test_a_stranger_among_the_enrolment_is_named(verifier, voices):
     mixed = [voices["anna0"], voices["bert0"], voices["anna1"]]
     assert verifier.enrol(mixed, RATE).warnings == (
-        "Enrolment recording 2 does not fit the others: the model takes it for another speaker. Listen to it.",
+        "Enrolment recording 2 does not fit the other recordings and may be of another speaker. Listen to it.",
     )
     assert "do not fit each other" in verifier.enrol(mixed[:2], RATE).warnings[0]
     left_out = verifier.enrol([voices["anna0"], np.zeros(RATE, np.float32)], RATE)
-    assert left_out.warnings[0] == "Enrolment recording 2 was left out: it holds 0.0 s of speech."
+    assert left_out.warnings[0] == "Enrolment recording 2 was ignored: it has only 0.0 s of speech."
     assert left_out.utterances == 1
 
 

@@ -30,7 +30,7 @@ def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, pe
     code, out, _ = hamspk(*words)
     assert code == 0
     assert f"{voices / 'a.wav'}: identified: anna" in out
-    assert "this very recording" in out
+    assert "this same recording" in out
     code, out, err = hamspk(*words, voices / "silence.wav", voices / "nowhere.wav", "--json")
     answers = json.loads(out)
     assert code == 1

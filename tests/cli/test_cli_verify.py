@@ -79,7 +79,7 @@ def test_not_enough_speech(request, hamspk, voices, model, name):
         answer = answer_of(hamspk, model, *words)
         assert answer["decision"] == "not enough speech"
         assert (answer["score"], answer["log_likelihood_ratio"]) == (None, None)
-        assert "1 s are needed for a decision" in answer["warnings"][0]
+        assert "a decision needs at least 1 s" in answer["warnings"][0]
     assert "decision   not enough speech" in hamspk("verify", model, *words)[1]
 
 
@@ -148,9 +148,9 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
     ("name", "reason"),
     [
         ("nowhere.wav", "nowhere.wav: no such file; check the path"),
-        ("nan.wav", "nan.wav: holds 3 NaN or infinite samples of 16000"),
+        ("nan.wav", "nan.wav: contains 3 NaN or infinite samples of 16000"),
         ("text.wav", "text.wav: cannot be decoded"),
-        ("", "is a folder; give one audio file"),
+        ("", "is a folder; expected an audio file"),
     ],
 )
 def test_bad_recordings_are_refused(refusal, model_folder, audio, name, reason):
