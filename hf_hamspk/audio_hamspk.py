@@ -81,7 +81,7 @@ SILENT_CHANNEL = 1e-4
 # Least ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
 ALIKE_CHANNELS = 0.75
 NO_SUCH_FILE = (
-    "no such file; check the path and the folder to which it is relative (a URL begins with http:// or https://)"
+    "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
 _MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
 # Seconds of speech below which no decision is made by default; see `verification_hamspk`.
@@ -455,9 +455,9 @@ def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
     # Reading a named pipe would block, and a device has no end.
     if not os.path.isfile(path):
         if os.path.isdir(path):
-            raise InputError("is a folder; expected an audio file", name)
+            raise InputError("is a folder; give one audio file", name)
         if os.path.exists(path):
-            raise InputError("is not a regular file (a pipe or a device); expected an audio file", name)
+            raise InputError("is not a regular file (a pipe or a device); give an audio file", name)
         raise InputError(NO_SUCH_FILE, name)
     try:
         # Opened by its descriptor: soundfile would read a file whose name ends in ".raw" as raw samples.

@@ -122,7 +122,7 @@ def check_expected(answer: Any, case: Case, label: str) -> None:
         assert any(case.warning in warning for warning in about_it), about_it
     else:
         assert others == []
-    assert (answer["decision"] == "not enough speech") == ("needed for a decision" in " ".join(answer["warnings"]))
+    assert (answer["decision"] == "not enough speech") == ("a decision needs at least" in " ".join(answer["warnings"]))
 
 
 def cases(of: list[Case]) -> list:

@@ -220,7 +220,7 @@ def test_a_profile_holds_what_it_must():
         ({"embedding": drawn(2)}, "one finite embedding"),
         ({"embedding": torch.tensor([np.nan])}, "one finite embedding"),
         ({"seconds": ()}, "at least one utterance"),
-        ({"snr_db": math.inf}, "finite measures"),
+        ({"snr_db": math.inf}, "finite seconds, SNR and magnitude"),
         ({"combine": "median"}, "combine must be"),
     ):
         with pytest.raises(ValueError, match=message):

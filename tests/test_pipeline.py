@@ -182,7 +182,7 @@ def test_channels_that_differ_are_said(voices):
 def test_a_list_is_no_pair_and_a_pair_is_no_recording(verify, voices):
     with pytest.raises(ValueError, match=r"Expected a pair as a tuple .* Give several pairs as a list"):
         verify(["a.wav", "b.wav"])
-    with pytest.raises(ValueError, match="several are given as a list"):
+    with pytest.raises(ValueError, match="expected a recording or a list of recordings, got a pair"):
         verify((voices[0], voices[1]), return_embeddings=True)
 
 

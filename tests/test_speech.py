@@ -122,7 +122,7 @@ def test_what_is_refused():
         measure_speech((good * 32767).astype(np.int16), RATE)
     with pytest.raises(ValueError, match="NaN or infinite"):
         measure_speech(np.append(good, np.nan), RATE)
-    with pytest.raises(ValueError, match="8000 Hz or more, got 4000"):
+    with pytest.raises(ValueError, match="at least 8000 Hz to measure speech, got 4000"):
         measure_speech(good, 4000)
 
 

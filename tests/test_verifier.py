@@ -111,7 +111,7 @@ def test_not_enough_speech(model, voices, name, calibrated):
             answer = verifier.verify([enrolment], test, RATE, **asked)
             assert answer.decision == NOT_ENOUGH_SPEECH
             assert (answer.score, answer.log_likelihood_ratio, answer.threshold) == (None, None, None)
-            assert about(answer, f"The {side} holds")
+            assert about(answer, f"The {side} has")
     with pytest.raises(ValueError, match="Not enough speech to enrol a speaker"):
         verifier.enrol([wave], RATE)
 

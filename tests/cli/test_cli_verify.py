@@ -150,7 +150,7 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
         ("nowhere.wav", "nowhere.wav: no such file; check the path"),
         ("nan.wav", "nan.wav: contains 3 NaN or infinite samples of 16000"),
         ("text.wav", "text.wav: cannot be decoded"),
-        ("", "is a folder; expected an audio file"),
+        ("", "is a folder; give one audio file"),
     ],
 )
 def test_bad_recordings_are_refused(refusal, model_folder, audio, name, reason):
@@ -223,7 +223,7 @@ def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, cali
     assert "the same recording" in run(calibrated_folder, a, b, b)
     for name in ("silence", "noise", "short"):
         out = run(calibrated_folder, a, voices / f"{name}.wav")
-        assert out.startswith("not enough speech\nwarning: The test holds 0.")
+        assert out.startswith("not enough speech\nwarning: The test has 0.")
     assert "warning: The test was recorded at 8000 Hz" in run(model_folder, a, audio / "telephone.wav")
     with pytest.raises(SystemExit, match=r"usage: python examples/verify\.py MODEL"):
         run(model_folder, a)

@@ -111,7 +111,7 @@ def damaged(folder, kind):
     ("kind", "message"),
     [
         ("missing", "no such file; check the path"),
-        ("folder", "is a folder; expected an audio file"),
+        ("folder", "is a folder; give one audio file"),
         ("text", "expected an undamaged WAV, FLAC, OGG, Opus or MP3 file. Convert it"),
         ("headerless", "expected an undamaged WAV, FLAC, OGG, Opus or MP3 file. Convert it"),
         ("cut", "cannot be decoded"),

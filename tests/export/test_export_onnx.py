@@ -86,7 +86,7 @@ def test_a_backbone_that_normalises_over_time_takes_no_mask(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"abc")
-    with pytest.raises(ValueError, match=r"a\.onnx cannot be read by ONNX Runtime"):
+    with pytest.raises(ValueError, match=r"ONNX Runtime cannot read a\.onnx"):
         OnnxEncoder(tmp_path / "a.onnx")
     onnx = pytest.importorskip("onnx")
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="float32 on the CPU"):
         export_onnx(HamSpkModel(tiny_config()).double(), tmp_path / "a.onnx")
     model = pipeline("speaker-verification", model=settle(HamSpkModel(tiny_config())), device="cpu")
-    with pytest.raises(ValueError, match=r"There is no file a\.onnx"):
+    with pytest.raises(ValueError, match=r"a\.onnx not found"):
         type(model)(model.model, device="cpu", onnx_file="a.onnx")
     for output in ("a.txt", "no/such/a.onnx"):
         assert main(["export", "some/model", str(tmp_path / output)]) == 2
