@@ -222,7 +222,7 @@ def test_without_pyav(monkeypatch, recordings, command_line, verify, handler, mo
     # The pipeline and the endpoint run the code that lies beside the weights.
     for error in {InputError, verify.input_error, handler.pipeline.input_error}:
         monkeypatch.setattr(sys.modules[error.__module__], "av", None)
-    with pytest.raises(MissingDecoderError, match="which soundfile does not decode. Run `pip install av`") as error:
+    with pytest.raises(MissingDecoderError, match=r"which soundfile does not decode\. Run `pip install av`") as error:
         model.verify(ordinary, strange)
     answer = str(error.value)
     assert command_line(ordinary, strange) == answer

@@ -224,7 +224,7 @@ def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, cali
     for name in ("silence", "noise", "short"):
         out = run(calibrated_folder, a, voices / f"{name}.wav")
         assert out.startswith("not enough speech\nwarning: The test has 0.")
-    assert "warning: The test was recorded at 8000 Hz" in run(model_folder, a, audio / "telephone.wav")
+    assert "warning: The test was sampled at 8000 Hz" in run(model_folder, a, audio / "telephone.wav")
     with pytest.raises(SystemExit, match=r"usage: python examples/verify\.py MODEL"):
         run(model_folder, a)
     with pytest.raises(SystemExit, match=r"File not found: .*nowhere\.wav"):
