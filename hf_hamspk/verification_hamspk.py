@@ -7,7 +7,7 @@
 - Two people who take turns: a decision, with a warning if the model is calibrated and the recording is long enough
   (see `lowest_piece_ratio`). The warning does not replace diarisation.
 - Two people who speak at the same time: a decision without a warning, because this is not detected.
-- The same recording on both sides: a decision, nearly always "same speaker", with a warning that it proves nothing.
+- The same recording twice: a decision, nearly always "same speaker", with a warning that it proves nothing.
 - Clipped recordings: a decision, with a warning that contains the share of clipped samples.
 
 Without a calibration and without a threshold, only a score is returned.
