@@ -44,6 +44,13 @@ def test_the_ratio_is_the_weighted_sum(calibration):
         calibration.log_likelihood_ratio(0.5)
 
 
+def test_quality_is_needed_where_it_has_a_weight(calibration):
+    assert calibration.needs_quality
+    plain = replace(calibration, weights={"score": 8.0})
+    assert not plain.needs_quality
+    assert plain.log_likelihood_ratio(0.5) == 1.0
+
+
 def test_the_ratio_rises_with_the_score(calibration):
     features = {name: np.full(200, 1.0) for name in QUALITY_FEATURES}
     assert (np.diff(calibration.log_likelihood_ratio(np.linspace(-1, 1, 200), features)) > 0).all()

@@ -1,6 +1,7 @@
 """Open-set identification: the enrolled are found, the unknown refused, the decision is that of Bayes' rule."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,6 +117,38 @@ def test_without_a_calibration_a_threshold_decides(model, speech):
     assert identifier.identify([speech], RATE, threshold=score - 1e-3)[0].speaker == "speaker0"
     assert identifier.identify([speech], RATE, threshold=score + 1e-3)[0].decision == UNKNOWN
     assert identifier.identify([speech], RATE, threshold=0.5, margin=score + 0.1)[0].decision == AMBIGUOUS
+
+
+def test_a_threshold_on_the_score_ranks_by_scores_and_an_operating_point_by_ratios(model, speech):
+    """With quality measures, the best score and the best ratio can be of different speakers."""
+    enrolled = profiles(model, [axis(0, 0.1), axis(0, 0.5)])
+    enrolled[1] = replace(enrolled[1], snr_db=200.0)
+    weights = {"score": 20.0, "snr_max": 0.1}
+    model.calibration = Calibration(model.fingerprint(), "cosine", -10.0, weights, trials=100, targets=50)
+    model.answer = axis(0)
+    identifier = model.identifier(enrolled, check_voices=False)
+    (by_ratio,) = identifier.identify([speech], RATE, EVEN)
+    (by_score,) = identifier.identify([speech], RATE, threshold=0.9)
+    assert [candidate.name for candidate in by_ratio.candidates] == ["speaker1", "speaker0"]
+    assert [candidate.name for candidate in by_score.candidates] == ["speaker0", "speaker1"]
+    assert (by_ratio.speaker, by_score.speaker) == ("speaker1", "speaker0")
+    # The threshold is compared with the score of the best candidate, not with a ratio.
+    assert by_score.enrolled_ratio > 1 > by_score.candidates[0].score
+    assert identifier.identify([speech], RATE, threshold=1.1)[0].decision == UNKNOWN
+    assert by_ratio.enrolled_ratio == by_score.enrolled_ratio
+
+
+def test_the_threshold_and_the_margin_themselves_are_enough(model, speech):
+    identifier = model.identifier(profiles(model, [axis(0), axis(0, 0.5)]))
+    model.answer = axis(0, 0.1)
+    (found,) = identifier.identify([speech], RATE)
+    best, second = (candidate.score for candidate in found.candidates)
+    above = math.nextafter(best, 2)
+    assert identifier.identify([speech], RATE, threshold=best)[0].decision == IDENTIFIED
+    assert identifier.identify([speech], RATE, threshold=above)[0].decision == UNKNOWN
+    lead = best - second
+    assert identifier.identify([speech], RATE, threshold=0.0, margin=lead)[0].decision == IDENTIFIED
+    assert identifier.identify([speech], RATE, threshold=0.0, margin=math.nextafter(lead, 2))[0].decision == AMBIGUOUS
 
 
 def test_silence_and_recordings_that_come_back(model, speech):

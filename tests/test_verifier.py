@@ -10,7 +10,14 @@ from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
 from hf_hamspk.audio_hamspk import measure_speech
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint
-from hf_hamspk.verification_hamspk import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, SpeakerProfile, SpeakerVerifier
+from hf_hamspk.verification_hamspk import (
+    DIFFERENT,
+    NOT_ENOUGH_SPEECH,
+    SAME,
+    DecisionRule,
+    SpeakerProfile,
+    SpeakerVerifier,
+)
 
 ANNA, BERT = 1, 2
 
@@ -73,6 +80,24 @@ def test_where_the_decision_is_made(verifier, voices, asked, threshold, name):
         assert (answer.threshold, answer.operating_point) == (pytest.approx(threshold), name)
         compared = answer.score if name is None else answer.log_likelihood_ratio
         assert answer.decision == (SAME if compared >= threshold else DIFFERENT)
+
+
+def test_the_threshold_itself_is_accepted(verifier, voices):
+    pair = [voices["anna0"]], voices["bert0"], RATE
+    score = verifier.verify(*pair).score
+    assert verifier.verify(*pair, threshold=score).decision == SAME
+    assert verifier.verify(*pair, threshold=math.nextafter(score, 2)).decision == DIFFERENT
+    point = OperatingPoint("own", 0.1)
+    rule, above = DecisionRule(point, point.threshold), math.nextafter(point.threshold, 9)
+    assert rule.accepts(-9.0, point.threshold) and not DecisionRule(point, above).accepts(9.0, point.threshold)
+
+
+def test_a_rule_without_its_evidence_decides_nothing():
+    point = OperatingPoint("own", 0.1)
+    assert DecisionRule(point, point.threshold).accepts(0.5, None) is None
+    assert DecisionRule(None, None).accepts(0.5, 3.0) is None
+    assert DecisionRule(None, 0.4).accepts(0.5, None) is True
+    assert DecisionRule(None, 0.4).accepts(0.3, 3.0) is False
 
 
 def test_without_a_calibration_nothing_is_decided(model, voices):

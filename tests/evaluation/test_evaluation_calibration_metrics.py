@@ -220,3 +220,9 @@ def test_bad_operating_points_are_refused():
         actual_detection_cost([0.0, 1.0], [0, 1], 0.5, 0.0)
     with pytest.raises(ValueError, match="threshold is NaN"):
         error_rates([0.0, 1.0], [0, 1], math.nan)
+
+
+def test_a_score_at_the_threshold_is_accepted():
+    scores, labels = [0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1]
+    assert error_rates(scores, labels, 0.5) == (0.0, 0.5)
+    assert error_rates(scores, labels, math.nextafter(0.5, 1)) == (0.5, 0.0)
