@@ -65,7 +65,9 @@ MODULES = {
     "evaluation/sufficiency.py": Module(10, (f"{_EVALUATION}calibrating.py",), (f"{_EVALUATION}calibrating.py",)),
     "shards/order.py": Module(24, ("tests/shards/test_shards_order.py",), ("tests/shards/test_shards_order.py",)),
     "data/sampling.py": Module(
-        20, ("tests/data/test_data_sampling.py", "tests/data/test_data_dataset.py"), ("tests/training/test_training_balanced.py",)
+        20,
+        ("tests/data/test_data_sampling.py", "tests/data/test_data_dataset.py"),
+        ("tests/training/test_training_balanced.py",),
     ),
     "training/schedules.py": Module(10, ("tests/training/test_training_schedules.py",)),
     "search/products.py": Module(10, ("tests/search/test_search_index.py",)),
