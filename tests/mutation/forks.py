@@ -93,6 +93,10 @@ class Fork:
             status = 70
             try:
                 self._enter(copy, seconds)
+                if record is None:
+                    # Compiled files count as current if size and second of the source are equal, as of two mutants.
+                    sys.dont_write_bytecode = True
+                    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
                 plugins: list[Any] = [First(first)] if record is None else [Recorder(*record)]
                 how = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "--tb=short", "-m", marks]
                 status = int(pytest.main([*how, *files], plugins=plugins))
@@ -108,10 +112,8 @@ class Fork:
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy), "TMPDIR": str(self.temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"PYTHONPATH": str(copy), "TMPDIR": str(self.temporary)}
         sys.path.insert(0, str(copy))
-        # Python takes compiled files for current if size and second of the source are equal, as those of mutants can be.
-        sys.dont_write_bytecode = True
 
     def poll(self) -> int | None:
         """Return the exit status, minus the signal that ended the fork, or None while it runs."""

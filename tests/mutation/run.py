@@ -22,8 +22,10 @@ other lines of the module change. Linux and macOS only (fork).
 """
 
 import argparse
+import compileall
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -95,9 +97,10 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> None:
             if job.key not in known or is_again:
                 jobs.append(job)
     warm_up(folder)
-    baselines = {name: baseline(name, folder, copies[0], commit) for name in {job.module: None for job in jobs}}
+    for name in {job.module: None for job in jobs}:
+        baseline(name, folder, copies[0], commit)
     waiting = iter(jobs)
-    tests = [test_all(copy, waiting, baselines) for copy in copies]
+    tests = [test_all(copy, waiting, folder, commit) for copy in copies]
     with open(folder / "results.jsonl", "a", encoding="utf-8") as results:
         while tests:
             for test in list(tests):
@@ -121,6 +124,7 @@ def unpack(folder: Path, commit: str, number: int) -> Path:
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
     subprocess.run(["tar", "-x", "-C", str(copy)], input=git("archive", commit), check=True)
+    compileall.compile_dir(copy / "hf_hamspk", quiet=1)
     shared, link = REPOSITORY.parent / "shared", copy.parent / "shared"
     if shared.is_dir() and not link.exists():
         link.symlink_to(shared)
@@ -161,11 +165,11 @@ def baseline(name: str, folder: Path, copy: Path, commit: str) -> dict[str, Any]
     return found
 
 
-def test_all(copy: Path, jobs: Iterator[Job], baselines: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
+def test_all(copy: Path, jobs: Iterator[Job], folder: Path, commit: str) -> Iterator[dict[str, Any] | None]:
     """Test mutants in a copy: yield None while one is tested, and the result of each."""
     for job in jobs:
         path, start = copy / "hf_hamspk" / job.module, time.monotonic()
-        original, found = path.read_bytes(), baselines[job.module]
+        original, times, found = path.read_bytes(), path.stat(), baseline(job.module, folder, copy, commit)
         result, by = SURVIVED, ""
         first = [test for test, lines in found["lines"].items() if job.mutant.line in lines]
         stages = [
@@ -191,6 +195,7 @@ def test_all(copy: Path, jobs: Iterator[Job], baselines: dict[str, dict[str, Any
             if result != SURVIVED:
                 break
         path.write_bytes(original)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         seconds = time.monotonic() - start
         yield {"key": job.key, "module": job.module, "result": result, "by": by, "seconds": round(seconds, 1)}
 
