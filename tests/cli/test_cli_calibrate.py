@@ -53,7 +53,7 @@ def test_the_calibration_lies_beside_the_weights_and_is_used(tmp_path, hamspk, m
     assert "screening" in table
     # The files of the calibration are not edited by hand, and not moved to other weights.
     path = output / "verification.json"
-    path.write_text(path.read_text().replace('"prior": 0.01', '"prior": 0.02'))
+    path.write_text(path.read_text().replace('"prior": 0.5', '"prior": 0.6'))
     assert "was altered" in hamspk(*evaluated)[2]
 
 
