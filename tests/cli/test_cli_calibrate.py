@@ -103,7 +103,7 @@ def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     (tmp_path / "one.txt").write_text("\n".join(targets))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert ", got 5 of the same speaker and" in refused(pairs="few.txt")
+    assert ", got 5 target pairs and" in refused(pairs="few.txt")
     assert "do not include both target and impostor" in refused(pairs="one.txt")
     assert "needs a cohort" in refused("--normalisation", "as")
     assert "already exists" in refused("--output", tmp_path / "full")
