@@ -1,6 +1,8 @@
-"""Engines that find the largest inner products, with FAISS or, if FAISS is not installed, with PyTorch.
+"""Engines that find, for each query vector, the key vectors with the largest inner products.
 
-Letters: `N` keys, `Q` queries, `E` vector size.
+Exact search uses FAISS or PyTorch. Approximate search needs FAISS.
+
+Letters in shapes: `N` keys, `Q` queries, `E` size of a vector.
 """
 
 from os import PathLike, fspath
@@ -21,7 +23,7 @@ TRAINING_KEYS_PER_CELL = 64
 
 
 class Engine(Protocol):
-    """Interface of an engine that finds the keys with the largest inner products."""
+    """Interface of an engine that finds, for each query, the keys with the largest inner products."""
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the `count` keys that have the largest inner products with each query.
@@ -32,7 +34,7 @@ class Engine(Protocol):
 
         Returns:
             The products and the row numbers of the keys, each `(Q, count)`, in descending order of the product. If an
-            approximate engine finds fewer keys, the remaining row numbers are -1.
+            approximate engine finds fewer than `count` keys, the remaining row numbers are -1.
         """
         ...
 
@@ -86,10 +88,10 @@ class TorchEngine:
 
 
 class FaissEngine:
-    """Engine that searches a FAISS index of any kind.
+    """Engine that searches an existing FAISS index.
 
     Args:
-        index: FAISS index that is trained and contains the keys.
+        index: trained FAISS index of inner products, to which the keys have been added.
     """
 
     def __init__(self, index):
@@ -142,7 +144,7 @@ class FaissEngine:
         return engine
 
     def set_probes(self, probes: int) -> None:
-        """Set the number of cells that are searched for each query, at most the number of all cells."""
+        """Set the number of cells that are searched for each query; all cells if `probes` exceeds their number."""
         self.index.nprobe = min(probes, self.index.nlist)
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

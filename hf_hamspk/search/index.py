@@ -1,15 +1,16 @@
 """Search for the nearest of many enrolled speakers.
 
-The search has two steps. FAISS or PyTorch selects candidates by their inner products in float32. The candidates are
-then scored in float64 with the similarity of the model and sorted.
+The search has two steps. First, FAISS or PyTorch computes inner products of the query and the enrolled embeddings in
+float32, and selects the embeddings with the largest products as candidates. Then the candidates are scored in float64
+with the similarity of the model, and sorted.
 
-An exact index also checks that the candidates include all k nearest embeddings. Every other key has a float32 product
-that is at most the smallest product of a candidate. If this smallest product plus the rounding bound is below the exact
-product of the k-th result, no other key can be nearer. Otherwise, for example because of near ties or equal embeddings,
-the query is compared with every key in float64. The results are therefore the same as with brute force in float64
-(`geometry_hamspk.score`). Equal scores are sorted by row number.
+An exact index also checks that the candidates include the k nearest embeddings. The float32 product of every other
+embedding is at most the smallest product of a candidate. If this smallest product plus the largest possible rounding
+error is below the float64 product of the k-th result, no other embedding can be nearer. Otherwise, for example because
+of near ties or equal embeddings, the query is scored against every embedding in float64. The results are therefore the
+same as if all embeddings were scored in float64 (`geometry_hamspk.score`). Equal scores are sorted by row number.
 
-Letters: `N` enrolled embeddings, `Q` queries, `D` embedding size.
+Letters in shapes: `N` enrolled embeddings, `Q` queries, `D` embedding size.
 """
 
 import hashlib
@@ -43,8 +44,10 @@ class SearchResult(NamedTuple):
     """Result of a search: the nearest enrolled embeddings of each query, nearest first.
 
     Attributes:
-        scores: scores of the model, `(Q, k)` float64; minus infinity if an approximate index found fewer than `k`.
-        rows: row numbers of the enrolled embeddings, `(Q, k)` int64; -1 if an approximate index found fewer than `k`.
+        scores: scores of the model, `(Q, k)` float64; minus infinity for results that an approximate index did not
+            find.
+        rows: row numbers of the enrolled embeddings, `(Q, k)` int64; -1 for results that an approximate index did not
+            find.
     """
 
     scores: NDArray[np.float64]
@@ -64,11 +67,12 @@ class SpeakerIndex:
         ```
 
     Args:
-        model: model that made the embeddings. The index stores its similarity and fingerprint, but not the model.
+        model: model that made the embeddings. The index stores the similarity and the fingerprint of the model, but not
+            the model itself.
         embeddings: enrolled embeddings, `(N, D)`, finite.
         names: N speaker names, one per embedding; None for an index without names.
-        kind: `"exact"` or `"cells"`. An index of cells is approximate. It divides the embeddings into cells, searches
-            only the cells nearest to the query, and needs FAISS.
+        kind: `"exact"` or `"cells"`. A `"cells"` index is approximate: it divides the embeddings into cells of similar
+            embeddings and searches only the cells nearest to the query. It needs FAISS.
         cells: number of cells of an approximate index, from 1 to N; None means about 4 sqrt(N).
         probes: number of cells that an approximate index searches for each query. A larger number gives more complete
             results but takes longer.
@@ -136,7 +140,8 @@ class SpeakerIndex:
         queries = queries.detach().cpu().float()
         if queries.ndim != 2 or queries.shape[1] != self._embeddings.shape[1] or not bool(queries.isfinite().all()):
             raise ValueError(
-                f"Expected finite queries of shape (Q, {self._embeddings.shape[1]}), got {tuple(queries.shape)}."
+                f"Expected query embeddings of shape (Q, {self._embeddings.shape[1]}) without NaN or infinite values, "
+                f"got the shape {tuple(queries.shape)}."
             )
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
@@ -156,7 +161,8 @@ class SpeakerIndex:
         """
         if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
             raise ValueError(
-                f"probes must be at least 1 and the index of kind 'cells', got {probes} for kind {self.kind!r}."
+                "Expected at least 1 probe and an index of kind 'cells' (an exact index has no probes), got "
+                f"{probes} for kind {self.kind!r}."
             )
         self._engine.set_probes(probes)
 
@@ -167,14 +173,16 @@ class SpeakerIndex:
             ValueError: the index has no names, or the row is -1 (no result).
         """
         if self.names is None or row < 0:
-            raise ValueError(f"No name for row {row}: the index has no names, or the search found no speaker.")
+            raise ValueError(
+                f"Row {row} has no speaker name: the index was made without names, or the row is -1 (no result)."
+            )
         return self.names[row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to a safetensors file with a checksum.
 
-        An approximate index also writes its cells to a second file next to it, in the format of FAISS. The first file
-        stores the checksum of the second.
+        For an approximate index, the cells are written to a second file in the same folder, with the suffix `.faiss`
+        and in the format of FAISS. The safetensors file contains a checksum of this second file.
 
         Raises:
             ValueError: the path does not end in `.safetensors`.
@@ -212,7 +220,8 @@ class SpeakerIndex:
         array, description = load_array(source, "embeddings")
         if description.get("kind") != INDEX_KIND:
             raise ValueError(
-                f"Expected a speaker index, got {source}, whose description has the fields {sorted(description)}."
+                f"{source} is not a speaker index: expected the kind {INDEX_KIND!r} in its description, got "
+                f"{description.get('kind')!r}. Give a file that SpeakerIndex.save wrote."
             )
         index = cls.__new__(cls)
         index._keep(torch.from_numpy(np.array(array)), description["names"])
@@ -235,20 +244,21 @@ class SpeakerIndex:
         found = model.fingerprint()
         if self.fingerprint != found:
             raise ValueError(
-                f"{source} was made with another model ({shorten(self.fingerprint)}) than the given one "
-                f"({shorten(found)}). Embeddings of different models cannot be compared. Load the model of the index, "
-                "or enrol the speakers again."
+                f"{source} was made with the model {shorten(self.fingerprint)}, but the given model is "
+                f"{shorten(found)} (fingerprints). Embeddings of different models cannot be compared. Load the model "
+                "of the index, or enrol the speakers again."
             )
         if self.similarity != Similarity.of(model):
             raise ValueError(
-                f"{source} was made for {self.similarity}, but the model now compares by {Similarity.of(model)}. "
-                "Make the index again."
+                f"{source} was made with {self.similarity}, but the configuration of the model now declares "
+                f"{Similarity.of(model)}. Make the index again."
             )
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
         if embeddings.ndim != 2 or 0 in embeddings.shape or not bool(embeddings.isfinite().all()):
             raise ValueError(
-                f"Expected finite embeddings of shape (N, D) with N at least 1, got {tuple(embeddings.shape)}."
+                "Expected embeddings of shape (N, D) without NaN or infinite values, with N and D at least 1, got the "
+                f"shape {tuple(embeddings.shape)}."
             )
         if names is not None and len(names) != len(embeddings):
             raise ValueError(f"Expected {len(embeddings)} names, one for each embedding, got {len(names)}.")
@@ -284,10 +294,16 @@ class SpeakerIndex:
     def _proven(
         self, queries: Tensor, vectors: Tensor, result: SearchResult, products: NDArray[np.float32]
     ) -> NDArray[np.bool_]:
-        """Check for each query whether it is certain that no key outside the candidates is among the nearest.
+        """Return for each query whether `result` provably contains the nearest of all enrolled embeddings.
+
+        Args:
+            queries: query embeddings, `(Q, D)`.
+            vectors: vectors of the queries for inner products, `(Q, E)` float32.
+            result: nearest candidates of each query.
+            products: inner products of each query with all candidates, `(Q, candidates)` float32.
 
         Returns:
-            `(Q,)` bool, True if it is certain.
+            `(Q,)` bool. False means that an embedding that is not a candidate could be nearer.
         """
         last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
         error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()

@@ -1,13 +1,14 @@
-"""Reduction of each similarity to inner products, so that the nearest keys are those with the largest products.
+"""Express each similarity by inner products, so that a library for inner products can search for the nearest keys.
+
+A key is an enrolled embedding. The nearest keys of a query are the keys with the highest similarity to the query.
 
 The cosine similarity is the inner product of unit vectors. A hyperbolic distance `d` increases with `cosh d`. A point
 `p` of the ball with conformal factor `lambda` is lifted to `(lambda p, lambda |p|^2)` (see `geometry_hamspk`). Let
 `(X, a)` be the lift of the query and `(Y, b)` the lift of the key. Then `cosh d - 1 = a + b (1 + a) - X.Y`. For a given
-query, the nearest keys are therefore the keys whose `(Y, b)` has the largest inner product with `(X, -1 - a)`. A
-library that finds the largest inner products can therefore search the Poincaré ball.
+query, the nearest keys are therefore the keys whose `(Y, b)` has the largest inner product with `(X, -1 - a)`.
 
-Letters: `N` keys, `Q` queries, `D` embedding size, `E` size of the vectors of the inner product (`D` for the cosine
-similarity, `D + 1` for hyperbolic distances).
+Letters in shapes: `N` keys, `Q` queries, `D` embedding size, `E` size of the vectors that are multiplied (`D` for the
+cosine similarity, `D + 1` for hyperbolic distances).
 """
 
 import math
@@ -26,7 +27,7 @@ ROUNDED_FACTORS = 2
 
 
 class ScoringModel(Protocol):
-    """Interface of the models that an index accepts. They have a configuration and a fingerprint."""
+    """Interface of a model whose embeddings an index can contain. The model has a configuration and a fingerprint."""
 
     config: HamSpkConfig
 
@@ -70,7 +71,7 @@ class Similarity(NamedTuple):
         return torch.cat([conformal * position, -1 - beyond], dim=-1).float()
 
     def product_of_score(self, scores: Tensor, queries: Tensor) -> Tensor:
-        """Convert scores back to inner products. A higher score has a larger product.
+        """Return the inner products of key and query vectors that correspond to scores of the model.
 
         Args:
             scores: scores of `k` keys for each query, `(Q, k)` float64.
@@ -91,11 +92,11 @@ class Similarity(NamedTuple):
 
 
 def rounding_bound(size: int) -> float:
-    """Return an upper bound of the rounding error of a float32 inner product, relative to the product of the norms.
+    """Return an upper bound of the rounding error of an inner product in float32.
 
-    The bound covers the rounding of both vectors, of the products, and of their sum in any order (N. Higham,
-    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). It is infinite if `size` is too large for
-    a bound.
+    The bound is relative to the product of the norms of the two vectors. It covers three errors: the conversion of both
+    vectors to float32, the multiplications, and the additions in any order (N. Higham, "Accuracy and Stability of
+    Numerical Algorithms", 2002, section 3.1). If `size` is too large for a bound, the result is infinity.
 
     Args:
         size: number of terms in the inner product.

@@ -138,10 +138,10 @@ def test_saved_and_loaded(tmp_path, kind):
     assert again.name_of(7) == "s7"
     assert (tmp_path / "index.faiss").is_file() == (kind == "cells")
     with pytest.raises(
-        ValueError, match=r"was made with another model \(aaaaaaaaaaaa\) than the given one \(bbbbbbbbbbbb\)"
+        ValueError, match=r"was made with the model aaaaaaaaaaaa, but the given model is bbbbbbbbbbbb \(fingerprints\)"
     ):
         SpeakerIndex.load(tmp_path / "index.safetensors", Comparing("released", "b" * 64))
-    with pytest.raises(ValueError, match="now compares by"):
+    with pytest.raises(ValueError, match="the model now declares"):
         SpeakerIndex.load(tmp_path / "index.safetensors", Comparing("cosine"))
     for name in ("index.faiss", "index.safetensors"):
         if not (tmp_path / name).is_file():
@@ -179,7 +179,7 @@ def test_profiles_and_bad_input(tmp_path):
         (lambda: index.search(drawn(2), 0), "k must be"),
         (lambda: index.search(drawn(2, size=8)), r"\(Q, 16\)"),
         (lambda: index.save(tmp_path / "index.npz"), "must end in"),
-        (lambda: index.name_of(-1), "No name"),
+        (lambda: index.name_of(-1), "has no speaker name"),
         (lambda: index.set_probes(3), "for kind 'exact'"),
     ]
     for call, message in cases:
