@@ -52,17 +52,17 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
     if missing:
         shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
         raise ValueError(
-            f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The two files "
-            "do not belong to the same model. Copy or download the model again."
+            f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The weights "
+            "and config.json belong to different models. Copy or download the model again."
         )
     return model.eval().to(target)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers while a model is loaded.
+    """Context manager that hides the warnings of transformers while a model is loaded.
 
-    transformers would warn about weights that are intentionally not loaded, such as the weights of the training head.
+    Without it, transformers warns about weights that are intentionally not loaded, such as those of the training head.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

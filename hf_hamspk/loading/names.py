@@ -1,4 +1,4 @@
-"""Search for models by name, in folders and on the Hub, without importing torch or transformers."""
+"""Find a model from its folder or its name on the Hub. This module imports neither torch nor transformers."""
 
 import json
 import os
@@ -21,12 +21,12 @@ WHAT_TO_GIVE = (
 
 
 def check_model_name(name: str) -> None:
-    """Check that a name is a folder with a model, or could be the name of a model on the Hub.
+    """Check that `name` is a folder that contains a model, or has the form of a name on the Hub.
 
-    The check needs no network access.
+    The check needs no network access, so it does not find out whether the Hub has a model with this name.
 
     Raises:
-        ValueError: the name is neither. The message explains which names are valid.
+        ValueError: `name` is not a model folder and does not have the form of a name on the Hub.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -36,15 +36,18 @@ def check_model_name(name: str) -> None:
         hint = f"Did you mean {found[0]}?" if found else "Give a folder that save_pretrained wrote."
         raise ValueError(f"{name} is not a model: the folder contains no {CONFIG_NAME}. {hint}")
     if folder.exists():
-        raise ValueError(f"{name} is a file. Give the folder that contains config.json and model.safetensors.")
+        raise ValueError(
+            f"Expected a model folder, but {name} is a file. Give the folder that contains config.json and "
+            "model.safetensors."
+        )
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise ValueError(f"Model folder not found: {name}. {WHAT_TO_GIVE}")
 
 
 def check_model(name: str) -> None:
-    """Check that a model exists.
+    """Check that a model exists in a folder, in the local cache or on the Hub.
 
-    The Hub is asked only if the name is not a folder and the model is not in the local cache.
+    The Hub is asked only if `name` is not a folder and the model is not in the local cache.
 
     Raises:
         ValueError: the model is not found (see `find_model`).
@@ -62,12 +65,14 @@ def is_cached(name: str) -> bool:
 
 
 def find_model(name: str) -> bool:
-    """Find a model in a folder, on the Hub, or in the local cache if the Hub cannot be reached.
+    """Check that a model exists, and return whether it must be loaded without the Hub.
 
-    The Hub is asked once, without retries, so that a misspelt name is reported quickly even without a network.
+    The model can be in a folder, on the Hub or, if the Hub cannot be reached, in the local cache. The Hub is asked
+    once, without retries, so that a misspelt name is reported quickly even without a network.
 
     Returns:
-        Whether the model must be loaded from local files only (`local_files_only` of transformers).
+        Value for the argument `local_files_only` of transformers: True if the model is in a folder, or if only the
+        local cache has it; False if the Hub has it.
 
     Raises:
         ValueError: the model is neither in a folder nor on the Hub nor in the local cache.
@@ -89,10 +94,10 @@ def find_model(name: str) -> bool:
 
 
 def _ask_hub(name: str) -> str | None:
-    """Ask the Hub whether it contains the configuration file of a model.
+    """Ask the Hub whether a model exists there.
 
     Returns:
-        None if the Hub contains the file, or else the reason why the Hub could not be reached.
+        None if the Hub contains the configuration file of the model; otherwise the reason why the Hub did not answer.
 
     Raises:
         ValueError: the Hub contains no such model, or the user has no access to it.
@@ -127,7 +132,7 @@ def _ask_hub(name: str) -> str | None:
             "log in with `hf auth login`."
         ) from error
     if isinstance(error, EntryNotFoundError):
-        raise ValueError(f"{name} on the Hub is not a model: it contains no {CONFIG_NAME}.") from error
+        raise ValueError(f"{name} on the Hub is not a model: the repository contains no {CONFIG_NAME}.") from error
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"it answered with status {error.response.status_code}"
     return _first_line(error)
@@ -167,10 +172,10 @@ def read_config(name: str, local: bool) -> dict[str, Any]:
 
 
 def check_recipe(path: str) -> None:
-    """Check that the recipe file of a training exists.
+    """Check that the file of a training recipe exists.
 
     Raises:
         ValueError: the file does not exist.
     """
     if not Path(path).is_file():
-        raise ValueError(f"Recipe not found: {path}. Expected a YAML file, followed by --key value pairs.")
+        raise ValueError(f"Recipe not found: {path}. Expected a YAML file, then any --key value pairs.")

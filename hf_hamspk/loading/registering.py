@@ -39,8 +39,8 @@ def register_when_needed() -> None:
 def register_models() -> None:
     """Register the configuration, the models and the pipeline with transformers.
 
-    A second call has no effect. If the models cannot be imported, nothing is registered and no error is raised. The
-    error occurs when one of the models is used.
+    A second call has no effect. If the models cannot be imported, this function registers nothing and raises no error.
+    The import error is raised later, when one of the models is used.
     """
     try:
         transformers = importlib.import_module("transformers")
@@ -72,17 +72,17 @@ def explain_import_error() -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise ImportError(
-            f"The models cannot be imported, because transformers cannot ({error}). If torchaudio is a CUDA build and "
-            "torch is a CPU-only build, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`) or run `hamspk "
-            "doctor --fix-torchaudio`."
+            f"The models cannot be imported, because transformers cannot be imported ({error}). If torchaudio is a "
+            "CUDA build and torch is a CPU-only build, install torch from PyPI (`pip install 'torch>=2.11,<2.15'`) or "
+            "run `hamspk doctor --fix-torchaudio`."
         ) from error
 
 
 class ImportWatcher:
     """Import hook that registers the models after the first import of the Auto classes, and then removes itself.
 
-    The hook does not change how modules are found and loaded. Registration imports further modules. The hook therefore
-    waits until the current thread has finished all imports of transformers and of this package.
+    The hook does not change which modules are found. Registration itself imports modules of transformers and of this
+    package. To avoid circular imports, the hook waits until the current thread has finished all imports of the two.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class ImportWatcher:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the module spec that the other finders return, with a loader that tells this hook when it is done."""
+        """Return the module spec of the other finders. Its loader notifies this hook when the module is loaded."""
         if name.partition(".")[0] not in WATCHED_PACKAGES:
             return None
         specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)

@@ -93,7 +93,7 @@ def test_a_model_in_the_cache_loads_without_network(tmp_path, saved):
     [
         (401, "RepoNotFound", "Model not found: owner/x is neither a folder nor a model on the Hub. Give a folder"),
         (403, "GatedRepo", "Request access to owner/x on the Hub first"),
-        (404, "EntryNotFound", "owner/x on the Hub is not a model: it contains no config.json"),
+        (404, "EntryNotFound", "owner/x on the Hub is not a model: the repository contains no config.json"),
         (503, "", "the Hub cannot be reached (it answered with status 503)"),
     ],
 )
