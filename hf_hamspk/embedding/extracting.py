@@ -25,7 +25,7 @@ CHUNK_SECONDS = 600.0
 
 @dataclass
 class Speed:
-    """Speed of one embedding run. Parts that an earlier run completed do not count.
+    """Speed of one embedding run. Parts that an earlier run completed are not counted.
 
     Attributes:
         utterances: number of utterances that were embedded or skipped.
@@ -68,9 +68,9 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> Speed:
-    """Embed the utterances in the parts of this process that are not complete yet.
+    """Embed the utterances of all parts that belong to this process and are not complete.
 
-    Process `rank` takes the parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on.
+    The parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on belong to process `rank`.
 
     Args:
         model: model on the device of this process.
@@ -79,7 +79,7 @@ def extract(
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of processes that share the work.
         batch_seconds: seconds of audio in one forward pass, padding included.
-        workers: number of threads that read and decode.
+        workers: number of threads that read and decode audio.
         progress: whether to show a progress bar with utterances per second and the real-time factor.
 
     Returns:
@@ -130,7 +130,11 @@ def _embed(
 
 
 def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, workers: int) -> Iterator[_Chunk]:
-    """Yield the utterances of the parts in chunks of about `CHUNK_SECONDS`."""
+    """Read the utterances of the parts `todo` with `workers` threads, and yield them in chunks.
+
+    A chunk ends when it has more than `CHUNK_SECONDS` of audio, or at the end of a part. `rate` is the sampling rate
+    of `source` in Hz.
+    """
     with ThreadPoolExecutor(workers, thread_name_prefix="decoding") as pool:
         order = ((part, piece) for part in todo for piece in parts.pieces[part])
         held: list[DecodedUtterance] = []
@@ -147,7 +151,14 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
 def _in_order(
     pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
 ) -> Iterator[tuple[tuple[int, int], list[DecodedUtterance]]]:
-    """Read pieces in threads and yield them in order. At most `ahead` pieces are read in advance."""
+    """Read pieces in the threads of `pool`, and yield their utterances in the order of `order`.
+
+    Args:
+        pool: threads that read the pieces.
+        source: source of the utterances.
+        order: part number and piece number of each piece to read.
+        ahead: largest number of pieces that are read in advance.
+    """
     left = iter(order)
     reading: deque[tuple[tuple[int, int], Future[list[DecodedUtterance]]]] = deque()
     try:
@@ -164,7 +175,10 @@ def _in_order(
 
 
 class _Ahead:
-    """Context manager that runs an iterator in a thread, one item ahead. Leaving the context ends the thread."""
+    """Context manager that computes the items of an iterator in a thread, while the caller uses earlier items.
+
+    Leaving the context ends the thread.
+    """
 
     def __init__(self, items: Iterator[_Chunk]):
         self._items = items

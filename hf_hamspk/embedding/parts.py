@@ -1,4 +1,4 @@
-"""Save embeddings in parts. Each part is a file with the embeddings of consecutive utterances.
+"""Save the embeddings of a source in parts. A part is a file with the embeddings of consecutive utterances.
 
 Part files are written atomically, so a part is either complete or absent. The division into parts does not depend on
 the number of processes, so a run can be resumed with more or fewer processes.
@@ -23,19 +23,20 @@ RUN_FILE = "run.json"
 
 
 class EmbeddingParts:
-    """Folder that contains the parts of one embedding run.
+    """Folder in which one embedding run saves its parts.
 
     Args:
         folder: path of the folder. It is created if it does not exist.
-        sizes: number of utterances in each piece of the source.
+        sizes: number of utterances in each piece of the source, see `Source.sizes`.
         dimension: dimension D of the embeddings.
-        run: settings that the embeddings depend on, by name. The values must be valid in JSON.
+        run: names and values of all settings that change the embeddings. A run can be resumed only with the same
+            settings. The values must be valid in JSON.
 
     Attributes:
-        pieces: range of the source pieces in each part.
+        pieces: for each part, the range of the numbers of its pieces.
 
     Raises:
-        ValueError: the folder contains parts of another run.
+        ValueError: the folder contains parts of a run with other settings.
     """
 
     def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
@@ -66,8 +67,8 @@ class EmbeddingParts:
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
-                f"{self.folder} contains embeddings of an interrupted run that differs in "
-                f"{', '.join(different)}. Run the command of that run again to complete it, or delete the folder."
+                f"{self.folder} contains embeddings of an interrupted run with different settings "
+                f"({', '.join(different)}). Complete that run with its own command, or delete the folder."
             )
 
     def path(self, part: int) -> Path:
@@ -112,12 +113,12 @@ class EmbeddingParts:
         _replace(self.path(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """Yield the table of each part in order, with the named columns, or with all columns if none are named."""
+        """Yield the table of each part, in the order of the parts. Without arguments, a table has all columns."""
         for part in range(len(self.pieces)):
             yield pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
 
     def failures(self) -> dict[str, str]:
-        """Return the reason for each utterance that could not be embedded, with its name as the key."""
+        """Return a dictionary from the name of each utterance that could not be embedded to the reason."""
         return {
             name: reason
             for table in self.tables("name", "reason")
@@ -131,7 +132,7 @@ class EmbeddingParts:
 
 
 def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
-    """Yield ranges of pieces with at least `PART_UTTERANCES` utterances each. The last range may have fewer."""
+    """Divide the pieces into ranges of at least `PART_UTTERANCES` utterances. The last range can have fewer."""
     first = held = 0
     for piece, size in enumerate(sizes):
         held += size

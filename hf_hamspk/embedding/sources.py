@@ -1,4 +1,7 @@
-"""Read utterances from audio files or shards. A piece, the unit of reading, is one file or one group of a shard."""
+"""Read utterances from audio files or shards, one piece at a time.
+
+A piece is the smallest unit that can be read: an audio file, or a group of utterances in a shard.
+"""
 
 import hashlib
 import os
@@ -32,7 +35,7 @@ class DecodedUtterance:
 
 
 class Source(Protocol):
-    """Interface of a source of utterances. They are read in pieces, whose order is fixed.
+    """Interface of a source of utterances, which are divided into pieces. The order of the pieces is fixed.
 
     The method `read` must be safe to call from several threads at once.
     """
@@ -47,7 +50,7 @@ class Source(Protocol):
         ...
 
     def read(self, piece: int) -> list[DecodedUtterance]:
-        """Return all utterances of a piece. Utterances that cannot be used have a reason instead of a waveform."""
+        """Return all utterances of piece number `piece`. Unusable utterances have a reason instead of a waveform."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Combine finished parts into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
+"""Combine the parts of a finished run into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
 
 def _embedded(parts: EmbeddingParts, *columns: str) -> Iterator[pa.Table]:
-    """Yield a table for each part, with the named columns of the utterances that have an embedding."""
+    """Yield a table for each part, with the given columns. Utterances without an embedding are left out."""
     for table in parts.tables(*columns, "reason"):
         yield table.filter(pc.field("reason").is_null()).drop_columns("reason")
 
