@@ -27,7 +27,8 @@ class Converted:
         model: speaker model in evaluation mode, in float32, without a head.
         source: project and architecture, such as `"SpeechBrain ECAPA-TDNN"`.
         read: names of the files that were read.
-        left_out: maps the name of each file or weight that was not converted to a description of its content.
+        left_out: description of each file or weight that was not converted, with the name of the file or weight as the
+            key.
         notes: further remarks for the user.
     """
 
@@ -43,11 +44,12 @@ class Renaming:
     """Rules that translate the weight names of another project's ECAPA-TDNN to the weight names of `HamSpkModel`.
 
     Attributes:
-        rules: rules for weights outside the blocks. Each rule is a regular expression for the beginning of a name and
-            the replacement. The first matching rule is applied.
-        block: regular expression for the beginning of the names in a block. Its group is the number of the block.
+        rules: rules for weights outside the blocks of the encoder. A rule is a pair: a regular expression for the
+            beginning of a name, and the text that replaces it. Only the first matching rule is applied.
+        block: regular expression for the beginning of the names in a block. Its first group matches the number of the
+            block.
         first_block: number of the first block in the other project.
-        block_rules: rules for the names in a block, applied to the rest of the name after `block`.
+        block_rules: rules for weights in a block. They are applied to the part of the name that follows `block`.
     """
 
     rules: Rules
@@ -56,7 +58,7 @@ class Renaming:
     block_rules: Rules
 
     def apply(self, name: str) -> str | None:
-        """Return the name that a weight of the other project has in `HamSpkModel`; None if no rule matches."""
+        """Translate the name of a weight of the other project to its name in `HamSpkModel`; None if no rule matches."""
         block = re.match(self.block, name)
         if block is None:
             return _renamed(name, self.rules)
@@ -77,11 +79,11 @@ def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, An
 
     Args:
         where: file and key of the settings, for the error message.
-        given: maps the name of each setting of the other project to its value.
-        wanted: maps the name of each setting that is checked to the required value.
+        given: settings of the other project, as a dictionary of names and values.
+        wanted: required settings, as a dictionary of names and values. Settings that are not in it are not checked.
 
     Raises:
-        ValueError: a setting has a different value. The message names the first such setting.
+        ValueError: a setting has a different value. The message names the first setting with a different value.
     """
     for name, value in wanted.items():
         if given[name] != value:
@@ -96,7 +98,7 @@ def converted_config(source: str, **fields: Any) -> HamSpkConfig:
         fields: fields of `HamSpkConfig`.
 
     Raises:
-        ValueError: the models of this package do not support a value of the checkpoint.
+        ValueError: `HamSpkConfig` does not accept the value of a field.
     """
     try:
         return HamSpkConfig(converted_from=source, **fields)
@@ -110,7 +112,7 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
 
     Args:
         config: configuration of the model.
-        tensors: maps each weight name of `HamSpkModel` to its tensor.
+        tensors: weights as a state dict of `HamSpkModel`.
 
     Returns:
         The model in evaluation mode.
@@ -129,8 +131,9 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
     found = [f"{len(names)} {what} ({shown(names)})" for what, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"The weights do not fit the model that the files of {config.converted_from} describe: {', '.join(found)}. "
-            "The weights are named as in hf_hamspk. Check that all files belong to the same model."
+            f"The weights do not fit the {config.converted_from} model that the other files describe: "
+            f"{', '.join(found)}. These are the names of the weights after the conversion. Check that all files belong "
+            "to the same model."
         )
     with torch.no_grad():
         model.load_state_dict(given)

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files from other projects, without running code from the files."""
+"""Reading of checkpoint files of other projects. Code that such a file contains is never run."""
 
 import pickle
 import re
@@ -64,12 +64,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must contain 'key: value' lines, got a {type(content).__name__}.")
+        raise ValueError(f"{path} must contain a YAML mapping ('key: value' lines), got a {type(content).__name__}.")
     return {str(key): _resolved(value, content, _DEEPEST_REFERENCE) for key, value in content.items()}
 
 
 def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
-    """Return `value` with its references to keys of `content` replaced; other references are left unchanged."""
+    """Return `value` with each reference to a key of `content` replaced by the value of this key.
+
+    References to other keys, and references nested deeper than `depth`, are left unchanged.
+    """
     if depth == 0:
         return value
     if isinstance(value, Tagged) and value.tag == "ref" and isinstance(value.value, str):
@@ -99,7 +102,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, or contains
-            other Python objects, which could run code when they are loaded.
+            Python objects that are not plain data and could run code when they are loaded.
     """
     if not path.is_file():
         raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
@@ -115,7 +118,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{path}: {name} contains NaN or infinite values. The training diverged; use another checkpoint."
+                f"{path}: {name} contains NaN or infinite values. The training probably diverged. Use another "
+                "checkpoint."
             )
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 

@@ -1,4 +1,6 @@
-"""Conversion of the ECAPA-TDNN that the released code of arXiv 2601.19709 trains (encoder of TaoRuijie/ECAPA-TDNN).
+"""Conversion of the ECAPA-TDNN encoder in the code that was released with arXiv 2601.19709.
+
+The encoder is the model of the repository TaoRuijie/ECAPA-TDNN on GitHub.
 
 The weights have these names in the released code and in this package:
 
@@ -14,8 +16,8 @@ The weights have these names in the released code and in this package:
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
 
-In a checkpoint of the trainer of the released code, these names have the prefix `speaker_encoder.`. Such a checkpoint
-also contains the classifier, which is left out.
+If the trainer of the released code saved the checkpoint, these names have the prefix `speaker_encoder.`, and the
+checkpoint also contains the classifier, which is left out.
 """
 
 from collections.abc import Mapping
@@ -64,7 +66,10 @@ OFFICIAL_NAMES = Renaming(
 
 
 def official_name(name: str) -> str | None:
-    """Return the name that a weight of the released encoder has in `HamSpkModel`; None for front-end constants.
+    """Translate the name of a weight of the released encoder to its name in `HamSpkModel`.
+
+    Returns:
+        The name in `HamSpkModel`; None for the constants of the front-end, which are not converted.
 
     Raises:
         ValueError: the released encoder has no weight with this name.
@@ -83,10 +88,10 @@ def official_name(name: str) -> str | None:
 def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert a state dict of the released encoder to a state dict of `HamSpkModel`.
 
-    The model has the ECAPA backbone, the fbank front-end and attentive pooling.
+    The result fits a `HamSpkModel` with the ECAPA backbone, the fbank front-end and attentive pooling.
 
     Raises:
-        ValueError: a name is not the name of a weight of the released encoder.
+        ValueError: `state_dict` contains a name that the released encoder does not have.
     """
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
@@ -101,7 +106,7 @@ def convert_official(path: Path) -> Converted:
     """Read and convert a checkpoint file of the released code.
 
     Args:
-        path: checkpoint of the trainer, or of the encoder alone.
+        path: checkpoint that the trainer saved, or checkpoint that contains only the encoder.
 
     Raises:
         ValueError: the file cannot be read, contains another model, or contains a model with a different front-end.
@@ -139,7 +144,7 @@ def convert_official(path: Path) -> Converted:
 
 
 def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Path) -> None:
-    """Check that the encoder was trained with the window and the filters of the front-end of this package."""
+    """Check that the encoder was trained with the same window and mel filters as this package uses."""
     window, bank = FilterBank(config).constants()
     for name, ours in ((_WINDOW, window), (_FILTERS, bank)):
         theirs = weights.get(name)

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of all supported projects, and detection of the project from the files."""
+"""Conversion of checkpoints of other projects. The project is detected from the files, or named by the user."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     if kind is None:
         kind = detect(source)
     if kind not in SOURCES:
-        raise ValueError(f"The kind of source must be one of {', '.join(SOURCES)}, got {kind!r}.")
+        raise ValueError(f"The project of a checkpoint must be one of {', '.join(SOURCES)}, got {kind!r}.")
     if source.is_dir() and kind == "official":
         raise ValueError(
             f"Expected a checkpoint file of the released code, such as exps/x.model, got the folder {source}."
@@ -74,13 +74,13 @@ def detect(source: Path) -> str:
         if is_xvector(settings):
             return "xvector"
         raise ValueError(
-            f"{folder} contains {settings.get('architectures')} of type {settings.get('model_type')!r}, which is not a "
-            "*ForXVector model. To train a speaker model on a pretrained speech encoder, use `hamspk train --backbone "
-            "...`."
+            f"Expected a *ForXVector model in {folder}, found the architectures {settings.get('architectures')} and "
+            f"the model type {settings.get('model_type')!r}. To train a speaker model on a pretrained speech encoder, "
+            "use `hamspk train --backbone ...`."
         )
     if source.is_file() and is_official(read_tensors(source)):
         return "official"
-    raise ValueError(f"{source} is not recognised. {_EXPECTED}. Choose with --from {'|'.join(SOURCES)}.")
+    raise ValueError(f"{source} is not recognised. {_EXPECTED}. Name its project with --from {'|'.join(SOURCES)}.")
 
 
 def stated_licence(source: Path) -> str | None:

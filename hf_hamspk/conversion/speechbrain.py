@@ -18,10 +18,10 @@ SpeechBrain wraps each convolution and normalisation in a module of the same nam
 `norm.norm.weight`). SpeechBrain's Res2Net blocks leave the first channel group unchanged; the blocks of this package
 leave the last group unchanged. The conversion reorders the channels accordingly.
 
-An utterance without padding has the same embedding in both projects. In a padded batch, SpeechBrain applies the mask to
-the pooling, to the squeeze-and-excitation and to the mean of the features. It does not apply the mask to the
-convolutions and to the maximum of the features, which determines their lower limit. In SpeechBrain, padding therefore
-changes the embedding of an utterance. In this package, it does not.
+An utterance without padding has the same embedding in both projects. In a padded batch, SpeechBrain excludes the
+padding from the pooling, from the squeeze-and-excitation and from the mean of the features. It does not exclude the
+padding from the convolutions, or from the search for the largest feature value, which sets the lower limit of all
+feature values. In SpeechBrain, padding therefore changes the embedding of an utterance. In this package, it does not.
 """
 
 from collections.abc import Mapping
@@ -155,7 +155,7 @@ def convert_speechbrain(folder: Path) -> Converted:
 
 
 def speechbrain_name(name: str) -> str:
-    """Return the name that a weight of SpeechBrain's encoder has in `HamSpkModel`.
+    """Translate the name of a weight of SpeechBrain's encoder to its name in `HamSpkModel`.
 
     Raises:
         ValueError: SpeechBrain's encoder has no weight with this name.
@@ -177,7 +177,7 @@ def convert_speechbrain_state_dict(state_dict: Mapping[str, Tensor], groups: int
         groups: number of channel groups of a Res2Net block (`res2net_scale` in SpeechBrain).
 
     Raises:
-        ValueError: a name is not the name of a weight of SpeechBrain's encoder.
+        ValueError: `state_dict` contains a name that SpeechBrain's encoder does not have.
     """
     return {ours: _in_our_order(ours, state_dict[name], groups) for name, ours in _renamed_weights(state_dict)}
 
@@ -197,9 +197,9 @@ def _in_our_order(name: str, tensor: Tensor, groups: int) -> Tensor:
 
 
 def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with which the entry `key` of `hyperparams.yaml` constructs the class `name`.
+    """Return the arguments that the entry `key` of `hyperparams.yaml` passes to the class `name` of SpeechBrain.
 
-    Missing arguments have their default values.
+    Arguments that the entry does not contain have the values in `defaults`.
     """
     found = settings.get(key)
     tag = found.tag if isinstance(found, Tagged) else ""
@@ -211,7 +211,9 @@ def _arguments(settings: Mapping[str, Any], key: str, name: str, defaults: Mappi
     given = found.value if isinstance(found, Tagged) and isinstance(found.value, dict) else {}
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
-        raise ValueError(f"{SPEECHBRAIN_YAML}: {key} sets {', '.join(map(str, unknown))}, which cannot be converted.")
+        raise ValueError(
+            f"{SPEECHBRAIN_YAML}: {key} has arguments that cannot be converted: {', '.join(map(str, unknown))}."
+        )
     wrong = [k for k in given if isinstance(defaults[k], list) and not _is_list_of_integers(given[k])]
     if wrong:
         raise ValueError(

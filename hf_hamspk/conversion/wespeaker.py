@@ -14,8 +14,8 @@ The weights have these names in WeSpeaker and in this package:
 | `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
 | `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
 
-WeSpeaker has no masks and embeds one utterance at a time. The dither in its configuration applies only to training.
-Neither WeSpeaker nor this package adds dither to the audio when embedding.
+WeSpeaker has no padding masks and embeds one utterance at a time. WeSpeaker's configuration contains a dither, which
+applies only to training. Neither WeSpeaker nor this package adds dither to the audio when embedding.
 """
 
 import re
@@ -74,7 +74,7 @@ def convert_wespeaker(folder: Path) -> Converted:
     model = _MODEL.fullmatch(name)
     if model is None:
         raise ValueError(
-            f"{WESPEAKER_YAML}: model is {name}; only the ECAPA_TDNN models of WeSpeaker can be converted."
+            f"{WESPEAKER_YAML} describes the model {name}; only the ECAPA_TDNN models of WeSpeaker can be converted."
         )
     data = _mapping(settings, "dataset_args")
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
@@ -113,7 +113,7 @@ def convert_wespeaker(folder: Path) -> Converted:
 
 
 def wespeaker_name(name: str) -> str:
-    """Return the name that a weight of WeSpeaker's encoder has in `HamSpkModel`.
+    """Translate the name of a weight of WeSpeaker's encoder to its name in `HamSpkModel`.
 
     Raises:
         ValueError: WeSpeaker's encoder has no weight with this name.
@@ -130,7 +130,7 @@ def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     """Convert a state dict of WeSpeaker's encoder to a state dict of `HamSpkModel`.
 
     Raises:
-        ValueError: a name is not the name of a weight of WeSpeaker's encoder.
+        ValueError: `state_dict` contains a name that WeSpeaker's encoder does not have.
     """
     named = {wespeaker_name(name): tensor for name, tensor in state_dict.items()}
     # The gates are linear layers in WeSpeaker, and convolutions with a kernel of one frame in this package.

@@ -12,7 +12,7 @@ transformers and in this package:
 
 The embedding is the output of the `feature_extractor` of transformers. An utterance without padding has the same
 embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics,
-because its `_get_tdnn_output_lengths` ignores the dilation (6 frames too many with the usual layers). In this package,
+because its `_get_tdnn_output_lengths` ignores the dilation. With the usual layers, these are 6 frames. In this package,
 padding does not change the embedding.
 """
 
@@ -61,7 +61,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def convert_xvector(folder: Path) -> Converted:
-    """Read and convert a model folder of transformers.
+    """Read and convert the folder of a `*ForXVector` model of transformers.
 
     Raises:
         ValueError: a file is missing or cannot be read, or this package has no equivalent of the model.
@@ -124,13 +124,13 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _load_theirs(folder: Path) -> tuple[PreTrainedModel, str]:
-    """Load the model of transformers in a folder.
+    """Load a `*ForXVector` model of transformers from a folder.
 
     Returns:
         The model in evaluation mode, and the name of its weights file.
 
     Raises:
-        ValueError: the weights are missing, cannot be read, or lack weights of the model.
+        ValueError: the weights file is missing, cannot be read, or does not contain all weights of the model.
     """
     weights = next((name for name in XVECTOR_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
