@@ -18,16 +18,6 @@ CODE_FOLDER = Path(__file__).parents[1]
 # Keys of the configuration that tell transformers where to find the code.
 _NAMING = ("auto_map", "custom_pipelines")
 
-# Code files of version 0.1.0 that no longer exist under these names; `push` removes them from a repository.
-EARLIER_CODE = frozenset(
-    f"{name}.py"
-    for name in (
-        *("blocks", "calibration", "comparison", "ecapa", "enrolment", "frontend", "fused", "heads", "identification"),
-        *("inputs", "integrity", "lifting", "margins", "normalisation", "onnx_model", "poincare", "pooling"),
-        *("recordings", "resampling", "scorer", "scoring", "sharding", "sounds", "speech", "verifier"),
-    )
-)
-
 
 @dataclass(frozen=True)
 class TravellingCode:

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
 from ..configuration_hamspk import HamSpkConfig
 from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER
+from ..folders.ownership import EARLIER_CODE
 from .about import About
 from .card import chosen_licence, evaluation_files, render_card
-from .code import EARLIER_CODE, TravellingCode, dump_config, travelling_code
+from .code import TravellingCode, dump_config, travelling_code
 from .facts import (
     CONFIG_FILE,
     RECIPE_FILE,

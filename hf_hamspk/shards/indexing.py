@@ -20,6 +20,7 @@ from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from ..data.audio import AUDIO_SUFFIXES
+from ..folders.writing import write_atomically
 from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
 from .manifest import (
     MANIFEST_NAME,
@@ -33,7 +34,6 @@ from .manifest import (
 )
 from .reading import speaker_names
 from .sources import HUB_PREFIX
-from .writing import write_atomically
 
 AT_ONCE = 4
 """Number of shards that are read at the same time. Most of the time is spent waiting for a remote server."""

@@ -20,12 +20,13 @@ import torch
 from tqdm import tqdm
 
 from ..audio_hamspk import InputError, MissingDecoderError
+from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import Encoded, encode_file
 from .listing import MemberReader
 from .manifest import Shard, shard_name
 from .planning import Plan, load_plan
-from .writing import ParquetShard, ShardWriter, TarShard, write_atomically
+from .writing import ParquetShard, ShardWriter, TarShard
 
 CRASHED_NAME = "crashed.json"
 """Name of the file in the progress folder that lists the rows whose decoding ended a worker process."""

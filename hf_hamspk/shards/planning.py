@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
 from ..data.audio import AUDIO_SUFFIXES, SAMPLING_RATE
+from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_file
 from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings
 from .manifest import CODECS, FORMATS, even_shard_count
-from .writing import write_atomically
 
 PROGRESS_NAME = ".progress"
 """Name of the folder in the output that contains the state of an unfinished run. It is removed when the run ends."""

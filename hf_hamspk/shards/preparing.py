@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..folders.writing import write_atomically
 from .making import ShardRecord, load_record, record_path, run_workers
 from .manifest import (
     MANIFEST_NAME,
@@ -42,7 +43,6 @@ from .planning import (
 )
 from .sources import find_utterances
 from .streams import copy_streams
-from .writing import write_atomically
 
 LOCK_NAME = "lock"
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(parquet|tar|index\.json)")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import datasets
 from tqdm import tqdm
 
+from ..folders.writing import publish, write_atomically
 from .archives import (
     MAX_MEMBER,
     SPEAKER_FIELDS,
@@ -24,7 +25,6 @@ from .archives import (
     unsafe_name,
 )
 from .listing import Listing
-from .writing import publish, write_atomically
 
 SEGMENT_BYTES = 512 * 2**20
 """Size in bytes at which a segment ends. If the copy is interrupted, at most one segment is copied again."""

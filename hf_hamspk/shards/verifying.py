@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..audio_hamspk import InputError
 from ..data.audio import read_utterance
+from ..folders.writing import hash_file
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
 from .making import make_pool
 from .manifest import (
@@ -28,7 +29,6 @@ from .manifest import (
     load_manifest,
     read_unreadable,
 )
-from .writing import hash_file
 
 DURATION_TOLERANCE = 1e-6
 """Largest accepted difference in seconds between a declared and a measured duration."""

@@ -1,55 +1,20 @@
 """Write one Parquet or tar shard under a temporary name, and rename it once it is complete and on disk."""
 
-import hashlib
 import io
 import json
-import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..folders.writing import hash_file, publish, write_atomically
 from .encoding import Encoded
 from .manifest import MANIFEST_SCHEMA, TAR_INDEX, Shard, index_name
 
 MAX_GROUP_BYTES = 64 * 2**20
 """Number of bytes of audio at which a row group ends, even if it has few utterances, to limit the memory needed."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in the folder of `path`, flush it to disk and rename it to `path`.
-
-    Args:
-        path: final path of the file; an existing file is replaced.
-        write: function that writes the file; it is called with the temporary path.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Flush a file to disk and rename it to `path`. Even after a crash, `path` is never a partly written file."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:
-        return  # Windows cannot open folders.
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 hash of a file as a hexadecimal string."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardWriter(Protocol):

@@ -12,8 +12,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
 import hf_hamspk
 from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk.folders.ownership import EARLIER_CODE
 from hf_hamspk.publishing.about import About, TrainingData
-from hf_hamspk.publishing.code import EARLIER_CODE
 from hf_hamspk.publishing.contents import HANDLER_FILE, plan_upload
 from hf_hamspk.publishing.push import check_repository, push_to_hub, send
 

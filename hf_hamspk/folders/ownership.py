@@ -1,0 +1,112 @@
+"""Remove or replace the files that this package wrote, and keep all other files of a folder."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+EARLIER_CODE = frozenset(
+    f"{name}.py"
+    for name in (
+        *("blocks", "calibration", "comparison", "ecapa", "enrolment", "frontend", "fused", "heads", "identification"),
+        *("inputs", "integrity", "lifting", "margins", "normalisation", "onnx_model", "poincare", "pooling"),
+        *("recordings", "resampling", "scorer", "scoring", "sharding", "sounds", "speech", "verifier"),
+    )
+)
+"""Code files of version 0.1.0 in model folders that no longer exist under these names."""
+
+_MODEL_FILE = re.compile(
+    r"(?:config|generation_config|preprocessor_config|verification|evaluation)\.json|cohort\.safetensors|report\.html|"
+    r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|[a-z]+_hamspk\.py|"
+    r"plots/(?:det|(?:scores|sweep)-[^/]+)\.png"
+)
+
+
+def is_model_file(name: str) -> bool:
+    """Return whether this package writes a file with this name into a model folder.
+
+    Args:
+        name: path of the file in the model folder, with slashes.
+    """
+    return name in EARLIER_CODE or _MODEL_FILE.fullmatch(name) is not None
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """Yield the path of each file in a folder and its subfolders, relative to the folder, with slashes.
+
+    A link to a folder counts as a file.
+    """
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in [*files, *links]:
+            yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def remove_own_files(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove the files of a folder that this package wrote, and the folders that are then empty.
+
+    Args:
+        folder: folder; it is removed as well if it is empty at the end. A link to a folder is removed, but not the
+            files in that folder.
+        is_ours: function that returns whether a file is the package's own, given its path relative to the folder.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    emptied = {folder}
+    for name in list(files_in(folder)):
+        if is_ours(name):
+            path = folder / name
+            path.unlink(missing_ok=True)
+            emptied |= {parent for parent in path.parents if parent.is_relative_to(folder)}
+    for path in sorted(emptied, key=lambda path: len(path.parts), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def replace_folder(new: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Rename the folder `new` to `folder`. Files in an existing `folder` that the package did not write are kept.
+
+    An existing folder is first renamed to `.NAME.old`. If the process is killed before the end, the next call, or
+    `restore_folder`, moves the kept files from there.
+
+    Args:
+        new: complete new folder, beside `folder`.
+        folder: path to replace.
+        is_ours: function that returns whether a file is the package's own, given its path relative to the folder.
+    """
+    restore_folder(folder, is_ours)
+    old = _old_folder(folder)
+    if os.path.lexists(folder):
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _take_over(old, folder, is_ours)
+
+
+def restore_folder(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Complete a call of `replace_folder` that was interrupted."""
+    old = _old_folder(folder)
+    if os.path.lexists(old) and not os.path.lexists(folder):
+        os.replace(old, folder)
+    elif os.path.lexists(old):
+        _take_over(old, folder, is_ours)
+
+
+def _old_folder(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _take_over(old: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Move the files of `old` that the package did not write to `folder`, and remove the others."""
+    if old.is_symlink():
+        old.unlink()
+        return
+    for name in list(files_in(old)):
+        if not is_ours(name) and not os.path.lexists(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old / name, folder / name)
+    # Folders that held only moved files are empty now.
+    for parent, _, _ in os.walk(old, topdown=False):
+        if not os.listdir(parent):
+            os.rmdir(parent)
+    remove_own_files(old, is_ours)
