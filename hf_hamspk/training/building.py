@@ -3,13 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,6 +26,7 @@ from ..modeling_hamspk import HamSpkForXVector
 from ..shards.reading import open_shards
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
 from .arguments import DataArguments, Recipe, TrainingArguments, valid_config
+from .checkpoints import DATA_FACTS
 
 logger = logging.get_logger(__name__)
 
@@ -51,15 +51,17 @@ _SHARED_DATA_ARGUMENTS = (
     "augment_most",
     "augment_pairs",
 )
+# Fields of a configuration that `recipe_in_effect` adds to a recipe.
+_HEAD_FIELDS = ("head", "scale", "curvature", "projection", "clip_radius", "similarity")
 # Fields of a configuration that do not describe the architecture.
 _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label", "label2id", "_name_or_path")
 
 
 def check_run(args: TrainingArguments, processes: int) -> None:
-    """Check that the batch is large enough for batch normalisation and that the output folder is not a file.
+    """Check that the batch is large enough for batch normalisation.
 
     Raises:
-        ValueError: the batch is too small, or the output folder is a file.
+        ValueError: the batch is too small.
     """
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:
@@ -67,8 +69,29 @@ def check_run(args: TrainingArguments, processes: int) -> None:
             f"batch_size {args.batch_size} leaves fewer than 2 utterances for each of {parts} forward passes "
             "(processes x gradient_accumulation_steps), but batch normalisation needs 2. Increase batch_size."
         )
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise ValueError(f"output_dir must be a folder, got the file {args.output_dir}. Choose another path.")
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Call a function on the main process only.
+
+    Returns:
+        The result, on all processes.
+
+    Raises:
+        ValueError, OSError: the errors of the function, on all processes. Otherwise, the others would wait forever.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerator:
@@ -97,8 +120,8 @@ def has_fast_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
-    """Return the settings of model, training and data that must not change when a run is resumed.
+def run_settings(recipe: Recipe, config: HamSpkConfig) -> dict[str, Any]:
+    """Return the settings of model and training that must not change when a run is resumed.
 
     Returns:
         Settings as JSON values, by name.
@@ -106,8 +129,29 @@ def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> d
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
-    facts = {"training_samples": len(crops), "training_data": crops.utterances.fingerprint()}
-    return json.loads(json.dumps(arguments | model | facts))
+    return json.loads(json.dumps(arguments | model))
+
+
+def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> dict[str, Any]:
+    """Return the settings of a run and the facts about its data that must not change when the run is resumed.
+
+    Returns:
+        Settings as JSON values, by name; see `run_settings`.
+    """
+    facts = dict(zip(DATA_FACTS, (len(crops), crops.utterances.fingerprint()), strict=True))
+    return run_settings(recipe, config) | facts
+
+
+def recipe_in_effect(recipe: Recipe, config: HamSpkConfig, margin: float) -> dict[str, Any]:
+    """Return a recipe with the values of the head that are in effect, also those that the recipe leaves out.
+
+    Args:
+        recipe: recipe of the run.
+        config: configuration of the model.
+        margin: margin at the end of the margin schedule.
+    """
+    head = {name: getattr(config, name) for name in _HEAD_FIELDS} | {"margin": margin}
+    return recipe.as_dict() | head
 
 
 def trial_root(data: DataArguments) -> str:

@@ -10,21 +10,52 @@ output_dir/
 ```
 """
 
+import contextlib
 import json
 import os
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.other import load as load_accelerate_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..folders.locks import RUN_LOCK, check_unlocked, lock_folder, read_lock
+from ..folders.ownership import is_model_file, remove_own_files, replace_folder, restore_folder
+from ..folders.writing import flush_folder, hash_file, write_atomically
+
 PROGRESS_FILE = "progress.json"
 METRICS_FILE = "metrics.jsonl"
+RECIPE_COPY = "recipe.yaml"
+LIST_FILE = "files.json"
+"""Name of the list of all files of a checkpoint, or of the epoch weights, with their sizes and hashes."""
+LIST_SCHEMA = 1
+MODEL_FOLDERS = ("best", "last", "final")
+TRAINING = "hamspk train"
+DATA_FACTS = ("training_samples", "training_data")
+"""Settings of a run that are known only after the data have been read."""
+SCHEDULES_OF_ALL_EPOCHS = ("exponential",)
+"""Learning rate schedules that depend on the number of epochs of the run."""
+EXTENSION_HINT = (
+    "The learning rate of a run with lr_schedule exponential depends on the number of epochs, so such a run cannot be "
+    "extended. To train the finished model further, start a new run with initial_model: {}. "
+)
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+# Names of the files that `Accelerator.save_state` writes, and of the two files of this module.
+_CHECKPOINT_FILE = re.compile(
+    r"(?:model|pytorch_model)(?:_\d+)?\.(?:safetensors|bin)|(?:optimizer|scheduler|sampler)(?:_\d+)?\.bin|scaler\.pt|"
+    r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json"
+)
+# Parts of the messages of the errors that `torch.save` raises if a file cannot be written.
+_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "file write failed", "iostream error")
+_RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 
 
 @dataclass
@@ -38,6 +69,10 @@ class Progress:
         best_eer: lowest EER on the development trials so far, as a fraction; None if not measured.
         best_epoch: number of finished epochs at the lowest EER; None if not measured.
         config: settings that must not change when the run is resumed (see `building.run_identity`).
+        loss_sum: sum of the losses of the steps since the last log entry, as the mean over the processes.
+        loss_steps: number of these steps.
+        threads: number of threads of the run; None if unknown.
+        listed: whether the checkpoint contains `files.json`. False for checkpoints of version 0.1.0.
     """
 
     epoch: int = 0
@@ -46,40 +81,288 @@ class Progress:
     best_eer: float | None = None
     best_epoch: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    threads: int | None = None
+    listed: bool = False
+
+
+# -- the output folder ------------------------------------------------------------------------------------------------
+
+
+def check_output_folder(output_dir: Path) -> None:
+    """Check that a folder is missing, is empty, or contains a training run of this package.
+
+    Raises:
+        ValueError: the path is a file, or the folder contains other files. The message names one of them.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir must be a folder, got the file {output_dir}. Choose another path.")
+    if not output_dir.is_dir() or _contains_run(output_dir):
+        return
+    # A run that was killed at its start leaves an empty lock file.
+    own = {path for path in [output_dir / RUN_LOCK] if path.is_file() and path.stat().st_size == 0}
+    other = min((path.name for path in set(output_dir.iterdir()) - own), default=None)
+    if other is not None:
+        raise ValueError(
+            f"output_dir {output_dir} contains other files ({other}) and no training run of this package. Choose an "
+            "empty or a new folder."
+        )
+
+
+def _contains_run(output_dir: Path) -> bool:
+    """Return whether a folder contains a training run. Runs of version 0.1.0 have no lock file."""
+    if read_lock(output_dir / RUN_LOCK).get("work") == TRAINING:
+        return True
+    if not (output_dir / RECIPE_COPY).is_file():
+        return False
+    metrics = output_dir / METRICS_FILE
+    with open(metrics, "rb") if metrics.is_file() else contextlib.nullcontext([b""]) as lines:
+        first = _parse_metrics(next(iter(lines), b""))
+    return first is not None or any((folder / PROGRESS_FILE).is_file() for folder in checkpoints(output_dir))
+
+
+@contextlib.contextmanager
+def lock_run(output_dir: Path) -> Iterator[None]:
+    """Context manager that makes the output folder if necessary and locks it.
+
+    Raises:
+        ValueError: another run writes into the folder, or the folder contains other files.
+    """
+    check_output_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with lock_folder(output_dir / RUN_LOCK, output_dir, TRAINING):
+        yield
+
+
+def tidy_run(output_dir: Path) -> None:
+    """Remove the unfinished files of a killed run, and complete the replacement of its folders."""
+    for name in MODEL_FOLDERS:
+        remove_own_files(output_dir / f".{name}.new", is_model_file)
+        restore_folder(output_dir / name, is_model_file)
+    home = output_dir / "checkpoints"
+    remove_own_files(home / ".unfinished", is_checkpoint_file)
+    for old in home.glob(".step-*.old"):
+        restore_folder(home / old.name.removeprefix(".").removesuffix(".old"), is_checkpoint_file)
+    for folder in (output_dir, output_dir / "epochs"):
+        for path in [*folder.glob("*.tmp"), *folder.glob(".new")]:
+            if is_run_temporary(path.name):
+                path.unlink(missing_ok=True)
+
+
+def is_run_temporary(name: str) -> bool:
+    """Return whether a name is that of an unfinished file of a training run. The folder is locked, so it is stale."""
+    base = re.sub(r"\.\d+\.tmp$", "", name)
+    known = base in (METRICS_FILE, RECIPE_COPY, LIST_FILE) or _EPOCH_FILE.fullmatch(base) is not None
+    return name == ".new" or (base != name and known)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
+    """Write a model folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
 
-    An existing folder is first renamed to `.NAME.old`. If the process is killed between the two renames, only the old
-    folder remains, and a resumed run writes the new one again.
+    Files in an existing folder that the package did not write are kept.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    write(temporary)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.new")
+    remove_own_files(temporary, is_model_file)
+    temporary.mkdir(exist_ok=True)
+    try:
+        with explain_write_errors(folder):
+            write(temporary)
+    except BaseException:
+        remove_own_files(temporary, is_model_file)
+        raise
+    replace_folder(temporary, folder, is_model_file)
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Context manager that turns each error of writing a file into an OSError that tells how to resume.
+
+    Raises:
+        OSError: a file could not be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(part in reason for part in _WRITE_ERRORS):
+            raise
+        raise OSError(
+            f"{path} could not be written ({reason[:200]}). Check the free space of the disk and the permissions of "
+            "the folder, and run the same command again. The run then resumes from its newest checkpoint."
+        ) from error
+
+
+def forget_run(output_dir: Path) -> None:
+    """Remove the checkpoints, epoch weights and metrics of an earlier run, but not its models or other files."""
+    for folder in checkpoints(output_dir):
+        remove_own_files(folder, is_checkpoint_file)
+    for name in ("checkpoints", "epochs"):
+        folder = output_dir / name
+        if name == "epochs" and folder.is_dir():
+            for path in folder.iterdir():
+                if path.name == LIST_FILE or _EPOCH_FILE.fullmatch(path.name):
+                    path.unlink()
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
+    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Return whether a file of a checkpoint folder belongs to the checkpoint."""
+    return _CHECKPOINT_FILE.fullmatch(name) is not None
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """List the complete checkpoints, oldest first."""
-    found = (output_dir / "checkpoints").glob("step-*")
-    return sorted(folder for folder in found if (folder / PROGRESS_FILE).is_file())
+    """List the checkpoints, oldest first. A folder without any file of a checkpoint is not one."""
+    found = []
+    for folder in (output_dir / "checkpoints").glob("step-*"):
+        step = _STEP_FOLDER.fullmatch(folder.name)
+        if step and folder.is_dir() and any(is_checkpoint_file(path.name) for path in folder.iterdir()):
+            found.append((int(step[1]), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def prepare_checkpoint(output_dir: Path) -> Path:
+    """Return the folder for an unfinished checkpoint, without files of an earlier attempt."""
+    unfinished = output_dir / "checkpoints" / ".unfinished"
+    remove_own_files(unfinished, is_checkpoint_file)
+    return unfinished
 
 
 def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, keep: int) -> None:
-    """Rename a completed checkpoint to its final name, and remove all but the newest `keep` checkpoints."""
-    (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=2))
-    folder = output_dir / "checkpoints" / f"step-{progress.step:08d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    """Write progress and list of files, rename a completed checkpoint, and remove all but the newest `keep`.
+
+    The list of files is written last, after all files are on disk.
+    """
+    with explain_write_errors(unfinished):
+        (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress) | {"listed": True}, indent=2))
+        write_file_list(unfinished, [path.name for path in unfinished.iterdir() if is_checkpoint_file(path.name)])
+    replace_folder(unfinished, output_dir / "checkpoints" / f"step-{progress.step:08d}", is_checkpoint_file)
+    flush_folder(output_dir / "checkpoints")
     for old in checkpoints(output_dir)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_own_files(old, is_checkpoint_file)
+
+
+def write_file_list(folder: Path, names: Sequence[str]) -> None:
+    """Write `files.json`: the size in bytes and the SHA-256 hash of each named file, after flushing them to disk."""
+    files = {}
+    for name in sorted(set(names) - {LIST_FILE}):
+        with open(folder / name, "rb+") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
+    text = json.dumps({"schema": LIST_SCHEMA, "files": files}, indent=1) + "\n"
+    write_atomically(folder / LIST_FILE, lambda path: path.write_text(text))
+
+
+def read_file_list(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Read `files.json`: size and hash of each file.
+
+    Returns:
+        The entries by file name; None if the file does not exist.
+
+    Raises:
+        ValueError: the content is not a list of files.
+    """
+    path = folder / LIST_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        return {
+            str(name): {"bytes": int(e["bytes"]), "sha256": str(e["sha256"])} for name, e in content["files"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{LIST_FILE} is not a list of files") from error
+
+
+def check_listed_file(path: Path, entry: dict[str, Any]) -> None:
+    """Check that a file has the listed size and hash.
+
+    Raises:
+        ValueError: it is missing or has other content. The message does not contain the folder.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+    if hash_file(path) != entry["sha256"]:
+        raise ValueError(f"the content of {path.name} has changed")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check all files of a checkpoint against its list.
+
+    A checkpoint of version 0.1.0 has no list. Then only its random states are checked, because Accelerate ignores
+    errors when it reads them.
+
+    Raises:
+        ValueError: a file is missing or damaged. The message offers the checkpoint before.
+    """
+    try:
+        listed = read_file_list(folder)
+        if listed is None:
+            _check_without_list(folder)
+            return
+        if PROGRESS_FILE not in listed:
+            raise ValueError(f"{LIST_FILE} does not contain {PROGRESS_FILE}")
+        for name, entry in listed.items():
+            check_listed_file(folder / name, entry)
+    except (ValueError, OSError) as error:
+        raise damaged(folder, error) from error
+
+
+def _check_without_list(folder: Path) -> None:
+    progress = json.loads((folder / PROGRESS_FILE).read_bytes())
+    if not isinstance(progress, dict) or progress.get("listed"):
+        raise ValueError(f"{LIST_FILE} is missing")
+    states = sorted(folder.glob("random_states_*.pkl"))
+    if not states:
+        raise ValueError("random_states_0.pkl is missing")
+    for path in states:
+        try:
+            found = load_accelerate_file(path)
+        # The unpickler raises many kinds of errors for a truncated or damaged file.
+        except Exception as error:
+            raise ValueError(f"{path.name} cannot be read") from error
+        if not isinstance(found, dict) or not found.keys() >= _RANDOM_STATES:
+            raise ValueError(f"{path.name} does not contain random states")
+
+
+def find_checkpoint(
+    output_dir: Path, settings: dict[str, Any], resume: bool, checked: Path | None = None, unlocked: bool = False
+) -> Path | None:
+    """Find the checkpoint to resume from, and check the output folder and the checkpoint.
+
+    Args:
+        output_dir: output folder of the run.
+        settings: settings of the run that are known before the data are read; see `building.run_settings`.
+        resume: whether to resume; False returns None after the check of the folder.
+        checked: checkpoint whose files have been checked before; None if there is none.
+        unlocked: whether to check that no other run has locked the folder.
+
+    Returns:
+        The newest checkpoint; None if there is none.
+
+    Raises:
+        ValueError: the folder contains other files or is in use, or the checkpoint is damaged or has other settings.
+    """
+    check_output_folder(output_dir)
+    if unlocked:
+        check_unlocked(output_dir / RUN_LOCK, output_dir)
+    found = checkpoints(output_dir) if resume else []
+    if not found:
+        return None
+    if found[-1] != checked:
+        check_checkpoint(found[-1])
+        progress = read_progress(found[-1], settings)
+        _check_kept_weights(output_dir, progress.epoch, settings["epochs"], settings["average_last"])
+    return found[-1]
 
 
 def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
@@ -87,64 +370,108 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
 
     Args:
         checkpoint: checkpoint folder, one of `checkpoints`.
-        expected: settings of the resuming run; see `building.run_identity`.
+        expected: settings of the resuming run; see `building.run_identity`. The facts about the data are compared only
+            if they are among these settings.
 
     Raises:
         ValueError: the checkpoint is damaged or has other settings. The message lists the differences.
     """
     try:
         progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
+        found = dict(progress.config)
     except (ValueError, TypeError, OSError) as error:
         raise damaged(checkpoint, error) from error
-    differences = [
-        f"{key}: {progress.config.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
-        for key in sorted(progress.config.keys() | expected.keys())
-        if progress.config.get(key) != expected.get(key)
-    ]
-    if differences:
+    names = (found.keys() | expected.keys()) - (set(DATA_FACTS) - expected.keys())
+    if expected["lr_schedule"] not in SCHEDULES_OF_ALL_EPOCHS and found.get("lr_schedule") == expected["lr_schedule"]:
+        _check_extension(checkpoint, progress, expected["epochs"])
+        names.discard("epochs")
+    differing = [key for key in sorted(names) if found.get(key) != expected.get(key)]
+    if differing:
+        lines = [f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now" for key in differing]
+        hint = EXTENSION_HINT.format(checkpoint.parents[1] / "final") if differing == ["epochs"] else ""
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings and cannot be resumed:\n  "
-            + "\n  ".join(differences)
-            + ".\nChoose another output_dir, or use --resume false, which removes the checkpoints of the old run."
+            f"{checkpoint} belongs to a run with other settings and cannot be resumed:\n  " + "\n  ".join(lines) + ".\n"
+            f"{hint}Choose another output_dir, or use --resume false, which removes the checkpoints of the old run."
         )
     return progress
 
 
+def _check_extension(checkpoint: Path, progress: Progress, epochs: int) -> None:
+    """Raise ValueError if a run has already trained for more than `epochs` epochs."""
+    begun = progress.epoch + (progress.batch > 0)
+    if begun > epochs:
+        raise ValueError(
+            f"{checkpoint} belongs to a run that has trained in {begun} epochs, but epochs is {epochs}. Set epochs to "
+            f"at least {begun}, or choose another output_dir."
+        )
+
+
 def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error to raise for a checkpoint or a weights file that cannot be read."""
+    """Return the error to raise for a checkpoint that cannot be read. It offers the checkpoint before."""
     reason = " ".join(str(error).split())[:200]
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    others = [folder.name for folder in checkpoints(path.parents[1]) if folder != path]
+    cure = f"resumes from {others[-1]}" if others else "starts from the beginning"
     return ValueError(
-        f"{path} is damaged ({type(error).__name__}: {reason}). Delete it and run the same command again. The run "
-        "then resumes from the newest remaining checkpoint."
+        f"{path} is damaged ({kind}{reason}). Delete this folder and run the same command again. The run then {cure}."
     )
 
 
-def forget_run(output_dir: Path) -> None:
-    """Remove the checkpoints, epoch weights and metrics of an earlier run, but not its models."""
-    for name in ("checkpoints", "epochs"):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
-    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+def trim_metrics(output_dir: Path, step: int) -> int:
+    """Remove metrics entries after `step`, because a resumed run writes them again.
 
-
-def trim_metrics(output_dir: Path, step: int) -> None:
-    """Remove metrics entries after `step`, because a resumed run writes them again."""
+    Returns:
+        The number of lines that were removed because they are not entries, such as lines of zeros after a power cut.
+        The last line may be incomplete if the run was killed; it is removed and not counted.
+    """
     file = output_dir / METRICS_FILE
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        # If the run was killed, the last line may be incomplete.
-        whole = [line for line in lines if line.endswith("\n")]
-        file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+    if not file.is_file():
+        return 0
+    lines = file.read_bytes().splitlines(keepends=True)
+    entries = [(line, _parse_metrics(line)) for line in lines if line.endswith(b"\n")]
+    kept = b"".join(line for line, entry in entries if entry is not None and entry["step"] <= step)
+    write_atomically(file, lambda path: path.write_bytes(kept))
+    return sum(entry is None for _, entry in entries)
+
+
+def _parse_metrics(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of `metrics.jsonl`; None if it is not an entry."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbered = isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("epoch"), int)
+    return entry if numbered else None
+
+
+# -- weights of the last epochs ---------------------------------------------------------------------------------------
 
 
 def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
-    """Save the weights after `epoch` epochs, and remove all but the newest `keep` weights files."""
+    """Save the weights after `epoch` epochs with their hash, and remove all but the newest `keep` weights files."""
     folder = output_dir / "epochs"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / ".new")
-    os.replace(folder / ".new", folder / f"epoch-{epoch:04d}.safetensors")
-    for old in sorted(folder.glob("epoch-*.safetensors"))[:-keep]:
+    path = folder / f"epoch-{epoch:04d}.safetensors"
+    with explain_write_errors(path):
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+        entry = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        kept = epoch_files(output_dir)[-keep:]
+        try:
+            earlier = read_file_list(folder)
+        except ValueError:
+            earlier = None
+        files = {} if earlier is None else {name: e for name, e in earlier.items() if folder / name in kept}
+        text = json.dumps({"schema": LIST_SCHEMA, "files": files | {path.name: entry}}, indent=1) + "\n"
+        write_atomically(folder / LIST_FILE, lambda temporary: temporary.write_text(text))
+    for old in epoch_files(output_dir)[:-keep]:
         old.unlink()
+
+
+def epoch_files(output_dir: Path) -> list[Path]:
+    """List the files with weights of epochs, oldest first."""
+    found = [(_EPOCH_FILE.fullmatch(path.name), path) for path in (output_dir / "epochs").glob("epoch-*.safetensors")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -155,20 +482,21 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
         averaged files.
 
     Raises:
-        ValueError: there are no weights, a file is damaged, or the average is not finite.
+        ValueError: weights are missing, a file is damaged, or the average is not finite.
     """
-    files = sorted((output_dir / "epochs").glob("epoch-*.safetensors"))[-count:]
+    files = epoch_files(output_dir)[-count:]
     if not files:
         raise ValueError(
             f"Expected epoch weights to average in {output_dir / 'epochs'}, found none. Restore the deleted files, "
             "or train again with --resume false."
         )
+    _check_epoch_files(files, count)
     total: dict[str, Tensor] = {}
     for file in files:
         try:
             weights = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise damaged(file, error) from error
+            raise damaged_weights(file, error) from error
         for name, tensor in weights.items():
             total[name] = total[name] + tensor if name in total and tensor.is_floating_point() else tensor
     average = {name: t / len(files) if t.is_floating_point() else t for name, t in total.items()}
@@ -178,3 +506,42 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
             "learning_rate or with max_grad_norm, in another output_dir or with --resume false."
         )
     return average, [file.name for file in files]
+
+
+def _check_epoch_files(files: Sequence[Path], count: int) -> None:
+    """Check that the newest `count` files have consecutive epochs and the listed content."""
+    newest = _epoch_of(files[-1])
+    wanted = [files[-1].with_name(f"epoch-{epoch:04d}.safetensors") for epoch in range(1, newest + 1)][-count:]
+    try:
+        listed = read_file_list(files[0].parent)
+    except ValueError as error:
+        raise damaged_weights(files[0].parent / LIST_FILE, error) from error
+    for file in wanted:
+        try:
+            if file not in files:
+                raise ValueError("the file is missing, but the final model is the average of it and others")
+            if listed is not None and file.name in listed:
+                check_listed_file(file, listed[file.name])
+        except ValueError as error:
+            raise damaged_weights(file, error) from error
+
+
+def _check_kept_weights(output_dir: Path, finished: int, epochs: int, count: int) -> None:
+    """Check the weights of the finished epochs that will be part of the average after `epochs` epochs."""
+    needed = min(count, count - (epochs - finished))
+    files = [file for file in epoch_files(output_dir) if _epoch_of(file) <= finished]
+    if needed > 0 and finished > 0 and files:
+        _check_epoch_files(files, needed)
+
+
+def _epoch_of(file: Path) -> int:
+    return int(file.stem.removeprefix("epoch-"))
+
+
+def damaged_weights(path: Path, error: Exception) -> ValueError:
+    """Return the error to raise for weights of an epoch that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"{path} is damaged ({reason}). Restore it from a copy, or train again with --resume false or in another "
+        "output_dir."
+    )

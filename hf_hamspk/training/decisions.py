@@ -1,13 +1,14 @@
 """Calibration of a trained model on its development trials."""
 
-from ..evaluation.model_calibration import ChosenCalibration, choose_calibration
+from ..calibration_hamspk import Calibration
+from ..evaluation.model_calibration import choose_calibration
 from ..evaluation.scored_trials import ScoredTrials
 from ..evaluation.trials import Trials
 from ..evaluation.verification import EmbeddedFiles
 from ..modeling_hamspk import HamSpkForXVector
 
 
-def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> ChosenCalibration:
+def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> Calibration:
     """Fit a calibration to the scores of a trial list, without score normalisation.
 
     Args:
@@ -21,4 +22,4 @@ def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFile
             above the scores of impostors.
     """
     scored = ScoredTrials(model, trials, embedded)
-    return choose_calibration(scored, normalisation="none", audio=audio)
+    return choose_calibration(scored, normalisation="none", audio=audio).calibration

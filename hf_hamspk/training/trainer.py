@@ -6,9 +6,10 @@ weights as an uninterrupted run.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from ..evaluation.evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate_list, list_names
 from ..evaluation.results import EvaluationRecord
 from ..evaluation.verification import EmbeddedFiles, embed_files
+from ..folders.writing import write_atomically
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import Recipe, change_recipe
@@ -33,28 +35,37 @@ from .building import (
     build_optimizer,
     check_run,
     make_accelerator,
+    on_main,
     read_trial_lists,
+    recipe_in_effect,
     run_identity,
+    run_settings,
     training_batches,
     trial_root,
     views,
 )
 from .checkpoints import (
     METRICS_FILE,
+    RECIPE_COPY,
     Progress,
     average_epoch_weights,
-    checkpoints,
     damaged,
+    explain_write_errors,
+    find_checkpoint,
     finish_checkpoint,
     forget_run,
+    lock_run,
+    prepare_checkpoint,
     read_progress,
     save_epoch_weights,
+    tidy_run,
     trim_metrics,
     write_folder,
 )
 from .decisions import calibrate_on
 from .divided import clip_gradient, divide_centres, whole_centres
 from .memory import keep_freed_memory
+from .meter import StepMeter
 from .schedules import learning_rate, margin
 
 DIVERGED = "Train again with a lower learning_rate or with max_grad_norm, in another output_dir or with --resume false."
@@ -77,7 +88,7 @@ class Trainer:
 
     Raises:
         ValueError: the data or the trial lists cannot be used, the batch size is not divisible by the number of
-            processes, or the checkpoint in the output folder belongs to another run.
+            processes, the output folder contains other files, or its checkpoint is damaged or belongs to another run.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
@@ -87,7 +98,12 @@ class Trainer:
         self.accelerator = make_accelerator(self.args, config) if accelerator is None else accelerator
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
+        # Everything that can be checked without the audio comes first, because reading all audio can take hours.
         check_run(self.args, self.accelerator.num_processes)
+        self.settings = run_settings(recipe, config)
+        self.checkpoint: Path | None = on_main(
+            self.accelerator, lambda: find_checkpoint(self.output_dir, self.settings, self.args.resume, unlocked=True)
+        )
         self.trials = read_trial_lists(self.data)
         self.list_names = list_names(self.trials)
         self.crops, speakers = build_crops(
@@ -106,6 +122,7 @@ class Trainer:
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
         self.progress = Progress(config=self.identity)
+        self.meter = StepMeter(self.accelerator.device)
 
     @classmethod
     def from_recipe(cls, recipe: str | os.PathLike[str] | Recipe, **changes: Any) -> "Trainer":
@@ -129,39 +146,65 @@ class Trainer:
 
         Returns:
             The content of `final/evaluation.json`: results of each trial list, and information about the run.
+
+        Raises:
+            ValueError: another run writes into the output folder, or the run diverged.
+            OSError: a file could not be written.
         """
-        with self._whole_centres():
-            self._start()
-        while self.progress.epoch < self.args.epochs and not self._enough_steps():
-            self._train_epoch()
-            if self._epoch_done():
-                with self._whole_centres():
-                    self._end_epoch()
-            else:
-                self._save_checkpoint()
-        with self._whole_centres():
-            return self._finish()
+        with ExitStack() as lock:
+            on_main(self.accelerator, lambda: lock.enter_context(lock_run(self.output_dir)))
+            with self._whole_centres():
+                self._start()
+            while self.progress.epoch < self.args.epochs and not self._enough_steps():
+                self._train_epoch()
+                if self._epoch_done():
+                    with self._whole_centres():
+                        self._end_epoch()
+                else:
+                    self._save_checkpoint()
+            with self._whole_centres():
+                return self._finish()
 
     def _start(self) -> None:
-        found = checkpoints(self.output_dir) if self.args.resume else []
-        if found:
-            self.progress = read_progress(found[-1], self.identity)
-            try:
-                self.accelerator.load_state(str(found[-1]))
-            # The readers of Accelerate raise many kinds of errors for a truncated or missing file.
-            except Exception as error:
-                raise damaged(found[-1], error) from error
-            self._print(f"Resumed from {found[-1]} at epoch {self.progress.epoch}, step {self.progress.step}.")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            if found:
-                trim_metrics(self.output_dir, self.progress.step)
-            else:
-                forget_run(self.output_dir)
-            (self.output_dir / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.as_dict(), sort_keys=False))
-        self.accelerator.wait_for_everyone()
+        found: Path | None = on_main(self.accelerator, self._begin_or_resume)
+        if found is not None:
+            self._load_checkpoint(found)
+        on_main(self.accelerator, lambda: self._write_beginning(found is not None))
         self.accelerator.init_trackers("logs")
+
+    def _begin_or_resume(self) -> Path | None:
+        """Remove unfinished files, and return the checkpoint to resume from. Another run may have written it since."""
+        tidy_run(self.output_dir)
+        return find_checkpoint(self.output_dir, self.settings, self.args.resume, self.checkpoint)
+
+    def _load_checkpoint(self, found: Path) -> None:
+        self.progress = read_progress(found, self.identity)
+        try:
+            self.accelerator.load_state(str(found))
+        # The readers of Accelerate raise many kinds of errors for a truncated or missing file.
+        except Exception as error:
+            raise damaged(found, error) from error
+        self.progress.config = self.identity
+        self.meter.restore(self.progress.loss_sum, self.progress.loss_steps)
+        self._print(f"Resumed from {found} at epoch {self.progress.epoch}, step {self.progress.step}.")
+        if self.progress.threads not in (None, torch.get_num_threads()):
+            self._print(
+                f"The checkpoint was written with {self.progress.threads} threads, now there are "
+                f"{torch.get_num_threads()}. The weights can therefore differ from those of an uninterrupted run by "
+                "rounding errors. Set OMP_NUM_THREADS to the earlier number to avoid this."
+            )
+
+    def _write_beginning(self, resumed: bool) -> None:
+        """Write the recipe, and remove the metrics and checkpoints that the run will write again."""
+        if resumed:
+            removed = trim_metrics(self.output_dir, self.progress.step)
+            if removed:
+                self._print(f"{removed} lines of {METRICS_FILE} were not entries of a run and have been removed.")
+        else:
+            forget_run(self.output_dir)
+        recipe = recipe_in_effect(self.recipe, self.bare_model.config, self.final_margin)
+        text = yaml.safe_dump(recipe, sort_keys=False)
+        write_atomically(self.output_dir / RECIPE_COPY, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _train_epoch(self) -> None:
         batches = self._batches()
@@ -175,12 +218,12 @@ class Trainer:
             disable=not self.accelerator.is_local_main_process,
         )
         self._set_training_mode()
-        for micro_batches in bar:
-            loss = self._train_step(micro_batches, self.progress.epoch + self.progress.batch / total)
+        for micro_batches in self.meter.batches(bar):
+            self.meter.add(self._train_step(micro_batches, self.progress.epoch + self.progress.batch / total))
             self.progress.batch += 1
             self.progress.step += 1
             if self.progress.step % self.args.log_steps == 0:
-                bar.set_postfix(loss=f"{self._log_loss(loss):.3f}")
+                bar.set_postfix(loss=f"{self._log_steps():.3f}")
             at_end = self.progress.batch == total
             if self.args.save_steps and self.progress.step % self.args.save_steps == 0 and not at_end:
                 self._save_checkpoint()
@@ -352,15 +395,17 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self._require_finite()
-        accelerator = self.accelerator
-        unfinished = self.output_dir / "checkpoints" / ".unfinished"
-        accelerator.wait_for_everyone()
-        with self._whole_centres():
+        accelerator, progress = self.accelerator, self.progress
+        progress.loss_sum, progress.loss_steps = self._mean_over_ranks(self.meter.loss_sum), self.meter.steps
+        progress.threads = torch.get_num_threads()
+        unfinished: Path = on_main(accelerator, lambda: prepare_checkpoint(self.output_dir))
+        with self._whole_centres(), explain_write_errors(unfinished):
             accelerator.save_state(str(unfinished))
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            finish_checkpoint(unfinished, self.output_dir, self.progress, self.args.keep_checkpoints)
-        accelerator.wait_for_everyone()
+        on_main(
+            accelerator,
+            lambda: finish_checkpoint(unfinished, self.output_dir, progress, self.args.keep_checkpoints),
+        )
 
     # -- the end of the run -----------------------------------------------------------------------------------------
 
@@ -406,10 +451,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 audio = Path(trial_list).name
-                chosen = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
-                self.bare_model.calibration = chosen.calibration
-                for reason in chosen.left_out.values():
-                    self._print(f"Left out of the calibration: {reason}")
+                self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
             except ValueError as error:
                 self._print(
                     f"The model 'final' is not calibrated and makes no decisions. {trial_list} cannot be used: {error}"
@@ -430,14 +472,18 @@ class Trainer:
                 f"The weights are not finite after step {self.progress.step}: the run diverged. {DIVERGED}"
             )
 
-    def _log_loss(self, loss: torch.Tensor) -> float:
-        """Log the mean loss over all ranks.
+    def _mean_over_ranks(self, value: torch.Tensor) -> float:
+        mean = self.accelerator.reduce(value.clone(), reduction="mean")
+        return mean.item()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _log_steps(self) -> float:
+        """Log the mean loss and the speed of the steps since the last entry, and return the mean loss.
 
         Raises:
             ValueError: the mean loss is not finite.
         """
-        mean = self.accelerator.reduce(loss, reduction="mean").item()  # pyright: ignore[reportAttributeAccessIssue]
-        if not torch.isfinite(torch.tensor(mean)):
+        mean = self._mean_over_ranks(self.meter.loss_sum / self.meter.steps)
+        if not math.isfinite(mean):
             raise ValueError(f"The loss is {mean} at step {self.progress.step}: the run diverged. {DIVERGED}")
         self._log(
             {
@@ -445,7 +491,9 @@ class Trainer:
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "margin": self.bare_model.config.margin,
             }
+            | self.meter.speed(self.args.batch_size)
         )
+        self.meter.restore(0.0, 0)
         return mean
 
     def _log(self, values: dict[str, Any]) -> None:
