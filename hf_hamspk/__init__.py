@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from .evaluation.model_calibration import calibrate
     from .evaluation.sweeps import sweep
     from .evaluation.trials import Trials, read_trials
+    from .losses.modules import (
+        AAMSoftmaxLoss,
+        AMSoftmaxLoss,
+        HamSoftmaxLoss,
+        HSoftmaxLoss,
+        NormalizedSoftmaxLoss,
+        RealAMSoftmaxLoss,
+        SoftmaxLoss,
+    )
     from .modeling_hamspk import HamSpkForXVector, HamSpkModel, HamSpkPreTrainedModel
     from .pipeline_hamspk import SpeakerVerificationPipeline
     from .search.index import SpeakerIndex
@@ -34,9 +43,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AAMSoftmaxLoss",
+    "AMSoftmaxLoss",
     "Calibration",
     "Comparison",
     "DataArguments",
+    "HSoftmaxLoss",
+    "HamSoftmaxLoss",
     "HamSpkConfig",
     "HamSpkForXVector",
     "HamSpkModel",
@@ -44,7 +57,10 @@ __all__ = [
     "Identification",
     "InputError",
     "Limits",
+    "NormalizedSoftmaxLoss",
     "OperatingPoint",
+    "RealAMSoftmaxLoss",
+    "SoftmaxLoss",
     "SpeakerIndex",
     "SpeakerProfile",
     "SpeakerVerificationPipeline",
@@ -66,6 +82,15 @@ _MODULES = {
     "evaluation.model_calibration": ("calibrate",),
     "evaluation.sweeps": ("sweep",),
     "evaluation.trials": ("Trials", "read_trials"),
+    "losses.modules": (
+        "AAMSoftmaxLoss",
+        "AMSoftmaxLoss",
+        "HSoftmaxLoss",
+        "HamSoftmaxLoss",
+        "NormalizedSoftmaxLoss",
+        "RealAMSoftmaxLoss",
+        "SoftmaxLoss",
+    ),
     "modeling_hamspk": ("HamSpkForXVector", "HamSpkModel", "HamSpkPreTrainedModel"),
     "pipeline_hamspk": ("SpeakerVerificationPipeline",),
     "search.index": ("SpeakerIndex",),

@@ -379,6 +379,15 @@ class OperatingPoint:
         """The Bayes threshold on the log-likelihood ratio (natural logarithm)."""
         return math.log(self.cost_false_alarm * (1 - self.prior) / (self.cost_miss * self.prior))
 
+    @property
+    def flaw(self) -> str | None:
+        """Sentence that says why the decisions of this point carry no information; None unless measured to be so."""
+        if self.miss_rate == 1:
+            return f"The operating point {self.name} accepts nobody: it missed all target trials of the calibration."
+        if self.false_alarm_rate == 1:
+            return f"The operating point {self.name} accepts everybody, also all impostor trials of the calibration."
+        return None
+
 
 # "strict" is for access control, where false alarms are worse; "screening" is for searches, where misses are worse.
 DEFAULT_OPERATING_POINTS = (

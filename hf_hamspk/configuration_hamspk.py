@@ -8,25 +8,16 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .geometry_hamspk import MAX_TANGENT_RADIUS, SMALLEST_VARIANCE, released_radius
-
-# Similarity and margin of each head. The head "joint" combines a Euclidean head and "ham".
-HEAD_PARTS = {
-    "softmax": ("linear", "none"),
-    "scaled_softmax": ("linear", "none"),
-    "normalized_softmax": ("cosine", "none"),
-    "am": ("cosine", "additive"),
-    "aam": ("cosine", "angular"),
-    "ram": ("cosine", "real"),
-    "h": ("hyperbolic", "none"),
-    "ham": ("hyperbolic", "additive"),
-}
-# Published settings, used for fields that a configuration leaves at None. Scale 1 is the plain softmax.
-PUBLISHED_SCALE = {"softmax": 1.0}
-PUBLISHED_CURVATURE = {"h": 5.0}
-OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
-# A margin is in [0, LARGEST_MARGIN). Angles must stay below pi; released distances never exceed 2.63 for c >= 3.
-LARGEST_MARGIN = 3.0
+from .geometry_hamspk import (
+    MARGIN,
+    OTHER_CURVATURE,
+    OTHER_SCALE,
+    PUBLISHED_CURVATURE,
+    PUBLISHED_SCALE,
+    SMALLEST_VARIANCE,
+    check_head,
+    check_projection,
+)
 
 Number = float | int
 
@@ -83,7 +74,7 @@ class HamSpkConfig(PreTrainedConfig):
         normalize_embedding: whether batch normalisation is applied to the embedding, as in the released encoder.
 
     Head (training only)
-        head: name of the training loss; `networks_hamspk.py` lists the heads in a table.
+        head: name of the training loss; `geometry_hamspk.py` lists the heads in a table.
         scale, margin, curvature: parameters of the head; None for the published values (scale 1 for `softmax`, else 30;
             margin 0.2; curvature 5 for `h`, else 3). `geometry_hamspk.py` explains `curvature` for each projection.
         projection: `"released"` (norms are clipped, as for the published results; needs curvature > 1) or
@@ -257,37 +248,18 @@ class HamSpkConfig(PreTrainedConfig):
     def validate_head(self) -> None:
         """Check that margin, scale, weights and curvature of the head are in range."""
         scale, margin, curvature = self.scale, self.margin, self.curvature
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale must be above 0 and finite, got {scale}.")
-        if margin is not None and not 0 <= margin < LARGEST_MARGIN:
-            raise ValueError(f"margin must be at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
+        if scale is not None and margin is not None:
+            check_head(scale, margin, self.clip_radius)
         if not (0 <= self.euclidean_weight < math.inf and 0 <= self.hyperbolic_weight < math.inf):
             raise ValueError(
                 "euclidean_weight and hyperbolic_weight must be at least 0 and finite, got "
                 f"{self.euclidean_weight} and {self.hyperbolic_weight}."
             )
-        if not 0 < self.clip_radius < math.inf:
-            raise ValueError(f"clip_radius must be above 0 and finite, got {self.clip_radius}.")
         if self.learnable_curvature and self.head not in ("h", "ham", "joint"):
             raise ValueError(f"learnable_curvature needs a hyperbolic head ('h', 'ham' or 'joint'), got {self.head!r}.")
         if curvature is None or not self.is_hyperbolic:
             return
-        curvature = float(curvature)
-        if self.projection == "released":
-            if self.learnable_curvature:
-                raise ValueError(
-                    "learnable_curvature needs projection='curved'. With 'released', curvature only limits the norm."
-                )
-            if not curvature < math.inf:
-                raise ValueError(f"curvature must be finite, got {curvature}.")
-            released_radius(curvature)
-            return
-        largest = (MAX_TANGENT_RADIUS / self.clip_radius) ** 2
-        if not 0 < curvature <= largest:
-            raise ValueError(
-                f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}. "
-                "Beyond this limit, float32 cannot represent the points. Lower curvature or clip_radius."
-            )
+        check_projection(self.projection, float(curvature), self.clip_radius, self.learnable_curvature)
 
 
 def _at_least(config: HamSpkConfig, smallest: int, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""Distances in the Poincaré ball, and scores and means of embeddings, as pure functions.
+"""Distances in the Poincaré ball, scores and means of embeddings, and the heads that train them. Only torch is needed.
 
 Letters: `B` enrolment embeddings (or batch size), `K` test embeddings (or speakers), `N` utterances of a speaker, `D`
 embedding size.
@@ -19,16 +19,37 @@ Points are lifted to the hyperboloid by `X = lambda p` and `X0 - 1 = lambda |p|^
 `cosh d - 1 = (X0-1) + (Y0-1) + (X0-1)(Y0-1) - X.Y`, one matrix product gives all B x K distances. For single pairs,
 `cosh d - 1 = lambda_x lambda_y |x - y|^2 / 2` avoids cancellation and is accurate even for nearly equal points.
 
+**Heads** combine a *similarity* to K learned speaker centres and a *margin* on the similarity to the target centre:
+
+| head                 | similarity             | margin on the target     | logit of the target                |
+|----------------------|------------------------|--------------------------|------------------------------------|
+| `softmax`            | linear, with bias      | none                     | `W x + b`                          |
+| `scaled_softmax`     | linear, with bias      | none                     | `s (W x + b)`                      |
+| `normalized_softmax` | cosine                 | none                     | `s cos`                            |
+| `am`                 | cosine                 | additive                 | `s (cos - m)`                      |
+| `aam`                | cosine                 | additive in the angle    | `s cos(angle + m)`                 |
+| `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
+| `h`                  | minus Poincaré distance | none                    | `-s d`                             |
+| `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
+| `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`; the losses are added  |
+
+Impostor logits have no margin. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
+computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
+speakers (`hf_hamspk.losses`). Results agree with the released code, also for `ram`, which sets the logits of easy
+impostors to 0.
+
 References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
-(feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant).
+(feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant, H, HAM); Wang et
+al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Lower limit of a variance whose root is taken, from the released encoder. The derivative of the root is at most 50.
 SMALLEST_VARIANCE = 1e-4
@@ -40,6 +61,29 @@ MAX_TANGENT_RADIUS = 5.0
 COMBINATIONS = ("mean", "length_weighted", "barycentre")
 # An embedding below this norm is divided by it, not by its own norm. This limits the gradient of the cosine to 1e6.
 SMALLEST_NORM = 1e-6
+# Standard deviation of the initial centres in the released code. It places them close to the origin.
+CENTRE_STD = 1e-3
+# Name endings of the parameters that have one row for each speaker.
+CENTRE_NAMES = ("similarity.weight", "similarity.bias")
+# Lower bound of a learned curvature. The upper bound depends on the clip radius and the range of float32.
+SMALLEST_CURVATURE = 1e-2
+# Similarity and margin of each head. The head "joint" combines a Euclidean head and "ham".
+HEAD_PARTS = {
+    "softmax": ("linear", "none"),
+    "scaled_softmax": ("linear", "none"),
+    "normalized_softmax": ("cosine", "none"),
+    "am": ("cosine", "additive"),
+    "aam": ("cosine", "angular"),
+    "ram": ("cosine", "real"),
+    "h": ("hyperbolic", "none"),
+    "ham": ("hyperbolic", "additive"),
+}
+# Published settings, used for fields that a configuration leaves at None. Scale 1 is the plain softmax.
+PUBLISHED_SCALE = {"softmax": 1.0}
+PUBLISHED_CURVATURE = {"h": 5.0}
+OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
+# A margin is in [0, LARGEST_MARGIN). Angles must stay below pi; released distances never exceed 2.63 for c >= 3.
+LARGEST_MARGIN = 3.0
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -230,7 +274,7 @@ def _from_hyperboloid(point: Tensor) -> BallPoints:
 
 def normalize(embeddings: Tensor) -> Tensor:
     """Scale embeddings `(..., D)` to unit norm."""
-    return torch.nn.functional.normalize(embeddings, dim=-1, eps=SMALLEST_NORM)
+    return F.normalize(embeddings, dim=-1, eps=SMALLEST_NORM)
 
 
 def project(
@@ -376,3 +420,335 @@ def combine_embeddings(
     if seconds is None:
         raise ValueError("combine='length_weighted' needs the seconds of speech in each utterance.")
     return mean_direction(embeddings, torch.tensor(list(seconds), dtype=torch.float32, device=embeddings.device))
+
+
+def add_angle(cosine: Tensor, margin: float) -> Tensor:
+    """Compute `cos(angle + margin)`, or `cosine - margin sin(margin)` for angles of at least `pi - margin`.
+
+    Args:
+        cosine: cosines of the angles, any shape, range [-1, 1].
+        margin: margin in radians, in [0, pi).
+    """
+    # Rounding errors can make 1 - cos^2 negative. At 0 the derivative of the root is infinite.
+    sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    past_turn = cosine <= math.cos(math.pi - margin)
+    return torch.where(past_turn, cosine - margin * math.sin(math.pi - margin), shifted)
+
+
+def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
+    """Apply a margin to similarities to the target centre.
+
+    Args:
+        target: similarities, any shape.
+        kind: kind of the margin: `"none"`, `"additive"`, `"angular"` or `"real"`.
+        margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
+    """
+    if kind == "none":
+        return target
+    return add_angle(target, margin) if kind == "angular" else target - margin
+
+
+def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
+    """Compute scaled logits `(B, K)` with a margin on the target.
+
+    Args:
+        similarity: similarities to all centres, `(B, K)`.
+        labels: target speakers `(B,)`, in [0, K).
+        kind, margin: kind and size of the margin; see `add_margin`.
+        scale: factor of the logits, above 0.
+    """
+    if kind == "none":
+        return scale * similarity
+    index = labels[:, None]
+    target = add_margin(similarity.gather(1, index), kind, margin)
+    logits = scale * similarity.scatter(1, index, target)
+    if kind == "real":
+        logits = logits.masked_fill(logits < scale * target, 0.0)
+    return logits
+
+
+class HeadOutput(NamedTuple):
+    """Result of a head.
+
+    Attributes:
+        logits: scaled logits `(B, K)` without margin, to identify training speakers; None if not computed.
+        loss: mean cross-entropy with margin, a scalar; None without labels.
+    """
+
+    logits: Tensor | None
+    loss: Tensor | None
+
+
+class LossEngine(Protocol):
+    """Interface of an object that computes the loss of a head in training."""
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether logits can be computed, which needs all centres in this process."""
+        ...
+
+    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean cross-entropy with margin, a scalar, of embeddings `(B, D)` with labels `(B,)`."""
+        ...
+
+
+def check_head(scale: float, margin: float, clip_radius: float) -> None:
+    """Raise a ValueError if the scale, margin or clip radius of a head is out of range."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 and finite, got {scale}.")
+    if not 0 <= margin < LARGEST_MARGIN:
+        raise ValueError(f"margin must be at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
+    if not 0 < clip_radius < math.inf:
+        raise ValueError(f"clip_radius must be above 0 and finite, got {clip_radius}.")
+
+
+def check_projection(projection: str, curvature: float, clip_radius: float, learnable_curvature: bool) -> None:
+    """Raise a ValueError if the settings of a projection are out of range; `project` and the head explain them."""
+    if projection == "released":
+        if learnable_curvature:
+            raise ValueError(
+                "learnable_curvature needs projection='curved'. With 'released', curvature only limits the norm."
+            )
+        if not curvature < math.inf:
+            raise ValueError(f"curvature must be finite, got {curvature}.")
+        released_radius(curvature)
+        return
+    if projection != "curved":
+        raise ValueError(f"projection must be 'released' or 'curved', got {projection!r}.")
+    largest = (MAX_TANGENT_RADIUS / clip_radius) ** 2
+    if not 0 < curvature <= largest:
+        raise ValueError(
+            f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}. "
+            "Beyond this limit, float32 cannot represent the points. Lower curvature or clip_radius."
+        )
+
+
+class LinearSimilarity(nn.Module):
+    """Linear similarity `W x + b`: `(B, D)` to `(B, K)`."""
+
+    kind = "linear"
+
+    def __init__(self, speakers: int, embedding_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(speakers, embedding_size))
+        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
+        self.reset_centres()
+
+    def curvature(self) -> None:
+        """Return None, because a linear similarity has no curvature."""
+
+    def reset_centres(self) -> None:
+        """Draw the centres from the distribution of the weights of `torch.nn.Linear`, and set the bias to 0."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        return F.linear(embeddings, self.weight.to(embeddings.dtype), self.bias.to(embeddings.dtype))
+
+
+class CosineSimilarity(nn.Module):
+    """Cosine similarity to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
+
+    kind = "cosine"
+    bias: None = None
+
+    def __init__(self, speakers: int, embedding_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(speakers, embedding_size))
+        self.reset_centres()
+
+    def curvature(self) -> None:
+        """Return None, because a cosine has no curvature."""
+
+    def reset_centres(self) -> None:
+        """Draw the centres from Xavier's normal distribution, as in the released code."""
+        nn.init.xavier_normal_(self.weight)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        return normalize(embeddings) @ normalize(self.weight.to(embeddings.dtype)).mT
+
+
+class HyperbolicSimilarity(nn.Module):
+    """Negative Poincaré distance to the centres, in the given projection: `(B, D)` to `(B, K)`, at most 0.
+
+    One matrix product gives all distances. With labels, the distance of each embedding to its target centre is computed
+    from the difference of the two points instead, which is accurate even for nearly equal points.
+    """
+
+    kind = "hyperbolic"
+    bias: None = None
+
+    def __init__(
+        self,
+        speakers: int,
+        embedding_size: int,
+        curvature: float,
+        projection: str,
+        clip_radius: float,
+        learnable_curvature: bool,
+    ):
+        super().__init__()
+        check_projection(projection, curvature, clip_radius, learnable_curvature)
+        self.projection, self.clip_radius = projection, clip_radius
+        self.initial_curvature = curvature
+        self.largest_curvature = (MAX_TANGENT_RADIUS / clip_radius) ** 2
+        self.weight = nn.Parameter(torch.empty(speakers, embedding_size))
+        self.log_curvature = nn.Parameter(torch.empty(())) if learnable_curvature else None
+        self.reset_centres()
+
+    def reset_centres(self) -> None:
+        """Draw the centres close to the origin, as in the released code, and set the initial curvature."""
+        nn.init.normal_(self.weight, std=CENTRE_STD)
+        if self.log_curvature is not None:
+            nn.init.constant_(self.log_curvature, math.log(self.initial_curvature))
+
+    def curvature(self) -> float | Tensor:
+        """Return `c`, a number, or a scalar tensor within its bounds, in float32 or better, if it is learned."""
+        if self.log_curvature is None:
+            return self.initial_curvature
+        log_c = at_least_float32(self.log_curvature)
+        # The bounds limit the value but not the gradient, so that a parameter outside them can return.
+        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
+        return (log_c + (bounded - log_c).detach()).exp()
+
+    def recorded_curvature(self) -> float:
+        """Return `c` as a number that the configuration accepts. Rounding may have put it just above its bound."""
+        return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        c = self.curvature()
+        x, factor = project(embeddings, self.projection, c, self.clip_radius)
+        centres, _ = project(self.weight.to(embeddings.dtype), self.projection, c, self.clip_radius)
+        distances = pairwise_distance(x, centres)
+        if labels is not None:
+            own = type(centres)(centres.position[labels], centres.conformal[labels])
+            distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
+        return -distances * factor
+
+
+class SpeakerHead(nn.Module):
+    """Training head. The docstring of this module lists all heads in a table.
+
+    A schedule can change the margin with `set_margin`. The margin is saved in the configuration, not with the weights.
+    The `engine` is set for a training run and is not saved.
+
+    Args:
+        head: name of the head, except `joint`.
+        speakers: number K of speakers.
+        embedding_size: embedding size D.
+        scale: factor of the logits, above 0.
+        margin: margin in [0, 3).
+        curvature: number `c` of a hyperbolic head. It is not used by other heads, like the arguments that follow.
+        projection, clip_radius: projection of a hyperbolic head; see `project`.
+        learnable_curvature: whether the curvature is a parameter, which needs the projection `"curved"`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        speakers: int,
+        embedding_size: int,
+        scale: float,
+        margin: float,
+        curvature: float,
+        projection: str = "released",
+        clip_radius: float = 1.0,
+        learnable_curvature: bool = False,
+    ):
+        super().__init__()
+        check_head(scale, margin, clip_radius)
+        similarity, self.margin_kind = HEAD_PARTS[head]
+        if similarity == "hyperbolic":
+            self.similarity = HyperbolicSimilarity(
+                speakers, embedding_size, curvature, projection, clip_radius, learnable_curvature
+            )
+        else:
+            euclidean = LinearSimilarity if similarity == "linear" else CosineSimilarity
+            self.similarity = euclidean(speakers, embedding_size)
+        self.scale, self.margin = scale, float(margin)
+        self.projection, self.clip_radius = projection, float(clip_radius)
+        self.engine: LossEngine | None = None
+
+    def set_margin(self, margin: float) -> None:
+        """Set the margin, in [0, 3). It has no effect on heads without a margin."""
+        check_head(self.scale, margin, self.clip_radius)
+        self.margin = float(margin)
+
+    def centre_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that have one row for each speaker, by name."""
+        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
+    ) -> HeadOutput:
+        """Compute logits and loss.
+
+        Args:
+            embeddings: embeddings of the utterances, `(B, D)`.
+            labels: target speakers `(B,)`, int64 in [0, K); None computes no loss.
+            return_logits: whether to compute logits; None computes them except in training with labels, to save memory.
+        """
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        if return_logits and self.engine is not None and not self.engine.gives_logits:
+            raise ValueError("No rank holds all centres, so logits cannot be computed. Load the saved model for them.")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = at_least_float32(embeddings)
+            logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
+            if labels is None:
+                return HeadOutput(logits, None)
+            if self.engine is None:
+                return HeadOutput(logits, self.plain_loss(embeddings, labels))
+            return HeadOutput(logits, self.engine(self, embeddings, labels))
+
+    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean loss, a scalar, from all B x K similarities at once."""
+        similarity = self.similarity(embeddings, labels)
+        return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
+
+
+class JointHead(nn.Module):
+    """Training head whose loss is the weighted sum of a Euclidean head and HAM, each with its own centres.
+
+    The released code uses 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits come from HAM.
+
+    Args:
+        euclidean, hyperbolic: the two heads.
+        euclidean_weight, hyperbolic_weight: weights of their losses, at least 0.
+    """
+
+    def __init__(
+        self, euclidean: SpeakerHead, hyperbolic: SpeakerHead, euclidean_weight: float, hyperbolic_weight: float
+    ):
+        super().__init__()
+        self.euclidean, self.hyperbolic = euclidean, hyperbolic
+        self.euclidean_weight, self.hyperbolic_weight = euclidean_weight, hyperbolic_weight
+
+    @property
+    def margin(self) -> float:
+        """Margin of both heads."""
+        return self.hyperbolic.margin
+
+    def set_margin(self, margin: float) -> None:
+        """Set the margin of both heads (see `SpeakerHead.set_margin`)."""
+        self.euclidean.set_margin(margin)
+        self.hyperbolic.set_margin(margin)
+
+    def centre_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the centre parameters of both heads by name (see `SpeakerHead.centre_parameters`)."""
+        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
+    ) -> HeadOutput:
+        """Compute the logits of HAM and the weighted sum of both losses; for arguments see `SpeakerHead.forward`."""
+        logits, hyperbolic = self.hyperbolic(embeddings, labels, return_logits)
+        if labels is None or hyperbolic is None:
+            return HeadOutput(logits, None)
+        euclidean = cast(Tensor, self.euclidean(embeddings, labels, False).loss)
+        return HeadOutput(logits, self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic)

@@ -33,15 +33,20 @@ from .audio_hamspk import (
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
-from .geometry_hamspk import length_mask, magnitude, score, score_matrix
-from .networks_hamspk import (
+from .geometry_hamspk import (
     CosineSimilarity,
+    HyperbolicSimilarity,
+    LinearSimilarity,
+    length_mask,
+    magnitude,
+    score,
+    score_matrix,
+)
+from .networks_hamspk import (
     Ecapa,
     FactorisedAttentivePooling,
     FilterBank,
-    HyperbolicSimilarity,
     LayerMix,
-    LinearSimilarity,
     batch_norm,
     keep_valid,
     make_frontend,

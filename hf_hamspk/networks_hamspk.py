@@ -1,7 +1,7 @@
-"""Layers: front-ends, pooling, the ECAPA-TDNN encoder, and the training heads. All layers support padded batches.
+"""Layers: front-ends, pooling and the ECAPA-TDNN encoder, which all support padded batches; heads of a configuration.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
-transformers backbone, `D` embedding size, `K` speakers.
+transformers backbone, `D` embedding size.
 
 **Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each. Valid
 frames of the features do not depend on the padding. The constants of a front-end are float32 buffers, which are not
@@ -17,30 +17,10 @@ normalisation. After each layer, frames outside the mask are set to zero, so an 
 padded batch as alone. Batch statistics in training use valid frames only. The defaults of the configuration give the
 encoder and pooling of the released code of arXiv 2601.19709 (with C = 1024). Other options give the models of
 SpeechBrain and WeSpeaker.
-
-**Heads** combine a *similarity* to K learned speaker centres and a *margin* on the similarity to the target centre:
-
-| head                 | similarity             | margin on the target     | logit of the target                |
-|----------------------|------------------------|--------------------------|------------------------------------|
-| `softmax`            | linear, with bias      | none                     | `W x + b`                          |
-| `scaled_softmax`     | linear, with bias      | none                     | `s (W x + b)`                      |
-| `normalized_softmax` | cosine                 | none                     | `s cos`                            |
-| `am`                 | cosine                 | additive                 | `s (cos - m)`                      |
-| `aam`                | cosine                 | additive in the angle    | `s cos(angle + m)`                 |
-| `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
-| `h`                  | minus Poincaré distance | none                    | `-s d`                             |
-| `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
-| `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`; the losses are added  |
-
-Impostor logits have no margin. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
-computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
-speakers (`hf_hamspk.losses`). Results agree with the released code, also for `ram`, which sets the logits of easy
-impostors to 0. References: Fang and He 2026, arXiv 2601.19709 (H, HAM); Wang et al. 2018 (AM); Deng et al. 2019 (AAM);
-Li et al. 2022, arXiv 2110.09116 (RAM).
 """
 
 import math
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -48,16 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .configuration_hamspk import HEAD_PARTS, LARGEST_MARGIN, HamSpkConfig
-from .geometry_hamspk import (
-    MAX_TANGENT_RADIUS,
-    at_least_float32,
-    distance,
-    length_mask,
-    normalize,
-    pairwise_distance,
-    project,
-)
+from .configuration_hamspk import HamSpkConfig
+from .geometry_hamspk import JointHead, SpeakerHead, at_least_float32, length_mask
 
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, FBANK_HOP_SECONDS = 0.025, 0.010
@@ -73,12 +45,6 @@ SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
-# Standard deviation of the initial centres in the released code. It places them close to the origin.
-CENTRE_STD = 1e-3
-# Name endings of the parameters that have one row for each speaker.
-CENTRE_NAMES = ("similarity.weight", "similarity.bias")
-# Lower bound of a learned curvature. The upper bound depends on the clip radius and the range of float32.
-SMALLEST_CURVATURE = 1e-2
 
 
 class Features(NamedTuple):
@@ -639,282 +605,22 @@ def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
     return kinds[config.pooling](config, channels)
 
 
-def add_angle(cosine: Tensor, margin: float) -> Tensor:
-    """Compute `cos(angle + margin)`, or `cosine - margin sin(margin)` for angles of at least `pi - margin`.
-
-    Args:
-        cosine: cosines of the angles, any shape, range [-1, 1].
-        margin: margin in radians, in [0, pi).
-    """
-    # Rounding errors can make 1 - cos^2 negative. At 0 the derivative of the root is infinite.
-    sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
-    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
-    past_turn = cosine <= math.cos(math.pi - margin)
-    return torch.where(past_turn, cosine - margin * math.sin(math.pi - margin), shifted)
-
-
-def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """Apply a margin to similarities to the target centre.
-
-    Args:
-        target: similarities, any shape.
-        kind: kind of the margin: `"none"`, `"additive"`, `"angular"` or `"real"`.
-        margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
-    """
-    if kind == "none":
-        return target
-    return add_angle(target, margin) if kind == "angular" else target - margin
-
-
-def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
-    """Compute scaled logits `(B, K)` with a margin on the target.
-
-    Args:
-        similarity: similarities to all centres, `(B, K)`.
-        labels: target speakers `(B,)`, in [0, K).
-        kind, margin: kind and size of the margin; see `add_margin`.
-        scale: factor of the logits, above 0.
-    """
-    if kind == "none":
-        return scale * similarity
-    index = labels[:, None]
-    target = add_margin(similarity.gather(1, index), kind, margin)
-    logits = scale * similarity.scatter(1, index, target)
-    if kind == "real":
-        logits = logits.masked_fill(logits < scale * target, 0.0)
-    return logits
-
-
-class HeadOutput(NamedTuple):
-    """Result of a head.
-
-    Attributes:
-        logits: scaled logits `(B, K)` without margin, to identify training speakers; None if not computed.
-        loss: mean cross-entropy with margin, a scalar; None without labels.
-    """
-
-    logits: Tensor | None
-    loss: Tensor | None
-
-
-class LossEngine(Protocol):
-    """Interface of an object that computes the loss of a head in training."""
-
-    @property
-    def gives_logits(self) -> bool:
-        """Whether logits can be computed, which needs all centres in this process."""
-        ...
-
-    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean cross-entropy with margin, a scalar, of embeddings `(B, D)` with labels `(B,)`."""
-        ...
-
-
-def make_centres(config: HamSpkConfig) -> nn.Parameter:
-    """Create a parameter for centres `(K, D)`, without initial values."""
-    return nn.Parameter(torch.empty(cast(int, config.num_labels), config.embedding_size))
-
-
-class LinearSimilarity(nn.Module):
-    """Linear similarity `W x + b`: `(B, D)` to `(B, K)`."""
-
-    kind = "linear"
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.weight = make_centres(config)
-        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
-        self.reset_centres()
-
-    def curvature(self) -> None:
-        """Return None, because a linear similarity has no curvature."""
-
-    def reset_centres(self) -> None:
-        """Draw the centres from the distribution of the weights of `torch.nn.Linear`, and set the bias to 0."""
-        bound = 1 / math.sqrt(self.weight.shape[1])
-        init.uniform_(self.weight, -bound, bound)
-        init.zeros_(self.bias)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        return F.linear(embeddings, self.weight.to(embeddings.dtype), self.bias.to(embeddings.dtype))
-
-
-class CosineSimilarity(nn.Module):
-    """Cosine similarity to the centres: `(B, D)` to `(B, K)`, range [-1, 1]."""
-
-    kind = "cosine"
-    bias: None = None
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.weight = make_centres(config)
-        self.reset_centres()
-
-    def curvature(self) -> None:
-        """Return None, because a cosine has no curvature."""
-
-    def reset_centres(self) -> None:
-        """Draw the centres from Xavier's normal distribution, as in the released code."""
-        init.xavier_normal_(self.weight)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        return normalize(embeddings) @ normalize(self.weight.to(embeddings.dtype)).mT
-
-
-class HyperbolicSimilarity(nn.Module):
-    """Negative Poincaré distance to the centres, with the configured projection: `(B, D)` to `(B, K)`, at most 0.
-
-    One matrix product gives all distances. With labels, the distance of each embedding to its target centre is computed
-    from the difference of the two points instead, which is accurate even for nearly equal points.
-    """
-
-    kind = "hyperbolic"
-    bias: None = None
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.projection = config.projection
-        self.clip_radius = config.clip_radius
-        self.initial_curvature = cast(float, config.curvature)
-        self.largest_curvature = (MAX_TANGENT_RADIUS / config.clip_radius) ** 2
-        self.weight = make_centres(config)
-        self.log_curvature = nn.Parameter(torch.empty(())) if config.learnable_curvature else None
-        self.reset_centres()
-
-    def reset_centres(self) -> None:
-        """Draw the centres close to the origin, as in the released code, and set the initial curvature."""
-        init.normal_(self.weight, std=CENTRE_STD)
-        if self.log_curvature is not None:
-            init.constant_(self.log_curvature, math.log(self.initial_curvature))
-
-    def curvature(self) -> float | Tensor:
-        """Return `c`, a number, or a scalar tensor within its bounds, in float32 or better, if it is learned."""
-        if self.log_curvature is None:
-            return self.initial_curvature
-        log_c = at_least_float32(self.log_curvature)
-        # The bounds limit the value but not the gradient, so that a parameter outside them can return.
-        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
-        return (log_c + (bounded - log_c).detach()).exp()
-
-    def recorded_curvature(self) -> float:
-        """Return `c` as a number that the configuration accepts. Rounding may have put it just above its bound."""
-        return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
-
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        c = self.curvature()
-        x, factor = project(embeddings, self.projection, c, self.clip_radius)
-        centres, _ = project(self.weight.to(embeddings.dtype), self.projection, c, self.clip_radius)
-        distances = pairwise_distance(x, centres)
-        if labels is not None:
-            own = type(centres)(centres.position[labels], centres.conformal[labels])
-            distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
-        return -distances * factor
-
-
-SIMILARITY_MODULES = {"linear": LinearSimilarity, "cosine": CosineSimilarity, "hyperbolic": HyperbolicSimilarity}
-
-
-class SpeakerHead(nn.Module):
-    """Training head with the name `config.head`. The docstring of this module lists all heads in a table.
-
-    A schedule can change the margin with `set_margin`. The margin is saved in the configuration, not with the weights.
-    The `engine` is set for a training run and is not saved.
-
-    Args:
-        config: configuration with the fields `head`, `num_labels`, `embedding_size`, `scale`, `margin`, and for
-            hyperbolic heads `projection`, `curvature`, `clip_radius` and `learnable_curvature`.
-        head: name of the head; None for `config.head`.
-    """
-
-    def __init__(self, config: HamSpkConfig, head: str | None = None):
-        super().__init__()
-        similarity, self.margin_kind = HEAD_PARTS[config.head if head is None else head]
-        self.similarity = SIMILARITY_MODULES[similarity](config)
-        self.scale = cast(float, config.scale)
-        self.projection, self.clip_radius = config.projection, float(config.clip_radius)
-        self.engine: LossEngine | None = None
-        self.set_margin(cast(float, config.margin))
-
-    def set_margin(self, margin: float) -> None:
-        """Set the margin, in [0, 3). It has no effect on heads without a margin."""
-        if not 0 <= margin < LARGEST_MARGIN:
-            raise ValueError(f"margin must be at least 0 and below {LARGEST_MARGIN:g}, got {margin}.")
-        self.margin = float(margin)
-
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that have one row for each speaker, by name."""
-        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
-
-    def forward(
-        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
-    ) -> HeadOutput:
-        """Compute logits and loss.
-
-        Args:
-            embeddings: embeddings of the utterances, `(B, D)`.
-            labels: target speakers `(B,)`, int64 in [0, K); None computes no loss.
-            return_logits: whether to compute logits; None computes them except in training with labels, to save memory.
-        """
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres, so logits cannot be computed. Load the saved model for them.")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = at_least_float32(embeddings)
-            logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
-            if labels is None:
-                return HeadOutput(logits, None)
-            if self.engine is None:
-                return HeadOutput(logits, self.plain_loss(embeddings, labels))
-            return HeadOutput(logits, self.engine(self, embeddings, labels))
-
-    def plain_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss, a scalar, from all B x K similarities at once."""
-        similarity = self.similarity(embeddings, labels)
-        return F.cross_entropy(apply_margin(similarity, labels, self.margin_kind, self.margin, self.scale), labels)
-
-
-class JointHead(nn.Module):
-    """Training head whose loss is the weighted sum of a Euclidean head and HAM, each with its own centres.
-
-    The released code uses 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits come from HAM.
-
-    Args:
-        config: configuration as for `SpeakerHead`, with `euclidean_head`, `euclidean_weight` and `hyperbolic_weight`.
-    """
-
-    def __init__(self, config: HamSpkConfig):
-        super().__init__()
-        self.euclidean = SpeakerHead(config, config.euclidean_head)
-        self.hyperbolic = SpeakerHead(config, "ham")
-        self.euclidean_weight = config.euclidean_weight
-        self.hyperbolic_weight = config.hyperbolic_weight
-
-    @property
-    def margin(self) -> float:
-        """Margin of both heads."""
-        return self.hyperbolic.margin
-
-    def set_margin(self, margin: float) -> None:
-        """Set the margin of both heads (see `SpeakerHead.set_margin`)."""
-        self.euclidean.set_margin(margin)
-        self.hyperbolic.set_margin(margin)
-
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the centre parameters of both heads by name (see `SpeakerHead.centre_parameters`)."""
-        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
-
-    def forward(
-        self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
-    ) -> HeadOutput:
-        """Compute the logits of HAM and the weighted sum of both losses; for arguments see `SpeakerHead.forward`."""
-        logits, hyperbolic = self.hyperbolic(embeddings, labels, return_logits)
-        if labels is None or hyperbolic is None:
-            return HeadOutput(logits, None)
-        euclidean = cast(Tensor, self.euclidean(embeddings, labels, False).loss)
-        return HeadOutput(logits, self.euclidean_weight * euclidean + self.hyperbolic_weight * hyperbolic)
-
-
 def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
-    """Create the head with the name `config.head`."""
-    return JointHead(config) if config.head == "joint" else SpeakerHead(config)
+    """Create the head with the name `config.head` from the fields of the configuration."""
+
+    def part(head: str) -> SpeakerHead:
+        return SpeakerHead(
+            head,
+            cast(int, config.num_labels),
+            config.embedding_size,
+            cast(float, config.scale),
+            cast(float, config.margin),
+            cast(float, config.curvature),
+            config.projection,
+            config.clip_radius,
+            config.learnable_curvature,
+        )
+
+    if config.head != "joint":
+        return part(config.head)
+    return JointHead(part(config.euclidean_head), part("ham"), config.euclidean_weight, config.hyperbolic_weight)

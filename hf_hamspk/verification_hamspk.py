@@ -396,6 +396,12 @@ class DecisionRule:
         """Name of the operating point; None without one."""
         return None if self.point is None else self.point.name
 
+    @property
+    def warnings(self) -> list[str]:
+        """Sentence on an operating point whose measured decisions carry no information."""
+        flaw = getattr(self.point, "flaw", None)
+        return [] if flaw is None else [flaw]
+
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
         """Return whether the ratio, or the raw score without a point, reaches the threshold; None if undecided."""
         evidence = raw if self.point is None else ratio
@@ -738,7 +744,10 @@ class SpeakerVerifier(_CalibratedModel):
             threshold=rule.threshold,
             enrolment_speech=enrolled.seconds,
             test_speech=test.measures.speech,
-            warnings=[*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)],
+            warnings=[
+                *(*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)),
+                *rule.warnings,
+            ],
         )
 
     def _refusal(self, enrolled: _Enrolled, test: MeasuredRecording) -> Verification:
@@ -944,6 +953,13 @@ class SpeakerIdentifier(_CalibratedModel):
         if accepted is not None:
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
             decision = (AMBIGUOUS if is_near else IDENTIFIED) if accepted else UNKNOWN
+        explained = list(rule.warnings)
+        if decision == AMBIGUOUS:
+            leader, second = (self.names[row] for row in order[:2])
+            explained.append(
+                f"{leader} leads {second} by only {compared[best] - compared[order[1]]:.3g}; a margin of {margin:.3g} "
+                "is needed to name the speaker. Use a longer recording, or enrol both with more recordings."
+            )
         return Identification(
             speaker=self.names[best] if decision == IDENTIFIED else None,
             decision=decision,
@@ -956,7 +972,7 @@ class SpeakerIdentifier(_CalibratedModel):
             margin=None if rule.threshold is None else margin,
             enrolled=count,
             test_speech=speech,
-            warnings=[*self._warnings(recording, "The recording"), *self._copies(recording)],
+            warnings=[*self._warnings(recording, "The recording"), *self._copies(recording), *explained],
         )
 
     def _copies(self, recording: MeasuredRecording) -> list[str]:

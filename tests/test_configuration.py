@@ -10,7 +10,7 @@ from tiny_models import BACKBONES, tiny_backbone, tiny_config
 from transformers import AutoConfig, WavLMConfig
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
+from hf_hamspk.geometry_hamspk import HEAD_PARTS
 
 WAVLM = {"model_type": "wavlm"}
 

@@ -13,10 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk import modeling_hamspk as heads
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
-from hf_hamspk.geometry_hamspk import MAX_TANGENT_RADIUS
+from hf_hamspk.geometry_hamspk import HEAD_PARTS, MAX_TANGENT_RADIUS, SMALLEST_CURVATURE, apply_margin
 from hf_hamspk.losses import use_blocks
-from hf_hamspk.networks_hamspk import SMALLEST_CURVATURE, apply_margin
 
 HEADS = [*HEAD_PARTS, "joint"]
 HYPERBOLIC = ["h", "ham", "joint"]

@@ -60,8 +60,10 @@ HOMES = {
 # `evaluate` copies this file elsewhere, where a relative import leads nowhere.
 BY_FULL_NAME = {"evaluation/speaker_verification.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
-# All travelling files together, further encoders not counted.
-LONGEST_TRUNK = 5300
+# All travelling files together, further encoders not counted. The heads take plain arguments, which they check
+# themselves, so that they need no configuration; that took 60 lines. Useless operating points, numbers of any library,
+# and embeddings of other precisions and graphs are recognised wherever a model runs; that took 100 lines.
+LONGEST_TRUNK = 5460
 # Names that several files define: the parts that every command has, and the logger of a module.
 SHARED_NAMES = {"add_arguments", "check", "run", "logger"}
 

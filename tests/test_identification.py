@@ -10,6 +10,7 @@ from tiny_models import RATE, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.calibration_hamspk import Calibration, OperatingPoint
+from hf_hamspk.cli.identify import format_identification
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.verification_hamspk import (
     AMBIGUOUS,
@@ -105,6 +106,9 @@ def test_a_near_runner_up_is_no_identification(model, speech):
     model.answer = axis(0)
     (found,) = identifier.identify([speech], RATE, EVEN)
     assert (found.decision, found.speaker) == (AMBIGUOUS, None)
+    (why,) = [warning for warning in found.warnings if "margin" in warning]
+    assert why.startswith("speaker0 leads speaker1 by only 0.0") and "a margin of 1.1 is needed" in why
+    assert why in format_identification("a.wav", found)
     assert identifier.identify([speech], RATE, EVEN, margin=0.01)[0].speaker == "speaker0"
 
 

@@ -15,7 +15,7 @@ from transformers.utils import PushToHubMixin
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.audio_hamspk import length_batches
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
+from hf_hamspk.geometry_hamspk import HEAD_PARTS
 
 HEADS = [*HEAD_PARTS, "joint"]
 FAMILIES = ["ecapa", *BACKBONES]

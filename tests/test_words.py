@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
+from hf_hamspk.geometry_hamspk import HEAD_PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -81,7 +81,10 @@ def describe_point(model: Any, name: str | None) -> str:
     if model.calibration is None:
         return "This model is not calibrated: it gives scores but no decisions."
     point = model.calibration.operating_point(name)
+    flaw = getattr(point, "flaw", None)
+    warning = "" if flaw is None else f"**{flaw}** "
     return (
+        f"{warning}"
         f"Operating point “{point.name}”: the prior probability of the same speaker is {100 * point.prior:g} %. A miss "
         f"(one speaker taken for two) costs {point.cost_miss:g}, a false alarm (two speakers taken for one) costs "
         f"{point.cost_false_alarm:g}. The {RATIO} must therefore reach {point.threshold:.2f} for “same speaker”."

@@ -66,12 +66,14 @@ class ChosenCalibration:
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one; the first uses the raw score or the requested
             normalisation.
+        left_out: maps the name of each default operating point that was left out to the reason.
     """
 
     calibration: Calibration
     trials: CalibrationTrials
     chosen: CalibrationCandidate
     candidates: tuple[CalibrationCandidate, ...]
+    left_out: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ class CalibrationReport(ChosenCalibration):
         trials: trials with the features of the chosen setting.
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one.
+        left_out: maps the name of each default operating point that was left out to the reason.
         sufficiency: uncertainty of each threshold, and an estimate of the number of speakers that are enough.
         skipped: maps each unusable file to the reason; its trials were left out.
         trained_on: speakers of the trials who also occur in the training data of the model. Error rates of other
@@ -112,7 +115,7 @@ class CalibrationReport(ChosenCalibration):
 
     def candidate_rows(self) -> list[list[str]]:
         """Return a table of the candidates: a header row, then a row of held-out results for each candidate."""
-        points, labels = self.calibration.operating_points, self.trials.labels
+        points, labels = self.chosen.fitted.operating_points, self.trials.labels
         rows = [["", "setting", "Cllr", "EER %", *(f"actDCF {point.name}" for point in points)]]
         for candidate in self.candidates:
             ratios = candidate.fitted.held_out_ratios
@@ -134,6 +137,21 @@ class CalibrationReport(ChosenCalibration):
             rows.append([point.name, f"{point.prior:g}", costs, f"{point.threshold:.3f}", *rates])
         return rows
 
+    def choice(self) -> str:
+        """Return the sentences below the table of candidates, which say why the marked candidate was chosen."""
+        if len(self.candidates) == 1:
+            return "* marks the setting of the calibration."
+        best = min(self.candidates, key=lambda candidate: candidate.fitted.cost)
+        if self.chosen is best:
+            return "* marks the chosen setting, which has the smallest Cllr."
+        if len(self.chosen.setting.features) > len(best.setting.features):
+            return f"* marks the requested setting. {best.setting} has a smaller Cllr."
+        return (
+            f"* marks the chosen setting. {best.setting} has a smaller Cllr, but normalisation or quality measures "
+            f"are added only if they lower the Cllr by more than {100 * GAIN:g} %, and in at least {100 * SURE:g} % of "
+            f"{DRAWS} random draws of the speakers. A smaller gain may be chance."
+        )
+
     def __str__(self) -> str:
         found = self.calibration
         lines = [
@@ -149,8 +167,11 @@ class CalibrationReport(ChosenCalibration):
                 f"({first_names(self.trained_on)}). Error rates of other speakers will be higher."
             )
         lines += ["", format_text(self.candidate_rows())]
-        lines += ["Cllr and error rates are measured on held-out speakers; * marks the chosen setting.", ""]
-        lines += [format_text(self.operating_point_rows()), "", *self.sufficiency.sentences()]
+        lines += ["Cllr and error rates are measured on held-out speakers.", self.choice(), ""]
+        lines += [format_text(self.operating_point_rows())]
+        lines += [f"left out: {reason}" for reason in self.left_out.values()]
+        lines += [f"warning: {point.flaw} Do not use it." for point in found.operating_points if point.flaw]
+        lines += ["", *self.sufficiency.sentences()]
         if self.chosen.fitted.constant:
             lines.append(f"quality measures without variation, left out: {', '.join(self.chosen.fitted.constant)}")
         return "\n".join(lines)
@@ -168,7 +189,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     normalisation: str = AUTO,
     top: int | None = None,
     quality: str | Sequence[str] = AUTO,
-    operating_points: Sequence[OperatingPoint] = DEFAULT_OPERATING_POINTS,
+    operating_points: Sequence[OperatingPoint] | None = None,
     minimum_speech: float = MINIMUM_SPEECH,
     progress: bool = True,
 ) -> CalibrationReport:
@@ -193,7 +214,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
         quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
-        operating_points: operating points of the calibration; the first is the default.
+        operating_points: operating points of the calibration; the first is the default. None uses those
+            `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
         minimum_speech: seconds of speech that a decision requires; files with less speech are left out.
         progress: whether to show progress bars.
 
@@ -252,7 +274,7 @@ def choose_calibration(
     normalisation: str = AUTO,
     top: int | None = None,
     quality: str | Sequence[str] = (),
-    operating_points: Sequence[OperatingPoint] = DEFAULT_OPERATING_POINTS,
+    operating_points: Sequence[OperatingPoint] | None = None,
     minimum_speech: float = MINIMUM_SPEECH,
     audio: str = "",
     prior: float = 0.5,
@@ -265,17 +287,19 @@ def choose_calibration(
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
         quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
-        operating_points: operating points of the calibration; the first is the default.
+        operating_points: operating points of the calibration; the first is the default. None uses those
+            `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
         minimum_speech: seconds of speech that a decision requires.
         audio: description of the trials, stored in the calibration.
         prior: prior probability of a target trial for which the fit is optimal (see `logistic_regression`).
 
     Raises:
         ValueError: there are too few pairs or speakers, an option is unknown, a normalisation lacks its cohort, or the
-            model does not tell these speakers apart.
+            model does not tell these speakers apart, or all default operating points are left out.
     """
     groups = _check_choices(normalisation, quality)
-    search = _Search(scored, cohort, tuple(operating_points), prior)
+    points = DEFAULT_OPERATING_POINTS if operating_points is None else tuple(operating_points)
+    search = _Search(scored, cohort, points, prior)
     settings = [CalibrationSetting(kind, size) for kind, size in _normalisations(cohort, normalisation, top)]
     tried = [search.attempt(setting) for setting in settings]
     chosen = _choose(tried, scored.features(CalibrationSetting(), None), plain=normalisation == AUTO)
@@ -286,12 +310,13 @@ def choose_calibration(
         tried.append(chosen)
     setting, fitted = chosen.setting, chosen.fitted
     trials = scored.features(setting, cohort)
+    left_out = {} if operating_points is not None else _useless_points(fitted.operating_points)
     calibration = Calibration(
         fingerprint=scored.model.fingerprint(),
         similarity=scored.model.config.similarity,
         offset=fitted.map.offset,
         weights=fitted.map.weights,
-        operating_points=fitted.operating_points,
+        operating_points=tuple(point for point in fitted.operating_points if point.name not in left_out),
         normalisation=setting.normalisation,
         top=setting.top,
         cohort=None if setting.normalisation == "none" or cohort is None else cohort.checksum,
@@ -301,7 +326,22 @@ def choose_calibration(
         audio=audio,
         minimum_speech=minimum_speech,
     )
-    return ChosenCalibration(calibration, trials, chosen, tuple(tried))
+    return ChosenCalibration(calibration, trials, chosen, tuple(tried), left_out)
+
+
+def _useless_points(points: Sequence[OperatingPoint]) -> dict[str, str]:
+    """Map the name of each measured operating point that accepts nobody or everybody to the reason.
+
+    Raises:
+        ValueError: no other operating point remains.
+    """
+    found = {point.name: point.flaw for point in points if point.flaw is not None}
+    if len(found) == len(points):
+        raise ValueError(
+            f"No operating point can be used. {' '.join(found.values())} Calibrate with more pairs or with a better "
+            "model, or give an operating point of your own."
+        )
+    return found
 
 
 def _check_choices(normalisation: str, quality: str | Sequence[str]) -> tuple[str, ...]:

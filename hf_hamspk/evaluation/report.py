@@ -182,6 +182,11 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
             f"{name}: {decisions['without_decision']} trials get no decision because a recording has too little "
             "speech. The row of log-likelihood ratios covers the other trials."
         )
+    for point, rates in (decisions.get("operating_points") or {}).items():
+        if rates.get("miss_rate") == 1:
+            found.append(f"{name}: the operating point {point} accepts nobody: it rejects all target trials.")
+        elif rates.get("false_alarm_rate") == 1:
+            found.append(f"{name}: the operating point {point} accepts everybody: it rejects no impostor trial.")
     if decisions.get("note") is not None:
         found.append(f"{name}: decisions were not measured: {decisions['note']}.")
     if values.get("groups_left_out"):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks_hamspk import add_margin
+from ..geometry_hamspk import add_margin
 from .lifting import (
     BITS_PER_NAT,
     HeadSettings,

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..networks_hamspk import JointHead, SpeakerHead
+from ..geometry_hamspk import JointHead, SpeakerHead
 from .fused import fused_losses
 from .lifting import HeadSettings
 from .sharding import CentreShard, choose_rows, gather_embeddings, gather_labels, shard_rows

@@ -53,7 +53,7 @@ class HeadSettings(NamedTuple):
 
     Attributes:
         kind: similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
-        margin_kind, margin: kind and size of the margin; see `networks_hamspk.add_margin`.
+        margin_kind, margin: kind and size of the margin; see `geometry_hamspk.add_margin`.
         scale: factor of the logits, above 0.
         projection, clip_radius: projection of `"hyperbolic"`; see `geometry_hamspk.project`.
     """

@@ -149,6 +149,18 @@ def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
     ]
 
 
+def point_flaws(verification: Mapping[str, Any] | None) -> list[str]:
+    """Return a sentence for each operating point that accepted nobody or everybody in the calibration."""
+    points = [] if verification is None else verification.get("operating_points", [])
+    flaws = []
+    for point in points:
+        if point.get("miss_rate") == 1:
+            flaws.append(f"**Do not use `{cell(point.get('name'))}`:** it missed all target trials.")
+        elif point.get("false_alarm_rate") == 1:
+            flaws.append(f"**Do not use `{cell(point.get('name'))}`:** it accepted all impostor trials.")
+    return flaws
+
+
 def point_rows_of_lists(lists: Lists) -> list[CardRow]:
     """Return a row with the error rates at each operating point on each trial list."""
     rows = []

@@ -1,14 +1,13 @@
 """Calibration of a trained model on its development trials."""
 
-from ..calibration_hamspk import Calibration
-from ..evaluation.model_calibration import choose_calibration
+from ..evaluation.model_calibration import ChosenCalibration, choose_calibration
 from ..evaluation.scored_trials import ScoredTrials
 from ..evaluation.trials import Trials
 from ..evaluation.verification import EmbeddedFiles
 from ..modeling_hamspk import HamSpkForXVector
 
 
-def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> Calibration:
+def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFiles, audio: str) -> ChosenCalibration:
     """Fit a calibration to the scores of a trial list, without score normalisation.
 
     Args:
@@ -22,4 +21,4 @@ def calibrate_on(model: HamSpkForXVector, trials: Trials, embedded: EmbeddedFile
             above the scores of impostors.
     """
     scored = ScoredTrials(model, trials, embedded)
-    return choose_calibration(scored, normalisation="none", audio=audio).calibration
+    return choose_calibration(scored, normalisation="none", audio=audio)

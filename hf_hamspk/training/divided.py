@@ -9,10 +9,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..geometry_hamspk import JointHead, SpeakerHead
 from ..losses.engine import divide_head, shard_of, undivide_head
 from ..losses.sharding import CentreShard, shard_rows
 from ..modeling_hamspk import HamSpkForXVector
-from ..networks_hamspk import JointHead, SpeakerHead
 
 # Avoids a division by zero if all gradients are 0, as in `torch.nn.utils.clip_grad_norm_`.
 SMALLEST_TOTAL_NORM = 1e-6

@@ -451,7 +451,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 audio = Path(trial_list).name
-                self.bare_model.calibration = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
+                chosen = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
+                self.bare_model.calibration = chosen.calibration
+                for reason in chosen.left_out.values():
+                    self._print(f"Left out of the calibration: {reason}")
             except ValueError as error:
                 self._print(
                     f"The model 'final' is not calibrated and makes no decisions. {trial_list} cannot be used: {error}"

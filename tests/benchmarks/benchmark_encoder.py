@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.networks_hamspk import SpeakerHead
+from hf_hamspk.networks_hamspk import make_head
 
 SPEAKERS = 1000
 FRAMES_PER_SECOND = 100
@@ -56,7 +56,7 @@ def steps(arguments, batch: int) -> dict[str, Callable[[], None]]:
     """A training step of each, without the optimiser, which is the same for all."""
     features = torch.randn(batch, round(arguments.seconds * FRAMES_PER_SECOND), rivals.MEL_BINS)
     labels = torch.randint(SPEAKERS, (batch,))
-    head = SpeakerHead(HamSpkConfig(head="am", num_labels=SPEAKERS, embedding_size=rivals.EMBEDDING))
+    head = make_head(HamSpkConfig(head="am", num_labels=SPEAKERS, embedding_size=rivals.EMBEDDING))
 
     def step(module: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
         module.zero_grad(set_to_none=True)

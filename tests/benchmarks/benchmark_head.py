@@ -24,12 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_hamspk import HamSpkConfig
-from hf_hamspk.geometry_hamspk import arcosh1p, project, score
+from hf_hamspk.geometry_hamspk import SpeakerHead, arcosh1p, project, score
 from hf_hamspk.losses import set_class_sampling, use_blocks
-from hf_hamspk.networks_hamspk import SpeakerHead
 
-DIMENSION, SHARE, SCALE, MARGIN = 192, 8, 30.0, 0.2
+DIMENSION, SHARE, SCALE, MARGIN, CURVATURE = 192, 8, 30.0, 0.2, 3.0
 MEGABYTE = 1 << 20
 TIMED = (1211, 5994, 17982, 100_000)
 GROWTH = (1000, 10_000, 100_000, 1_000_000)
@@ -65,7 +63,7 @@ def released_formula(embeddings: Tensor, centres: Tensor, labels: Tensor) -> Ten
 
 def make_head(name: str, speakers: int) -> SpeakerHead:
     """A head whose centres are as large as in the middle of training."""
-    head = SpeakerHead(HamSpkConfig(head=name, num_labels=speakers, embedding_size=DIMENSION))
+    head = SpeakerHead(name, speakers, DIMENSION, SCALE, MARGIN, CURVATURE)
     with torch.no_grad():
         head.similarity.weight.normal_(0, 0.1)
     use_blocks(head)

@@ -53,7 +53,7 @@ def test_the_calibration_lies_beside_the_weights_and_is_used(tmp_path, hamspk, m
     assert "screening" in table
     # The files of the calibration are not edited by hand, and not moved to other weights.
     path = output / "verification.json"
-    path.write_text(path.read_text().replace('"prior": 0.01', '"prior": 0.02'))
+    path.write_text(path.read_text().replace('"prior": 0.5', '"prior": 0.6'))
     assert "was altered" in hamspk(*evaluated)[2]
 
 
@@ -103,7 +103,7 @@ def test_what_is_refused(tmp_path, hamspk, refusal, model, corpus):
     (tmp_path / "one.txt").write_text("\n".join(targets))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert ", got 5 of the same speaker and" in refused(pairs="few.txt")
+    assert ", got 5 target pairs and" in refused(pairs="few.txt")
     assert "do not include both target and impostor" in refused(pairs="one.txt")
     assert "needs a cohort" in refused("--normalisation", "as")
     assert "already exists" in refused("--output", tmp_path / "full")

@@ -9,13 +9,15 @@ from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.audio_hamspk import SpeechMeasures
-from hf_hamspk.calibration_hamspk import Cohort, Scorer
+from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Scorer
 from hf_hamspk.data.synthetic import make_corpus
 from hf_hamspk.evaluation.calibrating import fit
 from hf_hamspk.evaluation.calibration_metrics import log_likelihood_ratio_cost
 from hf_hamspk.evaluation.model_calibration import (
     CalibrationCandidate,
+    CalibrationReport,
     _helps,
+    _useless_points,
     calibrate,
     choose_calibration,
     known_speakers,
@@ -25,6 +27,7 @@ from hf_hamspk.evaluation.trials import Trials, join_trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
+REPORT_FIELDS = ("model", "sufficiency", "skipped", "trained_on", "cohort_skipped", "cohort_left_out")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,36 @@ def test_what_does_not_help_is_left_out(model):
     assert (found.calibration.normalisation, set(found.calibration.weights)) == ("none", {"score"})
     assert found.calibration.cohort is None
     assert {str(candidate.setting) for candidate in found.candidates} > {"AS-norm (20)", "score + speech"}
+
+
+def test_points_that_accept_nobody_or_everybody_are_left_out_unless_asked_for(model):
+    weak = scored(model, lambda speaker, speech: 2.0)
+    found = choose_calibration(weak)
+    assert list(found.left_out) == ["strict"]
+    assert "accepts nobody" in found.left_out["strict"]
+    assert [point.name for point in found.calibration.operating_points] == ["balanced", "screening"]
+    points = [OperatingPoint("never", 1e-9), OperatingPoint("always", 1 - 1e-9), OperatingPoint("even", 0.5)]
+    asked = choose_calibration(weak, operating_points=points)
+    assert asked.left_out == {}
+    never, always, even = asked.calibration.operating_points
+    assert (never.miss_rate, always.false_alarm_rate, even.flaw) == (1.0, 1.0, None)
+    assert "never accepts nobody" in str(never.flaw) and "always accepts everybody" in str(always.flaw)
+    with pytest.raises(ValueError, match=r"No operating point can be used\. .*never accepts nobody"):
+        _useless_points([never, always])
+
+
+def test_the_star_is_explained(model):
+    cohort = Cohort(torch.randn(60, SIZE), model.fingerprint())
+    trials = scored(model, lambda speaker, speech: 1.0)
+
+    def choice(*arguments, **options) -> str:
+        found = choose_calibration(trials, *arguments, **options)
+        return CalibrationReport(**vars(found), **dict.fromkeys(REPORT_FIELDS)).choice()
+
+    assert choice() == "* marks the setting of the calibration."
+    assert "has a smaller Cllr, but a setting that adds" in choice(cohort, quality=("auto",))
+    assert "which has the smallest Cllr" in choice(cohort, "as", quality=())
+    assert "marks the requested setting" in choice(quality=("snr",)) or "smallest" in choice(quality=("snr",))
 
 
 def test_a_quality_measure_that_says_how_far_to_trust_a_score_is_taken(model):

@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import RATE
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.audio_hamspk import resample
+from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.verification_hamspk import DIFFERENT, NOT_ENOUGH_SPEECH, SAME, Verification
 
@@ -131,6 +133,15 @@ def test_an_operating_point_is_explained(verdict, model):
     assert "costs 1. The log-likelihood ratio must therefore reach -2.30" in (
         verdict.describe_point(model, "screening")
     )
+
+
+def test_a_useless_operating_point_has_a_warning(verdict, model_folder, recordings):
+    model = HamSpkModel.from_pretrained(model_folder)
+    never = OperatingPoint("never", 0.5, miss_rate=1.0, false_alarm_rate=0.0)
+    model.calibration = replace(model.calibration, operating_points=(never, OperatingPoint("even", 0.5)))
+    assert verdict.describe_point(model, "never").startswith("**The operating point never accepts nobody:")
+    assert "**" not in verdict.describe_point(model, "even")
+    assert never.flaw in verdict.verdict_html(model, verdict.compare(model, *recordings[:2], "never"))
 
 
 def test_where_there_is_no_histogram_the_reason_is_said(verdict, model, model_folder, tmp_path):

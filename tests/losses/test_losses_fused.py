@@ -6,8 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
-from hf_hamspk.geometry_hamspk import released_radius
+from hf_hamspk.geometry_hamspk import HEAD_PARTS, released_radius
 from hf_hamspk.losses import blocks
 from hf_hamspk.losses.engine import head_settings, set_class_sampling, use_blocks
 from hf_hamspk.losses.fused import fused_losses

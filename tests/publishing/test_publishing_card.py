@@ -103,6 +103,19 @@ def test_thresholds_stand_with_their_errors(facts):
     assert "| test-o | balanced | 9.11 [8.01, 10.22] | 8.22 [7.11, 9.33] |" in points
 
 
+def test_a_point_that_accepts_nobody_or_everybody_is_marked(facts):
+    assert "Do not use" not in render_card(facts)
+    points = [
+        {"name": "never", "prior": 0.1, "threshold": 2.2, "miss_rate": 1.0, "false_alarm_rate": 0.0},
+        {"name": "always", "prior": 0.9, "threshold": -2.2, "miss_rate": 0.0, "false_alarm_rate": 1.0},
+    ]
+    card = render_card(replace(facts, verification=facts.verification | {"operating_points": points}))
+    marked = section(card, "Operating points")
+    assert "**Do not use `never`:** it missed all target trials." in marked
+    assert "**Do not use `always`:** it accepted all impostor trials." in marked
+    assert "\n\n\n\n" not in card
+
+
 def test_training_data_and_licence(facts):
     card = render_card(facts)
     data = section(card, "Training data")

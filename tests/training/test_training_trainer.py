@@ -92,7 +92,7 @@ def test_final_decides_at_operating_points(tmp_path, run_words):
     for row in (results.lists["trials"]["decisions"], results.lists["test"]["decisions"]):
         assert list(row["operating_points"]) == names
         assert row["cllr"] > 0
-    assert "strict" in format_report(results)
+    assert "balanced" in format_report(results)
     assert HamSpkForXVector.from_pretrained(tmp_path / "run" / "last").calibration is None
 
 
