@@ -98,10 +98,12 @@ def _too_large(size: int) -> str | None:
 
 
 class Guarded:
-    """File wrapper that limits the size of each read, for parsers that trust the sizes in headers.
+    """File wrapper for `tarfile` that refuses to read more than `MAX_HEADER` bytes at once.
+
+    Without this limit, `tarfile` would read as many bytes as a header declares, even gigabytes.
 
     Attributes:
-        last: bytes of the last read.
+        last: bytes that the most recent call of `read` returned.
     """
 
     def __init__(self, file: BinaryIO):
@@ -230,14 +232,15 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
         zipped: whether the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged at this place, or the size of the member differs from its declared size.
+        ArchiveError: the archive is damaged at the location of the member, or the member has a different size than
+            the archive declares.
     """
     if not zipped:
         return read_forwards(file, member)
     file.seek(member.offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-        raise ArchiveError("the zip is damaged: no file begins at the declared place; copy it again")
+        raise ArchiveError("the zip is damaged: no file begins at the declared offset; copy it again")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     file.seek(member.offset + _LOCAL.size + name_length + extra_length)
     content = file.read(member.stored)
@@ -292,9 +295,9 @@ class JoinedParts(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer) -> int:
-        """Read bytes from the current position into the buffer, and return their number.
+        """Read bytes from the current position into `buffer`, and return the number of bytes.
 
-        It is smaller than the size of the buffer if a file ends before the buffer is full.
+        A call reads from only one of the files. If this file ends, fewer bytes than the size of `buffer` are read.
         """
         index = bisect.bisect_right(self._ends, self._place)
         if index == len(self._files):
@@ -313,7 +316,7 @@ class JoinedParts(io.RawIOBase):
 
 
 def open_parts(paths: Sequence[Path]) -> BinaryIO:
-    """Open one file, or several files as one buffered file."""
+    """Open the files at `paths` as a single binary file, which contains them one after the other."""
     if len(paths) == 1:
         return open(paths[0], "rb")
     return cast(BinaryIO, io.BufferedReader(JoinedParts(paths), 2**16))
@@ -354,15 +357,16 @@ def _number(letters: str) -> int:
 def group_samples(
     file: BinaryIO, refuse: Callable[[Refused], None], take: Callable[[Member], Any] = lambda member: member
 ) -> Iterator[tuple[Any, str | None]]:
-    """Yield the members of a WebDataset tar, each with its speaker.
+    """Yield each member of a WebDataset tar together with its speaker.
 
-    The speaker comes from a `.cls`, `.spk` or `.json` member with the same key. It is None if there is no such member.
+    The speaker is read from the `.cls`, `.spk` or `.json` member with the same key, which itself is not yielded. If the
+    tar has no such member, the speaker is None.
 
     Args:
         file: the tar. It is only read forwards.
         refuse: function that is called with each member that cannot be used.
-        take: function that is called with each other member when it is reached. Its result is yielded in place of the
-            member. If the result is None, the member is skipped.
+        take: function that is called with each usable member as soon as its header has been read. The result of `take`
+            is yielded instead of the member. If the result is None, the member is skipped.
 
     Raises:
         ArchiveError: the tar is damaged. The members before the damaged place are yielded first.

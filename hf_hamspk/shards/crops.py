@@ -26,8 +26,9 @@ def decode_crop(
     For lossless recordings (FLAC, WAV), the result equals
     `random_crop(read_utterance(content).waveform, samples, generator)`. For lossy formats, some samples differ from
     those of a complete decoding, because decoders settle after a seek (Opus, Vorbis, MP3) or add noise (AAC). The same
-    crop always has the same samples. The start of an AAC crop is drawn with the length in the header, which can be
-    wrong by up to one frame. A recording with another sampling rate is decoded completely.
+    crop always has the same samples. The start of an AAC crop is drawn from the range that the length in the header
+    allows, and this length can be wrong by up to one frame. If the sampling rate of the recording is not
+    `sampling_rate`, the recording is decoded completely.
 
     Crops are not checked for silence, because recordings are checked when shards are prepared.
 
@@ -71,9 +72,11 @@ def decode_crop(
 def _middle_of_aac(
     content: bytes | memoryview, samples: int, generator: np.random.Generator, sampling_rate: int
 ) -> tuple[int | None, np.ndarray | None]:
-    """Return the start and the samples of a random crop of an m4a file.
+    """Draw a random crop of an m4a file, and decode only this crop.
 
-    The start or the samples are None if they can only be found by decoding the complete recording.
+    Returns:
+        Start of the crop, and its samples `(samples,)`. The start is None if it was not drawn. The samples are None if
+        the complete recording must be decoded instead.
     """
     import av
     from av.error import FFmpegError
@@ -95,7 +98,18 @@ def _middle_of_aac(
 
 
 def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: float) -> np.ndarray | None:
-    """Return the crop of length `samples` at `start`, averaged over the channels; None if it is incomplete."""
+    """Return the samples `start` to `start + samples - 1` from decoded AAC frames, averaged over the channels.
+
+    Args:
+        frames: decoded frames of PyAV. The first frame should begin at or before `start`.
+        start: number of the first sample of the crop in the recording.
+        samples: length of the crop in samples.
+        sampling_rate: expected sampling rate of the frames in Hz.
+        ticks: number of samples in one unit of the time stamps of the frames.
+
+    Returns:
+        Float32 samples `(samples,)`; None if a frame is missing or has an unexpected format, or a sample is not finite.
+    """
     kept: list[Any] = []
     first = 0
     for frame in frames:
@@ -126,9 +140,7 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
 
 def _one_channel(crop: np.ndarray, samples: int) -> np.ndarray:
     if len(crop) < samples:
-        raise InputError(
-            f"is cut short: expected {samples} samples at the drawn position, but only {len(crop)} could be decoded"
-        )
+        raise InputError(f"is cut short: expected a crop of {samples} samples, but only {len(crop)} could be decoded")
     if not np.isfinite(crop).all():
         raise InputError("contains NaN or infinite samples; leave it out")
     return crop[:, 0] if crop.shape[1] == 1 else crop.mean(axis=1)

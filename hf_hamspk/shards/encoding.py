@@ -44,7 +44,7 @@ class Encoded:
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
-    """Round float32 samples `(L,)` of full scale 1 to int16. Samples decoded from 16-bit audio keep their values."""
+    """Convert float32 samples `(L,)` in [-1, 1] to int16. Samples of 16-bit audio get their original values back."""
     return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
@@ -52,7 +52,7 @@ def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> byt
     """Encode a waveform as the bytes of a FLAC or Ogg Opus file.
 
     Args:
-        waveform: float32 samples `(L,)` of full scale 1; louder samples are clipped.
+        waveform: float32 samples `(L,)`. Samples outside [-1, 1] are clipped.
         sampling_rate: sampling rate in Hz.
         codec: "flac" (16 bit; the same samples give the same bytes) or "opus" (lossy; the number of samples is kept).
     """
@@ -65,14 +65,14 @@ def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> byt
 def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_duration: float) -> Encoded:
     """Check a file by decoding it, and encode it for a shard.
 
-    A FLAC file that already is 16-bit, mono and at the sampling rate is kept unchanged. The codec "source" keeps every
-    file unchanged.
+    If `codec` is "flac", a 16-bit mono FLAC file with the sampling rate `sampling_rate` and little metadata is kept
+    unchanged. If `codec` is "source", every file is kept unchanged.
 
     Args:
         content: bytes of the file.
-        name: name of the file in errors; it also gives the suffix if the codec is "source".
+        name: name of the file, for errors and, if `codec` is "source", for the suffix.
         codec: "flac", "opus" or "source".
-        sampling_rate: sampling rate of the shards in Hz; the codec "source" keeps the rate of the file.
+        sampling_rate: sampling rate of the shards in Hz. It is ignored if `codec` is "source".
         min_duration: shortest duration in seconds that is accepted.
 
     Raises:
@@ -113,6 +113,6 @@ def _flac_metadata(content: bytes) -> int:
 
 
 def _suffix(content: bytes) -> str:
-    """Return the suffix for the format that the first bytes of a file indicate, for sources without file names."""
+    """Return the suffix of an audio file according to its first bytes. It is used if the file has no name."""
     known = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
     return ".m4a" if content[4:8] == b"ftyp" else known.get(content[:4], ".mp3")

@@ -26,14 +26,15 @@ BUSY = (408, 425, 429)
 class Retry:
     """Number of attempts for a request and the pauses between them.
 
-    The pause doubles after each failed attempt, up to `longest_pause`. It is then shortened by a random share.
+    The pause doubles after each failed attempt, up to `longest_pause`. Each pause is multiplied by a random factor from
+    `1 - jitter` to 1, so that the processes of a job do not repeat their requests at the same time.
 
     Attributes:
-        attempts: number of attempts including the first, at least 1. The default pauses add up to 30 to 60 seconds.
-        first_pause: pause in seconds before the second attempt.
-        longest_pause: longest pause in seconds.
-        jitter: largest share by which a pause is shortened, from 0 to 1. It keeps the processes of a job from repeating
-            their requests at the same time.
+        attempts: number of attempts including the first, at least 1. With the default values, the pauses of a request
+            that always fails are 30 to 60 seconds long in total.
+        first_pause: pause in seconds before the second attempt, before `jitter` is applied.
+        longest_pause: longest pause in seconds, before `jitter` is applied.
+        jitter: largest fraction by which a pause is shortened, from 0 to 1.
     """
 
     attempts: int = 8
@@ -85,7 +86,7 @@ class Fetcher:
         self._forget_process()
 
     def fetch(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Fetch the bytes `start` to `end - 1` of a file in the folder. Without a range, fetch the complete file.
+        """Fetch the bytes `start` to `end - 1` of a file in the folder, or the complete file if both are None.
 
         Raises:
             InputError: the file cannot be read, or all attempts failed.
@@ -106,7 +107,7 @@ class Fetcher:
                     ) from error
                 if attempt >= self.retry.attempts or self.stop.wait(self.retry.pause(attempt, self._draws)):
                     raise InputError(
-                        f"cannot be fetched, {attempt} attempts failed ({_one_line(error)}); check the connection", file
+                        f"cannot be fetched: {attempt} attempts failed ({_one_line(error)}); check the connection", file
                     ) from error
 
     def _fetch_once(self, file: str, start: int | None, end: int | None) -> bytes:
@@ -128,7 +129,7 @@ class Fetcher:
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:
-        """Return the file system and the path of a file. Its name is checked, because a manifest is not trusted."""
+        """Return the file system and the path of `file`, after a check of this name, which can come from a manifest."""
         if "://" in file:
             if not self._is_local:
                 raise ValueError(f"a remote manifest may only name files in its own folder, but it names {file}")
@@ -139,7 +140,7 @@ class Fetcher:
         return filesystem, f"{path.rstrip('/')}/{file}"
 
     def _connect(self, root: str) -> tuple[Any, str]:
-        """Return the file system and the path of a URL. Each process opens its own connection."""
+        """Return the fsspec file system of a path or URL, and the path in it. Each process has its own connection."""
         key = (os.getpid(), root)
         if key not in self._connections:
             options = dict(self.storage_options)
@@ -157,7 +158,7 @@ def _timeout() -> Any:
 
 
 def _hopeless(error: Exception) -> bool:
-    """Return True if another attempt would fail in the same way."""
+    """Return True if another attempt would fail with the same error."""
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
         return 400 <= status < 500 and status not in BUSY

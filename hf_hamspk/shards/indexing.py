@@ -120,7 +120,7 @@ def index_shards(
 
 
 def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, str]]:
-    """Return the file system and the path of each shard."""
+    """Return the fsspec file system and the path of each shard in the sources."""
     files = []
     for source in sources:
         filesystem, path = fsspec.core.url_to_fs(_at_commit(source, options), **options)
@@ -141,9 +141,9 @@ def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, st
 
 
 def _at_commit(source: str, options: dict[str, Any]) -> str:
-    """Pin the address of a Hub repository to its current commit, so that byte offsets in its files stay valid.
+    """Return the address of a Hub repository with its current commit, so that byte offsets in its files stay valid.
 
-    Other addresses are returned unchanged.
+    Other addresses, and addresses with a commit, are returned unchanged.
     """
     user, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, slash, inner = rest.partition("/")

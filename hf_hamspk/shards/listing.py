@@ -60,7 +60,7 @@ class Container:
     """Folder or archive that contains utterances.
 
     Attributes:
-        kind: "folder", "zip" or "tar". The names of files in a folder are paths relative to it.
+        kind: "folder", "zip" or "tar". Files in a folder are named by their paths relative to this folder.
         paths: absolute path of the folder or archive; for a split archive, the paths of its parts in order.
         name: name of the container in reports.
     """
@@ -70,7 +70,7 @@ class Container:
     name: str
 
     def file_name(self, member: str) -> str:
-        """Return the name to report for a file in the container."""
+        """Return the name of a file in the container, for messages and `unreadable.csv`."""
         return member if self.kind == "folder" else f"{self.name}::{member}"
 
 
@@ -249,7 +249,7 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
 
 
 def digest(table: pa.Table) -> str:
-    """Return the SHA-256 hash of the rows as a hexadecimal string. It does not depend on the location of the source."""
+    """Return the SHA-256 hash of the rows as a hexadecimal string. Moving the source does not change the hash."""
     total = hashlib.sha256()
     for batch in table.select(["key", "speaker", "name", "size", "check"]).to_batches(FLUSHED):
         columns = [column.to_pylist() for column in batch.columns]
@@ -277,7 +277,7 @@ class SourceChanged(ValueError):
 
 
 class MemberReader:
-    """Reader of utterances from folders and archives, used as a context manager. It keeps archives open.
+    """Context manager that reads utterances from folders and archives. Archives stay open until the context ends.
 
     Args:
         containers: containers of the utterances, see `Listing.containers`.

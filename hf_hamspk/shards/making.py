@@ -166,17 +166,17 @@ def try_row(progress: str, row: int) -> int:
 
 
 def read_crashed(progress: Path) -> set[int]:
-    """Return the numbers of the rows whose decoding ended a worker process."""
+    """Return the numbers of the rows whose decoding crashed a worker process."""
     path = progress / CRASHED_NAME
     return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
 @contextmanager
 def _noting(progress: Path, shard: int) -> Iterator[Any]:
-    """Context manager that provides a function for noting the progress in a shard.
+    """Context manager that provides a function `note(done, row)`, which saves the progress in a shard to a file.
 
-    The function stores two numbers in a file: the number of finished rows, and the row that is being decoded. The
-    progress bar and the search for files that crash the decoder use them.
+    `done` is the number of finished rows of the shard, and `row` is the row of the plan that is being decoded. The
+    progress bar and the search for files that crash the decoder read this file.
     """
     path = place_path(progress, shard)
     with open(path, "wb", buffering=0) as file:
@@ -190,7 +190,7 @@ def _noting(progress: Path, shard: int) -> Iterator[Any]:
 
 
 def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], processes: int, bar: tqdm) -> None:
-    """Make the shards `todo` of a plan.
+    """Make the shards with the numbers `todo`, in this process or in worker processes.
 
     Args:
         plan: plan of the preparation.
@@ -289,14 +289,14 @@ def _end_with(sentinel: int) -> None:
 def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
     """Find the rows that crash the decoder, and add them to the list of crashed rows.
 
-    Each row that a worker was decoding when it ended is decoded again in a separate process.
+    Each row that was being decoded when the worker processes ended is decoded again in a separate process.
 
     Args:
         progress: progress folder.
         shards: numbers of the unfinished shards.
 
     Returns:
-        True if such a row was found.
+        True if at least one row crashed its process.
     """
     crashed = read_crashed(progress)
     found = False

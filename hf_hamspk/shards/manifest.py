@@ -2,8 +2,8 @@
 
 A prepared folder contains
 
-- `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances. A seeded permutation mixes the speakers over all
-  shards. All shards exist and are complete; a shard can be empty. Their numbers of rows differ by at most a few.
+- `shard-00000-of-00064.parquet` or `.tar`, ... : the utterances, in a random order that mixes the speakers over all
+  shards. The shards have nearly the same number of utterances. A shard is empty if none of its files could be used.
 - `shard-00000-of-00064.index.json` next to each tar: location of each member, for random access (see `TAR_INDEX`).
 - `manifest.json`: the manifest. It is written last, so if it exists, the folder is complete.
 - `unreadable.csv` (columns `path,reason`): the files of the source that were left out.
@@ -118,7 +118,8 @@ class Manifest:
         """Parse and check the text of `manifest.json`.
 
         Raises:
-            ValueError: the text is not a manifest, has another schema or contradicts itself.
+            ValueError: the text is not a manifest, has another schema version, or contains counts that contradict one
+                another.
         """
         try:
             values: dict[str, Any] = json.loads(text)

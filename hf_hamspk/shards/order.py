@@ -1,20 +1,22 @@
 """Compute the order of the samples in a streamed epoch, with the same result in every process.
 
-Shards are read in groups of utterances (the row groups of a Parquet file, or runs of members of a tar). With `N`
+Shards are read in groups of utterances (the row groups of a Parquet file, or consecutive members of a tar). With `N`
 utterances, `V` speed factors and global batches of `B` samples, the order is computed in three steps:
 
 1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. The
    samples of a group at all speed factors have adjacent positions, so the group is fetched only once per epoch.
-2. The epoch has `N V // B` global batches. Their positions are divided into lanes, which are contiguous ranges with
-   nearly equal lengths. Each global batch takes the next few positions of every lane. It therefore mixes samples from
-   as many distant groups as there are lanes, while every lane reads its groups in sequence.
-3. Within a lane, the positions are permuted in windows of a few groups.
+2. The epoch has `N V // B` global batches, which use the first `B (N V // B)` positions. These positions are divided
+   into lanes, which are contiguous ranges with nearly equal lengths. Each global batch consists of the next few
+   positions of every lane. It therefore mixes samples from as many distant groups as there are lanes, while every lane
+   reads its groups in sequence.
+3. Each lane is divided into windows of a few consecutive groups, and the positions in each window are permuted.
 
-There is no shuffle buffer with a state to save: any global batch of any epoch can be computed directly. Each epoch
-leaves out fewer samples than one global batch. These samples differ from epoch to epoch.
+There is no shuffle buffer whose state must be saved: any global batch of any epoch can be computed directly. The
+remaining positions, fewer than `B`, are left out. The samples at these positions differ from epoch to epoch.
 
 A slot is the number of a sample within its global batch, from 0 to `B - 1`. Each slot belongs to the same lane in
-all global batches. A rank or loader process with the slots `start` to `stop - 1` reads only the groups of their lanes.
+all global batches. A rank or loader process that needs the slots `start` to `stop - 1` reads only the groups of the
+lanes to which these slots belong.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,10 +53,11 @@ class Read(NamedTuple):
 
 
 class EpochOrder:
-    """Order of the samples in the global batches of an epoch.
+    """Order of the samples in the global batches of an epoch. The module docstring explains lanes, windows and slots.
 
-    Sample `v * N + u` is utterance `u` of `N` at speed factor number `v`, as in `hf_hamspk.data.SpeakerCrops`.
-    Utterances are numbered in the order of `group_sizes`. The memory is proportional to the number of groups.
+    With `N` utterances, sample number `v * N + u` is utterance `u` at speed factor number `v`, as in
+    `hf_hamspk.data.SpeakerCrops`. Utterances are numbered in the order of the groups. The memory is proportional to the
+    number of groups.
 
     Args:
         group_sizes: number of utterances in each group; 0 is allowed.
@@ -86,8 +89,8 @@ class EpochOrder:
         sizes = np.asarray(group_sizes, dtype=np.int64)
         if min(batch_size, factors, lanes, window) < 1 or min(seed, epoch) < 0:
             raise ValueError(
-                "batch_size, factors, lanes and window must be at least 1, seed and epoch at least 0, got "
-                f"{batch_size}, {factors}, {lanes}, {window}, {seed} and {epoch}"
+                "batch_size, factors, lanes and window must be at least 1, and seed and epoch at least 0, got "
+                f"{batch_size=}, {factors=}, {lanes=}, {window=}, {seed=} and {epoch=}"
             )
         if sizes.ndim != 1 or (len(sizes) and sizes.min() < 0):
             raise ValueError(
@@ -111,14 +114,22 @@ class EpochOrder:
         self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def lanes_of(self, start: int, stop: int) -> range:
-        """Return the lanes of the slots `start` to `stop - 1`."""
+        """Return the numbers of the lanes to which the slots `start` to `stop - 1` belong."""
         if start >= stop:
             return range(0)
         first, last = np.searchsorted(self._slots, (start, stop - 1), side="right") - 1
         return range(int(first), int(last) + 1)
 
     def samples(self, batch: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the samples in the slots `start` to `stop - 1` of a global batch: `(stop - start,)` int64.
+        """Return the numbers of the samples in the slots `start` to `stop - 1` of a global batch.
+
+        Args:
+            batch: number of the global batch, from 0.
+            start: first slot.
+            stop: slot after the last; None means all further slots.
+
+        Returns:
+            Sample numbers, `(stop - start,)` int64.
 
         Raises:
             ValueError: the batch or a slot is out of range.
@@ -126,8 +137,8 @@ class EpochOrder:
         stop = self.batch_size if stop is None else stop
         if not (0 <= batch < self.batches and 0 <= start <= stop <= self.batch_size):
             raise ValueError(
-                f"expected a global batch below {self.batches} and slots between 0 and {self.batch_size}, got batch "
-                f"{batch} and slots {start} to {stop}"
+                f"the number of the global batch must be below {self.batches}, and start and stop must be from 0 to "
+                f"{self.batch_size}, got batch {batch}, start {start} and stop {stop}"
             )
         parts = [np.empty(0, dtype=np.int64)]
         for lane in self.lanes_of(start, stop):
@@ -137,7 +148,7 @@ class EpochOrder:
         return self._at(np.concatenate(parts))
 
     def reads(self, lane: int, batch: int = 0) -> Iterator[Read]:
-        """Yield the groups that a lane reads from global batch `batch` on, in the order in which they are needed."""
+        """Yield the groups that a lane reads for global batch `batch` and all later ones, in the order of their use."""
         first_slot, end_slot = int(self._slots[lane]), int(self._slots[lane + 1])
         begin, width = self.batches * first_slot, end_slot - first_slot
         position, end = begin + batch * width, self.batches * end_slot
@@ -149,17 +160,17 @@ class EpochOrder:
             position = high
 
     def after(self, group: int) -> Iterator[int]:
-        """Yield all other groups once in the order of this epoch, from the one after `group` to the one before it."""
+        """Yield each other group once: the groups after `group` in this epoch, and then the groups before `group`."""
         place = int(np.flatnonzero(self._groups == group)[0])
         for step in range(1, len(self._groups)):
             yield int(self._groups[(place + step) % len(self._groups)])
 
     def left_out(self) -> np.ndarray:
-        """Return the samples that are in no global batch of this epoch: `(remainder,)` int64."""
+        """Return the numbers of the samples that are in no global batch of this epoch, `(remainder,)` int64."""
         return self._at(np.arange(self.batches * self.batch_size, self.utterances * self.factors))
 
     def _window_bounds(self, lane: int, position: int) -> tuple[int, int]:
-        """Return the first position of the window that contains `position`, and the position after its last."""
+        """Return the first position, and the position after the last, of the window with `position` in a lane."""
         window = int(np.searchsorted(self._ends, position, side="right")) // self.window
         last = min((window + 1) * self.window, len(self._ends)) - 1
         low = int(self._ends[window * self.window - 1]) if window else 0
@@ -167,7 +178,7 @@ class EpochOrder:
         return max(low, begin), min(int(self._ends[last]), end)
 
     def _lane_positions(self, lane: int, begin: int, end: int) -> np.ndarray:
-        """Return the positions number `begin` to `end - 1` of a lane after shuffling."""
+        """Return, for the positions `begin` to `end - 1` of a lane, the positions before shuffling."""
         parts = []
         while begin < end:
             low, high, order = self._windows.get(lane, (0, 0, np.empty(0, dtype=np.int64)))
@@ -191,10 +202,13 @@ class EpochOrder:
 
 
 def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_steps: int) -> list[tuple[int, int]]:
-    """Return the slots of each micro-batch of a rank, as pairs (start, stop).
+    """Return which slots of a global batch belong to each micro-batch of a rank.
 
-    Micro-batch `a` of rank `r` is slice number `a * world_size + r` of the global batch, as in
-    `hf_hamspk.data.GlobalBatchSampler`.
+    The global batch is divided into `world_size * accumulation_steps` slices of equal size. Micro-batch `a` of rank `r`
+    is slice number `a * world_size + r`, as in `hf_hamspk.data.GlobalBatchSampler`.
+
+    Returns:
+        First slot of each micro-batch, and the slot after its last.
 
     Raises:
         ValueError: the rank is out of range, or the global batch cannot be divided equally.
@@ -216,9 +230,12 @@ def micro_batch_slots(batch_size: int, rank: int, world_size: int, accumulation_
 
 
 def worker_slots(start: int, stop: int, worker: int, workers: int) -> tuple[int, int]:
-    """Return the share of loader process `worker` in the slots `start` to `stop - 1`, as a pair (start, stop).
+    """Divide the slots `start` to `stop - 1` among the loader processes, and return the slots of process `worker`.
 
-    Shares are contiguous, and their sizes differ by at most 1.
+    Each process has contiguous slots. The numbers of slots differ by at most 1.
+
+    Returns:
+        First slot of the process, and the slot after its last.
     """
     size = stop - start
     return start + size * worker // workers, start + size * (worker + 1) // workers

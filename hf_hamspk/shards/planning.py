@@ -88,8 +88,8 @@ class PrepareOptions:
         counts = (self.sampling_rate, self.speaker_level, self.shard_bytes, self.rows_per_group)
         if min(counts) < 1 or (self.shards is not None and self.shards < 1) or self.seed < 0:
             raise ValueError(
-                "sampling_rate, speaker_level, shard_bytes, rows_per_group and shards must be at least 1 and seed at "
-                f"least 0, got {counts}, {self.shards} and {self.seed}"
+                "sampling_rate, speaker_level, shard_bytes, rows_per_group and shards must be at least 1, and seed at "
+                f"least 0, got {', '.join(map(str, counts))}, {self.shards} and {self.seed}, in this order"
             )
         if self.min_duration < SHORTEST_SECONDS:
             raise ValueError(f"min_duration must be at least {SHORTEST_SECONDS} s, got {self.min_duration}")
@@ -97,7 +97,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a preparation, which assigns the utterances to shards.
+    """Assignment of the utterances to shards, made before the first shard.
 
     Attributes:
         table: one row per utterance in the order of the shards, see `listing.LISTING_SCHEMA`.
@@ -118,12 +118,12 @@ class Plan:
     refused: list[tuple[str, str]]
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Return the first row of a shard and the row after its last. Shard sizes differ by at most one row."""
+        """Return the first row of a shard, and the row after its last. Shards differ by at most one row in size."""
         total = len(self.table)
         return shard * total // self.shards, (shard + 1) * total // self.shards
 
     def file_name(self, row: dict[str, Any]) -> str:
-        """Return the name to report for the file of a row."""
+        """Return the name of the file of a row, for messages and `unreadable.csv`."""
         return self.containers[row["container"]].file_name(row["name"])
 
 
@@ -162,16 +162,16 @@ def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = (
 
 
 def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: str) -> Plan:
-    """Shuffle the utterances and choose the number of shards.
+    """Shuffle the utterances, choose the number of shards, and return the plan.
 
     Args:
-        found: all utterances, see `Survey`.
+        found: utterances of all sources, see `Survey`.
         options: options of the preparation, see `PrepareOptions`.
         source: description of the source for the manifest.
         fingerprint: digest of the source and the options.
 
     Raises:
-        ValueError: the source has no utterances, only one speaker, or fewer utterances than the requested shards.
+        ValueError: the source has no utterances, only one speaker, or fewer utterances than requested shards.
     """
     _check_survey(found, source)
     order = np.random.default_rng(options.seed).permutation(len(found.table))
@@ -204,8 +204,8 @@ def _check_survey(found: Survey, source: str) -> None:
     if len(speakers) < 2:
         raise ValueError(
             f"{source} has only the speaker {speakers[0]!r} in {len(table)} utterances, but at least 2 speakers are "
-            "needed; if this is not a speaker, set the level of the speaker's folder with --speaker-level, or use a "
-            "CSV file" + (f". {len(found.refused)} files cannot be used ({reasons})" if found.refused else "")
+            "needed; if this name is not a speaker, set the level of the speaker's folder with --speaker-level, or "
+            "use a CSV file" + (f". {len(found.refused)} files cannot be used ({reasons})" if found.refused else "")
         )
 
 

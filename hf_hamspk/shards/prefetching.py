@@ -26,7 +26,7 @@ BROKEN_IN_A_ROW = 8
 class GroupStore:
     """Store of the groups that an epoch needs. Background threads fetch groups in advance.
 
-    Use it as a context manager, which ends the threads on exit.
+    A store is a context manager. Its threads end when the context ends.
 
     Args:
         reader: reader of the shards.
@@ -66,13 +66,13 @@ class GroupStore:
         self._uses.clear()
 
     def plan(self, order: EpochOrder, lanes: Iterable[int], batch: int) -> None:
-        """Set the lanes whose groups are needed from global batch `batch` on, and start fetching the groups."""
+        """Set the lanes that will be read, and start fetching their groups for global batch `batch` and later ones."""
         self._reads = heapq.merge(*(order.reads(lane, batch) for lane in lanes), key=lambda read: read.first)
         self._next = next(self._reads, None)
         self.advance(batch)
 
     def advance(self, batch: int) -> None:
-        """Drop the groups that are no longer needed from global batch `batch` on, and start fetching the next ones."""
+        """Drop the groups that are not needed for global batch `batch` or later ones, and start fetching the next."""
         self._batch = batch
         for group in [group for group, (_, last) in self._uses.items() if last < batch]:
             self._drop(group)
@@ -109,8 +109,9 @@ class GroupStore:
             if self._broken_in_a_row < BROKEN_IN_A_ROW:
                 raise
             raise ConnectionError(
-                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder} (last: {error}). "
-                "Check the network or the source, then run the same command again to resume from the last checkpoint"
+                f"{self._broken_in_a_row} groups in a row cannot be read from {self.reader.folder} (last error: "
+                f"{error}). Check the network or the source, then run the same command again to resume from the last "
+                "checkpoint"
             ) from error
         self._broken_in_a_row = 0
         return found

@@ -4,8 +4,8 @@ The order of the utterances and the number of shards are chosen before the first
 shard therefore depends only on this plan, and a preparation that was killed resumes with the missing shards. The
 manifest is written last.
 
-Only the table of utterances grows with the corpus. It takes about 150 bytes per utterance in a file that the worker
-processes map into memory. In addition, a worker process keeps one row group and one decoded file in memory.
+The table of utterances has about 150 bytes per utterance. It is a file that the worker processes map into memory. In
+addition, each worker process keeps one row group and one decoded file in memory, however large the corpus is.
 """
 
 import errno
@@ -62,7 +62,8 @@ def prepare(
     was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
-        sources: folders, zip or tar archives or their parts, CSV files, and folders or repositories of `datasets`.
+        sources: folders of audio files, zip or tar archives or their parts, CSV files, Parquet files, and folders or
+            Hub repositories of the library `datasets`.
         output: folder for the shards. It is created if necessary. It must be empty or come from an earlier call.
         options: options of the shards, see `PrepareOptions`; None uses the defaults.
         processes: number of worker processes; 0 makes the shards in this process. With 1 or more, a script must call
@@ -113,7 +114,7 @@ def prepare(
 
 @contextmanager
 def _advice_where_full(output: Path) -> Iterator[None]:
-    """Context manager that adds advice to the error of a full disk."""
+    """Context manager that adds advice to the error that is raised when the disk is full."""
     try:
         yield
     except OSError as error:
@@ -163,7 +164,7 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"{output} is not a folder; choose a folder for the shards")
     ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
     if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
-        raise ValueError(f"{output} contains other files ({other.name}); choose an empty or a new folder")
+        raise ValueError(f"{output} contains files that are not shards ({other.name}); choose an empty or a new folder")
 
 
 @contextmanager
@@ -245,7 +246,7 @@ def _remove_progress(output: Path) -> None:
 
 
 def _remove_shards(output: Path) -> None:
-    """Remove only the files of a preparation. The manifest comes first, because it marks the folder as complete."""
+    """Remove only the files of a preparation. The manifest is removed first, because it marks a complete folder."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for path in output.iterdir():
         if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:

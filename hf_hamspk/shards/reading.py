@@ -1,8 +1,8 @@
 """Read shards group by group from any location that fsspec can read: a folder, `hf://`, `s3://`, `https://`.
 
-A group is a row group of a Parquet file, or a run of members of a tar. It is fetched with one request. Its byte range
-comes from the footer of the Parquet file or the index file of the tar. The footers and indices of the most recently
-used shards stay in memory.
+A group is a row group of a Parquet file, or a range of consecutive members of a tar. A group is fetched with one
+request, for the byte range that the footer of the Parquet file or the index file of the tar declares. The footers and
+indices of the most recently used shards stay in memory.
 """
 
 import copy
@@ -58,7 +58,7 @@ class Group:
 
 
 class ShardReader:
-    """Reader of the groups of a folder of shards.
+    """Reader of a folder of shards, which reads one group of utterances at a time.
 
     A reader can be copied and pickled. Connections, footers and indices are not copied.
 
@@ -113,7 +113,7 @@ class ShardReader:
         return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
 
     def name_of(self, group: int) -> str:
-        """Return the name of a group in reports."""
+        """Return the name of a group for messages: the file of its shard, and its number in this shard."""
         shard = int(self._shard_of[group])
         return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
 
@@ -121,7 +121,8 @@ class ShardReader:
         """Fetch the utterances of a group.
 
         Raises:
-            InputError: the group cannot be read after all attempts. The `name` of the error is `name_of(group)`.
+            InputError: the group cannot be fetched, or is damaged. The attribute `name` of the error contains the
+                result of `name_of(group)`.
             RangesError: the server does not support byte ranges.
         """
         number = int(self._shard_of[group])
@@ -216,7 +217,7 @@ class ShardReader:
         return columns
 
     def _layout(self, number: int, fetch: Any) -> Any:
-        """Return the footer or the index of a shard, and keep it in memory for the next groups."""
+        """Return the footer or the index of shard `number`, from memory or else with the function `fetch`."""
         with self._lock:
             if number in self._layouts:
                 self._layouts.move_to_end(number)
@@ -252,7 +253,7 @@ def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
 
 
 def _span(row_group: Any) -> tuple[int, int]:
-    """Return the offset of the first byte of a row group, and the offset after its last byte."""
+    """Return the byte range of a row group: the offset of its first byte, and the offset after its last."""
     columns = [row_group.column(index) for index in range(row_group.num_columns)]
     starts = [
         column.data_page_offset
@@ -330,16 +331,16 @@ def open_shards(source: str | os.PathLike[str], storage_options: Mapping[str, An
 
 
 def choose_shuffle(group_bytes: Sequence[int] | np.ndarray, lanes: int, window: int, budget: int) -> tuple[int, int]:
-    """Choose the numbers of lanes and of groups in a window so that the groups in use fit into a memory budget.
+    """Choose the lanes and windows for shuffling (see `order`) so that their groups fit into a memory budget.
 
-    The budget is for all processes together. If the groups are large, first the window and then the number of lanes is
-    reduced.
+    While an epoch is read, one window of groups in each lane is in memory. If the groups are large, first the number of
+    groups in a window and then the number of lanes is reduced.
 
     Args:
         group_bytes: size in bytes of each group.
         lanes: desired number of lanes.
         window: desired number of groups in a window.
-        budget: memory budget in bytes.
+        budget: memory budget in bytes, for all processes of a run together.
 
     Returns:
         Number of lanes and number of groups in a window.

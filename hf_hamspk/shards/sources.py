@@ -1,4 +1,4 @@
-"""Find the utterances of the sources that a user names: folders, archives and their parts, CSV files and data sets."""
+"""Find the utterances in the sources of a preparation: folders, archives, CSV files and data sets."""
 
 import csv
 import itertools
@@ -133,7 +133,7 @@ def _sort_directory(
 
 
 def _names_files(metadata: Path) -> bool:
-    """Return True if a metadata file has the column `file_name`. Some corpora use its name for other tables."""
+    """Return True if a `metadata.csv` or `.jsonl` names audio files. Some corpora give this name to other tables."""
     with open(metadata, encoding="utf-8-sig", errors="replace") as file:
         return "file_name" in file.readline()
 
@@ -147,7 +147,7 @@ def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
 
 
 def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
-    """Return the stream of a source that does not exist on this disk; it must be a Hub repository."""
+    """Return the stream of a source that is not on this disk. The source must be a repository on the Hub."""
     repository = source.removeprefix(HUB_PREFIX)
     if _REPOSITORY.fullmatch(repository):
         return _repository(repository, options)
@@ -186,7 +186,7 @@ def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]
 
 
 def list_folder(listing: Listing, root: Path) -> None:
-    """Add every audio file in a folder and its subfolders. Links are followed, and each folder is read once."""
+    """Add every audio file in a folder and its subfolders to `listing`. Links are followed; no folder is read twice."""
     container = listing.add_container("folder", [root])
     seen = {_identity(os.stat(root))}
     waiting = [""]
@@ -205,10 +205,15 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
-    """Return the entries of a folder, sorted by name.
+    """Return the files and folders in a folder, sorted by name.
 
-    An entry consists of its path, whether it is a folder, its stat result and the reason of a failure. If the entry
-    cannot be opened, the stat result is None; otherwise the reason is empty.
+    Args:
+        root: folder of the source.
+        folder: path of the folder to list, relative to `root`.
+
+    Returns:
+        Four values for each file or folder: path relative to `root`; whether it is a folder; result of `stat`, or None
+        if it cannot be opened; and the reason why it cannot be opened, or an empty string.
     """
     entries = []
     try:
@@ -254,9 +259,9 @@ def _is_text(name: str) -> bool:
 
 
 def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
-    """Add the audio files of a zip or tar, which may be split into several files.
+    """Add the audio files in a zip or tar to `listing`. The archive may be split into several files.
 
-    If a tar is damaged, the files before the damaged place are added.
+    If a tar is damaged, only the audio files before the damaged place are added.
 
     Raises:
         ValueError: the archive is neither a zip nor a tar, or it is a damaged zip.
@@ -290,9 +295,9 @@ def _list_plain(listing: Listing, container: int, members: Iterator[Member | Ref
 
 
 def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
-    """Add the utterances of a tar.
+    """Add the utterances in a tar to `listing`.
 
-    In a WebDataset tar, the members with the same key follow one another, and one of them contains the speaker.
+    If the tar is a WebDataset, the members of an utterance follow one another, and one of them contains the speaker.
     """
     for member, speaker in group_samples(file, lambda bad: listing.refuse(container, bad.name, bad.reason)):
         if listing.is_audio(member.name):
@@ -300,7 +305,7 @@ def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
 
 
 def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:
-    """Add the audio files named in a CSV or JSONL file. Files that do not exist are added to `listing.refused`.
+    """Add the audio files that a CSV or JSONL file names to `listing`; missing files, to `listing.refused`.
 
     Args:
         listing: listing that receives the utterances.
@@ -333,7 +338,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
 
 
 def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:
-    """Return the rows of a table and the names of its columns."""
+    """Return the rows of a CSV or JSONL file, and the names of its columns."""
     if not file.name.endswith(".jsonl"):
         reader = csv.DictReader(file)
         return reader, [] if reader.fieldnames is None else list(reader.fieldnames)
@@ -382,9 +387,9 @@ def _inner_key(name: str) -> str:
 
 
 def archive_sets(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return the list of files of each archive: all parts of a split archive, or the archive alone.
+    """Group the files of archives. Each group consists of one file, or of all parts of a split archive.
 
-    A split archive occurs only once, even if several of its parts are given, for example by a wildcard.
+    If several parts of an archive are given, for example by a wildcard, the archive is returned only once.
     """
     sets: dict[Path, list[Path]] = {}
     for path in paths:

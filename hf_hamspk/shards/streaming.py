@@ -1,9 +1,10 @@
 """Stream training crops from shards, with only a few groups of utterances in memory at any time.
 
-A group is a row group of a Parquet file or a run of members of a tar. Crops are drawn in the same way as from audio
-files. Every rank does the same number of steps. An epoch covers the corpus except for a remainder that is smaller than
-one global batch. The samples of a global batch depend only on the seed, the epoch and the shards. They do not depend on
-the numbers of ranks, loader processes and accumulation steps, or on the step at which a run was interrupted.
+A group is a row group of a Parquet file or a range of consecutive members of a tar. Crops are drawn in the same way as
+from audio files. Every rank does the same number of steps. An epoch covers the corpus except for a remainder that is
+smaller than one global batch. The samples of a global batch depend only on the seed, the epoch and the shards. They do
+not depend on the numbers of ranks, loader processes and accumulation steps, or on the step at which a run was
+interrupted.
 """
 
 import copy
@@ -27,9 +28,9 @@ SHUFFLE_BYTES = 256 << 20
 
 
 def shuffle_of(reader: ShardReader) -> tuple[int, int]:
-    """Return the number of lanes and the number of groups in a window for shuffling these shards (see `EpochOrder`).
+    """Return the number of lanes, and the number of groups in a window, with which `EpochOrder` shuffles the shards.
 
-    Both depend only on the manifest.
+    Both numbers depend only on the manifest.
     """
     return choose_shuffle(reader.group_bytes, LANES, WINDOW, SHUFFLE_BYTES)
 
@@ -123,9 +124,10 @@ class ShardUtterances:
 class StreamedCrops(IterableDataset[dict[str, Any]]):
     """Iterable data set of the micro-batches of one rank in one epoch, divided among the loader processes.
 
-    Each loader process yields its share of every micro-batch. A share is a dictionary from `collate`. The key
-    `failures` is added if more utterances could not be read. `DataLoader(..., batch_size=None)` returns the shares of
-    its processes in turn, and `StreamedBatches` joins them into micro-batches.
+    Each loader process yields a part of every micro-batch, as a dictionary from `collate`. If utterances could not be
+    read since the process yielded its previous part, the dictionary also has the key `failures`, with a dictionary from
+    the names of these utterances to the reasons. `DataLoader(..., batch_size=None)` returns the parts of the processes
+    in turn, and `StreamedBatches` joins them into micro-batches.
 
     Args:
         crops: crops drawn from `ShardUtterances`.
@@ -208,10 +210,10 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
 class StreamedBatches:
     """Iterable of the micro-batches of one rank for a training loop.
 
-    Each iteration runs from the current position to the end of the epoch, and then moves the position to the start of
-    the next epoch. The position consists of the attributes `epoch` and `batch`, the number of finished global batches
-    of the epoch. To resume a run, set both, and use the same shards, seed and batch size. The numbers of ranks and
-    loader processes may differ.
+    The attribute `epoch` is the number of the current epoch, and `batch` is the number of its finished global batches.
+    Each iteration yields the remaining micro-batches of the epoch, and then sets both attributes to the start of the
+    next epoch. To resume a run, set both attributes, and use the same shards, seed and batch size. The numbers of ranks
+    and loader processes may differ from those of the interrupted run.
 
     Args:
         crops: crops drawn from `ShardUtterances`.

@@ -85,11 +85,12 @@ class DataSetStream:
             self.identity = f"{path}@{revision}"
 
     def read(self, state: Any) -> Iterator[tuple[Item, Callable[[], Any]]]:
-        """Yield each row together with a function that returns the state of the stream after this row.
+        """Yield pairs of a row and a function. The function returns the state of the stream after the row.
 
         Args:
-            state: state from which to continue, as returned by such a function; None reads from the start. A state
-                contains the number of rows read and the state of the data set, and can be stored as JSON.
+            state: state from which to continue, as a function of an earlier call returned it; None reads from the
+                start. A state contains the number of rows read and the state of the data set, and can be stored as
+                JSON.
         """
         data = self._load()
         audio, speaker = self._columns(data)
@@ -177,12 +178,12 @@ def _speaker_name(value: Any, kind: Any) -> str | None:
 def copy_streams(
     streams: Sequence[DataSetStream], listing: Listing, folder: Path, fingerprint: str, progress: bool
 ) -> None:
-    """Copy the rows that an earlier run has not copied yet, and add the rows of all data sets to the listing.
+    """Copy data sets into segment files, and add their rows to `listing`. Existing segments are not copied again.
 
     Args:
         streams: data sets to copy, in order.
         listing: listing that receives the utterances.
-        folder: folder of the segments.
+        folder: folder in which the segments are saved.
         fingerprint: digest of the sources and the options.
         progress: whether to show a progress bar on stderr.
 
@@ -208,7 +209,7 @@ def copy_streams(
 
 
 def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the path and the description of each segment of a stream, and write the segments that are missing."""
+    """Write the missing segments of a stream, and yield the path and the description of every segment."""
     items = None
     state = None
     for index in count():

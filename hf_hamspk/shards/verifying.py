@@ -64,7 +64,7 @@ def verify_shards(folder: str, processes: int = 0, progress: bool = True) -> lis
         One sentence per fault; empty if the folder is correct.
 
     Raises:
-        ValueError: the manifest does not exist or contradicts itself.
+        ValueError: the manifest does not exist or is invalid (see `Manifest.from_json`).
     """
     manifest = load_manifest(folder)
     problems, keys = [], []
@@ -165,7 +165,7 @@ def verify_shard(folder: str, manifest: Manifest | None, index: int) -> ShardFin
 
 
 def hash_key(key: str) -> int:
-    """Return a 64-bit hash of a key. Two of ten million keys have the same hash with a probability of 3e-6."""
+    """Return a 64-bit hash of a key. The probability that any of ten million keys share a hash is 3e-6."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 

@@ -55,8 +55,8 @@ class ParquetShard:
 
     Args:
         path: path of the shard.
-        temporary: path to write to before the shard is complete.
-        sampling_rate: sampling rate of the audio in Hz; None if the files can differ.
+        temporary: path of the temporary file, which is renamed to `path` when the shard is complete.
+        sampling_rate: sampling rate of all utterances in Hz; None if the utterances have different sampling rates.
         rows_per_group: number of utterances in a row group.
     """
 
@@ -114,7 +114,7 @@ class TarShard:
 
     Args:
         path: path of the shard.
-        temporary: path to write to before the shard is complete.
+        temporary: path of the temporary file, which is renamed to `path` when the shard is complete.
     """
 
     def __init__(self, path: Path, temporary: Path):

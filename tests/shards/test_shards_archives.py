@@ -208,7 +208,7 @@ def test_hostile_members_of_a_zip_are_refused(fields, reason):
         ({"size": 50}, "should have 50 bytes, but has more"),
         ({"size": 99_999}, "should have 99999 bytes, but has [0-9]+; copy"),
         ({"check": 1}, "CRC-32"),
-        ({"offset": 7}, "no file begins at the declared place"),
+        ({"offset": 7}, "no file begins at the declared offset"),
         ({"method": 0}, "should have"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_shard_that_stays_broken_is_reported_and_replaced(tmp_path, serve):
     assert same == 32 - 6
     (failure,) = streamed.crops.failures.items()
     assert failure[0] == "shard-00001-of-00004.parquet, group 0"
-    assert re.match(r"cannot be fetched, 4 attempts failed \(ClientResponseError: 503", failure[1])
+    assert re.match(r"cannot be fetched: 4 attempts failed \(ClientResponseError: 503", failure[1])
 
 
 @pytest.mark.parametrize("container", ["parquet", "webdataset"])

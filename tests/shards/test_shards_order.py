@@ -162,7 +162,10 @@ def test_a_million_utterances_need_no_table_of_them():
             ([3, -4], 1, 0, 0),
             "group_sizes must be a list with the number of utterances in each group, integers of at least 0",
         ),
-        (([3], 1, -1, 0), "seed and epoch at least 0, got 1, 1, 32, 4, -1 and 0"),
+        (
+            ([3], 1, -1, 0),
+            "seed and epoch at least 0, got batch_size=1, factors=1, lanes=32, window=4, seed=-1 and epoch=0",
+        ),
         (([3], 1, 0, 0, 1, 0), "batch_size, factors, lanes and window must be at least 1"),
     ],
 )
@@ -174,7 +177,7 @@ def test_arguments_that_are_refused(arguments, message):
 def test_batches_slots_and_ranks_that_are_refused():
     order = EpochOrder([3, 4], 2, 0, 0)
     for batch, start, stop in ((3, 0, 2), (-1, 0, 2), (0, 1, 3)):
-        with pytest.raises(ValueError, match="expected a global batch below 3 and slots between 0 and 2"):
+        with pytest.raises(ValueError, match="global batch must be below 3, and start and stop must be from 0 to 2"):
             order.samples(batch, start, stop)
     with pytest.raises(ValueError, match="does not divide into 3 ranks x 1 accumulation steps; use a multiple of 3"):
         micro_batch_slots(10, 0, 3, 1)

@@ -475,7 +475,7 @@ def test_two_at_once_are_refused(tree, out, monkeypatch):
 def test_the_folder_of_somebody_else_is_refused(tree, out):
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"contains other files \(thesis.tex\)"):
+    with pytest.raises(ValueError, match=r"contains files that are not shards \(thesis.tex\)"):
         make(tree[0], out)
 
 

@@ -175,7 +175,7 @@ def test_requests_are_repeated_with_growing_pauses(tmp_path, monkeypatch):
     calls.clear()
     monkeypatch.setattr(reader, "_fetch_once", lambda *span: calls.append(span) or _raise(ConnectionResetError("gone")))
     with pytest.raises(
-        InputError, match=re.escape("manifest.json: cannot be fetched, 4 attempts failed (ConnectionResetError")
+        InputError, match=re.escape("manifest.json: cannot be fetched: 4 attempts failed (ConnectionResetError")
     ):
         reader.fetch("manifest.json")
     assert len(calls) == 4
