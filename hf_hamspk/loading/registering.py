@@ -82,7 +82,7 @@ class ImportWatcher:
     """Import hook that registers the models after the first import of the Auto classes, and then removes itself.
 
     The hook does not change which modules are found. Registration itself imports modules of transformers and of this
-    package. To avoid circular imports, the hook waits until the current thread has finished all imports of the two.
+    package. To avoid circular imports, the hook waits until the current thread has finished all imports of both.
     """
 
     def __init__(self) -> None:
