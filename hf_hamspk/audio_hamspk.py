@@ -17,11 +17,12 @@ Symbols in shapes: `B` batch size, `L` samples, `N` samples after resampling, `K
 `F` frequency bins.
 """
 
-import http.client
 import io
 import math
 import os
 import struct
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
 
 try:
     import soundfile
@@ -49,8 +48,6 @@ except (ImportError, OSError):
 SHORTEST_SECONDS = 0.1
 # Difference of the largest and smallest sample below which a recording is silent; a step of 16-bit audio is 3.05e-5.
 SILENCE_SPAN = 2e-5
-# Largest share of padding in a batch: computing more padding than this costs more than another batch.
-MOST_PADDING = 0.1
 # Zero crossings of the sinc on each side, and the cut-off frequency relative to half the lower sampling rate.
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
 # Number of values in the largest intermediate array of resampling: 16 MiB of float32.
@@ -67,7 +64,8 @@ LOUDEST = 16.0
 INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
 # Share of the declared samples below which a file is truncated; MP3 headers may be wrong by one or two frames (72 ms).
 DECODED_SHARE = 0.9
-FETCH_SECONDS = 20.0
+# Longest wait in seconds for the next bytes of a URL, and longest time for the whole file, redirects included.
+FETCH_SECONDS, LONGEST_FETCH = 20.0, 120.0
 # Number of samples times channels that are decoded at once: 1 MiB of float32.
 DECODED_AT_ONCE = 1 << 18
 # Number of frames from which a length is taken as unknown; libsndfile reports about this many.
@@ -83,6 +81,7 @@ ALIKE_CHANNELS = 0.75
 NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
+_TOO_SLOW = f"not complete after {LONGEST_FETCH:g} s"
 _MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
 # Seconds of speech below which no decision is made by default; see `verification_hamspk`.
 MINIMUM_SPEECH = 1.0
@@ -193,6 +192,28 @@ class Limits:
             raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
 
 
+def make_limits(limits: Any) -> Limits:
+    """Return limits that are given as `Limits`, as a dictionary with some of its fields, or as None for the defaults.
+
+    Raises:
+        InputError: the limits have another type, or a field is unknown or invalid.
+    """
+    if limits is None:
+        return Limits()
+    if isinstance(limits, Mapping):
+        try:
+            return Limits(**limits)
+        except TypeError as error:
+            given = _short(", ".join(map(str, limits)))
+            raise InputError(f"limits may have the keys seconds, size, values and remote, got {given}.") from error
+    # `isinstance` would fail: an installed package and the code in a model's folder have different `Limits` classes.
+    if not hasattr(limits, "remote"):
+        raise InputError(
+            f"limits must be a dictionary with seconds, size, values or remote, got {type(limits).__name__}."
+        )
+    return limits
+
+
 @dataclass(frozen=True)
 class Sound:
     """Recording with one channel of finite samples, as returned by `read_sound`.
@@ -217,7 +238,7 @@ def read_sound(
     source: Any,
     rate: int | None,
     label: str = "The recording",
-    limits: Limits | None = None,
+    limits: Limits | Mapping[str, Any] | None = None,
     source_rate: int | None = None,
     strict: bool = False,
     min_duration: float = SHORTEST_SECONDS,
@@ -227,37 +248,44 @@ def read_sound(
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
 
+    Besides the source, at most 10 bytes for each sample of the recording (averaged over its channels, at its own
+    sampling rate), 4 bytes for each sample of the result, and 40 MB are in memory at once.
+
     Args:
         source: path, URL, bytes of an audio file, open binary file, array or tensor `(L,)`, `(C, L)` or `(L, C)`,
             decoder of torchcodec, or dictionary with "array" (or "raw") and "sampling_rate", or with "bytes" or "path",
             as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
         rate: sampling rate of the result in Hz; None keeps the rate of the recording.
         label: name of the recording in messages, for example "The test", or its path.
-        limits: limits on the recording; None uses the defaults of `Limits`.
+        limits: limits on the recording, a `Limits` or a dictionary with some of its fields; None uses its defaults.
         source_rate: sampling rate in Hz of arrays that have none; None assumes `rate`, with a warning.
         strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. If
             not, a truncated recording gets a warning, and silent or short ones are returned.
         min_duration: shortest duration in seconds if `strict`.
 
     Raises:
-        InputError: the source is not a recording, or cannot be used.
+        InputError: the source is not a recording, cannot be used, or does not fit into memory.
         MissingDecoderError: soundfile or PyAV is required but not installed.
     """
-    limits = Limits() if limits is None else limits
-    mixdown = _read(source, rate if source_rate is None else source_rate, _input_name(source, label), limits)
-    warnings: list[str] = []
-    if source_rate is None and _lacks_rate(source):
-        warnings.append(f"{label} has no sampling rate, so {rate} Hz was assumed. Give sampling_rate.")
-    waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
-    found = mixdown.rate
-    if rate is None:
-        return Sound(waveform, found, warnings)
-    if found < rate:
-        warnings.append(
-            f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: frequencies above "
-            f"{found / 2000:g} kHz are missing."
-        )
-    return Sound(resample(waveform, found, rate), rate, warnings)
+    limits = make_limits(limits)
+    name = _input_name(source, label)
+    try:
+        mixdown = _read(source, rate if source_rate is None else source_rate, name, limits)
+        warnings: list[str] = []
+        if source_rate is None and _lacks_rate(source):
+            warnings.append(f"{label} has no sampling rate, so {rate} Hz was assumed. Give sampling_rate.")
+        waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
+        found = mixdown.rate
+        if rate is None:
+            return Sound(waveform, found, warnings)
+        if found < rate:
+            warnings.append(
+                f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: frequencies above "
+                f"{found / 2000:g} kHz are missing."
+            )
+        return Sound(resample(waveform, found, rate), rate, warnings)
+    except MemoryError:
+        raise InputError("needs more memory than this process can get; cut it into shorter files", name) from None
 
 
 def _input_name(source: Any, label: str) -> str:
@@ -341,6 +369,7 @@ class _Mixdown:
                 self.name,
             )
         waveform = np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.float32)
+        self.blocks = []
         if 0 < self.promised < len(waveform) < self.promised + self.filler:
             waveform = waveform[: self.promised]
         if min_duration is not None:
@@ -451,7 +480,7 @@ def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
     if not isinstance(path, str) or not limits.remote:
         raise InputError("is a path or URL; expected the audio itself, as bytes or as an array", name)
     if path.startswith(("http://", "https://")):
-        return _decode(io.BytesIO(_fetch(path, name, limits)), name, limits)
+        return _decode(_fetch(path, name, limits), name, limits)
     # Reading a named pipe would block, and a device has no end.
     if not os.path.isfile(path):
         if os.path.isdir(path):
@@ -472,15 +501,43 @@ def _short(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def _fetch(url: str, name: str, limits: Limits) -> bytes:
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Handler that follows redirects to http and https only; the base class also follows those to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise ValueError(f"redirected to {_short(newurl)}, which is not an http or https URL")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(url: str, name: str, limits: Limits) -> io.BytesIO:
+    """Return the content of a URL; raise an `InputError` if it is not complete after `LONGEST_FETCH` seconds."""
+    found: list[io.BytesIO | Exception] = []
+    deadline = time.monotonic() + LONGEST_FETCH
+    # The time limit of a socket holds for one read, so another thread must limit the time of all reads together.
+    thread = threading.Thread(target=_download, args=(url, limits, deadline, found), daemon=True)
+    thread.start()
+    thread.join(LONGEST_FETCH)
+    content = found[0] if found else TimeoutError(_TOO_SLOW)
+    if isinstance(content, io.BytesIO):
+        return content
+    reason = f"the server answered {content.code}" if isinstance(content, urllib.error.HTTPError) else str(content)
+    raise InputError(f"cannot be fetched ({_short(reason)})", name) from content
+
+
+def _download(url: str, limits: Limits, deadline: float, found: list[io.BytesIO | Exception]) -> None:
+    """Append the content of a URL to `found`, or the error if it cannot be fetched."""
+    content = io.BytesIO()
     try:
         # Some servers reject the default user agent of Python.
         request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
-        with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
-            return response.read(limits.size + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = f"the server answered {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error)
-        raise InputError(f"cannot be fetched ({reason})", name) from error
+        with urllib.request.build_opener(_WebRedirects).open(request, timeout=FETCH_SECONDS) as response:
+            while content.tell() <= limits.size and content.write(response.read1(DECODED_AT_ONCE)):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(_TOO_SLOW)
+        found.append(content)
+    except Exception as error:
+        found.append(error)
 
 
 def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
@@ -508,12 +565,13 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
         raise InputError(f"has shape {shape}; expected (samples,), or channels and samples", name)
     # The limits are checked by shape, before an expanded or memory-mapped array is copied.
     mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), name, limits)
-    values = _to_float32(_to_numpy(samples, name), name)
+    values = _to_numpy(samples, name)
     if values.ndim == 1:
         values = values[:, None]
     elif shape[0] <= shape[-1]:
         values = values.T
-    mixdown.add(values)
+    for begin in range(0, max(1, len(values)), DECODED_AT_ONCE // mixdown.channels):
+        mixdown.add(_to_float32(values[begin : begin + DECODED_AT_ONCE // mixdown.channels], name))
     return mixdown
 
 
@@ -712,66 +770,9 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
     return (scale * np.sinc(time) * window).astype(np.float32)
 
 
-def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
-    """Return a feature extractor that pads waveforms and returns a mask; the model itself computes the features."""
-    return Wav2Vec2FeatureExtractor(
-        sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
-    )
-
-
-def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
-    """Raise a ValueError if a batch is not `(B, L)`, its mask has another shape, or an utterance is too short.
-
-    The values of the mask are checked only on the CPU, because reading them from another device would block. They are
-    not checked while the model is compiled or exported.
-    """
-    if input_values.ndim != 2:
-        raise ValueError(
-            f"input_values must be mono audio of shape (batch, samples), got shape {tuple(input_values.shape)}."
-        )
-    too_short = (
-        f"expected at least {smallest_length} (one analysis window); {SHORTEST_SECONDS} s or more are recommended."
-    )
-    if input_values.shape[1] < smallest_length:
-        raise ValueError(f"input_values has {input_values.shape[1]} samples; {too_short}")
-    if attention_mask is None:
-        return
-    if attention_mask.shape != input_values.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_values, {tuple(input_values.shape)}, got "
-            f"{tuple(attention_mask.shape)}."
-        )
-    if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
-        mask = attention_mask.long()
-        if bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise ValueError("attention_mask has 0 before 1; expected utterances that are padded on the right.")
-        shortest = int(mask.sum(-1).min())
-        if shortest < smallest_length:
-            raise ValueError(f"attention_mask marks only {shortest} samples of an utterance; {too_short}")
-
-
-def check_labels(labels: Tensor, speakers: int) -> None:
-    """Raise a ValueError if one of the labels `(B,)` is outside [0, speakers)."""
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < speakers:
-        raise ValueError(
-            f"Labels must be in [0, {speakers}) for a model with num_labels={speakers}, got labels from "
-            f"{int(labels.min())} to {int(labels.max())}. Create the head with the num_labels of the training set."
-        )
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return batches of indices of similar `lengths`, each with at most `budget` samples including padding."""
-    batches: list[list[int]] = []
-    held = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        padded = (len(batches[-1]) + 1) * lengths[i] if batches else 0
-        if batches and padded <= budget and padded - held - lengths[i] <= MOST_PADDING * padded:
-            batches[-1].append(i)
-            held += lengths[i]
-        else:
-            batches.append([i])
-            held = lengths[i]
-    return batches
+def cut_pieces(waveform: np.ndarray, most: float) -> list[np.ndarray]:
+    """Return equal consecutive pieces `(L,)` of a waveform, each with at most `most` samples."""
+    return np.array_split(waveform, max(1, math.ceil(len(waveform) / most)))
 
 
 @dataclass(frozen=True)
@@ -842,6 +843,14 @@ def measure_sound(sound: Sound) -> SpeechMeasures:
     snr = _decibels(max(signal - noise, 0.0)) - _decibels(noise) if frames else LOWEST_SNR_DB
     snr = min(max(snr, LOWEST_SNR_DB), HIGHEST_SNR_DB)
     return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level)
+
+
+def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
+    """Return the seconds of speech of each piece `(L,)`; 1 for each if none contains speech, or below 8 kHz."""
+    weights = [0.0]
+    if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
+        weights = [measure_sound(Sound(piece, sampling_rate)).speech for piece in pieces]
+    return weights if any(weights) else [1.0] * len(pieces)
 
 
 def _power(decibels: float) -> float:

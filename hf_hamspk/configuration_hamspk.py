@@ -19,6 +19,10 @@ from .geometry_hamspk import (
     check_projection,
 )
 
+# Seconds of the longest recording that is embedded as a whole. For it, an ECAPA-TDNN of 1024 channels and a base
+# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length.
+LONGEST_PIECE, LONGEST_BACKBONE_PIECE = 180.0, 30.0
+
 Number = float | int
 
 
@@ -179,6 +183,11 @@ class HamSpkConfig(PreTrainedConfig):
     def is_hyperbolic(self) -> bool:
         """Whether the head or the similarity uses the Poincaré ball."""
         return self.similarity == "hyperbolic" or self.head in ("h", "ham", "joint")
+
+    @property
+    def longest_piece(self) -> float:
+        """Seconds of the longest recording that is embedded as a whole; see `SpeakerModelMixin.embed_waveforms`."""
+        return LONGEST_PIECE if self.backbone_config is None else LONGEST_BACKBONE_PIECE
 
     def validate_sizes(self) -> None:
         """Check that all sizes are in range and consistent with each other."""

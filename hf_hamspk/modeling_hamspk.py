@@ -9,28 +9,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers import initialization as init
 from transformers.modeling_outputs import XVectorOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import (
-    InputError,
-    Limits,
-    check_batch,
-    check_labels,
-    length_batches,
-    make_feature_extractor,
-)
+from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, cut_pieces, speech_weights
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
@@ -39,6 +34,7 @@ from .geometry_hamspk import (
     LinearSimilarity,
     length_mask,
     magnitude,
+    mean_direction,
     score,
     score_matrix,
 )
@@ -66,6 +62,12 @@ from .verification_hamspk import (
 
 # Seconds of audio, including padding, in one forward pass of `embed`.
 BATCH_SECONDS = 120.0
+# Largest share of padding in a batch: computing more padding than this costs more than another batch.
+MOST_PADDING = 0.1
+# Seconds of audio that `embed` reads before it computes the embeddings.
+HELD_SECONDS = 600.0
+# Lock for the number of threads that embed with a model, which together decide its mode.
+MODE_LOCK = threading.Lock()
 INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
 METADATA_KEY = "hamspk"
 # Arguments of `from_pretrained` that determine where a file is found.
@@ -83,6 +85,7 @@ class SpeakerModelMixin(nn.Module):
     calibration: Calibration | None = None
     cohort: Cohort | None = None
     _known_fingerprint: tuple[Any, str] | None = None
+    _embedding_threads, _was_training = 0, False
 
     def embed(
         self,
@@ -92,6 +95,9 @@ class SpeakerModelMixin(nn.Module):
         limits: Limits | None = None,
     ) -> Tensor:
         """Embed recordings of any length and sampling rate in evaluation mode, batched by length.
+
+        About ten minutes of audio and one further recording are in memory at once. Long recordings are embedded in
+        pieces; see `embed_waveforms`.
 
         Args:
             recordings: paths, arrays, dictionaries or other inputs that `read_sound` accepts.
@@ -112,35 +118,63 @@ class SpeakerModelMixin(nn.Module):
             )
         rate = self.config.sampling_rate
         assumed = rate if sampling_rate is None else sampling_rate
-        waveforms = [
-            read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True).waveform
-            for number, one in enumerate(recordings, 1)
-        ]
-        return self.embed_waveforms(waveforms, batch_seconds)
+        rows, held = [], []
+        for number, one in enumerate(recordings, 1):
+            held.append(read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True).waveform)
+            if sum(map(len, held)) > HELD_SECONDS * rate:
+                rows.append(self.embed_waveforms(held, batch_seconds))
+                held = []
+        return torch.cat([*rows, self.embed_waveforms(held, batch_seconds)])
 
     def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:
         """Embed waveforms that `read_sound` returned; like `embed`, return `(N, D)` float32.
 
+        A recording of more than `config.longest_piece` seconds is cut into equal pieces of at most this length. Its
+        embedding is `mean_direction` of the embeddings of the pieces, weighted by their seconds of speech. Several
+        threads may embed at once, but none may train the model meanwhile.
+
         Args:
             waveforms: finite float32 waveforms `(L,)` at the model's sampling rate, which are not checked.
-            batch_seconds: seconds of audio, including padding, in one forward pass.
+            batch_seconds: seconds of audio, including padding, in one forward pass; a longer piece is a batch alone.
         """
+        rate = self.config.sampling_rate
+        pieces = [cut_pieces(waveform, self.config.longest_piece * rate) for waveform in waveforms]
+        embeddings = self._embed_pieces([piece for own in pieces for piece in own], int(batch_seconds * rate))
+        if len(embeddings) == len(pieces):
+            return embeddings
+        logger.warning_once(f"Recordings longer than {self.config.longest_piece:g} s are embedded in pieces.")
+        parts = zip(pieces, embeddings.split([len(own) for own in pieces]), strict=True)
+        weighted = [(part, torch.tensor(speech_weights(own, rate))) for own, part in parts]
+        return torch.stack([part[0] if len(part) == 1 else mean_direction(part, shares) for part, shares in weighted])
+
+    def _embed_pieces(self, waveforms: Sequence[np.ndarray], budget: int) -> Tensor:
         tensors = [torch.from_numpy(np.ascontiguousarray(waveform)) for waveform in waveforms]
         sizes = [len(tensor) for tensor in tensors]
         embeddings = torch.empty(len(tensors), self.config.embedding_size, device=self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                for batch in length_batches(sizes, int(batch_seconds * self.config.sampling_rate)):
-                    lengths = torch.tensor([sizes[i] for i in batch])
-                    values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
-                    is_padded = lengths[0] != lengths[-1]
-                    mask = length_mask(lengths, values.shape[1]).to(self.device) if is_padded else None
-                    embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
-        finally:
-            self.train(was_training)
+        with self._evaluating(), torch.inference_mode():
+            for batch in length_batches(sizes, budget):
+                lengths = torch.tensor([sizes[i] for i in batch])
+                values = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True).to(self.device)
+                is_padded = lengths[0] != lengths[-1]
+                mask = length_mask(lengths, values.shape[1]).to(self.device) if is_padded else None
+                embeddings[batch] = self.base_model(values, attention_mask=mask).embeddings.float()
         return embeddings
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Set the model to evaluation mode, and restore its mode when no thread embeds any more."""
+        with MODE_LOCK:
+            if self._embedding_threads == 0:
+                self._was_training = self.base_model.training
+                self.base_model.eval()
+            self._embedding_threads += 1
+        try:
+            yield
+        finally:
+            with MODE_LOCK:
+                self._embedding_threads -= 1
+                if self._embedding_threads == 0:
+                    self.base_model.train(self._was_training)
 
     def enrol(
         self,
@@ -237,6 +271,68 @@ class SpeakerModelMixin(nn.Module):
     def _scoring(self) -> dict[str, Any]:
         names = ("similarity", "projection", "curvature", "clip_radius")
         return {name: getattr(self.config, name) for name in names}
+
+
+def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+    """Return a feature extractor that pads waveforms and returns a mask; the model itself computes the features."""
+    return Wav2Vec2FeatureExtractor(
+        sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
+    )
+
+
+def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
+    """Raise a ValueError if a batch is not `(B, L)`, its mask has another shape, or an utterance is too short.
+
+    The values of the mask are checked only on the CPU, because reading them from another device would block. They are
+    not checked while the model is compiled or exported.
+    """
+    if input_values.ndim != 2:
+        raise ValueError(
+            f"input_values must be mono audio of shape (batch, samples), got shape {tuple(input_values.shape)}."
+        )
+    too_short = (
+        f"expected at least {smallest_length} (one analysis window); {SHORTEST_SECONDS} s or more are recommended."
+    )
+    if input_values.shape[1] < smallest_length:
+        raise ValueError(f"input_values has {input_values.shape[1]} samples; {too_short}")
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_values, {tuple(input_values.shape)}, got "
+            f"{tuple(attention_mask.shape)}."
+        )
+    if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
+        mask = attention_mask.long()
+        if bool((mask[:, 1:] > mask[:, :-1]).any()):
+            raise ValueError("attention_mask has 0 before 1; expected utterances that are padded on the right.")
+        shortest = int(mask.sum(-1).min())
+        if shortest < smallest_length:
+            raise ValueError(f"attention_mask marks only {shortest} samples of an utterance; {too_short}")
+
+
+def check_labels(labels: Tensor, speakers: int) -> None:
+    """Raise a ValueError if one of the labels `(B,)` is outside [0, speakers)."""
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < speakers:
+        raise ValueError(
+            f"Labels must be in [0, {speakers}) for a model with num_labels={speakers}, got labels from "
+            f"{int(labels.min())} to {int(labels.max())}. Create the head with the num_labels of the training set."
+        )
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Return batches of indices of similar `lengths`, each with at most `budget` samples including padding."""
+    batches: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        padded = (len(batches[-1]) + 1) * lengths[i] if batches else 0
+        if batches and padded <= budget and padded - held - lengths[i] <= MOST_PADDING * padded:
+            batches[-1].append(i)
+            held += lengths[i]
+        else:
+            batches.append([i])
+            held = lengths[i]
+    return batches
 
 
 @dataclass

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedConfig
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .audio_hamspk import InputError, Limits, Sound, measure_sound, read_sound
+from .audio_hamspk import InputError, Limits, Sound, make_limits, measure_sound, read_sound
 from .geometry_hamspk import COMBINATIONS
-from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, read_enrolment_side
+from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, pieces_warnings, read_enrolment_side
 
 TASK = "speaker-verification"
 ENROLMENT, TEST = "enrolment", "test"
@@ -145,8 +145,7 @@ class SpeakerVerificationPipeline(Pipeline):
         for name, value, known in (("combine", combine, COMBINATIONS), ("errors", errors, ERRORS)):
             if value is not None and value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-        if limits is not None and not isinstance(limits, Limits):
-            limits = _make_limits(limits)
+        limits = None if limits is None else make_limits(limits)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
         return _given(reading | {"limits": limits}), _given(deciding), {}
@@ -191,7 +190,8 @@ class SpeakerVerificationPipeline(Pipeline):
             if isinstance(one, InputError):
                 answers.append({"error": str(one)})
             elif one.enrolment is None:
-                speech, warnings = measure_sound(one.test).speech, one.test.warnings
+                speech, longest = measure_sound(one.test).speech, self.model.config.longest_piece
+                warnings = [*one.test.warnings, *pieces_warnings(one.test.duration, "The recording", longest)]
                 answers.append({"embedding": next(embedded), "speech": speech, "warnings": warnings})
             else:
                 answers.append(next(decided).to_dict())
@@ -264,15 +264,3 @@ def _is_stream(inputs: Any) -> bool:
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
-
-
-def _make_limits(fields: Any) -> Limits:
-    if not isinstance(fields, Mapping):
-        raise InputError(
-            f"limits must be a dictionary with seconds, size, values or remote, got {type(fields).__name__}."
-        )
-    try:
-        return Limits(**fields)
-    except TypeError as error:
-        given = ", ".join(map(str, fields))
-        raise InputError(f"limits may have the keys seconds, size, values and remote, got {given}.") from error

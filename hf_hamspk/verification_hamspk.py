@@ -41,6 +41,7 @@ from .audio_hamspk import (
     Sound,
     SpeechMeasures,
     is_number,
+    make_limits,
     measure_sound,
     read_sound,
     require_sound,
@@ -226,7 +227,7 @@ def read_enrolment_side(
     if hasattr(source, "check_model"):
         return source
     is_path = isinstance(source, str | os.PathLike) and str(source).endswith(PROFILE_SUFFIX)
-    if is_path and (limits is None or limits.remote):
+    if is_path and make_limits(limits).remote:
         return SpeakerProfile.load(source)
     several = list(source) if isinstance(source, list | tuple) else [source]
     if not 0 < len(several) <= MOST_ENROLMENTS:
@@ -302,6 +303,13 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
     if measures.clipped >= CLIPPED_SHARE:
         sentences.append(f"{label} is clipped in {measures.clipped:.1%} of its samples. Record at a lower level.")
     return sentences
+
+
+def pieces_warnings(seconds: float, label: str, longest: float) -> list[str]:
+    """Return a warning if a recording is longer than `longest` seconds and is therefore embedded in pieces."""
+    if seconds <= longest:
+        return []
+    return [f"{label} lasts {seconds:.0f} s. It was embedded in pieces of at most {longest:g} s, which were averaged."]
 
 
 def copy_warnings(recordings: Sequence[MeasuredRecording], labels: Sequence[str]) -> list[str]:
@@ -522,6 +530,7 @@ class _CalibratedModel:
 
     def _warnings(self, recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
         sentences = [*recording.warnings, *quality_warnings(recording, label, with_length)]
+        sentences += pieces_warnings(recording.measures.duration, label, self.model.config.longest_piece)
         return [*sentences, *voice_warnings(recording, label, self.scorer)]
 
 

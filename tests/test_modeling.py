@@ -14,8 +14,8 @@ from transformers import AutoModel, feature_extraction_utils, modeling_utils
 from transformers.utils import PushToHubMixin
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
-from hf_hamspk.audio_hamspk import length_batches
 from hf_hamspk.geometry_hamspk import HEAD_PARTS
+from hf_hamspk.modeling_hamspk import length_batches
 
 HEADS = [*HEAD_PARTS, "joint"]
 FAMILIES = ["ecapa", *BACKBONES]

@@ -15,6 +15,9 @@ from ..audio_hamspk import InputError
 READ_TIMEOUT_S = 60.0
 """Seconds without data after which an HTTP request counts as failed."""
 
+TOTAL_TIMEOUT_S = 600.0
+"""Seconds after which one HTTP request counts as failed, even if data still arrives."""
+
 HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
 """Errors that would occur again if the request were repeated."""
 
@@ -151,10 +154,10 @@ class Fetcher:
 
 
 def _timeout() -> Any:
-    """Return an HTTP timeout that limits each wait for data, but not the total time of a response."""
+    """Return an HTTP timeout that limits each wait for data, and the total time of a response."""
     import aiohttp
 
-    return aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+    return aiohttp.ClientTimeout(total=TOTAL_TIMEOUT_S, sock_connect=READ_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
 
 
 def _hopeless(error: Exception) -> bool:

@@ -1,0 +1,137 @@
+"""Long recordings are embedded in pieces, by a stated rule, and with a warning; threads may embed at the same time."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import RATE, noises, save_calibrated_model, settle, tiny_config
+from transformers import pipeline
+
+from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk.audio_hamspk import cut_pieces, measure_speech, speech_weights
+from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE
+from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.geometry_hamspk import mean_direction
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> HamSpkModel:
+    return HamSpkModel.from_pretrained(save_calibrated_model(tmp_path_factory.mktemp("long") / "model"))
+
+
+@pytest.fixture
+def short_pieces(monkeypatch) -> float:
+    """Pieces of 4 s at most."""
+    monkeypatch.setattr("hf_hamspk.configuration_hamspk.LONGEST_PIECE", 4.0)
+    return 4.0
+
+
+@given(st.integers(0, 5000), st.integers(1, 6000))
+def test_pieces_are_equal_and_not_too_long(samples, most):
+    waveform = np.arange(samples)
+    pieces = cut_pieces(waveform, most)
+    np.testing.assert_array_equal(np.concatenate(pieces), waveform)
+    sizes = {len(piece) for piece in pieces}
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert len(pieces) == 1 or (len(pieces) - 1) * most < samples
+
+
+def test_up_to_the_limit_a_recording_is_one_piece(model, short_pieces):
+    waves = [make_speech(1, 1, 4.0), make_speech(2, 1, 2.0)]
+    assert torch.equal(model.embed_waveforms(waves), model._embed_pieces(waves, 120 * RATE))
+
+
+def test_a_long_recording_has_the_mean_of_its_pieces_by_their_speech(model, short_pieces):
+    silence = np.zeros(4 * RATE, np.float32)
+    long = np.concatenate([make_speech(1, 1, 4.0), make_speech(1, 2, 2.0), silence[: 2 * RATE], silence])
+    pieces = [long[: 4 * RATE], long[4 * RATE : 8 * RATE], long[8 * RATE :]]
+    seconds = [measure_speech(piece, RATE).speech for piece in pieces]
+    assert seconds[0] > seconds[1] > seconds[2] == 0
+    found = model.embed_waveforms([make_speech(3, 1, 3.0), long, make_speech(4, 1, 3.5)])
+    alone = model.embed_waveforms(pieces)
+    torch.testing.assert_close(found[1], mean_direction(alone, torch.tensor(seconds)))
+    torch.testing.assert_close(found[[0, 2]], model.embed_waveforms([make_speech(3, 1, 3.0), make_speech(4, 1, 3.5)]))
+    # Neither the size of a batch nor the other recordings change it.
+    torch.testing.assert_close(model.embed_waveforms([long], batch_seconds=1.0)[0], found[1])
+
+
+def test_without_speech_all_pieces_count_alike(model, short_pieces):
+    noise = noises(10.0)[0].numpy()
+    assert speech_weights(cut_pieces(noise, 4 * RATE), RATE) == [1.0] * 3
+    expected = mean_direction(model.embed_waveforms(cut_pieces(noise, 4 * RATE)))
+    torch.testing.assert_close(model.embed_waveforms([noise])[0], expected)
+    assert speech_weights([noise, noise], 4000) == [1.0, 1.0]
+
+
+def test_transformers_backbones_have_shorter_pieces():
+    """Their attention takes memory that grows with the square of the length."""
+    assert tiny_config().longest_piece == LONGEST_PIECE == 180.0
+    assert tiny_config("wavlm").longest_piece == LONGEST_BACKBONE_PIECE == 30.0
+    # The limit is no field: it is neither saved nor can it be set.
+    assert "longest_piece" not in tiny_config().to_dict()
+
+
+def test_every_answer_says_so(model, short_pieces, tmp_path):
+    long, short = make_speech(1, 1, 9.0), make_speech(1, 2, 3.9)
+    sentence = "lasts 9 s. It was embedded in pieces of at most 4 s, which were averaged."
+    answer = model.verify(short, long, sampling_rate=RATE)
+    assert [one for one in answer.warnings if "pieces" in one] == [f"The test {sentence}"]
+    answer = model.verify(long, short, sampling_rate=RATE)
+    assert [one for one in answer.warnings if "pieces" in one] == [f"The enrolment {sentence}"]
+    assert f"The enrolment {sentence}" in model.enrol([long], sampling_rate=RATE).warnings
+    profile = model.enrol([short], name="anna", sampling_rate=RATE)
+    assert f"The recording {sentence}" in model.identify(long, [profile], sampling_rate=RATE).warnings
+    embed = pipeline("speaker-verification", model=model, device="cpu")
+    found = embed({"array": long, "sampling_rate": RATE}, return_embeddings=True)
+    assert found["warnings"] == [f"The recording {sentence}"]
+    np.testing.assert_allclose(found["embedding"], model.embed([long], RATE)[0], rtol=1e-5)
+
+
+def test_embed_reads_about_ten_minutes_at_once(model, monkeypatch):
+    waves = [make_speech(1, number, 0.5) for number in range(7)]
+    expected = model.embed(waves, RATE)
+    held: list[int] = []
+    whole = model.embed_waveforms
+    monkeypatch.setattr("hf_hamspk.modeling_hamspk.HELD_SECONDS", 1.2)
+    monkeypatch.setattr(model, "embed_waveforms", lambda some, *rest: (held.append(len(some)), whole(some, *rest))[1])
+    torch.testing.assert_close(model.embed(iter(waves), RATE), expected)
+    assert held == [3, 3, 1]
+    assert model.embed([], RATE).shape == (0, model.config.embedding_size)
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_threads_embed_a_model_in_training_mode(is_training, with_head):
+    model = settle(HamSpkForXVector(tiny_config()) if with_head else HamSpkModel(tiny_config()))
+    waves = [make_speech(1, number, 0.5 + 0.1 * number) for number in range(4)]
+    expected = model.embed_waveforms(waves)
+    model.train(is_training)
+    before = copy.deepcopy(model.state_dict())
+    start, found = threading.Barrier(8), []
+
+    def embed() -> None:
+        start.wait()
+        for _ in range(3):
+            found.append(model.embed_waveforms(waves))
+
+    threads = [threading.Thread(target=embed) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 24
+    for one in found:
+        torch.testing.assert_close(one, expected)
+    assert model.training == model.base_model.training == is_training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_error_restores_the_mode(model, monkeypatch):
+    fresh = HamSpkModel(tiny_config())
+    with pytest.raises(ValueError, match="input_values has 5 samples"):
+        fresh.embed_waveforms([np.zeros(5, np.float32)])
+    assert fresh.training and fresh._embedding_threads == 0
