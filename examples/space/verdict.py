@@ -21,6 +21,9 @@ from transformers import AutoModel
 EVALUATION_FILE = "evaluation.json"
 RATIO = "log-likelihood ratio"
 SAME, DIFFERENT = "same speaker", "different speakers"
+# Seconds of the longest recording, and largest number of decoded samples times channels, as at the endpoint. They bound
+# the memory that a visitor's file can take.
+LIMITS = {"seconds": 120.0, "values": 1 << 24, "remote": False}
 _HEADLINES = {SAME: "Same speaker", DIFFERENT: "Different speakers", "not enough speech": "Not enough speech"}
 _CLASSES = {SAME: "same", DIFFERENT: "different"}
 # No calibration data supports larger likelihood ratios.
@@ -68,7 +71,7 @@ def compare(model: Any, first: str, second: str, operating_point: str | None = N
     """
     # As bytes, because error messages would name the paths on this machine.
     recordings = [Path(path).read_bytes() for path in (first, second)]
-    return model.verify(*recordings, operating_point=operating_point)
+    return model.verify(*recordings, operating_point=operating_point, limits=LIMITS)
 
 
 def points_of(model: Any) -> list[str]:

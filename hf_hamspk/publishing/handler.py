@@ -25,9 +25,13 @@ from transformers import pipeline
 LONGEST_SECONDS = 120.0
 # Limit for the total size of the recordings in a request after base64 decoding: two minutes of 16-bit stereo at 48 kHz.
 LARGEST_BYTES = 24 << 20
+# Limit for the decoded samples of a recording times its channels, more than two minutes of stereo at 48 kHz.
+LARGEST_VALUES = 1 << 24
 LARGEST_ENROLMENT = 10
-# Number of requests processed at once, each of which may need a few hundred MB of memory, and the longest time that a
-# further request waits.
+# Largest number of characters in an error message, which may repeat a part of the request.
+LONGEST_MESSAGE = 500
+# Number of requests processed at once, and the longest time that a further request waits. Besides its body, a request
+# needs at most 400 MB to read and measure its recordings, and the memory of the encoder for 120 s of audio.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
 PARAMETERS = ("operating_point", "threshold", "combine")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -47,7 +51,7 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = ""):
-        limits = {"seconds": LONGEST_SECONDS, "size": LARGEST_BYTES, "remote": False}
+        limits = {"seconds": LONGEST_SECONDS, "size": LARGEST_BYTES, "values": LARGEST_VALUES, "remote": False}
         # The overloads of transformers' `pipeline` do not include this task.
         make: Any = pipeline
         self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
@@ -78,6 +82,7 @@ class EndpointHandler:
                 self._slots.release()
         except (RequestError, self.pipeline.input_error) as error:
             message = str(error)
+            message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
         except Exception:
             number = uuid.uuid4().hex[:8]
             logger.exception("request %s failed", number)
