@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
+from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
 from .parts import EmbeddingParts
 from .sources import DecodedUtterance, Source
@@ -115,16 +116,19 @@ def _embed(
     """
     rate = model.config.sampling_rate
     waveforms = [recording.waveform for recording in recordings if recording.waveform is not None]
-    embeddings = iter(model.embed_waveforms(waveforms, batch_seconds).cpu().numpy())
+    embeddings = iter(embed_what_fits(model, waveforms, batch_seconds))
     rows = []
     for recording in recordings:
         seconds, embedding = 0.0, np.empty(0, np.float32)
         if recording.waveform is not None:
-            seconds, embedding = len(recording.waveform) / rate, next(embeddings)
-            recording = replace(recording, waveform=None)
-            if not np.isfinite(embedding).all():
+            found, reason = next(embeddings), None
+            if found is None:
+                reason = NO_MEMORY
+            elif not bool(found.isfinite().all()):
                 reason = "its embedding is not finite; use float32, and check that the weights are not damaged"
-                recording, seconds, embedding = replace(recording, reason=reason), 0.0, embedding[:0]
+            else:
+                seconds, embedding = len(recording.waveform) / rate, found.numpy()
+            recording = replace(recording, waveform=None, reason=reason)
         rows.append((recording, seconds, embedding))
     return rows
 

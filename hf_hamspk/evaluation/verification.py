@@ -15,6 +15,7 @@ from ..audio_hamspk import InputError, SpeechMeasures, measure_speech
 from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
 from ..data.audio import read_utterance
 from ..data.crops import even_segments
+from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .matrix_scoring import score_pairs
@@ -171,7 +172,12 @@ def _embed_chunk(
     model: HamSpkPreTrainedModel, chunk: dict[str, np.ndarray], protocol: str, result: EmbeddedFiles
 ) -> None:
     rate = model.config.sampling_rate
-    embeddings = model.embed_waveforms(list(chunk.values())).cpu()[:, None]
+    rows = embed_what_fits(model, list(chunk.values()))
+    result.failures.update({name: NO_MEMORY for name, row in zip(chunk, rows, strict=True) if row is None})
+    chunk = {name: waveform for (name, waveform), row in zip(chunk.items(), rows, strict=True) if row is not None}
+    if not chunk:
+        return
+    embeddings = torch.stack([row for row in rows if row is not None])[:, None]
     if protocol == "paper":
         segments = [part for w in chunk.values() for part in even_segments(w, PAPER_SEGMENT_SAMPLES, PAPER_SEGMENTS)]
         of_segments = model.embed_waveforms(segments).cpu().unflatten(0, (-1, PAPER_SEGMENTS))
