@@ -1,23 +1,31 @@
-"""Runs of pytest in forks of a process that has imported torch and the other packages once."""
+"""Runs of pytest in forks, so that imports and the collection of tests are done once for many mutants.
+
+This process imports torch and the other packages, and forks a `Session` for some test files. The session collects the
+tests and forks a child for each mutant. In the child, the changed functions get the code of the mutant, and the tests
+run. A mutant outside of functions needs a session of its own, which imports the changed module.
+"""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import pytest
 
-# Imported once by the parent. None of them starts threads, which would not survive a fork.
+# Imported once. None of them starts threads, which would not survive a fork.
 WARM = (
     "numpy",
     "torch",
@@ -36,10 +44,14 @@ WARM = (
     "datasets",
     "accelerate",
 )
-# Bytes of address space of a fork, of which torch alone takes several GiB.
+# Bytes of address space of a child. Torch alone takes several GiB.
 MEMORY = 24 << 30
-# Seconds after which a fork that waits for nothing is ended; processor time is limited as well.
+# Seconds after which a child is ended even if it takes no processor time.
 WALL_SECONDS = 900
+# Exit status if pytest itself failed, and if a test failed.
+PASSED, FAILED, CRASHED = 0, 1, 70
+# Flag of the code of functions, which the code of modules and classes lacks.
+CO_OPTIMIZED = 1
 
 
 def warm_up(folder: Path) -> None:
@@ -57,111 +69,191 @@ def warm_up(folder: Path) -> None:
         raise SystemExit("The package was imported before the fork.")
 
 
-class Fork:
-    """A run of pytest in a fork of this process.
+class Session:
+    """A process that has collected tests and runs them for one request after another.
 
     Args:
         copy: copy of the repository to test.
         files: test files.
         marks: value of pytest's `-m`.
-        seconds: limit of processor time.
-        first: tests to run before the others.
-        record: file of the package whose lines are recorded by test, and the JSON file to write them to; None records
-            nothing, and the run ends with the first test that fails.
-
-    Attributes:
-        log: file with the output of pytest.
     """
 
-    def __init__(
-        self,
-        copy: Path,
-        files: Sequence[str],
-        marks: str,
-        seconds: float,
-        first: Sequence[str] = (),
-        record: tuple[Path, Path] | None = None,
-    ):
+    def __init__(self, copy: Path, files: Sequence[str], marks: str):
         self.log = copy.with_suffix(".log")
-        self.temporary = copy.with_suffix(".tmp")
-        self.end_by = time.monotonic() + WALL_SECONDS
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir()
+        requests, replies = os.pipe(), os.pipe()
         sys.stdout.flush()
         self.process = os.fork()
         if self.process == 0:
-            status = 70
+            status = CRASHED
             try:
-                self._enter(copy, seconds)
-                if record is None:
-                    # Compiled files count as current if size and second of the source are equal, as of two mutants.
-                    sys.dont_write_bytecode = True
-                    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-                plugins: list[Any] = [First(first)] if record is None else [Recorder(*record)]
+                os.close(requests[1])
+                os.close(replies[0])
+                loop = _enter(copy, self.log, requests[0], replies[1])
                 how = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "--tb=short", "-m", marks]
-                status = int(pytest.main([*how, *files], plugins=plugins))
+                status = int(pytest.main([*how, *files], plugins=[loop]))
                 sys.stdout.flush()
             finally:
                 os._exit(status)
+        os.close(requests[0])
+        os.close(replies[1])
+        self.requests, self.replies = os.fdopen(requests[1], "w"), os.fdopen(replies[0], "rb", buffering=0)
 
-    def _enter(self, copy: Path, seconds: float) -> None:
-        os.setsid()
-        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy), "TMPDIR": str(self.temporary)}
-        sys.path.insert(0, str(copy))
+    def send(self, **request: Any) -> None:
+        """Ask for a run of the tests.
 
-    def poll(self) -> int | None:
-        """Return the exit status, minus the signal that ended the fork, or None while it runs."""
-        found, status = os.waitpid(self.process, os.WNOHANG)
-        if not found and time.monotonic() < self.end_by:
+        Args:
+            seconds: limit of processor time.
+            first: tests to run before the others.
+            only: test files to run; all if left out.
+            mutant: path and text of the changed module; the module is left as it is on disk if left out.
+            record: path of a module, and of the JSON file to which the lines that each test runs are written.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+
+    def poll(self) -> dict[str, Any] | None:
+        """Return the `status` of the run and the name of the test that failed (`by`), or None while it runs."""
+        if not select.select([self.replies], [], [], 0)[0]:
             return None
-        self.end()
-        return os.waitstatus_to_exitcode(status) if found else -signal.SIGXCPU
+        line = self.replies.readline()
+        # The session ends without an answer if the tests cannot be collected.
+        return json.loads(line) if line else {"status": FAILED, "by": "collection"}
 
-    def wait(self) -> int:
-        while (status := self.poll()) is None:
+    def wait(self, **request: Any) -> dict[str, Any]:
+        """Run the tests, and return the answer of `poll`."""
+        self.send(**request)
+        while (reply := self.poll()) is None:
             time.sleep(0.05)
-        return status
+        return reply
 
-    def end(self) -> None:
-        """Kill the fork and the processes that its tests started."""
+    def close(self) -> None:
+        """End the session and the processes that it started."""
+        for pipe in (self.requests, self.replies):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.process, 0)
-        shutil.rmtree(self.temporary, ignore_errors=True)
-
-    def failed_test(self) -> str:
-        """Return the name of the test that failed."""
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("FAILED ", "ERROR ")):
-                return line.split()[1]
-        return ""
+        os.waitpid(self.process, 0)
 
 
-class First:
-    """Plugin of pytest that runs the given tests before the others."""
+def _enter(copy: Path, log: Path, requests: int, replies: int) -> "Loop":
+    """Prepare the process of a session."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path.insert(0, str(copy))
+    # Compiled files count as current if size and second of the source are equal, as of two mutants.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    _move_temporary(copy.with_suffix(".tmp"))
+    return Loop(copy, os.fdopen(requests, "r"), os.fdopen(replies, "w"))
 
-    def __init__(self, tests: Sequence[str]):
-        self.tests = set(tests)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: item.nodeid not in self.tests)
+def _move_temporary(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+class Loop:
+    """Plugin of pytest that runs the collected tests in a child for each request."""
+
+    def __init__(self, copy: Path, requests: Any, replies: Any):
+        self.copy, self.requests, self.replies = copy, requests, replies
+        self.failed, self.recorder = copy.with_suffix(".failed"), None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed:
+            return None
+        for line in iter(self.requests.readline, ""):
+            request = json.loads(line)
+            self.failed.write_text("")
+            child = os.fork()
+            if child == 0:
+                self._begin(session, request)
+                return None
+            status = _end_of(child, time.monotonic() + WALL_SECONDS)
+            self.replies.write(json.dumps({"status": status, "by": self.failed.read_text()}) + "\n")
+            self.replies.flush()
+        return True
+
+    def _begin(self, session: pytest.Session, request: dict[str, Any]) -> None:
+        """Prepare a child: the mutant, the limits, and the tests in their order."""
+        os.setsid()
+        _move_temporary(self.copy.with_suffix(".tmp") / "child")
+        seconds = int(request["seconds"])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        if "mutant" in request:
+            swap_code(*request["mutant"])
+        if "record" in request:
+            session.config.pluginmanager.register(Recorder(*request["record"]))
+        first, only = set(request.get("first", ())), request.get("only")
+        items = [item for item in session.items if only is None or item.nodeid.partition("::")[0] in only]
+        session.items[:] = sorted(items, key=lambda item: item.nodeid not in first)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.write_text(report.nodeid)
+
+
+def _end_of(child: int, limit: float) -> int:
+    """Wait for a child: its exit status, or minus the signal that ended it."""
+    found, status = 0, 0
+    while not found and time.monotonic() < limit:
+        found, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    # Also the processes that the tests started.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+    if not found:
+        os.waitpid(child, 0)
+        return -signal.SIGXCPU
+    return os.waitstatus_to_exitcode(status)
+
+
+def swap_code(path: str, source: str) -> None:
+    """Give the functions of an imported module the code of a changed source text."""
+    new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(compile(source, path, "exec"))}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+            code = new.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+            if code is not None and code.co_freevars == function.__code__.co_freevars:
+                function.__code__ = code
+
+
+def is_within_functions(original: str, changed: str) -> bool:
+    """Return whether two versions of a module differ only in the code of functions, which `swap_code` can replace."""
+    texts = [
+        [(code.co_code, code.co_names, [c for c in code.co_consts if not isinstance(c, CodeType)]) for code in bodies]
+        for bodies in (_bodies(original), _bodies(changed))
+    ]
+    return repr(texts[0]) == repr(texts[1])
+
+
+def _bodies(source: str) -> list[CodeType]:
+    """Return the code that an import of a module runs: of the module itself and of its classes."""
+    module = compile(source, "module", "exec")
+    return [module, *(code for code in _codes(module) if not code.co_flags & CO_OPTIMIZED)]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
 
 
 class Recorder:
-    """Plugin of pytest that records which lines of a file each test runs.
+    """Plugin of pytest that records which lines of a file each test runs."""
 
-    Lines that only the import of the file runs belong to no test.
-    """
-
-    def __init__(self, source: Path, report: Path):
-        self.source, self.report = str(source), report
+    def __init__(self, source: str, report: str):
+        self.source, self.report = source, Path(report)
         self.lines: dict[str, set[int]] = {}
         self.current: set[int] = set()
 

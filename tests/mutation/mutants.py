@@ -140,7 +140,9 @@ def _replacements(node: ast.expr | ast.stmt) -> list[str]:
 
 def _other_statements(node: ast.expr | ast.stmt) -> list[str]:
     """Return the replacements of names, attributes, conditions, and statements."""
-    if isinstance(node, ast.Attribute) and node.attr in OPPOSITES:
+    # `math` has no `square`.
+    is_math = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "math"
+    if isinstance(node, ast.Attribute) and node.attr in OPPOSITES and not is_math:
         return [ast.unparse(ast.Attribute(node.value, OPPOSITES[node.attr], ast.Load()))]
     if isinstance(node, ast.Name) and node.id in BUILT_IN:
         return [OPPOSITES[node.id]]

@@ -9,10 +9,10 @@
 The repository is never changed: a commit is unpacked into FOLDER, once for each process, and the mutants are written
 there. `results.jsonl` in FOLDER has a line for each mutant. The same command resumes an interrupted run.
 
-Each mutant is tested in a fork of this process, which has imported torch and the other packages once. First, all tests
-run without a mutant, and the lines that each test runs are recorded. For a mutant, the tests that run its line come
-first. A run that takes four times the processor time of the tests without a mutant is ended, and the mutant counts as
-killed. The slow tests run only if the fast ones let the mutant through.
+Each mutant is tested in a fork of a process that has collected the tests (see `forks.py`). First, the fast tests run
+without a mutant, and the lines that each test runs are recorded. For a mutant, the tests that run its line come first,
+then the other tests of their files. A run that takes four times the time of the tests without a mutant is ended, and
+the mutant counts as killed. The slow tests run only if the fast ones let the mutant through.
 
 A survivor is a gap in the tests, or it is harmless. `harmless.json` beside this file lists the harmless ones with a
 reason for each. The exit status is 1 if a survivor is not listed there.
@@ -27,7 +27,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -35,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forks import Fork, warm_up
+from forks import CRASHED, PASSED, Session, is_within_functions, warm_up
 from modules import MODULES
 from mutants import Mutant, draw
 
@@ -45,7 +44,7 @@ HARMLESS = HERE / "harmless.json"
 # Processor time of a mutant's tests: a multiple of the time without a mutant, and the least limit in seconds.
 TIMES, LEAST_SECONDS = 4, 60
 SLOW_SECONDS = 900
-PASSED, FAILED = 0, (1, 2)
+FAST, SLOW = "not slow", "slow"
 KILLED_FAST, KILLED_SLOW, SURVIVED = "killed by fast tests", "killed by slow tests", "survived"
 
 
@@ -97,21 +96,24 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> None:
             if job.key not in known or is_again:
                 jobs.append(job)
     warm_up(folder)
-    for name in {job.module: None for job in jobs}:
-        baseline(name, folder, copies[0], commit)
     waiting = iter(jobs)
-    tests = [test_all(copy, waiting, folder, commit) for copy in copies]
+    active = {Tester(copy, folder, commit): iter(()) for copy in copies}
     with open(folder / "results.jsonl", "a", encoding="utf-8") as results:
-        while tests:
-            for test in list(tests):
-                row = next(test, StopIteration)
+        while active:
+            for tester, steps in list(active.items()):
+                row = next(steps, StopIteration)
                 if row is StopIteration:
-                    tests.remove(test)
+                    job = next(waiting, None)
+                    if job is None:
+                        tester.close()
+                        del active[tester]
+                    else:
+                        active[tester] = tester.test(job)
                 elif row is not None:
                     results.write(json.dumps(row | {"commit": commit}) + "\n")
                     results.flush()
                     print(f"{row['result']}, {row['seconds']:.0f} s: {row['key']}", flush=True)
-            time.sleep(0.02)
+            time.sleep(0.01)
 
 
 def git(*words: str) -> bytes:
@@ -147,57 +149,93 @@ def read_harmless() -> dict[str, str]:
     return {key: reason for reason, keys in by_reason.items() for key in keys}
 
 
-def baseline(name: str, folder: Path, copy: Path, commit: str) -> dict[str, Any]:
-    """Run the fast tests of a module without a mutant: the lines that each test runs, and the seconds of all."""
-    path = folder / "baselines" / f"{name.replace('/', '.')}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("commit") == commit:
-        return found
-    path.parent.mkdir(exist_ok=True)
-    start = time.monotonic()
-    fork = Fork(copy, MODULES[name].fast, "not slow", SLOW_SECONDS, record=(copy / "hf_hamspk" / name, path))
-    if fork.wait() != PASSED:
-        raise SystemExit(f"The tests of {name} fail without a mutant: see {fork.log}")
-    seconds = time.monotonic() - start
-    found = {"commit": commit, "seconds": seconds, "lines": json.loads(path.read_text(encoding="utf-8"))}
-    path.write_text(json.dumps(found), encoding="utf-8")
-    print(f"{name}: {len(found['lines'])} tests without a mutant took {seconds:.0f} s", flush=True)
-    return found
+class Tester:
+    """Tests mutants in a copy of the repository, with the sessions of one module at a time.
 
+    Args:
+        copy: copy of the repository.
+        folder: folder for the recorded lines.
+        commit: commit of the copy.
+    """
 
-def test_all(copy: Path, jobs: Iterator[Job], folder: Path, commit: str) -> Iterator[dict[str, Any] | None]:
-    """Test mutants in a copy: yield None while one is tested, and the result of each."""
-    for job in jobs:
-        path, start = copy / "hf_hamspk" / job.module, time.monotonic()
-        original, times, found = path.read_bytes(), path.stat(), baseline(job.module, folder, copy, commit)
+    def __init__(self, copy: Path, folder: Path, commit: str):
+        self.copy, self.folder, self.commit = copy, folder, commit
+        self.name = ""
+        self.sessions: dict[str, Session] = {}
+        self.found: dict[str, Any] = {}
+
+    def close(self) -> None:
+        for session in self.sessions.values():
+            session.close()
+        self.sessions = {}
+
+    def enter(self, name: str) -> None:
+        """Start the session of a module, and record the lines that each test runs if they are not known."""
+        if name == self.name:
+            return
+        self.close()
+        self.name, self.sessions = name, {FAST: Session(self.copy, MODULES[name].fast, FAST)}
+        path = self.folder / "baselines" / f"{name.replace('/', '.')}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if found.get("commit") != self.commit:
+            path.parent.mkdir(exist_ok=True)
+            start = time.monotonic()
+            record = str(self.copy / "hf_hamspk" / name), str(path)
+            reply = self.sessions[FAST].wait(seconds=SLOW_SECONDS, record=record)
+            if reply["status"] != PASSED:
+                raise SystemExit(f"The tests of {name} fail without a mutant: see {self.sessions[FAST].log}")
+            seconds = time.monotonic() - start
+            found = {"commit": self.commit, "seconds": seconds, "lines": json.loads(path.read_text(encoding="utf-8"))}
+            path.write_text(json.dumps(found), encoding="utf-8")
+            print(f"{name}: {len(found['lines'])} tests without a mutant took {seconds:.0f} s", flush=True)
+        self.found = found
+
+    def test(self, job: Job) -> Iterator[dict[str, Any] | None]:
+        """Test one mutant: yield None while tests run, and its result in the end."""
+        self.enter(job.module)
+        path, start = self.copy / "hf_hamspk" / job.module, time.monotonic()
+        original, times = path.read_text(encoding="utf-8"), path.stat()
+        is_swapped = is_within_functions(original, job.mutant.source)
         result, by = SURVIVED, ""
-        first = [test for test, lines in found["lines"].items() if job.mutant.line in lines]
-        stages = [
-            (KILLED_FAST, MODULES[job.module].fast, "not slow", max(LEAST_SECONDS, TIMES * found["seconds"])),
-            (KILLED_SLOW, MODULES[job.module].slow, "slow", SLOW_SECONDS),
-        ]
+        # For the processes that tests start, and for a session of the mutant's own.
         path.write_text(job.mutant.source, encoding="utf-8")
-        for killed, files, marks, seconds in stages:
-            if not files:
-                continue
-            fork = Fork(copy, files, marks, seconds, first)
-            try:
-                while (status := fork.poll()) is None:
-                    yield None
-            finally:
-                fork.end()
-            if status < 0:
-                result, by = killed, "time" if status == -signal.SIGXCPU else f"signal {-status}"
-            elif status in FAILED:
-                result, by = killed, fork.failed_test()
-            elif status != PASSED:
-                raise SystemExit(f"pytest ended with status {status}: see {fork.log}")
-            if result != SURVIVED:
+        for killed, marks, request in self.stages(job):
+            if is_swapped:
+                if marks not in self.sessions:
+                    path.write_text(original, encoding="utf-8")
+                    self.sessions[marks] = Session(self.copy, MODULES[job.module].slow, marks)
+                    self.sessions[marks].wait(seconds=SLOW_SECONDS, only=[])
+                    path.write_text(job.mutant.source, encoding="utf-8")
+                session = self.sessions[marks]
+                request["mutant"] = str(path), job.mutant.source
+            else:
+                session = Session(self.copy, getattr(MODULES[job.module], "fast" if marks == FAST else "slow"), marks)
+            session.send(**request)
+            while (reply := session.poll()) is None:
+                yield None
+            if not is_swapped:
+                session.close()
+            if reply["status"] == CRASHED:
+                raise SystemExit(f"pytest failed: see {session.log}")
+            if reply["status"] != PASSED:
+                result, by = killed, reply["by"] if reply["status"] > 0 else f"signal {-reply['status']}"
                 break
-        path.write_bytes(original)
+        path.write_text(original, encoding="utf-8")
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         seconds = time.monotonic() - start
         yield {"key": job.key, "module": job.module, "result": result, "by": by, "seconds": round(seconds, 1)}
+
+    def stages(self, job: Job) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Yield the result if a test fails, the marks of the tests, and the request for the session."""
+        lines = self.found["lines"]
+        first = [test for test, ran in lines.items() if job.mutant.line in ran]
+        # Fixtures are shared by the tests of a file. The lines of files that start processes are not known.
+        known = {test.partition("::")[0] for test, ran in lines.items() if ran}
+        only = {test.partition("::")[0] for test in first} | (set(MODULES[job.module].fast) - known)
+        request: dict[str, Any] = {"seconds": max(LEAST_SECONDS, TIMES * self.found["seconds"]), "first": first}
+        yield KILLED_FAST, FAST, request | ({"only": sorted(only)} if first else {})
+        if MODULES[job.module].slow:
+            yield KILLED_SLOW, SLOW, {"seconds": SLOW_SECONDS}
 
 
 def report(results: dict[str, dict[str, Any]], names: list[str]) -> int:
