@@ -164,12 +164,19 @@ class Loop:
 
     def __init__(self, copy: Path, requests: Any, replies: Any):
         self.copy, self.requests, self.replies = copy, requests, replies
-        self.failed, self.recorder = copy.with_suffix(".failed"), None
+        self.failed = copy.with_suffix(".failed")
+        self.functions: list[FunctionType] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if session.testsfailed:
             return None
+        package = str(self.copy / "hf_hamspk")
+        functions = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
+        self.functions = [one for one in functions if one.__code__.co_filename.startswith(package)]
+        # A collection of garbage in a child would copy the memory of all modules.
+        gc.collect()
+        gc.freeze()
         for line in iter(self.requests.readline, ""):
             request = json.loads(line)
             self.failed.write_text("")
@@ -190,7 +197,7 @@ class Loop:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         if "mutant" in request:
-            swap_code(*request["mutant"])
+            swap_code(self.functions, *request["mutant"])
         if "record" in request:
             session.config.pluginmanager.register(Recorder(*request["record"]))
         first, only = set(request.get("first", ())), request.get("only")
@@ -217,11 +224,11 @@ def _end_of(child: int, limit: float) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def swap_code(path: str, source: str) -> None:
+def swap_code(functions: list[FunctionType], path: str, source: str) -> None:
     """Give the functions of an imported module the code of a changed source text."""
     new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(compile(source, path, "exec"))}
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+    for function in functions:
+        if function.__code__.co_filename == path:
             code = new.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
             if code is not None and code.co_freevars == function.__code__.co_freevars:
                 function.__code__ = code
