@@ -12,6 +12,7 @@ from hf_hamspk.geometry_hamspk import (
     barycentre,
     combine_embeddings,
     distance,
+    karcher_mean,
     mean_direction,
     project,
     score,
@@ -69,6 +70,28 @@ def test_the_barycentre_minimises_the_squared_distances(ball, weighted):
     for direction in torch.eye(6, dtype=torch.float64):
         for sign in (-1e-3, 1e-3):
             assert spread(ours + sign * direction, embeddings, settings, weights) > least
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0, 3.0, 5.0])
+def test_the_barycentre_of_points_far_apart(norm):
+    """In all directions, as far as float32 reaches: too large a step would overshoot and never arrive."""
+    ball, directions = ("curved", 1.0, 5.0), torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).double()
+    embeddings, weights = norm * torch.nn.functional.normalize(directions, dim=1), torch.ones(5).double()
+    mean = barycentre(embeddings, *ball).requires_grad_()
+    spread(mean, embeddings, ball, weights).backward()
+    assert mean.grad is not None and mean.grad.norm() < 1e-8
+    # Few steps suffice.
+    points, _ = project(embeddings, *ball)
+    found, further = (karcher_mean(points, weights, steps=steps).position for steps in (60, 500))
+    torch.testing.assert_close(found, further, atol=1e-9, rtol=0)
+
+
+def test_the_barycentre_by_default_is_that_of_the_released_ball():
+    embeddings = drawn(3)
+    expected = barycentre(embeddings, "released", 3.0, 1.0)
+    torch.testing.assert_close(combine_embeddings(embeddings, "barycentre"), expected, atol=0, rtol=0)
+    curved = combine_embeddings(9 * embeddings, "barycentre", projection="curved", curvature=0.7)
+    torch.testing.assert_close(curved, barycentre(9 * embeddings, "curved", 0.7, 1.0), atol=0, rtol=0)
 
 
 @every_way

@@ -1,5 +1,6 @@
 """The front-ends against golden numbers and torchaudio, their padding law, their masking and their constants."""
 
+import numpy as np
 import pytest
 import torch
 import torchaudio
@@ -7,7 +8,7 @@ from tiny_models import RATE, noises, padded, tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
 from hf_hamspk.geometry_hamspk import length_mask
-from hf_hamspk.networks_hamspk import FilterBank, make_frontend, mask_bands
+from hf_hamspk.networks_hamspk import FilterBank, make_frontend, mask_bands, mel_bank
 
 FRONTENDS = ["fbank", "kaldi", "waveform"]
 FILTER_BANKS = ["fbank", "kaldi"]
@@ -150,6 +151,22 @@ def test_bands_stay_within_their_limits_and_the_valid_frames():
     # Every bin and the last valid frame are reached.
     assert bands.any(0).all()
     assert stretches[torch.arange(500), lengths - 1].any()
+
+
+def test_a_mask_covers_at_most_half_of_a_short_utterance():
+    lengths = torch.arange(1, 9).repeat(100)
+    masked = mask_bands(torch.ones(800, 5, 8), lengths, bins=0, frames=8) == 0
+    widths = masked.all(1).sum(1)
+    for length in range(1, 9):
+        assert widths[lengths == length].unique().tolist() == list(range(length // 2 + 1))
+
+
+def test_filters_of_speechbrain_start_at_0_hz_and_are_symmetric():
+    bank = mel_bank("speechbrain", 20, 4000, 16000)
+    hertz = np.linspace(0, 8000, 2001)
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 22) / 2595) - 1)
+    for filter_, left, centre in zip(bank.T, edges, edges[1:], strict=False):
+        np.testing.assert_allclose(filter_, np.maximum(0, 1 - np.abs(hertz - centre) / (centre - left)), atol=1e-9)
 
 
 # --- constants

@@ -89,7 +89,7 @@ class Session:
                 os.close(requests[1])
                 os.close(replies[0])
                 loop = _enter(copy, self.log, requests[0], replies[1])
-                how = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "--tb=short", "-m", marks]
+                how = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "--tb=line", "-m", marks]
                 status = int(pytest.main([*how, *files], plugins=[loop]))
                 sys.stdout.flush()
             finally:

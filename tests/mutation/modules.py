@@ -22,7 +22,17 @@ _EVALUATION = "tests/evaluation/test_evaluation_"
 
 MODULES = {
     "geometry_hamspk.py": Module(24, ("tests/test_poincare.py", "tests/test_scoring.py", "tests/test_enrolment.py")),
-    "networks_hamspk.py": Module(24, ("tests/test_heads.py", "tests/test_frontend.py", "tests/test_ecapa.py")),
+    "networks_hamspk.py": Module(
+        24,
+        (
+            "tests/test_heads.py",
+            "tests/test_frontend.py",
+            "tests/test_pooling.py",
+            "tests/test_ecapa.py",
+            "tests/test_modeling.py",
+        ),
+        ("tests/test_modeling.py",),
+    ),
     "losses/blocks.py": Module(20, _HEADS, _HEADS[1:]),
     "losses/lifting.py": Module(20, (*_HEADS, "tests/test_scoring.py"), _HEADS[1:]),
     "losses/fused.py": Module(10, _HEADS, _HEADS[1:]),

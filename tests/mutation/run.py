@@ -87,28 +87,27 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> None:
     commit = git("rev-parse", arguments.commit).decode().strip()
     copies = [unpack(folder, commit, number) for number in range(arguments.jobs)]
     known, harmless = read_results(folder), read_harmless()
-    jobs = []
+    # Each process takes a module at a time.
+    waiting: dict[str, list[Job]] = {}
     for name in names:
         source = (copies[0] / "hf_hamspk" / name).read_text(encoding="utf-8")
         for mutant in draw(source, arguments.count or MODULES[name].count, f"{arguments.seed} {name}"):
             job = Job(name, mutant, f"{name} {mutant.place}: {mutant.before} -> {mutant.after}")
             is_again = arguments.again and job.key not in harmless and known.get(job.key, {}).get("result") == SURVIVED
             if job.key not in known or is_again:
-                jobs.append(job)
+                waiting.setdefault(name, []).append(job)
     warm_up(folder)
-    waiting = iter(jobs)
     active = {Tester(copy, folder, commit): iter(()) for copy in copies}
     with open(folder / "results.jsonl", "a", encoding="utf-8") as results:
         while active:
             for tester, steps in list(active.items()):
                 row = next(steps, StopIteration)
                 if row is StopIteration:
-                    job = next(waiting, None)
-                    if job is None:
+                    if waiting:
+                        active[tester] = tester.test_all(waiting.pop(next(iter(waiting))))
+                    else:
                         tester.close()
                         del active[tester]
-                    else:
-                        active[tester] = tester.test(job)
                 elif row is not None:
                     results.write(json.dumps(row | {"commit": commit}) + "\n")
                     results.flush()
@@ -169,7 +168,7 @@ class Tester:
             session.close()
         self.sessions = {}
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: str) -> Iterator[None]:
         """Start the session of a module, and record the lines that each test runs if they are not known."""
         if name == self.name:
             return
@@ -181,7 +180,9 @@ class Tester:
             path.parent.mkdir(exist_ok=True)
             start = time.monotonic()
             record = str(self.copy / "hf_hamspk" / name), str(path)
-            reply = self.sessions[FAST].wait(seconds=SLOW_SECONDS, record=record)
+            self.sessions[FAST].send(seconds=SLOW_SECONDS, record=record)
+            while (reply := self.sessions[FAST].poll()) is None:
+                yield None
             if reply["status"] != PASSED:
                 raise SystemExit(f"The tests of {name} fail without a mutant: see {self.sessions[FAST].log}")
             seconds = time.monotonic() - start
@@ -190,9 +191,13 @@ class Tester:
             print(f"{name}: {len(found['lines'])} tests without a mutant took {seconds:.0f} s", flush=True)
         self.found = found
 
+    def test_all(self, jobs: list[Job]) -> Iterator[dict[str, Any] | None]:
+        for job in jobs:
+            yield from self.test(job)
+
     def test(self, job: Job) -> Iterator[dict[str, Any] | None]:
         """Test one mutant: yield None while tests run, and its result in the end."""
-        self.enter(job.module)
+        yield from self.enter(job.module)
         path, start = self.copy / "hf_hamspk" / job.module, time.monotonic()
         original, times = path.read_text(encoding="utf-8"), path.stat()
         is_swapped = is_within_functions(original, job.mutant.source)
@@ -204,7 +209,10 @@ class Tester:
                 if marks not in self.sessions:
                     path.write_text(original, encoding="utf-8")
                     self.sessions[marks] = Session(self.copy, MODULES[job.module].slow, marks)
-                    self.sessions[marks].wait(seconds=SLOW_SECONDS, only=[])
+                    # The tests are collected before the mutant is written.
+                    self.sessions[marks].send(seconds=SLOW_SECONDS, only=[])
+                    while self.sessions[marks].poll() is None:
+                        yield None
                     path.write_text(job.mutant.source, encoding="utf-8")
                 session = self.sessions[marks]
                 request["mutant"] = str(path), job.mutant.source

@@ -133,6 +133,19 @@ def test_batches_mix_far_apart_places_and_epochs_differ():
     assert apart.mean() == pytest.approx(5_000 / 3, rel=0.05)
 
 
+def test_the_order_stays_what_it_is():
+    """A run that an earlier version began is resumed in the same order."""
+    order = EpochOrder([3, 0, 2, 4, 1, 3], 4, seed=1, epoch=2, factors=2, lanes=2, window=2)
+    batches = [order.samples(batch).tolist() for batch in range(order.batches)]
+    assert batches == [
+        *([6, 18, 25, 14], [7, 5, 15, 13], [19, 8, 2, 10], [20, 9, 11, 12], [21, 22, 23, 24], [1, 0, 3, 4]),
+    ]
+    assert order.left_out().tolist() == [16, 17]
+    assert list(order.after(3)) == [4, 0, 5, 2]
+    assert list(order.reads(0)) == list(order.reads(0, 0)) == [(0, 4, 3), (0, 4, 4), (5, 5, 0)]
+    assert list(order.reads(1)) == [(0, 4, 0), (0, 4, 5), (5, 5, 2)]
+
+
 def test_factors_cover_each_utterance_at_each_speed():
     order = EpochOrder([4, 0, 5, 3], 5, 0, 0, factors=3, lanes=2)
     samples = [s for batch in range(order.batches) for s in order.samples(batch)]
