@@ -51,6 +51,16 @@ def test_quality_is_needed_where_it_has_a_weight(calibration):
     assert plain.log_likelihood_ratio(0.5) == 1.0
 
 
+def test_the_weight_of_the_score_may_be_small(calibration):
+    assert replace(calibration, weights={"score": 1e-3}).log_likelihood_ratio(1.0) == pytest.approx(-2.999)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_have_no_checksum(value):
+    with pytest.raises(ValueError):
+        dict_checksum({"offset": value})
+
+
 def test_the_ratio_rises_with_the_score(calibration):
     features = {name: np.full(200, 1.0) for name in QUALITY_FEATURES}
     assert (np.diff(calibration.log_likelihood_ratio(np.linspace(-1, 1, 200), features)) > 0).all()
@@ -162,6 +172,8 @@ def test_a_calibration_of_another_model_is_refused(calibration):
         ({"fingerprint": ""}, "needs the fingerprint"),
         ({"similarity": "dot"}, "similarity must be one of cosine, hyperbolic, got 'dot'"),
         ({"normalisation": "as", "top": 20}, "For normalised scores set cohort"),
+        ({"normalisation": "as", "cohort": "c" * 64}, "needs top"),
+        ({"normalisation": "z", "top": 20, "cohort": "c" * 64}, "top is for normalisation 'as'"),
         ({"cohort": "c" * 64}, "leave it at None"),
         ({"weights": {"score": 1.0, "loudness": 2.0}}, r"Unknown features \['loudness'\]"),
         ({"weights": {"snr_min": 1.0}}, "weight of 'score' must be above 0, got None"),
@@ -184,6 +196,7 @@ def test_numbers_that_are_refused(calibration, changes, message):
     [
         (("", 0.5), "needs a name"),
         (("a", 0.0), "prior must lie between 0 and 1, got 0.0"),
+        (("a", 1.0), "prior must lie between 0 and 1, got 1.0"),
         (("a", True), "prior must lie between"),
         (("a", math.nan), "prior must lie between"),
         (("a", 0.5, 0.0), "cost_miss must be above 0"),

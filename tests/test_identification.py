@@ -174,6 +174,7 @@ def test_what_does_not_fit_is_refused(model, speech):
     with pytest.raises(ValueError, match="was made by another model"):
         model.identifier(profiles(model, [axis(0)], fingerprint="0" * 64))
     identifier = SpeakerIdentifier(model, good)
+    assert identifier.check_voices
     cases = [
         ({"margin": -1.0, "threshold": 0.0}, "margin must be"),
         ({"margin": 1.0}, "not calibrated"),

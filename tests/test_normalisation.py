@@ -217,3 +217,5 @@ def test_what_is_no_cohort_is_refused(tmp_path, cohort):
         Cohort(torch.zeros(1, 3), "a")
     with pytest.raises(ValueError, match="must be finite"):
         Cohort(torch.full((2, 3), torch.inf), "a")
+    with pytest.raises(ValueError, match="must be finite"):
+        Cohort(torch.tensor([[0.0, 1.0], [torch.nan, 2.0]]), "a")

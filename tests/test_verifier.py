@@ -8,15 +8,20 @@ import pytest
 import torch
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
+from hf_hamspk import HamSpkConfig
 from hf_hamspk.audio_hamspk import measure_speech
-from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint
+from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Quality, Scorer
+from hf_hamspk.geometry_hamspk import combine_embeddings, mean_direction
 from hf_hamspk.verification_hamspk import (
     DIFFERENT,
     NOT_ENOUGH_SPEECH,
     SAME,
     DecisionRule,
+    MeasuredRecording,
     SpeakerProfile,
     SpeakerVerifier,
+    cohesion_warnings,
+    quality_warnings,
 )
 
 ANNA, BERT = 1, 2
@@ -231,6 +236,31 @@ def test_a_stranger_among_the_enrolment_is_named(verifier, voices):
     left_out = verifier.enrol([voices["anna0"], np.zeros(RATE, np.float32)], RATE)
     assert left_out.warnings[0] == "Enrolment recording 2 was ignored: it has only 0.0 s of speech."
     assert left_out.utterances == 1
+
+
+def test_a_ratio_of_zero_is_no_sign_of_another_speaker(model):
+    """Orthogonal embeddings have the cosine 0; the evidence for another speaker begins below it."""
+    embeddings, qualities = torch.eye(3, SIZE), [Quality(4.0, 30.0, 1.0)] * 3
+    found = []
+    for offset in (0.0, -1e-6):
+        scorer = Scorer(model, calibration_of(model, weights={"score": 1.0}, offset=offset))
+        found.append(cohesion_warnings(embeddings, qualities, ["A", "B", "C"], mean_direction, scorer))
+    assert not found[0]
+    assert len(found[1]) == 1
+
+
+def test_a_profile_is_combined_in_the_ball_of_the_model(model, voices):
+    model.config = HamSpkConfig(head="aam", projection="curved", curvature=0.7, clip_radius=2.0)
+    waves = [voices[f"anna{i}"] for i in range(3)]
+    profile = SpeakerVerifier(model).enrol(waves, RATE, combine="barycentre")
+    expected = combine_embeddings(model.embed_waveforms(waves), "barycentre", None, "curved", 0.7, 2.0)
+    torch.testing.assert_close(profile.embedding, expected)
+
+
+def test_short_speech_is_among_the_problems_unless_the_caller_leaves_it_out(voices):
+    wave = voices["anna0"][: 2 * RATE]
+    recording = MeasuredRecording("0", wave, measure_speech(wave, RATE), None, None, [])
+    assert len(quality_warnings(recording, "The test")) == 1 + len(quality_warnings(recording, "The test", False))
 
 
 def test_a_profile_comes_back_as_it_was_and_belongs_to_its_model(tmp_path, verifier, voices):
