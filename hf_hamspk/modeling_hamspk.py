@@ -70,6 +70,8 @@ HELD_SECONDS = 600.0
 MODE_LOCK = threading.Lock()
 INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
 METADATA_KEY = "hamspk"
+# Largest accepted difference of ONNX embeddings, relative to their largest value. Rounding errors are far smaller.
+LARGEST_DIFFERENCE = 1e-4
 # Arguments of `from_pretrained` that determine where a file is found.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
@@ -244,8 +246,7 @@ class SpeakerModelMixin(nn.Module):
             the embedding. It takes 0.1 s for 20 million parameters on a CPU, and is cached until the weights change. A
             model that was quantised or loaded in float16 is rounded differently and has a different fingerprint.
         """
-        # The batch counters of batch normalisation do not affect an embedding.
-        state = {name: t.detach() for name, t in self.base_model.state_dict().items() if t.is_floating_point()}
+        state = _embedding_state(self.base_model)
         # The sums reveal changes that do not increase a tensor's version (`parameter.data.mul_(2)`).
         key = [(name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())]
         if self._known_fingerprint is None or self._known_fingerprint[0] != key:
@@ -258,11 +259,35 @@ class SpeakerModelMixin(nn.Module):
 
     def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
         """Return a verifier; raise a ValueError if the calibration or cohort was made with other weights."""
-        return SpeakerVerifier(self, self.calibration, self.cohort, check_voices)
+        return SpeakerVerifier(self, *self.usable_calibration(), check_voices)
 
     def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
         """Return an identifier of enrolled speakers; for the errors see `SpeakerIdentifier`."""
-        return SpeakerIdentifier(self, profiles, self.calibration, self.cohort, check_voices)
+        return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
+
+    def usable_calibration(self) -> tuple[Calibration | None, Cohort | None]:
+        """Return the calibration and the cohort; both are None, with a warning, if the weights lost precision.
+
+        Weights that were quantised or converted to float16 after loading give other scores than those that were
+        calibrated. A calibration that was fitted to these weights is returned.
+        """
+        own = [part for part in (self.calibration, self.cohort) if part is not None]
+        if self._keeps_fingerprint() or all(part.fingerprint == self.fingerprint() for part in own):
+            return self.calibration, self.cohort
+        logger.warning(
+            "The calibration is not used: it does not apply to quantised or float16 weights. The model gives scores "
+            "but no decisions. Use float32 or bfloat16 weights, or calibrate these weights."
+        )
+        return None, None
+
+    def _keeps_fingerprint(self) -> bool:
+        """Return whether the precision of the weights is enough for the fingerprint of the float32 weights."""
+        exact = (torch.float64, torch.float32, torch.bfloat16)
+        state = self.base_model.state_dict().values()
+        return all(
+            isinstance(value, Tensor) and not value.is_meta and (value.dtype in exact or not _is_weight(value))
+            for value in state
+        )
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
         """Return an `OnnxSpeakerModel`; `file` is a path, or the name of a file in the folder of the weights."""
@@ -494,11 +519,6 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             if os.path.exists(path):
                 os.remove(path)
         return written
-
-    def _keeps_fingerprint(self) -> bool:
-        """Return whether the precision of the weights is enough for the fingerprint of the float32 weights."""
-        exact = (torch.float64, torch.float32, torch.bfloat16)
-        return all(weight.dtype in exact and not weight.is_meta for weight in self.base_model.parameters())
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
@@ -820,8 +840,12 @@ class OnnxEncoder(nn.Module):
 class OnnxSpeakerModel(SpeakerModelMixin):
     """Speaker model that computes embeddings with ONNX Runtime.
 
+    The calibration and the cohort of the model are used if the embeddings of a test signal differ by at most
+    `LARGEST_DIFFERENCE` from those of the model. A quantised or otherwise changed graph computes other embeddings: it
+    has its own fingerprint, and gives scores but no decisions. Profiles of the model do not apply to it.
+
     Args:
-        model: model that was exported; its configuration, calibration and cohort are used.
+        model: model that was exported.
         file, threads: see `OnnxEncoder`.
 
     Raises:
@@ -839,12 +863,65 @@ class OnnxSpeakerModel(SpeakerModelMixin):
                 f"this model has ({shorten(own)}). Export this model with `hamspk export`."
             )
         self.config, self.device = model.config, torch.device("cpu")
-        self.calibration, self.cohort = model.calibration, model.cohort
         self.base_model: Any = encoder
+        self._fingerprint, difference = own, _onnx_difference(encoder, model)
+        if difference <= LARGEST_DIFFERENCE:
+            self.calibration, self.cohort = model.usable_calibration()
+            return
+        with open(file, "rb") as graph:
+            self._fingerprint = hashlib.sha256(own.encode() + hashlib.file_digest(graph, "sha256").digest()).hexdigest()
+        logger.warning(
+            f"{os.path.basename(os.fspath(file))} computes other embeddings than the model (relative difference "
+            f"{difference:.1g}, at most {LARGEST_DIFFERENCE:g} is accepted), for example because it was quantised. The "
+            "calibration of the model does not apply to it: it gives scores but no decisions. For decisions use the "
+            "file that `hamspk export` wrote, with a model in float32."
+        )
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the exported weights."""
-        return self.base_model.description.fingerprint
+        """Return the fingerprint of the exported weights, or another one if the graph computes other embeddings."""
+        return self._fingerprint
+
+
+def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
+    """Return the largest difference between two embeddings of a test signal, relative to the largest value."""
+    rate = model.config.sampling_rate
+    noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
+    tone = torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
+    signal = torch.cat([0.1 * noise + 0.1 * tone, 0.01 * noise], dim=1)
+    reference, was_training = model.base_model, model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            expected = reference(signal.to(model.device)).embeddings.float().cpu()
+            found = encoder(signal).embeddings
+    except RuntimeError as error:
+        raise ValueError(
+            f"The exported graph cannot be run ({type(error).__name__}). Export the model again."
+        ) from error
+    finally:
+        model.train(was_training)
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Return whether a tensor of a state dictionary affects embeddings; counters and indices do not."""
+    return tensor.is_floating_point() or tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8)
+
+
+def _embedding_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that affect the embedding, by name. Quantised tensors are converted to float32."""
+    found = {}
+    for name, value in module.state_dict().items():
+        # Dynamic quantisation packs weight and bias into a tuple.
+        parts = {f"{name}.{number}": part for number, part in enumerate(value)} if isinstance(value, tuple) else {}
+        for key, part in (parts if parts else {name: value}).items():
+            if isinstance(part, Tensor) and _is_weight(part):
+                tensor = part.detach()
+                tensor = tensor.dequantize() if tensor.is_quantized else tensor
+                found[key] = tensor if tensor.is_floating_point() else tensor.float()
+    return found
 
 
 def _find_file(source: str | os.PathLike, name: str | os.PathLike, **where) -> str | None:

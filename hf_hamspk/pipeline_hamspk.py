@@ -139,7 +139,9 @@ class SpeakerVerificationPipeline(Pipeline):
             known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
             raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}.")
         try:
-            decision_rule(getattr(self.model, "calibration", None), operating_point, threshold)
+            # With ONNX Runtime, the calibration may not apply.
+            decider = getattr(self, "embedder", self.model)
+            decision_rule(getattr(decider, "calibration", None), operating_point, threshold)
         except ValueError as error:
             raise InputError(str(error)) from error
         for name, value, known in (("combine", combine, COMBINATIONS), ("errors", errors, ERRORS)):

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,35 @@ def test_another_precision(folder):
     assert HamSpkModel.from_pretrained(folder, dtype=torch.bfloat16).calibration is not None
     # Rounded otherwise than the model that was measured: without decisions rather than with wrong ones.
     assert HamSpkModel.from_pretrained(folder, dtype=torch.float16).calibration is None
+
+
+def halved(model):
+    return model.half()
+
+
+def quantised(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("change", [halved, quantised])
+def test_weights_that_lost_precision_after_loading_give_scores_and_no_decisions(folder, change, caplog):
+    exact = HamSpkModel.from_pretrained(folder)
+    profile = exact.enrol([say(1, 0)], name="anna", sampling_rate=RATE)
+    model = change(HamSpkModel.from_pretrained(folder))
+    assert model.fingerprint() != exact.fingerprint()
+    assert model.fingerprint() == change(HamSpkModel.from_pretrained(folder)).fingerprint()
+    answer = model.verify(say(1, 0), say(1, 1), sampling_rate=RATE)
+    assert answer.score == pytest.approx(exact.verify(say(1, 0), say(1, 1), sampling_rate=RATE).score, abs=0.05)
+    assert (answer.decision, answer.log_likelihood_ratio) == (None, None)
+    assert "does not apply to quantised or float16 weights" in caplog.text
+    assert model.compare([say(1, 0), say(1, 1)], RATE).log_likelihood_ratios is None
+    with pytest.raises(ValueError, match="was made by"):
+        model.identify(say(1, 0), [profile], sampling_rate=RATE)
+    # A calibration of these weights is used.
+    model.calibration, model.cohort = Calibration(model.fingerprint(), "cosine", -2.0, {"score": 8.0}), None
+    assert model.verify(say(1, 0), say(1, 1), sampling_rate=RATE).decision is not None
 
 
 def test_another_similarity_is_refused(folder):

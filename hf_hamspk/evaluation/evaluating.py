@@ -316,7 +316,7 @@ def _decide(
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
     """Return whether decisions are measured, which requires a calibrated model and settings that allow decisions."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
-    return wanted and model.calibration is not None
+    return wanted and model.calibration is not None and model.usable_calibration()[0] is not None
 
 
 @dataclass(frozen=True)

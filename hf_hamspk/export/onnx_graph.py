@@ -19,10 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry_hamspk import length_mask
-from ..modeling_hamspk import INPUTS, OUTPUT, HamSpkModel, HamSpkPreTrainedModel, OnnxDescription, OnnxEncoder
+from ..modeling_hamspk import (
+    INPUTS,
+    LARGEST_DIFFERENCE,
+    OUTPUT,
+    HamSpkModel,
+    HamSpkPreTrainedModel,
+    OnnxDescription,
+    OnnxEncoder,
+)
 
-# Largest accepted difference, relative to the largest value of the embeddings. Rounding errors are far smaller.
-LARGEST_DIFFERENCE = 1e-4
 CHECKED_SECONDS, CHECKED_BATCHES = (0.5, 2.0, 7.3, 20.0), (1, 4)
 # Durations of the utterances with which the graph is traced. The graph accepts other lengths and batch sizes.
 _TRACED_SECONDS = (1.0, 0.7)

@@ -10,10 +10,10 @@ from transformers import pipeline
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
-from hf_hamspk.calibration_hamspk import Calibration
+from hf_hamspk.calibration_hamspk import Calibration, Cohort
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.export.onnx_graph import LARGEST_DIFFERENCE, check_agreement, export_onnx
-from hf_hamspk.modeling_hamspk import OnnxEncoder, OnnxSpeakerModel
+from hf_hamspk.export.onnx_graph import check_agreement, export_onnx
+from hf_hamspk.modeling_hamspk import LARGEST_DIFFERENCE, OnnxEncoder, OnnxSpeakerModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -55,6 +55,42 @@ def test_it_embeds_and_verifies_as_the_model(exported):
     )
     assert onnx_answer["decision"] == torch_answer["decision"]
     assert onnx_answer["log_likelihood_ratio"] == pytest.approx(torch_answer["log_likelihood_ratio"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_quantised_graph_gives_scores_and_no_decisions(exported, tmp_path, caplog):
+    """Calibration, cohort, profiles and indices belong to what computes the embeddings."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model, folder = exported
+    quantize_dynamic(folder / "model.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QUInt8)
+    quantised = OnnxSpeakerModel(model, tmp_path / "int8.onnx", threads=1)
+    assert "int8.onnx computes other embeddings than the model" in caplog.text
+    assert (quantised.calibration, quantised.cohort) == (None, None)
+    assert quantised.fingerprint() != model.fingerprint()
+    enrolment, test = make_speech(0, 0, 3.2, RATE), make_speech(1, 0, 3.4, RATE)
+    answer = quantised.verify(enrolment, test, sampling_rate=RATE)
+    assert answer.score is not None
+    assert (answer.decision, answer.log_likelihood_ratio) == (None, None)
+    profile = model.enrol([enrolment], name="anna", sampling_rate=RATE)
+    with pytest.raises(ValueError, match="The profile of 'anna' was made by"):
+        quantised.verify(profile, test, sampling_rate=RATE)
+    with pytest.raises(ValueError, match="not by this one"):
+        quantised.identify(test, [profile], sampling_rate=RATE)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        Cohort(torch.randn(5, 24), model.fingerprint()).check_model(quantised.fingerprint())
+    with pytest.raises(ValueError, match="is not calibrated"):
+        quantised.verify(enrolment, test, "balanced", sampling_rate=RATE)
+    verify = pipeline(
+        "speaker-verification",
+        model=str(folder),
+        trust_remote_code=True,
+        device="cpu",
+        onnx_file=str(tmp_path / "int8.onnx"),
+    )
+    assert verify((enrolment, test))["decision"] is None
+    with pytest.raises(ValueError, match="is not calibrated"):
+        verify((enrolment, test), operating_point="balanced")
 
 
 @pytest.mark.slow
