@@ -910,7 +910,7 @@ def _is_weight(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8)
 
 
-def _embedding_state(module: nn.Module) -> dict[str, Tensor]:
+def _embedding_state(module: nn.Module) -> dict[str, Any]:
     """Return the tensors that affect the embedding, by name. Quantised tensors are converted to float32."""
     found = {}
     for name, value in module.state_dict().items():
