@@ -10,7 +10,6 @@ a fresh process, beyond what it holds before the step.
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import rivals
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hf_hamspk.geometry_hamspk import SpeakerHead, arcosh1p, project, score
@@ -70,18 +69,6 @@ def make_head(name: str, speakers: int) -> SpeakerHead:
     return head
 
 
-def wespeaker_am(checkout: str, speakers: int) -> nn.Module:
-    """WeSpeaker's `AddMarginProduct`, from a checkout."""
-    path = Path(checkout) / "wespeaker/models/projections.py"
-    spec = importlib.util.spec_from_file_location("wespeaker_projections", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"There is no {path}; expected a checkout of WeSpeaker.")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, checkout)
-    spec.loader.exec_module(module)
-    return module.AddMarginProduct(DIMENSION, speakers, scale=SCALE, margin=MARGIN)
-
-
 def works(speakers: int, batch: int, arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], Tensor], int]]:
     """What is timed by name: the loss, and what its time is multiplied by."""
     x, y = torch.randn(batch, DIMENSION, requires_grad=True), torch.randint(speakers, (batch,))
@@ -99,7 +86,8 @@ def works(speakers: int, batch: int, arguments: argparse.Namespace) -> dict[str,
         compiled = torch.compile(eager_am)
         found["AM compiled"] = (lambda: compiled(x, centres, y), 1)
     if arguments.wespeaker is not None:
-        theirs = wespeaker_am(arguments.wespeaker, speakers)
+        projections = rivals.wespeaker_projections(arguments.wespeaker)
+        theirs = projections.AddMarginProduct(DIMENSION, speakers, scale=SCALE, margin=MARGIN)
         found["AM of WeSpeaker"] = (lambda: F.cross_entropy(theirs(x, y), y), 1)
     if speakers <= TIMED[1]:
         few = batch // SHARE
@@ -316,7 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--compile", action="store_true", help="time the compiled AM-Softmax, too (needs a compiler)")
-    parser.add_argument("--wespeaker", help="checkout of WeSpeaker")
+    parser.add_argument("--wespeaker", type=Path, help="checkout of WeSpeaker")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--plots", type=Path, help="draw growth and memory into this folder")
     rivals.add_conditions(parser)

@@ -1,7 +1,7 @@
 """The encoders that benchmarks measure against, and how a contest is run: in turns, in one process, one allocator."""
 
 import ctypes
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -86,6 +86,17 @@ def wespeaker_encoder(checkout: Path, channels: int) -> nn.Module:
         sys.modules[name] = module
     ecapa = importlib.import_module("wespeaker.models.ecapa_tdnn")
     return settled(ecapa.ECAPA_TDNN(channels, MEL_BINS, EMBEDDING, global_context_att=True))
+
+
+def wespeaker_projections(checkout: Path) -> types.ModuleType:
+    """The module of a checkout with the losses, which imports only torch."""
+    path = checkout / "wespeaker" / "models" / "projections.py"
+    if not path.is_file():
+        raise SystemExit(f"{checkout} is not a checkout of WeSpeaker: wespeaker/models/projections.py is missing.")
+    spec = importlib.util.spec_from_file_location("wespeaker_projections", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def speechbrain_encoder(channels: int) -> nn.Module | None:

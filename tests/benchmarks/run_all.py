@@ -27,6 +27,7 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
         ["--channels", "512", "--utterances", "30", "--rounds", "3"],
         ["--utterances", "2000", "--lengths", "1", "2", "4", "8", "16", "32", "60"],
     ),
+    "losses": (["--speakers", "1211"], []),
     "metrics": (["--rounds", "3"], ["--large"]),
     "prepare": ([], []),
     "streaming": (["--utterances", "200", "--rounds", "1"], []),
