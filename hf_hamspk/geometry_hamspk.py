@@ -61,6 +61,8 @@ MAX_TANGENT_RADIUS = 5.0
 COMBINATIONS = ("mean", "length_weighted", "barycentre")
 # An embedding below this norm is divided by it, not by its own norm. This limits the gradient of the cosine to 1e6.
 SMALLEST_NORM = 1e-6
+# A vector with a larger entry is scaled down to it, because float32 cannot represent the square of 1e20.
+LARGEST_ENTRY = 1e15
 # Standard deviation of the initial centres in the released code. It places them close to the origin.
 CENTRE_STD = 1e-3
 # Name endings of the parameters that have one row for each speaker.
@@ -96,6 +98,18 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def limit_entries(v: Tensor, largest: float = LARGEST_ENTRY) -> Tensor:
+    """Scale finite vectors `(..., D)` down so that no entry exceeds `largest`, without changing their directions.
+
+    The factor counts as a constant. The gradient of a function of the direction alone is therefore exact.
+    """
+    # On a CPU, norms take less time than largest entries. Other devices would have to wait for the result of the test.
+    is_tested = v.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_tested and bool((torch.linalg.vector_norm(v.detach(), dim=-1) <= largest).all()):
+        return v
+    return v * (largest / v.detach().abs().amax(-1, keepdim=True)).clamp_max(1)
+
+
 class BallPoints(NamedTuple):
     """Points of the unit ball.
 
@@ -125,6 +139,7 @@ def released_radius(c: float) -> float:
 
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
     """Shorten vectors `(..., D)` that are longer than `radius` to this norm; the others are returned unchanged."""
+    v = limit_entries(v)
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     # With clamp_min, the gradient at norm == radius would depend on how torch treats equal values.
     outside = norm > radius
@@ -274,7 +289,7 @@ def _from_hyperboloid(point: Tensor) -> BallPoints:
 
 def normalize(embeddings: Tensor) -> Tensor:
     """Scale embeddings `(..., D)` to unit norm."""
-    return F.normalize(embeddings, dim=-1, eps=SMALLEST_NORM)
+    return F.normalize(limit_entries(embeddings), dim=-1, eps=SMALLEST_NORM)
 
 
 def project(
@@ -352,7 +367,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the array of embeddings is empty, the weights are invalid, or the directions cancel.
     """
-    embeddings, shares = at_least_float32(embeddings), _shares(embeddings, weights)
+    embeddings, shares = limit_entries(at_least_float32(embeddings)), _shares(embeddings, weights)
     direction = (shares[:, None] * normalize(embeddings)).sum(0)
     if float(direction.detach().norm()) < SMALLEST_NORM:
         raise ValueError(
@@ -608,10 +623,13 @@ class HyperbolicSimilarity(nn.Module):
         """Return `c`, a number, or a scalar tensor within its bounds, in float32 or better, if it is learned."""
         if self.log_curvature is None:
             return self.initial_curvature
+        bounds = math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature)
+        if self.training:
+            # A step that was too large leaves the parameter at a bound, from which the next steps can move it back.
+            self.log_curvature.data.clamp_(*bounds)
         log_c = at_least_float32(self.log_curvature)
-        # The bounds limit the value but not the gradient, so that a parameter outside them can return.
-        bounded = log_c.clamp(math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature))
-        return (log_c + (bounded - log_c).detach()).exp()
+        # The bounds limit the value but not the gradient, which would be 0 at a bound.
+        return (log_c + (log_c.detach().clamp(*bounds) - log_c.detach())).exp()
 
     def recorded_curvature(self) -> float:
         """Return `c` as a number that the configuration accepts. Rounding may have put it just above its bound."""
@@ -698,7 +716,7 @@ class SpeakerHead(nn.Module):
         if return_logits and self.engine is not None and not self.engine.gives_logits:
             raise ValueError("No rank holds all centres, so logits cannot be computed. Load the saved model for them.")
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = at_least_float32(embeddings)
+            embeddings = limit_entries(at_least_float32(embeddings))
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
             if labels is None:
                 return HeadOutput(logits, None)

@@ -136,12 +136,25 @@ def radial_parts(
     """Compute the radial parts of each tensor `(N, D)`, block by block; None for a linear similarity (no lift)."""
     if settings.kind == "linear":
         return [None for _ in vectors]
-    norms = [torch.linalg.vector_norm(v, dim=1, dtype=dtype) for v in vectors]
+    norms = [vector_norms(v, dtype) for v in vectors]
     # All norms are processed together, because with few speakers the number of calls determines the time.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
     parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
     return [Radial(some) for some in parts.split([len(v) for v in vectors], dim=1)]
+
+
+def vector_norms(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute the norms `(N,)` of vectors `(N, D)`, also if the squares of their entries exceed the range of `dtype`.
+
+    Norms above the range of `dtype` become its largest number.
+    """
+    # Double precision takes ten times as long on a CPU. On a GPU, testing the norms would take more time.
+    if not vectors.is_cuda and not torch.compiler.is_compiling():
+        norms = torch.linalg.vector_norm(vectors, dim=1, dtype=dtype)
+        if bool(norms.isfinite().all()):
+            return norms
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).clamp_max(torch.finfo(dtype).max).to(dtype)
 
 
 def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> Tensor:
@@ -210,9 +223,10 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
         The gradient of the lengths `L`, `(N,)`.
     """
     length_grad = (grad * vectors).sum(1).div_(radial.radius)
-    along = (radial.slope - radial.scale).mul_(length_grad).addcmul_(radial.time_slope, time_grad).div_(radial.radius)
-    torch.mul(grad, radial.scale[:, None], out=out)
-    out.addcmul_(vectors, along[:, None])
+    along = (radial.slope - radial.scale).mul_(length_grad).addcmul_(radial.time_slope, time_grad)
+    # With the factor `scale` last, no number is as small as 1 / radius^2, which float32 cannot represent from 1e20 on.
+    torch.addcmul(grad, vectors, along.div_(radial.scale).div_(radial.radius)[:, None], out=out)
+    out.mul_(radial.scale[:, None])
     return length_grad
 
 
