@@ -334,6 +334,9 @@ class _Mixdown:
             self.bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
             return
         self.loudest = max(self.loudest, extreme)
+        if self.loudest > LOUDEST:
+            # `waveform` refuses the recording, and products of its samples could overflow.
+            return
         if self.channels == 1:
             self.blocks.append(samples[:, 0])
             return

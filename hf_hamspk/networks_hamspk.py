@@ -43,6 +43,8 @@ KALDI_SAMPLE_SCALE = 32768.0
 # SpeechBrain limits the energy to at least 1e-10, and then decibels to at least 80 below the maximum of the utterance.
 SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
+# Louder waveforms are scaled down to this amplitude, because float32 cannot represent the power spectrum of 1e15.
+LARGEST_SAMPLE = 1e6
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
 
@@ -137,7 +139,7 @@ class FilterBank(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
         """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` in samples, or None without padding."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            frames = self._frames(waveforms.to(self.window.dtype), lengths) * self.window
+            frames = self._frames(valid_samples(waveforms.to(self.window.dtype), lengths), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
             frame_lengths = None if lengths is None else self.frame_lengths(lengths)
             values = self._logarithm((power @ self.bank).mT, frame_lengths)
@@ -164,8 +166,6 @@ class FilterBank(nn.Module):
             at = reflected_positions(waveforms.shape[1], margin, lengths, waveforms.device)
             extended = emphasised.gather(1, at.expand(waveforms.shape[0], -1))
         else:
-            if lengths is not None:
-                waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
             extended = F.pad(waveforms, (margin, margin))
         return extended.unfold(1, self.window_length, self.hop)
 
@@ -194,15 +194,20 @@ class Waveform(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
         """Return the samples `(B, L)` of `waveforms` `(B, L)`, with 0 in the padding."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            waveforms = at_least_float32(waveforms)
+            waveforms = valid_samples(at_least_float32(waveforms), lengths)
             if self.normalize:
                 waveforms = remove_mean(waveforms[:, None], lengths)[:, 0]
                 count = waveforms.shape[1] if lengths is None else lengths[:, None]
                 variance = waveforms.square().sum(1, keepdim=True) / count
                 waveforms = waveforms / (variance + VARIANCE_OFFSET).sqrt()
-            elif lengths is not None:
-                waveforms = waveforms * length_mask(lengths, waveforms.shape[1])
         return Features(waveforms, lengths)
+
+
+def valid_samples(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set the padding of waveforms `(B, L)` to 0, and limit their amplitude to `LARGEST_SAMPLE`."""
+    if lengths is not None:
+        waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
+    return limit_entries(waveforms, LARGEST_SAMPLE)
 
 
 def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
