@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_hamspk import HamSpkConfig
-from .geometry_hamspk import JointHead, SpeakerHead, at_least_float32, length_mask
+from .geometry_hamspk import JointHead, SpeakerHead, at_least_float32, length_mask, limit_entries
 
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, FBANK_HOP_SECONDS = 0.025, 0.010

@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from tiny_models import cosine, noises, padded, settle, tiny_config
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, InputError
-from hf_hamspk.configuration_hamspk import HEAD_PARTS
-from hf_hamspk.geometry_hamspk import combine_embeddings, released_radius, score, score_matrix
+from hf_hamspk.geometry_hamspk import (
+    HEAD_PARTS,
+    SMALLEST_CURVATURE,
+    combine_embeddings,
+    released_radius,
+    score,
+    score_matrix,
+)
 from hf_hamspk.losses import set_class_sampling, use_blocks
-from hf_hamspk.networks_hamspk import SMALLEST_CURVATURE, make_head
+from hf_hamspk.networks_hamspk import make_head
 
 CURVED = {"projection": "curved", "curvature": 1.0}
 LEARNED = CURVED | {"learnable_curvature": True}
