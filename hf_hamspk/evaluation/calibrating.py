@@ -101,7 +101,7 @@ class CalibrationTrials:
         return np.stack([self.features[name] for name in names], axis=1)
 
     def varying(self, names: Sequence[str]) -> list[str]:
-        """Return the names of the features that vary over the trials; "score" is always kept."""
+        """Return those `names` whose features vary over the trials; "score" is returned even if it does not vary."""
         return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_FEATURE_SPREAD]
 
 
@@ -267,7 +267,7 @@ def fit_map(
 
 
 def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Assign the speakers to folds at random, and return the folds of both speakers of each trial, `(N, 2)`."""
+    """Assign the speakers to folds at random, and return the fold numbers of each trial's two speakers, `(N, 2)`."""
     count = int(speakers.max()) + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[speakers]
@@ -282,7 +282,7 @@ def cross_validate(
     folds of the trial's own two speakers.
 
     Raises:
-        ValueError: without the speakers of two folds, target or impostor trials are missing.
+        ValueError: no target or no impostor trial remains if the speakers of two folds are left out.
     """
     places = speaker_folds(trials.speakers, folds)
     ratios = np.zeros(len(trials))
@@ -295,7 +295,7 @@ def cross_validate(
             kinds = trials.labels[rest]
             if not 0 < kinds.sum() < len(kinds):
                 raise ValueError(
-                    f"Too few speakers to calibrate on: without the speakers of two of {folds} folds, "
+                    f"Too few speakers to calibrate on: if the speakers of two of the {folds} folds are left out, "
                     f"{int(kinds.sum())} target and {len(kinds) - int(kinds.sum())} impostor trials remain. "
                     "Pair every speaker with several others, and record every speaker at least twice."
                 )

@@ -53,10 +53,11 @@ class ActualDetectionCost:
 class ConvexHull:
     """Convex hull of a ROC curve, given by its `V` vertices from "accept all" to "reject all".
 
-    The error rates between two vertices are obtained by choosing one of the two thresholds at random for each trial.
-    The pool-adjacent-violators algorithm (PAV) finds the same hull. Each segment of the hull corresponds to a bin of
-    scores, and the log-likelihood ratio of this bin is the logarithm of the slope of the segment (T. Fawcett and A.
-    Niculescu-Mizil, "PAV and the ROC convex hull", Machine Learning 68, 2007).
+    The error rates of a point between two vertices are obtained by choosing one of the two thresholds at random for
+    each trial. Isotonic regression with the pool-adjacent-violators algorithm (PAV) is equivalent to this hull. Each
+    segment of the hull corresponds to a range of scores. The log-likelihood ratio of all scores in the range is the
+    logarithm of the slope of the segment (T. Fawcett and A. Niculescu-Mizil, "PAV and the ROC convex hull", Machine
+    Learning 68, 2007).
 
     Attributes:
         thresholds: float64, shape `(V,)`, scores at the vertices in ascending order, followed by `inf`.
@@ -160,7 +161,7 @@ def log_likelihood_ratio_cost(ratios: ArrayLike, labels: ArrayLike) -> float:
     The Cllr is `1 / (2 log 2) * (mean over targets of log(1 + exp(-r)) + mean over impostors of log(1 + exp(r)))`,
     where `r` is the log-likelihood ratio of a trial. It is 0 for perfect ratios and 1 if every `r` is 0. If it is above
     1, the ratios are worse than no ratios. The minCllr, `convex_hull(...).log_likelihood_ratio_cost()`, is the part of
-    the Cllr that is due to discrimination. The difference is due to calibration.
+    the Cllr that is due to discrimination. The difference between Cllr and minCllr is due to calibration.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios; they may all be equal.
@@ -186,7 +187,8 @@ def actual_detection_cost(
 ) -> ActualDetectionCost:
     """Return the actDCF, which is the normalised detection cost of the decisions at the Bayes threshold.
 
-    The actDCF is never below the minDCF of the same operating point. The difference is due to calibration.
+    The actDCF is never below the minDCF of the same operating point. The difference between the two is due to
+    calibration.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios; they may all be equal.

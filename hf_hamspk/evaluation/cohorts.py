@@ -77,7 +77,9 @@ def find_cohort(
     try:
         corpus = load_corpus(source, audio_root)
     except ValueError as error:
-        raise ValueError(f"The cohort cannot be read. Relative paths start at the cohort root. {error}") from error
+        raise ValueError(
+            f"The cohort cannot be read. Relative paths start at the cohort root (--cohort-root). {error}"
+        ) from error
     return choose_utterances(corpus["path"], corpus["speaker"])
 
 

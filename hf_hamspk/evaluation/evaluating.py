@@ -164,7 +164,8 @@ class Evaluation:
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
         """Write `evaluation.json`, `report.html` and `plots/` into a folder.
 
-        Earlier measurements of the same weights in the folder are kept, unless this result replaces them.
+        Earlier measurements of the same weights in the folder are kept, unless this result contains new measurements
+        of the same kind on a trial list with the same name.
 
         Args:
             folder: output folder. Prefer the folder of the model, because `hamspk push` and the Space read the record
@@ -341,7 +342,10 @@ class _Measuring:
         return record | {"groups": groups, "groups_left_out": left_out, "histogram": _histogram(scores, trials.labels)}
 
     def numbers(self, scores: NDArray[np.float64], labels: NDArray, speakers: TrialSpeakers | str) -> dict[str, Any]:
-        """Return the measurements on the given trials; `speakers` is a text with the reason if they are unknown."""
+        """Return the measurements on the given trials.
+
+        If the speakers are unknown, `speakers` is a text that gives the reason.
+        """
         errors, hull = detection_errors(scores, labels), convex_hull(scores, labels)
         equal = errors.equal_error_rate()
         spread, note = self._spread(scores, labels, speakers)

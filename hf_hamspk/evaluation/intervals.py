@@ -179,15 +179,16 @@ def paired_test(
 ) -> dict[str, PairedDifference]:
     """Test whether two systems differ, by measuring both on the same draws of the speakers.
 
-    The p-value is the smallest significance level at which the percentile interval of the difference excludes 0. It is
-    twice the share of replicates in which the difference is at or below 0, or at or above 0, whichever share is
-    smaller. One is added to the number of these replicates and to the number of all replicates, so that the p-value is
-    never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and 5.4).
+    The p-value is the smallest significance level at which the percentile interval of the difference excludes 0. Two
+    shares of the replicates are computed: the share with a difference at or below 0, and the share with a difference
+    at or above 0. The p-value is twice the smaller share. One is added to the numerator and to the denominator of this
+    share, so that the p-value is never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997,
+    sections 4.4 and 5.4).
 
     Args:
         first: shape `(N,)`, finite scores of the first system.
-        second: shape `(N,)`, finite scores of the second system on the same trials. Without log-likelihood ratios, the
-            two systems may score on different scales.
+        second: shape `(N,)`, finite scores of the second system on the same trials. The two systems may use different
+            scales, unless `log_likelihood_ratios` is True.
         labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
         speakers: speakers of the same trials.
         points: operating points with distinct names.
@@ -300,7 +301,10 @@ class _System:
         return np.array(numbers)
 
     def _equal_error_rate(self) -> float:
-        """Return the equal error rate of the weighted trials (step convention), found by bisection in whole numbers."""
+        """Return the equal error rate of the weighted trials (step convention).
+
+        The threshold is found by bisection. The error rates are compared as whole numbers, without rounding errors.
+        """
         targets, impostors = int(self.misses[-1]), int(self.rejected[-1])
 
         def products(point: int) -> tuple[int, int]:

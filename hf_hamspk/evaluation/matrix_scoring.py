@@ -95,7 +95,8 @@ def _prepare_embeddings(model: SpeakerModel, embeddings: Tensor, mean: Tensor | 
     """Subtract the mean and prepare the embeddings `(U, S, D)` for the similarity of the model.
 
     Returns:
-        For cosine, vectors `(U, 1, E)` whose inner products are the scores. For distances, the embeddings in float64.
+        For the cosine, vectors `(U, 1, E)` whose inner products are the scores. `E` is `D`, or `2 D` if the utterances
+        have segments. For the hyperbolic distance, the embeddings `(U, S, D)` in float64.
     """
     if mean is not None:
         embeddings = embeddings - mean
@@ -126,9 +127,9 @@ def _score_gathered(model: SpeakerModel, prepared: Tensor, enrolment: Tensor, te
 
 
 def _score_blocks(model: SpeakerModel, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores of all pairs of prepared embeddings in blocks of rows.
+    """Yield blocks of rows of the score matrix between `left` and `right`.
 
-    Each block comes with the index of its first row.
+    Each block is preceded by the index of its first row.
     """
     segments = max(1, left.shape[1] - 1)
     rows = max(1, MOST_NUMBERS // (len(right) * segments**2))

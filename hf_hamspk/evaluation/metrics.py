@@ -192,9 +192,9 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
     The threshold with the smallest |FNR - FPR| is chosen among the thresholds of `detection_errors`. The equal error
     rate is the larger of the two error rates at this threshold. This is the convention of the `voxceleb_trainer` recipe
     (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax follows. The recipe uses
-    scikit-learn's `roc_curve`. By default, `roc_curve` drops thresholds inside straight segments of the curve, and may
-    drop the nearest threshold (`drop_intermediate=True`). This function keeps every threshold. SpeechBrain returns the
-    mean of the two error rates at the nearest threshold.
+    scikit-learn's `roc_curve`. By default (`drop_intermediate=True`), `roc_curve` drops thresholds inside straight
+    segments of the curve, possibly also the threshold with the smallest |FNR - FPR|. This function keeps every
+    threshold. SpeechBrain returns the mean of the two error rates at the threshold with the smallest |FNR - FPR|.
 
     If two thresholds have the same |FNR - FPR|, the threshold with the smaller equal error rate is chosen, or the lower
     threshold if these rates are equal as well. The rate therefore stays the same if the two classes are exchanged and

@@ -2,9 +2,10 @@
 
 `calibrate` embeds the recordings, fits maps from scores to log-likelihood ratios and measures the uncertainty of the
 resulting thresholds. Each candidate map uses one score normalisation and one set of quality measures. Candidates are
-compared by the Cllr on held-out speakers (see the module `calibrating`). A more complex candidate depends on a cohort
-or on quality measures, which may differ in other recordings. It is therefore chosen only if it lowers the Cllr by more
-than 2 % (`GAIN`), and if it also lowers the Cllr in nearly all random draws of the speakers.
+compared by the Cllr on held-out speakers (see the module `calibrating`). The simplest candidate uses the raw score
+only. The other candidates depend on a cohort or on quality measures, which may differ in other recordings. One of them
+is therefore chosen only if its Cllr is more than 2 % (`GAIN`) lower than the Cllr of a simpler candidate, and if it is
+also lower in nearly all random draws of the speakers.
 """
 
 import os
@@ -62,7 +63,7 @@ class ChosenCalibration:
 
     Attributes:
         calibration: calibration of the model.
-        trials: trials with the features of the chosen setting.
+        trials: trials with the features that the chosen candidate uses.
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one; the first uses the raw score or the requested
             normalisation.
@@ -83,7 +84,7 @@ class CalibrationReport(ChosenCalibration):
     Attributes:
         model: calibrated model.
         calibration: calibration that was set on the model.
-        trials: trials with the features of the chosen setting.
+        trials: trials with the features that the chosen candidate uses.
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one.
         left_out: maps the name of each default operating point that was left out to the reason.
@@ -201,7 +202,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     calibration in the folder of the weights.
 
     Args:
-        model: model in evaluation mode, its folder, or its name on the Hub; `report.model` is the loaded model.
+        model: model in evaluation mode, its folder, or its name on the Hub. The attribute `model` of the returned
+            report is the calibrated model.
         trials: one trial list or several, each `Trials` or a path for `read_trials`.
         audio_root: folder to which the file names in the lists are relative.
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
@@ -212,7 +214,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
             occur in the trials are left out of the cohort.
         cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
-        top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
+        top: number of nearest cohort speakers for AS-norm, at least 2; None tries each number in `TOPS`.
         quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
         operating_points: operating points of the calibration; the first is the default. None uses those
             `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
@@ -285,7 +287,7 @@ def choose_calibration(
         scored: scored trials.
         cohort: cohort for score normalisation; None tries raw scores only.
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
-        top: number of nearest cohort speakers for AS-norm, at least 2; None tries `TOPS`.
+        top: number of nearest cohort speakers for AS-norm, at least 2; None tries each number in `TOPS`.
         quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
         operating_points: operating points of the calibration; the first is the default. None uses those
             `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
@@ -330,10 +332,13 @@ def choose_calibration(
 
 
 def _useless_points(points: Sequence[OperatingPoint]) -> dict[str, str]:
-    """Map the name of each measured operating point that accepts nobody or everybody to the reason.
+    """Find the operating points that rejected all target trials or accepted all impostor trials.
+
+    Returns:
+        A dictionary that maps the name of each such operating point to its `flaw`, a sentence with the reason.
 
     Raises:
-        ValueError: no other operating point remains.
+        ValueError: all `points` are such operating points.
     """
     found = {point.name: point.flaw for point in points if point.flaw is not None}
     if len(found) == len(points):
@@ -373,13 +378,20 @@ def _normalisations(cohort: Cohort | None, normalisation: str, top: int | None) 
 
 
 def _choose(candidates: Sequence[CalibrationCandidate], trials: CalibrationTrials, plain: bool) -> CalibrationCandidate:
-    """Return the best candidate. If `plain`, return the first candidate unless the best one helps."""
+    """Return the candidate with the lowest Cllr.
+
+    If `plain` is True and this candidate does not help (see `_helps`), return the first candidate instead.
+    """
     best = min(candidates, key=lambda candidate: candidate.fitted.cost)
     return candidates[0] if plain and not _helps(best, candidates[0], trials) else best
 
 
 def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trials: CalibrationTrials) -> bool:
-    """Return whether a candidate lowers the Cllr by more than `GAIN`, and in at least `SURE` of the speaker draws."""
+    """Return whether a candidate lowers the Cllr of a plainer candidate enough to be chosen.
+
+    The Cllr must fall by more than the share `GAIN`. It must also fall in at least the share `SURE` of random draws of
+    the speakers.
+    """
     if not candidate.fitted.cost < (1 - GAIN) * plainer.fitted.cost:
         return False
     sign = np.where(trials.labels == 1, -1.0, 1.0)
@@ -410,7 +422,15 @@ class _Search:
         return CalibrationCandidate(setting, fit(trials, setting.features, self.operating_points, self.prior))
 
     def add_quality(self, chosen: CalibrationCandidate, tried: list[CalibrationCandidate]) -> CalibrationCandidate:
-        """Add the most helpful group of quality measures, and repeat as long as one helps and the pairs are enough."""
+        """Add the best group of quality measures repeatedly, until no group helps or the pairs are too few.
+
+        Args:
+            chosen: candidate without quality measures.
+            tried: list to which all tried candidates are appended.
+
+        Returns:
+            The candidate with the added groups, or `chosen` if no group helps.
+        """
         targets = int(self.scored.trials.labels.sum())
         rarer = min(targets, len(self.scored.trials) - targets)
         while True:
@@ -431,7 +451,7 @@ class _Search:
 def known_speakers(model: HamSpkPreTrainedModel, speakers: Collection[str]) -> list[str]:
     """Return the given speakers who occur among the training labels in the configuration of the model.
 
-    A label such as `NAME@0.9`, which training at another speed adds, counts as the speaker `NAME`.
+    A label such as `NAME@0.9`, which speed perturbation adds in training, counts as the speaker `NAME`.
     """
     trained = set()
     for label in map(str, (model.config.id2label or {}).values()):

@@ -164,8 +164,8 @@ def plot_detection_costs(
     """Draw the actual and the minimum detection cost of log-likelihood ratios over the Bayes threshold.
 
     The normalised cost of an operating point depends only on its Bayes threshold, which is shown on the horizontal
-    axis. The plots of N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011, arXiv:1304.2865, use the opposite
-    sign. A gap between the two curves shows a calibration error.
+    axis. The horizontal axis of the plots of N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011,
+    arXiv:1304.2865, has the opposite sign. A gap between the two curves shows a calibration error.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios.

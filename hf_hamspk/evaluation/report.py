@@ -34,7 +34,7 @@ def write_measurements(
     Earlier measurements in the folder are kept if they were made on other trial lists with the same weights.
 
     Args:
-        record: record to write; the kept earlier measurements are added to it.
+        record: record to write; the kept earlier measurements are added to `record`.
         folder: folder for the files; it is created if missing.
         draw: function that draws the plots into the subfolder `plots` and returns a dictionary that maps each file name
             to its caption.

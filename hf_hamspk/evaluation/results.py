@@ -4,23 +4,24 @@ Training, `evaluate` and `sweep` write this file with the following content:
 
     {"schema": 2, "model": {...}, "lists": {NAME: {...}}, "sweeps": {NAME: {...}}, "training": {...}, "plots": {...}}
 
-Rates are fractions, and intervals are `[low, high]`. Numbers that were not measured are null or absent. NAME is the
+Rates are fractions, and intervals are `[low, high]`. Measurements that were not made are null or absent. NAME is the
 name of a trial list.
 
-- `model`: `name`, `fingerprint`, `parameters`, `similarity`.
-- `lists`: maps each trial list to the numbers of its raw scores over **all** trials whose files can be read:
+- `model`: `name`, `fingerprint`, `parameters` (number of parameters), `similarity`.
+- `lists`: maps each trial list to its measurements. Except for `decisions`, they are computed from the raw scores of
+  **all** trials whose files can be read:
     - `digest` (hash of the list), `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
     - `trials`, `targets`, `skipped` (number of trials with an unreadable file), `unusable_files` (maps each file to the
       reason), `speakers`;
     - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (without interpolation),
       `eer_convex_hull`; `min_dcf`, `min_dcf_interval` for each prior; `min_cllr`;
     - `confidence` and `replicates` of the intervals; `interval_note`, the reason if intervals were not measured;
-    - `groups`: maps each group to the same numbers on its trials; `groups_left_out`: maps each group without target or
-      without impostor trials to the reason;
-    - `histogram`: edges and counts of targets and impostors;
-    - `compared`: numbers of this model and of another model on the same trials, and their differences;
-    - `decisions`: numbers of the log-likelihood ratios of a calibrated model over the trials with enough speech for a
-      decision. In addition to the numbers above, they contain `calibration` (checksum), `normalisation`,
+    - `groups`: maps each group of trials to the same measurements on this group; `groups_left_out`: maps each group
+      without target or without impostor trials to the reason;
+    - `histogram`: edges of the bins, and numbers of targets and impostors in each bin;
+    - `compared`: measurements of this model and of another model on the same trials, and their differences;
+    - `decisions`: measurements of a calibrated model's log-likelihood ratios on the trials with enough speech for a
+      decision. In addition to the keys of a list, `decisions` contains `calibration` (checksum), `normalisation`,
       `without_decision` and `share_without_decision` (number and share of the trials with too little speech),
       `short_files` (maps each file to the reason), `act_dcf`, `cllr`, their intervals, and `operating_points`. Each
       operating point contains the costs and error rates at its threshold, their intervals, and the error rates on the
@@ -70,8 +71,8 @@ class EvaluationRecord:
 
     Attributes:
         model: name, fingerprint, number of parameters and similarity of the model.
-        lists: maps the name of each trial list to its numbers.
-        sweeps: maps the name of each trial list to its numbers under several recording conditions.
+        lists: maps the name of each trial list to its measurements.
+        sweeps: maps the name of each trial list to its measurements under several recording conditions.
         training: summary of the training run; None if the model was not trained by this package.
         plots: maps each file name in the folder `plots` to its caption.
     """
@@ -84,12 +85,13 @@ class EvaluationRecord:
 
     @classmethod
     def of_model(cls, model: HamSpkPreTrainedModel, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
-        """Return a record of a model that does not contain any measurements yet.
+        """Return a record that describes a model and does not contain any measurements yet.
 
         Args:
             model: model to measure.
-            name: name on the Hub, or folder of the model; None uses the name from which the model was loaded. Of the
-                path of a folder, only the last part is recorded, or the last two parts within a training run.
+            name: name on the Hub, or folder of the model; None uses the name from which the model was loaded. The
+                parent folders of a folder are not recorded. For a folder inside a training run, the name of the run is
+                recorded as well.
         """
         known_as = model.name_or_path if name is None else os.fspath(name)
         return cls(
@@ -121,7 +123,8 @@ class EvaluationRecord:
             where: name of the file or record in error messages.
 
         Raises:
-            ValueError: the schema is unknown, or a value has the wrong type or is out of range. The message names it.
+            ValueError: the schema is unknown, or a value has the wrong type or is out of range. The message names the
+                value.
         """
         if not isinstance(values, Mapping):
             raise ValueError(
@@ -166,7 +169,7 @@ class EvaluationRecord:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"There is no file {path}. Create it with `hamspk evaluate`.") from None
+            raise ValueError(f"File not found: {path}. Create it with `hamspk evaluate`.") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}. Evaluate the model again.") from error
         return cls.from_dict(values, str(path))
@@ -174,9 +177,9 @@ class EvaluationRecord:
     def write(self, folder: str | os.PathLike[str]) -> list[str]:
         """Write `evaluation.json` into a folder, and keep earlier measurements of the same weights.
 
-        The kept measurements are also added to this record. Earlier numbers of a trial list with the same name are
-        replaced. If the folder contains a record of other weights, the complete record is replaced and its plots are
-        deleted.
+        The kept measurements are also added to this record. Earlier measurements of a trial list with the same name are
+        replaced. If the folder contains a record of other weights, this record replaces the earlier one, and the plots
+        of the earlier record are deleted.
 
         Args:
             folder: folder of the file; it is created if missing.
@@ -208,7 +211,7 @@ class EvaluationRecord:
         return remarks
 
     def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
-        """Add the measurements that only an earlier record contains, and return a sentence for each replaced one."""
+        """Add the measurements that only `earlier` contains, and return a sentence for each replaced measurement."""
         remarks = [
             f"{name}: the numbers of a different trial list with this name were replaced."
             for name, entry in self.lists.items()
@@ -226,18 +229,22 @@ class EvaluationRecord:
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:
-    """Return the folder for the record of a model: the model's folder, or a new folder for a name on the Hub."""
+    """Return the folder for the record of a model.
+
+    For a model in a local folder, this is the same folder. For a name on the Hub such as `owner/name`, it is
+    `owner-name-evaluation` in the working directory.
+    """
     folder = Path(model)
     return folder if folder.is_dir() else Path(f"{os.fspath(model).replace('/', '-')}-evaluation")
 
 
 def software() -> dict[str, Any]:
-    """Return the versions of the packages that the numbers depend on, and the commit of this package."""
+    """Return the versions of the packages on which the measurements depend, and the commit of this package."""
     return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Convert the lists of schema 1, which has the raw scores of a calibrated model under the key `raw`."""
+    """Convert the lists of schema 1, in which the key `raw` contains the raw scores of a calibrated model."""
     shared = {key: values[key] for key in _OF_ALL_LISTS if key in values}
     lists = {}
     for name, entry in values["lists"].items():

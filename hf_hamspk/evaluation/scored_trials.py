@@ -61,8 +61,8 @@ class ScoredTrials:
         trials: trial list.
         embedded: embeddings of the files, from `embed_files`. Quality measures are available only if `embed_files` was
             called with `measure=True`.
-        minimum_speech: seconds of speech that a decision requires. Files that were measured and contain less speech are
-            left out, with all their trials.
+        minimum_speech: seconds of speech that a decision requires. Files with less measured speech are left out, with
+            all their trials.
         speaker_table: maps each file to its speaker; None derives the speakers from the file names.
 
     Attributes:
@@ -103,7 +103,7 @@ class ScoredTrials:
 
         Raises:
             ValueError: the setting requires a cohort but `cohort` is None, or it requires quality measures but the
-                files were not measured.
+                speech in the files was not measured.
         """
         enrolment, test = self._rows
         statistics = quality = None
@@ -118,7 +118,8 @@ class ScoredTrials:
         if setting.quality:
             if self._quality is None:
                 raise ValueError(
-                    "Quality measures need recordings that were measured. Call embed_files with measure=True."
+                    "Quality measures require that the speech in each file was measured. Call embed_files with "
+                    "measure=True."
                 )
             quality = self._quality.rows(enrolment), self._quality.rows(test)
         values = trial_features(torch.from_numpy(self.scores), setting.normalisation, statistics, quality)

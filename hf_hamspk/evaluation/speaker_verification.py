@@ -117,4 +117,6 @@ def _check_whole(references) -> None:
     # NumPy cannot read a tensor on an accelerator. The library `evaluate` copies such tensors itself.
     labels = np.asarray(references.detach().cpu() if hasattr(references, "detach") else references)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():
-        raise ValueError("references must be 0 (impostor) or 1 (target), got fractions. Check the order of the inputs.")
+        raise ValueError(
+            "references must be 0 (impostor) or 1 (target), got fractions. Pass the scores as predictions."
+        )

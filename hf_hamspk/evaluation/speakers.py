@@ -1,10 +1,11 @@
 """Find the speakers of a trial list, and read other metadata of its files.
 
 A trial list declares which pairs of recordings have the same speaker, but does not name the speakers. `find_speakers`
-derives the speakers from the paths of the files. The speaker is the folder, or the first part of the file name, that is
-the same for both files of every target trial and differs between the files of every impostor trial. In VoxCeleb's
-`id10270/x6uYqmx31kE/00001.wav` this is the first folder, in `corpus/speaker/utterance.flac` the second folder, and in
-`1089-134686-0000.flac` the part before the first hyphen. If no part of the paths fulfils this condition, a table of the
+derives the speakers from the paths of the files. It tries the folders first, from the outermost folder inwards, and
+then the beginning of the file name. It chooses the first of these parts that is the same in both paths of every
+target trial and differs between the two paths of every impostor trial. In VoxCeleb's `id10270/x6uYqmx31kE/00001.wav`,
+this part is the first folder. In `corpus/speaker/utterance.flac`, it is the second folder. In `1089-134686-0000.flac`,
+it is the part of the file name before the first hyphen. If no part of the paths agrees with all labels, a table of the
 speakers is needed.
 """
 
@@ -74,8 +75,8 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         table: maps every file of the list to its speaker; None derives the speakers from the file names.
 
     Raises:
-        ValueError: the list is empty, a file is not in the table, the table contradicts a label, or no part of the file
-            names agrees with all labels.
+        ValueError: the list is empty, a file is not in the table, the table contradicts a label, or no folder and no
+            beginning of the file names agrees with all labels.
     """
     if not len(trials):
         raise ValueError("The trial list is empty: expected at least one trial.")
@@ -106,17 +107,18 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         if np.array_equal(speakers.enrolment == speakers.test, is_target):
             return speakers
     raise ValueError(
-        "The speakers cannot be derived from the file names: no folder and no first part of the file names is the same "
-        f"in every target trial and different in every impostor trial ({first_names(trials.files, 3)}). Give a table "
-        f"with the columns {PATH_COLUMN} and {SPEAKER_COLUMN} (--metadata)."
+        "The speakers cannot be derived from the file names: no folder and no beginning of the file names is the same "
+        "in both files of every target trial and different in the two files of every impostor trial "
+        f"({first_names(trials.files, 3)}). Give a table with the columns {PATH_COLUMN} and {SPEAKER_COLUMN} "
+        "(--metadata)."
     )
 
 
 def _candidates(files: Sequence[str]) -> list[list[str]]:
-    """Return the possible speakers of all files, one list for each rule.
+    """Return several lists, each with a possible speaker for every file.
 
-    The first rules use the folders, from the outermost folder inwards. The last rule uses the first part of the file
-    name.
+    The first lists use the folders as speakers, one list for each depth, from the outermost folder inwards. The last
+    list uses the file names up to the first hyphen, underscore or dot.
     """
     parts = [name.replace("\\", "/").split("/") for name in files]
     folders = [["/".join(p[: depth + 1]) for p in parts] for depth in range(min(map(len, parts)) - 1)]
@@ -138,8 +140,8 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
         may be empty.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8 or has no column `path`, a row does not have as many cells as the
-            header, or an audio file has two different rows.
+        ValueError: the CSV file is missing, is not UTF-8 or has no column `path`, a row does not have as many cells as
+            the header, or two different rows describe the same audio file.
     """
     table: dict[str, dict[str, str]] = {}
     try:
@@ -244,7 +246,7 @@ def _grouped_values(value_of: Mapping[str, str]) -> tuple[list[str], dict[str, i
 
 
 def _as_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    """Convert values to finite numbers, and ranges such as `20-30` to their middle.
+    """Convert values to finite numbers. A range such as `20-30` is converted to its midpoint.
 
     Returns:
         The numbers, or None if a value is neither a number nor a range.

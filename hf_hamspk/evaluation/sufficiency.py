@@ -4,7 +4,7 @@ In each draw, as many speakers as the trials contain are drawn with replacement,
 This is the bootstrap over speakers of N. Poh and S. Bengio, "Estimating the confidence interval of expected performance
 curve in biometric authentication using joint bootstrap", ICASSP 2007. A target pair is weighted by the number of times
 that its speaker was drawn, and an impostor pair by the product of these numbers for its two speakers. The spread of the
-results is inversely proportional to the square root of the number of speakers.
+thresholds is inversely proportional to the square root of the number of speakers.
 """
 
 import math
@@ -35,11 +35,11 @@ class PointUncertainty:
 
     Attributes:
         name: name of the operating point.
-        threshold: log-likelihood ratio of the threshold.
+        threshold: log-likelihood ratio at and above which a pair is accepted.
         half_width: half the width of the confidence interval of the log-likelihood ratio at the threshold, at least 0.
         score: score at the threshold, for a pair with the average quality measures of the trials near the threshold.
-        score_interval: confidence limits of this score.
-        speakers: estimated number of speakers for a half-width of `ENOUGH`.
+        score_interval: lower and upper confidence limit of the score at the threshold.
+        speakers: estimated number of speakers with which `half_width` would be `ENOUGH`.
     """
 
     name: str
@@ -146,7 +146,7 @@ def assess_size(
 
 
 def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.float64]:
-    """Draw the speakers with replacement, and return the weights of the trials, `(N,)`."""
+    """Draw the speakers with replacement, and return the resulting weight of each trial, `(N,)`."""
     count = int(speakers.max()) + 1
     drawn = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
     one_speaker = speakers[:, 0] == speakers[:, 1]
@@ -154,7 +154,11 @@ def speaker_counts(speakers: NDArray, draw: np.random.Generator) -> NDArray[np.f
 
 
 def _at_threshold(trials: CalibrationTrials, fitted: AffineMap, threshold: float) -> dict[str, NDArray[np.float64]]:
-    """Return the mean features of the trials nearest to the threshold, with a score that meets the threshold."""
+    """Return the features of an average pair at the threshold.
+
+    The quality measures are the means over the `NEAREST` trials whose log-likelihood ratios are nearest to the
+    threshold. The score is chosen so that the log-likelihood ratio of the pair equals the threshold.
+    """
     ratios = fitted(trials.features)
     near = np.argsort(np.abs(ratios - threshold))[:NEAREST]
     place = {name: np.asarray(trials.features[name][near].mean()) for name in fitted.weights}

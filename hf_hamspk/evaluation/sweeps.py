@@ -75,7 +75,8 @@ class Sweep:
     def write(self, folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
         """Write `evaluation.json`, `report.html` and `plots/` into a folder.
 
-        Earlier measurements of the same weights in the folder are kept, unless this result replaces them.
+        Earlier measurements of the same weights in the folder are kept, unless this result contains new measurements
+        of the same kind on a trial list with the same name.
 
         Args:
             folder: output folder. Prefer the folder of the model, because `hamspk push` and the Space read the record
@@ -211,7 +212,10 @@ class ConditionSweep:
             self._speakers = str(error)
 
     def measure(self, condition: Condition) -> SweepPoint:
-        """Measure the EER with the test recordings under a condition. Unchanged recordings are measured only once."""
+        """Measure the EER with the test recordings under a condition.
+
+        The EER of the unchanged recordings is measured only once and then reused.
+        """
         if condition.change is None and self._unchanged is not None:
             return self._unchanged
         scores = self._scores(condition)

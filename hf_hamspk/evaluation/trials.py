@@ -205,7 +205,7 @@ def join_trials(lists: Sequence[Trials]) -> Trials:
     """Join the trials of several lists. A pair that occurs more than once is kept only once.
 
     Raises:
-        ValueError: a pair has two different labels, or a model has different files in two lists.
+        ValueError: a pair has two different labels, or an enrolment model has different files in two lists.
     """
     labels: dict[tuple[str, str], int] = {}
     models: dict[str, tuple[str, ...]] = {}
@@ -297,7 +297,7 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
             found and the expected numbers.
     """
     if name not in OFFICIAL_LISTS:
-        raise ValueError(f"There is no official list {name!r}. Choose one of {', '.join(OFFICIAL_LISTS)}.")
+        raise ValueError(f"Unknown official list: {name!r}. Choose one of {', '.join(OFFICIAL_LISTS)}.")
     official = OFFICIAL_LISTS[name]
     found = {"trials": len(trials), "targets": int(trials.labels.sum()), "models": len(set(trials.enrolment))}
     wrong = [
@@ -312,7 +312,7 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
 
 
 def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the fields of each line that is not blank."""
+    """Yield the number and the fields of each line that is not blank; `kind` names the file in error messages."""
     if not Path(path).is_file():
         where = "" if Path(path).is_absolute() else f" (relative to the folder {Path.cwd()})"
         raise MissingTrialFilesError(f"There is no {kind} {path}{where}.")
@@ -336,7 +336,7 @@ def _find_label(path: str | PathLike[str], number: int, fields: list[str]) -> in
 
 
 def _found(fields: list[str], place: int | None = None) -> str:
-    """Describe a line that is not a trial, for an error message."""
+    """Describe a line that is not a trial, for an error message; `place` is the expected index of the label."""
     line = " ".join(fields)
     if len(fields) != 3:
         return f"found {len(fields)} field{'s' if len(fields) > 1 else ''}: {line!r}"

@@ -59,7 +59,7 @@ class EmbeddedFiles:
         return self
 
     def part(self, files: Collection[str]) -> "EmbeddedFiles":
-        """Return a new object with the embeddings, failures and measures of the given files, and 0 `seconds`."""
+        """Return a new object with the embeddings, failures and measures of the given files. Its `seconds` are 0."""
         wanted = frozenset(files)
         return EmbeddedFiles(
             embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
@@ -239,7 +239,7 @@ def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: Emb
 
     Args:
         model: model that computes the magnitude of an embedding.
-        trials: trials whose enrolment models determine the number of enrolment utterances.
+        trials: trials whose `models` contain the files, and so the number of utterances, of each enrolment model.
         embedded: embeddings of the `U` utterances and enrolment models, from `embed_files` with `measure=True`, and
             from `enrol_models` if the trials have enrolment models.
 
@@ -252,8 +252,8 @@ def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: Emb
     absent = len(embedded.embeddings.keys() - embedded.measures.keys())
     if absent:
         raise ValueError(
-            f"The calibration uses quality measures, but {absent} files were not measured. Call embed_files with "
-            "measure=True."
+            f"The calibration uses quality measures, but the speech in {absent} files was not measured. Call "
+            "embed_files with measure=True."
         )
     measures = [embedded.measures[name] for name in embedded.embeddings]
     speech, snr = (np.array([getattr(each, name) for each in measures]) for name in ("speech", "snr_db"))
@@ -301,7 +301,7 @@ def score_ratios(
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Return the embeddings of all utterances and enrolment models, and their positions in each trial.
+    """Return the embeddings of all utterances and enrolment models, and the indices of each trial's two embeddings.
 
     Returns:
         The embeddings `(U, S, D)`, and the indices `(N,)` of the enrolment and of the test utterance of each trial.
@@ -328,7 +328,7 @@ def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
         raise ValueError(
             f"The {len(usable)} of {len(trials)} trials that can be scored do not include both target and impostor "
-            f"trials. Correct the trial list or the files. Unusable files: {len(failures)}. {first}"
+            f"trials. Correct the trial list or the files. {len(failures)} files cannot be used. {first}"
         )
     return usable
 

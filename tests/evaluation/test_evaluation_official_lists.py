@@ -95,7 +95,7 @@ def test_sizes_are_checked():
         check_official(trials, "vox1-o-cleaned", "x.txt")
     with pytest.raises(ValueError, match=r"37,720 trials instead of .*, 0 targets instead of .*, 1 models instead of"):
         check_official(trials, "cnceleb-eval")
-    with pytest.raises(ValueError, match=r"There is no official list 'vox2'\. Choose one of vox1-o-cleaned, vox1-o"):
+    with pytest.raises(ValueError, match=r"Unknown official list: 'vox2'\. Choose one of vox1-o-cleaned, vox1-o"):
         check_official(trials, "vox2")
     sizes = [official.trials for official in OFFICIAL_LISTS.values()]
     assert len(set(sizes)) == len(sizes), "a size must tell one list"

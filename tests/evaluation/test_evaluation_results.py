@@ -109,7 +109,9 @@ def test_ratios_are_those_of_single_pairs(calibrated, trials, embedded):
             qualities.append([Quality(embedded.measures[name].speech, embedded.measures[name].snr_db, size)])
         assert ratios[row] == pytest.approx(scorer.ratios(*sides, *qualities)[0], abs=1e-4)
     unmeasured = EmbeddedFiles(embedded.embeddings)
-    with pytest.raises(ValueError, match=re.escape("uses quality measures, but 36 files were not measured")):
+    with pytest.raises(
+        ValueError, match=re.escape("uses quality measures, but the speech in 36 files was not measured")
+    ):
         score_ratios(calibrated, usable, unmeasured, scores, calibrated.calibration, calibrated.cohort)
     with pytest.raises(ValueError, match="no cohort was given"):
         score_ratios(calibrated, usable, embedded, scores, calibrated.calibration, None)
@@ -337,7 +339,7 @@ def test_records_of_version_0_1_0_are_read(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "evaluation.json"
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="File not found: "):
         EvaluationRecord.read(path)
     path.write_text("{")
     with pytest.raises(ValueError, match="cannot be read as JSON"):
