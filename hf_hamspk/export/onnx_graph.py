@@ -1,6 +1,7 @@
 """Export of a model to an ONNX file that maps waveforms to embeddings, for any batch size and length.
 
-Each exported file is compared with the PyTorch model under a temporary name and renamed only if both agree.
+Each file is written under a temporary name and compared with the PyTorch model. It is renamed to its final name only if
+their embeddings agree.
 
 Letters: `B` batch size, `L` samples, `D` embedding size.
 """
@@ -85,9 +86,10 @@ def export_onnx(
 ) -> Exported:
     """Export the model without its head to one ONNX file and compare the file with the model.
 
-    The inputs are `input_values` `(B, L)` float32 and, unless the backbone normalises over time, `attention_mask`
-    `(B, L)` int64. The output is `embeddings` `(B, D)`. The graph does not check its inputs: each utterance must have
-    at least 0.1 s of sound and be padded on the right.
+    The inputs of the graph are `input_values` `(B, L)` float32 and `attention_mask` `(B, L)` int64. Graphs of backbones
+    whose output depends on padding have no `attention_mask` (see `HamSpkModel.groups_by_length`). The output is
+    `embeddings` `(B, D)`. The graph does not check its inputs: each utterance must have at least 0.1 s of sound and be
+    padded on the right.
 
     Args:
         model: model in float32 on the CPU.
@@ -97,8 +99,8 @@ def export_onnx(
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: the model is not in float32 on the CPU or cannot be exported, or the embeddings of the file differ
-            from the model's. No file is written.
+        ValueError: the model is not in float32 on the CPU or cannot be exported, or the ONNX file and the model compute
+            different embeddings. A file that already exists is not changed.
     """
     encoder = model.base_model
     if not isinstance(encoder, HamSpkModel):
@@ -152,7 +154,7 @@ def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the exporter's warnings about torchvision and future changes."""
+    """Suppress the warnings of PyTorch's ONNX exporter about torchvision and about future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -167,7 +169,7 @@ def _quiet() -> Iterator[None]:
 def check_agreement(
     encoder: HamSpkModel, path: str | os.PathLike, seconds: Sequence[float], batches: Sequence[int]
 ) -> list[Agreement]:
-    """Compare the embeddings of an ONNX file and of its model for random noise.
+    """Compare the embeddings that an ONNX file and its PyTorch model compute for random noise.
 
     Raises:
         ValueError: the embeddings differ by more than `LARGEST_DIFFERENCE`.
