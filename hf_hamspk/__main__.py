@@ -90,7 +90,10 @@ def _import_models() -> None:
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
-    """Return the parser of the command line. Only `command` gets its arguments; the other commands get a help text."""
+    """Return the parser of the command line.
+
+    The parser contains the arguments of `command` only. Of the other commands, it contains the names and summaries.
+    """
     parser = argparse.ArgumentParser(
         prog="hamspk",
         description="Speaker verification with HAM-Softmax: train, evaluate, verify.",
@@ -124,7 +127,7 @@ def is_explained(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error as one line. For an invalid configuration, take it from the cause."""
+    """Return the message of an error as one line; for an invalid configuration, the message of the cause."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
     lines = str(error if cause is None else cause).splitlines()
     return " ".join(line.strip() for line in lines if line.strip())

@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="trial lists: pairs of recordings with labels")
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in PAIRS")
     parser.add_argument(
-        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if PAIRS name models"
+        "--enrolment",
+        metavar="FILE",
+        help="table with the recordings of each enrolment model, needed if PAIRS name enrolment models",
     )
     parser.add_argument("--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id")
     parser.add_argument(
@@ -55,33 +57,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalisation",
         choices=NORMALISATION_CHOICES,
-        help="score normalisation with the cohort (default: auto, which uses AS-norm if it lowers the cost)",
+        help="score normalisation with the cohort (default: auto, which uses AS-norm if it lowers the Cllr)",
     )
     parser.add_argument(
         "--top",
         type=int,
         metavar="N",
-        help="number of highest cohort scores used in AS-norm (default: the best of several)",
+        help="number of highest cohort scores used in AS-norm (default: several numbers are tried)",
     )
     parser.add_argument(
         "--quality",
         nargs="+",
         choices=QUALITY_CHOICES,
-        help="quality measures of the recordings that enter the log-likelihood ratio (default: auto, which uses the "
-        "measures that lower the cost)",
+        help="quality measures of the recordings, used in addition to the score to compute the log-likelihood ratio "
+        "(default: auto, which uses the measures that lower the Cllr)",
     )
     parser.add_argument(
         "--operating-point",
         action="append",
         metavar="NAME=PRIOR[,COST_MISS,COST_FALSE_ALARM]",
-        help="operating point for decisions; may be repeated, and the first becomes the model's default (default: "
+        help="operating point for decisions; may be repeated; the first becomes the model's default (default: "
         f"{DEFAULT_POINTS})",
     )
     parser.add_argument(
         "--minimum-speech",
         type=float,
         metavar="SECONDS",
-        help="amount of speech that each recording must contain for a decision (default: 1)",
+        help="seconds of speech that each recording must contain for a decision (default: 1)",
     )
     parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
     parser.epilog = _CALIBRATE_EPILOG
@@ -122,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"written: {folder / name}")
     renewed = renew_code(folder)
     if renewed:
-        print(f"updated: {len(renewed)} code files in {folder}, which came from another version of this package")
+        print(f"updated in {folder}: {len(renewed)} code files that another version of this package had written")
     return 0
 
 

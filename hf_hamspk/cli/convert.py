@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     for line in format_converted(converted, licence):
         print(line)
     print(
-        f"written: {output} (for AutoModel.from_pretrained; to fine-tune it, set initial_model: {output} in a recipe)"
+        f"written: {output} (load the model with AutoModel.from_pretrained, or set initial_model: {output} in a recipe "
+        "to fine-tune it)"
     )
     return 0
 

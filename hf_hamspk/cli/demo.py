@@ -219,9 +219,11 @@ def choose_pairs(trials: "Trials") -> dict[str, tuple[str, str]]:
 
 
 def ask_stranger(folder: Path, pairs: dict[str, tuple[str, str]]) -> list[dict]:
-    """Run `stranger.py` on the pairs in a separate offline process.
+    """Run `stranger.py` on pairs of recordings in a separate offline process.
 
-    `folder` also receives the copy of the model's code that transformers makes.
+    Args:
+        folder: folder of the demo. The process stores its copy of the model's code in the subfolder `modules`.
+        pairs: maps a description of each pair to the enrolment file and the test file, from `choose_pairs`.
 
     Returns:
         The answer to each pair, in the form that `Verification.to_dict` returns.

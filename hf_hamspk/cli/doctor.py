@@ -1,6 +1,6 @@
 """`hamspk doctor`: check that the installed packages work together.
 
-This module imports no other module of the package, so it runs even if transformers cannot be imported. The usual reason
+This module imports no other module of the package, so it runs even if transformers cannot be imported. The usual cause
 is torchaudio, which transformers imports. The PyPI builds of torchaudio for Linux are linked against CUDA and cannot be
 loaded together with a CPU-only torch.
 """
@@ -125,7 +125,7 @@ def diagnose(facts: Facts) -> list[str]:
 
 
 def remove_extension(facts: Facts) -> list[Path]:
-    """Delete the compiled extension of torchaudio, which then works as pure Python.
+    """Delete the compiled extension of torchaudio. Without the extension, torchaudio works as pure Python.
 
     Returns:
         The deleted files; empty if torchaudio has no extension or the extension is compatible with torch.
@@ -197,7 +197,10 @@ def _build_of_torch() -> str:
 
 
 def _build_of_torchaudio(folder: Path) -> str:
-    """Return "pure Python", "CPU", or "CUDA" with the version that `version.py` declares (13.0 for "2.11.0+cu130")."""
+    """Return the kind of torchaudio build in a folder: "pure Python", "CPU" or "CUDA".
+
+    The version of CUDA is added if `version.py` declares it: "CUDA 13.0" for "2.11.0+cu130".
+    """
     extension = sorted((folder / "lib").glob("*.so"))
     if not extension:
         return "pure Python"

@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _process_state() -> "PartialState | None":
-    """Return the state of this process if accelerate or torchrun started several processes, and None otherwise."""
+    """Return accelerate's state of this process; None unless accelerate or torchrun started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     import torch

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one folder per speaker")
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
     parser.add_argument(
-        "--name", help="name of the speaker, if all FILES are from one speaker; FILES may then also be recordings"
+        "--name",
+        help="name of the only speaker; with --name, FILES may be recordings of this speaker as well as folders",
     )
     parser.add_argument(
         "--combine",
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check the arguments before torch is imported, and set `arguments.speakers`: the recordings of each name.
+    """Check the arguments before torch is imported, and set `arguments.speakers` (recordings of each speaker).
 
     Raises:
         ValueError: an argument is invalid, or a folder contains no audio.
@@ -45,7 +46,8 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.name is not None:
         if not arguments.name or Path(arguments.name).name != arguments.name:
             raise ValueError(
-                f"--name must not contain a folder, because it becomes a file name, got {arguments.name!r}."
+                "--name must not be empty and must not contain a folder, because it becomes a file name, got "
+                f"{arguments.name!r}."
             )
         groups = {arguments.name: arguments.files}
     else:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("trials", nargs="+", metavar="TRIALS", help="trial lists")
     parser.add_argument(
-        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if TRIALS name models"
+        "--enrolment",
+        metavar="FILE",
+        help="table with the recordings of each enrolment model, needed if TRIALS name enrolment models",
     )
     parser.add_argument(
         "--official",
@@ -32,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=LIST_NAMES,
         default=[],
         metavar="LIST",
-        help="names of the official lists that TRIALS should be, in the same order; a list with another number of "
-        f"trials is an error. Known: {', '.join(LIST_NAMES)}",
+        help="official lists whose sizes are compared with TRIALS, one name for each list in the same order; a "
+        f"different number of trials is an error. Names: {', '.join(LIST_NAMES)}",
     )
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in TRIALS")
     parser.add_argument(
@@ -83,7 +85,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="columns of --metadata; error rates are also measured for each of their values",
+        help="columns of --metadata; error rates are also measured for each value of these columns",
     )
     parser.add_argument(
         "--subtract-mean", action="store_true", help="subtract the mean of the model's cohort from each embedding"
@@ -92,7 +94,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         metavar="MODEL",
-        help="second model; the difference between the error rates is tested on the same trials",
+        help="second model; the differences between the error rates of the two models are tested on the same trials",
     )
     parser.add_argument(
         "--replicates",
@@ -139,7 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | None) -> None:
-    """Write the results into `output`, or into the folder of the model if it is None, and print the paths of the files.
+    """Write the results into a folder, and print the paths of the files.
+
+    Args:
+        measured: results to write.
+        model: folder of the model, or its name on the Hub.
+        output: folder for the results; None uses the folder that `record_folder` returns for `model`.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -148,7 +155,7 @@ def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | Non
 
     folder = record_folder(model) if output is None else Path(output)
     if output is None and not Path(model).is_dir():
-        print(f"{model} has no local folder, so the results go to {folder}. Choose another with --output.")
+        print(f"{model} has no local folder, so the results are written to {folder}. Use --output to change this.")
     try:
         files, remarks = measured.write(folder)
     except PermissionError as error:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_exported(exported: "Exported") -> list[str]:
-    """Return the lines to print: the differences from torch, the path of the file, and the code that uses it."""
+    """Return the lines to print: the differences from torch, the path of the file, and code that loads the file."""
     from ..modeling_hamspk import LARGEST_DIFFERENCE
 
     lines = ["seconds  batch  difference from torch"]

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk identify`."""
     add_model_arguments(parser)
     parser.add_argument(
-        "test", nargs="+", metavar="TEST", help="recordings whose speakers are to be identified, with one speaker each"
+        "test", nargs="+", metavar="TEST", help="recordings to identify; each must contain only one speaker"
     )
     parser.add_argument(
         "--profiles",
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior",
         type=float,
         metavar="P",
-        help="prior probability that the speaker is enrolled; with equal costs, it replaces the operating point",
+        help="prior probability that the speaker is enrolled; used with equal costs instead of an operating point",
     )
     parser.add_argument(
         "--threshold",

@@ -41,7 +41,7 @@ def check_recording(name: str, label: str = "The recording") -> None:
     """Check that a recording is a file or a URL.
 
     Raises:
-        ValueError: it is neither; `audio_hamspk.read_sound` raises an error with the same message.
+        ValueError: `name` is neither a file nor a URL. `audio_hamspk.read_sound` raises an error with the same message.
     """
     if name.startswith(("http://", "https://")) or os.path.isfile(name):
         return
@@ -61,7 +61,7 @@ def check_enrolment(names: Sequence[str]) -> None:
     """Check that each recording of an enrolment is a file or a URL.
 
     Raises:
-        ValueError: a recording is neither; `SpeakerVerifier` raises an error with the same message.
+        ValueError: a recording is neither a file nor a URL. `SpeakerVerifier` raises an error with the same message.
     """
     for number, name in enumerate(names, start=1):
         check_recording(name, "The enrolment" if len(names) == 1 else f"Enrolment recording {number}")

@@ -178,7 +178,7 @@ def summarise_shards(manifest: "Manifest", output: str) -> str:
 
 
 def _report_unreadable(output: str) -> bool:
-    """Print the first files that were left out, and return whether any were."""
+    """Print the first files that were left out, and return whether any file was left out."""
     from ..shards.manifest import UNREADABLE_NAME, read_unreadable
 
     lines = read_unreadable(output)

@@ -21,7 +21,8 @@ def add_about_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--about",
         metavar="FILE.yaml",
-        help="facts that the authors state for the card: training_data with licences, trial_lists, limitations, ...",
+        help="file with facts for the card that the authors state: training_data with licences, trial_lists, "
+        "limitations, ...",
     )
     parser.add_argument(
         "--licence",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", action="store_true", help="make a new repository private (the default)")
     visibility.add_argument(
-        "--public", action="store_true", help="make a new repository public, or publish in an existing public one"
+        "--public", action="store_true", help="make a new repository public, or upload to an existing public repository"
     )
     parser.add_argument(
         "--no-cohort", action="store_true", help="leave out the cohort, which contains embeddings of speakers"
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speaker-names",
         action="store_true",
-        help="keep the names of training speakers and unusable files (default: replaced by numbers)",
+        help="publish the names of training speakers and unusable files (default: numbers replace the names)",
     )
     parser.add_argument(
         "--message", metavar="TEXT", help="commit message (default: Upload a speaker model with its card)"
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the files to send, and send them unless --dry-run is given."""
+    """Print the files to upload, and upload them to the Hub unless --dry-run is given."""
     from ..publishing.contents import plan_upload
     from ..publishing.push import check_repository, send
 
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_plan(plan: "UploadPlan") -> str:
-    """Format the files to send with their sizes, the files that are not sent, and the notes for printing."""
+    """Format the files to upload with their sizes, the files left out, and the notes for printing."""
     width = max(map(len, plan.names)) + 2
     lines = [f"{file.name:<{width}}{format_size(file.size):>10}" for file in plan.files]
     lines.append(f"{f'{len(plan.files)} files':<{width}}{format_size(plan.size):>10}")

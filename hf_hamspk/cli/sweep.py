@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="X",
-        help="values of the condition, if --over names exactly one (default: a fixed set per condition)",
+        help="strengths of the condition; requires that --over names exactly one condition (default: a fixed set of "
+        "strengths for each condition)",
     )
     parser.add_argument(
         "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, language, ..."
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="columns of --metadata; error rates are also measured for each of their values",
+        help="columns of --metadata; the EER of the unchanged recordings is also measured for each value of these "
+        "columns",
     )
     parser.add_argument(
         "--replicates",

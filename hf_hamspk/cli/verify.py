@@ -61,13 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior",
         type=float,
         metavar="P",
-        help="prior probability of the same speaker; with the costs, it replaces the operating point",
+        help="prior probability that the recordings are of the same speaker; used with the costs instead of an "
+        "operating point",
     )
     parser.add_argument(
-        "--cost-miss", type=float, metavar="C", help="with --prior, cost of rejecting the same speaker (default: 1)"
+        "--cost-miss",
+        type=float,
+        metavar="C",
+        help="with --prior, cost of rejecting a recording of the claimed speaker (default: 1)",
     )
     parser.add_argument(
-        "--cost-false-alarm", type=float, metavar="C", help="with --prior, cost of accepting an impostor (default: 1)"
+        "--cost-false-alarm",
+        type=float,
+        metavar="C",
+        help="with --prior, cost of accepting a recording of another speaker (default: 1)",
     )
     parser.add_argument(
         "--threshold",
@@ -95,7 +102,7 @@ def check(arguments: argparse.Namespace) -> None:
     _split_recordings(arguments)
     profiles = [name for name in arguments.enrolment if Path(name).suffix == PROFILE_EXTENSION]
     if profiles and len(arguments.enrolment) > 1:
-        raise ValueError(f"The enrolment must be one profile or recordings, got {', '.join(arguments.enrolment)}.")
+        raise ValueError(f"The enrolment must be one profile or only recordings, got {', '.join(arguments.enrolment)}.")
     if profiles and arguments.save_profile is not None:
         raise ValueError(f"--save-profile needs recordings, but {profiles[0]} is already a profile.")
     if profiles and not Path(profiles[0]).is_file():
@@ -144,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         enrolment = model.enrol(enrolment, **combine)
         enrolment.save(arguments.save_profile)
         if not arguments.json:
-            print(f"profile of {sum(enrolment.seconds):.1f} s of speech in {arguments.save_profile}")
+            print(f"written: profile of {sum(enrolment.seconds):.1f} s of speech to {arguments.save_profile}")
             for warning in enrolment.warnings:
                 print(f"warning: {warning}")
     if arguments.test is None:

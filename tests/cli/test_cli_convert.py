@@ -35,8 +35,8 @@ def test_what_it_says_of_speechbrain(hamspk, tmp_path):
         "left out: label_encoder.txt (the names of the training speakers)",
         "left out: mean_var_norm_emb.ckpt (a mean embedding, which SpeechBrain's verification does not use)",
         "licence of the source: apache-2.0",
-        f"written: {tmp_path / 'out'} (for AutoModel.from_pretrained; to fine-tune it, set initial_model: "
-        f"{tmp_path / 'out'} in a recipe)",
+        f"written: {tmp_path / 'out'} (load the model with AutoModel.from_pretrained, or set initial_model: "
+        f"{tmp_path / 'out'} in a recipe to fine-tune it)",
     ]
     config = AutoModel.from_pretrained(tmp_path / "out").config
     assert config.converted_from == "SpeechBrain ECAPA-TDNN (somebody/some-model)"
