@@ -127,9 +127,16 @@ LONGEST_PAUSE = 0.3
 CLIPPED_RUN = 3
 
 
+def plain_number(value: Any) -> Any:
+    """Return a scalar of NumPy or torch, or an array of dimension 0, as a Python number; other values unchanged."""
+    is_scalar = isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0
+    return value.item() if is_scalar else value
+
+
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite int or float of Python or NumPy, and not a bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    """Return whether a value is a finite number of Python, NumPy or torch, and not a bool."""
+    value = plain_number(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         return False
     try:
         return math.isfinite(value)
@@ -186,7 +193,7 @@ class Limits:
             raise InputError(f"limits: seconds must be a positive finite number, got {_short(repr(self.seconds))}.")
         for name, unit in {"size": "bytes", "values": "samples times channels"}.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_number(value) or value != int(value) or value < 1:
                 raise InputError(f"limits: {name} ({unit}) must be an integer from 1, got {_short(repr(value))}.")
         if not isinstance(self.remote, bool):
             raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")

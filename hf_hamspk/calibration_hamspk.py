@@ -34,8 +34,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from .audio_hamspk import LOWEST_SNR_DB, MINIMUM_SPEECH, is_number
-from .geometry_hamspk import at_least_float32
+from .audio_hamspk import LOWEST_SNR_DB, MINIMUM_SPEECH, is_number, plain_number
+from .geometry_hamspk import as_tensor, at_least_float32
 
 CHECKSUM = "checksum"
 # Number of hexadecimal digits of a fingerprint that messages show.
@@ -152,6 +152,7 @@ def check_normalisation(kind: str, top: int | None) -> None:
     """Raise a ValueError if the normalisation `kind` is unknown or cannot be used with this value of `top`."""
     if kind not in NORMALISATIONS:
         raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {kind!r}.")
+    top = plain_number(top)
     if kind == "as" and (isinstance(top, bool) or not isinstance(top, int) or top < SMALLEST_COHORT):
         raise ValueError(f"normalisation 'as' needs top, an integer of at least {SMALLEST_COHORT}, got {top!r}.")
     if kind != "as" and top is not None:
@@ -226,7 +227,7 @@ class Cohort:
     audio: str = ""
 
     def __post_init__(self) -> None:
-        embeddings = self.embeddings
+        embeddings = as_tensor(self.embeddings)
         if embeddings.ndim != 2 or embeddings.shape[0] < SMALLEST_COHORT:
             raise ValueError(
                 f"A cohort needs embeddings of shape (C, D) with C at least {SMALLEST_COHORT}, got "
@@ -362,6 +363,7 @@ class OperatingPoint:
     false_alarm_rate: float | None = None
 
     def __post_init__(self) -> None:
+        vars(self).update({name: plain_number(value) for name, value in vars(self).items()})
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"An operating point needs a name, got {self.name!r}.")
         if not is_number(self.prior) or not 0 < self.prior < 1:
@@ -377,7 +379,9 @@ class OperatingPoint:
     @property
     def threshold(self) -> float:
         """The Bayes threshold on the log-likelihood ratio (natural logarithm)."""
-        return math.log(self.cost_false_alarm * (1 - self.prior) / (self.cost_miss * self.prior))
+        # Sums of logarithms neither overflow nor underflow.
+        odds = math.log1p(-self.prior) - math.log(self.prior)
+        return math.log(self.cost_false_alarm) - math.log(self.cost_miss) + odds
 
     @property
     def flaw(self) -> str | None:
@@ -441,6 +445,8 @@ class Calibration:
     minimum_speech: float = MINIMUM_SPEECH
 
     def __post_init__(self) -> None:
+        vars(self).update({name: plain_number(value) for name, value in vars(self).items()})
+        vars(self)["weights"] = {name: plain_number(weight) for name, weight in dict(self.weights).items()}
         if not isinstance(self.fingerprint, str) or not self.fingerprint:
             raise ValueError(f"A calibration needs the fingerprint of its model, got {self.fingerprint!r}.")
         if self.similarity not in SCORE_KINDS:

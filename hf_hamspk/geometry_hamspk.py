@@ -45,8 +45,9 @@ al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,6 +87,15 @@ PUBLISHED_CURVATURE = {"h": 5.0}
 OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
 # A margin is in [0, LARGEST_MARGIN). Angles must stay below pi; released distances never exceed 2.63 for c >= 3.
 LARGEST_MARGIN = 3.0
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Return a tensor unchanged, or the tensor of a list or array of numbers, of any byte order and strides."""
+    try:
+        is_array = isinstance(values, np.ndarray)
+        return torch.as_tensor(values.astype(values.dtype.newbyteorder("="), order="C") if is_array else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Expected a tensor or an array of numbers, got {type(values).__name__}.") from error
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -25,13 +25,14 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, cut_pieces, speech_weights
+from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, cut_pieces, plain_number, speech_weights
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
     LinearSimilarity,
+    as_tensor,
     length_mask,
     magnitude,
     mean_direction,
@@ -228,15 +229,15 @@ class SpeakerModelMixin(nn.Module):
             Scores `(...)` for two inputs `(..., D)`. A score is the cosine similarity or the negative hyperbolic
             distance, depending on the configuration. Larger scores mean more similar voices.
         """
-        return score(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
+        return score(as_tensor(enrolment), as_tensor(test), **self._scoring())
 
     def score_matrix(self, enrolment: Any, test: Any) -> Tensor:
         """Return the scores `(..., B, K)` of each enrolment `(..., B, D)` against each test `(..., K, D)`."""
-        return score_matrix(torch.as_tensor(enrolment), torch.as_tensor(test), **self._scoring())
+        return score_matrix(as_tensor(enrolment), as_tensor(test), **self._scoring())
 
     def magnitude(self, embeddings: Any) -> Tensor:
         """Return the distance `(...)` of embeddings `(..., D)` from the origin: their norm or hyperbolic radius."""
-        return magnitude(torch.as_tensor(embeddings), **self._scoring())
+        return magnitude(as_tensor(embeddings), **self._scoring())
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, which is the same with or without head and in float32 or bfloat16.
@@ -266,10 +267,9 @@ class SpeakerModelMixin(nn.Module):
         return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
 
     def usable_calibration(self) -> tuple[Calibration | None, Cohort | None]:
-        """Return the calibration and the cohort; both are None, with a warning, if the weights lost precision.
+        """Return calibration and cohort, or None for both, with a warning, if the weights lost precision after loading.
 
-        Weights that were quantised or converted to float16 after loading give other scores than those that were
-        calibrated. A calibration that was fitted to these weights is returned.
+        A calibration that was fitted to float16 or quantised weights is returned for these weights.
         """
         own = [part for part in (self.calibration, self.cohort) if part is not None]
         if self._keeps_fingerprint() or all(part.fingerprint == self.fingerprint() for part in own):
@@ -282,12 +282,8 @@ class SpeakerModelMixin(nn.Module):
 
     def _keeps_fingerprint(self) -> bool:
         """Return whether the precision of the weights is enough for the fingerprint of the float32 weights."""
-        exact = (torch.float64, torch.float32, torch.bfloat16)
-        state = self.base_model.state_dict().values()
-        return all(
-            isinstance(value, Tensor) and not value.is_meta and (value.dtype in exact or not _is_weight(value))
-            for value in state
-        )
+        exact, state = (torch.float64, torch.float32, torch.bfloat16), self.base_model.state_dict().values()
+        return all(isinstance(t, Tensor) and not t.is_meta and (t.dtype in exact or not _is_weight(t)) for t in state)
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
         """Return an `OnnxSpeakerModel`; `file` is a path, or the name of a file in the folder of the weights."""
@@ -803,6 +799,7 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
         super().__init__()
+        threads = plain_number(threads)
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ValueError(f"The number of ONNX Runtime threads must be an integer of at least 1, got {threads!r}.")
         try:
@@ -840,9 +837,8 @@ class OnnxEncoder(nn.Module):
 class OnnxSpeakerModel(SpeakerModelMixin):
     """Speaker model that computes embeddings with ONNX Runtime.
 
-    The calibration and the cohort of the model are used if the embeddings of a test signal differ by at most
-    `LARGEST_DIFFERENCE` from those of the model. A quantised or otherwise changed graph computes other embeddings: it
-    has its own fingerprint, and gives scores but no decisions. Profiles of the model do not apply to it.
+    A quantised or otherwise changed graph, whose embedding of a test signal differs by more than `LARGEST_DIFFERENCE`,
+    has its own fingerprint. Calibration, cohort and profiles of the model do not apply to it.
 
     Args:
         model: model that was exported.
@@ -872,9 +868,8 @@ class OnnxSpeakerModel(SpeakerModelMixin):
             self._fingerprint = hashlib.sha256(own.encode() + hashlib.file_digest(graph, "sha256").digest()).hexdigest()
         logger.warning(
             f"{os.path.basename(os.fspath(file))} computes other embeddings than the model (relative difference "
-            f"{difference:.1g}, at most {LARGEST_DIFFERENCE:g} is accepted), for example because it was quantised. The "
-            "calibration of the model does not apply to it: it gives scores but no decisions. For decisions use the "
-            "file that `hamspk export` wrote, with a model in float32."
+            f"{difference:.1g}), for example because it was quantised. It gives scores but no decisions, because the "
+            "calibration does not apply. For decisions use the file of `hamspk export` with a model in float32."
         )
 
     def fingerprint(self) -> str:
@@ -886,23 +881,17 @@ def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
     """Return the largest difference between two embeddings of a test signal, relative to the largest value."""
     rate = model.config.sampling_rate
     noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
-    tone = torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
-    signal = torch.cat([0.1 * noise + 0.1 * tone, 0.01 * noise], dim=1)
-    reference, was_training = model.base_model, model.training
+    signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
+    was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            expected = reference(signal.to(model.device)).embeddings.float().cpu()
+            expected = model.base_model(signal.to(model.device)).embeddings.float().cpu()
             found = encoder(signal).embeddings
-    except RuntimeError as error:
-        raise ValueError(
-            f"The exported graph cannot be run ({type(error).__name__}). Export the model again."
-        ) from error
     finally:
         model.train(was_training)
-    if found.shape != expected.shape:
-        return math.inf
-    return float((found - expected).abs().max() / expected.abs().max())
+    same_shape = found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max()) if same_shape else math.inf
 
 
 def _is_weight(tensor: Tensor) -> bool:
@@ -918,8 +907,7 @@ def _embedding_state(module: nn.Module) -> dict[str, Any]:
         parts = {f"{name}.{number}": part for number, part in enumerate(value)} if isinstance(value, tuple) else {}
         for key, part in (parts if parts else {name: value}).items():
             if isinstance(part, Tensor) and _is_weight(part):
-                tensor = part.detach()
-                tensor = tensor.dequantize() if tensor.is_quantized else tensor
+                tensor = part.detach().dequantize() if part.is_quantized else part.detach()
                 found[key] = tensor if tensor.is_floating_point() else tensor.float()
     return found
 

@@ -59,7 +59,7 @@ from .calibration_hamspk import (
     save_array,
     shorten,
 )
-from .geometry_hamspk import COMBINATIONS, combine_embeddings
+from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
 
 PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
 _PROFILE_FIELDS = (
@@ -127,6 +127,7 @@ class SpeakerProfile:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "embedding", as_tensor(self.embedding))
         if self.embedding.ndim != 1 or not bool(torch.isfinite(self.embedding).all()):
             raise ValueError(f"A profile needs one finite embedding (D,), got shape {tuple(self.embedding.shape)}.")
         numbers = (*self.seconds, self.snr_db, self.magnitude)
@@ -403,12 +404,6 @@ class DecisionRule:
     def name(self) -> str | None:
         """Name of the operating point; None without one."""
         return None if self.point is None else self.point.name
-
-    @property
-    def warnings(self) -> list[str]:
-        """Sentence on an operating point whose measured decisions carry no information."""
-        flaw = getattr(self.point, "flaw", None)
-        return [] if flaw is None else [flaw]
 
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
         """Return whether the ratio, or the raw score without a point, reaches the threshold; None if undecided."""
@@ -755,7 +750,7 @@ class SpeakerVerifier(_CalibratedModel):
             test_speech=test.measures.speech,
             warnings=[
                 *(*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)),
-                *rule.warnings,
+                *([flaw] if (flaw := getattr(rule.point, "flaw", None)) else []),
             ],
         )
 
@@ -924,8 +919,8 @@ class SpeakerIdentifier(_CalibratedModel):
         Raises:
             ValueError: a recording cannot be used, or the operating point does not exist. Silence is not an error.
         """
-        if candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {candidates}.")
+        if not is_number(candidates) or candidates != int(candidates) or candidates < 1:
+            raise ValueError(f"candidates must be an integer of at least 1, got {candidates!r}.")
         if margin is not None and not (is_number(margin) and margin >= 0):
             raise ValueError(f"margin must be a finite number of at least 0, got {margin!r}.")
         rule = decision_rule(self.calibration, operating_point, threshold)
@@ -936,7 +931,7 @@ class SpeakerIdentifier(_CalibratedModel):
             )
         least = margin if margin is not None else (NO_MARGIN if rule.point is None else LEAST_MARGIN)
         sounds = [read_recording(one, self.rate, "The recording", limits, sampling_rate) for one in recordings]
-        return [self._identify(recording, rule, least, candidates) for recording in self._measure([sounds])[0]]
+        return [self._identify(recording, rule, least, int(candidates)) for recording in self._measure([sounds])[0]]
 
     def _identify(
         self, recording: MeasuredRecording, rule: DecisionRule, margin: float, candidates: int
@@ -962,7 +957,7 @@ class SpeakerIdentifier(_CalibratedModel):
         if accepted is not None:
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
             decision = (AMBIGUOUS if is_near else IDENTIFIED) if accepted else UNKNOWN
-        explained = list(rule.warnings)
+        explained = [flaw] if (flaw := getattr(rule.point, "flaw", None)) else []
         if decision == AMBIGUOUS:
             leader, second = (self.names[row] for row in order[:2])
             explained.append(

@@ -65,8 +65,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
 # and embeddings of other precisions and graphs are recognised wherever a model runs; that took 100 lines.
 # Memory and time are bounded wherever a model runs (total time of fetching, long recordings in pieces, threads that
 # embed at once); that took 95 lines.
-# Losses and embeddings are finite, and configurations in range, wherever a model runs; that took 35 lines. The binding of
-# calibrations to graphs took 70 more. This is the last raise: a new line in the trunk takes the place of another.
+# Losses and embeddings are finite, and configurations in range, wherever a model runs; that took 35 lines. The binding
+# of calibrations to graphs took 70 more. This is the last raise: a new line in the trunk takes the place of another.
 LONGEST_TRUNK = 5600
 # Names that several files define: the parts that every command has, and the logger of a module.
 SHARED_NAMES = {"add_arguments", "check", "run", "logger"}

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..calibration_hamspk import load_array, save_array, shorten
+from ..geometry_hamspk import as_tensor
 from ..verification_hamspk import SpeakerProfile
 from .engines import Engine, FaissEngine, TorchEngine, import_faiss
 from .products import ScoringModel, Similarity, rounding_bound
@@ -137,7 +138,7 @@ class SpeakerIndex:
         Raises:
             ValueError: the queries have another shape or are not finite, or `k` is below 1.
         """
-        queries = queries.detach().cpu().float()
+        queries = as_tensor(queries).detach().cpu().float()
         if queries.ndim != 2 or queries.shape[1] != self._embeddings.shape[1] or not bool(queries.isfinite().all()):
             raise ValueError(
                 f"Expected query embeddings of shape (Q, {self._embeddings.shape[1]}) without NaN or infinite values, "
@@ -255,6 +256,7 @@ class SpeakerIndex:
             )
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
+        embeddings = as_tensor(embeddings)
         if embeddings.ndim != 2 or 0 in embeddings.shape or not bool(embeddings.isfinite().all()):
             raise ValueError(
                 "Expected embeddings of shape (N, D) without NaN or infinite values, with N and D at least 1, got the "
