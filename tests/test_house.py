@@ -29,20 +29,21 @@ OPTIONAL_PACKAGES = {"soundfile": {"audio_hamspk"}, "av": {"audio_hamspk"}, "onn
 # Which rooms a room may import besides the trunk.
 ROOMS = {
     "folders": set(),
+    "files": set(),
     "loading": set(),
-    "data": {"folders"},
+    "data": {"files", "folders"},
     "losses": set(),
-    "evaluation": {"data", "folders", "loading"},
-    "shards": {"data", "folders"},
-    "training": {"losses", "shards", "evaluation", "data", "folders", "loading"},
-    "embedding": {"shards", "data", "folders"},
-    "conversion": {"loading"},
+    "evaluation": {"data", "files", "folders", "loading"},
+    "shards": {"data", "files", "folders"},
+    "training": {"losses", "shards", "evaluation", "data", "files", "folders", "loading"},
+    "embedding": {"shards", "data", "files", "folders"},
+    "conversion": {"files", "loading"},
     "search": {"folders"},
-    "publishing": {"evaluation", "folders", "loading"},
+    "publishing": {"evaluation", "files", "folders", "loading"},
     "export": {"folders"},
     "cli": {
         *("shards", "embedding", "training", "evaluation", "data", "conversion", "publishing", "search", "export"),
-        *("folders", "loading"),
+        *("files", "folders", "loading"),
     },
 }
 # Third-party packages with one home: paths, or folders that end in a slash.

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files.yaml_files import PlainLoader, load_yaml
+
 # Keys under which trainers store the weights beside other data.
 _WRAPPERS = ("state_dict", "model")
 _REFERENCE = re.compile(r"<([^<>]+)>")
@@ -33,7 +35,7 @@ class Tagged(NamedTuple):
     value: Any
 
 
-class _TagsAsData(yaml.SafeLoader):
+class _TagsAsData(PlainLoader):
     """YAML loader that stores tagged values as `Tagged` instead of constructing the objects that the tags name."""
 
 
@@ -60,8 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _TagsAsData)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = load_yaml(path, _TagsAsData)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must contain a YAML mapping ('key: value' lines), got a {type(content).__name__}.")

@@ -1,11 +1,11 @@
 """Conversion of checkpoints of other projects. The project is detected from the files, or named by the user."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import yaml
-from huggingface_hub.repocard import metadata_load
-
+from ..files.yaml_files import LARGEST_YAML, parse_yaml
 from .building import Converted
 from .checkpoints import read_tensors
 from .official import convert_official, is_official
@@ -20,6 +20,7 @@ SOURCES: dict[str, Callable[[Path], Converted]] = {
     "xvector": convert_xvector,
 }
 _README = "README.md"
+_FRONT_MATTER = re.compile(rb"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 _EXPECTED = (
     f"Expected a folder with {SPEECHBRAIN_YAML} (SpeechBrain), {WESPEAKER_YAML} (WeSpeaker) or "
     f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of the released code"
@@ -89,9 +90,16 @@ def stated_licence(source: Path) -> str | None:
     if not readme.is_file():
         return None
     try:
-        metadata = metadata_load(readme)
-    except (ValueError, yaml.YAMLError, UnicodeDecodeError):
+        metadata = _front_matter(readme)
+    except (OSError, ValueError):
         # The weights can be converted even if the metadata is invalid. The licence remains unknown.
         return None
     licence = metadata.get("license") if isinstance(metadata, dict) else None
     return licence if isinstance(licence, str) else None
+
+
+def _front_matter(readme: Path) -> Any:
+    """Return the metadata of a model card, which stands between two lines `---`; None if the card has no metadata."""
+    with open(readme, "rb") as file:
+        found = _FRONT_MATTER.match(file.read(LARGEST_YAML))
+    return None if found is None else parse_yaml(found[1])

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from ..files.yaml_files import load_yaml
 from .licences import hub_licence
 
 T = TypeVar("T")
@@ -144,8 +143,8 @@ class About:
         if not path.is_file():
             raise ValueError(f"File not found: {path}. Expected YAML with some of: {', '.join(_field_names(cls))}.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            values = load_yaml(path)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         if isinstance(values, dict) and "about" in values:
             values = values["about"]

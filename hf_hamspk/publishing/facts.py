@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
@@ -16,6 +15,7 @@ from transformers import PreTrainedConfig
 from ..calibration_hamspk import CALIBRATION_FILE, CHECKSUM, COHORT_FILE
 from ..configuration_hamspk import HamSpkConfig
 from ..evaluation.results import EVALUATION_FILE, EvaluationRecord
+from ..files.yaml_files import load_yaml
 from .about import About
 
 CARD_SCHEMA = 1
@@ -214,8 +214,8 @@ def read_public_recipe(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = load_yaml(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"Expected 'key: value' lines in {path}, got a {type(values).__name__}.")

@@ -8,14 +8,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..configuration_hamspk import HamSpkConfig
+from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
 _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
@@ -354,8 +353,8 @@ def _read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the fields of a YAML recipe."""
     check_recipe(os.fspath(path))
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = load_yaml(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must contain 'key: value' lines without nesting, got a {type(content).__name__}.")
