@@ -1,28 +1,25 @@
-"""Read corpus recordings, define their limits and file suffixes, and import torchaudio."""
+"""Read corpus recordings and segments of them, define their limits, and import torchaudio."""
 
 import os
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 
-from ..audio_hamspk import SHORTEST_SECONDS, Limits, Sound, read_sound
+from ..audio_hamspk import SHORTEST_SECONDS, InputError, Limits, Sound, check_rate, read_sound
+from ..files.tables import Segment, split_segment
 
 SAMPLING_RATE = 16_000
 """Usual sampling rate of speaker models in Hz."""
 
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
-)
-"""Suffixes of the files that count as audio in a folder or an archive. Those from `.m4a` on need PyAV.
-
-If an utterance has two files (`00001.wav`, `00001.m4a`), the file whose suffix comes first in this tuple is used.
-"""
-
 CORPUS_LIMITS = Limits(seconds=86_400.0, values=1 << 26)
 """Limits of one corpus file. In practice, the number of samples is the limit: 70 minutes at 16 kHz (256 MiB)."""
+
+SEGMENT_TOLERANCE = 0.05
+"""Seconds by which a segment may end after the recording. Times in tables are often rounded."""
 
 
 def read_utterance(
@@ -31,7 +28,8 @@ def read_utterance(
     """Read a corpus recording with the strict checks of `read_sound` and the limits `CORPUS_LIMITS`.
 
     Args:
-        source: path, bytes of an audio file, or any other source that `read_sound` accepts.
+        source: path, bytes of an audio file, or any other source that `read_sound` accepts. If a path ends in a segment
+            (see `files.tables`), only the samples of the segment are read.
         rate: sampling rate of the result in Hz; None keeps the rate of the recording.
         name: name of the recording in errors; "" uses its path.
         min_duration: shortest accepted duration in seconds, at least 0.
@@ -47,7 +45,59 @@ def read_utterance(
     if not name and isinstance(path, str | os.PathLike):
         name = str(os.fspath(path))
     label = name if name else "the recording"
-    return read_sound(source, rate, label, CORPUS_LIMITS, strict=True, min_duration=min_duration)
+    rate_of_array = None
+    if isinstance(source, str | os.PathLike):
+        file, segment = split_segment(os.fspath(source))
+        if segment is not None:
+            source, rate_of_array = _read_segment(file, segment, label)
+            rate = rate_of_array if rate is None else rate
+    return read_sound(source, rate, label, CORPUS_LIMITS, rate_of_array, strict=True, min_duration=min_duration)
+
+
+def _read_segment(path: str, segment: Segment, label: str) -> tuple[np.ndarray, int]:
+    """Return the samples `(L,)` or `(L, C)` of a segment, and their sampling rate in Hz."""
+    found = _seek_segment(path, segment) if os.path.isfile(path) else None
+    if found is not None:
+        return found
+    # The length of the file is unknown, or its decoder cannot seek.
+    whole = read_sound(path, None, label, CORPUS_LIMITS)
+    start, stop = _bounds(segment, whole.sampling_rate, len(whole.waveform), label)
+    return whole.waveform[start:stop], whole.sampling_rate
+
+
+def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
+    """Read a segment without the rest of the file; None if this is not possible."""
+    try:
+        # By its number, because soundfile takes a file for raw samples if its name ends in ".raw".
+        with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(raw) as file:
+            rate, frames = check_rate(file.samplerate, ""), file.frames
+            start, stop = _bounds(segment, rate, frames, "")
+            if not file.seekable() or (stop - start) * file.channels > CORPUS_LIMITS.values:
+                return None
+            file.seek(start)
+            samples = file.read(stop - start, dtype="float32", always_2d=True)
+    # Reading the whole file gives a better error message.
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
+        return None
+    return (samples if samples.shape[1] > 1 else samples[:, 0], rate) if len(samples) == stop - start else None
+
+
+def _bounds(segment: Segment, rate: int, frames: int, label: str) -> tuple[int, int]:
+    """Return the first sample of a segment and the sample after its last one.
+
+    Raises:
+        InputError: the recording ends before the segment.
+    """
+    scale = 1 if segment.samples else rate
+    start = round(segment.start * scale)
+    stop = frames if segment.stop is None else round(segment.stop * scale)
+    if start >= frames or stop > frames + SEGMENT_TOLERANCE * rate:
+        until = "its end" if segment.stop is None else f"{stop / rate:.2f} s"
+        raise InputError(
+            f"lasts {frames / rate:.2f} s, but the segment is from {start / rate:.2f} s to {until}; correct the times",
+            label,
+        )
+    return start, min(stop, frames)
 
 
 def import_torchaudio() -> ModuleType:

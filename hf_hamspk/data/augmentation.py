@@ -19,7 +19,8 @@ import soundfile as sf
 import torch
 
 from ..audio_hamspk import resample
-from .audio import AUDIO_SUFFIXES, SAMPLING_RATE, import_torchaudio, read_utterance
+from ..files.folders import AUDIO_SUFFIXES, find_recordings
+from .audio import SAMPLING_RATE, import_torchaudio, read_utterance
 from .crops import random_crop, wrap_pad
 
 SampleOther = Callable[[np.random.Generator], np.ndarray]
@@ -129,13 +130,11 @@ class NoiseFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE, argument: str = "folder"):
-        found = [
-            os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if _is_noise_file(name)
-        ]
+        found = find_recordings(folder).files
         if not found:
             suffixes = ", ".join(AUDIO_SUFFIXES)
             raise ValueError(f"No audio in {argument} {Path(folder)}. Expected files ending in {suffixes}.")
-        self.files = tuple(sorted(found))
+        self.files = tuple(found)
         self.sampling_rate = sampling_rate
 
     def crop(self, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -164,10 +163,6 @@ class NoiseFolder:
 
     def _read(self, file: str) -> np.ndarray:
         return read_utterance(file, self.sampling_rate, min_duration=0.0).waveform
-
-
-def _is_noise_file(name: str) -> bool:
-    return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Load corpora as a `datasets.Dataset` with the columns `path` and `speaker`.
 
 A corpus is a CSV file or a folder `speaker/.../utterance.flac` as in VoxCeleb. The dataset is built in memory, so no
-cache files are written. Its columns are plain strings, because an audio column would need torchcodec and FFmpeg.
+cache files are written. Its columns are plain strings, because an audio column would need torchcodec and FFmpeg. A
+segment of a recording is a path with a media fragment (see `files.tables`).
 """
 
-import csv
-import difflib
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,53 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
-from .audio import AUDIO_SUFFIXES, read_utterance
+from ..files.corpora import read_table
+from ..files.folders import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
+from ..files.same import SharedRecording, find_shared
+from ..files.tables import clean_speaker, split_segment
+from .audio import read_utterance
+
+logger = logging.getLogger(__name__)
 
 NAMED_IN_ERRORS = 5
 """Number of files that a message lists, enough to recognise a pattern. Further files are only counted."""
 
+NAMED_IN_REPORTS = 100
+"""Number of files that a report lists with the reasons. Further files are only counted."""
+
+MOST_MISSING = 0.5
+"""Share of the files of a table that may be missing. If more are missing, the base folder is probably wrong."""
+
 CHECK_CHUNK = 1024
 """Number of files that are queued for the threads at once. A queue of a million files would take too much memory."""
+
+
+@dataclass(frozen=True)
+class CorpusListing:
+    """Result of `list_corpus`.
+
+    Attributes:
+        dataset: dataset with the string columns `path` and `speaker`.
+        ignored: number of files in the folder that are not audio, for each suffix.
+        skipped: maps each file or sub-folder that was not read to the reason.
+        shared: recordings that occur under two speakers.
+    """
+
+    dataset: Dataset
+    ignored: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, str] = field(default_factory=dict)
+    shared: tuple[SharedRecording, ...] = ()
+
+    def remarks(self) -> list[str]:
+        """Return sentences about files that were not read and about recordings that occur under two speakers."""
+        lines = describe_ignored(self.ignored)
+        lines += [f"not read: {path}: {reason}" for path, reason in list(self.skipped.items())[:NAMED_IN_REPORTS]]
+        if len(self.skipped) > NAMED_IN_REPORTS:
+            lines.append(f"not read: {len(self.skipped) - NAMED_IN_REPORTS} more files and folders")
+        lines += [f"warning: {shared}" for shared in self.shared[:NAMED_IN_ERRORS]]
+        if len(self.shared) > NAMED_IN_ERRORS:
+            lines.append(f"warning: {len(self.shared) - NAMED_IN_ERRORS} more recordings occur under two speakers")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -61,8 +102,8 @@ class CorpusReport:
             f"{len(self.dataset)} files of {speakers} speakers, {self.durations.sum() / 3600:.2f} h; "
             f"{len(self.bad)} files skipped"
         ]
-        lines += [f"  {file.path}: {file.reason}" for file in self.bad[:NAMED_IN_ERRORS]]
-        hidden = len(self.bad) - NAMED_IN_ERRORS
+        lines += [f"  {file.path}: {file.reason}" for file in self.bad[:NAMED_IN_REPORTS]]
+        hidden = len(self.bad) - NAMED_IN_REPORTS
         return "\n".join([*lines, f"  and {hidden} more"] if hidden > 0 else lines)
 
 
@@ -72,33 +113,57 @@ def load_corpus(
     audio_column: str = "path",
     speaker_column: str = "speaker_id",
 ) -> Dataset:
-    """Read the paths and speakers of a corpus and check that the files exist. Audio files are not opened.
+    """Read the paths and speakers of a corpus. Audio files are not opened.
+
+    The remarks of `CorpusListing.remarks` are logged as warnings.
 
     Args:
-        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. Each sub-folder is a speaker, and every
-            file below it with one of the `AUDIO_SUFFIXES` is an utterance. The utterances are sorted by path.
+        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. The cells of the file are separated by
+            commas, semicolons, tabs or bars, and its columns of times (see `files.tables`) select segments. In a
+            folder, each sub-folder is a speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an
+            utterance. The utterances are sorted by path. Each sub-folder is visited once, whatever links lead to it.
         audio_root: base folder of the paths in a CSV file; None uses the folder of the CSV file. It is ignored if
             `source` is a folder.
         audio_column: name of the CSV column with the paths.
         speaker_column: name of the CSV column with the speakers.
 
     Returns:
-        Dataset with the string columns `path` (including the base folder) and `speaker`.
+        Dataset with the string columns `path` (including the base folder) and `speaker` (without surrounding blanks).
 
     Raises:
-        ValueError: the source, a column or a cell is missing, the corpus has no audio or fewer than 2 speakers, or an
-            audio file does not exist.
+        ValueError: the source, a column or a cell is missing, a time is invalid, the corpus has no audio or fewer than
+            2 speakers, or most of its files do not exist.
+    """
+    listing = list_corpus(source, audio_root, audio_column, speaker_column)
+    for remark in listing.remarks():
+        logger.warning("%s: %s", source, remark)
+    return listing.dataset
+
+
+def list_corpus(
+    source: str | os.PathLike[str],
+    audio_root: str | os.PathLike[str] | None = None,
+    audio_column: str = "path",
+    speaker_column: str = "speaker_id",
+) -> CorpusListing:
+    """Read the paths and speakers of a corpus as `load_corpus` does, and return what was not read as well.
+
+    Raises:
+        ValueError: the corpus cannot be read (see `load_corpus`).
     """
     source = Path(source)
     if not source.exists():
         raise ValueError(
             f"No corpus at {source}. Expected a CSV file or a folder with files speaker/.../utterance.flac."
         )
+    contents = FolderContents()
     if source.is_dir():
-        paths, speakers = _scan_folder(source)
+        speakers = _scan_folder(source, contents)
+        paths = contents.files
     else:
         root = source.parent if audio_root is None else Path(audio_root)
-        paths, speakers = _read_table(source, root, audio_column, speaker_column)
+        names, speakers = read_table(source, audio_column, speaker_column)
+        paths = [str(root / name) for name in names]
         _require_files(paths, source, root)
     if len(set(speakers)) < 2:
         raise ValueError(
@@ -106,7 +171,8 @@ def load_corpus(
             "contain files speaker/.../utterance.flac, and a CSV file must name the speakers in the column "
             f"{speaker_column!r}."
         )
-    return Dataset.from_dict({"path": paths, "speaker": speakers})
+    dataset = Dataset.from_dict({"path": paths, "speaker": speakers})
+    return CorpusListing(dataset, contents.ignored, contents.skipped, tuple(find_shared(paths, speakers)))
 
 
 def speaker_labels(dataset: Dataset) -> list[str]:
@@ -180,67 +246,31 @@ def _duration(path: str, min_duration: float, full: bool) -> float:
     return read_utterance(path, None, min_duration=min_duration).duration
 
 
-def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Return the paths and speakers of a folder `speaker/.../utterance.flac`, sorted by path."""
-    paths, speakers = [], []
-    for speaker in sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        files = []
-        for folder, _, names in os.walk(root / speaker, followlinks=True):
-            # macOS creates files "._name.wav" that contain no audio.
-            files += [
-                os.path.join(folder, name)
-                for name in names
-                if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
-            ]
-        paths += sorted(files)
-        speakers += [speaker] * len(files)
-    if not paths:
+def _scan_folder(root: Path, contents: FolderContents) -> list[str]:
+    """Add the recordings of a folder `speaker/.../utterance.flac` to `contents`, and return their speakers."""
+    speakers = []
+    found = find_recordings(root)
+    for path in found.files:
+        folders = Path(path).relative_to(root).parts[:-1]
+        if not folders:
+            contents.skipped[path] = "lies in no folder of a speaker; move it into the folder of its speaker"
+        else:
+            contents.files.append(path)
+            speakers.append(clean_speaker(folders[0]))
+    contents.ignored, contents.skipped = found.ignored, found.skipped | contents.skipped
+    if not contents.files:
+        others = "".join(f" {remark[0].upper()}{remark[1:]}." for remark in describe_ignored(found.ignored))
         raise ValueError(
             f"No audio in {root}. Expected files speaker/.../utterance with one of the suffixes "
-            f"{', '.join(AUDIO_SUFFIXES)}."
+            f"{', '.join(AUDIO_SUFFIXES)}.{others}"
         )
-    return paths, speakers
+    return speakers
 
 
-def _read_table(source: Path, root: Path, audio_column: str, speaker_column: str) -> tuple[list[str], list[str]]:
-    """Return the paths (joined with `root`) and the speakers of a CSV file."""
-    # load_dataset("csv") would turn the speaker "0012" into the number 12.
-    paths, speakers = [], []
-    try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            _require_column(audio_column, columns, source, "audio_column")
-            _require_column(speaker_column, columns, source, "speaker_column")
-            for row in reader:
-                path, speaker = row[audio_column], row[speaker_column]
-                if not path or not speaker:
-                    raise ValueError(
-                        f"{source}, line {reader.line_num}: expected values for {audio_column!r} and "
-                        f"{speaker_column!r}, got {path!r} and {speaker!r}. Complete the line, or delete it."
-                    )
-                paths.append(str(root / path))
-                speakers.append(speaker)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{source} is not a CSV file in UTF-8 ({error}). Save it as CSV in UTF-8.") from error
-    if not paths:
-        raise ValueError(f"No audio in {source}. The file has a header but no rows.")
-    return paths, speakers
-
-
-def _require_column(name: str, columns: Sequence[str], source: Path, argument: str) -> None:
-    if name in columns:
-        return
-    folded = {column.casefold(): column for column in columns}
-    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.4)
-    hint = f"Did you mean {argument}={folded[near[0]]!r}?" if near else f"Name the right column with {argument}."
-    raise ValueError(f"{source} has no column {name!r}. Its columns are [{', '.join(map(repr, columns))}]. {hint}")
-
-
-def _require_files(paths: Iterable[str], source: Path, root: Path) -> None:
-    paths = list(paths)
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
+def _require_files(paths: Sequence[str], source: Path, root: Path) -> None:
+    """Raise if most of the files are missing. The check of the audio reports the others."""
+    missing = [path for path in paths if not os.path.lexists(split_segment(path)[0])]
+    if len(missing) > MOST_MISSING * len(paths):
         named = "\n".join(f"  {path}" for path in missing[:NAMED_IN_ERRORS])
         raise ValueError(
             f"{len(missing)} of the {len(paths)} files in {source} do not exist below {root}. Set audio_root to the "

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..data.audio import AUDIO_SUFFIXES
+from ..files.folders import AUDIO_SUFFIXES
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
-from ..data.audio import AUDIO_SUFFIXES, SAMPLING_RATE
 from ..folders.writing import write_atomically
+from ..data.audio import SAMPLING_RATE
+from ..files.folders import AUDIO_SUFFIXES
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_file
 from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings

@@ -82,7 +82,7 @@ def test_choices_are_those_of_the_package():
     from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
     from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
-    from hf_hamspk.data.audio import AUDIO_SUFFIXES
+    from hf_hamspk.files.folders import AUDIO_SUFFIXES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
     from hf_hamspk.evaluation.model_calibration import AUTO, NONE
     from hf_hamspk.evaluation.scored_trials import QUALITY_GROUPS

@@ -1,0 +1,154 @@
+"""Find the recordings in a folder and its sub-folders.
+
+Each folder is visited once, whatever links lead to it. Files that are not audio are counted by suffix, so that a corpus
+in an unknown format does not go unnoticed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
+    *(".wave", ".snd", ".nist", ".rf64", ".m4a", ".mp4", ".aac", ".webm", ".mka"),
+    *(".m4b", ".3gp", ".mov", ".mkv", ".amr", ".wma"),
+)
+"""Suffixes of the files that count as audio in a folder or an archive. Those from `.m4a` on need PyAV.
+
+If an utterance has two files (`00001.wav`, `00001.m4a`), the file whose suffix comes first in this tuple is used.
+"""
+
+LINKED_INSIDE = "links to a folder that is already listed"
+
+NOT_UTF8 = "its name is not valid UTF-8; rename it"
+
+SUFFIXES_NAMED = 8
+"""Number of suffixes that a remark names. Further suffixes are counted together."""
+
+
+@dataclass
+class FolderContents:
+    """Recordings and other files in a folder.
+
+    Attributes:
+        files: paths of the recordings, sorted.
+        ignored: number of files that are not audio, for each suffix.
+        skipped: maps each folder or file that was not visited to the reason.
+    """
+
+    files: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: "FolderContents") -> None:
+        """Add the contents of another folder. Its recordings follow those of this folder."""
+        self.files += other.files
+        self.ignored += other.ignored
+        self.skipped |= other.skipped
+
+
+def is_recording(name: str) -> bool:
+    """Return True if a file name has an audio suffix and is not hidden."""
+    base = name.replace(os.sep, "/").rsplit("/", 1)[-1]
+    # macOS writes files such as "._name.wav" that contain no audio.
+    return base.lower().endswith(AUDIO_SUFFIXES) and not base.startswith(".")
+
+
+def find_recordings(folder: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> FolderContents:
+    """Find the recordings in a folder and its sub-folders. Hidden files and folders are left out.
+
+    A link to a folder is followed once if the folder lies outside `root`. A link to a folder inside `root`, or to a
+    folder that contains `root`, is skipped, because it would give a recording a second place and perhaps a second
+    speaker.
+
+    Args:
+        folder: folder to search.
+        root: folder of the corpus, which contains `folder`; None uses `folder`.
+    """
+    top = os.path.realpath(folder if root is None else root)
+    found = FolderContents()
+    seen: set[str] = set()
+    waiting = [os.fspath(folder)]
+    while waiting:
+        each = waiting.pop()
+        seen.add(os.path.realpath(each))
+        try:
+            with os.scandir(each) as scan:
+                entries = [entry for entry in scan if not entry.name.startswith(".")]
+        except OSError as error:
+            found.skipped[each] = f"the folder cannot be listed ({error.strerror}); check its permissions"
+            continue
+        for entry in entries:
+            if is_folder(entry):
+                if entry.is_symlink() and (links_inside(entry.path, top) or os.path.realpath(entry.path) in seen):
+                    found.skipped[entry.path] = LINKED_INSIDE
+                else:
+                    waiting.append(entry.path)
+            else:
+                _sort_in(found, entry)
+    found.files.sort()
+    return found
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return True if an entry is a folder or a link to a folder, and False if this cannot be found out."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _sort_in(found: FolderContents, entry: os.DirEntry) -> None:
+    if not is_recording(entry.name):
+        found.ignored[os.path.splitext(entry.name)[1].lower()] += 1
+    elif not is_text(entry.path):
+        found.skipped[repr(entry.path)] = NOT_UTF8
+    else:
+        found.files.append(entry.path)
+
+
+def is_text(name: str) -> bool:
+    """Return True if a file name is valid UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def links_inside(link: str, root: str) -> bool:
+    """Return True if a link leads to a folder that is visited anyway, or to a folder that contains the root.
+
+    Args:
+        link: path of the link.
+        root: real path of the folder that is searched.
+    """
+    target = os.path.realpath(link)
+    if _is_below(root, target):
+        return True
+    # Hidden folders are not visited, so what they store is reached only through links.
+    return _is_below(target, root) and not any(
+        part.startswith(".") for part in os.path.relpath(target, root).split(os.sep)
+    )
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def count_suffixes(ignored: Mapping[str, int]) -> str:
+    """Format the numbers of files with each suffix, the most frequent first: `12 .wma, 3 .txt, 1 without a suffix`."""
+    most = Counter(ignored).most_common()
+    parts = [f"{count} {suffix if suffix else 'without a suffix'}" for suffix, count in most[:SUFFIXES_NAMED]]
+    others = sum(count for _, count in most[SUFFIXES_NAMED:])
+    return ", ".join([*parts, f"{others} others"] if others else parts)
+
+
+def describe_ignored(ignored: Mapping[str, int]) -> list[str]:
+    """Return a remark on the files that were not read because of their suffixes, or nothing if there are none."""
+    total = sum(ignored.values())
+    if total == 0:
+        return []
+    files = "1 file was" if total == 1 else f"{total} files were"
+    return [f"{files} not read, because the suffix is not that of audio: {count_suffixes(ignored)}"]
