@@ -18,6 +18,12 @@ SAMPLING_RATE = 16_000
 CORPUS_LIMITS = Limits(seconds=86_400.0, values=1 << 26)
 """Limits of one corpus file. In practice, the number of samples is the limit: 70 minutes at 16 kHz (256 MiB)."""
 
+SEEKABLE_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+"""Kinds of samples for which libsndfile seeks exactly. After a seek in MP3 and Vorbis, the samples differ."""
+
+SKIPPED_AT_ONCE = 1 << 18
+"""Number of samples that are decoded at once before a segment."""
+
 SEGMENT_TOLERANCE = 0.05
 """Seconds by which a segment may end after the recording. Times in tables are often rounded."""
 
@@ -72,14 +78,28 @@ def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
         with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(raw) as file:
             rate, frames = check_rate(file.samplerate, ""), file.frames
             start, stop = _bounds(segment, rate, frames, "")
-            if not file.seekable() or (stop - start) * file.channels > CORPUS_LIMITS.values:
+            # Otherwise soundfile seeks after each block.
+            file.seekable = lambda: False
+            if (stop - start) * file.channels > CORPUS_LIMITS.values:
                 return None
-            file.seek(start)
+            if file.subtype.startswith(SEEKABLE_SUBTYPES):
+                file.seek(start)
+            else:
+                _skip(file, start)
             samples = file.read(stop - start, dtype="float32", always_2d=True)
     # Reading the whole file gives a better error message.
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
         return None
     return (samples if samples.shape[1] > 1 else samples[:, 0], rate) if len(samples) == stop - start else None
+
+
+def _skip(file: soundfile.SoundFile, frames: int) -> None:
+    """Decode and discard the first frames of a file."""
+    while frames > 0:
+        found = len(file.read(min(frames, SKIPPED_AT_ONCE), dtype="float32", always_2d=True))
+        if found == 0:
+            return
+        frames -= found
 
 
 def _bounds(segment: Segment, rate: int, frames: int, label: str) -> tuple[int, int]:

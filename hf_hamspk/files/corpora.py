@@ -32,14 +32,16 @@ def read_table(
             _require_column(audio_column, table.columns, source, "audio_column")
             if speaker_column is not None:
                 _require_column(speaker_column, table.columns, source, "speaker_column")
-            for line, row, segment in with_segments(table):
-                cells = [row[column] for column in expected]
+            for row in with_segments(table):
+                cells = [row.cells[column] for column in expected]
+                if row.problem:
+                    raise ValueError(f"line {row.line}: {row.problem}")
                 if not all(cells) or (speaker_column is not None and not clean_speaker(str(cells[1]))):
                     raise ValueError(
-                        f"line {line}: expected values for {' and '.join(map(repr, expected))}, got "
+                        f"line {row.line}: expected values for {' and '.join(map(repr, expected))}, got "
                         f"{' and '.join(map(repr, cells))}. Complete the line, or delete it."
                     )
-                names.append(join_segment(str(cells[0]), segment))
+                names.append(join_segment(str(cells[0]), row.segment))
                 if speaker_column is not None:
                     speakers.append(clean_speaker(str(cells[1])))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -68,22 +68,23 @@ def find_recordings(folder: str | os.PathLike[str], root: str | os.PathLike[str]
     """
     top = os.path.realpath(folder if root is None else root)
     found = FolderContents()
-    seen: set[str] = set()
+    seen = {os.path.realpath(folder)}
     waiting = [os.fspath(folder)]
     while waiting:
         each = waiting.pop()
-        seen.add(os.path.realpath(each))
         try:
             with os.scandir(each) as scan:
-                entries = [entry for entry in scan if not entry.name.startswith(".")]
+                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             found.skipped[each] = f"the folder cannot be listed ({error.strerror}); check its permissions"
             continue
         for entry in entries:
             if is_folder(entry):
-                if entry.is_symlink() and (links_inside(entry.path, top) or os.path.realpath(entry.path) in seen):
+                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                if target and (target in seen or links_inside(target, top)):
                     found.skipped[entry.path] = LINKED_INSIDE
                 else:
+                    seen.add(target)
                     waiting.append(entry.path)
             else:
                 _sort_in(found, entry)
@@ -117,14 +118,13 @@ def is_text(name: str) -> bool:
     return True
 
 
-def links_inside(link: str, root: str) -> bool:
-    """Return True if a link leads to a folder that is visited anyway, or to a folder that contains the root.
+def links_inside(target: str, root: str) -> bool:
+    """Return True if the target of a link is visited anyway, or if it contains the root.
 
     Args:
-        link: path of the link.
+        target: real path of the folder to which the link leads.
         root: real path of the folder that is searched.
     """
-    target = os.path.realpath(link)
     if _is_below(root, target):
         return True
     # Hidden folders are not visited, so what they store is reached only through links.
@@ -139,7 +139,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 def count_suffixes(ignored: Mapping[str, int]) -> str:
     """Format the numbers of files with each suffix, the most frequent first: `12 .wma, 3 .txt, 1 without a suffix`."""
-    most = Counter(ignored).most_common()
+    most = sorted(ignored.items(), key=lambda item: (-item[1], not item[0], item[0]))
     parts = [f"{count} {suffix if suffix else 'without a suffix'}" for suffix, count in most[:SUFFIXES_NAMED]]
     others = sum(count for _, count in most[SUFFIXES_NAMED:])
     return ", ".join([*parts, f"{others} others"] if others else parts)

@@ -48,12 +48,12 @@ class Segment(NamedTuple):
     samples: bool = False
 
     def __str__(self) -> str:
-        stop = "" if self.stop is None else f",{_number(self.stop)}"
-        return f"#{'samples' if self.samples else 't'}={_number(self.start)}{stop}"
+        stop = "" if self.stop is None else f",{_without_zeros(self.stop)}"
+        return f"#{'samples' if self.samples else 't'}={_without_zeros(self.start)}{stop}"
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.6f}".rstrip("0")
+def _without_zeros(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 def split_segment(name: str) -> tuple[str, Segment | None]:
@@ -73,18 +73,34 @@ def clean_speaker(name: str) -> str:
     return unicodedata.normalize("NFC", name.translate(_INVISIBLE)).strip()
 
 
+class TableRow(NamedTuple):
+    """Row of a table.
+
+    Attributes:
+        line: number of its line in the file, counted from 1.
+        cells: maps each column to its cell. Cells of a CSV file are stripped; missing cells are None.
+        segment: segment of the recording; None for the whole recording.
+        problem: reason why the row is invalid; "" if it is valid.
+    """
+
+    line: int
+    cells: Mapping[str, Any]
+    segment: Segment | None = None
+    problem: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """Open table.
 
     Attributes:
         columns: names of the columns.
-        rows: line number and cells of each row. The cells are stripped; missing cells are None.
+        rows: rows of the table, without segments.
         delimiter: character between the cells.
     """
 
     columns: list[str]
-    rows: Iterator[tuple[int, dict[str, str | None]]]
+    rows: Iterator[TableRow]
     delimiter: str
 
 
@@ -97,54 +113,53 @@ def open_table(file: TextIO, expected: Sequence[str] = ()) -> Table:
             several such delimiters the one that gives the most columns.
 
     Raises:
-        ValueError: a row has more cells than the header. This error is raised while the rows are read.
         csv.Error, UnicodeDecodeError: the file is not a CSV file in UTF-8.
     """
     header = file.readline()
     split = {each: [cell.strip() for cell in next(csv.reader([header], delimiter=each), [])] for each in DELIMITERS}
     best = max(DELIMITERS, key=lambda each: (sum(name in split[each] for name in expected), len(split[each])))
     columns = split[best]
-    return Table(columns if any(columns) else [], _rows(file, columns, best), best)
+    return Table(columns if any(columns) else [], _table_rows(file, columns, best), best)
 
 
-def _rows(file: TextIO, columns: list[str], delimiter: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+def _table_rows(file: TextIO, columns: list[str], delimiter: str) -> Iterator[TableRow]:
     reader = csv.reader(file, delimiter=delimiter)
     for cells in reader:
         if not any(cells):
             continue
-        line = reader.line_num + 1
-        surplus = [cell for cell in cells[len(columns) :] if cell.strip()]
-        if surplus:
-            raise ValueError(
-                f"{file.name}, line {line}: expected {len(columns)} cells, got {len(cells)}. Put a cell that contains "
-                f"{'a tab' if delimiter == chr(9) else repr(delimiter)} into double quotes."
-            )
+        problem = ""
+        # Some programs end every line with a delimiter.
+        if any(cell.strip() for cell in cells[len(columns) :]):
+            shown = "a tab" if delimiter == "\t" else repr(delimiter)
+            problem = f"expected {len(columns)} cells, got {len(cells)}. Put a cell with {shown} into double quotes."
         values = [cell.strip() for cell in cells[: len(columns)]]
-        yield line, dict(itertools.zip_longest(columns, values))
+        yield TableRow(reader.line_num + 1, dict(itertools.zip_longest(columns, values)), None, problem)
 
 
-def has_segments(columns: Sequence[str]) -> bool:
-    """Return True if a table has a column of times (see the module docstring)."""
-    return any(name in columns for name in SEGMENT_COLUMNS)
-
-
-def with_segments(table: Table) -> Iterator[tuple[int, dict[str, str | None], Segment | None]]:
-    """Yield the line number, the cells and the segment of each row. The segment is None for a whole recording.
-
-    Raises:
-        ValueError: a time is not a number of seconds, or a segment ends before it starts; the message names the line.
-    """
-    if not has_segments(table.columns):
-        yield from ((line, row, None) for line, row in table.rows)
+def with_segments(table: Table) -> Iterator[TableRow]:
+    """Yield the rows of a table with their segments. Rows with invalid times get a `problem`."""
+    if not any(name in table.columns for name in SEGMENT_COLUMNS):
+        yield from table.rows
         return
     comma = table.delimiter != ","
     first = list(itertools.islice(table.rows, ROWS_COMPARED))
-    samples = _counts_samples([row for _, row in first], comma)
-    for line, row in itertools.chain(first, table.rows):
-        try:
-            yield line, row, row_segment(row, samples, comma)
-        except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from None
+    samples = _counts_samples([row.cells for row in first], comma)
+    for row in itertools.chain(first, table.rows):
+        yield _with_segment(row, samples, comma)
+
+
+def json_row(line: int, cells: Mapping[str, Any]) -> TableRow:
+    """Return a line of a JSONL file as a row with its segment."""
+    return _with_segment(TableRow(line, cells), samples=False, decimal_comma=False)
+
+
+def _with_segment(row: TableRow, samples: bool, decimal_comma: bool) -> TableRow:
+    if row.problem:
+        return row
+    try:
+        return row._replace(segment=row_segment(row.cells, samples, decimal_comma))
+    except ValueError as error:
+        return row._replace(problem=str(error))
 
 
 def row_segment(row: Mapping[str, Any], samples: bool = False, decimal_comma: bool = False) -> Segment | None:
@@ -158,10 +173,10 @@ def row_segment(row: Mapping[str, Any], samples: bool = False, decimal_comma: bo
     Raises:
         ValueError: a time is not a number of seconds, or the segment ends before it starts.
     """
-    start = _time(row, START_COLUMNS, decimal_comma)
-    stop = _time(row, STOP_COLUMNS, decimal_comma)
+    start = _time_of(row, START_COLUMNS, decimal_comma)
+    stop = _time_of(row, STOP_COLUMNS, decimal_comma)
     if stop is None and start is not None and not samples:
-        duration = _time(row, (DURATION_COLUMN,), decimal_comma)
+        duration = _time_of(row, (DURATION_COLUMN,), decimal_comma)
         stop = None if duration is None else round(start + duration, 6)
     if start is None and stop is None:
         return None
@@ -171,7 +186,7 @@ def row_segment(row: Mapping[str, Any], samples: bool = False, decimal_comma: bo
     return Segment(start, stop, samples)
 
 
-def _time(row: Mapping[str, Any], columns: Sequence[str], decimal_comma: bool) -> float | None:
+def _time_of(row: Mapping[str, Any], columns: Sequence[str], decimal_comma: bool) -> float | None:
     for name in columns:
         text = "" if row.get(name) is None else str(row[name]).strip()
         if text:
@@ -199,7 +214,7 @@ def _counts_samples(rows: Sequence[Mapping[str, Any]], decimal_comma: bool) -> b
     for row in rows:
         try:
             start, stop, seconds = (
-                _time(row, names, decimal_comma) for names in (START_COLUMNS, STOP_COLUMNS, (DURATION_COLUMN,))
+                _time_of(row, names, decimal_comma) for names in (START_COLUMNS, STOP_COLUMNS, (DURATION_COLUMN,))
             )
         except ValueError:
             return False

@@ -1,14 +1,17 @@
 """Encode an audio file for a shard as 16-bit FLAC or Opus, or keep it unchanged."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import soundfile as sf
 
-from ..audio_hamspk import InputError, resample
+from ..audio_hamspk import InputError, Sound, resample
 from ..data.audio import read_utterance
+from .listing import MemberReader
 
 FULL_SCALE = 32768
 """Number of 16-bit steps for an amplitude of 1.
@@ -85,6 +88,36 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
         return Encoded(content, suffix if suffix else _suffix(content), len(sound.waveform), sound.sampling_rate)
     if codec == "flac" and sound.sampling_rate == sampling_rate and _is_plain_flac(content):
         return Encoded(content, ".flac", len(sound.waveform), sampling_rate)
+    return _encode_sound(sound, name, codec, sampling_rate)
+
+
+def encode_member(
+    reader: MemberReader, row: Mapping[str, Any], codec: str, sampling_rate: int, min_duration: float
+) -> Encoded:
+    """Read the recording or segment of a row, check it and encode it for a shard.
+
+    Args:
+        reader: reader of the sources.
+        row: row of a listing (see `listing.LISTING_SCHEMA`).
+        codec: codec of the shards. With "source", a segment becomes a FLAC file with the rate of its recording.
+        sampling_rate: sampling rate of the shards in Hz.
+        min_duration: shortest duration in seconds that is accepted.
+
+    Raises:
+        InputError: the recording or the segment cannot be used.
+        SourceChanged, ArchiveError, OSError: it cannot be read (see `MemberReader.read`).
+    """
+    path = reader.segment(row)
+    if path is None:
+        return encode_file(reader.read(row), row["name"], codec, sampling_rate, min_duration)
+    sound = read_utterance(path, None, row["name"], min_duration)
+    unchanged = codec == "source"
+    return _encode_sound(
+        sound, row["name"], "flac" if unchanged else codec, sound.sampling_rate if unchanged else sampling_rate
+    )
+
+
+def _encode_sound(sound: Sound, name: str, codec: str, sampling_rate: int) -> Encoded:
     waveform = resample(sound.waveform, sound.sampling_rate, sampling_rate)
     if not np.isfinite(waveform).all():
         raise InputError("has infinite samples after resampling; convert it again from its original", name)

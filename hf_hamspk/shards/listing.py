@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..files.folders import AUDIO_SUFFIXES
+from ..files.tables import clean_speaker, split_segment
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 
 LAYOUTS = ("voxceleb", "librispeech", "folders")
@@ -166,10 +167,13 @@ def speaker_of(name: str, layout: str, level: int) -> str | None:
 def key_of(name: str) -> str:
     """Return the key of a file: its path without the suffix.
 
-    Dots in the file name become underscores, because in a tar a key ends at the first dot of the file name.
+    Dots in the file name become underscores, because in a tar a key ends at the first dot of the file name. The key of
+    a segment also contains its times.
     """
-    path = PurePosixPath(name)
-    return str(path.with_name(path.stem.replace(".", "_")))
+    file, segment = split_segment(name)
+    path = PurePosixPath(file)
+    stem = path.stem if segment is None else f"{path.stem}-{str(segment)[1:]}"
+    return str(path.with_name(stem.replace(".", "_")))
 
 
 def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tuple[pa.Table, list[tuple[str, str]]]:
@@ -197,14 +201,14 @@ def name_utterances(listing: Listing, layout: str | None, level: int = 1) -> tup
     for row, (key, speaker, name) in enumerate(given):
         path = "" if name is None else name
         own = speaker_of(path, layout, level) if speaker is None else speaker
-        if own is None:
+        if own is None or not clean_speaker(own):
             expected = f"a folder at level {level}" if layout == "folders" else f"a path of the layout {layout}"
             file = listing.containers[int(containers[row])].file_name(path)
             refused.append((file, f"its path names no speaker: expected {expected}"))
             continue
         kept.append(row)
         keys.append(key_of(path) if key is None else key)
-        speakers.append(own)
+        speakers.append(clean_speaker(own))
     table = table.take(pa.array(np.frombuffer(kept, np.int64))) if len(kept) < len(table) else table
     table = table.set_column(0, "key", pa.array(keys, pa.string())).set_column(
         1, "speaker", pa.array(speakers, pa.string())
@@ -224,7 +228,7 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
         ValueError: two sources contain an utterance with the same key.
     """
     rank = {suffix: place for place, suffix in enumerate(AUDIO_SUFFIXES)}
-    ranks = [rank.get(os.path.splitext(str(name))[1].lower(), 0) for name in strings(table, "name")]
+    ranks = [rank.get(os.path.splitext(split_segment(str(name))[0])[1].lower(), 0) for name in strings(table, "name")]
     table = table.append_column("rank", pa.array(ranks, pa.int8()))
     table = table.sort_by([("key", "ascending"), ("rank", "ascending"), ("container", "ascending")])
     table = table.drop_columns(["rank"]).combine_chunks()
@@ -244,7 +248,12 @@ def _distinct(listing: Listing, table: pa.Table) -> tuple[pa.Table, list[tuple[s
             )
         kept[row] = False
         file = listing.containers[second["container"]].file_name(second["name"])
-        refused.append((file, f"is a second file of the utterance {key}; {first['name']} is used instead"))
+        reason = f"is a second file of the utterance {key}; {first['name']} is used instead"
+        if first["name"] == second["name"]:
+            speakers = first["speaker"], second["speaker"]
+            under = f" for the speakers {speakers[0]} and {speakers[1]}" if speakers[0] != speakers[1] else ""
+            reason = f"is listed twice{under}; only its first row is used"
+        refused.append((file, reason))
     return (table if kept.all() else table.filter(pa.array(kept))), refused
 
 
@@ -305,7 +314,8 @@ class MemberReader:
         """
         container = self.containers[row["container"]]
         if container.kind == "folder":
-            return _read_file(os.path.join(container.paths[0], row["name"]), row["size"], row["check"])
+            path = os.path.join(container.paths[0], split_segment(row["name"])[0])
+            return _read_file(path, row["size"], row["check"])
         if row["container"] not in self._open:
             try:
                 self._open[row["container"]] = open_parts([Path(path) for path in container.paths])
@@ -317,21 +327,40 @@ class MemberReader:
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")
 
+    def segment(self, row: Mapping[str, Any]) -> str | None:
+        """Return the path of a segment for `read_utterance`, or None if a row contains a whole recording.
+
+        Raises:
+            SourceChanged: the file was removed or altered.
+            OSError: the file cannot be opened.
+        """
+        path = os.path.join(self.containers[row["container"]].paths[0], row["name"])
+        file, segment = split_segment(path)
+        if segment is None or self.containers[row["container"]].kind != "folder":
+            return None
+        _open_unchanged(file, row["size"], row["check"]).close()
+        return path
+
 
 def _read_file(path: str, size: int, changed: int) -> bytes:
     if size > MAX_MEMBER:
         raise ArchiveError(f"has {size} bytes, more than the limit of {MAX_MEMBER}")
+    with _open_unchanged(path, size, changed) as file:
+        return file.read(size)
+
+
+def _open_unchanged(path: str, size: int, changed: int) -> BinaryIO:
+    """Open a file, and check that it has the size and the modification time that were listed."""
     try:
-        # Check the size before reading, because a larger file may have replaced the listed one.
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
-            if (stat.st_size, stat.st_mtime_ns) != (size, changed):
-                raise SourceChanged(
-                    f"{path} was altered after the source was listed; restore it, or start over with --restart"
-                )
-            return file.read(size)
+        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
     except FileNotFoundError as error:
         raise SourceChanged(
             f"{path} was removed after the source was listed; restore it (is its disk mounted?) and run the same "
             "command again"
         ) from error
+    # Check the size before reading, because a larger file may have replaced the listed one.
+    stat = os.fstat(file.fileno())
+    if (stat.st_size, stat.st_mtime_ns) != (size, changed):
+        file.close()
+        raise SourceChanged(f"{path} was altered after the source was listed; restore it, or start over with --restart")
+    return file

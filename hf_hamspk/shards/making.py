@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..audio_hamspk import InputError, MissingDecoderError
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
-from .encoding import Encoded, encode_file
+from .encoding import Encoded, encode_member
 from .listing import MemberReader
 from .manifest import Shard, shard_name
 from .planning import Plan, load_plan
@@ -143,8 +143,7 @@ def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded
     """Return the encoded audio of a row, or the reason why it is left out."""
     options = plan.options
     try:
-        content = reader.read(row)
-        return encode_file(content, row["name"], options.codec, options.sampling_rate, options.min_duration)
+        return encode_member(reader, row, options.codec, options.sampling_rate, options.min_duration)
     except MissingDecoderError:
         raise
     except InputError as error:

@@ -15,9 +15,10 @@ import pyarrow as pa
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
 from ..folders.writing import write_atomically
 from ..data.audio import SAMPLING_RATE
-from ..files.folders import AUDIO_SUFFIXES
+from ..files.folders import AUDIO_SUFFIXES, count_suffixes, describe_ignored
+from ..files.same import MOST_COMPARED, find_shared
 from .archives import ArchiveError
-from .encoding import OPUS_RATES, encode_file
+from .encoding import OPUS_RATES, encode_member
 from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings
 from .manifest import CODECS, FORMATS, even_shard_count
 
@@ -188,14 +189,29 @@ def make_plan(found: Survey, options: PrepareOptions, source: str, fingerprint: 
     return dataclasses.replace(plan, shards=count)
 
 
+def survey_remarks(found: Survey) -> list[str]:
+    """Return sentences about files that were not read and about recordings that occur under two speakers."""
+    lines = describe_ignored(found.listing.ignored)
+    # In larger corpora, the names would take too much memory.
+    if len(found.table) <= MOST_COMPARED:
+        paths, speakers = [], []
+        for row in found.table.select(["container", "name", "speaker"]).to_pylist():
+            container = found.listing.containers[row["container"]]
+            if container.kind == "folder":
+                paths.append(os.path.join(container.paths[0], row["name"]))
+                speakers.append(row["speaker"])
+        shared = find_shared(paths, speakers)
+        lines += [f"warning: {each}" for each in shared[:FILES_NAMED]]
+        if len(shared) > FILES_NAMED:
+            lines.append(f"warning: {len(shared) - FILES_NAMED} more recordings occur under two speakers")
+    return lines
+
+
 def _check_survey(found: Survey, source: str) -> None:
     table = found.table
     reasons = "; ".join(f"{path}: {reason}" for path, reason in found.refused[:FILES_NAMED])
     if not len(table):
-        others = ", ".join(
-            f"{count} {suffix if suffix else 'without a suffix'}"
-            for suffix, count in found.listing.ignored.most_common(FILES_NAMED)
-        )
+        others = count_suffixes(found.listing.ignored)
         raise ValueError(
             f"no utterance in {source}: {len(found.refused)} audio files cannot be used"
             f"{f' ({reasons})' if reasons else ''}; other files: {others if others else 'none'}; "
@@ -221,8 +237,7 @@ def _mean_size(plan: Plan) -> float:
     with MemberReader(plan.containers) as reader:
         for row in rows:
             try:
-                content = reader.read(row)
-                encoded = encode_file(content, row["name"], options.codec, options.sampling_rate, options.min_duration)
+                encoded = encode_member(reader, row, options.codec, options.sampling_rate, options.min_duration)
             except MissingDecoderError:
                 raise
             except (InputError, ArchiveError, OSError):

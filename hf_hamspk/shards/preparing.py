@@ -9,6 +9,7 @@ addition, each worker process keeps one row group and one decoded file in memory
 """
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -40,9 +41,12 @@ from .planning import (
     make_plan,
     save_plan,
     survey,
+    survey_remarks,
 )
 from .sources import find_utterances
 from .streams import copy_streams
+
+logger = logging.getLogger(__name__)
 
 LOCK_NAME = "lock"
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(parquet|tar|index\.json)")
@@ -58,7 +62,8 @@ def prepare(
 ) -> Manifest:
     """Write a corpus as a folder of shards.
 
-    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. To resume a preparation that
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. Files without an audio suffix
+    are counted by suffix in the log, and so are recordings that occur under two speakers. To resume a preparation that
     was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
@@ -137,6 +142,8 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
     folder = output / PROGRESS_NAME
     listing, streams = find_utterances(sources, options)
     found = survey(listing, options, [stream.identity for stream in streams])
+    for remark in survey_remarks(found):
+        logger.warning("%s: %s", describe_sources(sources), remark)
     if (output / MANIFEST_NAME).is_file():
         manifest = load_manifest(output)
         if found.fingerprint != manifest.fingerprint:

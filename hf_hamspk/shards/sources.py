@@ -11,6 +11,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO, TextIO
 
+from ..files.folders import LINKED_INSIDE, NOT_UTF8, is_text, links_inside
+from ..files.tables import TableRow, join_segment, json_row, open_table, split_segment, with_segments
 from .archives import (
     ArchiveError,
     Member,
@@ -22,7 +24,7 @@ from .archives import (
     open_parts,
     sample_key,
 )
-from .listing import Listing
+from .listing import Listing, key_of
 from .planning import PrepareOptions
 from .streams import DataSetStream
 
@@ -35,6 +37,8 @@ FOLDERS_AT_ONCE = 1000
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 """File names of the table that describes the recordings in an audio folder of the library `datasets`."""
@@ -76,7 +80,7 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
             streams += _remote(source, options)
         elif path.is_dir():
             _sort_directory(path, options, listing, archives, streams)
-        elif path.suffix.lower() == ".csv":
+        elif path.suffix.lower() in TABLE_SUFFIXES:
             _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
             raise ValueError(f"{source} is not a known kind of source; give {KNOWN_SOURCES}")
@@ -186,8 +190,9 @@ def _repository(repository: str, options: PrepareOptions) -> list[DataSetStream]
 
 
 def list_folder(listing: Listing, root: Path) -> None:
-    """Add every audio file in a folder and its subfolders to `listing`. Links are followed; no folder is read twice."""
+    """Add every audio file in a folder and its subfolders. Each folder is read once, whatever links lead to it."""
     container = listing.add_container("folder", [root])
+    top = os.path.realpath(root)
     seen = {_identity(os.stat(root))}
     waiting = [""]
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
@@ -195,7 +200,7 @@ def list_folder(listing: Listing, root: Path) -> None:
             found: list[str] = []
             for start in range(0, len(waiting), FOLDERS_AT_ONCE):
                 part = waiting[start : start + FOLDERS_AT_ONCE]
-                for entries in pool.map(lambda name: _entries(root, name), part):
+                for entries in pool.map(lambda name: _entries(root, name, top), part):
                     found += _sort_out(listing, container, entries, seen)
             waiting = found
 
@@ -204,16 +209,17 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
+def _entries(root: Path, folder: str, top: str) -> list[tuple[str, bool, os.stat_result | None, str]]:
     """Return the files and folders in a folder, sorted by name.
 
     Args:
         root: folder of the source.
         folder: path of the folder to list, relative to `root`.
+        top: real path of `root`.
 
     Returns:
         Four values for each file or folder: path relative to `root`; whether it is a folder; result of `stat`, or None
-        if it cannot be opened; and the reason why it cannot be opened, or an empty string.
+        if it is not read; and the reason why it is not read, or an empty string.
     """
     entries = []
     try:
@@ -223,7 +229,10 @@ def _entries(root: Path, folder: str) -> list[tuple[str, bool, os.stat_result | 
                     continue
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 try:
-                    entries.append((name, entry.is_dir(), entry.stat(), ""))
+                    if entry.is_symlink() and entry.is_dir() and links_inside(os.path.realpath(entry.path), top):
+                        entries.append((name, False, None, LINKED_INSIDE))
+                    else:
+                        entries.append((name, entry.is_dir(), entry.stat(), ""))
                 except OSError as error:
                     entries.append((name, False, None, f"cannot be opened ({error.strerror}); is it a broken link?"))
     except OSError as error:
@@ -237,25 +246,17 @@ def _sort_out(listing: Listing, container: int, entries: list, seen: set[tuple[i
         if stat is None:
             listing.refuse(container, name, reason)
         elif is_folder and _identity(stat) in seen:
-            listing.refuse(container, name, "links to a folder that is already listed")
+            listing.refuse(container, name, LINKED_INSIDE)
         elif is_folder:
             seen.add(_identity(stat))
             yield name
-        elif not _is_text(name):
-            listing.refuse(container, repr(name), "its name is not valid UTF-8; rename it")
+        elif not is_text(name):
+            listing.refuse(container, repr(name), NOT_UTF8)
         elif listing.is_audio(name):
             if S_ISREG(stat.st_mode):
                 listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns))
             else:
                 listing.refuse(container, name, NO_FILE)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def list_archive(listing: Listing, paths: Sequence[Path]) -> None:
@@ -309,7 +310,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
 
     Args:
         listing: listing that receives the utterances.
-        source: CSV file in UTF-8 with a header, or a `.jsonl` file with one JSON object per line.
+        source: CSV file in UTF-8 with a header (see `files.tables`), or a `.jsonl` file with one JSON object per line.
         root: folder that the paths in the table are relative to.
         audio_column: column with the paths.
         speaker_column: column with the speakers.
@@ -320,7 +321,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
     container = listing.add_container("folder", [root])
     with open(source, encoding="utf-8-sig", newline="") as file:
         try:
-            reader, columns = _open_table(file)
+            columns, reader = _open_table(file, (audio_column, speaker_column))
             for name, option in ((audio_column, "--audio-column"), (speaker_column, "--speaker-column")):
                 if name not in columns:
                     raise ValueError(
@@ -329,25 +330,32 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
                     )
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
                 for rows in _blocks(reader):
-                    names = [row.get(audio_column) for row in rows]
+                    names = [row.cells.get(audio_column) for row in rows]
                     for row, stat in zip(rows, pool.map(lambda name: _stat(root, name), names), strict=True):
-                        speaker = row.get(speaker_column)
-                        _add_row(listing, container, row.get(audio_column), speaker, stat)
+                        if row.problem:
+                            name = row.cells.get(audio_column)
+                            listing.refuse(container, str(name), f"its row in the table is invalid: {row.problem}")
+                        else:
+                            name = row.cells.get(audio_column)
+                            name = join_segment(name, row.segment) if isinstance(name, str) and name else name
+                            _add_row(listing, container, name, row.cells.get(speaker_column), stat)
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
             raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); convert it to one") from error
 
 
-def _open_table(file: TextIO) -> tuple[Iterator[dict[str, Any]], list[str]]:
-    """Return the rows of a CSV or JSONL file, and the names of its columns."""
+def _open_table(file: TextIO, expected: Sequence[str]) -> tuple[list[str], Iterator[TableRow]]:
+    """Return the names of the columns of a table, and its rows."""
     if not file.name.endswith(".jsonl"):
-        reader = csv.DictReader(file)
-        return reader, [] if reader.fieldnames is None else list(reader.fieldnames)
-    rows = (json.loads(line) for line in file if line.strip())
-    first = next(rows, {})
-    return itertools.chain([first] if first else [], rows), list(first.keys())
+        table = open_table(file, expected)
+        return table.columns, with_segments(table)
+    rows = ((line, json.loads(text)) for line, text in enumerate(file, start=1) if text.strip())
+    first = next(rows, None)
+    if first is None:
+        return [], iter(())
+    return list(first[1].keys()), (json_row(line, cells) for line, cells in itertools.chain([first], rows))
 
 
-def _blocks(reader: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _blocks(reader: Iterator[TableRow]) -> Iterator[list[TableRow]]:
     block = []
     for row in reader:
         block.append(row)
@@ -359,8 +367,8 @@ def _blocks(reader: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _stat(root: Path, name: Any) -> os.stat_result | None:
     try:
-        return os.stat(root / name) if name else None
-    except (OSError, ValueError, TypeError):
+        return os.stat(root / split_segment(name)[0]) if name else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -377,7 +385,10 @@ def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os
         listing.refuse(container, name, "no such file; check the path and the folder that it is relative to")
     else:
         name = name.replace(os.sep, "/")
-        key = None if not os.path.isabs(name) and ".." not in name.split("/") else _inner_key(name)
+        file, segment = split_segment(name)
+        key = None if not os.path.isabs(file) and ".." not in file.split("/") else _inner_key(file)
+        if key is not None and segment is not None:
+            key = key_of(join_segment(f"{key}.", segment))
         listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns), str(speaker), key)
 
 
