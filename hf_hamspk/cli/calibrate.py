@@ -18,7 +18,7 @@ NORMALISATION_CHOICES = ("auto", "none", "z", "t", "s", "as")
 QUALITY_CHOICES = ("auto", "none", "speech", "snr", "magnitude")
 DEFAULT_POINTS = "balanced=0.5,1,1, strict=0.01,1,1, screening=0.5,10,1"
 # Largest number of skipped cohort files that the output names.
-COHORT_FILES_SHOWN = 5
+COHORT_FILES_SHOWN = 100
 # Files that are not copied into a new folder. An earlier evaluation does not describe the calibrated model.
 _STALE = ("verification.json", "evaluation.json", "report.html", "plots", "__pycache__")
 _CALIBRATE_EPILOG = (

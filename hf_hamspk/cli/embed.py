@@ -7,8 +7,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.corpora import is_table, read_table
+from ..files.folders import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
+from ..files.tables import split_segment
 from ..loading.names import check_model
-from .options import add_model_arguments, check_trial_lists, count_of, given_options
+from .options import (
+    add_model_arguments,
+    add_table_arguments,
+    check_trial_lists,
+    count_of,
+    given_options,
+    table_columns,
+)
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -18,10 +28,6 @@ if TYPE_CHECKING:
 
 # Copies of values of the package, because importing the originals would import torch. A test compares them.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
-SEARCHED_SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
-)
 PRECISIONS = ("float32", "bfloat16")
 # Longest wait of the first process for the others. Each embeds its own share, so they may finish days apart.
 LONGEST_WAIT = timedelta(days=30)
@@ -34,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="*",
         metavar="FILES",
-        help="audio files and folders to search for audio files, or one folder of shards from `hamspk prepare`",
+        help="audio files and folders to search for audio files, or one folder of shards from `hamspk prepare`, or one "
+        "CSV file with the column path and perhaps speaker_id, start and stop",
     )
     parser.add_argument(
         "--trials", nargs="+", metavar="LIST", default=[], help="trial lists whose recordings are embedded"
@@ -42,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audio-root",
         metavar="FOLDER",
-        default=".",
-        help="base folder of the paths in the trial lists (default: the working directory)",
+        help="base folder of the paths in the trial lists or the CSV file (default: the working directory for trial "
+        "lists, the folder of the CSV file)",
     )
+    add_table_arguments(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -66,9 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     parser.epilog = (
-        "Files that cannot be used are skipped and reported, and the exit code is then 1. Until the command ends,\n"
-        "the finished embeddings are kept in a folder beside the output, with the suffix .parts. To resume after an\n"
-        "interruption, run the same command again.\n"
+        "Recordings that cannot be used are skipped and reported. The exit code is 1 if nothing was embedded, or if\n"
+        "one of FILES does not exist or contains no audio. Until the command ends, the finished embeddings are kept\n"
+        "in a folder beside the output, with the suffix .parts. To resume after an interruption, run the same command\n"
+        "again.\n"
         "\n"
         "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
         "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`"
@@ -91,7 +100,10 @@ def check(arguments: argparse.Namespace) -> None:
             "--workers must be at least 1 and --batch-seconds above 0, got "
             f"{' and '.join(f'{value:g}' for value in given.values())}."
         )
-    if arguments.files and not any(os.path.exists(name) or "://" in name for name in arguments.files):
+    tables = [name for name in arguments.files if is_table(name)]
+    if tables and len(arguments.files) > 1:
+        raise ValueError(f"{tables[0]} is a table. Embed its recordings in a separate command, without other FILES.")
+    if arguments.files and not any(os.path.exists(split_segment(name)[0]) or "://" in name for name in arguments.files):
         raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
     check_trial_lists(arguments.trials)
     check_model(arguments.model)
@@ -106,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     state = _process_state()
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
-    source_of, empty = _find_source(arguments)
+    source_of, missing = _find_source(arguments)
     model = load_model(arguments.model, device)
     source = source_of(model.config.sampling_rate)
     about = {"model": Path(arguments.model).name, "fingerprint": model.fingerprint(), "precision": arguments.precision}
@@ -123,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         state.wait_for_everyone()
     if rank > 0:
         return 0
-    return _write_output(parts, output, about, empty, speed, world_size)
+    return _write_output(parts, output, about, missing, speed, world_size)
 
 
 def _process_state() -> "PartialState | None":
@@ -141,7 +153,7 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
 
     Returns:
         A function that takes a sampling rate in Hz and returns the source of the utterances, and a dictionary that
-        maps each folder without audio files to the reason for skipping it.
+        maps each of FILES that does not exist or contains no audio to the reason for skipping it.
     """
     from ..embedding import AudioFiles, ShardedCorpus
     from ..evaluation.trials import read_trials
@@ -150,7 +162,13 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     if arguments.trials:
         lists = [read_trials(path) for path in arguments.trials]
         names = sorted({name for trials in lists for name in trials.files})
-        return lambda rate: AudioFiles(names, rate, arguments.audio_root), {}
+        root = "." if arguments.audio_root is None else arguments.audio_root
+        return lambda rate: AudioFiles(names, rate, root), {}
+    if len(arguments.files) == 1 and is_table(arguments.files[0]):
+        table = Path(arguments.files[0])
+        names, speakers = read_table(table, **table_columns(arguments), needs_speakers=False)
+        root = table.parent if arguments.audio_root is None else arguments.audio_root
+        return lambda rate: AudioFiles(names, rate, root, speakers if speakers else None), {}
     readers = [open_shards(name) for name in arguments.files]
     found = [reader for reader in readers if reader is not None]
     if found and len(arguments.files) > 1:
@@ -159,35 +177,43 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         )
     if found:
         return lambda rate: ShardedCorpus(found[0], rate), {}
-    names, empty = find_audio(arguments.files)
-    return lambda rate: AudioFiles(names, rate), empty
+    contents, missing = find_audio(arguments.files)
+    print_contents(contents)
+    return lambda rate: AudioFiles(contents.files, rate), missing
 
 
-def find_audio(given: list[str]) -> tuple[list[str], dict[str, str]]:
+def find_audio(given: list[str]) -> tuple[FolderContents, dict[str, str]]:
     """Find audio files.
 
     Args:
         given: audio files, and folders to search for them.
 
     Returns:
-        A list of the audio files, and a dictionary that maps each folder without audio files to the reason for skipping
-        it. The list follows the order of `given`, has no repetitions, and sorts the files of each folder.
+        The audio files, and a dictionary that maps each of `given` that does not exist or contains no audio to the
+        reason. The audio files follow the order of `given`, without repetitions, and those of each folder are sorted.
     """
-    names: dict[str, None] = {}
-    empty = {}
+    found = FolderContents()
+    missing = {}
     for name in given:
-        if not Path(name).is_dir():
-            names[name] = None
-            continue
-        found = []
-        for folder, _, files in os.walk(name, followlinks=True):
-            # macOS writes "._name.wav" files that contain no audio.
-            audio = [file for file in files if file.lower().endswith(SEARCHED_SUFFIXES) and not file.startswith(".")]
-            found += [os.path.join(folder, file) for file in audio]
-        names |= dict.fromkeys(sorted(found))
-        if not found:
-            empty[name] = f"the folder contains no file that ends in {', '.join(SEARCHED_SUFFIXES)}"
-    return list(names), empty
+        if os.path.isdir(name):
+            contents = find_recordings(name)
+            found.add(contents)
+            if not contents.files:
+                missing[name] = f"the folder contains no file that ends in {', '.join(AUDIO_SUFFIXES)}"
+        else:
+            found.files.append(name)
+            if not os.path.lexists(split_segment(name)[0]) and "://" not in name:
+                missing[name] = ""
+    found.files = list(dict.fromkeys(found.files))
+    return found, missing
+
+
+def print_contents(contents: FolderContents) -> None:
+    """Print the files and folders that were not read to stderr."""
+    for remark in describe_ignored(contents.ignored):
+        print(remark, file=sys.stderr)
+    for name, reason in contents.skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
 
 
 def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
@@ -208,13 +234,18 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
 
 
 def _write_output(
-    parts: "EmbeddingParts", output: Path, about: dict[str, str], empty: dict[str, str], speed: "Speed", processes: int
+    parts: "EmbeddingParts",
+    output: Path,
+    about: dict[str, str],
+    missing: dict[str, str],
+    speed: "Speed",
+    processes: int,
 ) -> int:
     """Write the output, report the skipped files and the speed, and return the exit code."""
     from ..embedding import write_embeddings
 
     count = write_embeddings(parts, output, about)
-    skipped = empty | parts.failures()
+    skipped = missing | parts.failures()
     audio = sum(sum(table["seconds"].to_pylist()) for table in parts.tables("seconds"))
     earlier = sum(parts.sizes) - speed.utterances if processes == 1 else 0
     parts.remove()
@@ -235,4 +266,4 @@ def _write_output(
             else ""
         )
         print(f"{speed}{note}")
-    return 1 if skipped else 0
+    return 0 if count and not missing else 1

@@ -5,24 +5,54 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.corpora import is_table, read_table
+from ..files.tables import clean_speaker, split_segment
 from ..loading.names import check_model
-from .embed import find_audio
-from .options import PROFILE_EXTENSION, add_model_arguments, count_of, given_options
+from .embed import find_audio, print_contents
+from .options import (
+    PROFILE_EXTENSION,
+    add_model_arguments,
+    add_table_arguments,
+    count_of,
+    given_options,
+    table_columns,
+)
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkModel
 
+SPEAKERS, SESSIONS = "speakers", "sessions"
+SUBFOLDER_CHOICES = (SPEAKERS, SESSIONS)
+# Largest number of sub-folders that an error names.
+SUBFOLDERS_NAMED = 4
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk enrol`."""
     add_model_arguments(parser)
-    parser.add_argument("files", nargs="+", metavar="FILES", help="folders of recordings, one folder per speaker")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILES",
+        help="folders of recordings, one folder per speaker; or one CSV file with the columns path and speaker_id, and "
+        "perhaps start and stop",
+    )
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
     parser.add_argument(
         "--name",
         help="name of the only speaker; with --name, FILES may be recordings of this speaker as well as folders",
     )
+    parser.add_argument(
+        "--subfolders",
+        choices=SUBFOLDER_CHOICES,
+        help="meaning of the sub-folders of a folder: speakers makes a profile for each sub-folder, sessions one "
+        "profile of all of them (default: an error if there are several)",
+    )
+    parser.add_argument(
+        "--audio-root", metavar="DIR", help="base folder of the paths in a CSV file (default: the folder of that file)"
+    )
+    add_table_arguments(parser)
     parser.add_argument(
         "--combine",
         choices=COMBINE_CHOICES,
@@ -30,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
-        "recordings of one speaker, and the folder name becomes the name of the speaker.\n"
+        "recordings of one speaker, and the folder name becomes the name of the speaker. A CSV file names the\n"
+        "speaker of each recording, and its columns start and stop select segments in seconds.\n"
         "\n"
         "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
-        "The exit code is then 1. A profile is biometric data."
+        "The exit code is 1 if a speaker was not enrolled. A profile is biometric data."
     )
 
 
@@ -44,35 +75,86 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: an argument is invalid, or a folder contains no audio.
     """
     if arguments.name is not None:
-        if not arguments.name or Path(arguments.name).name != arguments.name:
-            raise ValueError(
-                "--name must not be empty and must not contain a folder, because it becomes a file name, got "
-                f"{arguments.name!r}."
-            )
-        groups = {arguments.name: arguments.files}
+        _check_name(arguments.name, "--name")
+        arguments.speakers = {arguments.name: _files_in(arguments.files)}
+    elif len(arguments.files) == 1 and is_table(arguments.files[0]):
+        arguments.speakers = _group_by_table(arguments)
     else:
-        groups = _group_by_folder(arguments.files)
-    arguments.speakers = {}
-    for name, files in groups.items():
-        arguments.speakers[name], empty = find_audio(files)
-        for folder, reason in empty.items():
-            raise ValueError(f"{folder}: {reason}.")
+        arguments.speakers = _group_by_folder(arguments.files, arguments.subfolders)
     check_model(arguments.model)
 
 
-def _group_by_folder(folders: list[str]) -> dict[str, list[str]]:
-    groups = {}
+def _check_name(name: str, place: str) -> None:
+    if not name or Path(name).name != name:
+        raise ValueError(f"{place} must not contain a folder, because it becomes a file name, got {name!r}.")
+
+
+def _files_in(given: list[str]) -> list[str]:
+    """Return the recordings in files and folders, and report what was not read."""
+    contents, missing = find_audio(given)
+    for name, reason in missing.items():
+        if reason:
+            raise ValueError(f"{name}: {reason}.")
+    print_contents(contents)
+    return contents.files
+
+
+def _group_by_table(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    table = Path(arguments.files[0])
+    if not table.is_file():
+        raise ValueError(f"File not found: {table}. Expected a CSV file with the columns path and speaker_id.")
+    names, speakers = read_table(table, **table_columns(arguments))
+    root = table.parent if arguments.audio_root is None else Path(arguments.audio_root)
+    groups: dict[str, list[str]] = {}
+    for name, speaker in zip(names, speakers, strict=True):
+        _check_name(speaker, f"The name of a speaker in {table}")
+        groups.setdefault(speaker, []).append(str(root / name))
+    return groups
+
+
+def _group_by_folder(folders: list[str], subfolders: str | None) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(
                 f"{folder} is not a folder, so the name of the speaker is unknown. Give one folder for each speaker, "
                 "named after the speaker, or give the name with --name."
             )
-        name = Path(folder).resolve().name
-        if name in groups:
-            raise ValueError(f"Two of the folders are named {name}. Put all recordings of a speaker into one folder.")
-        groups[name] = [folder]
+        for name, files in _split_folder(folder, subfolders).items():
+            if name in groups:
+                raise ValueError(
+                    f"Two of the folders are named {name}. Put all recordings of a speaker into one folder."
+                )
+            groups[name] = files
     return groups
+
+
+def _split_folder(folder: str, subfolders: str | None) -> dict[str, list[str]]:
+    """Return the recordings of each speaker in a folder.
+
+    Raises:
+        ValueError: it is not clear whether the sub-folders are speakers, or recordings lie beside them.
+    """
+    files = _files_in([folder])
+    places: dict[str, list[str]] = {}
+    for file in files:
+        within = Path(file).relative_to(folder).parts
+        places.setdefault(within[0] if len(within) > 1 else "", []).append(file)
+    if subfolders == SPEAKERS:
+        if "" in places:
+            raise ValueError(
+                f"{places[''][0]} lies in no sub-folder of {folder}, so its speaker is unknown. Move it into the "
+                "sub-folder of its speaker."
+            )
+        return {clean_speaker(name): own for name, own in places.items()}
+    if subfolders is None and len(places) > 1:
+        named = ", ".join(sorted(name for name in places if name)[:SUBFOLDERS_NAMED])
+        raise ValueError(
+            f"{folder} has recordings in several places (sub-folders {named}{', ...' if len(places) > 4 else ''}). If "
+            "each sub-folder is a speaker, add `--subfolders speakers` for one profile each. If all recordings are "
+            "from one speaker, add `--subfolders sessions`."
+        )
+    return {clean_speaker(Path(folder).resolve().name): files}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,19 +174,23 @@ def run(arguments: argparse.Namespace) -> int:
     if enrolled < len(used):
         summary += f"; {count_of(len(used) - enrolled, 'speaker')} not enrolled"
     print(summary)
-    return 1 if partly or enrolled < len(used) else 0
+    return 1 if enrolled < len(used) else 0
 
 
 def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, combine: dict) -> int:
     """Enrol a speaker, and return the number of recordings used, which is 0 if there was not enough speech."""
     from ..audio_hamspk import InputError, read_sound
+    from ..data.audio import read_utterance
 
     sounds = []
     for file in files:
         try:
             # `model.enrol` uses the same labels in its warnings.
             label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
-            sounds.append(read_sound(file, model.config.sampling_rate, label))
+            if split_segment(file)[1] is None:
+                sounds.append(read_sound(file, model.config.sampling_rate, label))
+            else:
+                sounds.append(read_utterance(file, model.config.sampling_rate, label))
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:

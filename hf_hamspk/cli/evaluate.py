@@ -23,21 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk evaluate`."""
     add_model_arguments(parser)
     parser.add_argument("trials", nargs="+", metavar="TRIALS", help="trial lists")
-    parser.add_argument(
-        "--enrolment",
-        metavar="FILE",
-        help="table with the recordings of each enrolment model, needed if TRIALS name enrolment models",
-    )
-    parser.add_argument(
-        "--official",
-        nargs="+",
-        choices=LIST_NAMES,
-        default=[],
-        metavar="LIST",
-        help="official lists whose sizes are compared with TRIALS, one name for each list in the same order; a "
-        f"different number of trials is an error. Names: {', '.join(LIST_NAMES)}",
-    )
-    parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in TRIALS")
+    _add_list_options(parser)
     parser.add_argument(
         "--protocol",
         choices=PROTOCOL_NAMES,
@@ -73,6 +59,29 @@ evaluation.json (numbers), report.html (tables and plots in one file) and plots/
 model, where `hamspk push`, `hamspk card` and the Space read them. Earlier results of other lists are kept; results of
 the same list are replaced. For a model on the Hub, they are written into a folder in the working directory.
 """
+
+
+def _add_list_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to read the trial lists."""
+    parser.add_argument(
+        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if TRIALS name models"
+    )
+    parser.add_argument(
+        "--official",
+        nargs="+",
+        choices=LIST_NAMES,
+        default=[],
+        metavar="LIST",
+        help="names of the official lists that TRIALS should be, in the same order; a list with another number of "
+        f"trials is an error. Known: {', '.join(LIST_NAMES)}",
+    )
+    parser.add_argument(
+        "--audio-root",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="base folder of the paths in TRIALS; may be repeated, once for each trial list, in the same order",
+    )
 
 
 def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +121,13 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: an argument is invalid, or an input does not exist.
     """
     check_output(arguments)
-    check_folder(arguments.audio_root, "--audio-root")
+    for root in arguments.audio_root:
+        check_folder(root, "--audio-root")
+    if len(arguments.audio_root) not in (1, len(arguments.trials)):
+        raise ValueError(
+            f"Give --audio-root once, or once for each of the {len(arguments.trials)} trial lists, got "
+            f"{len(arguments.audio_root)} folders."
+        )
     check_trial_lists(arguments.trials)
     if arguments.compare is not None and arguments.replicates == 0:
         raise ValueError("--compare needs resamplings to test the difference. Remove --replicates 0.")

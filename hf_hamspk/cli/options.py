@@ -18,6 +18,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="device of the model: cpu, cuda, cuda:1, ... (default: a GPU if available)")
 
 
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --audio-column and --speaker-column, the arguments of the commands that read a table of recordings."""
+    parser.add_argument("--audio-column", metavar="NAME", help="column of the paths in a CSV file (default: path)")
+    parser.add_argument(
+        "--speaker-column", metavar="NAME", help="column of the speakers in a CSV file (default: speaker_id)"
+    )
+
+
+def table_columns(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_table_arguments` that were given."""
+    return given_options(arguments, "audio_column", "speaker_column")
+
+
 def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return a dictionary of the named options and their values, without the options that are None."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}

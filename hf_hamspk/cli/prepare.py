@@ -21,7 +21,7 @@ SAME_FIELDS = (
     *("format", "codec", "sampling_rate", "layout", "speaker_level", "audio_column", "speaker_column", "audio_root"),
     *("split", "shards", "rows_per_group", "min_duration", "licence", "seed"),
 )
-UNREADABLE_SHOWN = 5
+UNREADABLE_SHOWN = 100
 MEBIBYTE = 2**20
 _PREPARE_EPILOG = (
     "SOURCE is one of the following. Several sources are combined into one corpus.\n"
@@ -29,12 +29,11 @@ _PREPARE_EPILOG = (
     "    first level contains one speaker)\n"
     "  a zip or tar archive, or the first part of a split archive (vox2_dev_aac_partaa; the other parts must be in\n"
     "    the same folder)\n"
-    "  a CSV file with the columns path and speaker_id\n"
+    "  a CSV file with the columns path and speaker_id; its columns start and stop select segments in seconds\n"
     "  Parquet files, or a data set that the package datasets can load from a folder or from the Hub\n"
     "\n"
     "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
-    "listed with the reason in unreadable.csv, and the exit code is then 1. `hamspk prepare --verify OUTPUT`\n"
-    "checks finished shards.\n"
+    "listed with the reason in unreadable.csv. `hamspk prepare --verify OUTPUT` checks finished shards.\n"
     "\n"
     "Training can also read Parquet files with audio and WebDataset tars of other projects in place. It needs an\n"
     "index of them, which `hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes."
@@ -111,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     code = 0
     if arguments.sources:
         print(summarise_shards(_make_shards(arguments, processes), arguments.output))
-        code = 1 if _report_unreadable(arguments.output) else 0
+        _report_unreadable(arguments.output)
     if arguments.verify:
         from ..shards.verifying import verify_shards
 
@@ -177,8 +176,8 @@ def summarise_shards(manifest: "Manifest", output: str) -> str:
     )
 
 
-def _report_unreadable(output: str) -> bool:
-    """Print the first files that were left out, and return whether any file was left out."""
+def _report_unreadable(output: str) -> None:
+    """Print the first files that were left out."""
     from ..shards.manifest import UNREADABLE_NAME, read_unreadable
 
     lines = read_unreadable(output)
@@ -186,4 +185,3 @@ def _report_unreadable(output: str) -> bool:
         print(f"  left out {path}: {reason}", file=sys.stderr)
     if len(lines) > UNREADABLE_SHOWN:
         print(f"  and {len(lines) - UNREADABLE_SHOWN} more, in {Path(output) / UNREADABLE_NAME}", file=sys.stderr)
-    return bool(lines)

@@ -58,27 +58,39 @@ class AudioFiles:
     """Source of audio files. Each file is one piece.
 
     Args:
-        names: paths of the files, absolute or relative to `root`. They are also the names in the output.
+        names: paths of the files, absolute or relative to `root`, perhaps with segments (see `files.tables`). They are
+            also the names in the output.
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         root: base folder of relative paths.
+        speakers: speaker of each file; None if unknown.
     """
 
-    def __init__(self, names: Sequence[str], sampling_rate: int, root: str | os.PathLike[str] = "."):
+    def __init__(
+        self,
+        names: Sequence[str],
+        sampling_rate: int,
+        root: str | os.PathLike[str] = ".",
+        speakers: Sequence[str] | None = None,
+    ):
         self.names, self.sampling_rate, self.root = list(names), sampling_rate, Path(root)
+        self.speakers = [None] * len(self.names) if speakers is None else list(speakers)
         self.sizes = [1] * len(self.names)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str(self.root).encode())
         for name in self.names:
             digest.update(b"\0" + os.fsencode(name))
+        for speaker in filter(None, self.speakers):
+            digest.update(b"\0" + speaker.encode())
         return digest.hexdigest()
 
     def read(self, piece: int) -> list[DecodedUtterance]:
-        name = self.names[piece]
+        name, speaker = self.names[piece], self.speakers[piece]
         try:
-            return [DecodedUtterance(name, read_utterance(self.root / name, self.sampling_rate, name).waveform)]
+            waveform = read_utterance(self.root / name, self.sampling_rate, name).waveform
+            return [DecodedUtterance(name, waveform, speaker=speaker)]
         except InputError as error:
-            return [DecodedUtterance(name, reason=error.reason)]
+            return [DecodedUtterance(name, reason=error.reason, speaker=speaker)]
 
 
 class ShardedCorpus:

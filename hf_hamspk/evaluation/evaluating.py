@@ -7,7 +7,7 @@ decision, and the number of the other trials is reported.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ RATIO = "log-likelihood ratio"
 HISTOGRAM_BINS = 60
 
 TrialListLike = Trials | str | os.PathLike[str]
+AudioRoots = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
 SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
 
 
@@ -187,7 +188,7 @@ class Evaluation:
 def evaluate(
     model: SomeModel,
     trials: TrialListLike | Sequence[TrialListLike] | Mapping[str, TrialListLike],
-    audio_root: str | os.PathLike[str] = ".",
+    audio_root: AudioRoots = ".",
     settings: EvaluationSettings | None = None,
     *,
     enrolment: str | os.PathLike[str] | None = None,
@@ -200,7 +201,8 @@ def evaluate(
     Args:
         model: model, its folder, or its name on the Hub.
         trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
-        audio_root: folder to which the file names in the lists are relative.
+        audio_root: folder to which the file names in the lists are relative; or one folder for each list, as a sequence
+            in the order of the lists or as a mapping with the names of the lists.
         settings: settings of the evaluation; None uses the defaults.
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
         compare: second model; the differences between the two models are tested on the same trials.
@@ -215,13 +217,14 @@ def evaluate(
     """
     settings = EvaluationSettings() if settings is None else settings
     lists = read_lists(trials, audio_root, enrolment)
+    roots = roots_of_lists(lists, audio_root)
     model = given_model(model)
     other = None if compare is None else given_model(compare)
-    results = measure_lists(model, lists, audio_root, settings)
+    results = measure_lists(model, lists, roots, settings)
     record = EvaluationRecord.of_model(model)
     record.lists = {name: result.record for name, result in results.items()}
     if other is not None:
-        _add_comparison(results, other, audio_root, settings)
+        _add_comparison(results, other, roots, settings)
     return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
 
 
@@ -233,14 +236,48 @@ def given_model(model: SomeModel) -> HamSpkPreTrainedModel:
 def measure_lists(
     model: HamSpkPreTrainedModel,
     lists: Mapping[str, Trials],
-    audio_root: str | os.PathLike[str],
+    audio_root: AudioRoots,
     settings: EvaluationSettings,
 ) -> dict[str, ListEvaluation]:
-    """Embed each file of the lists once, and measure the model on every list."""
-    files = sorted({file for trials in lists.values() for file in trials.files})
+    """Embed each file of the lists once, and measure the model on every list.
+
+    `audio_root` may name one folder for each list (see `evaluate`).
+    """
+    roots = roots_of_lists(lists, audio_root)
     measure = applies_calibration(model, settings)
-    embedded = embed_files(model, files, audio_root, settings.protocol, settings.progress, measure)
-    return {name: evaluate_list(model, trials, embedded, settings) for name, trials in lists.items()}
+    results = {}
+    for root in dict.fromkeys(roots.values()):
+        own = {name: trials for name, trials in lists.items() if roots[name] == root}
+        files = sorted({file for trials in own.values() for file in trials.files})
+        embedded = embed_files(model, files, root, settings.protocol, settings.progress, measure)
+        results |= {name: evaluate_list(model, trials, embedded, settings) for name, trials in own.items()}
+    return {name: results[name] for name in lists}
+
+
+def roots_of_lists(lists: Collection[str], audio_root: AudioRoots) -> dict[str, str]:
+    """Return the base folder of each trial list.
+
+    Args:
+        lists: names of the lists, in their order.
+        audio_root: one folder for all lists, or one for each list (see `evaluate`).
+
+    Raises:
+        ValueError: the number of folders differs from the number of lists, or a list has no folder.
+    """
+    if isinstance(audio_root, str | os.PathLike):
+        return dict.fromkeys(lists, os.fspath(audio_root))
+    if isinstance(audio_root, Mapping):
+        absent = [name for name in lists if name not in audio_root]
+        if absent:
+            raise ValueError(f"audio_root has no folder for the list {absent[0]!r}. Add it, or give one folder.")
+        return {name: os.fspath(audio_root[name]) for name in lists}
+    if len(audio_root) not in (1, len(lists)):
+        raise ValueError(
+            f"audio_root (--audio-root) must name one folder, or one for each of the {len(lists)} trial lists, got "
+            f"{len(audio_root)} folders."
+        )
+    folders = [os.fspath(folder) for folder in audio_root]
+    return dict(zip(lists, folders * len(lists) if len(folders) == 1 else folders, strict=True))
 
 
 def evaluate_list(
@@ -419,7 +456,7 @@ def _at(
 
 def read_lists(
     trials: TrialListLike | Sequence[TrialListLike] | Mapping[str, TrialListLike],
-    audio_root: str | os.PathLike[str] = ".",
+    audio_root: AudioRoots = ".",
     enrolment: str | os.PathLike[str] | None = None,
     official: Sequence[str] = (),
 ) -> dict[str, Trials]:
@@ -427,7 +464,7 @@ def read_lists(
 
     Args:
         trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
-        audio_root: folder to which the file names in the lists are relative.
+        audio_root: folder to which the file names in the lists are relative, or one for each list (see `evaluate`).
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
         official: keys of `OFFICIAL_LISTS`, one for each trial list, to check its size; empty to check no sizes.
 
@@ -438,9 +475,11 @@ def read_lists(
         ValueError: the audio folder, a trial list or an audio file is missing, a list is malformed, or a list does not
             have the size of its official list.
     """
-    if not Path(audio_root).is_dir():
-        raise ValueError(f"There is no folder {audio_root} (audio_root, --audio-root).")
     named = _named_lists(trials)
+    roots = roots_of_lists(named, audio_root)
+    for root in roots.values():
+        if not Path(root).is_dir():
+            raise ValueError(f"Folder not found: {root} (audio_root, --audio-root).")
     if official and len(official) != len(named):
         raise ValueError(
             f"--official must name one official list for each trial list: expected {len(named)}, got {len(official)}."
@@ -450,7 +489,7 @@ def read_lists(
         lists[name] = one if isinstance(one, Trials) else read_trials(one, enrolment)
         if official:
             check_official(lists[name], official[number], name if isinstance(one, Trials) else one)
-        check_trial_files(lists[name], audio_root)
+        check_trial_files(lists[name], roots[name])
     return lists
 
 
@@ -499,7 +538,7 @@ def list_digest(trials: Trials) -> str:
 def _add_comparison(
     results: Mapping[str, ListEvaluation],
     other: HamSpkPreTrainedModel,
-    audio_root: str | os.PathLike[str],
+    audio_root: AudioRoots,
     settings: EvaluationSettings,
 ) -> None:
     """Compare the raw scores and log-likelihood ratios of two models, and add the differences to the records."""

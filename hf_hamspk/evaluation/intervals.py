@@ -39,6 +39,8 @@ REPLICATES = 1000
 CONFIDENCE = 0.95
 # With fewer replicates, hardly any lie outside the percentiles of a 95 % interval.
 FEWEST_REPLICATES = 100
+# Largest rounding error of a rank that is computed from a confidence level.
+ALLOWED_ROUNDING = 1e-9
 # Prefix of the names of minimum detection costs.
 MINIMUM = "min_dcf"
 # Seconds before the progress bar appears.
@@ -53,7 +55,8 @@ class PairedDifference:
         first: error rate or cost of the first system.
         second: error rate or cost of the second system.
         difference: `second - first`; below 0 if the second system is better.
-        interval: lower and upper confidence limit of the difference.
+        interval: lower and upper confidence limit of the difference. It excludes 0 if and only if `p_value` is at most
+            1 minus the confidence level.
         p_value: two-sided p-value, in (0, 1]; small if few draws of the speakers reverse the sign of the difference.
 
     Example:
@@ -179,7 +182,9 @@ def paired_test(
 ) -> dict[str, PairedDifference]:
     """Test whether two systems differ, by measuring both on the same draws of the speakers.
 
-    The p-value is the smallest significance level at which the percentile interval of the difference excludes 0. Two
+    The limits of the interval are two of the sorted differences, so that p-value and interval always agree.
+
+    The p-value is the smallest significance level at which the interval of the difference excludes 0. Two
     shares of the replicates are computed: the share with a difference at or below 0, and the share with a difference
     at or above 0. The p-value is twice the smaller share. One is added to the numerator and to the denominator of this
     share, so that the p-value is never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997,
@@ -202,7 +207,7 @@ def paired_test(
         A dictionary that maps the name of each error rate or cost (see `bootstrap`) to the comparison of the systems.
 
     Raises:
-        ValueError: the inputs are invalid (see `bootstrap`).
+        ValueError: the inputs are invalid (see `bootstrap`), or there are too few replicates for the confidence level.
     """
     systems = [_System(scores, labels, speakers, points, log_likelihood_ratios) for scores in (first, second)]
     _check_request(speakers, replicates, confidence)
@@ -217,7 +222,7 @@ def paired_test(
             first=float(one),
             second=float(other),
             difference=float(other - one),
-            interval=_percentiles(spread, confidence),
+            interval=_rank_limits(spread, confidence),
             p_value=min(1.0, 2 * tail / (len(spread) + 1)),
         )
     return result
@@ -387,6 +392,24 @@ def _places(targets: NDArray, impostors: NDArray, thresholds: NDArray) -> tuple[
 def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _rank_limits(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return two of the sorted values as confidence limits.
+
+    With `R` values and `j = floor((1 - confidence) / 2 * (R + 1))`, they are the `j`-th smallest and the `j`-th largest
+    value. Both lie on the same side of 0 if and only if at most `j - 1` values lie on the other side or at 0, that is,
+    if the p-value `2 * (1 + number of these values) / (R + 1)` is at most `1 - confidence`.
+    """
+    # `ALLOWED_ROUNDING` covers that `1 - 0.95` is not exactly 0.05.
+    rank = math.floor((1 - confidence) / 2 * (len(values) + 1) + ALLOWED_ROUNDING)
+    if rank < 1:
+        raise ValueError(
+            f"A comparison with confidence {confidence:g} needs at least {math.ceil(2 / (1 - confidence)) - 1} "
+            f"replicates, got {len(values)}. Raise replicates, or lower confidence."
+        )
+    ordered = np.sort(values)
+    return float(ordered[rank - 1]), float(ordered[-rank])
 
 
 def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> None:

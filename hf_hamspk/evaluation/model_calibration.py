@@ -39,7 +39,7 @@ GAIN = 0.02
 SURE, DRAWS = 0.95, 400
 AUTO, NONE = "auto", "none"
 # Largest number of left-out files that the text of a report lists.
-_FILES_LISTED = 5
+_FILES_LISTED = 100
 # Training label of a speaker whose recordings were sped up or slowed down.
 _AT_SPEED = re.compile(r"(.+)@\d+(\.\d+)?")
 

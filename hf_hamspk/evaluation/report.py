@@ -23,7 +23,7 @@ _TEXT_COLUMNS = {
     *("condition", "note"),
 }
 # Numbers of unusable files named on the screen and in the HTML file; the record names all of them.
-SHOWN_FILES, MOST_FILES = 5, 200
+SHOWN_FILES, MOST_FILES = 100, 200
 
 
 def write_measurements(
@@ -124,8 +124,12 @@ def operating_point_table(record: EvaluationRecord) -> list[TextRow]:
 
 
 def comparison_table(record: EvaluationRecord) -> list[TextRow]:
-    """Return the comparison with another model as a header row and a row for each compared number of each list."""
-    rows = [["trial list", "scores", "number", "this model", "other model", "difference", "p", "compared with"]]
+    """Return the comparison with another model as a header row and a row for each compared number of each list.
+
+    The header names the two models. If the lists were compared with different models, a last column names them.
+    """
+    rows: list[TextRow] = []
+    others: list[str] = []
     for name, values in record.lists.items():
         for numbers in (values, values.get("decisions") or {}):
             compared = numbers.get("compared") or {}
@@ -133,8 +137,19 @@ def comparison_table(record: EvaluationRecord) -> list[TextRow]:
                 form = _percent if number == "eer" else _decimal_of
                 row = [name, scores_name(numbers), {"eer": "EER %"}.get(number, number)]
                 row += [form(found["this"]), form(found["other"]), form(found["difference"], found["interval"])]
-                rows.append([*row, f"{found['p_value']:.3f}", str(compared.get("model", {}).get("name", "?"))])
-    return rows
+                others.append(_model_label(compared.get("model") or {}, record.model))
+                rows.append([*row, f"{found['p_value']:.3f}", others[-1]])
+    own = _model_label(record.model, {"name": others[0].partition(" [")[0]} if others else {})
+    head = ["trial list", "scores", "number", own]
+    if len(set(others)) > 1:
+        return [[*head, "other model", "difference", "p", "compared with"], *rows]
+    return [[*head, *others[:1], "difference", "p"], *(row[:-1] for row in rows)]
+
+
+def _model_label(model: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the name of a model, followed by the start of its fingerprint if the other model has the same name."""
+    name = str(model.get("name", "?"))
+    return name if name != other.get("name") else f"{name} [{str(model.get('fingerprint', '?'))[:8]}]"
 
 
 def sweep_table(record: EvaluationRecord) -> list[TextRow]:

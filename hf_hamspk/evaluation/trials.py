@@ -10,9 +10,12 @@ recognises the format of a list by its first line:
   names several files for each model; `enroll.lst` of CN-Celeb and `enroll-core.lst` of SITW name one. Without a table,
   the first field of each line of the trial list is a file name.
 
+A file name can end in a segment of the recording, such as `call.wav#t=1.5,4` (see `files.tables`).
+
 Lists without labels, such as the test lists of challenges, cannot be read.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..files.tables import split_segment
 
 LABELS = {"1": 1, "0": 0, "tgt": 1, "imp": 0, "target": 1, "nontarget": 0}
 # Labels of each format. The key is the index of the label among the fields of a line.
@@ -226,6 +231,9 @@ def join_trials(lists: Sequence[Trials]) -> Trials:
 def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
     """Check that every file named in a trial list exists.
 
+    Files that exist but cannot be read, such as damaged files, pipes and broken links, are found when they are embedded.
+    Their trials are then left out and counted.
+
     Args:
         trials: trial list.
         audio_root: folder to which the file names are relative.
@@ -235,7 +243,8 @@ def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
             number of missing files and the first five names in sorted order.
     """
     root = Path(audio_root)
-    missing = [name for name in trials.files if not (root / name).is_file()]
+    paths = {name: root / split_segment(name)[0] for name in trials.files}
+    missing = [name for name, path in paths.items() if not os.path.lexists(path) or path.is_dir()]
     if missing:
         raise MissingTrialFilesError(
             f"{len(missing)} of {len(trials.files)} files of the trial list are missing under {root}: "

@@ -11,6 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO, TextIO
 
+from ..files.corpora import TABLE_SUFFIXES
 from ..files.folders import LINKED_INSIDE, NOT_UTF8, is_text, links_inside
 from ..files.tables import TableRow, join_segment, json_row, open_table, split_segment, with_segments
 from .archives import (
@@ -37,8 +38,6 @@ FOLDERS_AT_ONCE = 1000
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 """File names of the table that describes the recordings in an audio folder of the library `datasets`."""
@@ -80,7 +79,7 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
             streams += _remote(source, options)
         elif path.is_dir():
             _sort_directory(path, options, listing, archives, streams)
-        elif path.suffix.lower() in TABLE_SUFFIXES:
+        elif path.name.lower().endswith((*TABLE_SUFFIXES, ".jsonl")):
             _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
             raise ValueError(f"{source} is not a known kind of source; give {KNOWN_SOURCES}")

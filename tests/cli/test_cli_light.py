@@ -82,7 +82,6 @@ def test_choices_are_those_of_the_package():
     from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
     from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
-    from hf_hamspk.files.folders import AUDIO_SUFFIXES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
     from hf_hamspk.evaluation.model_calibration import AUTO, NONE
     from hf_hamspk.evaluation.scored_trials import QUALITY_GROUPS
@@ -100,7 +99,6 @@ def test_choices_are_those_of_the_package():
     assert calibrate._STALE[0] == CALIBRATION_FILE
     assert f"(default: {MINIMUM_SPEECH:g})" in help_of("calibrate")["minimum_speech"]
     assert embed.OUTPUT_FORMATS == EMBEDDING_FORMATS
-    assert embed.SEARCHED_SUFFIXES == AUDIO_SUFFIXES
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
     assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
     assert tuple(SOURCES) == convert.SOURCE_KINDS

@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_hamspk.calibration_hamspk import DEFAULT_OPERATING_POINTS, OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
-from hf_hamspk.evaluation.intervals import _System, bootstrap, paired_test
+from hf_hamspk.evaluation.intervals import _rank_limits, _System, bootstrap, paired_test
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.speakers import TrialSpeakers
 
@@ -134,6 +136,29 @@ def test_paired_test_sees_what_two_intervals_do_not():
     for name, difference in tested.items():
         assert turned[name].p_value == difference.p_value
         assert turned[name].interval == pytest.approx([-limit for limit in difference.interval[::-1]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(39, 400), st.floats(-3, 3), st.sampled_from([0.8, 0.9, 0.95, 0.975]))
+def test_p_value_and_interval_agree(seed, count, shift, confidence):
+    """For any differences, also tied ones: the interval excludes 0 if and only if p is at most 1 - confidence."""
+    draw = np.random.default_rng(seed)
+    spread = np.round(draw.normal(shift, 1, size=count), draw.integers(0, 4))
+    if (1 - confidence) / 2 * (count + 1) < 1:
+        with pytest.raises(ValueError, match="replicates, got"):
+            _rank_limits(spread, confidence)
+        return
+    low, high = _rank_limits(spread, confidence)
+    tail = 1 + min(int((spread <= 0).sum()), int((spread >= 0).sum()))
+    assert low <= high
+    assert (low > 0 or high < 0) == (min(1.0, 2 * tail / (count + 1)) <= 1 - confidence + 1e-12)
+
+
+@pytest.mark.parametrize("reversed_draws", range(20, 31))
+def test_the_case_of_0_052_beside_an_interval_without_0(reversed_draws):
+    spread = np.concatenate([np.linspace(-1, -0.01, reversed_draws), np.linspace(0.01, 9, 1000 - reversed_draws)])
+    low, _ = _rank_limits(spread, 0.95)
+    assert (low > 0) == (2 * (1 + reversed_draws) / 1001 <= 0.05)
 
 
 def test_a_system_is_no_better_than_itself_on_any_scale():

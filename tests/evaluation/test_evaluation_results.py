@@ -260,8 +260,19 @@ def test_comparisons_are_shown(model, trials, embedded):
     numbers = {"eer": {"this": 0.1, "other": 0.2, "difference": -0.1, "interval": [-0.15, 0.01], "p_value": 0.061}}
     record.lists["l"]["compared"] = {"model": {"name": "someone/other"}, "numbers": numbers}
     assert record.model["name"] == "owner/name"
-    expected = ["l", "cosine", "EER %", "10.00", "20.00", "-10.00 [-15.00, 1.00]", "0.061", "someone/other"]
-    assert comparison_table(record)[1] == expected
+    expected = ["l", "cosine", "EER %", "10.00", "20.00", "-10.00 [-15.00, 1.00]", "0.061"]
+    head = ["trial list", "scores", "number"]
+    assert comparison_table(record) == [[*head, "owner/name", "someone/other", "difference", "p"], expected]
+    same = {"name": "owner/name", "fingerprint": "0123456789ab"}
+    record.lists["l"]["compared"]["model"] = same
+    assert comparison_table(record)[0][3:5] == [
+        f"owner/name [{record.model['fingerprint'][:8]}]",
+        "owner/name [01234567]",
+    ]
+    record.lists["m"] = record.lists["l"] | {"compared": {"model": {"name": "third"}, "numbers": numbers}}
+    assert comparison_table(record)[0][4:] == ["other model", "difference", "p", "compared with"]
+    assert [row[-1] for row in comparison_table(record)[1:]] == ["owner/name [01234567]", "third"]
+    del record.lists["m"]
     assert "no intervals: none were requested" in format_report(record)
 
 
