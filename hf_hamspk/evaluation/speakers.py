@@ -18,6 +18,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.tables import clean_speaker, join_segment, open_table, with_segments
 from .trials import Trials, first_names
 
 PATH_COLUMN, SPEAKER_COLUMN = "path", "speaker_id"
@@ -135,40 +136,40 @@ def _index(speaker_of_file: Sequence[str], sides: NDArray) -> TrialSpeakers:
 def read_metadata(path: str | PathLike[str]) -> dict[str, dict[str, str]]:
     """Read the metadata of audio files from a CSV file with the column `path` and any other columns.
 
+    The cells are separated by commas, semicolons, tabs or bars. If the table has columns of times (see `files.tables`),
+    each row with times describes a segment, whose name is the path with the times, as in `call.wav#t=1.5,4`.
+
     Returns:
-        A dictionary that maps each file to a dictionary of its other columns. Values are stripped of white space and
-        may be empty.
+        A dictionary that maps each file or segment to a dictionary of its other columns. Values are stripped of white
+        space and may be empty.
 
     Raises:
-        ValueError: the CSV file is missing, is not UTF-8 or has no column `path`, a row does not have as many cells as
-            the header, or two different rows describe the same audio file.
+        ValueError: the file is missing, is not UTF-8 or has no column `path`, a row does not have as many cells as the
+            header, a time is invalid, or an audio file has two different rows.
     """
     table: dict[str, dict[str, str]] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if PATH_COLUMN not in header:
+            opened = open_table(file, (PATH_COLUMN, SPEAKER_COLUMN))
+            if PATH_COLUMN not in opened.columns:
                 raise ValueError(
                     f"{path}: expected a column {PATH_COLUMN!r} with the file names of the trial lists, found the "
-                    f"columns {', '.join(header)}."
+                    f"columns {', '.join(opened.columns)}."
                 )
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} cells, found {len(cells)}."
-                    )
-                row = dict(zip(header, map(str.strip, cells), strict=True))
-                name = row.pop(PATH_COLUMN)
-                if table.setdefault(name, row) != row:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {name} has two different rows. Delete one of them."
-                    )
+            for row in with_segments(opened):
+                found = sum(cell is not None for cell in row.cells.values())
+                if row.problem or found != len(opened.columns):
+                    reason = row.problem if row.problem else f"expected {len(opened.columns)} cells, got {found}."
+                    raise ValueError(f"{path}, line {row.line}: {reason}")
+                cells = dict(row.cells)
+                name = join_segment(cells.pop(PATH_COLUMN), row.segment)
+                if SPEAKER_COLUMN in cells:
+                    cells[SPEAKER_COLUMN] = clean_speaker(cells[SPEAKER_COLUMN])
+                if table.setdefault(name, cells) != cells:
+                    raise ValueError(f"{path}, line {row.line}: {name} has two different rows. Delete one of them.")
     except FileNotFoundError:
         raise ValueError(f"Table not found: {path}. Expected a CSV file.") from None
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected a CSV file in UTF-8 ({error}). Save it in UTF-8.") from error
     return table
 

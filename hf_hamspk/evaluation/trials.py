@@ -231,8 +231,8 @@ def join_trials(lists: Sequence[Trials]) -> Trials:
 def check_trial_files(trials: Trials, audio_root: str | PathLike[str]) -> None:
     """Check that every file named in a trial list exists.
 
-    Files that exist but cannot be read, such as damaged files, pipes and broken links, are found when they are embedded.
-    Their trials are then left out and counted.
+    Files that exist but cannot be read, such as damaged files and broken links, are found when they are embedded. Their
+    trials are then left out and counted.
 
     Args:
         trials: trial list.

@@ -23,6 +23,9 @@ PROBE_BYTES = 4096
 
 CHUNK_BYTES = 1 << 20
 
+WHOLE = ""
+"""Segment of a whole recording."""
+
 
 class SharedRecording(NamedTuple):
     """Recording that occurs under two speakers.
@@ -60,12 +63,11 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
         One entry for each recording that has an earlier recording of another speaker with the same content.
     """
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        places = list(pool.map(_place, paths, chunksize=256))
-        rows = [row for row, place in enumerate(places) if place is not None]
-        same_place = _of_two_speakers(((places[row][:3], row) for row in rows), speakers)
+        found = enumerate(pool.map(_place, paths))
+        places = [(row, place) for row, place in found if place is not None]
+        same_place = _of_two_speakers(((place[:3], row) for row, place in places), speakers)
         by_place = list(_pairs(same_place, paths, speakers))
-        firsts = _distinct_files(rows, places)
-        same_size = _of_two_speakers(((places[row][3], row) for row in firsts), speakers)
+        same_size = _of_two_speakers(((size, row) for row, size in _distinct_files(places)), speakers)
         compared = [row for group in same_size for row in group]
         if len(compared) > MOST_COMPARED:
             return by_place
@@ -84,17 +86,17 @@ def _place(name: str) -> tuple[int, int, str, int] | None:
         found = os.stat(path)
     except (OSError, ValueError):
         return None
-    return (found.st_dev, found.st_ino, str(segment), found.st_size) if S_ISREG(found.st_mode) else None
+    part = WHOLE if segment is None else str(segment)
+    return (found.st_dev, found.st_ino, part, found.st_size) if S_ISREG(found.st_mode) else None
 
 
-def _distinct_files(rows: Iterable[int], places: Sequence[tuple[int, int, str, int] | None]) -> list[int]:
-    """Return the first row of each whole, non-empty file."""
-    firsts: dict[tuple, int] = {}
-    for row in rows:
-        place = places[row]
-        if place is not None and place[2] == str(None) and place[3] > 0:
-            firsts.setdefault(place[:2], row)
-    return list(firsts.values())
+def _distinct_files(places: Iterable[tuple[int, tuple[int, int, str, int]]]) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the size of each whole, non-empty file."""
+    seen: set[tuple[int, int]] = set()
+    for row, (device, number, segment, size) in places:
+        if segment == WHOLE and size > 0 and (device, number) not in seen:
+            seen.add((device, number))
+            yield row, size
 
 
 def _of_two_speakers(keyed: Iterable[tuple[object, int]], speakers: Sequence[str]) -> list[list[int]]:

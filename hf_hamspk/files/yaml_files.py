@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 LARGEST_YAML = 4 << 20
 """Largest size of a YAML file in bytes. Recipes and model descriptions have a few thousand bytes."""
@@ -24,7 +25,7 @@ class PlainLoader(yaml.SafeLoader):
         """
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(
+            raise ComposerError(
                 None, None, f"the alias *{event.anchor} is not accepted; write its value instead", event.start_mark
             )
         return super().compose_node(parent, index)

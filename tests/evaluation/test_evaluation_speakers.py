@@ -85,7 +85,7 @@ def test_tables_are_read_and_refused(tmp_path):
             "file,gender\na.wav,f\n",
             "expected a column 'path' with the file names of the trial lists, found the columns file, gender",
         ),
-        ("path,gender\na.wav\n", "line 2: expected 2 cells, found 1"),
+        ("path,gender\na.wav\n", "line 2: expected 2 cells, got 1"),
         ("path,gender\na.wav,f\na.wav,m\n", "line 3: a.wav has two different rows"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
