@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.corpora import is_table, read_table
-from ..files.folders import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
+from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.tables import split_segment
 from ..loading.names import check_model
 from .options import (

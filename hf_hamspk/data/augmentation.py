@@ -19,7 +19,7 @@ import soundfile as sf
 import torch
 
 from ..audio_hamspk import resample
-from ..files.folders import AUDIO_SUFFIXES, find_recordings
+from ..files.recordings import AUDIO_SUFFIXES, find_recordings
 from .audio import SAMPLING_RATE, import_torchaudio, read_utterance
 from .crops import random_crop, wrap_pad
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
 from ..files.corpora import read_table
-from ..files.folders import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
+from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.same import SharedRecording, find_shared
 from ..files.tables import clean_speaker, split_segment
 from .audio import read_utterance

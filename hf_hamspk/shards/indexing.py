@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
+from ..files.recordings import AUDIO_SUFFIXES
 from ..folders.writing import write_atomically
-from ..files.folders import AUDIO_SUFFIXES
 from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
 from .manifest import (
     MANIFEST_NAME,

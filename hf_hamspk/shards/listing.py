@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..files.folders import AUDIO_SUFFIXES
+from ..files.recordings import AUDIO_SUFFIXES
 from ..files.tables import clean_speaker, split_segment
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 

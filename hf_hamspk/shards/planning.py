@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
-from ..folders.writing import write_atomically
 from ..data.audio import SAMPLING_RATE
-from ..files.folders import AUDIO_SUFFIXES, count_suffixes, describe_ignored
+from ..files.recordings import AUDIO_SUFFIXES, count_suffixes, describe_ignored
 from ..files.same import MOST_COMPARED, find_shared
+from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_member
 from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings

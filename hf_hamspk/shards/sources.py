@@ -12,7 +12,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO, TextIO
 
 from ..files.corpora import TABLE_SUFFIXES
-from ..files.folders import LINKED_INSIDE, NOT_UTF8, is_text, links_inside
+from ..files.recordings import LINKED_INSIDE, NOT_UTF8, is_text, links_inside
 from ..files.tables import TableRow, join_segment, json_row, open_table, split_segment, with_segments
 from .archives import (
     ArchiveError,

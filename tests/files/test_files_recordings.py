@@ -11,7 +11,7 @@ import soundfile as sf
 
 from hf_hamspk.data.augmentation import NoiseFolder
 from hf_hamspk.data.corpus import list_corpus, load_corpus
-from hf_hamspk.files.folders import FolderContents, describe_ignored, find_recordings
+from hf_hamspk.files.recordings import FolderContents, describe_ignored, find_recordings
 from hf_hamspk.files.same import find_shared
 from hf_hamspk.shards import PrepareOptions, prepare
 from hf_hamspk.shards.listing import Listing
