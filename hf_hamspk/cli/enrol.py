@@ -188,7 +188,8 @@ def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Pa
             # `model.enrol` uses the same labels in its warnings.
             label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
             if split_segment(file)[1] is None:
-                sounds.append(read_sound(file, model.config.sampling_rate, label))
+                # Of several recordings, a silent, short or truncated one is left out instead of averaged.
+                sounds.append(read_sound(file, model.config.sampling_rate, label, strict=len(files) > 1))
             else:
                 sounds.append(read_utterance(file, model.config.sampling_rate, label))
         except InputError as error:
