@@ -86,7 +86,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 def _check_name(name: str, place: str) -> None:
     if not name or Path(name).name != name:
-        raise ValueError(f"{place} must not contain a folder, because it becomes a file name, got {name!r}.")
+        raise ValueError(
+            f"{place} must not be empty and must not contain a folder, because it becomes a file name, got {name!r}."
+        )
 
 
 def _files_in(given: list[str]) -> list[str]:

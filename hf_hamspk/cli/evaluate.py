@@ -64,7 +64,9 @@ the same list are replaced. For a model on the Hub, they are written into a fold
 def _add_list_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how to read the trial lists."""
     parser.add_argument(
-        "--enrolment", metavar="FILE", help="list of the recordings of each enrolment model, if TRIALS name models"
+        "--enrolment",
+        metavar="FILE",
+        help="table with the recordings of each enrolment model, needed if TRIALS name enrolment models",
     )
     parser.add_argument(
         "--official",
@@ -72,8 +74,8 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
         choices=LIST_NAMES,
         default=[],
         metavar="LIST",
-        help="names of the official lists that TRIALS should be, in the same order; a list with another number of "
-        f"trials is an error. Known: {', '.join(LIST_NAMES)}",
+        help="official lists whose sizes are compared with TRIALS, one name for each list in the same order; a "
+        f"different number of trials is an error. Names: {', '.join(LIST_NAMES)}",
     )
     parser.add_argument(
         "--audio-root",
