@@ -33,10 +33,6 @@ MODULES = {
         ),
         ("tests/test_modeling.py",),
     ),
-    "losses/blocks.py": Module(20, _HEADS, _HEADS[1:]),
-    "losses/lifting.py": Module(20, (*_HEADS, "tests/test_scoring.py"), _HEADS[1:]),
-    "losses/fused.py": Module(10, _HEADS, _HEADS[1:]),
-    "losses/sharding.py": Module(10, _HEADS[::-1], _HEADS[1:]),
     "calibration_hamspk.py": Module(
         24,
         (
@@ -81,4 +77,8 @@ MODULES = {
     ),
     "training/schedules.py": Module(10, ("tests/training/test_training_schedules.py",)),
     "search/products.py": Module(10, ("tests/search/test_search_index.py",)),
+    "losses/blocks.py": Module(20, _HEADS, _HEADS[1:]),
+    "losses/lifting.py": Module(20, (*_HEADS, "tests/test_scoring.py"), _HEADS[1:]),
+    "losses/fused.py": Module(10, _HEADS, _HEADS[1:]),
+    "losses/sharding.py": Module(10, _HEADS[::-1], _HEADS[1:]),
 }
