@@ -21,11 +21,12 @@ _HEADS = ("tests/test_heads.py", "tests/losses/test_losses_fused.py", "tests/los
 _EVALUATION = "tests/evaluation/test_evaluation_"
 
 MODULES = {
-    "geometry_hamspk.py": Module(24, ("tests/test_poincare.py", "tests/test_scoring.py", "tests/test_enrolment.py")),
+    "geometry_hamspk.py": Module(
+        36, ("tests/test_poincare.py", "tests/test_scoring.py", "tests/test_enrolment.py", "tests/test_heads.py")
+    ),
     "networks_hamspk.py": Module(
         24,
         (
-            "tests/test_heads.py",
             "tests/test_frontend.py",
             "tests/test_pooling.py",
             "tests/test_ecapa.py",
