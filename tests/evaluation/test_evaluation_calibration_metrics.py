@@ -226,3 +226,9 @@ def test_a_score_at_the_threshold_is_accepted():
     scores, labels = [0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1]
     assert error_rates(scores, labels, 0.5) == (0.0, 0.5)
     assert error_rates(scores, labels, math.nextafter(0.5, 1)) == (0.5, 0.0)
+
+
+def test_errors_cost_the_same_unless_told_otherwise():
+    ratios, labels = gaussian_ratios(200, 1.0)
+    assert actual_detection_cost(ratios, labels, 0.2) == actual_detection_cost(ratios, labels, 0.2, 1.0, 1.0)
+    assert actual_detection_cost(ratios, labels, 0.2) != actual_detection_cost(ratios, labels, 0.2, 2.0, 1.0)

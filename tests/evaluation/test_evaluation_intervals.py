@@ -161,6 +161,22 @@ def test_the_case_of_0_052_beside_an_interval_without_0(reversed_draws):
     assert (low > 0) == (2 * (1 + reversed_draws) / 1001 <= 0.05)
 
 
+def test_the_p_value_counts_the_replicates_on_the_other_side_of_zero():
+    scores, labels, speakers = simulate(20, seed=5)
+    other = scores + 0.3 * np.random.default_rng(1).normal(size=len(scores))
+    tested = paired_test(scores, other, labels, speakers, POINTS, True, 100, 0.9, progress=False)
+    first, second = (bootstrap(s, labels, speakers, POINTS, True, 100, progress=False) for s in (scores, other))
+    between = 0
+    for name, difference in tested.items():
+        spread = second.replicates[name] - first.replicates[name]
+        tail = min((spread <= 0).sum(), (spread >= 0).sum())
+        assert difference.p_value == pytest.approx(min(1.0, 2 * (tail + 1) / 101))
+        assert difference.interval == (np.sort(spread)[4], np.sort(spread)[-5])
+        assert difference.difference == pytest.approx(second.estimates[name] - first.estimates[name])
+        between += 2 / 101 < difference.p_value < 1
+    assert between >= 3
+
+
 def test_a_system_is_no_better_than_itself_on_any_scale():
     scores, labels, speakers = simulate(20)
     same = paired_test(scores, 5 * scores - 2, labels, speakers, POINTS, replicates=100, progress=False)

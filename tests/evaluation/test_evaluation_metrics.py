@@ -205,6 +205,19 @@ def test_limits_of_the_prior():
         assert 0.0 < minimum_detection_cost(scores, labels, prior).cost <= 1.0
 
 
+def test_errors_cost_the_same_unless_told_otherwise():
+    labels = np.arange(400) % 2
+    scores = np.random.default_rng(11).normal(size=400) + 2 * labels
+    errors = detection_errors(scores, labels)
+    for prior in (0.1, 0.5):
+        expected = minimum_detection_cost(scores, labels, prior, 1.0, 1.0)
+        assert minimum_detection_cost(scores, labels, prior) == errors.minimum_detection_cost(prior) == expected
+        assert minimum_detection_cost(scores, labels, prior, 2.0) != expected
+        assert minimum_detection_cost(scores, labels, prior, 1.0, 2.0) != expected
+    assert minimum_detection_cost(scores, labels) == minimum_detection_cost(scores, labels, 0.01)
+    assert errors.minimum_detection_cost() == errors.minimum_detection_cost(0.01)
+
+
 def test_only_the_ratio_of_the_weights_counts():
     rng = np.random.default_rng(11)
     labels = rng.random(1000) < 0.5
