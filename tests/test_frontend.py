@@ -10,8 +10,8 @@ from transformers import Wav2Vec2FeatureExtractor
 from hf_hamspk.geometry_hamspk import length_mask
 from hf_hamspk.networks_hamspk import FilterBank, make_frontend, mask_bands, mel_bank
 
-FRONTENDS = ["fbank", "kaldi", "waveform"]
-FILTER_BANKS = ["fbank", "kaldi"]
+FILTER_BANKS = ["fbank", "kaldi", "speechbrain"]
+FRONTENDS = [*FILTER_BANKS, "waveform"]
 
 
 def build(name: str, **fields):
@@ -68,6 +68,27 @@ def test_waveform_is_wav2vec2s_normalisation(masked):
     values, mask = padded(waves)
     features = build("waveform")(values, mask.sum(-1) if masked else None)
     torch.testing.assert_close(features.values, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_quiet_waveform_is_wav2vec2s_normalisation():
+    """Near the number that keeps silence finite."""
+    wave = 1e-3 * noises(0.5)[0]
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)
+    expected = extractor(wave.numpy(), sampling_rate=RATE, return_tensors="pt").input_values
+    assert expected.std() < 0.9
+    torch.testing.assert_close(build("waveform")(wave[None]).values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_speechbrains_logarithm_is_in_decibels_down_to_80_below_the_loudest():
+    energies = torch.tensor([[[1e3, 1e-2, 1e-9]], [[1e-3, 1e-11, 0.0]]])
+    frontend = build("speechbrain", num_mel_bins=20)
+    expected = torch.tensor([[[30.0, -20.0, -50.0]], [[-30.0, -100.0, -100.0]]])
+    torch.testing.assert_close(frontend._logarithm(energies, None), expected)
+    # Without the first frame of the second, which then lies in the padding, nothing is 80 dB below the loudest.
+    swapped = frontend._logarithm(energies.flip(-1), torch.tensor([3, 2]))
+    torch.testing.assert_close(swapped[1, 0, :2], torch.tensor([-100.0, -100.0]))
+    loud = frontend._logarithm(torch.tensor([[[1e-9, 1e-2, 1e3]]]), torch.tensor([2]))
+    torch.testing.assert_close(loud[0, 0], torch.tensor([-90.0, -20.0, 30.0]))
 
 
 def test_waveform_may_stay_as_it_is():

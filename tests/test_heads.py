@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_hamspk import HamSpkConfig
 from hf_hamspk import modeling_hamspk as heads
-from hf_hamspk.geometry_hamspk import HEAD_PARTS, MAX_TANGENT_RADIUS, SMALLEST_CURVATURE, apply_margin
+from hf_hamspk.geometry_hamspk import HEAD_PARTS, MAX_TANGENT_RADIUS, SMALLEST_CURVATURE, SpeakerHead, apply_margin
 from hf_hamspk.losses import use_blocks
 
 HEADS = [*HEAD_PARTS, "joint"]
@@ -265,6 +266,29 @@ def test_the_distance_to_the_own_centre_is_exact_where_they_almost_coincide(proj
     own = head.similarity(embeddings, labels).gather(1, labels[:, None])
     assert exact.abs().max() < 1e-3
     torch.testing.assert_close(own.double(), exact, rtol=1e-3, atol=0)
+
+
+def test_logits_are_left_out_in_training_with_labels_only():
+    head, (embeddings, labels) = build("ham"), batch()
+    assert head.train()(embeddings, labels).logits is None
+    assert head(embeddings).logits.shape == head(embeddings, labels, return_logits=True).logits.shape == (12, 7)
+    assert head.eval()(embeddings, labels).logits.shape == (12, 7)
+    assert head(embeddings, labels, return_logits=False).logits is None
+
+
+def test_settings_of_a_head_alone():
+    assert SpeakerHead("ham", 5, 4, 30.0, 0.2, 3.0).clip_radius == HamSpkConfig().clip_radius == 1.0
+    cases = [
+        ({"clip_radius": 0.0}, "clip_radius must be above 0"),
+        ({"clip_radius": math.inf}, "clip_radius must be above 0"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"scale": math.inf}, "scale must be above 0"),
+        ({"margin": 3.0}, "margin must be at least 0 and below 3"),
+        ({"margin": -0.1}, "margin must be at least 0 and below 3"),
+    ]
+    for fields, message in cases:
+        with pytest.raises(ValueError, match=message):
+            SpeakerHead("ham", 5, 4, **({"scale": 30.0, "margin": 0.2, "curvature": 3.0} | fields))
 
 
 def test_chance_level_is_the_logarithm_of_the_number_of_speakers():
