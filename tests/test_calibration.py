@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
 from hf_hamspk.calibration_hamspk import (
     DEFAULT_OPERATING_POINTS,
     QUALITY_FEATURES,
@@ -59,6 +60,36 @@ def test_the_weight_of_the_score_may_be_small(calibration):
 def test_numbers_that_json_lacks_have_no_checksum(value):
     with pytest.raises(ValueError):
         dict_checksum({"offset": value})
+
+
+def test_quality_measures_by_hand():
+    features = quality_features(Quality(2.0, 30.0, 0.8, 3), Quality(0.05, 12.0, 0.9, 1))
+    expected = {
+        "log_speech_min": math.log(0.1),
+        "log_speech_max": math.log(2.0),
+        "snr_min": 12.0,
+        "snr_max": 30.0,
+        "magnitude_min": 0.8,
+        "magnitude_max": 0.9,
+        "log_enrolment_utterances": math.log(3),
+    }
+    assert {name: float(value) for name, value in features.items()} == pytest.approx(expected)
+
+
+def test_a_calibration_states_only_what_is_known():
+    plain = Calibration(FINGERPRINT, "cosine", 0.0, {"score": 1.0})
+    assert (plain.trials, plain.targets, plain.speakers, plain.enrolment_utterances) == (0, 0, 0, 1)
+    assert (plain.normalisation, plain.top, plain.cohort) == ("none", None, None)
+    assert plain.minimum_speech == MINIMUM_SPEECH
+    assert replace(plain, minimum_speech=0.0).minimum_speech == 0.0
+
+
+def test_an_operating_point_that_decides_nothing_says_so():
+    point = OperatingPoint("door", 0.1, miss_rate=1.0, false_alarm_rate=0.0)
+    assert "door accepts nobody" in str(point.flaw)
+    assert "door accepts everybody" in str(replace(point, miss_rate=0.0, false_alarm_rate=1.0).flaw)
+    for rate in (None, 0.0, 0.5):
+        assert replace(point, miss_rate=rate, false_alarm_rate=rate).flaw is None
 
 
 def test_the_ratio_rises_with_the_score(calibration):

@@ -257,6 +257,14 @@ def test_a_profile_is_combined_in_the_ball_of_the_model(model, voices):
     torch.testing.assert_close(profile.embedding, expected)
 
 
+def test_a_profile_names_its_model_without_the_folders_of_the_machine(tmp_path, verifier, voices):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    for name, expected in (("owner/name", "owner/name"), (f"{folder}/", "my-model"), ("", None)):
+        verifier.model.config.name_or_path = name
+        assert verifier.enrol([voices["anna0"]], RATE).model_id == expected
+
+
 def test_short_speech_is_among_the_problems_unless_the_caller_leaves_it_out(voices):
     wave = voices["anna0"][: 2 * RATE]
     recording = MeasuredRecording("0", wave, measure_speech(wave, RATE), None, None, [])
