@@ -9,13 +9,16 @@ import torch
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.audio_hamspk import measure_speech
+from hf_hamspk.audio_hamspk import SpeechMeasures, measure_speech
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.geometry_hamspk import combine_embeddings, mean_direction
 from hf_hamspk.verification_hamspk import (
+    CLIPPED_SHARE,
     DIFFERENT,
+    LOW_SNR_DB,
     NOT_ENOUGH_SPEECH,
     SAME,
+    SHORT_SPEECH,
     DecisionRule,
     MeasuredRecording,
     SpeakerProfile,
@@ -257,6 +260,21 @@ def test_a_profile_is_combined_in_the_ball_of_the_model(model, voices):
     torch.testing.assert_close(profile.embedding, expected)
 
 
+def test_where_warnings_about_quality_begin():
+    enough = SpeechMeasures(duration=5.0, speech=SHORT_SPEECH, snr_db=LOW_SNR_DB, clipped=0.0, level_db=-20.0)
+    cases = [
+        ({}, ""),
+        ({"speech": math.nextafter(SHORT_SPEECH, 0)}, "2.9 s"),
+        ({"snr_db": math.nextafter(LOW_SNR_DB, 0)}, "10 dB"),
+        ({"clipped": math.nextafter(CLIPPED_SHARE, 0)}, ""),
+        ({"clipped": CLIPPED_SHARE}, "clipped in 0.1%"),
+    ]
+    for changes, sentence in cases:
+        recording = MeasuredRecording("0", np.zeros(1), replace(enough, **changes), None, None, [])
+        sentences = quality_warnings(recording, "The test")
+        assert len(sentences) == bool(sentence) and sentence in "".join(sentences)
+
+
 def test_a_profile_names_its_model_without_the_folders_of_the_machine(tmp_path, verifier, voices):
     folder = tmp_path / "my-model"
     folder.mkdir()
@@ -314,6 +332,38 @@ def test_a_verifier_of_normalised_scores(model, voices):
     answer = SpeakerVerifier(model, calibration, cohort).verify([voices["anna0"]], voices["anna1"], RATE)
     assert answer.log_likelihood_ratio == pytest.approx(answer.normalised_score - 3)
     assert answer.decision == SAME
+
+
+# -- all pairs ------------------------------------------------------------------------------------------------------
+
+
+def test_all_pairs_have_the_scores_of_single_pairs(verifier, model, voices):
+    """Row against column; recordings without enough speech have no scores, and the others keep their places."""
+    weights = {"score": 20.0, "log_enrolment_utterances": 1.0, "snr_max": 0.01}
+    verifier = SpeakerVerifier(model, calibration_of(model, weights=weights))
+    waves = [voices["anna0"], np.zeros(RATE, np.float32), voices["bert0"], voices["anna1"]]
+    found = verifier.compare(waves, RATE)
+    assert found.scores.shape == found.log_likelihood_ratios.shape == (4, 4)
+    for i, j in np.ndindex(4, 4):
+        pair = verifier.verify([waves[i]], waves[j], RATE)
+        if 1 in (i, j):
+            assert np.isnan(found.scores[i, j]) and np.isnan(found.log_likelihood_ratios[i, j])
+        else:
+            assert found.scores[i, j] == pytest.approx(pair.score, abs=1e-6)
+            assert found.log_likelihood_ratios[i, j] == pytest.approx(pair.log_likelihood_ratio, abs=1e-5)
+    assert found.speech == [measure_speech(wave, RATE).speech for wave in waves]
+    assert about(found, "Recording 2 has 0.0 s of speech")
+    plain = SpeakerVerifier(model).compare(waves[2:], RATE)
+    np.testing.assert_allclose(plain.scores, found.scores[2:, 2:], atol=1e-6)
+    assert plain.log_likelihood_ratios is None
+
+
+def test_all_pairs_of_no_recordings_and_of_silence(verifier):
+    assert verifier.compare([]).scores.shape == (0, 0)
+    silent = verifier.compare([np.zeros(RATE, np.float32)] * 2, RATE)
+    assert np.isnan(silent.scores).all() and np.isnan(silent.log_likelihood_ratios).all()
+    with pytest.raises(ValueError, match="Recording 2"):
+        verifier.compare([np.zeros(RATE, np.float32), np.full(RATE, np.nan, np.float32)], RATE)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

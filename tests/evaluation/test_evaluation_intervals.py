@@ -63,6 +63,14 @@ def test_a_replicate_is_the_list_with_trials_repeated(decimals):
             assert numbers.tolist() == pytest.approx(plain_numbers(repeated, marks), rel=1e-12)
 
 
+def test_the_cheapest_threshold_may_reject_or_accept_all_trials():
+    for sign in (1, -1):
+        scores, labels, speakers = simulate(seed=3)
+        system = _System(sign * scores, labels, speakers, POINTS, True)
+        assert system.compute().tolist() == pytest.approx(plain_numbers(sign * scores, labels), rel=1e-12)
+    assert system.compute()[1] == 1.0
+
+
 def test_estimates_are_the_plain_numbers_bit_for_bit():
     scores, labels, speakers = simulate()
     result = bootstrap(scores, labels, speakers, POINTS, True, 100, progress=False)
