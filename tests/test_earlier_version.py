@@ -5,10 +5,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +36,19 @@ KINDS = ("ecapa", "wavlm")
 HERE = machine() == EXPECTED["machine"]
 REPOSITORY = "tester/tiny"
 each_kind = pytest.mark.parametrize("kind", KINDS)
+# Words of each kind of warning that are the same in all versions. The first pattern that is found names the kind.
+WARNING_KINDS = {
+    "little speech": "s of speech.* below 3 s|s of speech.* 3 s errors",
+    "not enough speech": "s of speech.* need",
+    "noise": "is noisy",
+    "same recording": "same recording|very recording",
+    "several speakers": "do not fit each other",
+    "other number of recordings": "the calibration was measured with",
+    "close candidates": " leads ",
+    "useless operating point": "^The operating point ",
+}
+# Kinds of warnings that version 0.1.0 did not have.
+LATER_KINDS = {"close candidates", "useless operating point"}
 
 # A process in which the package cannot be imported, with one thread and no network.
 STRANGER = """
@@ -99,7 +114,7 @@ def load_profiles(kind: str, model: HamSpkModel) -> dict[str, SpeakerProfile]:
 
 
 def assert_near(found, expected, where: str = "") -> None:
-    """The same texts and counts; numbers within rounding, where the machine rounds otherwise within more."""
+    """The same names, kinds and counts; numbers within rounding, with a wider tolerance on another machine."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():
@@ -113,6 +128,25 @@ def assert_near(found, expected, where: str = "") -> None:
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-6 if HERE else 1e-2), where
     else:
         assert found == expected, where
+
+
+def warning_kind(sentence: str) -> dict[str, Any]:
+    """The kind of a warning, its numbers, and whether it is about the enrolment, the profile or the test."""
+    kinds = [kind for kind, words in WARNING_KINDS.items() if re.search(words, sentence)]
+    assert kinds, f"a kind of warning that this test does not know: {sentence}"
+    subjects = [word for word in ("enrolment", "profile", "test") if word in sentence.lower()]
+    return {"kind": kinds[0], "numbers": re.findall(r"\d+(?:\.\d+)?", sentence), "about": subjects}
+
+
+def without_words(report: Any) -> Any:
+    """The same report with the kinds of the warnings instead of the sentences, which each version words differently."""
+    if not isinstance(report, dict):
+        return report
+    kept = {key: without_words(value) for key, value in report.items()}
+    if "warnings" in report:
+        found = [warning_kind(sentence) for sentence in report["warnings"]]
+        kept["warnings"] = [warning for warning in found if warning["kind"] not in LATER_KINDS]
+    return kept
 
 
 def code_in(folder: Path) -> set[str]:
@@ -143,7 +177,7 @@ def test_calibration_and_cohort_are_read(kind):
 def test_decisions_are_the_same(kind, waves):
     model = HamSpkModel.from_pretrained(FOLDER / kind)
     found = answers(model, load_profiles(kind, model), waves, EXPECTED[kind]["combine"])
-    assert_near(found, EXPECTED[kind]["answers"])
+    assert_near(without_words(found), without_words(EXPECTED[kind]["answers"]))
 
 
 @each_kind
@@ -240,12 +274,14 @@ def test_a_stranger_reads_the_old_the_renewed_and_the_new(kind, old, waves, tmp_
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["seen"] == []
-    of_old, *others = report["reports"]
+    of_old, *others = map(without_words, report["reports"])
     assert of_old["from"] == "transformers_modules" and of_old["head"] == "HamSpkForXVector"
     assert others == [of_old, of_old]
     model = HamSpkModel.from_pretrained(folder)
     embeddings = model.embed(list(waves.values()), RATE)
     assert all(torch.equal(tensor, embeddings) for tensor in load_file(results).values())
     enrolment = [waves["ann-1"], waves["ann-2"]]
-    assert model.verifier().verify(enrolment, waves["ann-3"], RATE).to_dict() == of_old["verified"]
-    assert model.verifier().verify(enrolment, waves["ben-2"], RATE, "strict").to_dict() == of_old["refused"]
+    verified = model.verifier().verify(enrolment, waves["ann-3"], RATE)
+    refused = model.verifier().verify(enrolment, waves["ben-2"], RATE, "strict")
+    assert without_words(verified.to_dict()) == of_old["verified"]
+    assert without_words(refused.to_dict()) == of_old["refused"]
