@@ -7,8 +7,8 @@ not rely on the header. It raises an `InputError` for input that cannot be used.
 Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`. It needs only
 NumPy, so a model gives the same results without torchaudio, and its memory use does not depend on the sampling rates.
 
-`measure_speech` detects speech by two properties. The level of several frequency bands rises far above the quietest
-frames of the recording, which excludes silence, hum, tones and steady noise. These frames also have the periodicity of
+`measure_speech` detects speech by two properties of a frame. The level of several frequency bands is far above the
+quietest frames of the recording, which excludes silence, hum, tones and steady noise. The frame is also as periodic as
 a voice, which excludes clicks, knocks and hiss. Consonants and short pauses next to voiced frames count as speech.
 Singing, babble and other periodic sounds of varying level are mistaken for speech. Whispering and speech below the
 noise level are not detected.
@@ -149,7 +149,7 @@ class InputError(ValueError):
     """Error for invalid input. The message is safe to show to the caller: it contains only paths the caller gave.
 
     Attributes:
-        reason: problem, without the name of the input.
+        reason: description of the problem, without the name of the input.
         name: name of the input in the message; "" if it has none.
     """
 
@@ -161,7 +161,7 @@ class InputError(ValueError):
 
 
 class MissingDecoderError(InputError, ImportError):
-    """Error for audio whose decoder is not installed."""
+    """Error for audio that cannot be decoded because a package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Limits:
 
 
 def make_limits(limits: Any) -> Limits:
-    """Return limits that are given as `Limits`, as a dictionary with some of its fields, or as None for the defaults.
+    """Convert `limits` to a `Limits`, from a `Limits`, a dictionary with some of its fields, or None for the defaults.
 
     Raises:
         InputError: the limits have another type, or a field is unknown or invalid.
@@ -255,8 +255,8 @@ def read_sound(
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
 
-    Besides the source, at most 10 bytes for each sample of the recording (averaged over its channels, at its own
-    sampling rate), 4 bytes for each sample of the result, and 40 MB are in memory at once.
+    In addition to the source, at most 10 bytes per sample of the recording (after averaging, before resampling), 4
+    bytes per sample of the result, and 40 MB are in memory at once.
 
     Args:
         source: path, URL, bytes of an audio file, open binary file, array or tensor `(L,)`, `(C, L)` or `(L, C)`,
@@ -264,7 +264,7 @@ def read_sound(
             as in `datasets`. Samples are floating point in [-1, 1], or integers of 16 or 32 bits.
         rate: sampling rate of the result in Hz; None keeps the rate of the recording.
         label: name of the recording in messages, for example "The test", or its path.
-        limits: limits on the recording, a `Limits` or a dictionary with some of its fields; None uses its defaults.
+        limits: limits on the recording, a `Limits` or a dictionary with some of its fields; None for its defaults.
         source_rate: sampling rate in Hz of arrays that have none; None assumes `rate`, with a warning.
         strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. If
             not, a truncated recording gets a warning, and silent or short ones are returned.
@@ -310,8 +310,8 @@ def _input_name(source: Any, label: str) -> str:
 class _Mixdown:
     """Collector of decoded blocks, which averages their channels and enforces the limits.
 
-    `promised` is the number of frames that the header declares (0 if unknown). `filler` is the largest number of frames
-    that the encoder may have appended.
+    `promised` is the number of samples per channel that the header declares (0 if unknown). `filler` is the largest
+    number of samples per channel that the encoder may have appended.
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
@@ -512,7 +512,7 @@ def _short(name: str) -> str:
 
 
 class _WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Handler that follows redirects to http and https only; the base class also follows those to ftp."""
+    """Handler that follows redirects to http and https only; the base class also follows redirects to ftp."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.lower().startswith(("http://", "https://")):
@@ -773,7 +773,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
-    """Return the filter taps `(N, K)` of output samples at `fraction` `(N,)` of the step between two input samples."""
+    """Return filter taps `(N, K)` of output samples that lie `fraction` `(N,)` of a step behind an input sample."""
     time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
     time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
@@ -856,7 +856,7 @@ def measure_sound(sound: Sound) -> SpeechMeasures:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`; 1 for each if none contains speech, or below 8 kHz."""
+    """Return the seconds of speech of each piece `(L,)`; all 1 if none contains speech or the rate is below 8 kHz."""
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
         weights = [measure_sound(Sound(piece, sampling_rate)).speech for piece in pieces]
@@ -872,7 +872,7 @@ def _decibels(power: float) -> float:
 
 
 def _clipped_share(samples: np.ndarray) -> float:
-    """Return the share of samples in runs of at least three samples at the largest or smallest value."""
+    """Return the share of samples in runs of at least three equal to the recording's largest or smallest sample."""
     if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
         return 0.0
     total = 0
@@ -912,7 +912,7 @@ def _band_power(power: np.ndarray) -> np.ndarray:
 
 
 def _periodicity(power: np.ndarray) -> np.ndarray:
-    """Return the largest autocorrelation `(T,)` of each frame at the pitch lags of voices, with a flat spectrum."""
+    """Flatten the spectrum of each frame, and return its largest relative autocorrelation `(T,)` at lags of voices."""
     low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
     width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
     padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")

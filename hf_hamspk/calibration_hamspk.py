@@ -98,7 +98,7 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 
 def save_array(path: str | os.PathLike, name: str, array: np.ndarray, description: Mapping[str, Any]) -> None:
-    """Write a float32 array and its description (values that JSON can represent) to a safetensors file, checksummed."""
+    """Write a float32 array, its description (values that JSON can represent) and checksums to a safetensors file."""
     array = np.ascontiguousarray(array, dtype=np.float32)
     described = dict(description) | {"array": array_checksum(array)}
     described[CHECKSUM] = dict_checksum(described)
@@ -127,12 +127,12 @@ def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str
             f"the tensor {name!r}."
         ) from error
     if array is None or not isinstance(described, dict):
-        raise ValueError(f"{path} holds the tensors {names}; expected {name!r} with a description.")
+        raise ValueError(f"{path} contains the tensors {names}; expected {name!r} with a description.")
     check_dict(described, path)
     if described.pop("array") != array_checksum(array):
-        raise ValueError(f"{path} was altered: its tensor {name!r} is not the one that was saved. Create it again.")
+        raise ValueError(f"{path} was altered: its tensor {name!r} differs from the saved one. Create it again.")
     if array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ValueError(f"{path} holds {array.dtype} values that are not all finite float32. Create the file again.")
+        raise ValueError(f"{path} contains {array.dtype} values; expected finite float32 values. Create it again.")
     del described[CHECKSUM]
     return array, described
 
@@ -144,7 +144,7 @@ class CohortStatistics(NamedTuple):
     deviation: Tensor
 
     def rows(self, index: np.ndarray | Tensor) -> "CohortStatistics":
-        """Return the statistics of the embeddings with the numbers in `index`, in this order."""
+        """Return the statistics of the embeddings whose numbers are in `index`, in the order of `index`."""
         return CohortStatistics(self.mean[index], self.deviation[index])
 
 
@@ -164,7 +164,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
 
     Args:
         scores: cohort scores `(M, C)`, one row for each embedding.
-        top: number of scores to use of each row, the largest ones; None or a number above C uses all.
+        top: number of largest scores to use in each row; None or a number above C uses all scores.
 
     Raises:
         ValueError: the scores are not two-dimensional or not finite, or a row has fewer than two or only equal scores.
@@ -173,7 +173,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
     if scores.shape[1] < SMALLEST_COHORT:
         raise ValueError(
-            f"The cohort holds {scores.shape[1]} embeddings. A standard deviation needs at least {SMALLEST_COHORT}, "
+            f"The cohort has {scores.shape[1]} embeddings. A standard deviation needs at least {SMALLEST_COHORT}, "
             "and a useful normalisation needs several hundred speakers."
         )
     if top is not None and top < SMALLEST_COHORT:
@@ -196,7 +196,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
 def apply_statistics(scores: Tensor, enrolment: CohortStatistics, test: CohortStatistics, kind: str) -> Tensor:
     """Normalise the scores `(N,)` of trials by the cohort statistics of their enrolments and tests, `(N,)` each.
 
-    The formulas of `"s"` and `"as"` are the same. They differ in the statistics (`cohort_statistics` with `top`).
+    The kinds `"s"` and `"as"` have the same formula. For `"as"`, pass `top` to `cohort_statistics` beforehand.
     """
     if kind not in NORMALISATIONS:
         check_normalisation(kind, None)
@@ -214,7 +214,7 @@ class Cohort:
     """Embeddings of speakers other than the compared ones, used to normalise scores.
 
     Attributes:
-        embeddings: finite values `(C, D)` in float32 on the CPU, C at least 2; usually one mean per training speaker.
+        embeddings: finite values `(C, D)` in float32 on the CPU, C at least 2; usually one per training speaker.
         fingerprint: fingerprint of the model that computed the embeddings.
         audio: description of the recordings.
 
@@ -293,7 +293,7 @@ class Quality:
     utterances: Any = 1
 
     def rows(self, index: np.ndarray) -> "Quality":
-        """Return the measures of the trials with the numbers in `index`, in this order, if the measures are arrays."""
+        """Return the measures, which must be arrays, of the trials whose numbers are in `index`, in its order."""
         return Quality(*(np.asarray(column)[index] for column in vars(self).values()))
 
 
@@ -312,8 +312,8 @@ def combine_qualities(qualities: Sequence[Quality]) -> Quality:
 def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]:
     """Return the `QUALITY_FEATURES` of trials by name, each a float64 array `(N,)` or a scalar array.
 
-    Minimum and maximum are taken over enrolment and test. Speech is in seconds before the natural logarithm is taken,
-    and signal-to-noise ratios are in dB.
+    Each minimum or maximum is over the enrolment and the test. Logarithms are natural logarithms of seconds of speech
+    or of the number of utterances, and signal-to-noise ratios are in dB.
     """
 
     def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -378,14 +378,14 @@ class OperatingPoint:
 
     @property
     def threshold(self) -> float:
-        """The Bayes threshold on the log-likelihood ratio (natural logarithm)."""
+        """Bayes threshold on the natural log-likelihood ratio; the module docstring contains the formula."""
         # Sums of logarithms neither overflow nor underflow.
         odds = math.log1p(-self.prior) - math.log(self.prior)
         return math.log(self.cost_false_alarm) - math.log(self.cost_miss) + odds
 
     @property
     def flaw(self) -> str | None:
-        """Sentence that says why the decisions of this point carry no information; None unless measured to be so."""
+        """Warning that this point rejected all target trials or accepted all impostor trials; None in other cases."""
         if self.miss_rate == 1:
             return f"The operating point {self.name} accepts nobody: it missed all target trials of the calibration."
         if self.false_alarm_rate == 1:
@@ -413,20 +413,20 @@ class Calibration:
 
     Attributes:
         fingerprint: fingerprint of the model.
-        similarity: similarity that gives the scores, `"cosine"` or `"hyperbolic"`.
+        similarity: similarity that computes the scores, `"cosine"` or `"hyperbolic"`.
         offset: constant term of the LLR.
         weights: weight of each feature by name: "score" (above 0) and any of `QUALITY_FEATURES`.
         operating_points: one or more operating points; the first is the default.
         normalisation: normalisation of the scores: `"none"`, `"z"`, `"t"`, `"s"` or `"as"`.
-        top: number of cohort scores that `"as"` uses for enrolment and for test; None for other normalisations.
+        top: number of cohort scores of each recording that `"as"` uses; None for other normalisations.
         cohort: `Cohort.checksum` of the cohort; None if the scores are not normalised.
-        trials, targets, speakers: numbers of trials, target trials and speakers in the fit.
+        trials, targets, speakers: numbers of trials, target trials and speakers that the calibration was fitted to.
         enrolment_utterances: number of enrolment utterances in each of these trials.
         audio: description of the recordings of these trials.
-        minimum_speech: seconds of speech that a decision needs.
+        minimum_speech: smallest number of seconds of speech, in the enrolment and in the test, for a decision.
 
     Raises:
-        ValueError: a number is not finite or out of range, a feature is unknown, or two points have the same name.
+        ValueError: a number is not finite or out of range, a feature is unknown, or two operating points have one name.
     """
 
     fingerprint: str
@@ -487,7 +487,7 @@ class Calibration:
         return len(self.weights) > 1
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:
-        """Return the operating point with this name; None for the first. Unknown names raise a ValueError."""
+        """Return the operating point `name`, or the first one for None; raise a ValueError if the name is unknown."""
         points = {point.name: point for point in self.operating_points}
         if name is not None and name not in points:
             raise ValueError(f"There is no operating point {name!r}; this calibration has {', '.join(points)}.")
@@ -514,7 +514,7 @@ class Calibration:
             if name == SCORE:
                 continue
             if name not in given:
-                raise ValueError(f"This calibration weighs {name!r}, which was not given. Use quality_features.")
+                raise ValueError(f"This calibration needs {name!r}, which was not given. Use quality_features.")
             total = total + weight * np.asarray(given[name], dtype=np.float64)
         return total if isinstance(score, np.ndarray) else total.item()
 
@@ -533,7 +533,7 @@ class Calibration:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the JSON file: attributes, schema, checksum and, as information only, thresholds."""
+        """Return the content of the JSON file: attributes, schema, checksum, and thresholds, which loading ignores."""
         values: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, **asdict(self)}
         values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
         values[CHECKSUM] = dict_checksum(values)
@@ -573,7 +573,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Calibration":
-        """Read a file that `save` wrote. Whether it belongs to a model is checked by `check_model`.
+        """Read a file that `save` wrote. `check_model` checks whether the calibration belongs to a model.
 
         Raises:
             ValueError: the file is missing, is not JSON, was altered, or has an unknown schema.
@@ -591,7 +591,7 @@ class Calibration:
 
 
 class SpeakerModel(Protocol):
-    """Interface that verification needs of a model. `modeling_hamspk.SpeakerModelMixin` documents the methods."""
+    """Interface of a model for verification. `modeling_hamspk.SpeakerModelMixin` documents the methods."""
 
     config: Any
     device: torch.device
@@ -620,7 +620,7 @@ class Scores(NamedTuple):
 def compare_with_cohort(
     model: SpeakerModel, embeddings: Tensor, cohort: Tensor, top: int | None = None
 ) -> CohortStatistics:
-    """Return the `cohort_statistics` of embeddings `(M, D)`, with a cohort `(C, D)` on the same device, block-wise."""
+    """Compute `cohort_statistics` of `embeddings` `(M, D)` in blocks; `cohort` `(C, D)` must be on the same device."""
     blocks = embeddings.split(max(1, BLOCK_SCORES // len(cohort)))
     parts = [cohort_statistics(model.score_matrix(block, cohort), top) for block in blocks]
     return CohortStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
@@ -635,7 +635,7 @@ def trial_features(
     """Return the features of P trials that a calibration weighs, `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
 
     Args:
-        raw: similarities `(P,)`. Normalisation keeps their precision.
+        raw: similarities `(P,)`. Normalisation does not change their data type.
         normalisation: one of `NORMALISATIONS`.
         statistics: cohort statistics `(P,)` of the enrolments and of the tests; None without normalisation.
         quality: quality measures `(P,)` of the enrolments and of the tests; None omits the `QUALITY_FEATURES`.
@@ -653,7 +653,7 @@ def trial_features(
 
 
 class Scorer:
-    """Scorer of pairs of embeddings with a model and its calibration and cohort, after a check that they match.
+    """Scorer of pairs of embeddings with a model, its calibration and its cohort, which must belong together.
 
     The weights of the model must not change while the scorer is used.
 
@@ -695,7 +695,7 @@ class Scorer:
     def scores(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> Scores:
-        """Score each row of `enrolment` `(P, D)` against the same row of `test` `(P, D)`, given the quality of each."""
+        """Score each row of `enrolment` `(P, D)` against the same row of `test`, with the quality of each row."""
         raw = self.model.score(enrolment, test)
         if self.calibration is None:
             return Scores(_float64(raw), None, None)
@@ -707,7 +707,7 @@ class Scorer:
     def ratios(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> np.ndarray:
-        """Return the log-likelihood ratios `(P,)` of `scores`. Raises a ValueError if the model is not calibrated."""
+        """Return only the log-likelihood ratios `(P,)` of `scores`; raise a ValueError if there is no calibration."""
         ratios = self.scores(enrolment, test, enrolment_quality, test_quality).log_likelihood_ratio
         if ratios is None:
             raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
@@ -725,10 +725,10 @@ class Scorer:
         statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
         quality: tuple[Quality, Quality] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """Compute log-likelihood ratios from the raw scores of P pairs. No other function computes them.
+        """Compute log-likelihood ratios from the raw scores of P pairs. Decisions and evaluations both use it.
 
         Args:
-            raw, statistics, quality: features of the pairs; see `trial_features`.
+            raw, statistics, quality: raw scores, cohort statistics and quality measures; see `trial_features`.
 
         Returns:
             Normalised scores (None without normalisation) and natural log-likelihood ratios, `(P,)` each.

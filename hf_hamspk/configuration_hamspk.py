@@ -50,14 +50,14 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
         mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
         freeze_backbone: whether to exclude a transformers backbone from training and keep it in evaluation mode.
-        freeze_feature_encoder: whether to exclude its convolutions from training; False if it was not pretrained.
+        freeze_feature_encoder: whether to exclude the backbone's convolutions from training; False if not pretrained.
 
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
-            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None: the default of the backbone.
+            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
-        normalize_waveform: for `"waveform"`: scale each utterance to mean 0 and variance 1, as large WavLM models need.
+        normalize_waveform: for `"waveform"`: whether to scale utterances to mean 0 and variance 1 (large WavLM models).
         mask_mel_bins, mask_frames: for filter banks, in training: largest number of adjacent filters and of adjacent
             frames of each utterance that are masked; 0 for none (transformers backbones use `mask_time_prob`, ...).
 
@@ -186,7 +186,7 @@ class HamSpkConfig(PreTrainedConfig):
 
     @property
     def longest_piece(self) -> float:
-        """Seconds of the longest recording that is embedded as a whole; see `SpeakerModelMixin.embed_waveforms`."""
+        """Length in seconds of the longest recording that is not cut; see `SpeakerModelMixin.embed_waveforms`."""
         return LONGEST_PIECE if self.backbone_config is None else LONGEST_BACKBONE_PIECE
 
     def validate_sizes(self) -> None:
@@ -278,7 +278,7 @@ def _at_least(config: HamSpkConfig, smallest: int, *names: str) -> None:
 
 
 def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:
-    """Raise if the name of an unknown field resembles a known one. transformers itself accepts any name silently."""
+    """Raise an error if the name of an unknown field resembles a known one. transformers accepts any name silently."""
     for name in given:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near and not name.startswith("_") and name not in ("torch_dtype", "num_labels", "name_or_path"):

@@ -1,10 +1,10 @@
-"""Distances in the Poincaré ball, scores and means of embeddings, and the heads that train them. Only torch is needed.
+"""Distances in the Poincaré ball, scores and means of embeddings, and the training heads. Only torch is needed.
 
 Letters: `B` enrolment embeddings (or batch size), `K` test embeddings (or speakers), `N` utterances of a speaker, `D`
 embedding size.
 
 Every point is represented by its position `p` in the **unit** ball (`|p| < 1`) and its conformal factor
-`lambda = 2 / (1 - |p|^2)`. Two projections map features to the ball. The number `c > 0` has another meaning in each:
+`lambda = 2 / (1 - |p|^2)`. Two projections map features to the ball. The meaning of the number `c > 0` differs:
 
 - **released**: the formula of the authors' released code, which produced the published results. A vector is clipped to
   the norm `(1 - 1e-5) / sqrt(c)`, and the distance is the distance in the unit ball, whose curvature is -1. The formula
@@ -36,7 +36,7 @@ Points are lifted to the hyperboloid by `X = lambda p` and `X0 - 1 = lambda |p|^
 Impostor logits have no margin. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
 computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
 speakers (`hf_hamspk.losses`). Results agree with the released code, also for `ram`, which sets the logits of easy
-impostors to 0.
+impostors (below the target logit with margin) to 0.
 
 References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
 (feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant, H, HAM); Wang et
@@ -104,14 +104,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Return a bool mask `(B, size)` that is True at the first `lengths` `(B,)` places of each row."""
+    """Return a bool mask `(B, size)` whose row `i` is True in the first `lengths[i]` entries."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def limit_entries(v: Tensor, largest: float = LARGEST_ENTRY) -> Tensor:
     """Scale finite vectors `(..., D)` down so that no entry exceeds `largest`, without changing their directions.
 
-    The factor counts as a constant. The gradient of a function of the direction alone is therefore exact.
+    Autograd treats the scale factor as a constant. The gradient of a function of the direction alone is still exact.
     """
     # On a CPU, norms take less time than largest entries. Other devices would have to wait for the result of the test.
     is_tested = v.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -136,7 +136,7 @@ def released_radius(c: float) -> float:
     """Return the largest norm of the released projection, `(1 - 1e-5) / sqrt(c)`.
 
     Raises:
-        ValueError: `c` is 1 or less, so that clipped vectors could come too close to the rim of the ball or leave it.
+        ValueError: `c` is at most 1. Clipped vectors could then come too close to the boundary of the ball or leave it.
     """
     if not c > 1:
         raise ValueError(
@@ -157,7 +157,7 @@ def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
 
 
 def project_released(v: Tensor, c: float) -> BallPoints:
-    """Map features `(..., D)` to the ball by clipping their norms to `released_radius(c)`, without exponential map."""
+    """Map features `(..., D)` to the ball by clipping their norms to `released_radius(c)`."""
     position = clip_norm(v, released_radius(c))
     return BallPoints(position, conformal_factor(position.square().sum(-1, keepdim=True)))
 
@@ -172,7 +172,7 @@ def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> Ba
 
     Args:
         v: features `(..., D)`, any norm.
-        c: above 0; a tensor that requires a gradient if the curvature is learned.
+        c: number `c`, above 0; a tensor that requires a gradient if the curvature is learned.
         clip_radius: largest feature norm, half the largest distance from the origin. `sqrt(c) * clip_radius` must be at
             most 5, because float32 cannot represent points farther out.
 
@@ -186,7 +186,7 @@ def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> Ba
 
 
 def _positive(x: Tensor) -> Tensor:
-    """Replace values of `x` below the smallest normal number by this number, so that `x` can be a divisor."""
+    """Raise the values of `x` to at least the smallest normal number of its data type, so that `x` can be a divisor."""
     return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
@@ -197,7 +197,7 @@ def curved_norm(norm: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Arcosh1p(torch.autograd.Function):
-    """Function `arcosh(1 + u)`, `u >= 0`, with a finite derivative at `u = 0`, the value for two equal points."""
+    """Function `arcosh(1 + u)` for `u >= 0`. Its derivative is finite even at `u = 0`, where two points coincide."""
 
     @staticmethod
     def forward(ctx, u: Tensor) -> Tensor:
@@ -238,8 +238,8 @@ def cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
 def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
     """Compute all distances in the unit ball by a matrix product: `(B, D)` and `(K, D)` to `(B, K)`, in `[0, inf)`.
 
-    The rounding error of the product is an absolute error of `cosh d`. In float32, distances below about 1e-3 are
-    therefore not resolved. Use `distance` for pairs of points that may be nearly equal.
+    Rounding in the matrix product causes an error of `cosh d` that does not decrease with `d`. In float32, distances
+    below about 1e-3 are therefore not resolved. Use `distance` for pairs of points that may be nearly equal.
     """
     x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
     y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
@@ -248,7 +248,7 @@ def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
 
 
 def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
-    """Return features `(..., D)` that `project` maps to `point`, which must be in the range of the projection."""
+    """Return features `(..., D)` that `project` maps to `point`, which must be a possible result of `project`."""
     if projection == "released":
         return point.position
     root_c = math.sqrt(curvature)
@@ -389,7 +389,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
 def barycentre(
     embeddings: Tensor, projection: str, curvature: float, clip_radius: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the embedding `(D,)` of the Karcher mean (see `karcher_mean`) of the points of embeddings `(N, D)`.
+    """Return an embedding `(D,)` that `project` maps to the `karcher_mean` of the projected embeddings `(N, D)`.
 
     Args:
         embeddings: one or more embeddings.
@@ -429,7 +429,7 @@ def combine_embeddings(
         embeddings: embeddings of one or more utterances.
         combine: `"mean"` (mean direction and mean norm; the norm matters only for hyperbolic scores),
             `"length_weighted"` (the same with means weighted by `seconds`), or `"barycentre"` (the point of the ball
-            with the least sum of squared distances, intended for models with hyperbolic scores).
+            with the least sum of squared distances to the embeddings, intended for models with hyperbolic scores).
         seconds: duration of the speech in each utterance, for `"length_weighted"`.
         projection, curvature, clip_radius: values of the model's configuration, for `"barycentre"`.
 
@@ -462,11 +462,11 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
 
 
 def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """Apply a margin to similarities to the target centre.
+    """Return similarities to the target centre after the margin is applied.
 
     Args:
         target: similarities, any shape.
-        kind: kind of the margin: `"none"`, `"additive"`, `"angular"` or `"real"`.
+        kind: `"none"`, `"additive"`, `"angular"` (added to the angle) or `"real"` (additive; see `apply_margin`).
         margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
     """
     if kind == "none":
@@ -480,7 +480,7 @@ def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, s
     Args:
         similarity: similarities to all centres, `(B, K)`.
         labels: target speakers `(B,)`, in [0, K).
-        kind, margin: kind and size of the margin; see `add_margin`.
+        kind, margin: see `add_margin`. For `"real"`, impostor logits below the target logit with margin become 0.
         scale: factor of the logits, above 0.
     """
     if kind == "none":
@@ -510,7 +510,7 @@ class LossEngine(Protocol):
 
     @property
     def gives_logits(self) -> bool:
-        """Whether logits can be computed, which needs all centres in this process."""
+        """Whether logits can be computed. This is possible only if this process stores all centres."""
         ...
 
     def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -529,7 +529,7 @@ def check_head(scale: float, margin: float, clip_radius: float) -> None:
 
 
 def check_projection(projection: str, curvature: float, clip_radius: float, learnable_curvature: bool) -> None:
-    """Raise a ValueError if the settings of a projection are out of range; `project` and the head explain them."""
+    """Raise a ValueError if the settings of a projection are out of range (see `project` and `SpeakerHead`)."""
     if projection == "released":
         if learnable_curvature:
             raise ValueError(
@@ -564,7 +564,7 @@ class LinearSimilarity(nn.Module):
         """Return None, because a linear similarity has no curvature."""
 
     def reset_centres(self) -> None:
-        """Draw the centres from the distribution of the weights of `torch.nn.Linear`, and set the bias to 0."""
+        """Initialise the centres like the weights of `torch.nn.Linear`, and set the bias to 0."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
@@ -588,7 +588,7 @@ class CosineSimilarity(nn.Module):
         """Return None, because a cosine has no curvature."""
 
     def reset_centres(self) -> None:
-        """Draw the centres from Xavier's normal distribution, as in the released code."""
+        """Draw the centres from the Xavier normal distribution, as in the released code."""
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -624,13 +624,13 @@ class HyperbolicSimilarity(nn.Module):
         self.reset_centres()
 
     def reset_centres(self) -> None:
-        """Draw the centres close to the origin, as in the released code, and set the initial curvature."""
+        """Draw the centres close to the origin, as in the released code, and reset a learned curvature."""
         nn.init.normal_(self.weight, std=CENTRE_STD)
         if self.log_curvature is not None:
             nn.init.constant_(self.log_curvature, math.log(self.initial_curvature))
 
     def curvature(self) -> float | Tensor:
-        """Return `c`, a number, or a scalar tensor within its bounds, in float32 or better, if it is learned."""
+        """Return `c`: a float if it is fixed, or a scalar tensor within bounds, at least float32, if it is learned."""
         if self.log_curvature is None:
             return self.initial_curvature
         bounds = math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature)
@@ -642,7 +642,7 @@ class HyperbolicSimilarity(nn.Module):
         return (log_c + (log_c.detach().clamp(*bounds) - log_c.detach())).exp()
 
     def recorded_curvature(self) -> float:
-        """Return `c` as a number that the configuration accepts. Rounding may have put it just above its bound."""
+        """Return `c` as a float for the configuration, at most its upper bound, which rounding errors may exceed."""
         return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -657,18 +657,18 @@ class HyperbolicSimilarity(nn.Module):
 
 
 class SpeakerHead(nn.Module):
-    """Training head. The docstring of this module lists all heads in a table.
+    """Training head: centres of the speakers, a similarity and a margin. The docstring of this module lists all heads.
 
-    A schedule can change the margin with `set_margin`. The margin is saved in the configuration, not with the weights.
-    The `engine` is set for a training run and is not saved.
+    `set_margin` can change the margin in training. The margin is saved in the configuration, not with the weights. A
+    trainer can set the attribute `engine`, which then computes the loss. The engine is not saved.
 
     Args:
-        head: name of the head, except `joint`.
+        head: name of the head in the table; any except `joint`.
         speakers: number K of speakers.
         embedding_size: embedding size D.
         scale: factor of the logits, above 0.
         margin: margin in [0, 3).
-        curvature: number `c` of a hyperbolic head. It is not used by other heads, like the arguments that follow.
+        curvature: number `c` of a hyperbolic head. Other heads ignore this argument and the ones after it.
         projection, clip_radius: projection of a hyperbolic head; see `project`.
         learnable_curvature: whether the curvature is a parameter, which needs the projection `"curved"`.
 
@@ -719,12 +719,12 @@ class SpeakerHead(nn.Module):
         Args:
             embeddings: embeddings of the utterances, `(B, D)`.
             labels: target speakers `(B,)`, int64 in [0, K); None computes no loss.
-            return_logits: whether to compute logits; None computes them except in training with labels, to save memory.
+            return_logits: whether to compute logits; None omits them in training with labels, to save memory.
         """
         if return_logits is None:
             return_logits = labels is None or not self.training
         if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres, so logits cannot be computed. Load the saved model for them.")
+            raise ValueError("No rank holds all centres. To compute logits, load the saved model.")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = limit_entries(at_least_float32(embeddings))
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
@@ -746,7 +746,7 @@ class JointHead(nn.Module):
     The released code uses 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits come from HAM.
 
     Args:
-        euclidean, hyperbolic: the two heads.
+        euclidean, hyperbolic: head with a linear or cosine similarity, and HAM head.
         euclidean_weight, hyperbolic_weight: weights of their losses, at least 0.
     """
 

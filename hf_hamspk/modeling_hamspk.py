@@ -133,12 +133,12 @@ class SpeakerModelMixin(nn.Module):
         """Embed waveforms that `read_sound` returned; like `embed`, return `(N, D)` float32.
 
         A recording of more than `config.longest_piece` seconds is cut into equal pieces of at most this length. Its
-        embedding is `mean_direction` of the embeddings of the pieces, weighted by their seconds of speech. Several
-        threads may embed at once, but none may train the model meanwhile.
+        embedding is the `mean_direction` of the embeddings of the pieces, weighted by their seconds of speech. Several
+        threads may embed at the same time, but the model must not be trained during this time.
 
         Args:
             waveforms: finite float32 waveforms `(L,)` at the model's sampling rate, which are not checked.
-            batch_seconds: seconds of audio, including padding, in one forward pass; a longer piece is a batch alone.
+            batch_seconds: seconds of audio, including padding, in one forward pass; a longer piece forms its own batch.
         """
         rate = self.config.sampling_rate
         pieces = [cut_pieces(waveform, self.config.longest_piece * rate) for waveform in waveforms]
@@ -165,7 +165,7 @@ class SpeakerModelMixin(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Set the model to evaluation mode, and restore its mode when no thread embeds any more."""
+        """Set the model to evaluation mode, and restore the earlier mode when the last thread stops embedding."""
         with MODE_LOCK:
             if self._embedding_threads == 0:
                 self._was_training = self.base_model.training
@@ -259,11 +259,11 @@ class SpeakerModelMixin(nn.Module):
         return self._known_fingerprint[1]
 
     def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
-        """Return a verifier; raise a ValueError if the calibration or cohort was made with other weights."""
+        """Return a `SpeakerVerifier`; raise a ValueError if the calibration or cohort was made with other weights."""
         return SpeakerVerifier(self, *self.usable_calibration(), check_voices)
 
     def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
-        """Return an identifier of enrolled speakers; for the errors see `SpeakerIdentifier`."""
+        """Return a `SpeakerIdentifier` of the speakers with these `profiles`; its class documents the errors."""
         return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
 
     def usable_calibration(self) -> tuple[Calibration | None, Cohort | None]:
@@ -281,7 +281,7 @@ class SpeakerModelMixin(nn.Module):
         return None, None
 
     def _keeps_fingerprint(self) -> bool:
-        """Return whether the precision of the weights is enough for the fingerprint of the float32 weights."""
+        """Return whether the weights have at least the precision of bfloat16, from which fingerprints are computed."""
         exact, state = (torch.float64, torch.float32, torch.bfloat16), self.base_model.state_dict().values()
         return all(isinstance(t, Tensor) and not t.is_meta and (t.dtype in exact or not _is_weight(t)) for t in state)
 
@@ -482,7 +482,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 if calibration.normalisation != "none" and COHORT_FILE not in files:
                     logger.warning(
                         f"The calibration in {source} needs a cohort, but {COHORT_FILE} is missing: the model gives "
-                        "scores but no decisions. Calibrate it again for decisions."
+                        "scores but no decisions. Calibrate the model again to get decisions."
                     )
                     return
                 self.calibration = calibration
@@ -572,7 +572,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         self._freeze()
 
     def unfreeze_backbone(self) -> None:
-        """Include the backbone in training, without its feature encoder if `config.freeze_feature_encoder`."""
+        """Include the backbone in training, except its feature encoder if `config.freeze_feature_encoder` is True."""
         self.config.freeze_backbone = False
         self.backbone.requires_grad_(True)
         self.backbone.train(self.training)
@@ -692,7 +692,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         Args:
             backbone: name on the Hub or folder of the encoder, for example `"microsoft/wavlm-base-plus"`.
             backbone_kwargs: arguments of `AutoModel.from_pretrained`, for example `{"revision": "main"}`.
-            config: configuration of the complete model, with a `backbone_config`; it replaces `config_fields`.
+            config: configuration of the complete model, with a `backbone_config`; `config_fields` are then ignored.
             config_fields: fields of `HamSpkConfig`, such as `head`, `num_labels` and `id2label`.
         """
         kwargs = {} if backbone_kwargs is None else backbone_kwargs
@@ -712,7 +712,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         self.config.margin = self.head.margin
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save the model like `HamSpkModel`, with a learned curvature in the configuration, which scoring uses."""
+        """Save the model like `HamSpkModel`, with a learned curvature in the configuration, where scoring reads it."""
         self._record_curvature()
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -838,7 +838,7 @@ class OnnxSpeakerModel(SpeakerModelMixin):
     """Speaker model that computes embeddings with ONNX Runtime.
 
     A quantised or otherwise changed graph, whose embedding of a test signal differs by more than `LARGEST_DIFFERENCE`,
-    has its own fingerprint. Calibration, cohort and profiles of the model do not apply to it.
+    has its own fingerprint. The calibration, cohort and profiles of the model do not apply to this graph.
 
     Args:
         model: model that was exported.
@@ -873,12 +873,12 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         )
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the exported weights, or another one if the graph computes other embeddings."""
+        """Return the fingerprint of the weights, or of weights and file if the graph computes other embeddings."""
         return self._fingerprint
 
 
 def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
-    """Return the largest difference between two embeddings of a test signal, relative to the largest value."""
+    """Return the largest difference between both embeddings of a test signal, relative to the model's largest value."""
     rate = model.config.sampling_rate
     noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
     signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))

@@ -1,13 +1,13 @@
-"""Layers: front-ends, pooling and the ECAPA-TDNN encoder, which all support padded batches; heads of a configuration.
+"""Layers of the models (front-ends, pooling, ECAPA-TDNN encoder), all for padded batches, and creation of the heads.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
 transformers backbone, `D` embedding size.
 
-**Front-ends** take waveforms `(B, L)` in [-1, 1], padded on the right, and the number of valid samples of each. Valid
-frames of the features do not depend on the padding. The constants of a front-end are float32 buffers, which are not
-saved but computed when a model is built, loaded or cast. `"fbank"` gives the features of the released encoder
-(torchaudio's MelSpectrogram after pre-emphasis), `"kaldi"` the features of Kaldi's compute-fbank-feats without dither,
-and `"speechbrain"` the features of SpeechBrain's Fbank with normalisation of each sentence.
+**Front-ends** map waveforms `(B, L)` in [-1, 1], padded on the right, and their numbers of valid samples to features.
+Valid frames do not depend on the padding. The constants of a front-end are float32 buffers, which are not saved but
+computed when a model is built, loaded or cast. `"fbank"` computes the features of the released encoder (torchaudio's
+MelSpectrogram after pre-emphasis), `"kaldi"` the features of Kaldi's compute-fbank-feats without dither, and
+`"speechbrain"` the features of SpeechBrain's Fbank with normalisation of each sentence.
 
 **Pooling** reduces the valid frames to one vector: Desplanques et al. 2020 (attentive statistics with global context);
 Peng et al. 2022, arXiv 2210.01273 (multi-head factorised attention); Snyder et al. 2018 (x-vectors).
@@ -65,7 +65,7 @@ def mel_bank(kind: str | None, bins: int, points: int, sampling_rate: int) -> np
     """Return triangular filters for the power spectrum of `points` samples, `(points // 2 + 1, bins)`.
 
     The centres are equidistant in mel: `2595 log10(1 + f / 700)`, or `1127 ln(1 + f / 700)` for `"kaldi"`. Triangles
-    are linear in Hz, for `"kaldi"` in mel. The filters of `"speechbrain"` are symmetric and start at 0 Hz.
+    are linear in Hz, or in mel for `"kaldi"`. The filters of `"speechbrain"` are symmetric and start at 0 Hz.
     """
     at = np.linspace(0, sampling_rate / 2, points // 2 + 1)
     lowest = 0.0 if kind == "speechbrain" else FBANK_LOWEST_HZ
@@ -124,7 +124,7 @@ class FilterBank(nn.Module):
         return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
 
     def restore_constants(self) -> None:
-        """Fill the buffers of a model that was built on the meta device and then loaded."""
+        """Compute the constants again after building the model on the meta device, where buffers have no values."""
         window, bank = self.constants()
         init.copy_(self.window, window.to(self.window))
         init.copy_(self.bank, bank.to(self.bank))
@@ -137,7 +137,7 @@ class FilterBank(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` in samples, or None without padding."""
+        """Compute the features of `waveforms` `(B, L)`. `lengths` `(B,)` is in samples; None if none is padded."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = self._frames(valid_samples(waveforms.to(self.window.dtype), lengths), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
@@ -149,7 +149,7 @@ class FilterBank(nn.Module):
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Return the number of frames of utterances with `lengths` samples. Kaldi does not pad, the others do."""
+        """Return the number of frames of utterances with `lengths` samples. Only `"kaldi"` does not pad their ends."""
         inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
@@ -170,7 +170,7 @@ class FilterBank(nn.Module):
         return extended.unfold(1, self.window_length, self.hop)
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return log energies `(B, F, T)`, in dB for SpeechBrain, with the lower limit or offset of the front-end."""
+        """Return the logarithm of `energies` `(B, F, T)`, in dB for SpeechBrain, with a lower limit or an offset."""
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":
@@ -204,7 +204,7 @@ class Waveform(nn.Module):
 
 
 def valid_samples(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set the padding of waveforms `(B, L)` to 0, and limit their amplitude to `LARGEST_SAMPLE`."""
+    """Set the padding of waveforms `(B, L)` to 0, and scale louder waveforms down to the amplitude `LARGEST_SAMPLE`."""
     if lengths is not None:
         waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
     return limit_entries(waveforms, LARGEST_SAMPLE)
@@ -220,9 +220,9 @@ def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
-    """Set up to `bins` adjacent filters and up to `frames` adjacent frames of each utterance to 0, at random.
+    """Set up to `bins` adjacent filters and up to `frames` adjacent frames of each utterance to 0, in random positions.
 
-    Since `remove_mean` was applied before, 0 is the mean of the values. Only valid frames are masked.
+    The values must have mean 0 (see `remove_mean`), so 0 is a neutral value. Only valid frames are masked.
     """
     size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
     height = torch.full_like(size, values.shape[1])
@@ -232,7 +232,7 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """Return a mask `(B, size)` that is True at 0 to `longest` random adjacent places inside each length."""
+    """Return a bool mask `(B, size)` with up to `longest` adjacent True entries per row, at random below `lengths`."""
     # A mask covers at most half of a short utterance.
     widest = (lengths // 2).clamp_max(longest)
     width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
@@ -280,7 +280,7 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def overwrites(norm: nn.Module, x: Tensor) -> bool:
-    """Return whether the next layer may overwrite `x`, provided that no other layer reads `x`.
+    """Return whether the layer `norm` may overwrite its input `x`, provided that no other layer reads `x`.
 
     Overwriting is allowed in evaluation without gradients on a CPU. There, new memory costs more than the arithmetic.
     Compilers and exporters plan memory themselves, so it is not allowed for them.
@@ -290,7 +290,7 @@ def overwrites(norm: nn.Module, x: Tensor) -> bool:
 
 
 def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
-    """Apply a batch normalisation in evaluation mode as one multiplication and addition, with 0 outside `mask`."""
+    """Apply a batch normalisation in evaluation mode as a product and a sum. The result is 0 outside `mask`."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
     shift = cast(Tensor, norm.bias) - mean * scale
@@ -299,7 +299,7 @@ def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) ->
 
 
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the frames of `x` `(B, C, T)` outside `mask` `(B, T)` to zero, like the padding of a convolution."""
+    """Set the frames of `x` `(B, C, T)` outside `mask` `(B, T)` to zero, the value that convolutions pad with."""
     return x if mask is None else x * mask[:, None].to(x.dtype)
 
 
@@ -314,10 +314,10 @@ def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: 
     Args:
         size: length of the padded batch.
         margin: length of each mirror image.
-        lengths: length `(B,)` of each utterance, at whose end it is mirrored; None gives B = 1 and the length `size`.
+        lengths: length `(B,)` of each utterance; None if all have the length `size`, which gives B = 1.
         device: device of the result.
 
-    The mirror image does not repeat the end. If an utterance is too short, its first or last place is repeated instead.
+    The mirror image does not repeat the end itself. If an utterance is too short, its first or last index is repeated.
     """
     at = torch.arange(-margin, size + margin, device=device).abs()
     last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
@@ -351,7 +351,7 @@ class XVectorPooling(nn.Module):
 
     The layers reduce the number of frames. An utterance shorter than their receptive field (15 frames or 0.3 s in
     transformers) is padded with zeros. Without padding in the batch, results agree with the `*ForXVector` models of
-    transformers. With padding, these models use too many frames, because they ignore the dilation.
+    transformers. With padding, the models of transformers use too many frames, because they ignore the dilation.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int):
@@ -405,7 +405,7 @@ class AttentivePooling(nn.Module):
         return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Apply the 1x1 convolution to frames and context, without a copy of the context for every frame."""
+        """Apply the 1x1 convolution to each frame with the context, without copying the context to all frames."""
         weight, channels = self.hidden.weight, x.shape[1]
         if not self.context:
             return self.hidden(x)
@@ -415,7 +415,7 @@ class AttentivePooling(nn.Module):
 
 
 def _weighted_moments(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and variance, `(B, C)` each, of `x` `(B, C, T)`, weighted with a sum of 1 over time."""
+    """Return the weighted mean and variance over time, `(B, C)` each, of `x` `(B, C, T)`. The weights must sum to 1."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         mean = (weights * x).sum(-1)
         return mean, (weights * (x - mean[..., None]).square()).sum(-1)
@@ -446,10 +446,10 @@ class LayerMix(nn.Module):
 
 
 class FactorisedAttentivePooling(nn.Module):
-    """Multi-head factorised attention over the N layers of a backbone: N tensors `(B, T, C)` to `(B, H * compressed)`.
+    """Multi-head factorised attention over the N layers of a backbone: N tensors `(B, T, C)` to `(B, H * E)`.
 
-    Keys and values have separate layer weights and are separately compressed to `config.pooling_channels`. Each head
-    has one attention over time.
+    Keys and values have separate layer weights and are separately compressed to E = `config.pooling_channels`. Each
+    head has one attention over time.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int, layers: int):
@@ -489,7 +489,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Compute the output `(B, C', T)`, with 0 outside `mask`.
+        """Compute the output `(B, C', T)`, which is 0 outside `mask`.
 
         Args:
             x: frames `(B, C, T)`.
@@ -514,7 +514,7 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Multiplication of each channel of `(B, C, T)` by a gate that depends on the means over the valid frames."""
+    """Layer that multiplies each channel of `(B, C, T)` by a gate. It depends on the means over the valid frames."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
@@ -522,7 +522,7 @@ class SqueezeExcitation(nn.Module):
         self.up = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return `residual` plus the gated `x`, both `(B, C, T)` with 0 outside `mask`, in `out` if that is given."""
+        """Return `residual + gate * x`, written to `out` if given. Both inputs `(B, C, T)` must be 0 outside `mask`."""
         gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
         return torch.addcmul(residual, x, gate, out=out)
 
@@ -542,7 +542,7 @@ class SERes2Block(nn.Module):
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Compute the output `(B, C, T)`, written to the buffer `out` if `overwrites` returns True."""
+        """Compute the output `(B, C, T)`. It is written to `out` if `overwrites` is True."""
         frames = self.reduce(x, mask)
         if overwrites(self.reduce.norm, frames):
             return self._overwrite(frames, x, mask, out)
@@ -553,7 +553,7 @@ class SERes2Block(nn.Module):
         return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
 
     def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
-        """Compute the layers after `reduce`, and store the output of each group in the memory of its input."""
+        """Compute the layers after `reduce` with less memory: the output of each channel group overwrites its input."""
         before = None
         for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
             before = group(part if before is None else part.add_(before), mask, out=part)
@@ -579,7 +579,7 @@ class Ecapa(nn.Module):
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode features `(B, F, T)` that are 0 outside the bool `mask` `(B, T)`; None if all frames are valid."""
+        """Encode features `(B, F, T)`. They must be 0 outside the bool `mask` `(B, T)`, None if all are valid."""
         x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
@@ -603,7 +603,7 @@ Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAtte
 
 
 def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
-    """Create the pooling `config.pooling` for frames with `channels`. Only MHFA pools all `layers` of a backbone."""
+    """Create the pooling `config.pooling` of frames `(B, channels, T)`. Only MHFA pools all backbone `layers`."""
     if config.pooling == "mhfa":
         return FactorisedAttentivePooling(config, channels, layers)
     kinds = {"statistics": StatisticsPooling, "xvector": XVectorPooling, "attentive": AttentivePooling}

@@ -101,8 +101,8 @@ class SpeakerVerificationPipeline(Pipeline):
                 of one speaker, or a profile. With `return_embeddings=True`, give recordings instead of pairs.
             kwargs:
                 operating_point: name of an operating point of the calibration; the first one by default.
-                threshold: threshold on the score, instead of an operating point. Without both, and without a
-                    calibration, no decision is made.
+                threshold: threshold on the score, instead of an operating point. If neither is given and the model
+                    is not calibrated, no decision is made.
                 combine: `"mean"`, `"length_weighted"` or `"barycentre"`, for several enrolment recordings.
                 return_embeddings: whether to return embeddings instead of decisions.
                 sampling_rate: rate in Hz of arrays that have none; by default the model's rate, with a warning.
@@ -112,10 +112,10 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Returns:
             Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
-            float32), `speech` (in seconds) and `warnings`. A list returns a list, a stream a lazy iterator.
+            float32), `speech` (in seconds) and `warnings`. For a list, a list; for a stream, a lazy iterator.
 
         Raises:
-            InputError: an input cannot be used. For a list or stream, the message begins with its position.
+            InputError: an input cannot be used. For a list or stream, the message begins with its position in it.
         """
         if more:
             raise InputError("Expected one input, got several. Give a pair as a tuple: verify((enrolment, test)).")
@@ -217,7 +217,7 @@ class SpeakerVerificationPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[dict[str, Any]]:
-        """Yield answers like transformers, but pass batches as lists, because the model batches by length."""
+        """Yield answers. A batch stays a list, unlike in transformers, because the model itself pads by length."""
         numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
         dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
             numbered, self._preprocess_numbered, preprocess_params

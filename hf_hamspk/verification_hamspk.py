@@ -13,11 +13,11 @@
 Without a calibration and without a threshold, only a score is returned.
 
 `SpeakerIdentifier` decides which enrolled speaker, if any, is speaking. The best score grows with the number of
-enrolled speakers even if none of them is speaking, so it first decides whether the speaker is enrolled at all. Given
+enrolled speakers even if none of them is speaking, so a first decision is whether the speaker is enrolled. Given
 the log-likelihood ratios `l_i` of `N` enrolled speakers with equal priors, the likelihood ratio of "one of the enrolled
-speakers" to "none of them" is the mean of `exp(l_i)`. Its logarithm is compared with the threshold of the operating
-point. If one candidate is far better than the others, it is about `l_i - log N`. If the speaker is enrolled, the margin
-between the two best candidates decides whether the best one is named.
+speakers" to "none of them" is the mean of `exp(l_i)`. The logarithm of this ratio is compared with the threshold of the
+operating point. If candidate `i` is far better than the others, the logarithm is about `l_i - log N`. If the speaker is
+enrolled, the margin between the two best candidates decides whether the best one is named.
 
 Symbols in shapes: `L` samples, `N` recordings, utterances or enrolled speakers, `D` embedding size.
 """
@@ -110,7 +110,7 @@ class SpeakerProfile:
         fingerprint: fingerprint of the model.
         model_id: name of the model on the Hub, or the name of its folder.
         revision: commit of the model on the Hub; None for a folder.
-        recordings: SHA-256 of the samples of each utterance, used to detect a test that is one of them.
+        recordings: SHA-256 of the samples of each utterance, used to detect a test recording that is one of them.
         warnings: sentences about the enrolment; not saved.
     """
 
@@ -167,7 +167,7 @@ class SpeakerProfile:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
-        """Read a saved profile; raise a ValueError if it is damaged or `fingerprint` is of another model."""
+        """Read a saved profile; raise a ValueError if it is damaged or a given `fingerprint` differs from its own."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
             raise ValueError(f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)}.")
@@ -186,7 +186,7 @@ class MeasuredRecording(NamedTuple):
         samples: waveform `(L,)`, float32.
         measures: measurements of the speech.
         embedding: embedding `(D,)`; None if there is too little speech.
-        pieces: embeddings `(N, D)` of consecutive pieces; None if there are fewer than two, or not requested.
+        pieces: embeddings `(N, D)` of consecutive pieces; None if there are fewer than two, or if not requested.
         warnings: warnings of `read_sound`.
     """
 
@@ -244,7 +244,7 @@ def measure_and_embed(
 ) -> list[list[MeasuredRecording]]:
     """Measure and embed the recordings of each group; identical recordings are embedded only once.
 
-    The recordings must have the model's sampling rate. `with_pieces` also embeds the pieces of long recordings.
+    The recordings must have the model's sampling rate. With `with_pieces`, pieces of long recordings are embedded too.
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
     sounds = {
@@ -369,7 +369,7 @@ def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | 
     """Return the smallest log-likelihood ratio between two pieces of a recording, each with about 2 s of speech.
 
     The ratio is low if two speakers take turns of several seconds in a recording of up to about 20 s. It does not
-    detect people who speak at the same time or in shorter turns, or speakers that the model confuses.
+    reveal people who speak at the same time or in shorter turns, or speakers that the model confuses.
 
     Returns:
         The smallest ratio plus the logarithm of the number of pairs, which corrects for the fact that the smallest of
@@ -395,18 +395,18 @@ def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Rule that compares the log-likelihood ratio (the score if `point` is None) with `threshold`, if there is one."""
+    """Rule to accept if the log-likelihood ratio (the score if `point` is None) is at least `threshold`."""
 
     point: OperatingPoint | None
     threshold: float | None
 
     @property
     def name(self) -> str | None:
-        """Name of the operating point; None without one."""
+        """Name of the operating point; None if `point` is None."""
         return None if self.point is None else self.point.name
 
     def accepts(self, raw: float, ratio: float | None) -> bool | None:
-        """Return whether the ratio, or the raw score without a point, reaches the threshold; None if undecided."""
+        """Return whether `ratio` (`raw` if `point` is None) is at least the threshold; None if either is missing."""
         evidence = raw if self.point is None else ratio
         return None if self.threshold is None or evidence is None else evidence >= self.threshold
 
@@ -496,11 +496,11 @@ class _CalibratedModel:
     Args:
         model: model that computes and compares embeddings.
         calibration: calibration of the scores; None gives scores without log-likelihood ratios.
-        cohort: cohort that the calibration was measured with.
+        cohort: cohort that the calibration was fitted with.
         check_voices: whether to check long recordings for several voices, which about doubles the time.
 
     Raises:
-        ValueError: the calibration or the cohort belongs to another model, or they do not belong together.
+        ValueError: the calibration or the cohort belongs to another model, or the cohort is missing or another.
     """
 
     def __init__(
@@ -624,7 +624,7 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         limits: Limits | None = None,
     ) -> list[Verification]:
-        """Verify many pairs like `verify`, but embed in batches and each distinct recording only once."""
+        """Verify many pairs like `verify`. Recordings are embedded in batches, each distinct one only once."""
         rule = decision_rule(self.calibration, operating_point, threshold)
         read = []
         for enrolment, test in pairs:
@@ -832,7 +832,7 @@ class Identification:
             model is not calibrated.
         operating_point: name of the operating point; None if a threshold was given, or nothing was decided.
         threshold: threshold on `enrolled_ratio`, or on the best score if a threshold was given.
-        margin: smallest lead over the runner-up for `IDENTIFIED`, in log-likelihood ratios or in scores.
+        margin: smallest lead over the second candidate for `IDENTIFIED`, in log-likelihood ratios or in scores.
         enrolled: number of enrolled speakers.
         test_speech: seconds of speech of the recording.
         warnings: sentences about the recording and the comparison.
@@ -911,8 +911,8 @@ class SpeakerIdentifier(_CalibratedModel):
             recordings: recordings of one speaker each, in any form that `read_sound` accepts.
             operating_point: see `SpeakerVerifier.verify`; its prior is the probability that the speaker is enrolled.
             threshold: threshold on the best score, instead of an operating point.
-            margin: smallest lead over the runner-up, at least 0, in log-likelihood ratios (default log 3), or in scores
-                if `threshold` is given (default 0).
+            margin: smallest lead of the best candidate over the second, at least 0, in log-likelihood ratios (default
+                log 3), or in scores if `threshold` is given (default 0).
             candidates: largest number of candidates in the answer.
             sampling_rate, limits: see `SpeakerVerifier.verify`.
 

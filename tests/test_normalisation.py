@@ -114,7 +114,7 @@ def test_scores_that_are_refused(data):
     scores, enrolment, test = map(torch.from_numpy, data)
     with pytest.raises(ValueError, match=r"shape \(40,\); expected \(embeddings, cohort\)"):
         cohort_statistics(scores)
-    with pytest.raises(ValueError, match="The cohort holds 1 embeddings"):
+    with pytest.raises(ValueError, match="The cohort has 1 embeddings"):
         cohort_statistics(enrolment[:, :1])
     with pytest.raises(ValueError, match="top must be at least 2, got 1"):
         cohort_statistics(enrolment, 1)
@@ -185,8 +185,8 @@ def uncheck(tensors, metadata):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (nudge, "was altered: its tensor 'embeddings' is not the one that was saved"),
-        (rename, r"holds the tensors \['other'\]; expected 'embeddings'"),
+        (nudge, "was altered: its tensor 'embeddings' differs from the saved one"),
+        (rename, r"contains the tensors \['other'\]; expected 'embeddings'"),
         (relabel, "was altered: its checksum does not match its values"),
         (unlabel, "cannot be read"),
         (uncheck, "has no checksum"),

@@ -320,7 +320,7 @@ def test_a_profile_comes_back_as_it_was_and_belongs_to_its_model(tmp_path, verif
     with pytest.raises(ValueError, match="was altered: its tensor 'embedding'"):
         SpeakerProfile.load(path)
     Cohort(torch.randn(3, SIZE), "a").save(path)
-    with pytest.raises(ValueError, match="holds the tensors"):
+    with pytest.raises(ValueError, match="contains the tensors"):
         SpeakerProfile.load(path)
 
 
