@@ -48,8 +48,8 @@ class BlockwiseLoss:
         settings: settings of the head.
         curvature: fixed curvature of a hyperbolic similarity; None if it is learned or the similarity has none.
         chosen: ascending row numbers of the centres that are used in the loss; None for all rows.
-        shard: rows of the centres that this rank holds; None if it holds all.
-        kept_bytes: largest memory for logit derivatives that are kept for the backward pass, in bytes.
+        shard: rows of the centres that this rank stores; None if it stores all.
+        kept_bytes: largest memory, in bytes, for the logit derivatives that are kept for the backward pass.
     """
 
     needs_grad = True
@@ -117,11 +117,11 @@ class BlockwiseLoss:
         return self._fill_remote(places, -1)
 
     def _fill_remote(self, values: Tensor, other: float) -> Tensor:
-        """Write `other` to the `values` `(B,)` of utterances whose target centre is on another rank."""
+        """Return `values` `(B,)`, with `other` for utterances whose target centre is on another rank."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
-        """Compute the target logits of a hyperbolic head with fixed curvature, without a graph.
+        """Compute the target logits of a hyperbolic head with fixed curvature, without an autograd graph.
 
         Raises:
             ValueError: the margin is angular, but distances need an additive margin.
@@ -133,7 +133,7 @@ class BlockwiseLoss:
         self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
-        """Compute the target similarity with margin, and keep its graph (inputs and result) for the backward pass."""
+        """Compute the target similarity with margin, and keep its autograd graph for the backward pass."""
         with torch.enable_grad():
             own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
             inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
@@ -173,7 +173,7 @@ class BlockwiseLoss:
         return self.scratch["lifted"][:count]
 
     def _block_scratch(self, name: str, columns: int) -> Tensor:
-        """Return the reused buffer `(B, columns)` with this name."""
+        """Return the buffer `name` as `(B, columns)`. All blocks use the same memory."""
         batch = self.lifted.shape[0]
         if name not in self.scratch:
             self.scratch[name] = self.lifted.new_empty(batch * min(self.block, self.count))
@@ -211,7 +211,7 @@ class BlockwiseLoss:
         return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
 
     def _mark(self, block: Tensor, number: int, value: float) -> None:
-        """Write `value` to the entries of `block` `(B, N)`, the block with this number, that belong to targets."""
+        """Write `value` to the entries of `block` `(B, N)`, block number `number`, that belong to targets."""
         columns = block.shape[1]
         if self.own is None and number == 0 and columns == self.count:
             block.scatter_(1, self.places[:, None], value)
@@ -222,14 +222,14 @@ class BlockwiseLoss:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """Return the factor `s f` that turns a distance in the unit ball into the negative logit."""
+        """Return `s f` (see the module `lifting`), the factor from distances in the unit ball to negative logits."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors to 0 if the margin kind is "real".
+        """Set the logits of easy impostors (below the target logit with margin) to 0 if the margin kind is "real".
 
         Returns:
             The mask `(B, N)` of the easy impostors; None for other margins.
@@ -253,7 +253,7 @@ class BlockwiseLoss:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Rescale the sums when `shift` is replaced by the shift `larger`, both in bits."""
+        """Rescale the sums of exponentials, because `larger` replaces `shift`; both are `(B,)` in bits."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]
@@ -335,7 +335,8 @@ class BlockwiseLoss:
         """Compute the gradients of centres and bias through the impostor logits.
 
         Returns:
-            Both gradients and, if the curvature is learned, the gradients `(2, N)` of lengths and time parts.
+            Gradients of the centres and the bias and, if the curvature is learned, a tensor `(2, rows)` with the
+            gradients of the lengths and the time parts of the lifted centres.
         """
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
@@ -373,7 +374,7 @@ class BlockwiseLoss:
         return grad_weight, grad_bias, parts
 
     def _put(self, grad: Tensor, span: slice, values: Tensor) -> None:
-        """Write the gradient of one block of the chosen rows to `grad`."""
+        """Write `values`, the gradient of one block of the chosen rows, to `grad`."""
         if self.chosen is None:
             grad[span] = values.to(grad.dtype)
         else:

@@ -20,7 +20,7 @@ COMPILED_LOGITS = 1 << 26
 
 
 class BlockwiseEngine:
-    """Computation of the loss of a head over blocks of speakers, in memory that does not grow with B x K.
+    """Engine that computes the loss of a head over blocks of speakers, in memory that does not grow with B x K.
 
     `use_blocks(head)` creates the engine of a head. A `joint` head gets one engine for each of its two heads.
 
@@ -36,7 +36,7 @@ class BlockwiseEngine:
 
     Attributes:
         class_sampling: fraction of the speakers in the loss of a training step, in (0, 1].
-        shard: rows of the centres that this process holds; None if it holds all.
+        shard: rows of the centres that this process stores; None if it stores all.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class BlockwiseEngine:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether logits can be computed, which needs all centres in this process."""
+        """Whether logits can be computed. This is possible only if this process stores all centres."""
         return self.shard is None
 
     def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss, a scalar, over the batch. If the centres are divided, average over all ranks."""
+        """Compute the mean loss, a scalar, over the batch, or over the batches of all ranks if centres are divided."""
         similarity, shard = head.similarity, self.shard
         is_sampling = head.training and self.class_sampling < 1
         whole = shard is None and not is_sampling
@@ -81,7 +81,7 @@ def head_settings(head: SpeakerHead) -> HeadSettings:
 
 
 def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
-    """Return the two heads that a `joint` head combines, or the head itself in a list."""
+    """Return a list with the two heads that a `joint` head combines, or with `head` itself if it is another head."""
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
@@ -117,10 +117,10 @@ def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
 
 
 def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
-    """Keep only this rank's share of the centres, for training with `torch.distributed` on `ranks` processes.
+    """Keep only the centres of rank `rank` in the head, to train with `torch.distributed` on `ranks` processes.
 
-    All ranks must then have batches of the same size. The loss is the mean over the batches of all ranks and has the
-    same value on every rank. Logits cannot be computed.
+    After this, all ranks must have batches of the same size. The loss is the mean over the batches of all ranks and has
+    the same value on every rank. Logits cannot be computed.
 
     Raises:
         ValueError: the centres are already divided, or there are fewer speakers than ranks.
@@ -135,12 +135,12 @@ def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
 
 
 def undivide_head(head: SpeakerHead | JointHead) -> None:
-    """Mark the head as undivided. The caller must first restore all rows of the centres."""
+    """Mark a divided head as undivided. The caller must first restore all rows of its centres."""
     for engine in _engines(head):
         engine.shard = None
 
 
 def shard_of(head: SpeakerHead | JointHead) -> CentreShard | None:
-    """Return the rows of the centres that this process holds; None if it holds all."""
+    """Return the rows of the centres that this process stores; None if it stores all."""
     engine = head_parts(head)[-1].engine
     return engine.shard if isinstance(engine, BlockwiseEngine) else None

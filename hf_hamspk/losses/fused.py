@@ -9,16 +9,16 @@ derivatives are kept, so that the backward pass needs only one more matrix produ
 are computed again. Memory does not grow with `K`, except for the centres, their gradient and a few numbers per centre.
 
 Cosines and distances are bounded, and so are their logits. If subtracting a fixed number from all logits keeps the
-exponentials within the range of float32, this number is used. Otherwise (linear similarity, large scales) the largest
-logit so far is subtracted.
+exponentials within the range of float32, this number is subtracted. Otherwise (linear similarity, large scales) the
+largest logit of the embedding so far is subtracted.
 
-The similarity of an embedding to its target centre is computed from the difference of the two vectors, not from the
-matrix product. If the two are nearly equal, the matrix product has no correct digit.
+The distance of an embedding to its target centre is computed from the difference of the two vectors, not from the
+matrix product. If the two vectors are nearly equal, the distance from the matrix product has no correct digit.
 
 All computations are in float32 or better, even if torch allows lower precision. With TF32 or bfloat16 operands, the
 error of `cosh d` is 1e-3 or more, which exceeds the distance between two confusable speakers. Embeddings and centres
-may have any precision, and their gradients have the same precision. `tests/benchmarks/benchmark_head.py` prints both
-errors.
+may have any precision, and their gradients have the same precision. `tests/benchmarks/benchmark_head.py` prints the
+errors with TF32 and with bfloat16 operands.
 
 References: An et al. 2022, arXiv 2203.15565 (class sampling, sharded centres); Milakov and Gimelshein 2018, arXiv
 1805.02867 (online normalisation of the softmax).
@@ -60,7 +60,7 @@ def fused_losses(
         curvature: curvature of a hyperbolic similarity, a scalar tensor if it is learned; None for other similarities.
         labels: speaker numbers, `(B,)` int64, counted over all ranks.
         settings: settings of the head.
-        chosen: ascending row numbers of `weight` that the loss uses, with all labels of this rank; None for all rows.
+        chosen: ascending row numbers of `weight` in the loss, including all labels of this rank; None for all rows.
         shard: rows of the head that `weight` contains; None if it contains all.
         kept_bytes: memory for derivatives that are kept for the backward pass, in bytes (see `KEPT_BYTES`); with 0, the
             backward pass computes all blocks again.

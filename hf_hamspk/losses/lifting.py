@@ -12,7 +12,8 @@ similarities an additional coordinate `T(r)`, the time part.
 | hyperbolic | `-X, X0 - 1, X0`          | `Y, 1, Y0 - 1`       | `u = cosh d - 1`          | `-s f arcosh(1 + u)` |
 
 `(X, X0)` and `(Y, Y0)` are the lifts of embedding and centre to the hyperboloid (see the module `geometry_hamspk`).
-`s` is the scale, and `f` is 1, or `1 / sqrt(c)` in the curved projection. `project_norm` computes the radial parts.
+`s` is the scale, `shift` the result of `fixed_shift`, and `f` is 1, or `1 / sqrt(c)` in the curved projection. A value
+in bits is divided by `log 2`. `project_norm` computes the norms and conformal factors of the points.
 """
 
 import math
@@ -68,6 +69,8 @@ class HeadSettings(NamedTuple):
 
 class Radial:
     """Radial parts of the lift of N vectors: `L/r`, `L'`, `T`, `T'` and the norm `r`, `(N,)` each.
+
+    `L'` and `T'` are the derivatives with respect to `r`.
 
     Args:
         parts: tensor `(5, N)` of the five parts, which can be sliced with one call instead of five.
@@ -191,7 +194,7 @@ def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: He
 
 
 def new_rows(count: int, columns: int, like: Tensor) -> Tensor:
-    """Return an uninitialised matrix `(count, columns)` with rows aligned to cache lines, for faster products."""
+    """Return an uninitialised matrix `(count, columns)` whose rows start at cache lines, for faster matrix products."""
     line = CACHE_LINE // like.element_size()
     return like.new_empty(count, -(-columns // line) * line)[:, :columns]
 
@@ -210,7 +213,7 @@ def lift_centres(rows: Tensor, bias: Tensor | None, radial: Radial | None, out: 
 
 
 def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, out: Tensor) -> Tensor:
-    """Compute the gradient of vectors from the gradient of their lift.
+    """Compute the gradient of vectors from the gradient of their lift, and write it to `out`.
 
     Args:
         grad: gradient of the lifted vectors without the time part, `(N, D)`.
@@ -243,9 +246,9 @@ class DistanceSlopes(NamedTuple):
 
     Attributes:
         apart: difference of the positions of `x` and `y`, `(..., D)`.
-        by_position: factor `(...)`. `by_position * apart` is the derivative of the distance by the position of `x`; its
-            negative is the derivative by the position of `y`.
-        by_x_conformal, by_y_conformal: derivatives by the conformal factors, `(...)`.
+        by_position: factor `(...)`. `by_position * apart` is the derivative of the distance with respect to the
+            position of `x`. The derivative with respect to the position of `y` is its negative.
+        by_x_conformal, by_y_conformal: derivatives with respect to the conformal factors of `x` and `y`, `(...)`.
     """
 
     apart: Tensor
@@ -255,7 +258,7 @@ class DistanceSlopes(NamedTuple):
 
 
 def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
-    """Compute the distances `(...)` of points and their derivatives, without a graph."""
+    """Compute the distances `(...)` between `x` and `y` and their derivatives, without an autograd graph."""
     x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
     apart, conformal = x.position - y.position, x_conformal * y_conformal
     u = cosh_less_1(apart, conformal)
@@ -282,7 +285,7 @@ class PairDistance(NamedTuple):
 
 
 def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
-    """Compute the distances of `target_similarity` without a graph, for `vectors` `(2 B, D)` with known lift."""
+    """Compute the distances of embeddings to their centres, stacked in `vectors` `(2 B, D)`, from their `lift`."""
     ball = ball_parts(lift)
     positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
     x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
@@ -303,7 +306,7 @@ def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
 def curvature_gradient(
     radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
 ) -> Tensor:
-    """Compute the gradient of a learned curvature through the lift of the given vectors, a scalar."""
+    """Compute the gradient, a scalar, of a learned curvature through the lift that `radial` describes."""
     with torch.enable_grad():
         c = curvature.detach().requires_grad_()
         parts = radial_lift(radial.radius, c, settings)
@@ -323,7 +326,7 @@ def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float,
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """Return a number to subtract from all logits so that exponentials fit into float32; None if there is none."""
+    """Return a number to subtract from all logits so that exponentials fit into float32; None if none suffices."""
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None

@@ -1,6 +1,6 @@
 """Training losses as plain modules, `loss(embeddings, labels)`, for any training loop.
 
-Each loss contains a head of `geometry_hamspk` and computes it over blocks of speakers. The modules need only torch.
+Each module contains a head of `geometry_hamspk` and computes its loss over blocks of speakers. Only torch is needed.
 Letters: `B` batch size, `K` speakers, `D` embedding size.
 """
 
@@ -23,11 +23,11 @@ from .engine import set_class_sampling, use_blocks
 class SpeakerLoss(nn.Module):
     """Base class of the losses.
 
-    The centres of the speakers are parameters of the loss, so its parameters must be given to the optimiser as well.
-    `model.head.load_state_dict(loss.head.state_dict())` copies them to a model of this package with the same head.
+    The centres of the speakers are parameters of the loss. Pass `loss.parameters()` to the optimiser as well.
+    `model.head.load_state_dict(loss.head.state_dict())` copies the centres to a model with the same head.
 
     Attributes:
-        head: the head, which contains the centres.
+        head: training head, which contains the centres.
     """
 
     def __init__(

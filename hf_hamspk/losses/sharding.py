@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 
 class CentreShard(NamedTuple):
-    """Rows of the centres that one rank holds.
+    """Rows of the matrix of centres that one rank stores.
 
     Attributes:
-        first: number of the first row.
+        first: number of the first row, counted from 0 over all ranks.
         count: number of rows.
         speakers: number of rows on all ranks together.
         ranks: number of ranks in the default process group.
@@ -29,7 +29,7 @@ class CentreShard(NamedTuple):
 
 
 def shard_rows(speakers: int, rank: int, ranks: int) -> CentreShard:
-    """Return the contiguous rows that a rank holds. The numbers of rows of two ranks differ by at most one.
+    """Return the contiguous rows that a rank stores. The numbers of rows of two ranks differ by at most one.
 
     Raises:
         ValueError: there are fewer speakers than ranks, or `rank` is out of range.
@@ -84,9 +84,9 @@ class _GatherEmbeddings(torch.autograd.Function):
 def gather_embeddings(embeddings: Tensor, shard: CentreShard) -> Tensor:
     """Collect the embeddings `(B, D)` of all ranks as `(R B, D)`. All ranks must have the same number of embeddings.
 
-    In the backward pass, the gradients of a rank's own rows are summed over all ranks, because each rank computes only
-    the part through its own centres. The sum is multiplied by the number of ranks. It is then the gradient of the mean
-    loss over the rank's own batch, which `DistributedDataParallel` expects for its average over the ranks.
+    In the backward pass, the gradients of a rank's own embeddings are summed over all ranks, because each rank computes
+    only the contribution of its own centres. The sum is multiplied by the number of ranks, because the loss is the mean
+    over all ranks and `DistributedDataParallel` will divide the gradients by this number again.
     """
     return _GatherEmbeddings.apply(embeddings, shard)  # pyright: ignore[reportReturnType]
 
