@@ -78,7 +78,7 @@ class About:
     Attributes:
         title: title of the card.
         summary: summary in one or two sentences.
-        licence: licence of the weights; None for a licence that the licences of the training data allow.
+        licence: licence of the weights; None derives it from the licences of the training data.
         licence_link: URL of a licence that the Hub does not know.
         languages: ISO 639 codes of the languages in the training data.
         base_model: name on the Hub of the model that training started from.
@@ -156,7 +156,7 @@ def _field_names(kind: type) -> list[str]:
 
 
 def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
-    """Check the keys and types of values, and return those that are not None."""
+    """Check the keys of `values` and the types of their values, and return the entries that are not None."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r}.")
     for key, value in values.items():

@@ -173,7 +173,7 @@ def evaluation_files(facts: CardFacts) -> dict[str, str]:
 
 
 def chosen_licence(about: About) -> str | None:
-    """Return the identifier of the weights' licence: the stated licence, or a licence that the training data allow."""
+    """Return the identifier of the weights' licence: the stated licence, or one derived from the training data."""
     return weights_licence(about.data_licences()) if about.licence is None else hub_licence(about.licence)
 
 

@@ -26,7 +26,8 @@ class TravellingCode:
     Attributes:
         config: configuration of the model, with the references to the code files.
         files: maps the name of each code file to its path in this package.
-        changed: names of the files that are missing in the model folder or differ there; may include `config.json`.
+        changed: names of the files that are missing in the model folder or differ from these files; may include
+            `config.json`.
     """
 
     config: dict[str, Any]
@@ -35,10 +36,10 @@ class TravellingCode:
 
 
 def travelling_code(folder: Path) -> TravellingCode:
-    """Return the code files of this package for a model folder.
+    """Return the code files of this package that a model folder needs.
 
     Raises:
-        ValueError: the code in the folder differs from this code, and the model does not load with this code.
+        ValueError: the code in the folder differs from the package's code, and the model does not load with the latter.
     """
     saved = read_json_object(folder / CONFIG_FILE)
     fresh = HamSpkConfig()
@@ -65,7 +66,7 @@ def renew_code(folder: Path) -> list[str]:
         The names of the files that were replaced; empty if all files were up to date.
 
     Raises:
-        ValueError: the model does not load with this code; nothing is written then.
+        ValueError: the model does not load with the package's code. In this case nothing is written.
     """
     code = travelling_code(folder)
     for name in code.changed:

@@ -1,4 +1,4 @@
-"""Choice of the files to upload, by an allow list. All other files of the model folder are reported with the reason."""
+"""Choice of the files to upload, by an allow list. All other files of the model folder are reported with a reason."""
 
 import importlib.metadata
 import json
@@ -82,7 +82,7 @@ class UploadPlan:
 
     Attributes:
         files: files to upload, sorted by name.
-        left_out: maps each file of the model folder that is not uploaded, or is replaced, to the reason.
+        left_out: maps the name of each file of the model folder that is not uploaded, or is replaced, to the reason.
         notes: remarks to read before the upload.
         facts: facts of the card.
     """
@@ -211,7 +211,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list[str]) -> Path | bytes:
-    """Return the configuration. Numbers replace the labels, which name speakers, unless `speaker_names` is True."""
+    """Return `config.json`. Labels are names of speakers; numbers replace them unless `speaker_names` is True."""
     labels = code.config.get("id2label")
     numbers = {key: f"LABEL_{key}" for key in labels} if isinstance(labels, Mapping) else None
     if speaker_names or numbers is None or numbers == labels:
@@ -222,7 +222,7 @@ def _config(folder: Path, code: TravellingCode, speaker_names: bool, notes: list
 
 
 def _without_file_names(evaluation: Path, notes: list[str]) -> Path | bytes:
-    """Return the record with numbers instead of the names of unusable files, which may contain names of people."""
+    """Return the evaluation record with numbers for the names of unusable files, which may contain names of people."""
     count = 0
 
     def replace_names(value: Any, of_files: bool = False) -> Any:

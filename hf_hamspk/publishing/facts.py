@@ -107,7 +107,7 @@ def gather_facts(
 
     Args:
         model_folder: folder written by `save_pretrained`.
-        name: name on the Hub. For None, the model is unpublished, and the code examples use the folder of the recipe.
+        name: name on the Hub; None if the model is not published. The code examples then use the folder of the recipe.
         run_folder: folder of the training run, with `recipe.yaml` and `evaluation.json` if the model folder lacks them.
         about: facts stated by the authors.
         with_cohort: whether the cohort is published.
@@ -162,7 +162,7 @@ def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = N
 
 
 def _recipe_model(recipe: Mapping[str, Any] | None) -> str:
-    """Return the folder that a training run writes its model to."""
+    """Return the folder that a training run with this recipe writes its model to."""
     return f"runs/{'hamspk' if recipe is None else recipe.get('output_dir', 'hamspk')}/final"
 
 
@@ -201,7 +201,7 @@ def _drop_other_decisions(record: EvaluationRecord, verification: Mapping[str, A
 
 
 def needs_cohort(verification: Mapping[str, Any]) -> bool:
-    """Return whether a calibration applies to scores that are normalised with a cohort."""
+    """Return whether a calibration needs scores that are normalised with a cohort."""
     return verification.get("normalisation", "none") != "none"
 
 

@@ -9,8 +9,8 @@ The answer contains the score, the log-likelihood ratio, the decision and the wa
 WAV, FLAC, OGG, Opus or MP3 files.
 
 If the handler raises an exception, the toolkit answers with status 400 and the message of the exception. For an invalid
-request, the message explains the problem. For an internal error, it contains only an id, and the log of the endpoint
-contains the details with the same id.
+request, the message explains the problem. For an internal error, the message contains only an id, and the log of the
+endpoint contains the details under this id.
 """
 
 import base64
@@ -131,7 +131,7 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(recording: Any, room: list[int]) -> bytes:
-    """Return the bytes of an audio file, decoded if they are base64, and subtract their number from `room`.
+    """Return the bytes of an audio file, decoded from base64 if necessary, and subtract their number from `room`.
 
     Args:
         recording: base64 text, data URL, or bytes.

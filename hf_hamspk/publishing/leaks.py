@@ -41,7 +41,7 @@ class Leak:
     Attributes:
         file: name of the file in the repository.
         line: line number from 1; None in a file without lines.
-        what: the path, or the kind of the secret, for the message.
+        what: private path, or kind of the secret, as shown in the message.
     """
 
     file: str
@@ -66,7 +66,7 @@ class Private:
 
     @classmethod
     def of_this_machine(cls, folders: Iterable[str | os.PathLike[str]] = ()) -> "Private":
-        """Collect the home, working and temporary folders, `folders`, and the user's access tokens of the Hub."""
+        """Collect the home, working and temporary folders, the given `folders`, and the user's Hub tokens."""
         given = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), *map(Path, folders)]
         paths = {str(form) for path in given for form in (path.absolute(), path.resolve())}
         tokens = {os.environ.get(name, "") for name in _TOKEN_VARIABLES} | {get_token()}

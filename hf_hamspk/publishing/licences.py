@@ -1,4 +1,4 @@
-"""Choice of a licence for weights that the licences of the training data allow."""
+"""Licences of training data, their conditions, and the licence for weights that satisfies all these conditions."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def hub_licence(name: str) -> str:
 
 
 def conditions(licence: str) -> frozenset[str] | None:
-    """Return the conditions of a licence: some of `by`, `sa`, `nc`, `nd`; None if this package does not know it."""
+    """Return the conditions of a licence, a subset of `by`, `sa`, `nc` and `nd`; None if the licence is unknown."""
     name = hub_licence(licence)
     if name in _PERMISSIVE:
         return frozenset()
@@ -72,7 +72,7 @@ _WORDS = {
 
 
 def dropped_conditions(licence: str, of_data: Sequence[str]) -> list[str]:
-    """Return, in words, the conditions of the training data that `licence` lacks; empty if `licence` is unknown."""
+    """Return, in words, the conditions of licences `of_data` that `licence` lacks; empty if `licence` is unknown."""
     given = conditions(licence)
     if given is None:
         return []

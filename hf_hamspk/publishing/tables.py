@@ -1,4 +1,4 @@
-"""Tables and notes of a card, made from the evaluation and the calibration. Missing numbers become "not measured"."""
+"""Tables and notes of a card, made from evaluation and calibration. Missing numbers appear as "not measured"."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def with_interval(value: float | None, interval: Sequence[float] | None, form: A
 
 
 def measured(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the mapping stored under a key of another mapping; empty if it is missing."""
+    """Return the mapping `values[key]`; an empty one if the key is missing or its value is not a mapping."""
     found = values.get(key)
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -75,7 +75,7 @@ def group_head(lists: Lists) -> CardRow:
 
 
 def card_group_rows(lists: Lists) -> list[CardRow]:
-    """Return a row of error rates for each group of speakers of each list.
+    """Return a table row of error rates for each group of speakers in each trial list.
 
     The error rates are measured on raw scores, or on log-likelihood ratios if only these were measured.
     """
@@ -88,7 +88,7 @@ def card_group_rows(lists: Lists) -> list[CardRow]:
 
 
 def sweep_rows(evaluation: Mapping[str, Any] | None) -> list[CardRow]:
-    """Return a row for each recording condition that was measured."""
+    """Return a table row for each recording condition that was measured, such as a noise level."""
     sweeps = {} if evaluation is None else measured(evaluation, "sweeps")
     return [
         [
@@ -114,7 +114,7 @@ def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
 
 
 def _measured_parts(lists: Lists) -> list[Mapping[str, Any]]:
-    """Return the measurements of each list: the measurements of its raw scores, and those of its decisions."""
+    """Return two mappings for each list: the measurements of its raw scores and of its decisions."""
     return [part for values in lists.values() for part in (values, measured(values, "decisions"))]
 
 
@@ -134,7 +134,7 @@ def describe_scores(values: Mapping[str, Any]) -> str:
 
 
 def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
-    """Return a row for each operating point: name, prior, costs, threshold on the log-likelihood ratio, error rates."""
+    """Return a table row for each operating point: name, prior, costs, log-likelihood ratio threshold, error rates."""
     points = [] if verification is None else verification.get("operating_points", [])
     return [
         [
@@ -150,7 +150,7 @@ def point_rows(verification: Mapping[str, Any] | None) -> list[CardRow]:
 
 
 def point_flaws(verification: Mapping[str, Any] | None) -> list[str]:
-    """Return a sentence for each operating point that accepted nobody or everybody in the calibration."""
+    """Return a warning for each operating point that missed all target trials or accepted all impostor trials."""
     points = [] if verification is None else verification.get("operating_points", [])
     flaws = []
     for point in points:
@@ -162,7 +162,7 @@ def point_flaws(verification: Mapping[str, Any] | None) -> list[str]:
 
 
 def point_rows_of_lists(lists: Lists) -> list[CardRow]:
-    """Return a row with the error rates at each operating point on each trial list."""
+    """Return a table row with error rates for each combination of trial list and operating point."""
     rows = []
     for name, values in lists.items():
         for point, rates in measured(measured(values, "decisions"), "operating_points").items():
@@ -207,7 +207,7 @@ def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _origin_notes(lists: Lists) -> list[str]:
-    """Return sentences that name the software and protocol of the lists, one sentence for all lists that agree."""
+    """Return sentences that name the software and protocol of each list; lists that agree share one sentence."""
     by_origin: dict[str, list[str]] = {}
     for name, values in lists.items():
         versions = measured(values, "versions")
