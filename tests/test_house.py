@@ -35,7 +35,7 @@ ROOMS = {
     "losses": set(),
     "evaluation": {"data", "files", "folders", "loading"},
     "shards": {"data", "files", "folders"},
-    "training": {"losses", "shards", "evaluation", "data", "files", "folders", "loading"},
+    "training": {"losses", "shards", "evaluation", "data", "files", "folders", "loading", "publishing"},
     "embedding": {"shards", "data", "files", "folders"},
     "conversion": {"files", "loading"},
     "search": {"folders"},

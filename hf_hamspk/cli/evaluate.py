@@ -17,6 +17,21 @@ LIST_NAMES = (
     *("vox1-o-cleaned", "vox1-o", "vox1-e-cleaned", "vox1-e", "vox1-h-cleaned", "vox1-h"),
     "cnceleb-eval",
 )
+EVALUATE_EPILOG = """\
+Each line of a trial list is 'label enrolment test'. The label is 1 for the same speaker and 0 for different speakers;
+the two audio files are relative to --audio-root. Lists of CN-Celeb and SITW, with lines 'model test label', are
+recognised. They need --enrolment, a file with lines 'model file file ...' (enroll.map of CN-Celeb, enroll-core.lst of
+SITW). The speaker of a file is read from its path: from the folder, or the first part of the file name, that is the
+same in both files of every target trial and different in every impostor trial. If the paths do not show the speakers,
+give --metadata with the column speaker_id.
+
+The first row of the table shows the error rates of the raw scores over all trials. For a calibrated model, a second
+row shows the error rates of the log-likelihood ratios over the trials with enough speech for a decision.
+
+evaluation.json (numbers), report.html (tables and plots in one file) and plots/ are written into the folder of the
+model, where `hamspk push`, `hamspk card` and the Space read them. Earlier results of other lists are kept; results of
+the same list are replaced. For a model on the Hub, they are written into a folder in the working directory.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for evaluation.json, report.html and plots/ (default: the folder of the model)",
     )
     _add_measuring_options(parser)
-    parser.epilog = """\
-Each line of a trial list is 'label enrolment test'. The label is 1 for the same speaker and 0 for different speakers;
-the two audio files are relative to --audio-root. Lists of CN-Celeb and SITW, with lines 'model test label', are
-recognised. They need --enrolment, a file with lines 'model file file ...' (enroll.map of CN-Celeb, enroll-core.lst of
-SITW). The speaker of a file is read from its path: from the folder, or the first part of the file name, that is the
-same in both files of every target trial and different in every impostor trial. If the paths do not show the speakers,
-give --metadata with the column speaker_id.
-
-The first row of the table shows the error rates of the raw scores over all trials. For a calibrated model, a second
-row shows the error rates of the log-likelihood ratios over the trials with enough speech for a decision.
-
-evaluation.json (numbers), report.html (tables and plots in one file) and plots/ are written into the folder of the
-model, where `hamspk push`, `hamspk card` and the Space read them. Earlier results of other lists are kept; results of
-the same list are replaced. For a model on the Hub, they are written into a folder in the working directory.
-"""
+    parser.epilog = EVALUATE_EPILOG
 
 
 def _add_list_options(parser: argparse.ArgumentParser) -> None:

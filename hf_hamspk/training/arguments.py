@@ -71,7 +71,7 @@ class DataArguments:
         ```
 
     Attributes:
-        train_data: CSV file, folder with files `speaker/.../utterance.flac`, or folder or URL of shards.
+        train_data: training data: CSV file, folder with files `speaker/.../utterance.flac`, or folder or URL of shards.
         audio_root: base folder of the paths in the CSV file and, unless `trial_root` is set, in the trial lists.
         audio_column, speaker_column: column names of the CSV file.
         check_audio: check of the training files before training. `"full"` decodes every file, and `"header"` reads only
@@ -96,7 +96,7 @@ class DataArguments:
         num_workers: number of loading processes per training process.
     """
 
-    train_data: str | None = None
+    train_data: str | None = None  # A Python program can also pass a data set.
     audio_root: str | None = None
     audio_column: str = "path"
     speaker_column: str = "speaker_id"
@@ -119,10 +119,7 @@ class DataArguments:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.train_data is None:
-            raise ValueError(
-                "train_data is missing. Set it to a CSV file or to a folder of speaker/.../utterance.flac."
-            )
+        _expand_home(self)
         _between(self, "crop_seconds", 0.1, 60)
         _between(self, "augment_probability", 0, 1)
         if self.augment_pairs and self.augment_probability == 0:
@@ -163,7 +160,9 @@ class TrainingArguments:
             momenta of the optimiser always apply to all speakers.
         shard_centres: whether the speaker centres are divided among the processes (for very large numbers of
             speakers). Saved models and checkpoints contain all centres in any case.
-        mixed_precision: precision of the encoder under autocast. Geometry and loss stay in float32.
+        mixed_precision: precision of the encoder under autocast; geometry and loss stay in float32. None uses the
+            precision of `accelerate launch`, its configuration file or the variable `ACCELERATE_MIXED_PRECISION`, and
+            `"no"` without them.
         freeze_batch_norm: whether batch normalisation uses its running statistics and does not update them.
         sync_batch_norm: whether batch statistics are computed over all processes (GPUs only).
         evaluate_every: number of epochs between evaluations on `dev_trials`.
@@ -175,6 +174,15 @@ class TrainingArguments:
         resume: whether to continue from the newest checkpoint in `output_dir`, if there is one. False removes the
             checkpoints of an earlier run.
         cpu: whether to use the CPU even if a GPU is available.
+        report_to: trackers that receive the metrics: any of Accelerate, such as `"tensorboard"`, `"trackio"` and
+            `"wandb"`; `"none"` for no tracker.
+        project: name of the project in the trackers.
+        run_name: name of the run in the trackers; None uses the name of `output_dir`, and lets TensorBoard write to
+            `logs/`.
+        push_to_hub: whether to publish the model on the Hub, with its code and card (see `publishing.push_to_hub`).
+        hub_model_id: name of the repository, `owner/name`.
+        hub_strategy: `"end"` publishes `final`; `"every_epoch"` also publishes `last` after every epoch.
+        hub_private: whether a new repository is private.
     """
 
     output_dir: str = "runs/hamspk"
@@ -197,7 +205,7 @@ class TrainingArguments:
     max_grad_norm: float = 0.0
     class_sampling: float = 1.0
     shard_centres: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False
     evaluate_every: int = 1
@@ -207,8 +215,17 @@ class TrainingArguments:
     log_steps: int = 10
     resume: bool = True
     cpu: bool = False
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    project: str = "hf_hamspk"
+    run_name: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_strategy: Literal["end", "every_epoch"] = "end"
+    hub_private: bool = True
 
     def __post_init__(self) -> None:
+        _expand_home(self)
+        self._check_hub()
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every", "keep_checkpoints"):
             _between(self, name, 1, None)
         for name in ("average_last", "log_steps"):
@@ -244,6 +261,13 @@ class TrainingArguments:
                 "be at least 0, and the first must not exceed the second."
             )
 
+    def _check_hub(self) -> None:
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError(
+                "push_to_hub and hub_model_id belong together, got "
+                f"push_to_hub {self.push_to_hub} and hub_model_id {self.hub_model_id!r}. Set both, or neither."
+            )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -266,7 +290,11 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as a flat dictionary. If it is saved as YAML, `read_recipe` reads the same recipe."""
-        parts = (self.config_fields(), dataclasses.asdict(self.data), dataclasses.asdict(self.training))
+        # Not `asdict`, which would copy a data set.
+        data = {one.name: getattr(self.data, one.name) for one in dataclasses.fields(self.data)}
+        if not isinstance(self.data.train_data, str | None):
+            data["train_data"] = f"({type(self.data.train_data).__name__} of a program)"
+        parts = (self.config_fields(), data, dataclasses.asdict(self.training))
         flat = {key: value for part in parts for key, value in part.items() if value is not None and value != []}
         starts = {name: getattr(self.model, name) for name in ("backbone", "initial_model")}
         return {k: v for k, v in starts.items() if v is not None} | flat
@@ -331,6 +359,9 @@ def _parse(words: Sequence[str]) -> Recipe:
         raise ValueError(
             "Set only one of backbone (a new model on a pretrained encoder) and initial_model (fine-tuning), not both."
         )
+    if data.train_data is None:
+        raise ValueError("train_data is missing. Set it to a CSV file or to a folder of speaker/.../utterance.flac.")
+    _expand_home(model)
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:
         valid_config(recipe.config_fields())  # raises before any data is read
@@ -370,6 +401,8 @@ def _words(fields: Mapping[str, Any], where: str) -> list[str]:
             raise ValueError(
                 f"{where}: expected a value or a list for {key}, got a mapping. Recipes have no nested keys."
             )
+        if key == "mixed_precision" and value is False:
+            value = "no"  # YAML reads a plain `no` as False.
         values = value if isinstance(value, list | tuple) else [value]
         if value is not None and values:
             words += [f"--{key}", *map(str, values)] if isinstance(value, list | tuple) else [f"--{key}={value}"]
@@ -395,3 +428,14 @@ def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
     if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limits}, got {value}.")
+
+
+def _expand_home(arguments: Any) -> None:
+    """Replace a leading `~` in the paths of the arguments by the home folder, as a shell does."""
+    for one in dataclasses.fields(arguments):
+        value = getattr(arguments, one.name)
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(arguments, one.name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            expanded = [os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for v in value]
+            setattr(arguments, one.name, expanded)

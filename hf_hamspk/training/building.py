@@ -1,36 +1,34 @@
-"""Build the components of a training run from its recipe: trial lists, training crops, model and optimiser."""
+"""Build the parts of a training run: the Accelerator, the training crops and the optimiser."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
 from ..data.augmentation import Augmentation, NoiseSource
-from ..data.corpus import check_corpus, load_corpus, speaker_labels
 from ..data.dataset import SpeakerCrops, collate
 from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
-from ..evaluation.trials import Trials, check_trial_files, read_trials
-from ..loading.models import quiet_transformers
-from ..loading.names import check_model
-from ..modeling_hamspk import HamSpkForXVector
 from ..shards.reading import open_shards
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
-from .arguments import DataArguments, Recipe, TrainingArguments, valid_config
+from .arguments import Recipe, TrainingArguments
 from .checkpoints import DATA_FACTS
+from .corpora import open_corpus
 
 logger = logging.get_logger(__name__)
 
 MEGABYTE = 1 << 20
+PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 # Arguments that may change when a run is resumed.
 _FREE_ARGUMENTS = {
     "output_dir",
@@ -42,6 +40,13 @@ _FREE_ARGUMENTS = {
     "resume",
     "shard_centres",
     "cpu",
+    "report_to",
+    "project",
+    "run_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private",
 }
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
@@ -95,22 +100,61 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
 
 
 def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerator:
-    """Make an Accelerator for the available devices and processes."""
+    """Make an Accelerator for the available devices and processes.
+
+    Raises:
+        ValueError: a tracker is unknown or not installed, or `mixed_precision` contradicts `accelerate launch`.
+    """
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
     unused = config.backbone_config is not None
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
+        mixed_precision=chosen_precision(args),
         cpu=args.cpu,
-        log_with="tensorboard",
+        log_with=[*chosen_trackers(args)],
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
-    if accelerator.device.type == "cpu" and args.mixed_precision == "bf16" and not has_fast_bfloat16():
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not has_fast_bfloat16():
         logger.warning(
             "This CPU has no bfloat16 instructions, so mixed_precision bf16 makes training many times slower. Use "
             "--mixed_precision no."
         )
     return accelerator
+
+
+def chosen_precision(args: TrainingArguments) -> str | None:
+    """Return the precision for Accelerate; None lets Accelerate read its environment.
+
+    `accelerate launch` passes its option `--mixed_precision` and its configuration file on as a variable. It sets the
+    variable to `no` if neither names a precision, so this value does not contradict the arguments.
+
+    Raises:
+        ValueError: the arguments and `accelerate launch` name different precisions.
+    """
+    launched = os.environ.get(PRECISION_VARIABLE, "no").lower()
+    if args.mixed_precision is not None and launched not in ("no", args.mixed_precision):
+        raise ValueError(
+            f"The recipe sets mixed_precision {args.mixed_precision}, but accelerate launch or {PRECISION_VARIABLE} "
+            f"sets {launched}. Remove one of the two, or set both to the same value."
+        )
+    return args.mixed_precision
+
+
+def chosen_trackers(args: TrainingArguments) -> list[str]:
+    """Return the names of the trackers of a run.
+
+    Raises:
+        ValueError: a tracker is unknown or its package is not installed.
+    """
+    names = [name for name in args.report_to if name != "none"]
+    known = [str(name) for name in LoggerType.list() if name != "all"]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to: unknown tracker {name!r}. Use any of {', '.join(known)}, or none.")
+        if name not in [str(one) for one in get_available_trackers()]:
+            package = "comet_ml" if name == "comet_ml" else name
+            raise ValueError(f"report_to: the tracker {name} is not installed. Run `pip install {package}`.")
+    return names
 
 
 def has_fast_bfloat16() -> bool:
@@ -154,39 +198,12 @@ def recipe_in_effect(recipe: Recipe, config: HamSpkConfig, margin: float) -> dic
     return recipe.as_dict() | head
 
 
-def trial_root(data: DataArguments) -> str:
-    """Return the base folder of the paths in the trial lists."""
-    for root in (data.trial_root, data.audio_root):
-        if root is not None:
-            return root
-    return "."
-
-
-def read_trial_lists(data: DataArguments) -> dict[str, Trials]:
-    """Read the development and test trial lists and check that their audio files exist.
-
-    Returns:
-        Trials of each list, by the path of the list.
-
-    Raises:
-        ValueError: a list is invalid, lacks targets or impostors, or names a missing file.
-    """
-    lists = [data.dev_trials] if data.dev_trials is not None else []
-    trials = {}
-    for path in [*lists, *data.test_trials]:
-        trials[path] = read_trials(path)
-        targets = int(trials[path].labels.sum())
-        if not 0 < targets < len(trials[path]):
-            raise ValueError(
-                f"{path} has {targets} target and {len(trials[path]) - targets} impostor trials; error rates need "
-                "both. Add lines that begin with 1 (target) or 0 (impostor)."
-            )
-        check_trial_files(trials[path], trial_root(data))
-    return trials
-
-
 def build_crops(
-    recipe: Recipe, rate: int, report: Callable[[str], None], progress: bool
+    recipe: Recipe,
+    rate: int,
+    report: Callable[[str], None],
+    progress: bool,
+    speakers: Sequence[str] | None = None,
 ) -> tuple[SpeakerCrops, list[str]]:
     """Make the training set of a recipe.
 
@@ -197,12 +214,23 @@ def build_crops(
         rate: sampling rate of the model in Hz.
         report: function that receives a summary of the audio check or of the shards.
         progress: whether to show a progress bar.
+        speakers: training speakers in the order of their class indices; None sorts the speakers of the data.
 
     Returns:
         The training crops, and the speaker names in the order of the labels.
+
+    Raises:
+        ValueError: the data cannot be used, or a speaker of the data is not in `speakers`.
     """
     data = recipe.data
-    corpus, speakers = _open_corpus(data, rate, report, progress)
+    corpus, found = open_corpus(data, rate, report, progress)
+    speakers = found if speakers is None else list(speakers)
+    missing = sorted(set(found) - set(speakers))
+    if missing or len(set(speakers)) != len(speakers):
+        raise ValueError(
+            f"speakers must contain each speaker of the training data once; missing are {missing[:3]} "
+            f"({len(missing)} in all). Complete the list, or leave it out."
+        )
     augmentation = None
     if data.augment_probability > 0:
         augmentation = Augmentation(
@@ -233,31 +261,6 @@ def noise_source(folder: str | None, rate: int) -> NoiseSource | str | None:
     """Return the shards in a folder as a source of noise, or the folder itself if it contains no shards."""
     reader = None if folder is None else open_shards(folder)
     return folder if reader is None else NoiseShards(reader, rate)
-
-
-def _open_corpus(
-    data: DataArguments, rate: int, report: Callable[[str], None], progress: bool
-) -> tuple[Any, list[str]]:
-    """Open the training utterances and list their speakers.
-
-    Audio files are checked first. Shards are not, because they were checked when they were prepared.
-    """
-    reader = open_shards(str(data.train_data))
-    if reader is not None:
-        manifest = reader.manifest
-        report(
-            f"{manifest.utterances} utterances of {len(manifest.speakers)} speakers, {manifest.seconds / 3600:.2f} h, "
-            f"in {len(manifest.shards)} shards at {reader.folder}"
-        )
-        if len(manifest.speakers) < 2:
-            raise ValueError(f"Training needs at least 2 speakers, got {len(manifest.speakers)} in {reader.folder}.")
-        return ShardUtterances(reader, rate), manifest.speakers
-    corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
-    if data.check_audio != "none":
-        checked = check_corpus(corpus, data.check_audio == "full", progress=progress)
-        report(checked.summary())
-        corpus = checked.dataset
-    return corpus, speaker_labels(corpus)
 
 
 def training_batches(
@@ -324,76 +327,6 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return [batch | {"input_values": view} for view in inputs.unbind(1)]
 
 
-def build_config(recipe: Recipe) -> HamSpkConfig:
-    """Make the configuration that a recipe describes. The speaker names are added later, by `build_model`.
-
-    For fine-tuning, fields that the recipe does not set keep the values of the initial model. If the recipe sets
-    another head, scale, margin and curvature have the published values of that head unless the recipe sets them.
-
-    Raises:
-        ValueError: a value is out of range, two values contradict each other, or a named model cannot be used.
-    """
-    fields, start = recipe.config_fields(), recipe.model
-    try:
-        if start.initial_model is not None:
-            check_model(start.initial_model)
-            values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
-            if values.get("model_type") != HamSpkConfig.model_type:
-                raise ValueError(f"expected a speaker model of this package, got a {values.get('model_type')!r} model")
-            new_head = (
-                {"scale", "margin", "curvature"}
-                if fields.get("head", values.get("head")) != values.get("head")
-                else set()
-            )
-            dropped = {"auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
-            return valid_config({k: v for k, v in values.items() if k not in dropped} | fields)
-        if start.backbone is not None:
-            check_model(start.backbone)
-            backbone = AutoConfig.from_pretrained(start.backbone)
-            if backbone.model_type == HamSpkConfig.model_type:
-                raise ValueError(
-                    "expected an encoder, got a complete speaker model. To fine-tune it, set initial_model instead"
-                )
-            return valid_config({"backbone_config": backbone} | fields)
-    except (OSError, ValueError) as error:
-        name = "initial_model" if start.backbone is None else "backbone"
-        raise ValueError(f"{name} {getattr(start, name)} cannot be used: {error}") from error
-    return valid_config(fields)
-
-
-def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
-    """Make the model to train: a new one, one with a pretrained backbone, or one to fine-tune with a new head.
-
-    Raises:
-        ValueError: the weights of the initial model do not fit the configuration outside the head.
-    """
-    config.num_labels = len(speakers)
-    config.id2label = dict(enumerate(speakers))
-    config.label2id = {speaker: label for label, speaker in enumerate(speakers)}
-    start = recipe.model
-    if start.backbone is not None:
-        return HamSpkForXVector.from_backbone(start.backbone, config=config)
-    if start.initial_model is None:
-        return HamSpkForXVector(config)
-    # Weights that do not fit are reported below, so the table that transformers prints is suppressed.
-    with quiet_transformers():
-        model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            start.initial_model,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            calibrated=False,
-        )
-    names = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
-    wrong = sorted(name for name in names if not name.startswith("head."))
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} weights of initial_model {start.initial_model} do not fit the model that the recipe "
-            f"describes, for example {wrong[0]}. Remove the keys of the encoder from the recipe."
-        )
-    return model
-
-
 def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Optimizer:
     """Make an optimiser for all trainable parameters, including centres and normalisation layers, as in the paper."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -403,3 +336,24 @@ def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Op
         )
     kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, args.learning_rate, weight_decay=args.weight_decay)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Check that an optimiser contains every trainable parameter of a model.
+
+    Raises:
+        ValueError: a parameter is missing, for example that of a head which the trainer replaced.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]
+    if missing:
+        raise ValueError(
+            f"The optimiser lacks {len(missing)} trainable parameters of the model, for example {missing[0]}. If the "
+            "trainer replaced the head, give the model a head for the training speakers before you make the optimiser, "
+            "or pass no optimiser."
+        )
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Return the names of the trainable parameters that have no gradient."""
+    return [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]

@@ -48,10 +48,11 @@ EXTENSION_HINT = (
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
-# Names of the files that `Accelerator.save_state` writes, and of the two files of this module.
+# Names of the files that `Accelerator.save_state` writes, of `Callbacks.save`, and of this module.
 _CHECKPOINT_FILE = re.compile(
     r"(?:model|pytorch_model)(?:_\d+)?\.(?:safetensors|bin)|(?:optimizer|scheduler|sampler)(?:_\d+)?\.bin|scaler\.pt|"
-    r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json"
+    r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json|"
+    r"trainer_state\.json"
 )
 # Parts of the messages of the errors that `torch.save` raises if a file cannot be written.
 _WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "file write failed", "iostream error")

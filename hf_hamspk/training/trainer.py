@@ -8,7 +8,7 @@ weights as an uninterrupted run.
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,33 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
+from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..evaluation.evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate_list, list_names
+from ..evaluation.evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate_list
 from ..evaluation.results import EvaluationRecord
 from ..evaluation.verification import EmbeddedFiles, embed_files
 from ..folders.writing import write_atomically
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
-from .arguments import Recipe, change_recipe
+from .arguments import DataArguments, Recipe, TrainingArguments, change_recipe
 from .building import (
-    build_config,
     build_crops,
-    build_model,
     build_optimizer,
+    check_optimizer,
     check_run,
     make_accelerator,
     on_main,
-    read_trial_lists,
     recipe_in_effect,
     run_identity,
     run_settings,
     training_batches,
-    trial_root,
     views,
+    without_gradient,
 )
+from .callbacks import BEST_METRIC, Callbacks
 from .checkpoints import (
     METRICS_FILE,
     RECIPE_COPY,
@@ -64,15 +65,19 @@ from .checkpoints import (
 )
 from .decisions import calibrate_on
 from .divided import clip_gradient, divide_centres, whole_centres
+from .interruption import EXIT_STATUS, Interruption
 from .memory import keep_freed_memory
 from .meter import StepMeter
+from .models import GivenModel, RecipeModel, gather_recipe
+from .reporting import metrics_of, publish_run, start_trackers
 from .schedules import learning_rate, margin
+from .trial_lists import TrialLists, TrialSource, gather_trial_lists, trial_root
 
 DIVERGED = "Train again with a lower learning_rate or with max_grad_norm, in another output_dir or with --resume false."
 
 
 class Trainer:
-    """Trainer of the model that a recipe describes.
+    """Trainer of a speaker model on one's own data, with callbacks and trackers of the Hugging Face libraries.
 
     Example:
         ```python
@@ -83,66 +88,121 @@ class Trainer:
         ```
 
     Args:
-        recipe: recipe of the run. To use a recipe file, call `Trainer.from_recipe`.
-        accelerator: Accelerator of the run; None creates one from the recipe.
+        model: model with any backbone and head. Its head is replaced by a new one of the same kind unless it was made
+            for the training speakers.
+        args: arguments of the optimisation and the output; None uses the defaults.
+        train_dataset: training data: a `datasets.Dataset` or `IterableDataset` with a column of audio and a column of
+            speakers, or anything that `DataArguments.train_data` accepts. None uses `data.train_data`.
+        dev_trials: trial list that selects the best model, as a path or `Trials`. None uses `data.dev_trials`.
+        test_trials: trial lists that are evaluated at the end: one list, several, or a dictionary from name to list.
+            None uses `data.test_trials`.
+        data: arguments of the crops, the augmentation and the paths; None uses the defaults.
+        speakers: training speakers in the order of the class indices; None reads them from the data.
+        callbacks: instances or classes of `transformers.TrainerCallback`.
+        optimizers: optimiser and learning rate scheduler, as for `transformers.Trainer`. Without an optimiser, the one
+            of `args` is used. A scheduler replaces the schedule of `args`; its `step` is called after every step.
+        accelerator: Accelerator of the run; None creates one from `args`.
 
     Raises:
         ValueError: the data or the trial lists cannot be used, the batch size is not divisible by the number of
             processes, the output folder contains other files, or its checkpoint is damaged or belongs to another run.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
-        self.recipe, self.data, self.args = recipe, recipe.data, recipe.training
+    def __init__(
+        self,
+        model: HamSpkForXVector | RecipeModel,
+        args: TrainingArguments | None = None,
+        train_dataset: Any = None,
+        dev_trials: TrialSource | None = None,
+        test_trials: TrialSource | Sequence[TrialSource] | Mapping[str, TrialSource] | None = None,
+        *,
+        data: DataArguments | None = None,
+        speakers: Sequence[str] | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
+        accelerator: Accelerator | None = None,
+    ):
+        source = model if isinstance(model, RecipeModel) else GivenModel(model)
+        self.recipe = gather_recipe(source, args, train_dataset, data)
+        self.data, self.args = self.recipe.data, self.recipe.training
         self.output_dir = Path(self.args.output_dir)
-        config = build_config(recipe)
-        self.accelerator = make_accelerator(self.args, config) if accelerator is None else accelerator
+        self.accelerator = make_accelerator(self.args, source.config) if accelerator is None else accelerator
+        self.args.mixed_precision = self.accelerator.mixed_precision  # pyright: ignore[reportAttributeAccessIssue]
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         # Everything that can be checked without the audio comes first, because reading all audio can take hours.
         check_run(self.args, self.accelerator.num_processes)
-        self.settings = run_settings(recipe, config)
+        self.settings = run_settings(self.recipe, source.config)
         self.checkpoint: Path | None = on_main(
             self.accelerator, lambda: find_checkpoint(self.output_dir, self.settings, self.args.resume, unlocked=True)
         )
-        self.trials = read_trial_lists(self.data)
-        self.list_names = list_names(self.trials)
-        self.crops, speakers = build_crops(
-            recipe, config.sampling_rate, self._print, self.accelerator.is_local_main_process
+        dev = self.data.dev_trials if dev_trials is None else dev_trials
+        tests = self.data.test_trials if test_trials is None else test_trials
+        self.lists = gather_trial_lists(dev, tests, trial_root(self.data))
+        self.callbacks = Callbacks(callbacks, self.args, self.lists.dev is not None)
+        self.crops, names = build_crops(
+            self.recipe, source.config.sampling_rate, self._print, self.accelerator.is_local_main_process, speakers
         )
+        self._build(source, names, optimizers)
+
+    def _build(
+        self, source: RecipeModel | GivenModel, speakers: list[str], optimizers: tuple[Any, LRScheduler | None]
+    ) -> None:
+        """Build the model for the speakers and its optimiser, and distribute both."""
         set_seed(self.args.seed)
-        model = build_model(recipe, config, speakers)
+        model = source.build(speakers)
+        if isinstance(source, GivenModel) and not source.kept_head:
+            self._print(f"The model has a new {model.config.head} head for {len(speakers)} training speakers.")
         self.final_margin = model.head.margin
-        self.identity = run_identity(recipe, model.config, self.crops)
+        self.identity = run_identity(self.recipe, model.config, self.crops)
         set_class_sampling(use_blocks(model.head), self.args.class_sampling)
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(self.args, model))
+        optimizer, self.scheduler = optimizers
+        if optimizer is not None:
+            check_optimizer(optimizer, model)
+        self.model, self.optimizer = self.accelerator.prepare(
+            model, build_optimizer(self.args, model) if optimizer is None else optimizer
+        )
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
         self.progress = Progress(config=self.identity)
         self.meter = StepMeter(self.accelerator.device)
+        if self.scheduler is not None:
+            self.accelerator.register_for_checkpointing(self.scheduler)
+        self.callbacks.start(self.accelerator, self.bare_model, self.optimizer, self.scheduler)
 
     @classmethod
-    def from_recipe(cls, recipe: str | os.PathLike[str] | Recipe, **changes: Any) -> "Trainer":
+    def from_recipe(
+        cls,
+        recipe: str | os.PathLike[str] | Recipe,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        **changes: Any,
+    ) -> "Trainer":
         """Make a trainer from a recipe file or a recipe.
 
         Args:
             recipe: YAML file of `key: value` lines, or a `Recipe`. Relative paths in it are relative to the working
                 directory.
+            callbacks: instances or classes of `transformers.TrainerCallback`.
             changes: new values of recipe keys, as keyword arguments; None resets a key to its default.
 
         Raises:
             ValueError: the recipe is missing, a key is unknown, a value has the wrong type or is out of range, or the
                 run cannot start (see `Trainer`).
         """
-        return cls(change_recipe(recipe, changes))
+        changed = change_recipe(recipe, changes)
+        return cls(RecipeModel(changed), changed.training, data=changed.data, callbacks=callbacks)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> EvaluationRecord:
         """Train to the end, average the weights of the last epochs, and evaluate on the development and test lists.
+
+        If the process receives SIGTERM, it finishes the step, writes a checkpoint, and exits with the status 143. The
+        run can then be resumed.
 
         Returns:
             The content of `final/evaluation.json`: results of each trial list, and information about the run.
@@ -150,12 +210,14 @@ class Trainer:
         Raises:
             ValueError: another run writes into the output folder, or the run diverged.
             OSError: a file could not be written.
+            RuntimeError: a callback failed.
         """
-        with ExitStack() as lock:
-            on_main(self.accelerator, lambda: lock.enter_context(lock_run(self.output_dir)))
+        with ExitStack() as stack:
+            on_main(self.accelerator, lambda: stack.enter_context(lock_run(self.output_dir)))
+            self.interruption = stack.enter_context(Interruption())
             with self._whole_centres():
                 self._start()
-            while self.progress.epoch < self.args.epochs and not self._enough_steps():
+            while not self._finished():
                 self._train_epoch()
                 if self._epoch_done():
                     with self._whole_centres():
@@ -165,12 +227,53 @@ class Trainer:
             with self._whole_centres():
                 return self._finish()
 
+    def evaluate(self, trials: TrialSource | None = None) -> dict[str, float]:
+        """Evaluate the current model on a trial list.
+
+        Args:
+            trials: path or `Trials`; None uses the development trials.
+
+        Returns:
+            Metrics, such as `eval_eer` (a fraction) and `eval_min_dcf_0.01`, on all processes.
+
+        Raises:
+            ValueError: there is no trial list, or it cannot be evaluated.
+        """
+        lists = self.lists
+        if trials is not None:
+            lists = gather_trial_lists(trials, (), self.lists.root)
+        if lists.dev is None:
+            raise ValueError("Expected trials or development trials, got neither. Pass trials.")
+        with self._whole_centres():
+            result = self._evaluate(lists.dev, lists=lists)
+        metrics = on_main(self.accelerator, lambda: None if result is None else metrics_of(result))
+        if metrics is None:
+            raise ValueError(f"{lists.titles[lists.dev]} could not be evaluated. The reason was printed.")
+        return metrics
+
+    def push_to_hub(self, repository: str | None = None, private: bool | None = None) -> None:
+        """Publish the folder `final` on the Hub, with code, weights and card.
+
+        Args:
+            repository: name `owner/name`; None uses `args.hub_model_id`.
+            private: whether a new repository is private; None uses `args.hub_private`.
+
+        Raises:
+            ValueError, OSError: see `hf_hamspk.publishing.push_to_hub`.
+        """
+        name = self.args.hub_model_id if repository is None else repository
+        if name is None:
+            raise ValueError("Expected the name of a repository, got None. Pass it, or set hub_model_id.")
+        private = self.args.hub_private if private is None else private
+        on_main(self.accelerator, lambda: publish_run(self.output_dir / "final", name, private, self.output_dir))
+
     def _start(self) -> None:
         found: Path | None = on_main(self.accelerator, self._begin_or_resume)
         if found is not None:
             self._load_checkpoint(found)
         on_main(self.accelerator, lambda: self._write_beginning(found is not None))
-        self.accelerator.init_trackers("logs")
+        start_trackers(self.accelerator, self.args, self.recipe)
+        self.callbacks.call("on_train_begin")
 
     def _begin_or_resume(self) -> Path | None:
         """Remove unfinished files, and return the checkpoint to resume from. Another run may have written it since."""
@@ -184,6 +287,7 @@ class Trainer:
         # The readers of Accelerate raise many kinds of errors for a truncated or missing file.
         except Exception as error:
             raise damaged(found, error) from error
+        self.callbacks.restore(found)
         self.progress.config = self.identity
         self.meter.restore(self.progress.loss_sum, self.progress.loss_steps)
         self._print(f"Resumed from {found} at epoch {self.progress.epoch}, step {self.progress.step}.")
@@ -209,6 +313,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         batches = self._batches()
         total = self.batches_per_epoch
+        self.callbacks.begin_epoch(self.progress, total)
         bar = tqdm(
             batches,
             desc=f"epoch {self.progress.epoch + 1}/{self.args.epochs}",
@@ -219,16 +324,41 @@ class Trainer:
         )
         self._set_training_mode()
         for micro_batches in self.meter.batches(bar):
+            self.callbacks.begin_step()
             self.meter.add(self._train_step(micro_batches, self.progress.epoch + self.progress.batch / total))
             self.progress.batch += 1
             self.progress.step += 1
-            if self.progress.step % self.args.log_steps == 0:
-                bar.set_postfix(loss=f"{self._log_steps():.3f}")
-            at_end = self.progress.batch == total
-            if self.args.save_steps and self.progress.step % self.args.save_steps == 0 and not at_end:
-                self._save_checkpoint()
-            if self._enough_steps():
+            self._end_step(bar)
+            if self._stops_early():
                 break
+
+    def _end_step(self, bar: tqdm) -> None:
+        """Do what the arguments, the callbacks or a signal ask for after a step."""
+        control, step = self.callbacks.control, self.progress.step
+        at_end = self._epoch_done()
+        control.should_log |= step % self.args.log_steps == 0
+        control.should_save |= bool(self.args.save_steps) and step % self.args.save_steps == 0
+        self.callbacks.end_step(self.progress)
+        interrupted = self.callbacks.agree(self.accelerator, self.interruption.requested)
+        control = self.callbacks.control
+        if control.should_log:
+            bar.set_postfix(loss=f"{self._log_steps():.3f}")
+        if control.should_evaluate and self.lists.dev is not None and not at_end:
+            with self._whole_centres():
+                self._evaluate_dev(self.lists.dev)
+        if (control.should_save or interrupted) and not at_end:
+            self._save_checkpoint()
+        if interrupted:
+            self._stop_for_signal(at_end)
+
+    def _stop_for_signal(self, at_end: bool) -> None:
+        """Exit after SIGTERM. At the end of an epoch, the checkpoint of the epoch is written first."""
+        if at_end:
+            with self._whole_centres():
+                self._end_epoch()
+        self._print("Stopped by SIGTERM after a checkpoint. To resume, run the same command again.")
+        self.accelerator.end_training()
+        raise SystemExit(EXIT_STATUS)
 
     def _batches(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """Return the remaining global batches of the epoch, each as a list of the micro-batches of this rank."""
@@ -253,14 +383,29 @@ class Trainer:
             if number < len(passes):
                 with self.accelerator.no_sync(self.model):
                     part = self._backward(batch, len(micro_batches))
+                self.callbacks.call("on_substep_end")
             else:
                 part = self._backward(batch, len(micro_batches))
             loss += part
         if self.args.max_grad_norm > 0:
             clip_gradient(self.model, self.bare_model.head, self.args.max_grad_norm, self.accelerator)
+        if self.progress.step == 0:
+            self._warn_of_missing_gradients()
+        self.callbacks.call("on_pre_optimizer_step")
         self.optimizer.step()
+        self.callbacks.call("on_optimizer_step")
+        if self.scheduler is not None:
+            self.scheduler.step()
         self.optimizer.zero_grad()
         return loss
+
+    def _warn_of_missing_gradients(self) -> None:
+        names = without_gradient(self.bare_model)
+        if names:
+            self._print(
+                f"{len(names)} trainable parameters have no gradient after the first step and do not learn, for "
+                f"example {', '.join(names[:3])}."
+            )
 
     def _backward(self, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
         with self.accelerator.autocast():
@@ -270,6 +415,9 @@ class Trainer:
 
     def _set_schedules(self, position: float) -> None:
         args = self.args
+        self.bare_model.set_margin(margin(position, self.final_margin, args.margin_start_epoch, args.margin_end_epoch))
+        if self.scheduler is not None:
+            return
         rate = learning_rate(
             position,
             args.epochs,
@@ -281,7 +429,6 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.bare_model.set_margin(margin(position, self.final_margin, args.margin_start_epoch, args.margin_end_epoch))
 
     def _set_training_mode(self) -> None:
         self.model.train()
@@ -298,8 +445,12 @@ class Trainer:
     def _whole_centres(self) -> AbstractContextManager[None]:
         return whole_centres(self.bare_model.head, self.optimizer)
 
-    def _enough_steps(self) -> bool:
-        return 0 < self.args.max_steps <= self.progress.step
+    def _finished(self) -> bool:
+        return self.progress.epoch >= self.args.epochs or self._stops_early()
+
+    def _stops_early(self) -> bool:
+        """Return whether `max_steps` is reached or a callback requested the end of the training."""
+        return 0 < self.args.max_steps <= self.progress.step or self.callbacks.control.should_training_stop
 
     def _epoch_done(self) -> bool:
         return self.progress.batch == self.batches_per_epoch
@@ -310,35 +461,53 @@ class Trainer:
         self.progress.epoch += 1
         self.progress.batch = 0
         self._keep_epoch_weights(self.progress.epoch)
-        if self.data.dev_trials is not None and self.progress.epoch % self.args.evaluate_every == 0:
-            self._evaluate_dev(self.data.dev_trials)
+        self.callbacks.end_epoch()
+        wanted = self.callbacks.control.should_evaluate or self.progress.epoch % self.args.evaluate_every == 0
+        if self.lists.dev is not None and wanted:
+            self._evaluate_dev(self.lists.dev)
         self._save_model("last")
         self._save_checkpoint()
+        if self.args.hub_strategy == "every_epoch" and self.args.push_to_hub:
+            self._push_last()
+
+    def _push_last(self) -> None:
+        """Publish the folder `last`. A failed upload is reported, and the training continues."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            publish_run(self.output_dir / "last", str(self.args.hub_model_id), self.args.hub_private, self.output_dir)
+        except (ValueError, OSError) as error:
+            self._print(f"The upload after epoch {self.progress.epoch} failed: {error}. The training continues.")
 
     def _keep_epoch_weights(self, epoch: int) -> None:
         self._require_finite()
         if self.accelerator.is_main_process:
             save_epoch_weights(self.bare_model, self.output_dir, epoch, self.args.average_last)
 
-    def _evaluate_dev(self, trial_list: str) -> None:
-        result = self._evaluate(trial_list)
-        if result is None:
+    def _evaluate_dev(self, name: str) -> None:
+        """Evaluate on the development trials, log and show the result, and save the model if it is the best so far."""
+        result = self._evaluate(name)
+        metrics = on_main(self.accelerator, lambda: None if result is None else metrics_of(result))
+        if metrics is None:
             return
-        costs = {f"dev_min_dcf_{prior}": cost for prior, cost in result.record["min_dcf"].items()}
-        self._log({"dev_eer": result.eer} | costs)
-        self._print(f"epoch {self.progress.epoch}: dev EER {100 * result.eer:.2f} %")
-        if self.progress.best_eer is None or result.eer < self.progress.best_eer:
-            self.progress.best_eer, self.progress.best_epoch = result.eer, self.progress.epoch
+        self._log({key.replace("eval_", "dev_", 1): value for key, value in metrics.items()})
+        eer = metrics[BEST_METRIC]
+        self._print(f"epoch {self.progress.epoch}: dev EER {100 * eer:.2f} %")
+        self.callbacks.call("on_evaluate", metrics=metrics)
+        if self.progress.best_eer is None or eer < self.progress.best_eer:
+            self.progress.best_eer, self.progress.best_epoch = eer, self.progress.epoch
+            self.callbacks.note_best(eer, self.progress.step, self.output_dir / "best")
             record = self._new_record("best")
-            record.lists[self.list_names[trial_list]] = result.record
+            if result is not None:
+                record.lists[name] = result.record
             self._save_model("best", record)
 
-    def _embed(self, trial_list: str, measure: bool = False) -> EmbeddedFiles:
+    def _embed(self, name: str, measure: bool = False, lists: TrialLists | None = None) -> EmbeddedFiles:
         """Embed the files of a trial list. The files are divided among the ranks."""
-        accelerator = self.accelerator
-        mine = self.trials[trial_list].files[accelerator.process_index :: accelerator.num_processes]
+        accelerator, lists = self.accelerator, self.lists if lists is None else lists
+        mine = lists.trials[name].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(
-            self.bare_model, mine, trial_root(self.data), self.data.protocol, accelerator.is_local_main_process, measure
+            self.bare_model, mine, lists.root, self.data.protocol, accelerator.is_local_main_process, measure
         )
         if accelerator.num_processes > 1:
             first, *others = gather_object([embedded])
@@ -346,21 +515,24 @@ class Trainer:
         self._set_training_mode()
         return embedded
 
-    def _evaluate(self, trial_list: str, embedded: EmbeddedFiles | None = None) -> ListEvaluation | None:
+    def _evaluate(
+        self, name: str, embedded: EmbeddedFiles | None = None, lists: TrialLists | None = None
+    ) -> ListEvaluation | None:
         """Evaluate a trial list on the main process.
 
         Returns:
             The result; None on other processes, and None if the list cannot be evaluated.
         """
-        embedded = self._embed(trial_list) if embedded is None else embedded
+        lists = self.lists if lists is None else lists
+        embedded = self._embed(name, lists=lists) if embedded is None else embedded
         if not self.accelerator.is_main_process:
             return None
         # Confidence intervals take time, and other processes would have to wait. `hamspk evaluate` computes them.
         settings = EvaluationSettings(protocol=self.data.protocol, replicates=0, progress=False)
         try:
-            return evaluate_list(self.bare_model, self.trials[trial_list], embedded, settings)
+            return evaluate_list(self.bare_model, lists.trials[name], embedded, settings)
         except ValueError as error:
-            self._print(f"{trial_list} could not be evaluated: {error}")
+            self._print(f"{lists.titles[name]} could not be evaluated: {error}")
             return None
 
     def _new_record(self, name: str) -> EvaluationRecord:
@@ -370,7 +542,7 @@ class Trainer:
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
             "processes": self.accelerator.num_processes,
-            "dev_list": None if self.data.dev_trials is None else self.list_names[self.data.dev_trials],
+            "dev_list": self.lists.dev,
             "best_dev_eer": self.progress.best_eer,
             "best_dev_epoch": self.progress.best_epoch,
             "unreadable_files": dict(self.crops.failures),
@@ -401,11 +573,15 @@ class Trainer:
         unfinished: Path = on_main(accelerator, lambda: prepare_checkpoint(self.output_dir))
         with self._whole_centres(), explain_write_errors(unfinished):
             accelerator.save_state(str(unfinished))
+        self.callbacks.state.epoch = progress.epoch + progress.batch / max(self.batches_per_epoch, 1)
+        on_main(accelerator, lambda: self.callbacks.save(unfinished))
         accelerator.wait_for_everyone()
         on_main(
             accelerator,
             lambda: finish_checkpoint(unfinished, self.output_dir, progress, self.args.keep_checkpoints),
         )
+
+        self.callbacks.call("on_save")
 
     # -- the end of the run -----------------------------------------------------------------------------------------
 
@@ -423,13 +599,12 @@ class Trainer:
         self.bare_model.set_margin(self.final_margin)
         self._save_model("final")
         results: dict[str, ListEvaluation | None] = {}
-        # All processes must measure the same, although only the main process calibrates.
-        measure = self.data.dev_trials is not None
-        if self.data.dev_trials is not None:
-            results[self.list_names[self.data.dev_trials]] = self._calibrate(self.data.dev_trials)
-        for trial_list in self.data.test_trials:
-            if self.list_names[trial_list] not in results:
-                results[self.list_names[trial_list]] = self._evaluate(trial_list, self._embed(trial_list, measure))
+        if self.lists.dev is not None:
+            results[self.lists.dev] = self._calibrate(self.lists.dev)
+        for name in self.lists.tests:
+            if name not in results:
+                # All processes must measure the same, although only the main process calibrates.
+                results[name] = self._evaluate(name, self._embed(name, measure=self.lists.dev is not None))
         record = self._new_record("final")
         record.training = (record.training or {}) | {"averaged": files}
         found = {name: result for name, result in results.items() if result is not None}
@@ -442,25 +617,29 @@ class Trainer:
             points = () if calibration is None else calibration.operating_points
             Evaluation(record, found, points).write(self.output_dir / "final")
         self.accelerator.wait_for_everyone()
+        self.callbacks.call("on_train_end")
         self.accelerator.end_training()
+        if self.args.push_to_hub:
+            self.push_to_hub()
         return record
 
-    def _calibrate(self, trial_list: str) -> ListEvaluation | None:
+    def _calibrate(self, name: str) -> ListEvaluation | None:
         """Calibrate the final model on the development trials, and evaluate it on the same trials."""
-        embedded = self._embed(trial_list, measure=True)
+        embedded = self._embed(name, measure=True)
         if self.accelerator.is_main_process:
             try:
-                audio = Path(trial_list).name
-                chosen = calibrate_on(self.bare_model, self.trials[trial_list], embedded, audio)
+                audio = Path(self.lists.titles[name]).name
+                chosen = calibrate_on(self.bare_model, self.lists.trials[name], embedded, audio)
                 self.bare_model.calibration = chosen.calibration
                 for reason in chosen.left_out.values():
                     self._print(f"Left out of the calibration: {reason}")
             except ValueError as error:
                 self._print(
-                    f"The model 'final' is not calibrated and makes no decisions. {trial_list} cannot be used: {error}"
+                    f"The model 'final' is not calibrated and makes no decisions. "
+                    f"{self.lists.titles[name]} cannot be used: {error}"
                 )
             self._save_model("final")
-        return self._evaluate(trial_list, embedded)
+        return self._evaluate(name, embedded)
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
@@ -500,6 +679,7 @@ class Trainer:
         return mean
 
     def _log(self, values: dict[str, Any]) -> None:
+        self.callbacks.log(values, self.progress)
         self.accelerator.log(values, step=self.progress.step)
         if self.accelerator.is_main_process:
             with open(self.output_dir / METRICS_FILE, "a", encoding="utf-8") as file:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from hf_hamspk.evaluation.trials import Trials
-from hf_hamspk.training.arguments import DataArguments
-from hf_hamspk.training.building import read_trial_lists
+from hf_hamspk.training.trial_lists import gather_trial_lists
 
 FIRST = "1 a.wav b.wav\n0 a.wav c.wav\n"
 LISTS = {"first": FIRST, "last": "a.wav b.wav 1\na.wav c.wav 0\n", "named": "a.wav b.wav tgt\na.wav c.wav imp\n"}
@@ -48,10 +47,10 @@ def test_calibrate(refusal, model_folder, voices, trials, tmp_path):
     table = tmp_path / "speakers.csv"
     table.write_text("path,speaker_id\na.wav,1\nb.wav,1\nc.wav,2\n")
     words = ("calibrate", model_folder, trials, "--audio-root", voices, "--metadata", table, "--output", tmp_path / "o")
-    assert ", got 1 of the same speaker and 1 of different speakers. Add pairs." in refusal(*words)
+    assert ", got 1 target pairs and 1 impostor pairs. Add pairs." in refusal(*words)
 
 
 def test_train(trials, voices):
-    lists = read_trial_lists(DataArguments(train_data="train.csv", audio_root=str(voices), dev_trials=str(trials)))
-    assert isinstance(lists[str(trials)], Trials)
-    np.testing.assert_array_equal(lists[str(trials)].labels, [1, 0])
+    lists = gather_trial_lists(str(trials), (), str(voices))
+    assert lists.dev is not None and isinstance(lists.trials[lists.dev], Trials)
+    np.testing.assert_array_equal(lists.trials[lists.dev].labels, [1, 0])

@@ -40,7 +40,7 @@ DAMAGES = ["missing", "cut", "empty", "flipped", "longer", "other"]
 
 
 def train(words: list[str]):
-    return Trainer(read_recipe(words)).train()
+    return Trainer.from_recipe(read_recipe(words)).train()
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -20,9 +20,9 @@ UNMASKED = {"mask_frames": 0, "mask_mel_bins": 0}
 
 def test_a_pair_is_the_clean_crop_and_an_augmented_copy_of_it(tmp_path, run_words):
     kinds = {"augment_kinds": "noise"}
-    clean = Trainer(read_recipe(run_words(tmp_path / "clean"))).crops
-    augmented = Trainer(read_recipe(run_words(tmp_path / "single", augment_probability=1.0, **kinds))).crops
-    pairs = Trainer(read_recipe(run_words(tmp_path / "pairs", **PAIRS, **kinds))).crops
+    clean = Trainer.from_recipe(read_recipe(run_words(tmp_path / "clean"))).crops
+    augmented = Trainer.from_recipe(read_recipe(run_words(tmp_path / "single", augment_probability=1.0, **kinds))).crops
+    pairs = Trainer.from_recipe(read_recipe(run_words(tmp_path / "pairs", **PAIRS, **kinds))).crops
     for index in ((0, 3), (2, 11)):
         assert pairs[index]["input_values"].shape == (2, 8_000)
         np.testing.assert_array_equal(pairs[index]["input_values"][0], clean[index]["input_values"])
@@ -31,7 +31,7 @@ def test_a_pair_is_the_clean_crop_and_an_augmented_copy_of_it(tmp_path, run_word
 
 
 def test_the_losses_of_the_two_views_add_up_each_with_its_own_batch_statistics(tmp_path, run_words):
-    trainer = Trainer(read_recipe(run_words(tmp_path, **PAIRS, **UNMASKED)))
+    trainer = Trainer.from_recipe(read_recipe(run_words(tmp_path, **PAIRS, **UNMASKED)))
     trainer.batches_per_epoch = 4
     batch = next(trainer._batches())[0]
     labels, (clean, augmented) = batch["labels"], batch["input_values"].unbind(1)

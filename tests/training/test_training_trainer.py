@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(words: list[str]) -> EvaluationRecord:
-    return Trainer(read_recipe(words)).train()
+    return Trainer.from_recipe(read_recipe(words)).train()
 
 
 def record_of(folder: Path) -> EvaluationRecord:
