@@ -255,8 +255,8 @@ def read_sound(
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
 
-    In addition to the source, at most 10 bytes per sample of the recording (after averaging, before resampling), 4
-    bytes per sample of the result, and 40 MB are in memory at once.
+    In addition to the source, the memory use is at most 10 bytes per sample before resampling (channels averaged),
+    plus 4 bytes per sample of the result, plus 40 MB.
 
     Args:
         source: path, URL, bytes of an audio file, open binary file, array or tensor `(L,)`, `(C, L)` or `(L, C)`,

@@ -378,7 +378,7 @@ class OperatingPoint:
 
     @property
     def threshold(self) -> float:
-        """Bayes threshold on the natural log-likelihood ratio; the module docstring contains the formula."""
+        """Bayes threshold on the natural log-likelihood ratio; see the formula in the docstring of this module."""
         # Sums of logarithms neither overflow nor underflow.
         odds = math.log1p(-self.prior) - math.log(self.prior)
         return math.log(self.cost_false_alarm) - math.log(self.cost_miss) + odds
@@ -483,7 +483,7 @@ class Calibration:
 
     @property
     def needs_quality(self) -> bool:
-        """Whether the LLR depends on any quality measure."""
+        """Whether the log-likelihood ratio depends on any quality measure."""
         return len(self.weights) > 1
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:

@@ -98,7 +98,7 @@ class SpeakerVerificationPipeline(Pipeline):
         Args:
             inputs: one pair, a list of pairs, or a stream of pairs (a generator or a data set). A pair is a tuple
                 `(enrolment, test)` or a dictionary with these keys. The enrolment is a recording, a list of recordings
-                of one speaker, or a profile. With `return_embeddings=True`, give recordings instead of pairs.
+                of one speaker, or a profile. With `return_embeddings=True`, the inputs are recordings.
             kwargs:
                 operating_point: name of an operating point of the calibration; the first one by default.
                 threshold: threshold on the score, instead of an operating point. If neither is given and the model
@@ -112,7 +112,7 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Returns:
             Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
-            float32), `speech` (in seconds) and `warnings`. For a list, a list; for a stream, a lazy iterator.
+            float32), `speech` (in seconds) and `warnings`. A list gives a list, a stream an iterator.
 
         Raises:
             InputError: an input cannot be used. For a list or stream, the message begins with its position in it.

@@ -180,12 +180,12 @@ class BlockwiseLoss:
         return self.scratch[name][: batch * columns].view(batch, columns)
 
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
-        """Compute the exponentials of the logits of a block, and differentiate them by the products of lifted vectors.
+        """Differentiate the exponentials of the logits of block `number` with respect to products of lifted vectors.
 
         Unless `again` is True, the exponentials are also added to the sums of the forward pass.
 
         Returns:
-            The derivatives `(B, N)`, up to a constant factor.
+            Derivatives `(B, N)` up to a constant factor.
         """
         columns = lifted.shape[0]
         is_kept = number < self.keep and not again

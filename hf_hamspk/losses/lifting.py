@@ -136,7 +136,7 @@ def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: Head
 def radial_parts(
     vectors: tuple[Tensor, ...], dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
 ) -> list[Radial] | list[None]:
-    """Compute the radial parts of each tensor `(N, D)`, block by block; None for a linear similarity (no lift)."""
+    """Compute the radial parts of each tensor `(N, D)`, block by block; each is None for a linear similarity."""
     if settings.kind == "linear":
         return [None for _ in vectors]
     norms = [vector_norms(v, dtype) for v in vectors]

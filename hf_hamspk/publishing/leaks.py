@@ -84,7 +84,7 @@ def find_leaks(name: str, text: str, private: Private, has_lines: bool = True, s
         text: content of the file; binary content may be decoded as Latin-1.
         private: paths and tokens of this machine.
         has_lines: whether to search line by line and report line numbers.
-        strict: whether to search also for paths of other machines. Binary content can match their patterns by chance.
+        strict: whether to search also for typical paths of other machines, which binary content can match by chance.
 
     Returns:
         Leaks that were found, at most one per line.
