@@ -110,7 +110,7 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
     accelerator = Accelerator(
         mixed_precision=chosen_precision(args),
         cpu=args.cpu,
-        log_with=[*chosen_trackers(args)],
+        log_with=[*chosen_trackers(args)] or None,
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )

@@ -38,6 +38,8 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Re
         "comet_ml": {"experiment_config": {"name": run}},
     }
     chosen = list(accelerator.log_with)
+    if not chosen:
+        return
     local = [one for one in chosen if str(one) == TENSORBOARD]
     accelerator.log_with = local
     accelerator.init_trackers("logs")
