@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
+LONGEST_LINE = 2000
 # Help text of each command. The module of a command is imported only if that command is given.
 COMMANDS = {
     "train": "train a model from a recipe",
@@ -130,7 +131,9 @@ def one_line(error: Exception) -> str:
     """Return the message of an error as one line; for an invalid configuration, the message of the cause."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
     lines = str(error if cause is None else cause).splitlines()
-    return " ".join(line.strip() for line in lines if line.strip())
+    text = " ".join(line.strip() for line in lines if line.strip())
+    # A message that repeats a value of a damaged file can be as long as the file.
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
 
 
 def _is_refused_configuration(error: Exception) -> bool:

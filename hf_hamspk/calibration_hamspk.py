@@ -68,7 +68,7 @@ BLOCK_SCORES = 1 << 24
 
 def shorten(fingerprint: str) -> str:
     """Return the first digits of a fingerprint, for messages."""
-    return fingerprint[:SHOWN_DIGITS]
+    return str(fingerprint)[:SHOWN_DIGITS]
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
@@ -121,7 +121,7 @@ def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str
             metadata, names = file.metadata(), list(file.keys())
             array = file.get_tensor(name) if name in names else None
         described = json.loads((metadata or {})["description"])
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Expected a file that this package wrote, with "
             f"the tensor {name!r}."
@@ -269,7 +269,7 @@ class Cohort:
         """
         embeddings, description = load_array(path, "embeddings")
         if description.keys() != {"fingerprint", "audio"}:
-            raise ValueError(f"{path} is not a cohort file. Its description has the keys {sorted(description)}.")
+            raise ValueError(f"{path} is not a cohort file. Its description has the keys {sorted(description)!s:.200}.")
         cohort = cls(torch.from_numpy(np.array(embeddings)), str(description["fingerprint"]), str(description["audio"]))
         if fingerprint is not None:
             cohort.check_model(fingerprint, path)
@@ -548,7 +548,7 @@ class Calibration:
         """
         if values.get("schema") != CALIBRATION_SCHEMA:
             raise ValueError(
-                f"{path} has schema {values.get('schema')!r}; this version reads {CALIBRATION_SCHEMA}. "
+                f"{path} has schema {values.get('schema')!r:.80}; this version reads {CALIBRATION_SCHEMA}. "
                 "Install the version of hf_hamspk that wrote it, or calibrate again."
             )
         check_dict(values, path)
@@ -556,15 +556,15 @@ class Calibration:
         expected = {field.name for field in fields(cls)}
         if given.keys() != expected:
             raise ValueError(
-                f"{path} has unknown keys {sorted(given.keys() - expected)} and lacks "
+                f"{path} has unknown keys {sorted(given.keys() - expected)!s:.200} and lacks "
                 f"{sorted(expected - given.keys())}. Expected a file that Calibration.save wrote."
             )
         points = given.pop("operating_points")
         try:
             made = tuple(OperatingPoint(**{k: v for k, v in point.items() if k != "threshold"}) for point in points)
             return cls(**given, operating_points=made)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path} does not hold a calibration: {error}.") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a calibration: {str(error)[:400]}") from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the calibration to a JSON file."""
@@ -583,7 +583,7 @@ class Calibration:
                 values = json.load(file)
         except FileNotFoundError:
             raise ValueError(f"There is no file {path}.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON ({error}). Download or create it again.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must contain a JSON object with a calibration, got a {type(values).__name__}.")

@@ -267,10 +267,7 @@ class SpeakerModelMixin(nn.Module):
         return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
 
     def usable_calibration(self) -> tuple[Calibration | None, Cohort | None]:
-        """Return calibration and cohort, or None for both, with a warning, if the weights lost precision after loading.
-
-        A calibration that was fitted to float16 or quantised weights is returned for these weights.
-        """
+        """Return calibration and cohort; both are None, with a warning, if the weights lost precision since."""
         own = [part for part in (self.calibration, self.cohort) if part is not None]
         if self._keeps_fingerprint() or all(part.fingerprint == self.fingerprint() for part in own):
             return self.calibration, self.cohort
@@ -781,7 +778,7 @@ class OnnxDescription:
         """Parse metadata that `to_metadata` returned; raise a ValueError with the file's name if it is invalid."""
         try:
             return cls(**json.loads(metadata[METADATA_KEY]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{name} was not written by `hamspk export`. Export the model with it.") from error
 
 
@@ -883,15 +880,14 @@ def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
     noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
     signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
     was_training = model.training
-    model.eval()
     try:
         with torch.inference_mode():
-            expected = model.base_model(signal.to(model.device)).embeddings.float().cpu()
+            expected = model.eval().base_model(signal.to(model.device)).embeddings.float().cpu()
             found = encoder(signal).embeddings
     finally:
         model.train(was_training)
-    same_shape = found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max()) if same_shape else math.inf
+    is_like = found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max()) if is_like else math.inf
 
 
 def _is_weight(tensor: Tensor) -> bool:

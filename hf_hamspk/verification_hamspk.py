@@ -170,9 +170,14 @@ class SpeakerProfile:
         """Read a saved profile; raise a ValueError if it is damaged or a given `fingerprint` differs from its own."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
-            raise ValueError(f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)}.")
-        values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
-        profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
+            raise ValueError(
+                f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)!s:.200}."
+            )
+        try:
+            values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
+            profile = cls(embedding=np.array(array), **values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a speaker profile. {str(error)[:400]}") from error
         if fingerprint is not None:
             profile.check_model(fingerprint)
         return profile

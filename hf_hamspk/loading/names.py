@@ -160,7 +160,7 @@ def read_config(name: str, local: bool) -> dict[str, Any]:
 
             path = Path(hf_hub_download(name, CONFIG_NAME, local_files_only=local))
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         where = path if Path(name).is_dir() else f"{CONFIG_NAME} of {name}"
         raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -85,15 +85,19 @@ class CardFacts:
             schema = values.pop("schema")
             if schema != CARD_SCHEMA:
                 raise ValueError(
-                    f"Expected schema {CARD_SCHEMA} in {where}, got {schema!r}. Render the card from the model again."
+                    f"Expected schema {CARD_SCHEMA} in {where}, got {schema!r:.80}. Render the card from the model "
+                    "again."
                 )
             about = About.from_dict(values.pop("about", {}), f"{where}: about")
             if values.get("evaluation") is not None:
                 record = EvaluationRecord.from_dict(values["evaluation"], f"{where}: evaluation")
                 values["evaluation"] = record.to_dict()
+            for key in ("config", "verification", "recipe", "weights"):
+                if not isinstance(values.get(key, {}), dict | None):
+                    raise TypeError(f"{key} is a {type(values[key]).__name__}, expected a JSON object")
             return cls(**values, about=about)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{where} does not contain the facts of a card: {error!r}.") from error
+        except (TypeError, KeyError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"{where} does not contain the facts of a card: {error!r:.400}.") from error
 
 
 def gather_facts(
@@ -182,7 +186,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"Expected a JSON object in {path}, got a {type(values).__name__}.")
@@ -227,7 +231,7 @@ def _without_folders(key: str, value: Any) -> Any:
         return [_without_folders(key, one) for one in value]
     if not isinstance(value, str) or ("://" in value and not value.startswith("file:")):
         return value
-    local = value.startswith((".", "/", "~")) or Path(value).expanduser().exists()
+    local = value.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(value))
     if key in _STARTS and value.count("/") == 1 and not local:
         return value
     return value.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -123,34 +123,35 @@ class Manifest:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} is not JSON ({error}); prepare the folder again, or copy it again") from error
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema != MANIFEST_SCHEMA:
             raise ValueError(
-                f"{name} has schema {schema!r}, expected {MANIFEST_SCHEMA}: it comes from another version of "
+                f"{name} has schema {schema!r:.80}, expected {MANIFEST_SCHEMA}: it comes from another version of "
                 "hf_hamspk or is not a manifest of shards; prepare the folder again"
             )
         try:
             shards = [Shard(**shard) for shard in values.pop("shards")]
             manifest = cls(shards=shards, **values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{name} is not a manifest of shards ({error}); prepare the folder again") from error
-        manifest._check(name)
+            manifest._check(name)
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
+            reason = f"{error!s:.200}"
+            raise ValueError(f"{name} is not a manifest of shards ({reason}); prepare the folder again") from error
         return manifest
 
     def _check(self, name: str) -> None:
         if self.format not in FORMATS or self.codec not in CODECS:
             raise ValueError(
-                f"{name} has format {self.format!r} and codec {self.codec!r}, expected one of {', '.join(FORMATS)} and "
-                f"one of {', '.join(CODECS)}; prepare the folder again"
+                f"{name} has format {self.format!r:.80} and codec {self.codec!r:.80}, expected one of "
+                f"{', '.join(FORMATS)} and one of {', '.join(CODECS)}; prepare the folder again"
             )
         rows = sum(shard.rows for shard in self.shards)
         grouped = self.format != "parquet" or all(sum(shard.row_groups) == shard.rows for shard in self.shards)
         counted = self.utterances == rows == sum(self.speaker_utterances)
         if not (grouped and counted and len(self.speakers) == len(self.speaker_utterances)):
             raise ValueError(
-                f"{name} contradicts itself: {self.utterances} utterances, {rows} in the shards, "
+                f"{name} contradicts itself: {self.utterances!s:.80} utterances, {rows} in the shards, "
                 f"{sum(self.speaker_utterances)} by speaker; it was altered, so prepare the folder again"
             )
 
