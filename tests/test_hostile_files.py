@@ -19,7 +19,7 @@ from hf_hamspk import Calibration, HamSpkConfig, SpeakerProfile
 from hf_hamspk.calibration_hamspk import CHECKSUM, Cohort, OperatingPoint, dict_checksum, save_array
 from hf_hamspk.conversion.checkpoints import read_yaml
 from hf_hamspk.evaluation.results import EvaluationRecord
-from hf_hamspk.loading.names import read_config
+from hf_hamspk.loading.models import load_model
 from hf_hamspk.modeling_hamspk import METADATA_KEY, OnnxDescription
 from hf_hamspk.publishing.about import About
 from hf_hamspk.publishing.facts import CardFacts, read_json_object, read_public_recipe
@@ -151,9 +151,13 @@ def described(name: str, shape: tuple[int, ...], read: Callable[[Path], Any]) ->
 
 
 def config_folder(path: Path) -> Any:
+    """Load a model without weights, which comes no further than to the weights."""
     path.rename(path.with_name("config.json"))
-    read_config(str(path.parent), local=True)
     try:
+        load_model(path.parent)
+    except ValueError as error:
+        if "The weights of" not in str(error):
+            raise
         return HamSpkConfig.from_pretrained(path.parent)
     except StrictDataclassError as error:  # the strict configurations of transformers; commands print it as an error
         raise ValueError(str(error)[:LONGEST_MESSAGE]) from error

@@ -45,7 +45,8 @@ Returns:
 
 Examples:
     >>> import evaluate
-    >>> metric = evaluate.load("hf_hamspk/evaluation/speaker_verification.py")
+    >>> from hf_hamspk.evaluation import METRIC_FILE
+    >>> metric = evaluate.load(METRIC_FILE)
     >>> result = metric.compute(predictions=[0.9, 0.6, 0.4, 0.1], references=[1, 0, 1, 0])
     >>> result["eer"]
     0.5

@@ -46,8 +46,16 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
             model, info = HamSpkModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 name, local_files_only=local, output_loading_info=True
             )
+    except RecursionError as error:
+        raise ValueError(f"config.json of {name} is nested too deeply. Copy or download the model again.") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {error}. Copy or download the model again.") from error
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        # transformers does not check the types of its own fields.
+        raise ValueError(
+            f"config.json of {name} contains an invalid value ({type(error).__name__}: {error!s:.200}). Copy or "
+            "download the model again."
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import hf_hamspk.evaluation
-from hf_hamspk.evaluation import equal_error_rate, minimum_detection_cost
+from hf_hamspk.evaluation import METRIC_FILE, equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.calibration_metrics import (
     actual_detection_cost,
     convex_hull,
     log_likelihood_ratio_cost,
 )
 
-SCRIPT = Path(hf_hamspk.evaluation.__file__).with_name("speaker_verification.py")
+SCRIPT = Path(METRIC_FILE)
 
 
 @pytest.fixture
