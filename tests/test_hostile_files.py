@@ -27,7 +27,7 @@ from hf_hamspk.shards.manifest import Manifest, Shard
 from hf_hamspk.training.arguments import read_recipe
 
 FILES_PER_READER = 60
-LONGEST_MESSAGE = 1500
+LONGEST_MESSAGE = 2500
 DEEP = 100_000
 POINT = {"name": "even", "prior": 0.5, "cost_miss": 1.0, "cost_false_alarm": 1.0}
 CALIBRATION = Calibration("ab" * 32, "cosine", -2.0, {"score": 8.0}, (OperatingPoint("even", 0.5),)).to_dict()

@@ -121,10 +121,10 @@ class About:
         values = dict(_known_values(cls, values, where))
         data, lists = values.get("training_data", []), values.get("trial_lists", {})
         if not isinstance(data, list):
-            raise ValueError(f"{where}: training_data must be a list of corpora, got {data!r}.")
+            raise ValueError(f"{where}: training_data must be a list of corpora, got {data!r:.200}.")
         if not isinstance(lists, Mapping):
             raise ValueError(
-                f"{where}: trial_lists must map names of trial lists to their descriptions, got {lists!r}."
+                f"{where}: trial_lists must map names of trial lists to their descriptions, got {lists!r:.200}."
             )
         values["training_data"] = [_build_part(TrainingData, one, f"{where}: training_data") for one in data]
         values["trial_lists"] = {
@@ -158,12 +158,12 @@ def _field_names(kind: type) -> list[str]:
 def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
     """Check the keys of `values` and the types of their values, and return the entries that are not None."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r}.")
+        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r:.200}.")
     for key, value in values.items():
         if key not in _field_names(kind):
             near = difflib.get_close_matches(str(key), _field_names(kind), n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(_field_names(kind))}."
-            raise ValueError(f"{where}: unknown key {key!r}. {hint}")
+            raise ValueError(f"{where}: unknown key {key!r:.200}. {hint}")
         if key in ("languages", "limitations"):
             fits = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
             expected = "a list of strings"
@@ -176,14 +176,14 @@ def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
         else:
             fits, expected = isinstance(value, str), "a string"
         if not fits and value is not None:
-            raise ValueError(f"{where}: {key} must be {expected}, got {json.dumps(value, default=str)}.")
+            raise ValueError(f"{where}: {key} must be {expected}, got {json.dumps(value, default=str):.200}.")
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _build_part(kind: type[T], values: Any, where: str) -> T:
     given = _known_values(kind, values, where)
     if "name" not in given:
-        raise ValueError(f"{where}: the key 'name' is missing in {values!r}.")
+        raise ValueError(f"{where}: the key 'name' is missing in {values!r:.200}.")
     return kind(**given)
 
 

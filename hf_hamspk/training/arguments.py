@@ -419,7 +419,7 @@ def _check_key(key: str, where: str) -> None:
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" The known arguments are {', '.join(sorted(known))}."
-        raise ValueError(f"{where}: unknown argument {key!r}.{hint}")
+        raise ValueError(f"{where}: unknown argument {key!r:.200}.{hint}")
 
 
 def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
@@ -427,7 +427,7 @@ def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
     # This form also rejects NaN.
     if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limits}, got {value}.")
+        raise ValueError(f"{name} must be {limits}, got {value!s:.200}.")
 
 
 def _expand_home(arguments: Any) -> None:
