@@ -379,7 +379,6 @@ class OperatingPoint:
     @property
     def threshold(self) -> float:
         """Bayes threshold on the natural log-likelihood ratio; see the formula in the docstring of this module."""
-        # Sums of logarithms neither overflow nor underflow.
         odds = math.log1p(-self.prior) - math.log(self.prior)
         return math.log(self.cost_false_alarm) - math.log(self.cost_miss) + odds
 

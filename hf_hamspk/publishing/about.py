@@ -158,7 +158,9 @@ def _field_names(kind: type) -> list[str]:
 def _known_values(kind: type, values: Any, where: str) -> Mapping[str, Any]:
     """Check the keys of `values` and the types of their values, and return the entries that are not None."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r:.200}.")
+        raise ValueError(
+            f"{where} must be a mapping with some of {', '.join(_field_names(kind))}, got {values!r:.200}."
+        )
     for key, value in values.items():
         if key not in _field_names(kind):
             near = difflib.get_close_matches(str(key), _field_names(kind), n=1)
