@@ -50,8 +50,8 @@ SHORTEST_SECONDS = 0.1
 SILENCE_SPAN = 2e-5
 # Zero crossings of the sinc on each side, and the cut-off frequency relative to half the lower sampling rate.
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
-# Number of values in the largest intermediate array of resampling: 16 MiB of float32.
-BLOCK_VALUES = 1 << 22
+# Number of values in the largest intermediate array of resampling: 1 MiB of float32.
+BLOCK_VALUES = 1 << 18
 # Least number of output samples with the same taps for which one call per set of taps is the fastest.
 SHARED_TAPS = 128
 # Range of sampling rates in Hz. Lower rates remove the differences between voices; higher rates are mistakes.
@@ -255,7 +255,7 @@ def read_sound(
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
 
-    In addition to the source, the memory use is at most 10 bytes per sample before resampling (channels averaged),
+    In addition to the source, the memory use is at most 8 bytes per sample before resampling (channels averaged),
     plus 4 bytes per sample of the result, plus 40 MB.
 
     Args:

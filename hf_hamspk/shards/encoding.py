@@ -48,7 +48,10 @@ class Encoded:
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
     """Convert float32 samples `(L,)` in [-1, 1] to int16. Samples of 16-bit audio get their original values back."""
-    return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    # In place, because a recording can take 256 MiB.
+    steps = waveform * np.float32(FULL_SCALE)
+    np.rint(steps, out=steps)
+    return np.clip(steps, -FULL_SCALE, FULL_SCALE - 1, out=steps).astype(np.int16)
 
 
 def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> bytes:
