@@ -40,6 +40,10 @@ _GRID_POINTS = 2000
 _MOST_BINS = 100
 # The axis covers at least the thresholds from -7 to 7 (priors from 99.9 % to 0.1 %).
 _LEAST_COST_SPAN, _COST_POINTS = 7.0, 600
+# Approximate width of the axes, and smallest distance of two names above them, in points.
+_COST_WIDTH, _NAME_GAP = 460.0, 18.0
+# Line from a name that was moved to its threshold.
+_NAME_LINE = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0)}
 # A cost above 1 is worse than ignoring the scores. Higher costs than these limits are not shown.
 _LEAST_COST_TOP, _MOST_COST_TOP = 1.1, 2.0
 # Approximate height of a legend line in the default font, in inches.
@@ -197,19 +201,23 @@ def plot_detection_costs(
     axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), label="cost of ignoring the scores")
     axes.plot(thresholds, actual, color=_COLOURS[1], linewidth=1.6, label="actual")
     axes.plot(thresholds, least, color=_COLOURS[0], linewidth=1.6, linestyle="--", label="minimum")
-    for point in points:
+    place = -math.inf
+    for point in sorted(points, key=lambda point: point.threshold):
         axes.axvline(point.threshold, color="black", linewidth=0.9, linestyle=":")
-        # Above the axes, where no curve is.
+        # Above the axes, where no curve is, and to the right of the previous name, which would be covered.
+        own = point.threshold / (2 * widest) * _COST_WIDTH
+        place = max(own, place + _NAME_GAP)
         axes.annotate(
             point.name,
             (point.threshold, 1.0),
-            (0, 4),
+            (place - own, 4),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             rotation=35,
             ha="left",
             va="bottom",
             fontsize=8,
+            arrowprops=_NAME_LINE if place > own else None,
         )
     axes.set_xlim(-widest, widest)
     axes.set_ylim(0, min(max(_LEAST_COST_TOP, 1.05 * max(actual)), _MOST_COST_TOP))

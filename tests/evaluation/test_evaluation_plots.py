@@ -141,6 +141,17 @@ def test_costs_are_those_at_the_bayes_thresholds(tmp_path, scored, figures):
     assert [text.get_text() for text in axes.texts] == ["balanced", "rare"]
 
 
+def test_names_of_near_operating_points_do_not_cover_each_other(tmp_path, scored, figures):
+    points = [OperatingPoint(name, prior) for name, prior in (("c", 0.45), ("a", 0.5), ("b", 0.48), ("far", 0.01))]
+    plots.plot_detection_costs(3 * (scored[0] - 1.5), scored[1], tmp_path / "costs.png", points)
+    shown = figures[0].axes[0].texts
+    assert [text.get_text() for text in shown] == ["a", "b", "c", "far"]
+    edges = [text.get_window_extent().x0 for text in shown]
+    # Above the curves, and as far apart as lines of this size at this angle need.
+    assert all(right - left > 30 for left, right in zip(edges, edges[1:], strict=False))
+    assert [text.arrow_patch is None for text in shown] == [True, False, False, True]
+
+
 def test_a_sweep_joins_strengths_and_nothing_else(tmp_path, figures):
     rates = [
         ("as it is", None, 0.1, None),
