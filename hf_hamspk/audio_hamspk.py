@@ -74,6 +74,7 @@ UNKNOWN_FRAMES = 1 << 62
 MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
 # Samples in the longest frame of AAC (HE-AAC); the encoder pads the last frame.
 AAC_FRAME = 2048
+AV_CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf", b"#!AM": "amr"}
 # Power relative to the loudest channel (-40 dB) below which a channel contains only crosstalk or nothing.
 SILENT_CHANNEL = 1e-4
 # Least ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
@@ -253,7 +254,7 @@ def read_sound(
     """Decode a recording, average its channels, and resample it.
 
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
-    aac), Matroska and WebM. The format is determined by the first bytes of a file, not by its name.
+    aac), Matroska, WebM, WMA and AMR. The format is determined by the first bytes of a file, not by its name.
 
     In addition to the source, the memory use is at most 8 bytes per sample before resampling (channels averaged),
     plus 4 bytes per sample of the result, plus 40 MB.
@@ -632,10 +633,9 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
 
 def _av_container(start: bytes) -> str | None:
     """Return FFmpeg's name of a container from its first 12 bytes; None if soundfile can read the file."""
-    if start[4:8] == b"ftyp":
-        return "mov"
-    if start.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
+    container = "mov" if start[4:8] == b"ftyp" else AV_CONTAINERS.get(start[:4])
+    if container is not None:
+        return container
     # ADTS begins with twelve set bits, and has layer 0, which MP3 never has.
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
         return "aac"
@@ -645,8 +645,8 @@ def _av_container(start: bytes) -> str | None:
 def _decode_av(file: Any, container: str, name: str, limits: Limits) -> _Mixdown:
     if av is None:
         raise MissingDecoderError(
-            "is AAC, MP4, Matroska or WebM, which soundfile does not decode. Run `pip install av` (PyAV with FFmpeg), "
-            "or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
+            "is AAC, MP4, Matroska, WebM, WMA or AMR, which soundfile does not decode. Run `pip install av` (PyAV with "
+            "FFmpeg), or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
             name,
         )
     try:

@@ -60,13 +60,17 @@ def encode(wave: np.ndarray, format: str, subtype: str | None = None, rate: int 
     return buffer.getvalue()
 
 
-def encode_av(wave: np.ndarray, container: str, codec: str, rate: int = RATE) -> bytes:
+def encode_av(wave: np.ndarray, container: str, codec: str, rate: int = RATE, bit_rate: int | None = None) -> bytes:
     """The bytes of a file of FFmpeg's; `wave` is `(L,)`, or `(L, 2)`."""
     import av
 
     buffer, layout = io.BytesIO(), "mono" if wave.ndim == 1 else "stereo"
     with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout=layout)
+        stream = file.add_stream(
+            codec, rate=rate, layout=layout, **({} if bit_rate is None else {"bit_rate": bit_rate})
+        )
+        # Some encoders choose the size of a frame when they are opened.
+        stream.codec_context.open()
         samples = np.rint(wave * 32767).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
         frame.sample_rate, frame.pts = rate, 0
@@ -179,6 +183,12 @@ NEEDING_AV = [
     content_case("aac-44100.mp4", lambda: encode_av(stereo(*[at_rate(44_100)] * 2), "mp4", "aac", 44_100)),
     content_case("adts.aac", lambda: encode_av(speech(), "adts", "aac")),
     content_case("opus.webm", lambda: encode_av(at_rate(48_000), "webm", "libopus", 48_000)),
+    content_case("voice.wma", lambda: encode_av(at_rate(44_100), "asf", "wmav2", 44_100, 64_000)),
+    content_case(
+        "voice.amr",
+        lambda: encode_av(at_rate(8000), "amr", "libopencore_amrnb", 8000, 12_200),
+        warning="was sampled at 8000 Hz, but the model expects 16000 Hz",
+    ),
     content_case("cut.m4a", lambda: cut(encode_av(speech(), "ipod", "aac")), refusal="cannot be decoded"),
     content_case("cut.aac", lambda: cut(encode_av(speech(), "adts", "aac")), refusal="cannot be decoded"),
 ]

@@ -261,6 +261,8 @@ def template(tmp_path_factory) -> Path:
             say(root / "audio" / f"s{speaker}" / f"{utterance}.wav", speaker, utterance, 2.0)
             rows.append(f"s{speaker}/{utterance}.wav,s{speaker}\n")
     (root / "train.csv").write_text("path,speaker_id\n" + "".join(rows))
+    turns = [f"s100/{number}.wav;turn{number};0;2\n" for number in range(2)]
+    (root / "turns.csv").write_text("path;speaker_id;start;stop\n" + "".join(turns))
     files = [f"{name}/{number}.wav" for name in PEOPLE for number in range(1, 4)]
     lines = [f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n" for a, b in combinations(files, 2)]
     for name in ("pairs.txt", "trials.txt"):
