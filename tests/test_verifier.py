@@ -9,7 +9,7 @@ import torch
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.audio_hamspk import SpeechMeasures, measure_speech
+from hf_hamspk.audio_hamspk import Sound, SpeechMeasures, measure_speech
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.geometry_hamspk import combine_embeddings, mean_direction
 from hf_hamspk.verification_hamspk import (
@@ -19,11 +19,13 @@ from hf_hamspk.verification_hamspk import (
     NOT_ENOUGH_SPEECH,
     SAME,
     SHORT_SPEECH,
+    VOICE_SECONDS,
     DecisionRule,
     MeasuredRecording,
     SpeakerProfile,
     SpeakerVerifier,
     cohesion_warnings,
+    measure_and_embed,
     quality_warnings,
 )
 
@@ -165,6 +167,18 @@ def test_two_people_who_take_turns(verifier, voices):
     assert not about(verifier.verify([voices["anna2"]], alone, RATE), "several voices")
     unchecked = SpeakerVerifier(verifier.model, verifier.calibration, check_voices=False)
     assert not about(unchecked.verify([voices["anna1"]], turns, RATE), "several voices")
+
+
+def test_voices_are_compared_only_if_two_pieces_contain_speech(verifier, voices):
+    """All speech in the first half of a long recording leaves one piece, which has nothing to be compared with."""
+    silence = np.zeros(5 * RATE, np.float32)
+    one = mark(np.concatenate([voices["anna0"], silence]), ANNA)
+    two = mark(np.concatenate([voices["anna0"], silence[:RATE], voices["anna1"], silence[:RATE]]), ANNA)
+    assert measure_speech(one, RATE).speech >= 2 * VOICE_SECONDS
+    ((first, second),) = measure_and_embed(verifier.model, [[Sound(one, RATE), Sound(two, RATE)]], True)
+    assert first.pieces is None
+    assert second.pieces is not None and len(second.pieces) >= 2
+    assert not about(verifier.verify([voices["anna2"]], one, RATE), "several voices")
 
 
 def test_two_people_at_once_get_a_decision_and_no_warning(verifier, voices):

@@ -114,3 +114,11 @@ def test_many_numbers_are_cut_into_quarters():
     groups = group_trials(trials, metadata, ["age", "dose"])
     assert list(groups) == ["age 6 to 15", "age 16 to 25", "age 26 to 35", "age 36 to 45", "dose 0", "dose 1", "dose 2"]
     assert sum(mask for name, mask in groups.items() if name.startswith("age")).tolist() == [1] * 40
+
+
+def test_few_numbers_are_groups_of_their_own():
+    for count, names in ((8, [f"age {6 + i}" for i in range(8)]), (9, ["age 6 to 8", "age 9 to 10"])):
+        files = tuple(f"{i}.wav" for i in range(count))
+        metadata = {name: {"age": str(6 + i)} for i, name in enumerate(files)}
+        groups = group_trials(Trials(np.zeros(count, int), files, files), metadata, ["age"])
+        assert list(groups)[: len(names)] == names

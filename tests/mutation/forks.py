@@ -105,6 +105,7 @@ class Session:
             seconds: limit of processor time.
             first: tests to run before the others.
             only: test files to run; all if left out.
+            recorded: file with the lines that each test runs. Tests that it lacks are new, and run first.
             mutant: path and text of the changed module; the module is left as it is on disk if left out.
             record: path of a module, and of the JSON file to which the lines that each test runs are written.
         """
@@ -201,7 +202,11 @@ class Loop:
         if "record" in request:
             session.config.pluginmanager.register(Recorder(*request["record"]))
         first, only = set(request.get("first", ())), request.get("only")
-        items = [item for item in session.items if only is None or item.nodeid.partition("::")[0] in only]
+        if "recorded" in request:
+            recorded = json.loads(Path(request["recorded"]).read_text())["lines"]
+            first |= {item.nodeid for item in session.items if item.nodeid not in recorded}
+        files = {test.partition("::")[0] for test in (*first, *(only or ()))}
+        items = [item for item in session.items if only is None or item.nodeid.partition("::")[0] in files]
         session.items[:] = sorted(items, key=lambda item: item.nodeid not in first)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

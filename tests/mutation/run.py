@@ -24,6 +24,7 @@ other lines of the module change. Linux and macOS only (fork).
 import argparse
 import compileall
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -97,7 +98,7 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> None:
             if job.key not in known or is_again:
                 waiting.setdefault(name, []).append(job)
     warm_up(folder)
-    active = {Tester(copy, folder, commit): iter(()) for copy in copies}
+    active = {Tester(copy, folder): iter(()) for copy in copies}
     with open(folder / "results.jsonl", "a", encoding="utf-8") as results:
         while active:
             for tester, steps in list(active.items()):
@@ -154,11 +155,10 @@ class Tester:
     Args:
         copy: copy of the repository.
         folder: folder for the recorded lines.
-        commit: commit of the copy.
     """
 
-    def __init__(self, copy: Path, folder: Path, commit: str):
-        self.copy, self.folder, self.commit = copy, folder, commit
+    def __init__(self, copy: Path, folder: Path):
+        self.copy, self.folder = copy, folder
         self.name = ""
         self.sessions: dict[str, Session] = {}
         self.found: dict[str, Any] = {}
@@ -168,15 +168,19 @@ class Tester:
             session.close()
         self.sessions = {}
 
+    def baseline_path(self, name: str) -> Path:
+        return self.folder / "baselines" / f"{name.replace('/', '.')}.json"
+
     def enter(self, name: str) -> Iterator[None]:
         """Start the session of a module, and record the lines that each test runs if they are not known."""
         if name == self.name:
             return
         self.close()
         self.name, self.sessions = name, {FAST: Session(self.copy, MODULES[name].fast, FAST)}
-        path = self.folder / "baselines" / f"{name.replace('/', '.')}.json"
+        path = self.baseline_path(name)
+        digest = hashlib.sha256((self.copy / "hf_hamspk" / name).read_bytes()).hexdigest()
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found.get("commit") != self.commit:
+        if found.get("digest") != digest:
             path.parent.mkdir(exist_ok=True)
             start = time.monotonic()
             record = str(self.copy / "hf_hamspk" / name), str(path)
@@ -186,7 +190,7 @@ class Tester:
             if reply["status"] != PASSED:
                 raise SystemExit(f"The tests of {name} fail without a mutant: see {self.sessions[FAST].log}")
             seconds = time.monotonic() - start
-            found = {"commit": self.commit, "seconds": seconds, "lines": json.loads(path.read_text(encoding="utf-8"))}
+            found = {"digest": digest, "seconds": seconds, "lines": json.loads(path.read_text(encoding="utf-8"))}
             path.write_text(json.dumps(found), encoding="utf-8")
             print(f"{name}: {len(found['lines'])} tests without a mutant took {seconds:.0f} s", flush=True)
         self.found = found
@@ -240,8 +244,10 @@ class Tester:
         # Fixtures are shared by the tests of a file. The lines of files that start processes are not known.
         known = {test.partition("::")[0] for test, ran in lines.items() if ran}
         only = {test.partition("::")[0] for test in first} | (set(MODULES[job.module].fast) - known)
-        request: dict[str, Any] = {"seconds": max(LEAST_SECONDS, TIMES * self.found["seconds"]), "first": first}
-        yield KILLED_FAST, FAST, request | ({"only": sorted(only)} if first else {})
+        request: dict[str, Any] = {"seconds": max(LEAST_SECONDS, TIMES * self.found["seconds"])}
+        if first:
+            request |= {"first": first, "only": sorted(only), "recorded": str(self.baseline_path(job.module))}
+        yield KILLED_FAST, FAST, request
         if MODULES[job.module].slow:
             yield KILLED_SLOW, SLOW, {"seconds": SLOW_SECONDS}
 
