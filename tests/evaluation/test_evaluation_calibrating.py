@@ -1,5 +1,6 @@
 """Logistic regression, cross-validation over speakers, and how many pairs are enough."""
 
+import math
 import re
 from statistics import NormalDist
 
@@ -240,6 +241,10 @@ def test_more_speakers_are_surer_and_enough_is_said():
         r"is uncertain by \+-0\.\d\d in log-likelihood ratio; this is enough",
         many.sentences()[0],
     )
+    # The half-width falls with the root of the number of speakers.
+    assert [point.speakers for point in few.points] == [
+        math.ceil(12 * point.half_width**2 / ENOUGH**2) for point in few.points
+    ]
     wanted = few.points[1].speakers
     assert wanted > 12
     assert f"for +-0.5, use {wanted} speakers or more ({6 * wanted} target pairs)" in few.sentences()[1]

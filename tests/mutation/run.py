@@ -25,6 +25,7 @@ import argparse
 import compileall
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ from typing import Any, NamedTuple
 
 from forks import CRASHED, PASSED, Session, is_within_functions, warm_up
 from modules import MODULES
-from mutants import Mutant, draw
+from mutants import Mutant, draw, mutants
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -92,10 +93,12 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> None:
     waiting: dict[str, list[Job]] = {}
     for name in names:
         source = (copies[0] / "hf_hamspk" / name).read_text(encoding="utf-8")
-        for mutant in draw(source, arguments.count or MODULES[name].count, f"{arguments.seed} {name}"):
+        count = MODULES[name].count if arguments.count is None else arguments.count
+        drawn = draw(source, count, f"{arguments.seed} {name}")
+        for mutant in itertools.chain(*mutants(source)) if arguments.again else drawn:
             job = Job(name, mutant, f"{name} {mutant.place}: {mutant.before} -> {mutant.after}")
-            is_again = arguments.again and job.key not in harmless and known.get(job.key, {}).get("result") == SURVIVED
-            if job.key not in known or is_again:
+            is_survivor = job.key not in harmless and known.get(job.key, {}).get("result") == SURVIVED
+            if is_survivor if arguments.again else job.key not in known:
                 waiting.setdefault(name, []).append(job)
     warm_up(folder)
     active = {Tester(copy, folder): iter(()) for copy in copies}
