@@ -208,17 +208,13 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         count, left = len(self._samples), np.empty(0, dtype=np.int64)
         while True:
             fresh = draws.permutation(count)
-            # No speaker may occur twice in a batch, so the speakers left over move to the end of the new order.
+            # The speakers left over, fewer than a batch, move to the end of the new order. Then no batch contains a
+            # speaker twice.
             twice = np.isin(fresh, left)
             turn = np.concatenate([left, fresh[~twice], fresh[twice]])
             full = len(turn) // self.speakers_per_batch * self.speakers_per_batch
             for start in range(0, full, self.speakers_per_batch):
-                run = turn[start : start + self.speakers_per_batch]
-                if len(np.unique(run)) < len(run):
-                    # A speaker can still occur twice if a batch needs nearly all speakers. Another speaker replaces it.
-                    others = draws.permutation(np.setdiff1d(np.arange(count), run))
-                    run = np.concatenate([np.unique(run), others])[: self.speakers_per_batch]
-                yield run
+                yield turn[start : start + self.speakers_per_batch]
             left = turn[full:]
 
     def _deal(self, speaker: int, waiting: dict[int, list[int]], draws: np.random.Generator) -> list[int]:

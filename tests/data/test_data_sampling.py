@@ -39,6 +39,15 @@ def test_speakers_are_in_turn_within_two():
     assert sum(times.values()) == 600 and max(times.values()) - min(times.values()) <= 2
 
 
+@pytest.mark.parametrize("count", range(1, 8))
+def test_no_batch_has_a_speaker_twice_however_few_there_are(count):
+    for speakers in range(1, count + 1):
+        batches = list(SpeakerBatchSampler(np.arange(count), speakers, 1, seed=1, epoch=0, batches=60))
+        assert all(len({sample for _, sample in batch}) == speakers for batch in batches)
+        times = Counter(sample for batch in batches for _, sample in batch)
+        assert len(times) == count and max(times.values()) - min(times.values()) <= 2
+
+
 def test_ranks_share_the_speakers_of_a_batch():
     whole = list(SpeakerBatchSampler(LABELS, 8, 2, 0, 0))
     assert len(whole) == len(LABELS) // 16
