@@ -114,7 +114,11 @@ class Session:
             self.requests.flush()
 
     def poll(self) -> dict[str, Any] | None:
-        """Return the `status` of the run and the name of the test that failed (`by`), or None while it runs."""
+        """Return the result of the run, or None while it runs.
+
+        The result contains the exit `status` of pytest, the name of the test that failed (`by`), and the `seconds` of
+        processor time.
+        """
         if not select.select([self.replies], [], [], 0)[0]:
             return None
         line = self.replies.readline()
@@ -185,8 +189,9 @@ class Loop:
             if child == 0:
                 self._begin(session, request)
                 return None
-            status = _end_of(child, time.monotonic() + WALL_SECONDS)
-            self.replies.write(json.dumps({"status": status, "by": self.failed.read_text()}) + "\n")
+            status, seconds = _end_of(child, time.monotonic() + WALL_SECONDS)
+            reply = {"status": status, "seconds": seconds, "by": self.failed.read_text()}
+            self.replies.write(json.dumps(reply) + "\n")
             self.replies.flush()
         return True
 
@@ -214,19 +219,19 @@ class Loop:
             self.failed.write_text(report.nodeid)
 
 
-def _end_of(child: int, limit: float) -> int:
-    """Wait for a child: its exit status, or minus the signal that ended it."""
-    found, status = 0, 0
+def _end_of(child: int, limit: float) -> tuple[int, float]:
+    """Wait for a child: its exit status, or minus the signal that ended it, and its seconds of processor time."""
+    found, status, used = 0, 0, None
     while not found and time.monotonic() < limit:
-        found, status = os.waitpid(child, os.WNOHANG)
+        found, status, used = os.wait4(child, os.WNOHANG)
         time.sleep(0.01)
     # Also the processes that the tests started.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
-    if not found:
+    if not found or used is None:
         os.waitpid(child, 0)
-        return -signal.SIGXCPU
-    return os.waitstatus_to_exitcode(status)
+        return -signal.SIGXCPU, 0.0
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
 def swap_code(functions: list[FunctionType], path: str, source: str) -> None:
