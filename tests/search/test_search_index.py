@@ -1,5 +1,7 @@
 """Search against brute force in float64: for every similarity, with FAISS and without, on ties and near ties."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hf_hamspk.modeling_hamspk import SpeakerModelMixin
 from hf_hamspk.search import SpeakerIndex
 from hf_hamspk.search import index as module
 from hf_hamspk.search.engines import TorchEngine, import_faiss
-from hf_hamspk.search.products import Similarity, rounding_bound
+from hf_hamspk.search.products import ROUNDED_FACTORS, Similarity, rounding_bound
 from hf_hamspk.verification_hamspk import SpeakerProfile
 
 SIMILARITIES = {
@@ -185,3 +187,11 @@ def test_profiles_and_bad_input(tmp_path):
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_bound_of_rounding_is_highams_gamma():
+    """n u / (1 - n u), for n additions and multiplications and two conversions of each factor; infinite at n u = 1."""
+    unit, terms = 2.0**-24, 192 + ROUNDED_FACTORS
+    assert rounding_bound(192) == pytest.approx(terms * unit / (1 - terms * unit), rel=1e-15)
+    assert rounding_bound(2**23) == pytest.approx(1.0, rel=1e-5)
+    assert rounding_bound(2**24) == math.inf
