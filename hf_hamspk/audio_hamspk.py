@@ -256,8 +256,8 @@ def read_sound(
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska, WebM, WMA and AMR. The format is determined by the first bytes of a file, not by its name.
 
-    In addition to the source, the memory use is at most 8 bytes per sample before resampling (channels averaged),
-    plus 4 bytes per sample of the result, plus 40 MB.
+    Without the source, the memory use is at most 8 bytes per sample of the averaged waveform before resampling, plus
+    4 bytes per sample of the result, plus 40 MB.
 
     Args:
         source: path, URL, bytes of an audio file, open binary file, array or tensor `(L,)`, `(C, L)` or `(L, C)`,
@@ -267,9 +267,9 @@ def read_sound(
         label: name of the recording in messages, for example "The test", or its path.
         limits: limits on the recording, a `Limits` or a dictionary with some of its fields; None for its defaults.
         source_rate: sampling rate in Hz of arrays that have none; None assumes `rate`, with a warning.
-        strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. If
-            not, a truncated recording gets a warning, and silent or short ones are returned.
-        min_duration: shortest duration in seconds if `strict`.
+        strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. False
+            returns such recordings, with a warning about truncated ones.
+        min_duration: shortest accepted duration in seconds; used only if `strict` is True.
 
     Raises:
         InputError: the source is not a recording, cannot be used, or does not fit into memory.
@@ -309,10 +309,10 @@ def _input_name(source: Any, label: str) -> str:
 
 
 class _Mixdown:
-    """Collector of decoded blocks, which averages their channels and enforces the limits.
+    """Object that collects the decoded blocks of a recording, averages their channels and checks the limits.
 
     `promised` is the number of samples per channel that the header declares (0 if unknown). `filler` is the largest
-    number of samples per channel that the encoder may have appended.
+    number of samples per channel that the encoder may have appended to the recording.
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
@@ -356,7 +356,9 @@ class _Mixdown:
     def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
         """Return the recording as finite float32 samples `(L,)`, and append sentences about problems to `warnings`.
 
-        If `min_duration` is given, raise an InputError if the recording is truncated, shorter, or silent.
+        Raises:
+            InputError: samples are not finite or are far outside [-1, 1]. If `min_duration` is given, also if the
+                recording is truncated, silent or shorter than `min_duration` seconds.
         """
         if self.frames < DECODED_SHARE * self.promised:
             if min_duration is not None:
@@ -573,7 +575,7 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
         raise InputError(f"contains {type(samples).__name__}; expected an array of samples", name)
     shape: tuple[int, ...] = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
-        raise InputError(f"has shape {shape}; expected (samples,), or channels and samples", name)
+        raise InputError(f"has shape {shape}; expected (samples,), (channels, samples) or (samples, channels)", name)
     # The limits are checked by shape, before an expanded or memory-mapped array is copied.
     mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), name, limits)
     values = _to_numpy(samples, name)
@@ -632,7 +634,7 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _av_container(start: bytes) -> str | None:
-    """Return FFmpeg's name of a container from its first 12 bytes; None if soundfile can read the file."""
+    """Return FFmpeg's name of the container that begins with the bytes `start`; None if soundfile decodes the file."""
     container = "mov" if start[4:8] == b"ftyp" else AV_CONTAINERS.get(start[:4])
     if container is not None:
         return container
@@ -683,7 +685,7 @@ def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixd
 
 
 def check_rate(rate: Any, name: str) -> int:
-    """Return a sampling rate in Hz as an int; raise an `InputError` if it is not whole or outside [4000, 384000]."""
+    """Return a sampling rate in Hz as an int; raise an `InputError` unless it is a whole number in [4000, 384000]."""
     if not is_number(rate) or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise InputError(
             f"has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
@@ -773,7 +775,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
-    """Return filter taps `(N, K)` of output samples that lie `fraction` `(N,)` of a step behind an input sample."""
+    """Return filter taps `(N, K)` of output samples; each lies `fraction` `(N,)` input steps after an input sample."""
     time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
     time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
@@ -781,7 +783,7 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
 
 
 def cut_pieces(waveform: np.ndarray, most: float) -> list[np.ndarray]:
-    """Return equal consecutive pieces `(L,)` of a waveform, each with at most `most` samples."""
+    """Cut a waveform `(L,)` into consecutive pieces of (almost) equal length, each with at most `most` samples."""
     return np.array_split(waveform, max(1, math.ceil(len(waveform) / most)))
 
 
@@ -856,7 +858,7 @@ def measure_sound(sound: Sound) -> SpeechMeasures:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`; all 1 if none contains speech or the rate is below 8 kHz."""
+    """Return the seconds of speech of each piece `(L,)`, or 1 for each piece if no speech was measured in any."""
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
         weights = [measure_sound(Sound(piece, sampling_rate)).speech for piece in pieces]
@@ -872,7 +874,7 @@ def _decibels(power: float) -> float:
 
 
 def _clipped_share(samples: np.ndarray) -> float:
-    """Return the share of samples in runs of at least three equal to the recording's largest or smallest sample."""
+    """Return the share of clipped samples: three or more adjacent samples at the recording's maximum or minimum."""
     if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
         return 0.0
     total = 0
@@ -912,7 +914,7 @@ def _band_power(power: np.ndarray) -> np.ndarray:
 
 
 def _periodicity(power: np.ndarray) -> np.ndarray:
-    """Flatten the spectrum of each frame, and return its largest relative autocorrelation `(T,)` at lags of voices."""
+    """Return the largest autocorrelation `(T,)` of flattened spectra at pitch periods of voices, relative to lag 0."""
     low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
     width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
     padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")

@@ -443,10 +443,13 @@ def test_wrong_masks_are_refused():
     ("waveform", "message"),
     [
         ("a.wav", "Recording 2 a.wav: no such file; check the path"),
-        (torch.tensor(0.5), "Recording 2: has shape (); expected (samples,), or channels and samples"),
+        (
+            torch.tensor(0.5),
+            "Recording 2: has shape (); expected (samples,), (channels, samples) or (samples, channels)",
+        ),
         (
             torch.zeros(2, 3, 16000),
-            "Recording 2: has shape (2, 3, 16000); expected (samples,), or channels and samples",
+            "Recording 2: has shape (2, 3, 16000); expected (samples,), (channels, samples) or (samples, channels)",
         ),
         (torch.zeros(1599), "Recording 2: lasts 0.0999 s; expected at least 0.1 s"),
         (torch.full((16000,), torch.nan), "Recording 2: contains 16000 NaN or infinite samples of 16000"),
