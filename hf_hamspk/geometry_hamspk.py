@@ -8,7 +8,7 @@ Every point is represented by its position `p` in the **unit** ball (`|p| < 1`) 
 
 - **released**: the formula of the authors' released code, which produced the published results. A vector is clipped to
   the norm `(1 - 1e-5) / sqrt(c)`, and the distance is the distance in the unit ball, whose curvature is -1. The formula
-  of the distance does not contain `c`, which only sets the largest radius. A larger `c` means a smaller region, a
+  of the distance does not contain `c`; `c` only determines the largest radius. A larger `c` means a smaller region, a
   *flatter* geometry and a smaller range of distances (at most 2.63 for c = 3 and 1.92 for c = 5). The lower limit of
   1e-5 that the released code sets for `(1-|x|^2)(1-|y|^2)` is omitted here. It matters only for c < 1.004.
 - **curved**: sectional curvature `-c`. A feature `v` is clipped to `|v| <= clip_radius` and mapped by the exponential
@@ -31,12 +31,13 @@ Points are lifted to the hyperboloid by `X = lambda p` and `X0 - 1 = lambda |p|^
 | `ram`                | cosine                 | additive, hinged         | `s (cos - m)`, easy impostors at 0 |
 | `h`                  | minus Poincaré distance | none                    | `-s d`                             |
 | `ham`                | minus Poincaré distance | additive                | `-s (d + m)`                       |
-| `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`; the losses are added  |
+| `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`                        |
 
-Impostor logits have no margin. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
+Impostor logits have no margin. For `ram`, an impostor is easy if its logit is smaller than the target logit after the
+margin; the logit of an easy impostor is replaced by 0, as in the released code. The loss of `joint` is the weighted sum
+of the losses of its two heads. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
 computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
-speakers (`hf_hamspk.losses`). Results agree with the released code, also for `ram`, which sets the logits of easy
-impostors (below the target logit with margin) to 0.
+speakers (`hf_hamspk.losses`).
 
 References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
 (feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant, H, HAM); Wang et
@@ -111,7 +112,7 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 def limit_entries(v: Tensor, largest: float = LARGEST_ENTRY) -> Tensor:
     """Scale finite vectors `(..., D)` down so that no entry exceeds `largest`, without changing their directions.
 
-    Autograd treats the scale factor as a constant. The gradient of a function of the direction alone is still exact.
+    Autograd treats the scale factor as a constant. The gradient is still exact for functions of the direction.
     """
     # On a CPU, norms take less time than largest entries. Other devices would have to wait for the result of the test.
     is_tested = v.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -148,7 +149,7 @@ def released_radius(c: float) -> float:
 
 
 def clip_norm(v: Tensor, radius: float | Tensor) -> Tensor:
-    """Shorten vectors `(..., D)` that are longer than `radius` to this norm; the others are returned unchanged."""
+    """Shorten vectors `(..., D)` whose norm exceeds `radius` to the norm `radius`; return other vectors unchanged."""
     v = limit_entries(v)
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     # With clamp_min, the gradient at norm == radius would depend on how torch treats equal values.
@@ -172,9 +173,9 @@ def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> Ba
 
     Args:
         v: features `(..., D)`, any norm.
-        c: number `c`, above 0; a tensor that requires a gradient if the curvature is learned.
-        clip_radius: largest feature norm, half the largest distance from the origin. `sqrt(c) * clip_radius` must be at
-            most 5, because float32 cannot represent points farther out.
+        c: absolute value of the curvature, above 0; a tensor that requires a gradient if the curvature is learned.
+        clip_radius: largest feature norm. The largest distance from the origin is twice this norm.
+            `sqrt(c) * clip_radius` must be at most 5, because float32 cannot represent points farther out.
 
     Returns:
         The points, scaled by `sqrt(c)` so that they lie in the unit ball.
@@ -231,15 +232,16 @@ def distance(x: BallPoints, y: BallPoints) -> Tensor:
 
 
 def cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
-    """Compute `cosh d - 1` `(...)` from position differences `(..., D)` and products of conformal factors `(...)`."""
+    """Compute `cosh d - 1` from `apart`, the position difference, and `conformal`, the product of conformal factors."""
     return 0.5 * conformal * apart.square().sum(-1)
 
 
 def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
-    """Compute all distances in the unit ball by a matrix product: `(B, D)` and `(K, D)` to `(B, K)`, in `[0, inf)`.
+    """Compute the distances `(B, K)`, in `[0, inf)`, of B points `x` from K points `y` in the unit ball.
 
-    Rounding in the matrix product causes an error of `cosh d` that does not decrease with `d`. In float32, distances
-    below about 1e-3 are therefore not resolved. Use `distance` for pairs of points that may be nearly equal.
+    One matrix product gives all distances. Its rounding causes an error in `cosh d` that is not smaller for smaller
+    distances `d`. In float32, distances below about 1e-3 can therefore not be distinguished from 0. Use `distance` for
+    pairs of points that may be nearly equal.
     """
     x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
     y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
@@ -257,10 +259,11 @@ def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
 
 
 def karcher_mean(points: BallPoints, weights: Tensor, steps: int = 100, tolerance: float = 1e-12) -> BallPoints:
-    """Compute the point with the least weighted sum of squared distances (Karcher 1977), unique in hyperbolic space.
+    """Compute the point with the least weighted sum of squared distances to `points` (Karcher 1977).
 
-    Gradient descent along geodesics starts at the Einstein midpoint (Ungar 2008). The eigenvalues of the Hessian of
-    `d^2 / 2` are between 1 and `d coth d`. The step size is 1 over the mean of `d coth d`, which never overshoots.
+    In hyperbolic space there is exactly one such point. Gradient descent along geodesics starts at the Einstein
+    midpoint (Ungar 2008). The eigenvalues of the Hessian of `d^2 / 2` are between 1 and `d coth d`, where `d` is the
+    distance to one of the points. The step size is 1 over the weighted mean of `d coth d`, so the sum never increases.
 
     Args:
         points: N points of size D, preferably in float64.
@@ -357,9 +360,10 @@ def score_matrix(
 def magnitude(
     embeddings: Tensor, similarity: str, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> Tensor:
-    """Return the distance `(...)` of embeddings `(..., D)` from the origin, a measure of their quality.
+    """Return the distance `(...)` of embeddings `(..., D)` from the origin, a measure of the quality of the embeddings.
 
-    The distance is the Euclidean norm for `"cosine"`, and the distance in the ball for `"hyperbolic"`.
+    For `"cosine"` it is the Euclidean norm of an embedding. For `"hyperbolic"` it is the hyperbolic distance of the
+    projected embedding from the centre of the ball.
     """
     embeddings = at_least_float32(embeddings)
     if similarity == "cosine":
@@ -466,7 +470,8 @@ def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
 
     Args:
         target: similarities, any shape.
-        kind: `"none"`, `"additive"`, `"angular"` (added to the angle) or `"real"` (additive; see `apply_margin`).
+        kind: `"none"`, `"additive"`, `"angular"` (added to the angle) or `"real"`. For the target, `"real"` is the same
+            as `"additive"`; `apply_margin` describes its effect on the impostors.
         margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
     """
     if kind == "none":
@@ -475,12 +480,13 @@ def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
 
 
 def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
-    """Compute scaled logits `(B, K)` with a margin on the target.
+    """Compute scaled logits `(B, K)` after a margin is applied to the similarity to the target centre.
 
     Args:
         similarity: similarities to all centres, `(B, K)`.
         labels: target speakers `(B,)`, in [0, K).
-        kind, margin: see `add_margin`. For `"real"`, impostor logits below the target logit with margin become 0.
+        kind, margin: see `add_margin`. For `"real"`, each impostor logit that is smaller than the target logit after
+            the margin is also replaced by 0.
         scale: factor of the logits, above 0.
     """
     if kind == "none":
@@ -630,7 +636,10 @@ class HyperbolicSimilarity(nn.Module):
             nn.init.constant_(self.log_curvature, math.log(self.initial_curvature))
 
     def curvature(self) -> float | Tensor:
-        """Return `c`: a float if it is fixed, or a scalar tensor within bounds, at least float32, if it is learned."""
+        """Return `c`: a float if it is fixed, otherwise a scalar tensor with at least the precision of float32.
+
+        A learned `c` is limited to the range from `SMALLEST_CURVATURE` to `largest_curvature`.
+        """
         if self.log_curvature is None:
             return self.initial_curvature
         bounds = math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature)
@@ -642,7 +651,7 @@ class HyperbolicSimilarity(nn.Module):
         return (log_c + (log_c.detach().clamp(*bounds) - log_c.detach())).exp()
 
     def recorded_curvature(self) -> float:
-        """Return `c` as a float for the configuration, at most its upper bound, which rounding errors may exceed."""
+        """Return `c` as a float for the configuration. It never exceeds `largest_curvature`, even after rounding."""
         return min(float(torch.as_tensor(self.curvature()).detach()), self.largest_curvature)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -657,20 +666,21 @@ class HyperbolicSimilarity(nn.Module):
 
 
 class SpeakerHead(nn.Module):
-    """Training head: centres of the speakers, a similarity and a margin. The docstring of this module lists all heads.
+    """Training head: centres of the speakers, a similarity and a margin.
 
-    `set_margin` can change the margin in training. The margin is saved in the configuration, not with the weights. A
-    trainer can set the attribute `engine`, which then computes the loss. The engine is not saved.
+    A table in the docstring of this module lists all heads. `set_margin` can change the margin in training. The margin
+    is saved in the configuration, not with the weights. A trainer can set the attribute `engine` to a `LossEngine`,
+    which then computes the loss. The engine is not saved.
 
     Args:
-        head: name of the head in the table; any except `joint`.
+        head: name of a head in this table, except `joint`.
         speakers: number K of speakers.
         embedding_size: embedding size D.
         scale: factor of the logits, above 0.
         margin: margin in [0, 3).
         curvature: number `c` of a hyperbolic head. Other heads ignore this argument and the ones after it.
-        projection, clip_radius: projection of a hyperbolic head; see `project`.
-        learnable_curvature: whether the curvature is a parameter, which needs the projection `"curved"`.
+        projection, clip_radius: settings of the projection of a hyperbolic head; see `project`.
+        learnable_curvature: whether the curvature is a learned parameter. If True, `projection` must be `"curved"`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -719,12 +729,13 @@ class SpeakerHead(nn.Module):
         Args:
             embeddings: embeddings of the utterances, `(B, D)`.
             labels: target speakers `(B,)`, int64 in [0, K); None computes no loss.
-            return_logits: whether to compute logits; None omits them in training with labels, to save memory.
+            return_logits: whether to compute logits. None computes them, unless the head is in training mode and labels
+                are given; leaving the logits out saves memory.
         """
         if return_logits is None:
             return_logits = labels is None or not self.training
         if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres. To compute logits, load the saved model.")
+            raise ValueError("No rank holds all centres. Logits need all of them: load the saved model.")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = limit_entries(at_least_float32(embeddings))
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
@@ -741,13 +752,15 @@ class SpeakerHead(nn.Module):
 
 
 class JointHead(nn.Module):
-    """Training head whose loss is the weighted sum of a Euclidean head and HAM, each with its own centres.
+    """Training head whose loss is the weighted sum of the losses of a Euclidean head and of a HAM head.
 
-    The released code uses 0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2). The logits come from HAM.
+    Each of the two heads has its own centres. The logits are the logits of the HAM head. The released code uses
+    0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2).
 
     Args:
-        euclidean, hyperbolic: head with a linear or cosine similarity, and HAM head.
-        euclidean_weight, hyperbolic_weight: weights of their losses, at least 0.
+        euclidean: head with a linear or cosine similarity.
+        hyperbolic: HAM head.
+        euclidean_weight, hyperbolic_weight: weights of the losses of these two heads, at least 0.
     """
 
     def __init__(
