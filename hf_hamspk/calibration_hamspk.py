@@ -7,7 +7,7 @@ speakers, the cohort. `mean` and `std` are the mean and the uncorrected standard
 
 - `"z"`: `(s - mean_e) / std_e` (Li and Porter 1988; Reynolds 1997)
 - `"t"`: `(s - mean_t) / std_t` (Auckenthaler et al. 2000)
-- `"s"`: the mean of both (Kenny 2010)
+- `"s"`: the mean of the `"z"` and the `"t"` score (Kenny 2010)
 - `"as"`: as `"s"`, but `mean` and `std` use only the `top` largest cohort scores of enrolment and test, respectively
   (AS-norm1 of Matejka et al. 2017, equation 5; AS-norm2 would select them by the scores of the other recording)
 
@@ -72,7 +72,7 @@ def shorten(fingerprint: str) -> str:
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of canonical JSON (sorted keys, no blanks) of all values except the checksum itself.
+    """Return the SHA-256 of the canonical JSON (sorted keys, no blanks) of `values` without the key `CHECKSUM`.
 
     Raises:
         ValueError: a value is NaN or infinite, which JSON cannot represent.
@@ -167,7 +167,8 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
         top: number of largest scores to use in each row; None or a number above C uses all scores.
 
     Raises:
-        ValueError: the scores are not two-dimensional or not finite, or a row has fewer than two or only equal scores.
+        ValueError: `scores` is not two-dimensional or not finite, fewer than two scores of a row are used, or all
+            scores of a row that are used are equal.
     """
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
@@ -293,12 +294,12 @@ class Quality:
     utterances: Any = 1
 
     def rows(self, index: np.ndarray) -> "Quality":
-        """Return the measures, which must be arrays, of the trials whose numbers are in `index`, in its order."""
+        """Return the measures of the trials whose numbers are in `index`, in this order. They must be arrays."""
         return Quality(*(np.asarray(column)[index] for column in vars(self).values()))
 
 
 def combine_qualities(qualities: Sequence[Quality]) -> Quality:
-    """Combine the measures of the utterances of an enrolment: speech and utterances are added, the others averaged."""
+    """Combine the measures of an enrolment's utterances: `speech` and `utterances` are added, the others averaged."""
     if not qualities:
         raise ValueError("No utterance was given. Quality measures need at least one.")
     return Quality(
@@ -346,10 +347,10 @@ class OperatingPoint:
     Attributes:
         name: name of the operating point, for example "balanced".
         prior: probability, in (0, 1), that a trial is a target trial, before its recordings are compared.
-        cost_miss: cost of rejecting the same speaker, above 0.
-        cost_false_alarm: cost of accepting another speaker, above 0.
-        miss_rate: fraction of the target trials that were rejected; None if not measured.
-        false_alarm_rate: fraction of the impostor trials that were accepted; None if not measured.
+        cost_miss: cost of a miss (a rejected target trial), above 0.
+        cost_false_alarm: cost of a false alarm (an accepted impostor trial), above 0.
+        miss_rate: fraction of target trials that are rejected at this threshold; None if not measured.
+        false_alarm_rate: fraction of impostor trials that are accepted at this threshold; None if not measured.
 
     Raises:
         ValueError: a number is out of range.
@@ -384,7 +385,7 @@ class OperatingPoint:
 
     @property
     def flaw(self) -> str | None:
-        """Warning that this point rejected all target trials or accepted all impostor trials; None in other cases."""
+        """Warning if the operating point rejected all target trials or accepted all impostor trials; None otherwise."""
         if self.miss_rate == 1:
             return f"The operating point {self.name} accepts nobody: it missed all target trials of the calibration."
         if self.false_alarm_rate == 1:
@@ -498,14 +499,14 @@ class Calibration:
         """Compute the natural log-likelihood ratio of one or more trials.
 
         Args:
-            score: score of a trial, or scores `(N,)`; already normalised unless `normalisation` is `"none"`.
-            quality: result of `quality_features`; None is enough if `needs_quality` is False.
+            score: score of a trial, or scores `(N,)`. They must be normalised unless `normalisation` is `"none"`.
+            quality: result of `quality_features`; may be None if `needs_quality` is False.
 
         Returns:
             A float if `score` is a number, otherwise an array `(N,)` in float64.
 
         Raises:
-            ValueError: a quality measure that has a weight is missing.
+            ValueError: `quality` lacks a measure that has a weight in the calibration.
         """
         given = {} if quality is None else quality
         total: Any = self.offset + self.weights[SCORE] * np.asarray(score, dtype=np.float64)
@@ -572,7 +573,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Calibration":
-        """Read a file that `save` wrote. `check_model` checks whether the calibration belongs to a model.
+        """Read a file that `save` wrote. Use `check_model` to check whether the calibration belongs to a model.
 
         Raises:
             ValueError: the file is missing, is not JSON, was altered, or has an unknown schema.
@@ -634,10 +635,10 @@ def trial_features(
     """Return the features of P trials that a calibration weighs, `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
 
     Args:
-        raw: similarities `(P,)`. Normalisation does not change their data type.
+        raw: similarities `(P,)`. They are normalised in their own data type and then converted to float64.
         normalisation: one of `NORMALISATIONS`.
-        statistics: cohort statistics `(P,)` of the enrolments and of the tests; None without normalisation.
-        quality: quality measures `(P,)` of the enrolments and of the tests; None omits the `QUALITY_FEATURES`.
+        statistics: cohort statistics `(P,)` of the enrolments and the tests; not needed if `normalisation` is `"none"`.
+        quality: quality measures `(P,)` of the enrolments and of the tests. If None, only `SCORE` is returned.
 
     Raises:
         ValueError: the normalisation needs statistics, but none were given.
@@ -694,7 +695,7 @@ class Scorer:
     def scores(
         self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
     ) -> Scores:
-        """Score each row of `enrolment` `(P, D)` against the same row of `test`, with the quality of each row."""
+        """Score each row of `enrolment` `(P, D)` against the same row of `test`; the calibration uses the qualities."""
         raw = self.model.score(enrolment, test)
         if self.calibration is None:
             return Scores(_float64(raw), None, None)
@@ -724,7 +725,7 @@ class Scorer:
         statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
         quality: tuple[Quality, Quality] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """Compute log-likelihood ratios from the raw scores of P pairs. Decisions and evaluations both use it.
+        """Compute log-likelihood ratios from the raw scores of P pairs, for decisions and evaluations alike.
 
         Args:
             raw, statistics, quality: raw scores, cohort statistics and quality measures; see `trial_features`.
@@ -733,7 +734,7 @@ class Scorer:
             Normalised scores (None without normalisation) and natural log-likelihood ratios, `(P,)` each.
 
         Raises:
-            ValueError: the model is not calibrated, or its calibration needs statistics or qualities that are missing.
+            ValueError: the model is not calibrated, or `statistics` or `quality` is None and the calibration needs it.
         """
         if self.calibration is None:
             raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
