@@ -137,7 +137,7 @@ class FilterBank(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
-        """Compute the features of `waveforms` `(B, L)`. `lengths` `(B,)` is in samples; None if none is padded."""
+        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = self._frames(valid_samples(waveforms.to(self.window.dtype), lengths), lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
@@ -149,7 +149,7 @@ class FilterBank(nn.Module):
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Return the number of frames of utterances with `lengths` samples. Only `"kaldi"` does not pad their ends."""
+        """Return the number of frames of utterances of `lengths` samples. The ends are padded except for `"kaldi"`."""
         inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
@@ -170,7 +170,10 @@ class FilterBank(nn.Module):
         return extended.unfold(1, self.window_length, self.hop)
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return the logarithm of `energies` `(B, F, T)`, in dB for SpeechBrain, with a lower limit or an offset."""
+        """Return the logarithm of `energies` `(B, F, T)`; for `"speechbrain"`, the result is in dB.
+
+        So that the result is finite, `"fbank"` adds an offset to the energies, and the other kinds set a lower limit.
+        """
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":
@@ -184,7 +187,7 @@ class FilterBank(nn.Module):
 
 
 class Waveform(nn.Module):
-    """Front-end that returns the samples, scaled to mean 0 and variance 1 if `config.normalize_waveform` is True."""
+    """Front-end that returns samples, normalised to mean 0 and variance 1 if `config.normalize_waveform` is True."""
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
@@ -204,7 +207,10 @@ class Waveform(nn.Module):
 
 
 def valid_samples(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set the padding of waveforms `(B, L)` to 0, and scale louder waveforms down to the amplitude `LARGEST_SAMPLE`."""
+    """Set the padding of waveforms `(B, L)` to 0, and limit their amplitude to `LARGEST_SAMPLE`.
+
+    A waveform whose largest absolute sample exceeds `LARGEST_SAMPLE` is scaled down; other waveforms are not changed.
+    """
     if lengths is not None:
         waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
     return limit_entries(waveforms, LARGEST_SAMPLE)
@@ -232,7 +238,7 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """Return a bool mask `(B, size)` with up to `longest` adjacent True entries per row, at random below `lengths`."""
+    """Return a random bool mask `(B, size)` with up to `longest` adjacent True in the first `lengths[i]` of row `i`."""
     # A mask covers at most half of a short utterance.
     widest = (lengths // 2).clamp_max(longest)
     width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
@@ -282,8 +288,9 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 def overwrites(norm: nn.Module, x: Tensor) -> bool:
     """Return whether the layer `norm` may overwrite its input `x`, provided that no other layer reads `x`.
 
-    Overwriting is allowed in evaluation without gradients on a CPU. There, new memory costs more than the arithmetic.
-    Compilers and exporters plan memory themselves, so it is not allowed for them.
+    Overwriting is allowed only in evaluation mode, without gradients, on a CPU and in float32 or float64. On a CPU,
+    allocating new memory takes longer than the arithmetic. During compilation or export, overwriting is not allowed,
+    because compilers and exporters plan the memory themselves.
     """
     plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
     return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -312,9 +319,9 @@ def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: 
     """Return indices that extend utterances by a mirror image at both ends, `(B, size + 2 * margin)`.
 
     Args:
-        size: length of the padded batch.
-        margin: length of each mirror image.
-        lengths: length `(B,)` of each utterance; None if all have the length `size`, which gives B = 1.
+        size: number of entries (frames or samples) of the padded utterances.
+        margin: number of entries of each mirror image.
+        lengths: number of entries `(B,)` of each utterance. None if all have `size`; the result then has B = 1.
         device: device of the result.
 
     The mirror image does not repeat the end itself. If an utterance is too short, its first or last index is repeated.
@@ -405,7 +412,7 @@ class AttentivePooling(nn.Module):
         return torch.cat([mean, self.deviation.of_variance(variance)], dim=1)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Apply the 1x1 convolution to each frame with the context, without copying the context to all frames."""
+        """Apply the 1x1 convolution to frames and context. The context is equal for all frames, so it is not copied."""
         weight, channels = self.hidden.weight, x.shape[1]
         if not self.context:
             return self.hidden(x)
@@ -494,7 +501,7 @@ class ConvBlock(nn.Module):
         Args:
             x: frames `(B, C, T)`.
             mask: bool mask `(B, T)`; None if all frames are valid.
-            out: buffer `(B, C', T)` for the result, used only if `overwrites` returns True; may be `x`.
+            out: buffer `(B, C', T)` for the result, used only if `overwrites` permits overwriting; may be `x`.
         """
         if self.margin:
             x = mirrored(x, self.margin, mask)
@@ -514,7 +521,7 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Layer that multiplies each channel of `(B, C, T)` by a gate. It depends on the means over the valid frames."""
+    """Layer that multiplies each channel of `(B, C, T)` by a gate. The gates depend on the means over valid frames."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
@@ -522,7 +529,7 @@ class SqueezeExcitation(nn.Module):
         self.up = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return `residual + gate * x`, written to `out` if given. Both inputs `(B, C, T)` must be 0 outside `mask`."""
+        """Return `residual + gate * x`, written to `out` if given; `x` and `residual` must be 0 outside `mask`."""
         gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
         return torch.addcmul(residual, x, gate, out=out)
 
@@ -542,7 +549,7 @@ class SERes2Block(nn.Module):
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Compute the output `(B, C, T)`. It is written to `out` if `overwrites` is True."""
+        """Return the output `(B, C, T)`. It is written to `out` if `out` is given and `overwrites` permits it."""
         frames = self.reduce(x, mask)
         if overwrites(self.reduce.norm, frames):
             return self._overwrite(frames, x, mask, out)
@@ -579,7 +586,10 @@ class Ecapa(nn.Module):
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode features `(B, F, T)`. They must be 0 outside the bool `mask` `(B, T)`, None if all are valid."""
+        """Encode features `x` `(B, F, T)`, which must be 0 outside the bool mask `mask` `(B, T)`.
+
+        `mask` is None if all frames are valid.
+        """
         x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
@@ -603,7 +613,7 @@ Pooling = StatisticsPooling | XVectorPooling | AttentivePooling | FactorisedAtte
 
 
 def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
-    """Create the pooling `config.pooling` of frames `(B, channels, T)`. Only MHFA pools all backbone `layers`."""
+    """Create the pooling `config.pooling` for frames `(B, channels, T)`. The number of `layers` is for MHFA only."""
     if config.pooling == "mhfa":
         return FactorisedAttentivePooling(config, channels, layers)
     kinds = {"statistics": StatisticsPooling, "xvector": XVectorPooling, "attentive": AttentivePooling}
