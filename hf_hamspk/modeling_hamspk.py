@@ -99,8 +99,8 @@ class SpeakerModelMixin(nn.Module):
     ) -> Tensor:
         """Embed recordings of any length and sampling rate in evaluation mode, batched by length.
 
-        About ten minutes of audio and one further recording are in memory at once. Long recordings are embedded in
-        pieces; see `embed_waveforms`.
+        At any time, at most about ten minutes of audio and one more recording are in memory. Long recordings are
+        embedded in pieces; see `embed_waveforms`.
 
         Args:
             recordings: paths, arrays, dictionaries or other inputs that `read_sound` accepts.
@@ -113,7 +113,8 @@ class SpeakerModelMixin(nn.Module):
             of the other recordings.
 
         Raises:
-            InputError: a recording is unreadable, truncated, silent or shorter than 0.1 s; the message has its number.
+            InputError: a recording is unreadable, truncated, silent or shorter than 0.1 s. The message contains the
+                number of the recording, counted from 1.
         """
         if isinstance(recordings, str | bytes | os.PathLike | dict):
             raise InputError(
@@ -132,12 +133,12 @@ class SpeakerModelMixin(nn.Module):
     def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:
         """Embed waveforms that `read_sound` returned; like `embed`, return `(N, D)` float32.
 
-        A recording of more than `config.longest_piece` seconds is cut into equal pieces of at most this length. Its
-        embedding is the `mean_direction` of the embeddings of the pieces, weighted by their seconds of speech. Several
-        threads may embed at the same time, but the model must not be trained during this time.
+        A recording of more than `config.longest_piece` seconds is cut into pieces of equal length, each at most this
+        long. The embedding of the recording is the `mean_direction` of the embeddings of its pieces, weighted by their
+        seconds of speech. Several threads may embed at the same time, but the model must not be trained meanwhile.
 
         Args:
-            waveforms: finite float32 waveforms `(L,)` at the model's sampling rate, which are not checked.
+            waveforms: finite float32 waveforms `(L,)` at the model's sampling rate. They are not checked.
             batch_seconds: seconds of audio, including padding, in one forward pass; a longer piece forms its own batch.
         """
         rate = self.config.sampling_rate
@@ -165,7 +166,7 @@ class SpeakerModelMixin(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Set the model to evaluation mode, and restore the earlier mode when the last thread stops embedding."""
+        """Keep the model in evaluation mode while any thread embeds, and then restore the earlier mode."""
         with MODE_LOCK:
             if self._embedding_threads == 0:
                 self._was_training = self.base_model.training
@@ -267,7 +268,11 @@ class SpeakerModelMixin(nn.Module):
         return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
 
     def usable_calibration(self) -> tuple[Calibration | None, Cohort | None]:
-        """Return calibration and cohort; both are None, with a warning, if the weights lost precision since."""
+        """Return the calibration and the cohort if they apply to the current weights.
+
+        If the weights are quantised or in float16, but the calibration was made with other weights (usually before the
+        conversion), both are None, with a warning.
+        """
         own = [part for part in (self.calibration, self.cohort) if part is not None]
         if self._keeps_fingerprint() or all(part.fingerprint == self.fingerprint() for part in own):
             return self.calibration, self.cohort
@@ -278,12 +283,19 @@ class SpeakerModelMixin(nn.Module):
         return None, None
 
     def _keeps_fingerprint(self) -> bool:
-        """Return whether the weights have at least the precision of bfloat16, from which fingerprints are computed."""
+        """Return whether all weights that affect the embedding are float64, float32 or bfloat16.
+
+        The fingerprint is computed from the weights after conversion to bfloat16. Conversion from float32 to
+        bfloat16 or float64 does not change it. Quantisation and float16 round the weights differently and change it.
+        """
         exact, state = (torch.float64, torch.float32, torch.bfloat16), self.base_model.state_dict().values()
         return all(isinstance(t, Tensor) and not t.is_meta and (t.dtype in exact or not _is_weight(t)) for t in state)
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
-        """Return an `OnnxSpeakerModel`; `file` is a path, or the name of a file in the folder of the weights."""
+        """Return an `OnnxSpeakerModel`, which computes the embeddings of this model with ONNX Runtime.
+
+        `file` is the path of the exported file, or its name if it is in the folder or repository of the weights.
+        """
         return OnnxSpeakerModel(self, _find_beside(file, self.config), threads)
 
     def _scoring(self) -> dict[str, Any]:
@@ -339,7 +351,7 @@ def check_labels(labels: Tensor, speakers: int) -> None:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return batches of indices of similar `lengths`, each with at most `budget` samples including padding."""
+    """Return batches of indices of similar `lengths`: one utterance, or at most `budget` samples including padding."""
     batches: list[list[int]] = []
     held = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -435,7 +447,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """Save the model like transformers, with its feature extractor, calibration, cohort and pipeline."""
+        """Save the model as transformers does, with its feature extractor, calibration, cohort and pipeline name."""
         announce_pipeline(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
@@ -596,12 +608,12 @@ class HamSpkModel(HamSpkPreTrainedModel):
         Args:
             input_values: waveforms `(B, L)` in [-1, 1] at `config.sampling_rate`, padded on the right.
             attention_mask: mask `(B, L)` with 1 for samples and 0 for padding; None if there is no padding.
-            return_dict: False returns a plain tuple.
-            kwargs: ignored; a processor may add arguments.
+            return_dict: False returns a plain tuple instead of an output object.
+            kwargs: ignored, because a processor may return values that this model does not need.
 
         Raises:
             ValueError: `input_values` is not two-dimensional, the mask has another shape or pads on the left, an
-                utterance is shorter than one analysis window (25 ms), or training has a batch of one utterance.
+                utterance is shorter than one analysis window (25 ms), or a batch in training has only one utterance.
         """
         check_batch(input_values, attention_mask, self.frontend.smallest_length)
         norms = [norm for norm in (self.pooled_norm, self.embedding_norm) if not isinstance(norm, nn.Identity)]
@@ -621,7 +633,10 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _pool_layers(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Run a transformers backbone and return its frames `(B, C, T)` (None for MHFA) and their pooled statistics."""
+        """Run a transformers backbone, and return its frames `(B, C, T)` and the result of the pooling.
+
+        The frames are None for MHFA, because it pools all layers of the backbone instead of one sequence of frames.
+        """
         if lengths is not None and self.groups_by_length:
             hidden = self._layers_by_length(waveforms, lengths)
         else:
@@ -639,7 +654,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return frames, self.pooling(frames, mask)
 
     def _layers(self, waveforms: Tensor, samples_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the layers `(B, T, C)` of the backbone that are pooled: all hidden states, or only its output."""
+        """Return the layers `(B, T, C)` to pool: all hidden states for layer mixing and MHFA, otherwise the output."""
         is_output_alone = self.layer_mix is None and not isinstance(self.pooling, FactorisedAttentivePooling)
         output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=not is_output_alone)
         return (output.last_hidden_state,) if is_output_alone else output.hidden_states
@@ -704,12 +719,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         return model
 
     def set_margin(self, margin: float) -> None:
-        """Set the margin, in [0, 3), of the loss and of the configuration, which is saved with the model."""
+        """Set the margin of the loss, in [0, 3), and write it to the configuration, which is saved with the model."""
         self.head.set_margin(margin)
         self.config.margin = self.head.margin
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save the model like `HamSpkModel`, with a learned curvature in the configuration, where scoring reads it."""
+        """Save the model like `HamSpkModel`, after writing a learned curvature to the configuration for scoring."""
         self._record_curvature()
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -736,7 +751,8 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         Args:
             input_values, attention_mask, return_dict, kwargs: see `HamSpkModel.forward`.
             labels: speakers `(B,)` in [0, num_labels); None computes no loss.
-            return_logits: whether to compute logits; None omits them, to save memory, only in training with labels.
+            return_logits: whether to compute logits. None computes them, unless the model is in training mode and
+                `labels` are given; leaving the logits out saves memory.
 
         Returns:
             Scalar `loss` with margin, scaled `logits` `(B, K)` without margin, and `embeddings` `(B, D)`. A loss or
@@ -819,7 +835,10 @@ class OnnxEncoder(nn.Module):
         self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
-        """Return the `embeddings` `(B, D)` of waveforms `(B, L)`; the mask `(B, L)` is 0 for padding on the right."""
+        """Embed the waveforms `input_values` `(B, L)`, which may be padded on the right.
+
+        `attention_mask` `(B, L)` is 1 for samples and 0 for padding; None if there is no padding.
+        """
         if attention_mask is not None and not self.description.masked:
             # The graph accepts no padding, so each utterance runs alone.
             rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
@@ -834,8 +853,9 @@ class OnnxEncoder(nn.Module):
 class OnnxSpeakerModel(SpeakerModelMixin):
     """Speaker model that computes embeddings with ONNX Runtime.
 
-    A quantised or otherwise changed graph, whose embedding of a test signal differs by more than `LARGEST_DIFFERENCE`,
-    has its own fingerprint. The calibration, cohort and profiles of the model do not apply to this graph.
+    The graph may compute other embeddings than `model`, for example because it was quantised. If the embeddings of a
+    test signal differ by more than `LARGEST_DIFFERENCE`, the graph has its own fingerprint, and the calibration, cohort
+    and profiles of `model` do not apply to it.
 
     Args:
         model: model that was exported.
@@ -870,12 +890,15 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         )
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the weights, or of weights and file if the graph computes other embeddings."""
+        """Return the fingerprint of the weights, or of weights and file if their embeddings differ (see the class)."""
         return self._fingerprint
 
 
 def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
-    """Return the largest difference between both embeddings of a test signal, relative to the model's largest value."""
+    """Return the relative difference between the embeddings of a test signal by `encoder` and by `model`.
+
+    It is the largest absolute difference of an entry, divided by the largest absolute entry of `model`'s embedding.
+    """
     rate = model.config.sampling_rate
     noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
     signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
@@ -915,13 +938,14 @@ def _find_file(source: str | os.PathLike, name: str | os.PathLike, **where) -> s
 
 
 def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
-    """Return the path of `file`, which is a path or the name of a file in the folder or repository of the weights."""
+    """Return the path of an exported `file`, given as a path or a name in the folder or repository of the weights."""
     if os.path.isfile(file):
         return file
     commit = getattr(config, "_commit_hash", None)
     found = _find_file(config.name_or_path, file, revision=commit) if config.name_or_path else None
     if found is None:
         raise ValueError(
-            f"{os.fspath(file)} not found, neither as a path nor with the weights. Run `hamspk export MODEL OUT.onnx`."
+            f"{os.fspath(file)} not found, neither as a path nor in the folder or repository of the weights. Run "
+            "`hamspk export MODEL OUT.onnx`."
         )
     return found
