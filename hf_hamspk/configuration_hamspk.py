@@ -50,16 +50,19 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
         mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
         freeze_backbone: whether to exclude a transformers backbone from training and keep it in evaluation mode.
-        freeze_feature_encoder: whether to exclude the backbone's convolutions from training; False if not pretrained.
+        freeze_feature_encoder: whether to exclude the convolutions of a transformers backbone from training. Set it to
+            False if the backbone is not pretrained.
 
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
             (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
-        normalize_waveform: for `"waveform"`: whether to scale utterances to mean 0 and variance 1 (large WavLM models).
+        normalize_waveform: for `"waveform"`: whether to normalise each utterance to mean 0 and variance 1, which large
+            WavLM models need.
         mask_mel_bins, mask_frames: for filter banks, in training: largest number of adjacent filters and of adjacent
-            frames of each utterance that are masked; 0 for none (transformers backbones use `mask_time_prob`, ...).
+            frames of each utterance that are masked; 0 masks none. Transformers backbones have their own fields in
+            `backbone_config`, such as `mask_time_prob`.
 
     Embedding
         pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
@@ -85,12 +88,13 @@ class HamSpkConfig(PreTrainedConfig):
             `"curved"` (exponential map at the origin of the ball of curvature `-curvature`).
         clip_radius: largest feature norm before the exponential map of `"curved"`.
         learnable_curvature: for `"curved"`: whether the curvature is a trained parameter, with fixed bounds.
-        euclidean_head, euclidean_weight, hyperbolic_weight: second head of `"joint"`, and weights of the two losses.
+        euclidean_head: for `"joint"`: name of the Euclidean head that is combined with `ham`.
+        euclidean_weight, hyperbolic_weight: for `"joint"`: weights of the losses of the Euclidean head and of `ham`.
 
     Scoring and origin
         similarity: score of two embeddings: `"cosine"`, as in the paper, or `"hyperbolic"`.
-        converted_from: project that published the converted checkpoint; None if the model was not converted.
-        source_licence: licence of that checkpoint, which applies to the weights; None if not known.
+        converted_from: project whose published checkpoint was converted to this model; None if it was not converted.
+        source_licence: licence of this checkpoint, which applies to the converted weights; None if not known.
 
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
