@@ -49,8 +49,8 @@ class SpeakerVerificationPipeline(Pipeline):
 
     Args:
         check_voices: whether to check long recordings for several voices, which about doubles the time.
-        onnx_file: file that `hamspk export` wrote, to compute embeddings with ONNX Runtime; a path, or the name of a
-            file in the folder of the weights.
+        onnx_file: file that `hamspk export` wrote, used to compute embeddings with ONNX Runtime. It is a path, or the
+            name of a file in the folder of the weights.
         onnx_threads: number of threads of ONNX Runtime; None uses all cores.
         kwargs: arguments of `transformers.Pipeline`, and default values for the arguments of `__call__`.
     """
@@ -97,8 +97,9 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Args:
             inputs: one pair, a list of pairs, or a stream of pairs (a generator or a data set). A pair is a tuple
-                `(enrolment, test)` or a dictionary with these keys. The enrolment is a recording, a list of recordings
-                of one speaker, or a profile. With `return_embeddings=True`, the inputs are recordings.
+                `(enrolment, test)` or a dictionary with the keys "enrolment" and "test". The enrolment is a recording,
+                a list of recordings of one speaker, or a profile. With `return_embeddings=True`, the inputs are single
+                recordings instead of pairs.
             kwargs:
                 operating_point: name of an operating point of the calibration; the first one by default.
                 threshold: threshold on the score, instead of an operating point. If neither is given and the model
@@ -112,10 +113,11 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Returns:
             Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
-            float32), `speech` (in seconds) and `warnings`. A list gives a list, a stream an iterator.
+            float32), `speech` (in seconds) and `warnings`. For a list, the result is a list; for a
+            stream, an iterator.
 
         Raises:
-            InputError: an input cannot be used. For a list or stream, the message begins with its position in it.
+            InputError: an input cannot be used. For a list or stream, the message begins with the input's position.
         """
         if more:
             raise InputError("Expected one input, got several. Give a pair as a tuple: verify((enrolment, test)).")
@@ -217,7 +219,7 @@ class SpeakerVerificationPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[dict[str, Any]]:
-        """Yield answers. A batch stays a list, unlike in transformers, because the model itself pads by length."""
+        """Yield one answer for each input. Unlike in transformers, a batch is a list: the model itself pads it."""
         numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
         dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
             numbered, self._preprocess_numbered, preprocess_params
