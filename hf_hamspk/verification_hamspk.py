@@ -105,12 +105,12 @@ class SpeakerProfile:
         embedding: finite float32 embedding `(D,)` on the CPU.
         seconds: seconds of speech in each utterance.
         snr_db: mean signal-to-noise ratio of the utterances in dB.
-        magnitude: mean distance of their embeddings from the origin.
+        magnitude: mean distance of the utterances' embeddings from the origin.
         combine: method that combined the utterances; see `geometry_hamspk.COMBINATIONS`.
         fingerprint: fingerprint of the model.
         model_id: name of the model on the Hub, or the name of its folder.
         revision: commit of the model on the Hub; None for a folder.
-        recordings: SHA-256 of the samples of each utterance, used to detect a test recording that is one of them.
+        recordings: SHA-256 of the samples of each utterance, used to detect a test recording that was also enrolled.
         warnings: sentences about the enrolment; not saved.
     """
 
@@ -167,7 +167,7 @@ class SpeakerProfile:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
-        """Read a saved profile; raise a ValueError if it is damaged or a given `fingerprint` differs from its own."""
+        """Read a saved profile; raise a ValueError if it is damaged or has another fingerprint than `fingerprint`."""
         array, description = load_array(path, "embedding")
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
             raise ValueError(
@@ -212,7 +212,7 @@ class MeasuredRecording(NamedTuple):
 def read_recording(
     source: Any, rate: int, label: str, limits: Limits | None, sampling_rate: int | None, strict: bool = False
 ) -> Sound:
-    """Read a recording with `read_sound`, or return a `Sound` unchanged."""
+    """Read a recording with `read_sound`. If `source` is already a `Sound`, it is returned unchanged."""
     # `isinstance` would fail: an installed package and the code in a model's folder have different `Sound` classes.
     if not (hasattr(source, "waveform") and hasattr(source, "warnings")):
         return read_sound(source, rate, label, limits, sampling_rate, strict)
@@ -247,9 +247,10 @@ def read_enrolment_side(
 def measure_and_embed(
     model: SpeakerModel, groups: Sequence[Sequence[Sound]], with_pieces: bool
 ) -> list[list[MeasuredRecording]]:
-    """Measure and embed the recordings of each group; identical recordings are embedded only once.
+    """Return measurements and embedding of each recording of each group; identical recordings are embedded once.
 
-    The recordings must have the model's sampling rate. With `with_pieces`, pieces of long recordings are embedded too.
+    The recordings must have the model's sampling rate. If `with_pieces` is True, the pieces of a recording are embedded
+    as well as the complete recording; see `_spoken_pieces`.
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
     sounds = {
@@ -275,7 +276,7 @@ def measure_and_embed(
 
 
 def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
-    """Cut a recording into pieces with about 2 s of speech each; return none if fewer than two contain speech."""
+    """Cut a recording into pieces with about 2 s of speech each; return an empty list if fewer than two have speech."""
     count = int(measures.speech / VOICE_SECONDS)
     if count < 2:
         return []
@@ -371,13 +372,14 @@ def leave_one_out_scores(
 
 
 def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | None:
-    """Return the smallest log-likelihood ratio between two pieces of a recording, each with about 2 s of speech.
+    """Return the smallest log-likelihood ratio of two pieces of a recording, corrected for the number of pairs.
 
-    The ratio is low if two speakers take turns of several seconds in a recording of up to about 20 s. It does not
-    reveal people who speak at the same time or in shorter turns, or speakers that the model confuses.
+    Each piece contains about 2 s of speech. The ratio is low if two speakers take turns of several seconds in a
+    recording of up to about 20 s. It does not reveal people who speak at the same time or in shorter turns, or speakers
+    that the model confuses.
 
     Returns:
-        The smallest ratio plus the logarithm of the number of pairs, which corrects for the fact that the smallest of
+        The smallest ratio of all pairs of pieces plus the logarithm of the number of pairs, because the smallest of
         many ratios is low by chance. None without a calibration, or if there are fewer than two pieces.
     """
     pieces = recording.pieces
@@ -391,7 +393,7 @@ def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | 
 
 
 def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> list[str]:
-    """Return a warning if a recording seems to contain several voices, one after the other."""
+    """Return a list with a warning if a recording seems to contain several voices in turn, otherwise an empty list."""
     ratio = lowest_piece_ratio(recording, scorer)
     if ratio is None or ratio >= TWO_VOICES:
         return []
@@ -400,7 +402,7 @@ def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Rule to accept if the log-likelihood ratio (the score if `point` is None) is at least `threshold`."""
+    """Rule that accepts a trial if its log-likelihood ratio (its score if `point` is None) is at least `threshold`."""
 
     point: OperatingPoint | None
     threshold: float | None
@@ -485,7 +487,7 @@ class Verification:
 
 
 class _Enrolled(NamedTuple):
-    """Enrolment of a pair: its profile if there is enough speech, and its recordings unless a profile was given."""
+    """Enrolment of a pair: profile (None if it has too little speech) and recordings (empty if a profile was given)."""
 
     profile: SpeakerProfile | None
     recordings: list[MeasuredRecording]
@@ -505,7 +507,8 @@ class _CalibratedModel:
         check_voices: whether to check long recordings for several voices, which about doubles the time.
 
     Raises:
-        ValueError: the calibration or the cohort belongs to another model, or the cohort is missing or another.
+        ValueError: the calibration or the cohort belongs to another model, the cohort is missing, or it is not the
+            cohort that the calibration was fitted with.
     """
 
     def __init__(
@@ -570,7 +573,7 @@ class SpeakerVerifier(_CalibratedModel):
         name: str | None = None,
         limits: Limits | None = None,
     ) -> SpeakerProfile:
-        """Return the profile of a speaker, made from recordings.
+        """Create the profile of a speaker from recordings.
 
         Args:
             recordings: recordings of the speaker, in any form that `read_sound` accepts.
@@ -581,7 +584,7 @@ class SpeakerVerifier(_CalibratedModel):
             Profile of the speaker; its `warnings` describe problems of the recordings.
 
         Raises:
-            ValueError: there is no recording, a recording cannot be used, or all together have too little speech.
+            ValueError: there is no recording, a recording cannot be used, or they contain too little speech in all.
         """
         sounds: Any = read_enrolment_side(list(recordings), self.rate, limits, sampling_rate)
         enrolled = self._enrol(self._measure([sounds])[0], combine, name)
@@ -629,7 +632,7 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         limits: Limits | None = None,
     ) -> list[Verification]:
-        """Verify many pairs like `verify`. Recordings are embedded in batches, each distinct one only once."""
+        """Verify many pairs, each as in `verify`. Recordings are embedded in batches; identical ones only once."""
         rule = decision_rule(self.calibration, operating_point, threshold)
         read = []
         for enrolment, test in pairs:
@@ -803,7 +806,7 @@ def _enrolment_label(position: int, count: int) -> str:
 
 
 def _model_id(name: str | None) -> str | None:
-    """Return the name of a model on the Hub, or the name of its folder without the path."""
+    """Return the name of a model on the Hub unchanged, and of a local folder only its last part; None if unnamed."""
     return (os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name) if name else None
 
 
@@ -931,8 +934,8 @@ class SpeakerIdentifier(_CalibratedModel):
         rule = decision_rule(self.calibration, operating_point, threshold)
         if margin is not None and rule.threshold is None:
             raise ValueError(
-                "This model is not calibrated, and a margin alone cannot reject an unknown speaker. Calibrate it "
-                "(`hamspk calibrate`), or give a threshold on the score."
+                "This model is not calibrated, and a margin between two candidates cannot reject an unknown speaker. "
+                "Calibrate the model (`hamspk calibrate`), or give a threshold on the score."
             )
         least = margin if margin is not None else (NO_MARGIN if rule.point is None else LEAST_MARGIN)
         sounds = [read_recording(one, self.rate, "The recording", limits, sampling_rate) for one in recordings]
