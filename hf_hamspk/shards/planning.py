@@ -300,5 +300,5 @@ def check_unchanged(plan: Plan, found: Survey, options: PrepareOptions, output: 
 
 
 def describe_sources(sources: Sequence[str]) -> str:
-    """Return the names of the sources for the manifest, without the folders of this machine."""
+    """Return the names of the sources for the manifest: complete URLs, but only the last part of local paths."""
     return ", ".join(source if "://" in source else Path(source).absolute().name for source in sources)
