@@ -45,7 +45,8 @@ DOORS = [
     Door("handler", "small", SMALL + 24 * MIB),
     Door("space", "small", SMALL + 24 * MIB),
     Door("embed_command", "corpus", CORPUS),
-    Door("prepare_command", "corpus", CORPUS + 2 * 2 * CORPUS_SECONDS * RATE),
+    # One process reads one recording; rounding it to 16 bits and encoding it take 4 bytes per sample.
+    Door("prepare_command", "corpus", reading_bytes(CORPUS_SECONDS * RATE, 0) + 4 * CORPUS_SECONDS * RATE),
     Door("train_command", "corpus", CORPUS),
     Door("enrol_command", "single", SINGLE),
 ]
@@ -109,7 +110,7 @@ def embed_command(files):
     outcomes.append(main(["embed", folder, str(files), "--output", str(work / f"{door}-{files.name}.npz")]))
 
 def prepare_command(files):
-    outcomes.append(main(["prepare", str(files), str(work / f"{door}-{files.name}"), "--processes", "2"]))
+    outcomes.append(main(["prepare", str(files), str(work / f"{door}-{files.name}"), "--processes", "0"]))
 
 def train_command(files):
     tiny = dict(ecapa_channels=16, ecapa_output_channels=48, ecapa_bottleneck=8, pooling_channels=8, embedding_size=24,
