@@ -175,7 +175,7 @@ class SpeakerProfile:
             )
         try:
             values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
-            profile = cls(embedding=np.array(array), **values)
+            profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a speaker profile. {str(error)[:400]}") from error
         if fingerprint is not None:
