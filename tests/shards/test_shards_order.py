@@ -144,6 +144,9 @@ def test_the_order_stays_what_it_is():
     assert list(order.after(3)) == [4, 0, 5, 2]
     assert list(order.reads(0)) == list(order.reads(0, 0)) == [(0, 4, 3), (0, 4, 4), (5, 5, 0)]
     assert list(order.reads(1)) == [(0, 4, 0), (0, 4, 5), (5, 5, 2)]
+    # Windows of one group end within the epoch, so that reading from a later batch leaves some out.
+    narrow = EpochOrder([4] * 6, 4, seed=1, epoch=0, lanes=1, window=1)
+    assert list(narrow.reads(0)) == list(narrow.reads(0, 0)) and len(list(narrow.reads(0, 1))) == 5
 
 
 def test_factors_cover_each_utterance_at_each_speed():
