@@ -131,6 +131,10 @@ class CorpusUtterances:
     def speaker(self, utterance: int) -> str:
         return self.corpus[utterance]["speaker"]
 
+    def source(self, utterance: int) -> Any:
+        """Return the recording of an utterance in a form that `read_utterance` accepts."""
+        return self.name(utterance)
+
     def candidates(self, utterance: int) -> Iterable[int]:
         return ((utterance + step) % len(self) for step in range(len(self)))
 
@@ -157,7 +161,9 @@ class CorpusUtterances:
     def _read(self, utterance: int) -> np.ndarray:
         kept = self._cache.get(utterance)
         if kept is None:
-            waveform = read_utterance(self.name(utterance), self.sampling_rate, min_duration=self.min_duration).waveform
+            name = self.name(utterance)
+            source = self.source(utterance)
+            waveform = read_utterance(source, self.sampling_rate, name, self.min_duration).waveform
             if self.cache_bytes == 0:
                 return waveform
             kept = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)

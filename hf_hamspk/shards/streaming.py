@@ -193,18 +193,20 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
                 store.advance(batch)
                 for share in shares:
                     samples = self.order.samples(batch, *share)
-                    piece = self._collate([crops[self.epoch, int(sample)] for sample in samples])
+                    piece = collate_share(crops, [crops[self.epoch, int(sample)] for sample in samples])
                     news = {name: reason for name, reason in crops.failures.items() if name not in reported}
                     reported |= news.keys()
                     yield piece | ({"failures": news} if news else {})
 
-    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        if items:
-            return collate(items)
-        return {
-            "input_values": torch.empty(0, *self.crops.item_shape),
-            "labels": torch.empty(0, dtype=torch.int64),
-        }
+
+def collate_share(crops: SpeakerCrops, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the items of a loader process, possibly none, into its part of a micro-batch; see `collate`."""
+    if items:
+        return collate(items)
+    return {
+        "input_values": torch.empty(0, *crops.item_shape),
+        "labels": torch.empty(0, dtype=torch.int64),
+    }
 
 
 class StreamedBatches:

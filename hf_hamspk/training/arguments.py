@@ -94,6 +94,10 @@ class DataArguments:
         protocol: evaluation protocol. `"whole"` embeds the complete utterance. `"paper"` also embeds five 3 s segments.
         cache_megabytes: memory in megabytes for decoded audio in each loading process.
         num_workers: number of loading processes per training process.
+        shuffle: whether each epoch has a new random order. If False, the samples have the order of the rows. The rows
+            of a streamed data set are shuffled only if its method `shuffle` was called. Shards are always shuffled.
+        samples_per_epoch: number of rows of a streamed data set in an epoch; 0 counts the rows before training, in a
+            pass over the column of speakers.
     """
 
     train_data: str | None = None  # A Python program can also pass a data set.
@@ -117,6 +121,8 @@ class DataArguments:
     protocol: Literal["whole", "paper"] = "whole"
     cache_megabytes: int = 0
     num_workers: int = 0
+    shuffle: bool = True
+    samples_per_epoch: int = 0
 
     def __post_init__(self) -> None:
         _expand_home(self)

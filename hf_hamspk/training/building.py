@@ -17,17 +17,18 @@ from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
 from ..data.augmentation import Augmentation, NoiseSource
+from ..data.columns import sequential_order
 from ..data.dataset import SpeakerCrops, collate
 from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
 from ..shards.reading import open_shards
+from ..shards.row_streams import RowBatches, StreamUtterances
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
 from .arguments import Recipe, TrainingArguments
 from .checkpoints import DATA_FACTS
-from .corpora import open_corpus
+from .corpora import MEGABYTE, open_corpus
 
 logger = logging.get_logger(__name__)
 
-MEGABYTE = 1 << 20
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 # Arguments that may change when a run is resumed.
 _FREE_ARGUMENTS = {
@@ -172,6 +173,8 @@ def run_settings(recipe: Recipe, config: HamSpkConfig) -> dict[str, Any]:
     """
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
+    # Checkpoints of earlier versions do not contain this argument.
+    arguments |= {} if recipe.data.shuffle else {"shuffle": False}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
     return json.loads(json.dumps(arguments | model))
 
@@ -223,7 +226,7 @@ def build_crops(
         ValueError: the data cannot be used, or a speaker of the data is not in `speakers`.
     """
     data = recipe.data
-    corpus, found = open_corpus(data, rate, report, progress)
+    corpus, found = open_corpus(data, rate, report, progress, speakers)
     speakers = found if speakers is None else list(speakers)
     missing = sorted(set(found) - set(speakers))
     if missing or len(set(speakers)) != len(speakers):
@@ -278,16 +281,23 @@ def training_batches(
     args, workers = recipe.training, recipe.data.num_workers
     rank, ranks = accelerator.process_index, accelerator.num_processes
     steps, pin_memory = args.gradient_accumulation_steps, accelerator.device.type == "cuda"
+    streamed = isinstance(crops.utterances, ShardUtterances | StreamUtterances)
+    if streamed and args.utterances_per_speaker:
+        raise ValueError(
+            "utterances_per_speaker is for corpora in files, because a shard or a part of a stream may contain only "
+            "some utterances of a speaker. Remove it, or set train_data to a CSV file or a folder of recordings."
+        )
     if isinstance(crops.utterances, ShardUtterances):
-        if args.utterances_per_speaker:
-            raise ValueError(
-                "utterances_per_speaker is for corpora in files, because a shard may contain only some utterances of "
-                "a speaker. Remove it, or set train_data to a CSV file or a folder of recordings."
-            )
         batches = StreamedBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
         batches.epoch, batches.batch = epoch, first_batch
         return batches.batches_per_epoch, iter(batches)
-    order = None if not args.utterances_per_speaker else speaker_order(crops.labels(), args, epoch)
+    if isinstance(crops.utterances, StreamUtterances):
+        batches = RowBatches(crops, args.batch_size, rank, ranks, steps, workers, pin_memory)
+        batches.epoch, batches.batch = epoch, first_batch
+        return batches.batches_per_epoch, iter(batches)
+    order = None if recipe.data.shuffle else sequential_order(len(crops.utterances), len(crops.speed_factors))
+    if args.utterances_per_speaker:
+        order = speaker_order(crops.labels(), args, epoch)
     sampler = GlobalBatchSampler(len(crops), args.batch_size, rank, ranks, steps, args.seed, epoch, first_batch, order)
     loader = DataLoader(
         crops,

@@ -1,19 +1,86 @@
 """Open the training data of a run."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..data.columns import DatasetUtterances, is_dataset, is_stream, load_saved_dataset
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
+from ..data.dataset import Utterances
 from ..shards.reading import open_shards
+from ..shards.row_streams import RowStream, StreamUtterances
 from ..shards.streaming import ShardUtterances
 from .arguments import DataArguments
 
+MEGABYTE = 1 << 20
 
-def open_corpus(data: DataArguments, rate: int, report: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
+
+def open_corpus(
+    data: DataArguments,
+    rate: int,
+    report: Callable[[str], None],
+    progress: bool,
+    speakers: Sequence[str] | None = None,
+) -> tuple[Any, list[str]]:
     """Open the training utterances and list their speakers.
 
-    Audio files are checked first. Shards are not, because they were checked when they were prepared.
+    Audio files are checked first. Shards were checked when they were prepared. Data sets are not checked: a row that
+    cannot be read is replaced by the next one when it is drawn, and reported.
+
+    Args:
+        data: arguments of the data.
+        rate: sampling rate of the model in Hz.
+        report: function that receives a summary.
+        progress: whether to show a progress bar.
+        speakers: all speakers, if known; a streamed data set then need not be searched for them.
+
+    Returns:
+        A source of utterances for `SpeakerCrops`, and the sorted speakers.
+
+    Raises:
+        ValueError: the data cannot be used.
     """
+    source = data.train_data
+    if is_stream(source):
+        stream = RowStream(
+            source, data.audio_column, data.speaker_column, data.samples_per_epoch, speakers, data.shuffle
+        )
+        counted = "counted in a pass over the speakers" if stream.counted else "as stated"
+        report(f"{stream.count} rows per epoch of {len(stream.speakers)} speakers in a streamed data set, {counted}")
+        return StreamUtterances(stream, rate), stream.speakers
+    saved = source if is_dataset(source) else load_saved_dataset(str(source)) if is_path(source) else None
+    if saved is not None:
+        cache = data.cache_megabytes * MEGABYTE
+        rows = DatasetUtterances(saved, data.audio_column, data.speaker_column, rate, cache_bytes=cache)
+        report(f"{len(rows)} rows of {len(rows.speakers)} speakers in a data set")
+        return rows, rows.speakers
+    if not is_path(source):
+        return source, sorted(utterances_of(source).speakers)
+    return open_files(data, rate, report, progress)
+
+
+def is_path(source: Any) -> bool:
+    """Return whether training data is given as a path or URL."""
+    return isinstance(source, str | os.PathLike)
+
+
+def utterances_of(source: Any) -> Utterances:
+    """Check that an object has the interface `Utterances`, and return it.
+
+    Raises:
+        ValueError: a method is missing.
+    """
+    missing = [name for name in ("speakers", "name", "speaker", "candidates", "cut") if not hasattr(source, name)]
+    if missing:
+        raise ValueError(
+            "Expected training data as a datasets.Dataset, a datasets.IterableDataset, a path, or an object with the "
+            f"interface hf_hamspk.data.Utterances, got a {type(source).__name__}."
+        )
+    return source
+
+
+def open_files(data: DataArguments, rate: int, report: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
+    """Open shards, or a corpus of audio files, which are checked; see `open_corpus`."""
     reader = open_shards(str(data.train_data))
     if reader is not None:
         manifest = reader.manifest

@@ -1,0 +1,248 @@
+"""Utterances in the rows of `datasets`, with a column of audio and a column of speakers.
+
+Audio is never decoded by `datasets`, which would need torchcodec, but by the reader of this package.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, load_from_disk
+
+from ..audio_hamspk import SHORTEST_SECONDS, InputError
+from ..files.tables import clean_speaker
+from .audio import SAMPLING_RATE, read_utterance
+from .dataset import CorpusUtterances
+
+AUDIO_COLUMNS = ("audio", "path")
+"""Columns that are tried in this order if the column of the arguments does not exist."""
+
+SPEAKER_COLUMNS = ("speaker_id", "speaker", "label")
+"""Columns that are tried in this order if the column of the arguments does not exist."""
+
+PROBED_ROWS = 4
+"""Number of rows that are read when a data set is opened. If all of them are unusable, the data set is refused."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of audio and speakers, and how their cells are read.
+
+    Attributes:
+        audio: name of the column of audio.
+        speaker: name of the column of speakers.
+        names: names of the speakers if the column contains class indices; None if it contains the speakers.
+    """
+
+    audio: str
+    speaker: str
+    names: Sequence[str] | None = None
+
+    def speaker_of(self, cell: Any, row: int) -> str:
+        """Return the speaker in a cell.
+
+        Raises:
+            ValueError: the cell is empty, or contains neither text nor an integer.
+        """
+        if self.names is not None and isinstance(cell, int) and 0 <= cell < len(self.names):
+            return clean_speaker(self.names[cell])
+        if isinstance(cell, str | int | np.integer) and not isinstance(cell, bool):
+            name = clean_speaker(str(cell))
+            if name and (self.names is None or isinstance(cell, str)):
+                return name
+        raise ValueError(f"Row {row}: expected a speaker in the column {self.speaker!r}, got {cell!r}.")
+
+    def source_of(self, row: Mapping[str, Any]) -> Any:
+        """Return the recording of a row in a form that `read_utterance` accepts.
+
+        A list of samples belongs to the sampling rate in the column `sampling_rate`.
+        """
+        cell = row[self.audio]
+        if isinstance(cell, list | np.ndarray):
+            return {"array": np.asarray(cell), "sampling_rate": row.get("sampling_rate")}
+        return cell
+
+    def name_of(self, row: Mapping[str, Any], number: int) -> str:
+        """Return the name of a recording for reports: its path, or the number of its row."""
+        cell = row[self.audio]
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        return path if isinstance(path, str) and path else f"row {number}"
+
+
+def find_columns(columns: Iterable[str], audio: str, speaker: str, features: Mapping[str, Any] | None) -> Columns:
+    """Find the columns of audio and speakers of a data set.
+
+    Args:
+        columns: names of all columns.
+        audio: expected column of audio. If it does not exist, the first of `AUDIO_COLUMNS` that exists is used.
+        speaker: expected column of speakers. If it does not exist, the first of `SPEAKER_COLUMNS` that exists is used.
+        features: features of the data set by column; None if unknown.
+
+    Raises:
+        ValueError: there is no such column. The message names the columns.
+    """
+    there = list(columns)
+    found = []
+    for wanted, others, argument in (
+        (audio, AUDIO_COLUMNS, "audio_column"),
+        (speaker, SPEAKER_COLUMNS, "speaker_column"),
+    ):
+        match = next((name for name in (wanted, *others) if name in there), None)
+        if match is None:
+            raise ValueError(
+                f"The data set has no column {wanted!r}. Its columns are [{', '.join(map(repr, there))}]. Name the "
+                f"right column with {argument}."
+            )
+        found.append(match)
+    feature = None if features is None else features.get(found[1])
+    return Columns(found[0], found[1], list(feature.names) if isinstance(feature, ClassLabel) else None)
+
+
+def without_decoding(dataset: Any, columns: Columns) -> Any:
+    """Return a `Dataset` or `IterableDataset` whose audio column contains files or bytes instead of samples."""
+    features = dataset.features
+    if features is not None and isinstance(features.get(columns.audio), Audio):
+        dataset = dataset.cast_column(columns.audio, replace(features[columns.audio], decode=False))
+    return dataset
+
+
+class DatasetUtterances(CorpusUtterances):
+    """Source of utterances in the rows of a `datasets.Dataset`.
+
+    The cells of the audio column are files (`Audio`, or paths as text), dictionaries with `array` and `sampling_rate`,
+    or lists of samples beside a column `sampling_rate`.
+
+    Args:
+        dataset: data set with one row for each utterance.
+        audio_column: column of audio; see `find_columns`.
+        speaker_column: column of speakers (names, integers or `ClassLabel`); see `find_columns`.
+        sampling_rate: sampling rate in Hz of the decoded waveforms.
+        min_duration: duration in seconds below which a row counts as unreadable.
+        cache_bytes: memory per process for decoded waveforms (see `SpeakerCrops`).
+
+    Raises:
+        ValueError: a column or a speaker is missing, there are fewer than 2 speakers, or the first rows are unusable.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        audio_column: str = "audio",
+        speaker_column: str = "speaker_id",
+        sampling_rate: int = SAMPLING_RATE,
+        min_duration: float = SHORTEST_SECONDS,
+        cache_bytes: int = 0,
+    ):
+        self.columns = find_columns(dataset.column_names, audio_column, speaker_column, dataset.features)
+        super().__init__(without_decoding(dataset, self.columns), sampling_rate, min_duration, cache_bytes)
+        cells = dataset.select_columns([self.columns.speaker])[self.columns.speaker]
+        self._speakers = [self.columns.speaker_of(cell, row) for row, cell in enumerate(cells)]
+        require_speakers(self._speakers)
+        self._probe()
+
+    @property
+    def speakers(self) -> list[str]:
+        return sorted(set(self._speakers))
+
+    def name(self, utterance: int) -> str:
+        return self.columns.name_of(self.corpus[utterance], utterance)
+
+    def speaker(self, utterance: int) -> str:
+        return self._speakers[utterance]
+
+    def source(self, utterance: int) -> Any:
+        return self.columns.source_of(self.corpus[utterance])
+
+    def fingerprint(self) -> str:
+        return digest_of_rows(self._speakers)
+
+    def _probe(self) -> None:
+        """Raise an error if the first rows are all unusable, which is mostly a wrong column or type."""
+        reasons = []
+        for utterance in range(min(PROBED_ROWS, len(self))):
+            try:
+                read_utterance(self.source(utterance), self.sampling_rate, self.name(utterance))
+                return
+            except InputError as error:
+                reasons.append(f"{self.name(utterance)}: {error.reason}")
+        raise ValueError(
+            f"The first {len(reasons)} rows of the data set have no usable audio in the column {self.columns.audio!r}: "
+            f"{reasons[0]}. Give another audio_column, or correct the rows."
+        )
+
+
+def require_speakers(speakers: Sequence[str]) -> None:
+    """Check that the rows of a data set have at least 2 speakers.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if len(set(speakers)) < 2:
+        found = f"only {speakers[0]!r} in {len(speakers)} rows" if speakers else "no rows"
+        raise ValueError(f"Training needs at least 2 speakers, got {found}. Give another speaker_column, or more data.")
+
+
+def digest_of_rows(speakers: Sequence[str]) -> str:
+    """Return a digest of the speakers of all rows, in their order."""
+    return hashlib.sha256("\n".join(speakers).encode()).hexdigest()
+
+
+def load_saved_dataset(folder: str) -> Dataset | None:
+    """Load a folder that `Dataset.save_to_disk` wrote; None if it is another folder or file.
+
+    A saved `DatasetDict` must have a split `train`.
+
+    Raises:
+        ValueError: the folder is damaged, or has no split `train`.
+    """
+    path = Path(folder)
+    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return None
+    try:
+        saved = load_from_disk(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} looks like a saved data set, but cannot be loaded: {error}") from error
+    if isinstance(saved, DatasetDict):
+        if "train" not in saved:
+            raise ValueError(
+                f"{folder} has the splits {', '.join(saved)}, but no split 'train'. Name the folder of one split, such "
+                f"as {path / next(iter(saved))}."
+            )
+        saved = saved["train"]
+    return saved
+
+
+def is_dataset(data: Any) -> bool:
+    """Return whether data is a `Dataset` of the library datasets; refuse a dictionary of splits.
+
+    Raises:
+        ValueError: `data` is a dictionary of splits.
+    """
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(
+            f"Expected one data set, got a dictionary with the splits {', '.join(data)}. Pass one of them, such as "
+            "dataset['train']."
+        )
+    return isinstance(data, Dataset)
+
+
+def is_stream(data: Any) -> bool:
+    """Return whether data is an `IterableDataset` of the library datasets."""
+    return isinstance(data, IterableDataset)
+
+
+def sequential_order(utterances: int, factors: int) -> np.ndarray:
+    """Return the samples of an epoch in the order of the rows.
+
+    The epoch passes over the rows once for each speed factor. Row `i` of pass `p` has the factor number
+    `(i + p) % factors`, so that all factors are mixed in every part of the epoch.
+
+    Returns:
+        Sample numbers of `SpeakerCrops`, `(utterances * factors,)`.
+    """
+    rows = np.arange(utterances)
+    return np.concatenate([(rows + number) % factors * utterances + rows for number in range(factors)])
