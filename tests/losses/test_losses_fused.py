@@ -174,16 +174,23 @@ def test_class_sampling_trains_on_a_part_of_the_speakers(head):
     assert torch.equal(module.eval()(embeddings, labels).loss, whole)
 
 
-def test_class_sampling_keeps_the_speakers_of_the_batch_and_is_the_cross_entropy_over_the_drawn():
-    module, embeddings, labels = make(head="ham")
+@pytest.mark.parametrize("head", HEAD_PARTS)
+def test_class_sampling_keeps_the_speakers_of_the_batch_and_is_the_cross_entropy_over_the_drawn(head):
+    module, embeddings, labels = make(head=head)
     chosen = torch.cat([labels.unique(), torch.tensor([SPEAKERS - 1])]).unique()
-    part, _, _ = make(speakers=len(chosen), head="ham")
+    part, _, _ = make(speakers=len(chosen), head=head)
     with torch.no_grad():
-        part.similarity.weight.copy_(module.similarity.weight[chosen])
+        for whole, drawn in zip(module.parameters(), part.parameters(), strict=True):
+            drawn.copy_(whole[chosen])
     actual = losses(module, embeddings, labels, chosen=chosen).mean()
     expected = part.plain_loss(embeddings, torch.searchsorted(chosen, labels))
     assert_alike(actual, expected)
-    assert_alike(torch.autograd.grad(actual, embeddings)[0], torch.autograd.grad(expected, embeddings)[0])
+    of_embeddings, *of_centres = gradients(actual, module, embeddings)
+    expected_of_embeddings, *expected_of_centres = gradients(expected, part, embeddings)
+    assert_alike(of_embeddings, expected_of_embeddings)
+    # Centres and biases that were not drawn have no gradient.
+    for found, drawn in zip(of_centres, expected_of_centres, strict=True):
+        assert_alike(found, torch.zeros_like(found).index_copy(0, chosen, drawn))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
