@@ -201,25 +201,14 @@ class Limits:
 
 
 def make_limits(limits: Any) -> Limits:
-    """Convert `limits` to a `Limits`, from a `Limits`, a dictionary with some of its fields, or None for the defaults.
-
-    Raises:
-        InputError: the limits have another type, or a field is unknown or invalid.
-    """
-    if limits is None:
-        return Limits()
-    if isinstance(limits, Mapping):
-        try:
-            return Limits(**limits)
-        except TypeError as error:
-            given = _short(", ".join(map(str, limits)))
-            raise InputError(f"limits may have the keys seconds, size, values and remote, got {given}.") from error
+    """Return limits given as `Limits`, a dictionary of its fields, or None; raise an `InputError` if one is invalid."""
     # `isinstance` would fail: an installed package and the code in a model's folder have different `Limits` classes.
-    if not hasattr(limits, "remote"):
-        raise InputError(
-            f"limits must be a dictionary with seconds, size, values or remote, got {type(limits).__name__}."
-        )
-    return limits
+    if hasattr(limits, "remote"):
+        return limits
+    try:
+        return Limits(**({} if limits is None else limits))
+    except TypeError as error:
+        raise InputError(f"limits must be a dictionary of fields of Limits, got {_short(repr(limits))}.") from error
 
 
 @dataclass(frozen=True)
@@ -526,9 +515,10 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
 def _fetch(url: str, name: str, limits: Limits) -> io.BytesIO:
     """Return the content of a URL; raise an `InputError` if it is not complete after `LONGEST_FETCH` seconds."""
     found: list[io.BytesIO | Exception] = []
-    deadline = time.monotonic() + LONGEST_FETCH
     # The time limit of a socket holds for one read, so another thread must limit the time of all reads together.
-    thread = threading.Thread(target=_download, args=(url, limits, deadline, found), daemon=True)
+    thread = threading.Thread(
+        target=_download, args=(url, limits, time.monotonic() + LONGEST_FETCH, found), daemon=True
+    )
     thread.start()
     thread.join(LONGEST_FETCH)
     content = found[0] if found else TimeoutError(_TOO_SLOW)
@@ -588,8 +578,22 @@ def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
     return mixdown
 
 
+class QuietFile:
+    """File for decoders, whose `seek` returns -1 for an impossible position; they would print an exception."""
+
+    def __init__(self, file: Any):
+        self._file, self.read, self.readinto, self.tell = file, file.read, file.readinto, file.tell
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
 def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
     """Decode a seekable binary file and enforce the limits."""
+    file = QuietFile(file)
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size > limits.size:
@@ -780,11 +784,6 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
     time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
     return (scale * np.sinc(time) * window).astype(np.float32)
-
-
-def cut_pieces(waveform: np.ndarray, most: float) -> list[np.ndarray]:
-    """Cut a waveform `(L,)` into consecutive pieces of (almost) equal length, each with at most `most` samples."""
-    return np.array_split(waveform, max(1, math.ceil(len(waveform) / most)))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, cut_pieces, plain_number, speech_weights
+from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, plain_number, speech_weights
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
@@ -142,7 +142,8 @@ class SpeakerModelMixin(nn.Module):
             batch_seconds: seconds of audio, including padding, in one forward pass; a longer piece forms its own batch.
         """
         rate = self.config.sampling_rate
-        pieces = [cut_pieces(waveform, self.config.longest_piece * rate) for waveform in waveforms]
+        counts = [math.ceil(len(waveform) / (self.config.longest_piece * rate)) for waveform in waveforms]
+        pieces = [np.array_split(waveform, max(1, count)) for waveform, count in zip(waveforms, counts, strict=True)]
         embeddings = self._embed_pieces([piece for own in pieces for piece in own], int(batch_seconds * rate))
         if len(embeddings) == len(pieces):
             return embeddings

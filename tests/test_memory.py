@@ -1,5 +1,6 @@
 """The memory that one recording, one request and one command may take, whatever a file declares or contains."""
 
+import io
 import tracemalloc
 
 import numpy as np
@@ -8,7 +9,7 @@ from bombs import RATE, flac, long_speech, reading_bytes, refused_bombs
 from tiny_models import save_calibrated_model
 
 from hf_hamspk import HamSpkModel, Limits
-from hf_hamspk.audio_hamspk import InputError, Sound, measure_sound, read_sound
+from hf_hamspk.audio_hamspk import InputError, QuietFile, Sound, measure_sound, read_sound
 from hf_hamspk.data import fitting
 from hf_hamspk.data.fitting import embed_what_fits
 from hf_hamspk.data.synthetic import make_speech
@@ -73,6 +74,20 @@ def test_no_memory_for_a_recording_is_a_sentence(monkeypatch):
     monkeypatch.setattr("hf_hamspk.audio_hamspk.resample", refuse)
     with pytest.raises(InputError, match="needs more memory than this process can get; cut it into shorter files"):
         read_sound(make_speech(1, 1, 1.0), RATE, source_rate=48_000)
+
+
+def test_an_impossible_position_is_no_exception():
+    """Decoders seek where a damaged header says, and would print a traceback."""
+    file = QuietFile(io.BytesIO(bytes(10)))
+    assert file.seek(4) == 4 and file.seek(-5) == -1 and file.seek(-99, io.SEEK_CUR) in (-1, 0)
+    with open(__file__, "rb") as here:
+        assert QuietFile(here).seek(-5) == -1
+
+
+@pytest.mark.parametrize("limits", [5, "many", {"second": 5}, [("seconds", 5)]])
+def test_limits_are_a_dictionary_of_fields(limits):
+    with pytest.raises(InputError, match="limits must be a dictionary of fields of Limits, got"):
+        read_sound(make_speech(1, 1, 1.0), RATE, limits=limits)
 
 
 class Small:

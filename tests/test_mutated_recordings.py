@@ -220,7 +220,7 @@ def test_a_sample_of_damaged_recordings(doors, monkeypatch, tmp_path, folder):
     model = HamSpkModel.from_pretrained(folder)
     monkeypatch.setattr(hf_hamspk.loading.models, "load_model", lambda name, device: model)
     (tmp_path / "originals").mkdir()
-    outcomes = through_every_door(doors, mutated(tmp_path / "originals", 12, seed=1), tmp_path / "given.wav")
+    outcomes = through_every_door(doors, mutated(tmp_path / "originals", 6, seed=1), tmp_path / "given.wav")
     for name in doors:
         assert outcomes[name, "answered"] + outcomes[name, "refused"] == 6
 

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 import torch
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError, Limits, Sound, check_rate, read_sound
+from ..audio_hamspk import SHORTEST_SECONDS, InputError, Limits, QuietFile, Sound, check_rate, read_sound
 from ..files.tables import Segment, split_segment
 
 SAMPLING_RATE = 16_000
@@ -75,7 +75,7 @@ def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
     """Read a segment without the rest of the file; None if this is not possible."""
     try:
         # By its number, because soundfile takes a file for raw samples if its name ends in ".raw".
-        with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(raw) as file:
+        with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(QuietFile(raw)) as file:
             rate, frames = check_rate(file.samplerate, ""), file.frames
             start, stop = _bounds(segment, rate, frames, "")
             # Otherwise soundfile seeks after each block.

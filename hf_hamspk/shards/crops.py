@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from ..audio_hamspk import InputError
+from ..audio_hamspk import InputError, QuietFile
 from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
@@ -53,7 +53,7 @@ def decode_crop(
             if crop is not None:
                 return crop
         else:
-            with sf.SoundFile(io.BytesIO(content)) as file:
+            with sf.SoundFile(QuietFile(io.BytesIO(content))) as file:
                 spare = file.frames - samples
                 if file.samplerate == sampling_rate and spare > 0 and file.seekable():
                     file.seek(int(generator.integers(spare + 1)))
@@ -82,7 +82,7 @@ def _middle_of_aac(
     from av.error import FFmpegError
 
     try:
-        with av.open(io.BytesIO(content), "r", format="mov") as file:
+        with av.open(QuietFile(io.BytesIO(content)), "r", format="mov") as file:
             stream = file.streams.audio[0]
             if stream.duration is None or stream.time_base is None or stream.rate != sampling_rate:
                 return None, None
