@@ -1,4 +1,4 @@
-"""Read corpus recordings and segments of them, define their limits, and import torchaudio."""
+"""Read the recordings of a corpus, complete or in segments, and import torchaudio."""
 
 import os
 from collections.abc import Mapping

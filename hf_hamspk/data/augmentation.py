@@ -109,7 +109,7 @@ class NoiseSource(Protocol):
         ...
 
     def whole(self, generator: np.random.Generator) -> np.ndarray:
-        """Return a random recording, `(L,)` float32.
+        """Return a complete random recording, `(L,)` float32.
 
         Raises:
             InputError: the recording cannot be read.
@@ -170,29 +170,32 @@ class Augmentation:
     """Random augmentation of a crop.
 
     With the given `probability`, 1 to `most` different `kinds` are applied one after the other. Each kind is equally
-    likely.
+    likely. Recordings for noise, music, babble and reverberation come from folders, which are searched with their
+    sub-folders, or from objects that implement `NoiseSource`.
 
     Example:
         ```python
         import numpy as np
 
         augment = Augmentation(probability=1.0, kinds=("noise", "reverb"), most=2)
-        louder = augment(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), np.random.default_rng(1))
+        waveform = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+        augmented = augment(waveform, np.random.default_rng(1))
         ```
 
     Attributes:
         probability: fraction of the crops that are augmented, in [0, 1].
-        kinds: kinds to draw from: "noise" (coloured Gaussian noise or a file of `noise_dir`), "music" (a file of
-            `music_dir`), "babble" (3 to 8 other utterances of the corpus, or files of `speech_dir`), "reverb"
-            (exponentially decaying noise as a room response, or a file of `rir_dir`), "band" (band limits similar to
-            those of a telephone), "codec" (a telephone line with 8 kHz and 8-bit mu-law or A-law), "equaliser" (the
-            frequency response of another microphone) and "gain" (another level, with clipping).
-        noise_dir: folder with noise recordings, searched with its sub-folders, or another `NoiseSource`.
-        rir_dir: folder with room impulse responses, or another `NoiseSource`.
+        kinds: kinds to draw from: "noise" (a recording from `noise_dir`; coloured Gaussian noise if it is None),
+            "music" (a recording from `music_dir`, required for this kind), "babble" (3 to 8 recordings from
+            `speech_dir`; other utterances of the corpus if it is None), "reverb" (a room response from `rir_dir`;
+            exponentially decaying noise if it is None), "band" (limits similar to the band of a telephone), "codec" (a
+            telephone line with 8 kHz and 8-bit mu-law or A-law), "equaliser" (the frequency response of another
+            microphone) and "gain" (another level, with clipping).
+        noise_dir: folder of noise recordings, or a `NoiseSource`.
+        rir_dir: folder of room impulse responses, or a `NoiseSource`.
         sampling_rate: sampling rate of the crops in Hz.
         most: largest number of kinds applied to one crop, at least 1. The number is drawn uniformly from 1 to `most`.
-        music_dir: folder with music, or another `NoiseSource`.
-        speech_dir: folder with voices for babble, or another `NoiseSource`.
+        music_dir: folder of music, or a `NoiseSource`.
+        speech_dir: folder of voices for babble, or a `NoiseSource`.
 
     Raises:
         ValueError: a value is out of range, or a folder contains no audio.
@@ -245,7 +248,8 @@ class Augmentation:
 
         Raises:
             ValueError: babble is drawn, but neither `sample_other` nor `speech_dir` is set.
-            InputError: a recording of one of the sources cannot be read.
+            InputError: a recording from `noise_dir`, `music_dir`, `speech_dir` or `rir_dir`, or another utterance of
+                the corpus, cannot be read.
         """
         if generator.random() >= self.probability:
             return waveform

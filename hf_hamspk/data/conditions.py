@@ -39,7 +39,7 @@ class Condition:
     Attributes:
         label: name of the condition, with a unit.
         change: function that applies the condition to a clean recording; None leaves recordings unchanged.
-        value: strength of the condition, for the axis of a plot; None if the conditions have no order.
+        value: strength of the condition, for the axis of a plot; None if the conditions of the sweep have no order.
     """
 
     label: str

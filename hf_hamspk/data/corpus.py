@@ -47,7 +47,7 @@ class CorpusListing:
     Attributes:
         dataset: dataset with the string columns `path` and `speaker`.
         ignored: number of files in the folder that are not audio, for each suffix.
-        skipped: maps each file or sub-folder that was not read to the reason.
+        skipped: reasons why files or sub-folders were not read, by path.
         shared: recordings that occur under two speakers.
     """
 
@@ -96,7 +96,7 @@ class CorpusReport:
     durations: np.ndarray
 
     def summary(self) -> str:
-        """Return counts and hours in one line, followed by one line for each of the first bad files."""
+        """Return the counts and hours in one line, and a line for each of the first `NAMED_IN_REPORTS` bad files."""
         speakers = len(speaker_labels(self.dataset))
         lines = [
             f"{len(self.dataset)} files of {speakers} speakers, {self.durations.sum() / 3600:.2f} h; "
@@ -119,9 +119,9 @@ def load_corpus(
 
     Args:
         source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. The cells of the file are separated by
-            commas, semicolons, tabs or bars, and its columns of times (see `files.tables`) select segments. In a
-            folder, each sub-folder is a speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an
-            utterance. The utterances are sorted by path. Each sub-folder is visited once, whatever links lead to it.
+            commas, semicolons, tabs or bars. Columns with start and end times (see `files.tables`) select segments. In
+            a folder, each sub-folder is a speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an
+            utterance. The utterances are sorted by path. Each sub-folder is visited once, even if links lead to it.
         audio_root: base folder of the paths in a CSV file; None uses the folder of the CSV file. It is ignored if
             `source` is a folder.
         audio_column: name of the CSV column with the paths.
@@ -146,7 +146,7 @@ def list_corpus(
     audio_column: str = "path",
     speaker_column: str = "speaker_id",
 ) -> CorpusListing:
-    """Read the paths and speakers of a corpus as `load_corpus` does, and return what was not read as well.
+    """Read a corpus as `load_corpus` does, and also return which files were not read or occur under two speakers.
 
     Raises:
         ValueError: the corpus cannot be read (see `load_corpus`).
@@ -268,7 +268,7 @@ def _scan_folder(root: Path, contents: FolderContents) -> list[str]:
 
 
 def _require_files(paths: Sequence[str], source: Path, root: Path) -> None:
-    """Raise if most of the files are missing. The check of the audio reports the others."""
+    """Raise if most of the files are missing. `check_corpus` reports single missing files."""
     missing = [path for path in paths if not os.path.lexists(split_segment(path)[0])]
     if len(missing) > MOST_MISSING * len(paths):
         named = "\n".join(f"  {path}" for path in missing[:NAMED_IN_ERRORS])

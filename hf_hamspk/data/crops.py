@@ -1,7 +1,7 @@
 """Cut crops and segments of fixed length from waveforms of any length.
 
-A waveform that is too short is repeated from its start (`np.pad` with mode "wrap"), as in the published training code
-of these models. Padding with silence would reveal to the model that an utterance is short.
+A waveform that is too short is repeated from its start (`np.pad` with mode "wrap"), as in the training code released
+with the paper (arXiv 2601.19709). Padding with silence would reveal to the model that an utterance is short.
 """
 
 import numpy as np
@@ -32,7 +32,8 @@ def random_crop(waveform: np.ndarray, samples: int, generator: np.random.Generat
 def even_segments(waveform: np.ndarray, samples: int, count: int) -> np.ndarray:
     """Cut `count` segments with evenly spaced starts, from the start to the end of the waveform.
 
-    The published protocol for VoxCeleb1-O uses five segments of 3 s (48,240 samples).
+    The published protocol for VoxCeleb1-O uses five segments of 3.015 s. At 16 kHz, these are 48,240 samples: 300 hops
+    of 160 samples, and 240 samples to complete the last window of 400 samples.
 
     Args:
         waveform: samples `(L,)` with `L >= 1`.

@@ -1,4 +1,4 @@
-"""Embed the recordings of a corpus, and leave out those that need more memory than there is."""
+"""Embed the recordings of a corpus, and leave out those that need more memory than is available."""
 
 from collections.abc import Sequence
 

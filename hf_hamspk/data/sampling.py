@@ -1,7 +1,7 @@
 """Samplers of training batches: global batches divided among ranks, and batches with a fixed number of speakers.
 
-Both samplers depend only on (seed, epoch), give every rank the same number of batches, and can start at any batch of
-an epoch.
+Both samplers draw at random from the seed and the epoch only, yield the same number of batches on every rank, and can
+start at any batch of an epoch.
 """
 
 import itertools
@@ -40,8 +40,9 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         epoch: number of the epoch, at least 0.
         start_batch: number of global batches of this epoch to skip, to resume within the epoch. The skipped batches are
             not decoded.
-        order: sample numbers `(n,)` in the order of this epoch, enough for all complete global batches. An example is
-            the order in which shards are streamed (`hf_hamspk.shards.EpochOrder`). None draws the permutation.
+        order: sample numbers `(n,)` in the order of this epoch, where `n` is at least the number of samples in all
+            complete global batches. An example is the order in which shards are streamed
+            (`hf_hamspk.shards.EpochOrder`). None draws the permutation.
 
     Raises:
         ValueError: an argument is out of range.
@@ -134,7 +135,8 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         utterances_per_speaker: number of utterances of each speaker, at least 1.
         seed: random seed, at least 0.
         epoch: number of the epoch, at least 0.
-        batches: number of batches in an epoch. None makes as many as the samples fill, at least 1.
+        batches: number of batches in an epoch. None uses the number of batches that the samples fill, at
+            least 1.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
         start_batch: number of batches of this epoch to skip.

@@ -184,7 +184,7 @@ def make_speech(
         )
     if duration < 0.1 or sampling_rate < 8000:
         raise ValueError(
-            f"duration must be at least 0.1 s and sampling_rate at least 8000, got {duration} and {sampling_rate}."
+            f"duration must be at least 0.1 s and sampling_rate at least 8000 Hz, got {duration} and {sampling_rate}."
         )
     speaker = draw_speaker(speaker_seed)
     draw = np.random.default_rng((speaker_seed, utterance_seed, 2))
@@ -331,7 +331,7 @@ def make_corpus(
 ) -> Path:
     """Write a corpus of synthetic speakers in the layout of VoxCeleb.
 
-    The folders `train/` and `test/` contain files `speaker/session/utterance.flac` of different speakers. The files
+    The folders `train/` and `test/` contain files `speaker/session/utterance.flac`, and share no speakers. The files
     `train.csv` and `test.csv` have the columns path, speaker_id, session and duration_s. The file `trials.txt` has the
     trials of the test speakers, in lines `label enrolment test` with the label 1 for the same speaker. All paths are
     relative to `folder`.
