@@ -1,1 +1,1 @@
-"""Recordings in folders and tables, and YAML files. This room does not import torch, so commands can use it at once."""
+"""Recordings in folders and tables, and YAML files. No module imports torch, so commands start quickly."""

@@ -1,7 +1,7 @@
 """Find the recordings in a folder and its sub-folders.
 
-Each folder is visited once, whatever links lead to it. Files that are not audio are counted by suffix, so that a corpus
-in an unknown format does not go unnoticed.
+Each folder is visited once, even if several links lead to it. Files that are not audio are counted by suffix, so that a
+corpus in an unknown format does not go unnoticed.
 """
 
 import os
@@ -34,7 +34,7 @@ class FolderContents:
     Attributes:
         files: paths of the recordings, sorted.
         ignored: number of files that are not audio, for each suffix.
-        skipped: maps each folder or file that was not visited to the reason.
+        skipped: reasons why folders or files were not visited, by path.
     """
 
     files: list[str] = field(default_factory=list)
@@ -58,9 +58,8 @@ def is_recording(name: str) -> bool:
 def find_recordings(folder: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> FolderContents:
     """Find the recordings in a folder and its sub-folders. Hidden files and folders are left out.
 
-    A link to a folder is followed once if the folder lies outside `root`. A link to a folder inside `root`, or to a
-    folder that contains `root`, is skipped, because it would give a recording a second place and perhaps a second
-    speaker.
+    A link to a folder outside `root` is followed once. A link to a folder inside `root`, or to a folder that contains
+    `root`, is skipped. Otherwise, a recording would be found under two paths and perhaps under two speakers.
 
     Args:
         folder: folder to search.
@@ -93,7 +92,7 @@ def find_recordings(folder: str | os.PathLike[str], root: str | os.PathLike[str]
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Return True if an entry is a folder or a link to a folder, and False if this cannot be found out."""
+    """Return True if an entry is a folder or a link to a folder, and False if this cannot be determined."""
     try:
         return entry.is_dir()
     except OSError:
@@ -119,7 +118,7 @@ def is_text(name: str) -> bool:
 
 
 def links_inside(target: str, root: str) -> bool:
-    """Return True if the target of a link is visited anyway, or if it contains the root.
+    """Return True if a linked folder is visited without the link, or if it contains `root`.
 
     Args:
         target: real path of the folder to which the link leads.
@@ -146,7 +145,7 @@ def count_suffixes(ignored: Mapping[str, int]) -> str:
 
 
 def describe_ignored(ignored: Mapping[str, int]) -> list[str]:
-    """Return a remark on the files that were not read because of their suffixes, or nothing if there are none."""
+    """Return a list with a remark on the files whose suffixes are not audio; an empty list if there are none."""
     total = sum(ignored.values())
     if total == 0:
         return []

@@ -1,4 +1,4 @@
-"""Find recordings that occur under two speakers, by their place on the disk and by their content."""
+"""Find recordings that occur under two speakers, by device and inode number, and by content."""
 
 import hashlib
 import os
@@ -13,9 +13,9 @@ from .tables import split_segment
 READING_THREADS = 8
 
 MOST_COMPARED = 100_000
-"""Number of files with the size of a file of another speaker up to which contents are compared.
+"""Largest number of files of the same size as a file of another speaker whose contents are compared.
 
-In larger corpora, reading all of them would take too long. Files are still compared by their place on the disk.
+Reading more files would take too long. They are still compared by device and inode number.
 """
 
 PROBE_BYTES = 4096
@@ -31,10 +31,10 @@ class SharedRecording(NamedTuple):
     """Recording that occurs under two speakers.
 
     Attributes:
-        path: path of the recording.
-        speaker: its speaker.
-        other_path: path of the same recording, perhaps the same path.
-        other_speaker: its other speaker.
+        path: path of the recording where it first occurs.
+        speaker: speaker of the recording at its first occurrence.
+        other_path: path of the recording where it occurs under another speaker; it can equal `path`.
+        other_speaker: speaker of the recording at this later occurrence.
     """
 
     path: str
@@ -52,15 +52,15 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
     """Return the recordings that occur under two speakers.
 
     Two recordings are the same if they are the same file (also by a link) and the same segment, or if they are whole
-    files with the same bytes. Contents are compared only if at most `MOST_COMPARED` files have the size of a file of
-    another speaker.
+    files with the same bytes. The bytes are compared only if at most `MOST_COMPARED` files have the same size as a
+    file of another speaker.
 
     Args:
         paths: paths of the recordings, perhaps with segments (see `tables`).
         speakers: speaker of each recording.
 
     Returns:
-        One entry for each recording that has an earlier recording of another speaker with the same content.
+        One entry for each recording whose first occurrence in `paths` has another speaker.
     """
     with ThreadPoolExecutor(READING_THREADS) as pool:
         found = enumerate(pool.map(_place, paths))
@@ -80,7 +80,7 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
 
 
 def _place(name: str) -> tuple[int, int, str, int] | None:
-    """Return the device, the number, the segment and the size of a regular file; None if it is none."""
+    """Return device, inode number, segment and size of a file; None if `name` is not a regular file."""
     path, segment = split_segment(name)
     try:
         found = os.stat(path)
@@ -91,7 +91,7 @@ def _place(name: str) -> tuple[int, int, str, int] | None:
 
 
 def _distinct_files(places: Iterable[tuple[int, tuple[int, int, str, int]]]) -> Iterator[tuple[int, int]]:
-    """Yield the first row and the size of each whole, non-empty file."""
+    """Yield the row and the size of each file that is listed without a segment and is not empty, once per file."""
     seen: set[tuple[int, int]] = set()
     for row, (device, number, segment, size) in places:
         if segment == WHOLE and size > 0 and (device, number) not in seen:
@@ -100,7 +100,7 @@ def _distinct_files(places: Iterable[tuple[int, tuple[int, int, str, int]]]) -> 
 
 
 def _of_two_speakers(keyed: Iterable[tuple[object, int]], speakers: Sequence[str]) -> list[list[int]]:
-    """Group rows by their keys, and return the groups with more than one speaker."""
+    """Group pairs of a key and a row by the key, and return the rows of each group with more than one speaker."""
     groups: dict[object, list[int]] = defaultdict(list)
     for key, row in keyed:
         groups[key].append(row)
@@ -115,7 +115,7 @@ def _pairs(groups: Iterable[list[int]], paths: Sequence[str], speakers: Sequence
 
 
 def _probe(path: str) -> bytes | None:
-    """Return the size and the middle of a file; None if it cannot be read."""
+    """Return the size of a file and the hash of `PROBE_BYTES` in its middle; None if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)

@@ -91,11 +91,11 @@ class TableRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Open table.
+    """Header and rows of an open CSV file.
 
     Attributes:
         columns: names of the columns.
-        rows: rows of the table, without segments.
+        rows: iterator over the rows, whose segments are not determined yet (see `with_segments`).
         delimiter: character between the cells.
     """
 
@@ -109,8 +109,8 @@ def open_table(file: TextIO, expected: Sequence[str] = ()) -> Table:
 
     Args:
         file: file that was opened with `encoding="utf-8-sig"` and `newline=""`.
-        expected: names of columns that the table should have. The delimiter that gives most of them is used, and of
-            several such delimiters the one that gives the most columns.
+        expected: names of columns that the table should have. The delimiter with which most of these names
+            are found is used. If several delimiters find equally many, the one that yields the most columns is used.
 
     Raises:
         csv.Error, UnicodeDecodeError: the file is not a CSV file in UTF-8.
@@ -206,9 +206,9 @@ def _time_of(row: Mapping[str, Any], columns: Sequence[str], decimal_comma: bool
 def _counts_samples(rows: Sequence[Mapping[str, Any]], decimal_comma: bool) -> bool:
     """Return True if times are indices of samples, as in the tables of SpeechBrain.
 
-    These tables also contain the duration of the recording in seconds. A segment in seconds is never longer than this,
-    and a segment in samples has thousands of times as many samples as the recording has seconds, or at least hundreds
-    if it is a short part of it.
+    These tables also contain the duration of each recording in seconds. Times in seconds give a segment that is not
+    longer than its recording. The times are indices if, in each row with an end time and a duration, they are
+    integers and their difference is more than `SAMPLES_PER_SECOND` times the duration.
     """
     compared = 0
     for row in rows:
