@@ -1,1 +1,1 @@
-"""Care for the folders that commands write: locks, ownership of files, atomic writes. No module imports torch."""
+"""Lock folders, write files atomically, and replace only the files of this package. No module imports torch."""

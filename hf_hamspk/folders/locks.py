@@ -1,7 +1,8 @@
 """Lock a folder, so that only one command at a time writes into it.
 
-The lock ends with the process that holds it, even if that process is killed. The lock file is not removed. It names the
-process that holds the lock or held it last.
+The lock ends with the process that holds it, even if that process is killed. The lock file names the command and the
+process that hold the lock. When the command ends, it removes the process from the file, but not the file. If the
+command is killed, the file still names the process.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ def lock_folder(path: Path, folder: Path, work: str) -> Iterator[None]:
 
     Args:
         path: path of the lock file, in an existing folder.
-        folder: folder to lock, for the message.
-        work: name of the command, for the messages to other processes, such as "hamspk train".
+        folder: folder that is locked, named in the error message.
+        work: name of the command, such as "hamspk train". Other processes name it in their error messages.
 
     Raises:
         ValueError: another process holds the lock. The message names the process, its computer and the start time.
@@ -63,7 +64,7 @@ def check_unlocked(path: Path, folder: Path) -> None:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """Return the content of a lock file; empty if the file is missing or is not a lock file of this package."""
+    """Return the content of a lock file; {} if the file is missing or is not a lock file of this package."""
     try:
         if path.stat().st_size > LONGEST_LOCK:
             return {}

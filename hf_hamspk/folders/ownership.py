@@ -46,8 +46,8 @@ def remove_own_files(folder: Path, is_ours: Callable[[str], bool]) -> None:
     """Remove the files of a folder that this package wrote, and the folders that are then empty.
 
     Args:
-        folder: folder; it is removed as well if it is empty at the end. A link to a folder is removed, but not the
-            files in that folder.
+        folder: folder with the files. It is removed as well if no file is left. If `folder` is a link, only the link
+            is removed.
         is_ours: function that returns whether a file is the package's own, given its path relative to the folder.
     """
     if folder.is_symlink():
@@ -65,10 +65,10 @@ def remove_own_files(folder: Path, is_ours: Callable[[str], bool]) -> None:
 
 
 def replace_folder(new: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Rename the folder `new` to `folder`. Files in an existing `folder` that the package did not write are kept.
+    """Rename the folder `new` to `folder`. If `folder` exists, files in it that this package did not write are kept.
 
-    An existing folder is first renamed to `.NAME.old`. If the process is killed before the end, the next call, or
-    `restore_folder`, moves the kept files from there.
+    An existing folder is first renamed to `.NAME.old`. If the process is killed before all kept files are moved from
+    there to the new folder, the next call of this function or of `restore_folder` moves them.
 
     Args:
         new: complete new folder, beside `folder`.
@@ -97,7 +97,7 @@ def _old_folder(folder: Path) -> Path:
 
 
 def _take_over(old: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Move the files of `old` that the package did not write to `folder`, and remove the others."""
+    """Move to `folder` the files of `old` that this package did not write, and remove the other files of `old`."""
     if old.is_symlink():
         old.unlink()
         return
