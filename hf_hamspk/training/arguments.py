@@ -21,7 +21,7 @@ _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """Return a type that HfArgumentParser accepts: for unions, float if it is an option, else the first option."""
+    """Return a type that HfArgumentParser accepts: for a union, float if it contains float, else its first type."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation

@@ -84,7 +84,8 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
         The result, on all processes.
 
     Raises:
-        ValueError, OSError: the errors of the function, on all processes. Otherwise, the others would wait forever.
+        ValueError, OSError: the function raised this error. It is raised on all processes, because the others would
+            otherwise wait forever for the result.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -126,8 +127,9 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
 def chosen_precision(args: TrainingArguments) -> str | None:
     """Return the precision for Accelerate; None lets Accelerate read its environment.
 
-    `accelerate launch` passes its option `--mixed_precision` and its configuration file on as a variable. It sets the
-    variable to `no` if neither names a precision, so this value does not contradict the arguments.
+    `accelerate launch` stores the precision of its option `--mixed_precision` or of its configuration file in an
+    environment variable. If neither sets a precision, it stores `no`. The value `no` is therefore not treated as a
+    contradiction to the arguments.
 
     Raises:
         ValueError: the arguments and `accelerate launch` name different precisions.
@@ -190,7 +192,7 @@ def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> d
 
 
 def recipe_in_effect(recipe: Recipe, config: HamSpkConfig, margin: float) -> dict[str, Any]:
-    """Return a recipe with the values of the head that are in effect, also those that the recipe leaves out.
+    """Return all values of a recipe. Values of the head that the recipe does not set are read from `config`.
 
     Args:
         recipe: recipe of the run.
@@ -217,7 +219,7 @@ def build_crops(
         rate: sampling rate of the model in Hz.
         report: function that receives a summary of the audio check or of the shards.
         progress: whether to show a progress bar.
-        speakers: training speakers in the order of their class indices; None sorts the speakers of the data.
+        speakers: training speakers in the order of their class indices; None uses the sorted speakers of the data.
 
     Returns:
         The training crops, and the speaker names in the order of the labels.
@@ -312,7 +314,9 @@ def training_batches(
 
 
 def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np.ndarray:
-    """Return an order of the samples of an epoch with `utterances_per_speaker` utterances of each speaker in a batch.
+    """Return the order of the samples in an epoch if `utterances_per_speaker` is set.
+
+    Each global batch contains `utterances_per_speaker` utterances of each of its speakers.
 
     Returns:
         Sample numbers in the order of the global batches.
@@ -327,9 +331,12 @@ def speaker_order(labels: np.ndarray, args: TrainingArguments, epoch: int) -> np
 
 
 def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Split a batch of pairs into a batch of clean crops and a batch of augmented crops. Do not split other batches.
+    """Split a batch of pairs into a batch of clean crops and a batch of augmented crops.
 
-    The two batches have separate batch statistics, and their mean losses are added, as in the released trainer.
+    Other batches are returned unchanged, as the only entry of the list.
+
+    The two batches have separate batch statistics, and their mean losses are added, as in the code
+    released with the paper.
     """
     inputs = batch["input_values"]
     if inputs.ndim == 2:
@@ -352,7 +359,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Check that an optimiser contains every trainable parameter of a model.
 
     Raises:
-        ValueError: a parameter is missing, for example that of a head which the trainer replaced.
+        ValueError: a parameter is missing, for example because the trainer replaced the head.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]

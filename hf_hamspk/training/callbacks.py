@@ -69,7 +69,7 @@ class CallbackArguments:
 
 
 class Callbacks:
-    """Calls the callbacks of a run at its events, and keeps their common state.
+    """Callbacks of a run, which are called at its events, with their common state.
 
     Args:
         callbacks: instances or classes of `transformers.TrainerCallback`.
@@ -190,13 +190,13 @@ class Callbacks:
         return bool(first)
 
     def save(self, folder: Path) -> None:
-        """Write the state and the states of the callbacks into the folder of a checkpoint."""
+        """Write `state`, and the state of each callback that implements `ExportableState`, into a checkpoint folder."""
         exportable = [one for one in self.callbacks if isinstance(one, ExportableState)]
         state = dataclasses.replace(self.state, stateful_callbacks=exportable)
         state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote. Checkpoints of earlier versions, and callbacks that are new, begin afresh."""
+        """Read the file that `save` wrote, if it exists. Callbacks without a saved state keep their initial state."""
         if not (folder / STATE_FILE).exists():
             return
         saved = TrainerState.load_from_json(str(folder / STATE_FILE))

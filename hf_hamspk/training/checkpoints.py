@@ -70,7 +70,7 @@ class Progress:
         best_eer: lowest EER on the development trials so far, as a fraction; None if not measured.
         best_epoch: number of finished epochs at the lowest EER; None if not measured.
         config: settings that must not change when the run is resumed (see `building.run_identity`).
-        loss_sum: sum of the losses of the steps since the last log entry, as the mean over the processes.
+        loss_sum: sum of the losses of the steps since the last log entry, averaged over the processes.
         loss_steps: number of these steps.
         threads: number of threads of the run; None if unknown.
         listed: whether the checkpoint contains `files.json`. False for checkpoints of version 0.1.0.
@@ -137,7 +137,7 @@ def lock_run(output_dir: Path) -> Iterator[None]:
 
 
 def tidy_run(output_dir: Path) -> None:
-    """Remove the unfinished files of a killed run, and complete the replacement of its folders."""
+    """Remove the unfinished files of a killed run, and complete interrupted calls of `replace_folder`."""
     for name in MODEL_FOLDERS:
         remove_own_files(output_dir / f".{name}.new", is_model_file)
         restore_folder(output_dir / name, is_model_file)
@@ -152,7 +152,7 @@ def tidy_run(output_dir: Path) -> None:
 
 
 def is_run_temporary(name: str) -> bool:
-    """Return whether a name is that of an unfinished file of a training run. The folder is locked, so it is stale."""
+    """Return whether an unfinished file of a training run can have this name."""
     base = re.sub(r"\.\d+\.tmp$", "", name)
     known = base in (METRICS_FILE, RECIPE_COPY, LIST_FILE) or _EPOCH_FILE.fullmatch(base) is not None
     return name == ".new" or (base != name and known)
@@ -161,7 +161,7 @@ def is_run_temporary(name: str) -> bool:
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a model folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
 
-    Files in an existing folder that the package did not write are kept.
+    If `folder` exists, files in it that this package did not write are kept.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.new")
@@ -214,12 +214,12 @@ def forget_run(output_dir: Path) -> None:
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Return whether a file of a checkpoint folder belongs to the checkpoint."""
+    """Return whether this package writes a file with this name into a checkpoint folder."""
     return _CHECKPOINT_FILE.fullmatch(name) is not None
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """List the checkpoints, oldest first. A folder without any file of a checkpoint is not one."""
+    """List the checkpoint folders, oldest first. Folders without any file of a checkpoint are left out."""
     found = []
     for folder in (output_dir / "checkpoints").glob("step-*"):
         step = _STEP_FOLDER.fullmatch(folder.name)
@@ -236,9 +236,9 @@ def prepare_checkpoint(output_dir: Path) -> Path:
 
 
 def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, keep: int) -> None:
-    """Write progress and list of files, rename a completed checkpoint, and remove all but the newest `keep`.
+    """Write `progress.json` and `files.json`, rename the checkpoint folder, and keep the newest `keep` checkpoints.
 
-    The list of files is written last, after all files are on disk.
+    `files.json` is written last, after all other files are on disk.
     """
     with explain_write_errors(unfinished):
         (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress) | {"listed": True}, indent=2))
@@ -285,7 +285,7 @@ def check_listed_file(path: Path, entry: dict[str, Any]) -> None:
     """Check that a file has the listed size and hash.
 
     Raises:
-        ValueError: it is missing or has other content. The message does not contain the folder.
+        ValueError: the file is missing or has other content. The message does not name the folder.
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
@@ -297,13 +297,13 @@ def check_listed_file(path: Path, entry: dict[str, Any]) -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Check all files of a checkpoint against its list.
+    """Check that all files of a checkpoint have the sizes and hashes in its `files.json`.
 
-    A checkpoint of version 0.1.0 has no list. Then only its random states are checked, because Accelerate ignores
-    errors when it reads them.
+    A checkpoint of version 0.1.0 has no `files.json`. Then only the files of random states are checked, because
+    Accelerate ignores errors when it reads these files.
 
     Raises:
-        ValueError: a file is missing or damaged. The message offers the checkpoint before.
+        ValueError: a file is missing or damaged. The message names the checkpoint to resume from instead, if any.
     """
     try:
         listed = read_file_list(folder)
@@ -408,7 +408,7 @@ def _check_extension(checkpoint: Path, progress: Progress, epochs: int) -> None:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error to raise for a checkpoint that cannot be read. It offers the checkpoint before."""
+    """Return the error to raise for an unreadable checkpoint. It names the one to resume from instead, if any."""
     reason = " ".join(str(error).split())[:200]
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     others = [folder.name for folder in checkpoints(path.parents[1]) if folder != path]
@@ -449,7 +449,7 @@ def _parse_metrics(line: bytes) -> dict[str, Any] | None:
 
 
 def save_epoch_weights(model: nn.Module, output_dir: Path, epoch: int, keep: int) -> None:
-    """Save the weights after `epoch` epochs with their hash, and remove all but the newest `keep` weights files."""
+    """Save the weights after `epoch` epochs, add their hash to `files.json`, and keep the newest `keep` files."""
     folder = output_dir / "epochs"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -510,7 +510,7 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
 
 
 def _check_epoch_files(files: Sequence[Path], count: int) -> None:
-    """Check that the newest `count` files have consecutive epochs and the listed content."""
+    """Check that the weights of the last `count` epochs exist and match `files.json`."""
     newest = _epoch_of(files[-1])
     wanted = [files[-1].with_name(f"epoch-{epoch:04d}.safetensors") for epoch in range(1, newest + 1)][-count:]
     try:
@@ -528,7 +528,7 @@ def _check_epoch_files(files: Sequence[Path], count: int) -> None:
 
 
 def _check_kept_weights(output_dir: Path, finished: int, epochs: int, count: int) -> None:
-    """Check the weights of the finished epochs that will be part of the average after `epochs` epochs."""
+    """Check the weights of all finished epochs that are among the last `count` of the `epochs` epochs."""
     needed = min(count, count - (epochs - finished))
     files = [file for file in epoch_files(output_dir) if _epoch_of(file) <= finished]
     if needed > 0 and finished > 0 and files:

@@ -1,4 +1,4 @@
-"""Divide the speaker centres among the ranks, restore them for saving, and clip the gradients."""
+"""Divide the speaker centres among the ranks, gather them for saving and loading, and clip the gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +68,7 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def rows_of_rank(rank: int, shard: CentreShard) -> int:
-    """Return the number of speaker centres that a rank holds."""
+    """Return the number of speaker centres of a rank."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 

@@ -1,4 +1,4 @@
-"""Stop a training run at the next step when the process is asked to end."""
+"""Stop a training run after the current step when the process receives SIGTERM."""
 
 import signal
 import threading

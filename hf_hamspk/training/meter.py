@@ -24,13 +24,13 @@ class StepMeter:
         self.restore(0.0, 0)
 
     def restore(self, loss_sum: float, steps: int) -> None:
-        """Continue with the losses of a checkpoint. The times begin at 0."""
+        """Continue with the losses of a checkpoint. The measured times are set to 0."""
         self.loss_sum, self.steps = torch.tensor(loss_sum, device=self.device), steps
         self.seconds = self.waiting = 0.0
         self.timed_steps = 0
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches and measure the time of waiting for each."""
+        """Yield the batches, and measure the time spent waiting for each one."""
         iterator = iter(batches)
         while True:
             self._began = time.perf_counter()

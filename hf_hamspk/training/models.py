@@ -74,7 +74,7 @@ def gather_recipe(
     """Return the recipe of a run from the arguments of the trainer.
 
     Raises:
-        ValueError: there is no training data, or there are two.
+        ValueError: neither or both of `train_dataset` and `data.train_data` are set.
     """
     data = DataArguments() if data is None else dataclasses.replace(data)
     if train_dataset is not None:
@@ -108,7 +108,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
     """Make the configuration that a recipe describes. The speaker names are added later, by `build_model`.
 
     For fine-tuning, fields that the recipe does not set keep the values of the initial model. If the recipe sets
-    another head, scale, margin and curvature have the published values of that head unless the recipe sets them.
+    another head, the default scale, margin and curvature of this new head are used unless the recipe sets them.
 
     Raises:
         ValueError: a value is out of range, two values contradict each other, or a named model cannot be used.
@@ -142,7 +142,7 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
 
 
 def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
-    """Make the model to train: a new one, one with a pretrained backbone, or one to fine-tune with a new head.
+    """Make the model to train: a new model, a model with a pretrained backbone, or a pretrained model to fine-tune.
 
     Raises:
         ValueError: the weights of the initial model do not fit the configuration outside the head.

@@ -148,7 +148,7 @@ class Trainer:
     def _build(
         self, source: RecipeModel | GivenModel, speakers: list[str], optimizers: tuple[Any, LRScheduler | None]
     ) -> None:
-        """Build the model for the speakers and its optimiser, and distribute both."""
+        """Build the model for the training speakers, make its optimiser, and prepare both with the Accelerator."""
         set_seed(self.args.seed)
         model = source.build(speakers)
         if isinstance(source, GivenModel) and not source.kept_head:
@@ -276,7 +276,10 @@ class Trainer:
         self.callbacks.call("on_train_begin")
 
     def _begin_or_resume(self) -> Path | None:
-        """Remove unfinished files, and return the checkpoint to resume from. Another run may have written it since."""
+        """Remove unfinished files, and return the checkpoint to resume from.
+
+        Another run may have written it after this trainer was made, so the folder is searched again.
+        """
         tidy_run(self.output_dir)
         return find_checkpoint(self.output_dir, self.settings, self.args.resume, self.checkpoint)
 
@@ -333,7 +336,7 @@ class Trainer:
                 break
 
     def _end_step(self, bar: tqdm) -> None:
-        """Do what the arguments, the callbacks or a signal ask for after a step."""
+        """After a step, log, evaluate, save or stop if the arguments, a callback or SIGTERM request this."""
         control, step = self.callbacks.control, self.progress.step
         at_end = self._epoch_done()
         control.should_log |= step % self.args.log_steps == 0
@@ -352,7 +355,7 @@ class Trainer:
             self._stop_for_signal(at_end)
 
     def _stop_for_signal(self, at_end: bool) -> None:
-        """Exit after SIGTERM. At the end of an epoch, the checkpoint of the epoch is written first."""
+        """Exit after SIGTERM. If `at_end` is True, first finish the epoch and write its checkpoint."""
         if at_end:
             with self._whole_centres():
                 self._end_epoch()
