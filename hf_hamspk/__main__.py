@@ -1,8 +1,10 @@
 """Entry point of the command line: `hamspk COMMAND ...` or `python -m hf_hamspk COMMAND ...`."""
 
 import argparse
+import errno
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +34,14 @@ _WITHOUT_MODELS = {"doctor"}
 # These commands parse the arguments that the parser of this module does not know.
 _WITH_OWN_PARSER = {"train"}
 
+# What to do about errors of the operating system.
+_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), " Free some space on the disk, and run the same command again."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        " Change the permissions, or choose another folder.",
+    ),
+}
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -130,6 +140,8 @@ def is_explained(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """Return the message of an error as one line; for an invalid configuration, the message of the cause."""
     cause = error.__cause__ if _is_refused_configuration(error) else None
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and cause is None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}.{_CURES.get(error.errno, '')}"
     lines = str(error if cause is None else cause).splitlines()
     text = " ".join(line.strip() for line in lines if line.strip())
     # A message that repeats a value of a damaged file can be as long as the file.

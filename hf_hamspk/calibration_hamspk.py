@@ -24,7 +24,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -97,15 +98,32 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
         )
 
 
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Yield a temporary path. The file written there replaces `path`; after an error, `path` is as it was.
+
+    Raises:
+        OSError: safetensors could not write the file, for example because the disk is full.
+    """
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}).") from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
 def save_array(path: str | os.PathLike, name: str, array: np.ndarray, description: Mapping[str, Any]) -> None:
     """Write a float32 array, its description (values that JSON can represent) and checksums to a safetensors file."""
     array = np.ascontiguousarray(array, dtype=np.float32)
     described = dict(description) | {"array": array_checksum(array)}
     described[CHECKSUM] = dict_checksum(described)
     # safetensors maps files into memory when it reads them. A file in use must be replaced, not overwritten.
-    temporary = f"{path}.part"
-    save_file({name: array}, temporary, {"description": json.dumps(described, sort_keys=True)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: array}, temporary, {"description": json.dumps(described, sort_keys=True)})
 
 
 def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -568,7 +586,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the calibration to a JSON file."""
-        with open(path, "w", encoding="utf-8") as file:
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
