@@ -30,8 +30,11 @@ from .manifest import (
     Shard,
     format_unreadable,
     index_name,
+    load_manifest,
     shard_name,
 )
+from .owning import lock_shards, remove_progress
+from .planning import PLAN_NAME, PROGRESS_NAME
 from .reading import speaker_names
 from .sources import HUB_PREFIX
 
@@ -67,12 +70,41 @@ def index_shards(
         The manifest of the shards.
 
     Raises:
-        ValueError: the sources contain no Parquet files or tars, contain both, or contain no audio with speakers.
+        ValueError: the sources contain no Parquet files or tars, contain both, or contain no audio with speakers, or
+            the output folder contains other files or prepared shards.
     """
     files = _find(sources, {} if storage_options is None else dict(storage_options))
-    container = "parquet" if files[0][1].endswith(".parquet") else "webdataset"
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    with lock_shards(output):
+        _check_no_shards(output)
+        try:
+            manifest, refused = _index_files(files, sources, output, (audio_column, speaker_column), licence, progress)
+            text = format_unreadable(refused)
+            write_atomically(output / UNREADABLE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+            write_atomically(output / MANIFEST_NAME, lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
+        finally:
+            remove_progress(output)
+    return manifest
+
+
+def _check_no_shards(output: Path) -> None:
+    """Raise ValueError if a folder contains prepared shards, whose manifest the index would replace."""
+    if (output / MANIFEST_NAME).exists() and any(shard.sha256 for shard in load_manifest(output).shards):
+        raise ValueError(f"{output} contains prepared shards; choose an empty or a new folder for the index")
+    if (output / PROGRESS_NAME / PLAN_NAME).exists():
+        raise ValueError(f"{output} contains an unfinished preparation; choose an empty or a new folder for the index")
+
+
+def _index_files(
+    files: Sequence[tuple[Any, str]],
+    sources: Sequence[str],
+    output: Path,
+    wanted: tuple[str | None, str | None],
+    licence: str,
+    progress: bool,
+) -> tuple[Manifest, list[tuple[str, str]]]:
+    """Return the manifest of existing shards, and the path and reason of each recording that cannot be used."""
+    container = "parquet" if files[0][1].endswith(".parquet") else "webdataset"
     speakers: Counter[str] = Counter()
     refused: list[tuple[str, str]] = []
     columns: dict[str, str] = {}
@@ -81,7 +113,7 @@ def index_shards(
         number, (filesystem, path) = numbered
         if container == "webdataset":
             return _index_tar(filesystem, path, output, shard_name(number, len(files), container))
-        found = _choose_columns(filesystem, path, audio_column, speaker_column)
+        found = _choose_columns(filesystem, path, *wanted)
         columns.update(found)
         return *_index_parquet(filesystem, path, found["speaker"]), []
 
@@ -112,11 +144,7 @@ def index_shards(
         unreadable=len(refused),
         columns=columns,
     )
-    write_atomically(
-        output / UNREADABLE_NAME, lambda path: path.write_text(format_unreadable(refused), encoding="utf-8")
-    )
-    write_atomically(output / MANIFEST_NAME, lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
-    return manifest
+    return manifest, refused
 
 
 def _find(sources: Sequence[str], options: dict[str, Any]) -> list[tuple[Any, str]]:

@@ -11,8 +11,6 @@ addition, each worker process keeps one row group and one decoded file in memory
 import errno
 import logging
 import os
-import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from .manifest import (
     format_unreadable,
     load_manifest,
 )
+from .owning import lock_shards, remove_progress, remove_shards, tidy_progress
 from .planning import (
     FILES_NAMED,
     PLAN_NAME,
@@ -47,9 +46,6 @@ from .sources import find_utterances
 from .streams import copy_streams
 
 logger = logging.getLogger(__name__)
-
-LOCK_NAME = "lock"
-_SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.(parquet|tar|index\.json)")
 
 
 def prepare(
@@ -87,22 +83,19 @@ def prepare(
     options = PrepareOptions() if options is None else options
     output = Path(output)
     named = [os.fspath(source) for source in sources]
-    folder = output / PROGRESS_NAME
-    _check_output(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with lock_shards(output) as folder:
         if restart:
-            _remove_shards(output)
+            remove_shards(output)
         try:
             plan = _plan(named, output, options, progress)
         except BaseException:
             if not (folder / PLAN_NAME).exists():
-                _remove_progress(output)
+                remove_progress(output)
             raise
         if isinstance(plan, Manifest):
-            _remove_progress(output)
+            remove_progress(output)
             return plan
-        _tidy(folder)
+        tidy_progress(folder)
         todo = [index for index in range(plan.shards) if load_record(folder, index) is None]
         done = sum(_size(plan, index) for index in range(plan.shards)) - sum(_size(plan, index) for index in todo)
         with (
@@ -113,7 +106,7 @@ def prepare(
         ):
             run_workers(plan, output, folder, todo, processes, bar)
         manifest = _finish(plan, output)
-        _remove_progress(output)
+        remove_progress(output)
     return manifest
 
 
@@ -165,39 +158,6 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
     return plan
 
 
-def _check_output(output: Path) -> None:
-    """Check that a folder is empty or was written by an earlier preparation."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is not a folder; choose a folder for the shards")
-    ours = (output / PROGRESS_NAME).is_dir() or (output / MANIFEST_NAME).is_file()
-    if output.is_dir() and not ours and (other := next(output.iterdir(), None)) is not None:
-        raise ValueError(f"{output} contains files that are not shards ({other.name}); choose an empty or a new folder")
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Lock a folder, so that only one preparation writes to it. The lock ends with the process, even after a crash."""
-    try:
-        import fcntl
-    except ImportError:
-        yield  # Windows
-        return
-    with open(folder / LOCK_NAME, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"another preparation is writing to {folder.parent}; wait until it ends, or stop it"
-            ) from error
-        yield
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the unfinished files of an interrupted run."""
-    for path in [*folder.glob("*.tmp"), *folder.glob("at-*")]:
-        path.unlink(missing_ok=True)
-
-
 def _finish(plan: Plan, output: Path) -> Manifest:
     """Collect the records of the shards, write the list of unreadable files, and then write the manifest."""
     folder = output / PROGRESS_NAME
@@ -246,18 +206,3 @@ def _is_there(output: Path, record: ShardRecord) -> bool:
     return all((output / file).is_file() for file in files) and (
         (output / record.shard.file).stat().st_size == record.shard.bytes
     )
-
-
-def _remove_progress(output: Path) -> None:
-    shutil.rmtree(output / PROGRESS_NAME, ignore_errors=True)
-
-
-def _remove_shards(output: Path) -> None:
-    """Remove only the files of a preparation. The manifest is removed first, because it marks a complete folder."""
-    (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for path in output.iterdir():
-        if _SHARD.fullmatch(path.name) or path.name == UNREADABLE_NAME:
-            path.unlink()
-    for path in (output / PROGRESS_NAME).iterdir():
-        if path.name != LOCK_NAME:
-            path.unlink()

@@ -463,7 +463,7 @@ def test_a_file_that_changes_meanwhile_ends_the_run(tree, out, monkeypatch):
 
 def test_two_at_once_are_refused(tree, out, monkeypatch):
     def second(*_):
-        with pytest.raises(ValueError, match="another preparation is writing to"):
+        with pytest.raises(ValueError, match=r"^hamspk prepare \(process \d+ on .*\) is writing into"):
             make(tree[0], out)
         raise Killed
 
