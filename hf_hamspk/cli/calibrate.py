@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.recognising import check_replaceable, is_calibration_file
 from ..loading.names import check_model
 from .options import add_model_arguments, check_folder, check_trial_lists, given_options
 
@@ -101,6 +102,9 @@ def check(arguments: argparse.Namespace) -> None:
     check_trial_lists(arguments.pairs)
     check_folder(arguments.audio_root, "--audio-root")
     check_model(arguments.model)
+    folder = Path(arguments.model if arguments.output is None else arguments.output)
+    for name in ("verification.json", "cohort.safetensors"):
+        check_replaceable(folder / name, is_calibration_file, "a calibration")
 
 
 def run(arguments: argparse.Namespace) -> int:

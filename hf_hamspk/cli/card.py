@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.recognising import check_replaceable, is_card_file
+from ..folders.writing import write_atomically
 from .push import add_about_arguments, read_about
 
 if TYPE_CHECKING:
@@ -45,8 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"--output must end in .md, got {output}. The facts are written beside it, into a file that ends in .json."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(facts.to_json(), encoding="utf-8")
-    output.write_text(card, encoding="utf-8")
+    texts = {output.with_suffix(".json"): facts.to_json(), output: card}
+    for path in texts:
+        check_replaceable(path, is_card_file, "a model card")
+    for path, text in texts.items():
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     print(f"card: {output}, facts: {output.with_suffix('.json')}")
     return 0
 
@@ -68,7 +73,8 @@ def _render_again(source: Path, arguments: argparse.Namespace) -> int:
 
     card = render_card(CardFacts.from_json(source.read_text(encoding="utf-8"), str(source)))
     output = source.with_suffix(".md") if arguments.output is None else Path(arguments.output)
-    output.write_text(card, encoding="utf-8")
+    check_replaceable(output, is_card_file, "a model card")
+    write_atomically(output, lambda temporary: temporary.write_text(card, encoding="utf-8"))
     print(f"card: {output}")
     return 0
 

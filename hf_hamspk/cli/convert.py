@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.ownership import is_model_file, remove_own_files
+
 if TYPE_CHECKING:
     from ..conversion import Converted
 
@@ -61,7 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
         model.config.converted_from = f"{converted.source} ({arguments.source_name})"
     licence = arguments.licence if arguments.licence is not None else stated_licence(source)
     model.config.source_licence = licence
-    model.save_pretrained(output)
+    try:
+        model.save_pretrained(output)
+    except OSError:
+        remove_own_files(output, is_model_file)
+        raise
     for line in format_converted(converted, licence):
         print(line)
     print(

@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import threading
@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.ownership import files_in, is_run_file, remove_own_files
+
 if TYPE_CHECKING:
     from ..evaluation.trials import Trials
     from ..evaluation.verification import VerificationResult
     from ..modeling_hamspk import HamSpkPreTrainedModel
 
 MARKER = ".hamspk-demo"
+_DEMO_FILE = re.compile(
+    r"(?:dev|test)\.txt|recipe\.yaml|results\.json|(?:det|scores)\.png|corpus/(?:train|test)\.csv|corpus/trials\.txt|"
+    r"corpus/(?:train|test)/[^/]+/[^/]+/[^/]+\.flac"
+)
 CAVEAT = (
     "These voices are synthetic. The numbers show that training and evaluation work, but they say nothing about real "
     "voices."
@@ -142,7 +148,7 @@ def prepare_folder(folder: Path) -> None:
     """Make an empty folder, and mark it as the folder of a demo. Remove the files of an earlier demo.
 
     Raises:
-        ValueError: the path is a file, or the folder is not empty and was not made by a demo.
+        ValueError: the path is a file, or the folder contains files that no demo wrote. Nothing is removed then.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder, but {folder} is a file. Choose another folder.")
@@ -151,13 +157,25 @@ def prepare_folder(folder: Path) -> None:
             raise ValueError(
                 f"{folder} is not empty and was not made by a demo. Choose another folder with --output, or empty it."
             )
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != MARKER:
-                entry.unlink()
+        other = min((name for name in files_in(folder) if not is_demo_file(name)), default=None)
+        if other is not None:
+            raise ValueError(
+                f"{folder} contains a file that no demo wrote ({other}). Move it, or choose another folder with "
+                "--output."
+            )
+        remove_own_files(folder, lambda name: name != MARKER)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text("Made by `hamspk demo`, which empties this folder when it runs again.\n")
+
+
+def is_demo_file(name: str) -> bool:
+    """Return whether a demo writes a file with this path, relative to its folder."""
+    place, _, rest = name.partition("/")
+    if place == "run":
+        return is_run_file(rest)
+    if place == "modules":
+        return rest == "" or rest.endswith((".py", ".pyc", ".json"))
+    return name == MARKER or _DEMO_FILE.fullmatch(name) is not None
 
 
 def make_voices(folder: Path, size: Size, seed: int) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..files.corpora import is_table, read_table
 from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.tables import split_segment
+from ..folders.recognising import check_replaceable, is_embeddings_file
 from ..loading.names import check_model
 from .options import (
     add_model_arguments,
@@ -106,16 +108,47 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.files and not any(os.path.exists(split_segment(name)[0]) or "://" in name for name in arguments.files):
         raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
     check_trial_lists(arguments.trials)
+    check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")
     check_model(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed all usable files, write the output, and report the skipped files."""
+    state = _process_state()
+    with ExitStack() as lock:
+        _lock_parts(Path(arguments.output).with_suffix(".parts"), lock, state)
+        return _embed_and_write(arguments, state)
+
+
+def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> None:
+    """Lock the folder of the unfinished embeddings on the first process.
+
+    Raises:
+        ValueError: another command embeds into the folder, or it contains other files. All processes raise the error.
+    """
+    from ..embedding.parts import lock_parts
+
+    if state is None:
+        lock.enter_context(lock_parts(folder))
+        return
+    from accelerate.utils import broadcast_object_list
+
+    reason = [""]
+    if state.process_index == 0:
+        try:
+            lock.enter_context(lock_parts(folder))
+        except ValueError as error:
+            reason = [str(error)]
+    broadcast_object_list(reason)
+    if reason[0]:
+        raise ValueError(reason[0])
+
+
+def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None") -> int:
     from ..embedding import EmbeddingParts, extract
     from ..loading.models import load_model
 
     output = Path(arguments.output)
-    state = _process_state()
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     source_of, missing = _find_source(arguments)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..files.corpora import is_table, read_table
 from ..files.tables import clean_speaker, split_segment
+from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .embed import find_audio, print_contents
 from .options import (
@@ -81,6 +82,8 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.speakers = _group_by_table(arguments)
     else:
         arguments.speakers = _group_by_folder(arguments.files, arguments.subfolders)
+    for name in arguments.speakers:
+        check_replaceable(Path(arguments.profiles, f"{name}{PROFILE_EXTENSION}"), is_profile_file, "a speaker profile")
     check_model(arguments.model)
 
 

@@ -144,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.trials import official_title
     from ..loading.models import load_model
 
+    check_target(arguments)
     settings = _read_settings(arguments)
     lists = read_lists(arguments.trials, arguments.audio_root, arguments.enrolment, arguments.official)
     for name, trials in lists.items():
@@ -180,6 +181,17 @@ def write_and_tell(measured: "Evaluation | Sweep", model: str, output: str | Non
         raise ValueError(f"{folder} cannot be written to ({error.strerror}). Give another --output folder.") from error
     for line in [*(f"written: {file}" for file in files), *remarks]:
         print(line)
+
+
+def check_target(arguments: argparse.Namespace) -> None:
+    """Check the folder of the results before anything is measured.
+
+    Raises:
+        ValueError: the folder contains a file with the name of a result that this package did not write.
+    """
+    from ..evaluation.results import check_record_folder, record_folder
+
+    check_record_folder(record_folder(arguments.model) if arguments.output is None else Path(arguments.output))
 
 
 def check_output(arguments: argparse.Namespace) -> None:

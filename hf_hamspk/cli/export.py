@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.recognising import check_replaceable, is_onnx_file
 from ..loading.names import check_model
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk export`."""
     parser.add_argument("model", metavar="MODEL", help="folder of a trained model, or its name on the Hub")
-    parser.add_argument("output", metavar="OUT.onnx", help="file to write; an existing file is replaced")
+    parser.add_argument("output", metavar="OUT.onnx", help="file to write; an earlier export is replaced")
     parser.epilog = "The export needs additional packages. Install them with `pip install 'hf_hamspk[onnx]'`."
 
 
@@ -28,6 +29,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"OUT.onnx must be a file name that ends in .onnx, got {output}.")
     if not output.parent.is_dir():
         raise ValueError(f"Folder not found: {output.parent}. Create it first.")
+    check_replaceable(output, is_onnx_file, "an exported model")
     check_model(arguments.model)
 
 

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
-from .evaluate import check_output, write_and_tell
+from .evaluate import check_output, check_target, write_and_tell
 from .options import add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.sweeps import sweep
     from ..loading.models import load_model
 
+    check_target(arguments)
     metadata = None if arguments.metadata is None else read_metadata(arguments.metadata)
     # Check the options before the model is loaded.
     for kind in arguments.over:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .options import (
     PROFILE_EXTENSION,
@@ -120,8 +121,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
     check_ways_to_decide(arguments)
     if arguments.prior is None and given_options(arguments, "cost_miss", "cost_false_alarm"):
         raise ValueError("--cost-miss and --cost-false-alarm need --prior.")
-    if arguments.save_profile is not None and Path(arguments.save_profile).suffix != PROFILE_EXTENSION:
-        raise ValueError(f"--save-profile must end in {PROFILE_EXTENSION}, got {arguments.save_profile}.")
+    if arguments.save_profile is not None:
+        if Path(arguments.save_profile).suffix != PROFILE_EXTENSION:
+            raise ValueError(f"--save-profile must end in {PROFILE_EXTENSION}, got {arguments.save_profile}.")
+        check_replaceable(Path(arguments.save_profile), is_profile_file, "a speaker profile")
 
 
 def _split_recordings(arguments: argparse.Namespace) -> None:

@@ -5,21 +5,25 @@ the number of processes, so a run can be resumed with more or fewer processes.
 """
 
 import json
-import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..folders.locks import RUN_LOCK, lock_folder
+from ..folders.ownership import remove_own_files
+from ..folders.writing import remove_leftovers, write_atomically
 from .sources import DecodedUtterance
 
 PART_UTTERANCES = 128
 """Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
 
 RUN_FILE = "run.json"
+_PART_FILE = re.compile(r"(?:part-\d{6,}\.parquet|run\.json)(?:\.\d+\.(?:tmp|unfinished))?|\.lock")
 
 
 class EmbeddingParts:
@@ -36,7 +40,7 @@ class EmbeddingParts:
         pieces: for each part, the range of the numbers of its pieces.
 
     Raises:
-        ValueError: the folder contains parts of a run with other settings.
+        ValueError: the folder contains parts of a run with other settings, or other files.
     """
 
     def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
@@ -54,6 +58,7 @@ class EmbeddingParts:
         self._begin(run | {"dimension": dimension, "part_utterances": PART_UTTERANCES})
 
     def _begin(self, run: dict[str, str | int]) -> None:
+        check_parts_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RUN_FILE
         try:
@@ -65,6 +70,7 @@ class EmbeddingParts:
         except ValueError:
             found = {}
         if found != run:
+            found = found if isinstance(found, dict) else {}
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "
@@ -127,8 +133,45 @@ class EmbeddingParts:
         }
 
     def remove(self) -> None:
-        """Delete the folder. Call this after the embeddings have been written elsewhere."""
-        shutil.rmtree(self.folder)
+        """Delete the parts, and the folder unless it contains other files.
+
+        Call this after the embeddings have been written elsewhere.
+        """
+        remove_own_files(self.folder, is_part_file)
+
+
+def check_parts_folder(folder: Path) -> None:
+    """Check that a folder is missing or empty, or contains parts of embeddings.
+
+    Raises:
+        ValueError: the path is a file, or the folder contains other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is needed as a folder for unfinished embeddings, but it is a file. Move it.")
+    if folder.is_dir() and not (folder / RUN_FILE).is_file():
+        other = min((path.name for path in folder.iterdir() if not is_part_file(path.name)), default=None)
+        if other is not None:
+            raise ValueError(
+                f"{folder} is needed for unfinished embeddings, but contains other files ({other}). Choose another "
+                "--output, or move the folder."
+            )
+
+
+def lock_parts(folder: Path) -> AbstractContextManager[None]:
+    """Remove the unfinished files of killed processes, and return a context manager that locks the folder of the parts.
+
+    Raises:
+        ValueError: another process embeds into the folder, or the folder contains other files.
+    """
+    check_parts_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, is_part_file)
+    return lock_folder(folder / RUN_LOCK, folder, "hamspk embed")
+
+
+def is_part_file(name: str) -> bool:
+    """Return whether a file in the folder of the parts belongs to this package."""
+    return _PART_FILE.fullmatch(name) is not None
 
 
 def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
@@ -145,9 +188,4 @@ def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:
     """Write a file atomically, so that it is never incomplete, even after a kill or a power cut."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -1,7 +1,6 @@
 """Combine the parts of a finished run into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
 
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..folders.recognising import GENERATOR, check_replaceable, is_embeddings_file
+from ..folders.writing import write_atomically
 from .parts import EmbeddingParts
 
 EMBEDDING_FORMATS = (".parquet", ".safetensors", ".npz")
@@ -35,15 +36,15 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
     Args:
         parts: parts of the run, all complete.
-        output: path of the file, whose suffix selects the format. An existing file is replaced, and missing parent
-            folders are created.
+        output: path of the file, whose suffix selects the format. An existing file of embeddings is replaced, and
+            missing parent folders are created.
         about: metadata to store in the file. It is ignored for `.npz`.
 
     Returns:
         The number of embeddings. If there are none, no file is written.
 
     Raises:
-        ValueError: the format is unknown or cannot store these names.
+        ValueError: the format is unknown or cannot store these names, or the output is another file.
     """
     writers = {".parquet": _write_parquet, ".safetensors": _write_safetensors, ".npz": _write_npz}
     if output.suffix not in writers:
@@ -53,13 +54,14 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
         return 0
     if output.suffix != ".parquet":
         _check_names(names, output.suffix)
+    check_replaceable(output, is_embeddings_file, "a file of embeddings")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        writers[output.suffix](parts, names, file, about)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, output)
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            writers[output.suffix](parts, names, file, about)
+
+    write_atomically(output, write)
     return len(names)
 
 
@@ -124,6 +126,7 @@ def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, 
 def _write_npz(parts: EmbeddingParts, names: list[str], file: BinaryIO, about: dict[str, str]) -> None:
     # np.savez needs all arrays in memory, and it cannot store an array with the name "file".
     with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = GENERATOR.encode()
         for own, values in _rows(parts):
             for name, embedding in zip(own, values, strict=True):
                 with archive.open(f"{name}.npy", "w") as entry:

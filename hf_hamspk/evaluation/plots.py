@@ -19,6 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
 from ..calibration_hamspk import OperatingPoint
+from ..folders.recognising import GENERATOR
+from ..folders.writing import write_atomically
 from .calibration_metrics import convex_hull
 from .evaluating import RATIO, Evaluation
 from .metrics import DetectionErrors, detection_cost, detection_errors
@@ -423,5 +425,7 @@ def _finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) ->
         axes.spines[side].set_visible(False)
     if title is not None:
         figure.suptitle(title)
-    FigureCanvasAgg(figure).print_png(str(target))
+    write_atomically(
+        target, lambda path: FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": GENERATOR})
+    )
     return target

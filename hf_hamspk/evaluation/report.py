@@ -13,8 +13,10 @@ from typing import Any
 
 import jinja2
 
+from ..folders.recognising import GENERATOR
+from ..folders.writing import write_atomically
 from .intervals import FEWEST_SPEAKERS
-from .results import EVALUATION_FILE, PLOT_FOLDER, REPORT_FILE, EvaluationRecord
+from .results import EVALUATION_FILE, PLOT_FOLDER, REPORT_FILE, EvaluationRecord, check_record_folder
 
 TextRow = list[str]
 # Columns that are left-aligned.
@@ -44,9 +46,10 @@ def write_measurements(
         lists have changed.
 
     Raises:
-        ValueError: the folder contains an `evaluation.json` that this package did not write.
+        ValueError: the folder contains an `evaluation.json`, a report or a plot that this package did not write.
     """
     home = Path(folder)
+    check_record_folder(home)
     remarks = record.write(home)
     drawn = draw()
     record.plots = record.plots | dict(drawn)
@@ -276,6 +279,7 @@ def write_html(record: EvaluationRecord, folder: str | os.PathLike[str]) -> Path
     )
     page = environment.get_template("report.html.jinja").render(
         title=record.model.get("name", "unnamed"),
+        generator=GENERATOR,
         facts=_model_facts(record),
         sections={title: rows for title, rows in sections.items() if len(rows) > 1},
         text_columns=_TEXT_COLUMNS,
@@ -284,7 +288,7 @@ def write_html(record: EvaluationRecord, folder: str | os.PathLike[str]) -> Path
         pictures=pictures,
     )
     home.mkdir(parents=True, exist_ok=True)
-    (home / REPORT_FILE).write_text(page, encoding="utf-8")
+    write_atomically(home / REPORT_FILE, lambda path: path.write_text(page, encoding="utf-8"))
     return home / REPORT_FILE
 
 

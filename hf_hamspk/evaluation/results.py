@@ -39,6 +39,7 @@ Schema 1, which version 0.1.0 wrote, can be read as well.
 import itertools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,10 +48,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..audio_hamspk import is_number
+from ..folders.recognising import check_replaceable, is_plot_file, is_report_file
+from ..folders.writing import remove_leftovers, write_atomically
 from ..loading.names import RUN_FOLDERS
 from ..modeling_hamspk import HamSpkPreTrainedModel
 
 EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
+# Names of the plots that `plots.py` draws.
+_DRAWN = re.compile(r"det\.png|(?:scores|ratios|costs|sweep)-.+\.png")
 EVALUATION_SCHEMA = 2
 _RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
 # Keys of schema 1: keys of a list that also apply to its raw scores (key `raw`), and keys that apply to all lists.
@@ -202,12 +207,12 @@ class EvaluationRecord:
             else:
                 remarks = [f"{path} was replaced because it contained the numbers of other weights."]
                 for file in earlier.plots.keys() - self.plots.keys():
-                    if _is_plot(file):
-                        (path.parent / PLOT_FOLDER / file).unlink(missing_ok=True)
+                    if _is_plot(file) and is_plot_file(path.parent / PLOT_FOLDER / file):
+                        (path.parent / PLOT_FOLDER / file).unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.new")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        remove_leftovers(path.parent, lambda name: name in (EVALUATION_FILE, REPORT_FILE))
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return remarks
 
     def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
@@ -226,6 +231,27 @@ class EvaluationRecord:
         self.plots = earlier.plots | self.plots
         self.training = earlier.training if self.training is None else self.training
         return remarks
+
+
+def check_record_folder(folder: Path) -> None:
+    """Check that the files of an evaluation in a folder are missing, or were written by this package.
+
+    Raises:
+        ValueError: `evaluation.json`, `report.html` or a plot was not written by this package.
+    """
+    path = folder / EVALUATION_FILE
+    plots: Mapping[str, str] = {}
+    if path.exists():
+        try:
+            plots = EvaluationRecord.read(path).plots
+        except ValueError as error:
+            raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
+    files = {folder / REPORT_FILE: "an evaluation report"}
+    if (folder / PLOT_FOLDER).is_dir():
+        drawn = [file for file in (folder / PLOT_FOLDER).iterdir() if _DRAWN.fullmatch(file.name)]
+        files |= {file: "a plot" for file in drawn if file.name not in plots}
+    for file, kind in files.items():
+        check_replaceable(file, is_report_file if file.name == REPORT_FILE else is_plot_file, kind)
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:

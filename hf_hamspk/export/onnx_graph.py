@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..folders.recognising import check_replaceable, is_onnx_file
+from ..folders.writing import temporary_path
 from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import (
     INPUTS,
@@ -110,7 +112,8 @@ def export_onnx(
     masked = not encoder.groups_by_length
     rate = encoder.config.sampling_rate
     description = OnnxDescription(encoder.fingerprint(), rate, encoder.config.embedding_size, masked)
-    partial = Path(f"{os.fspath(path)}.part")
+    check_replaceable(Path(path), is_onnx_file, "an exported model")
+    partial = temporary_path(Path(path))
     was_training = encoder.training
     encoder.eval()
     try:

@@ -15,11 +15,29 @@ EARLIER_CODE = frozenset(
 )
 """Code files of version 0.1.0 in model folders that no longer exist under these names."""
 
+# The files in `checkpoints/.unfinished` and in `logs` have names of other packages.
+_RUN_FILE = re.compile(
+    r"\.lock|(?:recipe\.yaml|metrics\.jsonl)(?:\.\d+\.tmp)?|logs/(?:.+/)?(?:events\.out\.tfevents\..+|hparams\.yml)|"
+    r"epochs/(?:epoch-\d+\.safetensors|files\.json)(?:\.\d+\.tmp)?|epochs/\.new|"
+    r"checkpoints/(?:step-\d+|\.unfinished|\.step-\d+\.old)/[a-z_0-9]+\.(?:safetensors|bin|pt|pkl|json)"
+)
 _MODEL_FILE = re.compile(
     r"(?:config|generation_config|preprocessor_config|verification|evaluation)\.json|cohort\.safetensors|report\.html|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|[a-z]+_hamspk\.py|"
-    r"plots/(?:det|(?:scores|sweep)-[^/]+)\.png"
+    r"plots/(?:det|(?:scores|ratios|costs|sweep)-[^/]+)\.png"
 )
+
+
+def is_run_file(name: str) -> bool:
+    """Return whether a training run writes a file with this name into its output folder.
+
+    Args:
+        name: path of the file in the output folder, with slashes.
+    """
+    place, _, rest = name.partition("/")
+    if place.strip(".").partition(".")[0] in ("best", "last", "final"):
+        return is_model_file(rest)
+    return _RUN_FILE.fullmatch(name) is not None
 
 
 def is_model_file(name: str) -> bool:

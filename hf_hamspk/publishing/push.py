@@ -10,11 +10,16 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError, validate_repo_id
 
+from ..configuration_hamspk import HamSpkConfig
+from ..folders.recognising import read_small_json
 from .about import About
-from .contents import PICKLE_SUFFIXES, UploadPlan, is_managed_file, plan_upload
+from .contents import CARD_FILE, PICKLE_SUFFIXES, UploadPlan, is_managed_file, plan_upload
+from .facts import CONFIG_FILE
 
 MESSAGE = "Upload a speaker model with its card"
 _REPOSITORY_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+# Card that the website writes for a new repository: at most a block of metadata.
+_ONLY_METADATA = re.compile(r"\s*(?:---\n(?:(?!---).*\n)*---\s*)?")
 _NO_LOGIN, _NO_RIGHT, _CONFLICT = 401, 403, 412
 
 
@@ -53,7 +58,8 @@ def push_to_hub(
 
     Raises:
         ValueError: the folder cannot be published (see `plan_upload`), the name of the repository is invalid, the
-            repository is public although `private` is True, or it contains pickles.
+            repository is public although `private` is True, or it contains pickles, or files but no model of this
+            package.
         OSError: the Hub rejects the upload, or the connection is lost.
     """
     check_repository(repository)
@@ -113,7 +119,9 @@ def send(
             )
         there = client.list_repo_files(repository)
         _refuse_pickles(repository, there)
-        operations = [*_additions(plan), *(CommitOperationDelete(name) for name in stale_files(plan, there))]
+        stale = stale_files(plan, there)
+        _refuse_other_content(client, repository, info.sha, there, {*plan.names, *stale})
+        operations = [*_additions(plan), *(CommitOperationDelete(name) for name in stale)]
         return client.create_commit(repository, operations, commit_message=message, parent_commit=info.sha)
     except ValueError:
         raise
@@ -128,6 +136,30 @@ def send(
             f"The upload to {repository} broke off ({type(cause).__name__}: {cause}). Run the same command again. "
             "Files that have arrived are not sent again. The repository is unchanged until all files have arrived."
         ) from error
+
+
+def _refuse_other_content(
+    client: HfApi, repository: str, commit: str | None, there: Iterable[str], touched: set[str]
+) -> None:
+    """Raise ValueError if an upload would replace or delete files of a repository without a model of this package.
+
+    A new repository contains `.gitattributes`, and a `README.md` that consists of metadata only if it was made on the
+    website.
+    """
+    files = touched & set(there) - {".gitattributes"}
+    if CONFIG_FILE in there:
+        path = client.hf_hub_download(repository, CONFIG_FILE, revision=commit)
+        if read_small_json(Path(path)).get("model_type") == HamSpkConfig.model_type:
+            return
+    elif files == {CARD_FILE}:
+        path = client.hf_hub_download(repository, CARD_FILE, revision=commit)
+        if _ONLY_METADATA.fullmatch(Path(path).read_text("utf-8", errors="replace")):
+            return
+    if files:
+        raise ValueError(
+            f"{repository} contains no model of this package, and the upload would replace other files in it "
+            f"({min(files)}). Choose a new repository."
+        )
 
 
 def _additions(plan: UploadPlan) -> Iterable[CommitOperationAdd]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..calibration_hamspk import load_array, save_array, shorten
+from ..folders.recognising import check_replaceable, is_index_file
 from ..geometry_hamspk import as_tensor
 from ..verification_hamspk import SpeakerProfile
 from .engines import Engine, FaissEngine, TorchEngine, import_faiss
@@ -186,9 +187,12 @@ class SpeakerIndex:
         and in the format of FAISS. The safetensors file contains a checksum of this second file.
 
         Raises:
-            ValueError: the path does not end in `.safetensors`.
+            ValueError: the path does not end in `.safetensors`, or is a file that is not a speaker index.
         """
         target = _index_path(path)
+        check_replaceable(target, is_index_file, "a speaker index")
+        if not target.exists():
+            check_replaceable(target.with_suffix(ENGINE_SUFFIX), lambda _: False, "a part of a speaker index")
         target.parent.mkdir(parents=True, exist_ok=True)
         description = {
             "kind": INDEX_KIND,

@@ -1,6 +1,7 @@
 """`hamspk train` and `hamspk demo`."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -74,9 +75,16 @@ def test_demo_starts_fresh_in_its_own_folder(tmp_path):
     (outside / "kept").touch()
     folder = tmp_path / "demo"
     demo.prepare_folder(folder)
-    (folder / "run").mkdir()
-    (folder / "run" / "old").touch()
-    (folder / "link").symlink_to(outside)
+    (folder / "run" / "final").mkdir(parents=True)
+    (folder / "run" / "final" / "config.json").touch()
+    (folder / "run" / "metrics.jsonl").touch()
+    (folder / "corpus").symlink_to(outside)
+    (folder / "run" / "final" / "thesis.tex").touch()
+    for name in ("corpus", "run/final/thesis.tex"):
+        with pytest.raises(ValueError, match=re.escape(f"contains a file that no demo wrote ({name})")):
+            demo.prepare_folder(folder)
+        assert (folder / "run" / "metrics.jsonl").exists()
+        (folder / name).unlink()
     demo.prepare_folder(folder)
     assert [entry.name for entry in folder.iterdir()] == [demo.MARKER]
     assert (outside / "kept").exists()
