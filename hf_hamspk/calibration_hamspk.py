@@ -100,11 +100,7 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Yield a temporary path. The file written there replaces `path`; after an error, `path` is as it was.
-
-    Raises:
-        OSError: safetensors could not write the file, for example because the disk is full.
-    """
+    """Yield a temporary path, whose file replaces `path` at the end. After an error (OSError), `path` is as it was."""
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         yield temporary

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers import initialization as init
@@ -451,10 +450,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
         """Save the model as transformers does, with its feature extractor, calibration, cohort and pipeline name."""
         announce_pipeline(self.config)
-        try:
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        except SafetensorError as error:
-            raise OSError(f"The weights could not be written to {save_directory} ({error}).") from error
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             self._save_beside(save_directory)
 

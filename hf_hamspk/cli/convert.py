@@ -54,6 +54,8 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert the checkpoint, save the model, and print the files read and the tensors left out."""
+    from safetensors import SafetensorError
+
     from ..conversion import convert, stated_licence
 
     source, output = Path(arguments.source), Path(arguments.output)
@@ -65,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     model.config.source_licence = licence
     try:
         model.save_pretrained(output)
-    except OSError:
+    except (OSError, SafetensorError) as error:
         remove_own_files(output, is_model_file)
-        raise
+        raise OSError(f"The model could not be written to {output} ({error}).") from error
     for line in format_converted(converted, licence):
         print(line)
     print(
