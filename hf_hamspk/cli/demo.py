@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the voices, train a model, compare it before and after training, verify in a fresh process, and plot."""
+    """Generate synthetic voices, train a model on them, and show what it has learned in numbers and plots."""
     import torch
 
     from ..evaluation.trials import read_trials

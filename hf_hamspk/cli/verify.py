@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         enrolment = model.enrol(enrolment, **combine)
         enrolment.save(arguments.save_profile)
         if not arguments.json:
-            print(f"written: profile of {sum(enrolment.seconds):.1f} s of speech to {arguments.save_profile}")
+            print(f"profile written to {arguments.save_profile}, from {sum(enrolment.seconds):.1f} s of speech")
             for warning in enrolment.warnings:
                 print(f"warning: {warning}")
     if arguments.test is None:

@@ -98,7 +98,7 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Return whether the names include weights of the released encoder, with or without the prefix of its trainer."""
+    """Return whether the keys are names of weights of the released encoder, possibly with the prefix of its trainer."""
     return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 

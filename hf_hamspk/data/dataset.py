@@ -69,7 +69,7 @@ class Utterances(Protocol):
         ...
 
     def others(self, utterance: int) -> Sequence[int]:
-        """Return the utterances from which babble for this utterance is drawn. They include the utterance itself."""
+        """Return the candidates from which babble for this utterance is drawn; the utterance itself is one of them."""
         ...
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:

@@ -359,7 +359,12 @@ def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettin
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Evaluator of raw scores, or of log-likelihood ratios and their operating points, with fixed settings."""
+    """Evaluator of scores: raw scores, or log-likelihood ratios, for which it also evaluates the operating points.
+
+    Attributes:
+        settings: settings of the evaluation.
+        points: operating points of the calibration, for log-likelihood ratios.
+    """
 
     settings: EvaluationSettings
     points: tuple[OperatingPoint, ...] = ()
