@@ -1,4 +1,4 @@
-"""Functions that read, check and resample recordings, and measure how much speech they contain.
+"""Functions that read, check and resample recordings.
 
 `read_sound` reads complete recordings for training, evaluation, the commands, the pipeline and the endpoint. (Random
 crops are decoded in `shards/` and `data/`.) It decodes block by block, enforces limits on the decoded samples, and does
@@ -7,14 +7,7 @@ not rely on the header. It raises an `InputError` for input that cannot be used.
 Resampling is windowed-sinc interpolation with the default filter of `torchaudio.functional.resample`. It needs only
 NumPy, so a model gives the same results without torchaudio, and its memory use does not depend on the sampling rates.
 
-`measure_speech` detects speech by two properties of a frame. The level of several frequency bands is far above the
-quietest frames of the recording, which excludes silence, hum, tones and steady noise. The frame is also as periodic as
-a voice, which excludes clicks, knocks and hiss. Consonants and short pauses next to voiced frames count as speech.
-Singing, babble and other periodic sounds of varying level are mistaken for speech. Whispering and speech below the
-noise level are not detected.
-
-Symbols in shapes: `B` batch size, `L` samples, `N` samples after resampling, `K` filter taps, `C` channels, `T` frames,
-`F` frequency bins.
+Symbols in shapes: `L` samples, `N` samples after resampling, `K` filter taps, `C` channels.
 """
 
 import io
@@ -25,9 +18,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,53 +72,18 @@ AV_CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf", b"
 SILENT_CHANNEL = 1e-4
 # Least ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
 ALIKE_CHANNELS = 0.75
+# Number of each named channel; 0 is the mean of all channels.
+CHANNELS = {"mean": 0, "left": 1, "right": 2}
+Channel = str | int | None
+# Level in dBFS of the loudest second below which embeddings of the usual filter banks change with the level.
+QUIET_DB = -45.0
+# Power below which a recording is digital silence: the smallest step of 16-bit audio has -90 dBFS.
+SILENT_POWER = 1e-10
 NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
 _TOO_SLOW = f"not complete after {LONGEST_FETCH:g} s"
 _MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
-# Seconds of speech below which no decision is made by default; see `verification_hamspk`.
-MINIMUM_SPEECH = 1.0
-# Range of signal-to-noise ratios in dB: below it speech is not detected, above it 16-bit audio has too few bits.
-LOWEST_SNR_DB, HIGHEST_SNR_DB = -10.0, 60.0
-# Level in dBFS reported for digital silence, less than the smallest step of 16-bit audio.
-LOWEST_LEVEL_DB = -120.0
-# Length and step of the frames: 50 ms contain three periods of a voice of 67 Hz, and a step of 10 ms is usual.
-FRAME_SECONDS, HOP_SECONDS = 0.05, 0.01
-# Length of zero-padded frames, so that the autocorrelation does not wrap at lags up to 30 ms; bins are 12.5 Hz apart.
-SPECTRUM_SECONDS = 0.08
-# Longest block for which one noise floor is measured, so that the floor follows changes of the background noise.
-BLOCK_SECONDS = 20.0
-# Bands of equal width up to the limit of telephone speech, which every sampling rate of at least 8 kHz contains.
-LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
-# Share of frames that define the noise floor: about a tenth of continuous speech are pauses and closures.
-FLOOR_QUANTILE = 0.1
-# Mean level of steady noise above that quantile, in bands of 200 Hz and frames of 50 ms.
-FLOOR_BIAS_DB = 2.5
-# A frame has risen if at least 4 bands are 8 dB above the floor. Vowels exceed this by far, steady noise does not (its
-# standard deviation is 2 dB in each band). Bands 30 dB below the loudest one may contain leakage and do not count.
-RISE_DB, RISEN_BANDS, RANGE_DB = 8.0, 4, 30.0
-# Quantisation noise of 16-bit audio in dBFS: levels below it are never counted as risen.
-QUANTISATION_DB = -98.0
-# Range of the pitch of voices, and the frequencies used to detect it, which telephones transmit.
-LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 420.0
-VOICE_LOWEST_HZ, VOICE_HIGHEST_HZ = 100.0, 1600.0
-# Width of the moving average that flattens the spectrum, larger than the distance between harmonics.
-ENVELOPE_HZ = 500.0
-# Power relative to the quietest frames up to which sound is treated as noise or hum and does not count as periodic.
-STEADY_FACTOR = 3.0
-# Constant that keeps quotients of powers finite, far less than the square of any sample.
-SMALLEST_POWER = 1e-30
-# Peak of the autocorrelation, relative to lag 0, from which a frame is voiced.
-VOICED_PEAK = 0.4
-# Least number of consecutive voiced frames in a syllable; two clicks within one frame produce fewer.
-SHORTEST_VOICED = 5
-# Distances from a voiced frame within which all frames count as speech (half a consonant), and risen ones (a cluster).
-CARRIED_SECONDS, REACH_SECONDS = 0.05, 0.25
-# Longest pause that belongs to fluent speech, such as the closure of a plosive or a breath between words.
-LONGEST_PAUSE = 0.3
-# Least number of consecutive equal samples, at the largest or smallest value, that indicates clipping.
-CLIPPED_RUN = 3
 
 
 def plain_number(value: Any) -> Any:
@@ -212,6 +170,29 @@ def make_limits(limits: Any) -> Limits:
 
 
 @dataclass(frozen=True)
+class _ChannelLimits(Limits):
+    """Limits that also contain the number of the channel to read, from 1; 0 averages all channels without a warning."""
+
+    channel: int = 0
+
+
+def choose_channel(limits: Any, channel: Channel) -> Limits:
+    """Return limits with which `read_sound` reads one channel, or the limits unchanged if `channel` is None.
+
+    Raises:
+        InputError: the channel is not "left", "right", "mean" or a number from 1, or a limit is invalid.
+    """
+    limits = make_limits(limits)
+    if channel is None:
+        return limits
+    number = CHANNELS.get(channel) if isinstance(channel, str) else channel if is_number(channel) and channel else None
+    if number is None or number not in range(MOST_CHANNELS + 1):
+        given = _short(repr(channel))
+        raise InputError(f"channel must be 'left', 'right', 'mean' or a number from 1 to {MOST_CHANNELS}, got {given}.")
+    return _ChannelLimits(**{name: getattr(limits, name) for name in vars(Limits())}, channel=int(number))
+
+
+@dataclass(frozen=True)
 class Sound:
     """Recording with one channel of finite samples, as returned by `read_sound`.
 
@@ -239,8 +220,9 @@ def read_sound(
     source_rate: int | None = None,
     strict: bool = False,
     min_duration: float = SHORTEST_SECONDS,
+    channel: Channel = None,
 ) -> Sound:
-    """Decode a recording, average its channels, and resample it.
+    """Decode a recording, choose or average its channels, and resample it.
 
     soundfile decodes WAV, FLAC, OGG, Opus, MP3, AIFF and other formats. PyAV, if installed, decodes AAC (m4a, mp4,
     aac), Matroska, WebM, WMA and AMR. The format is determined by the first bytes of a file, not by its name.
@@ -259,12 +241,14 @@ def read_sound(
         strict: whether to raise an error if the recording is truncated, silent, or shorter than `min_duration`. False
             returns such recordings, with a warning about truncated ones.
         min_duration: shortest accepted duration in seconds; used only if `strict` is True.
+        channel: channel to read: "left", "right", or its number, counted from 1. "mean" averages all channels. None
+            averages them as well, and adds a warning if they differ.
 
     Raises:
-        InputError: the source is not a recording, cannot be used, or does not fit into memory.
+        InputError: the source is not a recording, cannot be used, lacks the channel, or does not fit into memory.
         MissingDecoderError: soundfile or PyAV is required but not installed.
     """
-    limits = make_limits(limits)
+    limits = choose_channel(limits, channel)
     name = _input_name(source, label)
     try:
         mixdown = _read(source, rate if source_rate is None else source_rate, name, limits)
@@ -309,13 +293,18 @@ class _Mixdown:
         self.rate = check_rate(rate, name)
         if not 0 < channels <= MOST_CHANNELS:
             raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?", name)
+        self.channel: int | None = getattr(limits, "channel", None)
+        if self.channel is not None and self.channel > channels:
+            raise InputError(f"has no channel {self.channel}, only {channels}. Choose another channel", name)
         self.channels = channels
+        # Number of channels that are averaged.
+        self.averaged = 1 if self.channel else channels
         self.promised = 0 if promised >= UNKNOWN_FRAMES else promised
         self.most = min(math.floor(limits.seconds * self.rate), limits.values // channels)
         self.blocks: list[np.ndarray] = []
         self.frames, self.bad, self.loudest = 0, 0, 0.0
         # Sums of products of channels, from which `_channels_differ` computes the power of their mean.
-        self.products = np.zeros((channels, channels))
+        self.products = np.zeros((self.averaged, self.averaged))
         if self.promised > self.most:
             raise self._too_long(self.promised)
 
@@ -326,6 +315,8 @@ class _Mixdown:
             raise self._too_long(self.frames)
         if not len(samples):
             return
+        if self.channel:
+            samples = np.ascontiguousarray(samples[:, self.channel - 1 : self.channel])
         extreme = max(float(samples.max()), -float(samples.min()))
         if not math.isfinite(extreme):
             self.bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
@@ -334,7 +325,7 @@ class _Mixdown:
         if self.loudest > LOUDEST:
             # `waveform` refuses the recording, and products of its samples could overflow.
             return
-        if self.channels == 1:
+        if self.averaged == 1:
             self.blocks.append(samples[:, 0])
             return
         # A contiguous copy of each channel makes these sums several times faster.
@@ -361,7 +352,7 @@ class _Mixdown:
                 f"{label} is cut short: its header declares {declared:.1f} s, but only {decoded:.1f} s were decoded."
             )
         if self.bad:
-            samples = self.frames * self.channels
+            samples = self.frames * self.averaged
             said = f"contains {self.bad} NaN or infinite samples of {samples}; convert it again from the original"
             raise InputError(said, self.name)
         if self.loudest > LOUDEST:
@@ -375,11 +366,17 @@ class _Mixdown:
         if 0 < self.promised < len(waveform) < self.promised + self.filler:
             waveform = waveform[: self.promised]
         if min_duration is not None:
-            require_sound(waveform, self.rate, self.name, min_duration, self.channels)
-        if self._channels_differ():
+            require_sound(waveform, self.rate, self.name, min_duration, self.averaged)
+        if self.channel is None and self._channels_differ():
             warnings.append(
                 f"{label} has different channels, which were averaged. If they are of different people or microphones, "
-                "extract the channel of the speaker."
+                "choose one with channel (--channel): left, right or a number. Choose mean to average them."
+            )
+        level = _loudest_second(waveform, self.rate)
+        if 10 * math.log10(SILENT_POWER) < level < QUIET_DB:
+            warnings.append(
+                f"{label} is too quiet: its loudest second has {level:.0f} dBFS. Embeddings change below {QUIET_DB:g} "
+                "dBFS. Record at a higher level."
             )
         return waveform
 
@@ -786,178 +783,7 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
     return (scale * np.sinc(time) * window).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class SpeechMeasures:
-    """Measurements of the speech in a recording.
-
-    Attributes:
-        duration: duration in seconds.
-        speech: seconds of speech, including pauses of up to 0.3 s; in [0, duration].
-        snr_db: signal-to-noise ratio of the speech in dB, in [-10, 60]; -10 if there is no speech.
-        clipped: share of clipped samples, in [0, 1].
-        level_db: root mean square level in dBFS; at least -120.
-    """
-
-    duration: float
-    speech: float
-    snr_db: float
-    clipped: float
-    level_db: float
-
-
-class _Block(NamedTuple):
-    """Measurements of one block: whether each frame is speech, the power of each frame, and the noise power."""
-
-    speech: np.ndarray
-    power: np.ndarray
-    noise: float
-
-
-def measure_speech(waveform: np.ndarray, sampling_rate: int) -> SpeechMeasures:
-    """Measure how much speech a waveform contains, and how clean it is.
-
-    Args:
-        waveform: floating-point samples `(L,)` in [-1, 1], of any length.
-        sampling_rate: sampling rate in Hz, at least 8000.
-
-    Raises:
-        ValueError: the waveform is not a finite floating-point vector, or the sampling rate is below 8 kHz.
-    """
-    samples = np.asarray(waveform)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(
-            f"Expected one channel of floating-point samples in [-1, 1] of shape (samples,), got {samples.dtype} of "
-            f"shape {samples.shape}. Average the channels, and divide 16-bit audio by 32768."
-        )
-    if not np.isfinite(samples).all():
-        raise ValueError("The recording contains NaN or infinite samples. Convert it again from the original.")
-    return measure_sound(Sound(samples.astype(np.float32, copy=False), sampling_rate))
-
-
-def measure_sound(sound: Sound) -> SpeechMeasures:
-    """Measure the speech in a recording that `read_sound` returned; see `measure_speech`."""
-    samples, sampling_rate = sound.waveform, sound.sampling_rate
-    if sampling_rate < 2 * HIGHEST_HZ:
-        raise ValueError(f"The sampling rate must be at least 8000 Hz to measure speech, got {sampling_rate} Hz.")
-    duration = len(samples) / sampling_rate
-    frame = round(FRAME_SECONDS * sampling_rate)
-    level = _decibels(float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0)
-    if len(samples) < 2 * frame:
-        return SpeechMeasures(duration, 0.0, LOWEST_SNR_DB, _clipped_share(samples), level)
-    count = -(-len(samples) // round(BLOCK_SECONDS * sampling_rate))
-    blocks = [_measure_block(part, sampling_rate) for part in np.array_split(samples, count)]
-    frames = sum(int(block.speech.sum()) for block in blocks)
-    total = sum(len(block.speech) for block in blocks)
-    signal = sum(float(block.power[block.speech].sum()) for block in blocks)
-    noise = sum(block.noise * int(block.speech.sum()) for block in blocks)
-    # The frames of speech contain speech and noise.
-    snr = _decibels(max(signal - noise, 0.0)) - _decibels(noise) if frames else LOWEST_SNR_DB
-    snr = min(max(snr, LOWEST_SNR_DB), HIGHEST_SNR_DB)
-    return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level)
-
-
-def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`, or 1 for each piece if no speech was measured in any."""
-    weights = [0.0]
-    if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
-        weights = [measure_sound(Sound(piece, sampling_rate)).speech for piece in pieces]
-    return weights if any(weights) else [1.0] * len(pieces)
-
-
-def _power(decibels: float) -> float:
-    return 10 ** (decibels / 10)
-
-
-def _decibels(power: float) -> float:
-    return max(10 * float(np.log10(max(power, SMALLEST_POWER))), LOWEST_LEVEL_DB)
-
-
-def _clipped_share(samples: np.ndarray) -> float:
-    """Return the share of clipped samples: three or more adjacent samples at the recording's maximum or minimum."""
-    if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
-        return 0.0
-    total = 0
-    for extreme in (samples.max(), samples.min()):
-        at = np.concatenate([[False], samples == extreme, [False]])
-        edges = np.flatnonzero(at[1:] != at[:-1])
-        runs = edges[1::2] - edges[::2]
-        total += int(runs[runs >= CLIPPED_RUN].sum())
-    return total / len(samples)
-
-
-def _measure_block(samples: np.ndarray, sampling_rate: int) -> _Block:
-    frame, hop = round(FRAME_SECONDS * sampling_rate), round(HOP_SECONDS * sampling_rate)
-    size = round(SPECTRUM_SECONDS * sampling_rate)
-    window = np.hanning(frame).astype(np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(samples, frame)[::hop] * window
-    bins = int(HIGHEST_HZ * SPECTRUM_SECONDS) + 1
-    # Scaled so that the sum over all bins, for positive and negative frequencies, is the mean square of the frame.
-    spectrum = np.fft.rfft(frames, size)[:, :bins]
-    power = (spectrum.real**2 + spectrum.imag**2) / np.float32(size * float(np.square(window).sum()))
-    bands = _band_power(power)
-    floor = np.quantile(bands, FLOOR_QUANTILE, axis=0)
-    quiet = _power(QUANTISATION_DB) * BAND_HZ / (sampling_rate / 2)
-    least = np.maximum(np.maximum(floor, quiet) * _power(RISE_DB), bands.max(1, keepdims=True) * _power(-RANGE_DB))
-    risen = (bands > least).sum(1) >= RISEN_BANDS
-    voiced = _long_runs(risen & (_periodicity(power) > VOICED_PEAK), SHORTEST_VOICED)
-    near = _dilate(voiced, round(CARRIED_SECONDS / HOP_SECONDS))
-    carried = risen & _dilate(voiced, round(REACH_SECONDS / HOP_SECONDS))
-    speech = _close_gaps(near | carried, round(LONGEST_PAUSE / HOP_SECONDS))
-    return _Block(speech, bands.sum(1, dtype=np.float64), float(floor.sum(dtype=np.float64)) * _power(FLOOR_BIAS_DB))
-
-
-def _band_power(power: np.ndarray) -> np.ndarray:
-    """Sum the power `(T, F)` over bands of equal width; the result has a column for each band."""
-    edges = np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS
-    return np.add.reduceat(power, np.rint(edges).astype(int)[:-1], axis=1)
-
-
-def _periodicity(power: np.ndarray) -> np.ndarray:
-    """Return the largest autocorrelation `(T,)` of flattened spectra at pitch periods of voices, relative to lag 0."""
-    low, high = round(VOICE_LOWEST_HZ * SPECTRUM_SECONDS), round(VOICE_HIGHEST_HZ * SPECTRUM_SECONDS)
-    width = round(ENVELOPE_HZ * SPECTRUM_SECONDS) | 1
-    padded = np.pad(power[:, :high], ((0, 0), (width // 2 + 1, width // 2)), mode="reflect")
-    sums = np.cumsum(padded, axis=1, dtype=np.float64)
-    envelope = (sums[:, width:] - sums[:, :-width]) / width
-    steady = np.quantile(envelope, FLOOR_QUANTILE, axis=0)
-    gain = np.clip(1 - STEADY_FACTOR * steady / (envelope + SMALLEST_POWER), 0, 1)
-    flat = power[:, :high] * (gain / (envelope + SMALLEST_POWER))
-    flat[:, :low] = 0
-    size = 2 * high
-    correlation = np.fft.irfft(flat, size)
-    rate = size / SPECTRUM_SECONDS
-    lags = slice(int(rate / HIGHEST_PITCH_HZ), int(rate / LOWEST_PITCH_HZ) + 1)
-    return correlation[:, lags].max(1) / np.maximum(correlation[:, 0], SMALLEST_POWER)
-
-
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first index of each run of True, and the index after the end of each run."""
-    at = np.concatenate([[False], mask, [False]])
-    edges = np.flatnonzero(at[1:] != at[:-1])
-    return edges[::2], edges[1::2]
-
-
-def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
-    """Return the mask with only those runs of True that have at least `shortest` frames."""
-    result = np.zeros_like(mask)
-    for begin, end in zip(*_runs(mask), strict=True):
-        result[begin:end] = end - begin >= shortest
-    return result
-
-
-def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
-    """Return the mask with gaps of at most `longest` frames between runs of True filled."""
-    result = mask.copy()
-    begins, ends = _runs(mask)
-    for end, begin in zip(ends[:-1], begins[1:], strict=True):
-        if begin - end <= longest:
-            result[end:begin] = True
-    return result
-
-
-def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Return the mask with each run of True extended by `reach` frames on both sides."""
-    result = np.zeros_like(mask)
-    for begin, end in zip(*_runs(mask), strict=True):
-        result[max(0, begin - reach) : end + reach] = True
-    return result
+def _loudest_second(waveform: np.ndarray, rate: int) -> float:
+    """Return the level in dBFS of the loudest second of a waveform `(L,)`, without its constant component."""
+    seconds = np.array_split(waveform, max(1, math.ceil(len(waveform) / rate)))
+    return 10 * math.log10(max([SILENT_POWER, *(float(np.var(second)) for second in seconds if len(second))]))

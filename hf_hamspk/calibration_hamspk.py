@@ -35,8 +35,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from .audio_hamspk import LOWEST_SNR_DB, MINIMUM_SPEECH, is_number, plain_number
+from .audio_hamspk import is_number, plain_number
 from .geometry_hamspk import as_tensor, at_least_float32
+from .speech_hamspk import DETECTORS, LOWEST_SNR_DB, MINIMUM_SPEECH, VOICED
 
 CHECKSUM = "checksum"
 # Number of hexadecimal digits of a fingerprint that messages show.
@@ -438,6 +439,8 @@ class Calibration:
         enrolment_utterances: number of enrolment utterances in each of these trials.
         audio: description of the recordings of these trials.
         minimum_speech: smallest number of seconds of speech, in the enrolment and in the test, for a decision.
+        detector: detector that measured the speech: `"voiced"` (version 0.1.0), `"voiced or whispered"`, or `"custom"`
+            for `model.vad`. Later decisions use the same detector.
 
     Raises:
         ValueError: a number is not finite or out of range, a feature is unknown, or two operating points have one name.
@@ -457,6 +460,7 @@ class Calibration:
     enrolment_utterances: int = 1
     audio: str = ""
     minimum_speech: float = MINIMUM_SPEECH
+    detector: str = VOICED
 
     def __post_init__(self) -> None:
         vars(self).update({name: plain_number(value) for name, value in vars(self).items()})
@@ -491,6 +495,8 @@ class Calibration:
                 raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
         if not is_number(self.minimum_speech) or self.minimum_speech < 0:
             raise ValueError(f"minimum_speech must be a number of seconds, at least 0, got {self.minimum_speech!r}.")
+        if self.detector not in DETECTORS:
+            raise ValueError(f"detector must be one of {', '.join(DETECTORS)}, got {self.detector!r}.")
         names = [point.name for point in self.operating_points]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"operating_points needs one or more points with distinct names, got {names}.")
@@ -550,6 +556,9 @@ class Calibration:
         """Return the content of the JSON file: attributes, schema, checksum, and thresholds, which loading ignores."""
         values: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, **asdict(self)}
         values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
+        if self.detector == VOICED:
+            # Version 0.1.0 has no other detector, and can read such a file.
+            del values["detector"]
         values[CHECKSUM] = dict_checksum(values)
         return values
 
@@ -566,7 +575,7 @@ class Calibration:
                 "Install the version of hf_hamspk that wrote it, or calibrate again."
             )
         check_dict(values, path)
-        given = {key: value for key, value in values.items() if key not in ("schema", CHECKSUM)}
+        given = {"detector": VOICED} | {k: value for k, value in values.items() if k not in ("schema", CHECKSUM)}
         expected = {field.name for field in fields(cls)}
         if given.keys() != expected:
             raise ValueError(
@@ -602,6 +611,54 @@ class Calibration:
         if not isinstance(values, dict):
             raise ValueError(f"{path} must contain a JSON object with a calibration, got a {type(values).__name__}.")
         return cls.from_dict(values, path)
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """Rule that accepts a trial if its log-likelihood ratio (its score if `point` is None) is at least `threshold`."""
+
+    point: OperatingPoint | None
+    threshold: float | None
+
+    @property
+    def name(self) -> str | None:
+        """Name of the operating point; None if `point` is None."""
+        return None if self.point is None else self.point.name
+
+    def accepts(self, raw: float, ratio: float | None) -> bool | None:
+        """Return whether `ratio` (`raw` if `point` is None) is at least the threshold; None if either is missing."""
+        evidence = raw if self.point is None else ratio
+        return None if self.threshold is None or evidence is None else evidence >= self.threshold
+
+
+def decision_rule(
+    calibration: Calibration | None, operating_point: str | OperatingPoint | None, threshold: float | None
+) -> DecisionRule:
+    """Return the decision rule for an operating point or a threshold on the score.
+
+    Raises:
+        ValueError: both are given, the threshold is not finite, or the operating point does not exist.
+    """
+    if threshold is not None:
+        if operating_point is not None:
+            given = f"threshold ({threshold!r}, on the score) or operating_point ({operating_point!r})"
+            raise ValueError(f"Give {given}, not both.")
+        if not is_number(threshold):
+            raise ValueError(f"threshold must be a finite number, got {threshold!r}.")
+        return DecisionRule(None, float(threshold))
+    if calibration is None:
+        if operating_point is not None:
+            name = getattr(operating_point, "name", operating_point)
+            raise ValueError(
+                f"There is no operating point {name!r}: this model is not calibrated. Calibrate it (`hamspk "
+                "calibrate`), or give a threshold on the score."
+            )
+        return DecisionRule(None, None)
+    # The caller's OperatingPoint may be of a class in the code of a model's folder.
+    point: Any = operating_point
+    if point is None or isinstance(point, str):
+        point = calibration.operating_point(point)
+    return DecisionRule(point, point.threshold)
 
 
 class SpeakerModel(Protocol):

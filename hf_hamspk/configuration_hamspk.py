@@ -58,6 +58,8 @@ class HamSpkConfig(PreTrainedConfig):
             (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
+        level_db: level in dBFS, from -60 to 0, to which each utterance is scaled before the front-end, so that a quiet
+            recording has the embedding of a loud one, apart from rounding; None leaves the level unchanged.
         normalize_waveform: for `"waveform"`: whether to normalise each utterance to mean 0 and variance 1, which large
             WavLM models need.
         mask_mel_bins, mask_frames: for filter banks, in training: largest number of adjacent filters and of adjacent
@@ -121,6 +123,7 @@ class HamSpkConfig(PreTrainedConfig):
     frontend: Literal["fbank", "kaldi", "speechbrain", "waveform"] | None = None
     sampling_rate: int = 16000
     num_mel_bins: int = 80
+    level_db: Number | None = None
     normalize_waveform: bool = True
     mask_mel_bins: int = 7
     mask_frames: int = 9
@@ -234,6 +237,8 @@ class HamSpkConfig(PreTrainedConfig):
     def validate_frontend(self) -> None:
         """Check that front-end, backbone and pooling can be combined."""
         backbone = self.backbone_config
+        if self.level_db is not None and not -60 <= self.level_db <= 0:
+            raise ValueError(f"level_db must be a level from -60 to 0 dBFS, or None, got {self.level_db}.")
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
                 "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'. For 'waveform', set a backbone_config."

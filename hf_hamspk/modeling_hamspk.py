@@ -25,7 +25,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import SHORTEST_SECONDS, InputError, Limits, plain_number, speech_weights
+from .audio_hamspk import SHORTEST_SECONDS, Channel, InputError, Limits, choose_channel, plain_number
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
@@ -51,6 +51,7 @@ from .networks_hamspk import (
     make_pooling,
 )
 from .pipeline_hamspk import announce_pipeline
+from .speech_hamspk import Vad, speech_weights
 from .verification_hamspk import (
     Comparison,
     Identification,
@@ -80,13 +81,20 @@ logger = logging.get_logger(__name__)
 
 
 class SpeakerModelMixin(nn.Module):
-    """Inference methods of all models: embed, score, enrol, verify, identify and compare."""
+    """Inference methods of all models: embed, score, enrol, verify, identify and compare.
+
+    Attributes:
+        calibration, cohort: calibration of the model and its cohort; None if it has none.
+        vad: detector of speech that replaces the detector of this package; see `measure_speech`. Set it before
+            calibrating, and whenever a model that was calibrated with it is loaded. It is not saved.
+    """
 
     config: HamSpkConfig
     device: torch.device
     base_model: nn.Module
     calibration: Calibration | None = None
     cohort: Cohort | None = None
+    vad: Vad = None
     _known_fingerprint: tuple[Any, str] | None = None
     _embedding_threads, _was_training = 0, False
 
@@ -96,6 +104,7 @@ class SpeakerModelMixin(nn.Module):
         sampling_rate: int | None = None,
         batch_seconds: float = BATCH_SECONDS,
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> Tensor:
         """Embed recordings of any length and sampling rate in evaluation mode, batched by length.
 
@@ -107,6 +116,7 @@ class SpeakerModelMixin(nn.Module):
             sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate.
             batch_seconds: seconds of audio, including padding, in one forward pass.
             limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
+            channel: channel of the recordings to read; see `read_sound`.
 
         Returns:
             Embeddings `(N, D)` in the order of the input, float32 on the model's device. Each embedding is independent
@@ -122,12 +132,18 @@ class SpeakerModelMixin(nn.Module):
             )
         rate = self.config.sampling_rate
         assumed = rate if sampling_rate is None else sampling_rate
+        limits, warnings = choose_channel(limits, channel), []
         rows, held = [], []
         for number, one in enumerate(recordings, 1):
-            held.append(read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True).waveform)
+            sound = read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True)
+            held.append(sound.waveform)
+            warnings += sound.warnings
             if sum(map(len, held)) > HELD_SECONDS * rate:
                 rows.append(self.embed_waveforms(held, batch_seconds))
                 held = []
+        if warnings:
+            more = f" ({len(warnings) - 1} more warnings about other recordings)" if len(warnings) > 1 else ""
+            logger.warning(f"{warnings[0]}{more}")
         return torch.cat([*rows, self.embed_waveforms(held, batch_seconds)])
 
     def embed_waveforms(self, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS) -> Tensor:
@@ -188,9 +204,10 @@ class SpeakerModelMixin(nn.Module):
         combine: str = "mean",
         sampling_rate: int | None = None,
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> SpeakerProfile:
         """Return the profile of a speaker, made from recordings; see `SpeakerVerifier.enrol`."""
-        return self.verifier().enrol(recordings, sampling_rate, combine, name, limits)
+        return self.verifier().enrol(recordings, sampling_rate, combine, name, limits, channel)
 
     def verify(
         self,
@@ -201,16 +218,22 @@ class SpeakerModelMixin(nn.Module):
         combine: str = "mean",
         sampling_rate: int | None = None,
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> Verification:
         """Decide whether two recordings are of the same speaker; see `SpeakerVerifier.verify`."""
-        return self.verifier().verify(enrolment, test, sampling_rate, operating_point, threshold, combine, limits)
+        options = (sampling_rate, operating_point, threshold, combine, limits, channel)
+        return self.verifier().verify(enrolment, test, *options)
 
     def identify(self, recording: Any, profiles: Sequence[SpeakerProfile], **options: Any) -> Identification:
         """Decide which enrolled speaker, if any, is speaking; for `options` see `SpeakerIdentifier.identify`."""
         return self.identifier(profiles).identify([recording], **options)[0]
 
     def compare(
-        self, recordings: Iterable[Any], sampling_rate: int | None = None, limits: Limits | None = None
+        self,
+        recordings: Iterable[Any],
+        sampling_rate: int | None = None,
+        limits: Limits | None = None,
+        channel: Channel = None,
     ) -> Comparison:
         """Score all pairs of recordings, with log-likelihood ratios if the model is calibrated.
 
@@ -218,11 +241,12 @@ class SpeakerModelMixin(nn.Module):
             recordings: inputs that `read_sound` accepts.
             sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
             limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
+            channel: channel of the recordings to read; see `read_sound`.
 
         Raises:
             InputError: a recording cannot be used.
         """
-        return self.verifier().compare(recordings, sampling_rate, limits)
+        return self.verifier().compare(recordings, sampling_rate, limits, channel)
 
     def score(self, enrolment: Any, test: Any) -> Tensor:
         """Score pairs of embeddings, which are tensors or arrays: row i of `enrolment` against row i of `test`.
@@ -246,14 +270,18 @@ class SpeakerModelMixin(nn.Module):
 
         Returns:
             SHA-256 in hexadecimal of the names, shapes and bfloat16 values of all parameters and buffers that affect
-            the embedding. It takes 0.1 s for 20 million parameters on a CPU, and is cached until the weights change. A
-            model that was quantised or loaded in float16 is rounded differently and has a different fingerprint.
+            the embedding, and of `config.level_db` if it is set. It takes 0.1 s for 20 million parameters on a CPU, and
+            is cached until the weights change. A model that was quantised or loaded in float16 is rounded differently
+            and has a different fingerprint.
         """
         state = _embedding_state(self.base_model)
         # The sums reveal changes that do not increase a tensor's version (`parameter.data.mul_(2)`).
-        key = [(name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())]
+        key: list[Any] = [
+            (name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())
+        ]
+        key.append(level := self.config.level_db)
         if self._known_fingerprint is None or self._known_fingerprint[0] != key:
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(b"" if level is None else f"level_db {float(level)}".encode())
             for name, tensor in sorted(state.items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy())
@@ -876,7 +904,7 @@ class OnnxSpeakerModel(SpeakerModelMixin):
                 f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
                 f"this model has ({shorten(own)}). Export this model with `hamspk export`."
             )
-        self.config, self.device = model.config, torch.device("cpu")
+        self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
         self.base_model: Any = encoder
         self._fingerprint, difference = own, _onnx_difference(encoder, model)
         if difference <= LARGEST_DIFFERENCE:

@@ -47,6 +47,8 @@ SPEECHBRAIN_DECIBELS = 80.0
 LARGEST_SAMPLE = 1e6
 # As in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
+# Power added to the variance before a waveform is scaled to a level: -120 dBFS, less than any 16-bit audio but silence.
+LEVEL_OFFSET = 1e-12
 
 
 class Features(NamedTuple):
@@ -104,6 +106,7 @@ class FilterBank(nn.Module):
         self.bins = config.num_mel_bins
         self.mask_mel_bins = config.mask_mel_bins
         self.mask_frames = config.mask_frames
+        self.level_db = config.level_db
         self.window_length = self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
         self.hop = round(FBANK_HOP_SECONDS * config.sampling_rate)
         is_speechbrain = self.kind == "speechbrain"
@@ -139,7 +142,8 @@ class FilterBank(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
         """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            frames = self._frames(valid_samples(waveforms.to(self.window.dtype), lengths), lengths) * self.window
+            samples = valid_samples(waveforms.to(self.window.dtype), lengths, self.level_db)
+            frames = self._frames(samples, lengths) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
             frame_lengths = None if lengths is None else self.frame_lengths(lengths)
             values = self._logarithm((power @ self.bank).mT, frame_lengths)
@@ -191,29 +195,37 @@ class Waveform(nn.Module):
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        self.normalize = config.normalize_waveform
+        self.normalize, self.level_db = config.normalize_waveform, config.level_db
         self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
         """Return the samples `(B, L)` of `waveforms` `(B, L)`, with 0 in the padding."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            waveforms = valid_samples(at_least_float32(waveforms), lengths)
+            waveforms = valid_samples(at_least_float32(waveforms), lengths, self.level_db)
             if self.normalize:
-                waveforms = remove_mean(waveforms[:, None], lengths)[:, 0]
-                count = waveforms.shape[1] if lengths is None else lengths[:, None]
-                variance = waveforms.square().sum(1, keepdim=True) / count
-                waveforms = waveforms / (variance + VARIANCE_OFFSET).sqrt()
+                waveforms = standardise(waveforms, lengths, VARIANCE_OFFSET)
         return Features(waveforms, lengths)
 
 
-def valid_samples(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set the padding of waveforms `(B, L)` to 0, and limit their amplitude to `LARGEST_SAMPLE`.
+def valid_samples(waveforms: Tensor, lengths: Tensor | None, level_db: float | None = None) -> Tensor:
+    """Set the padding of waveforms `(B, L)` to 0, limit their amplitude, and scale them to `level_db` if it is given.
 
-    A waveform whose largest absolute sample exceeds `LARGEST_SAMPLE` is scaled down; other waveforms are not changed.
+    A waveform whose largest absolute sample exceeds `LARGEST_SAMPLE` is scaled down to it. The level in dBFS is the
+    root mean square after the mean was subtracted.
     """
     if lengths is not None:
         waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
-    return limit_entries(waveforms, LARGEST_SAMPLE)
+    waveforms = limit_entries(waveforms, LARGEST_SAMPLE)
+    if level_db is None:
+        return waveforms
+    return standardise(waveforms, lengths, LEVEL_OFFSET) * 10 ** (level_db / 20)
+
+
+def standardise(waveforms: Tensor, lengths: Tensor | None, offset: float) -> Tensor:
+    """Scale waveforms `(B, L)` to mean 0 and variance 1; `offset` is added to the variance before."""
+    waveforms = remove_mean(waveforms[:, None], lengths)[:, 0]
+    count = waveforms.shape[1] if lengths is None else lengths[:, None]
+    return waveforms / (waveforms.square().sum(1, keepdim=True) / count + offset).sqrt()
 
 
 def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:

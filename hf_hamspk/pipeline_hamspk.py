@@ -15,9 +15,17 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedConfig
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .audio_hamspk import InputError, Limits, Sound, make_limits, measure_sound, read_sound
+from .audio_hamspk import Channel, InputError, Limits, Sound, choose_channel, read_sound
 from .geometry_hamspk import COMBINATIONS
-from .verification_hamspk import SpeakerProfile, SpeakerVerifier, decision_rule, pieces_warnings, read_enrolment_side
+from .speech_hamspk import measure_speech
+from .verification_hamspk import (
+    SpeakerProfile,
+    SpeakerVerifier,
+    decision_rule,
+    pieces_warnings,
+    read_enrolment_side,
+    speech_detector,
+)
 
 TASK = "speaker-verification"
 ENROLMENT, TEST = "enrolment", "test"
@@ -109,6 +117,7 @@ class SpeakerVerificationPipeline(Pipeline):
                 sampling_rate: rate in Hz of arrays that have none; by default the model's rate, with a warning.
                 errors: `"raise"`, or `"return"` to return `{"error": message}` for an input that cannot be used.
                 limits: limits on each recording, a `Limits` or a dictionary with some of its fields.
+                channel: channel to read: "left", "right", "mean", or its number, counted from 1.
                 batch_size, num_workers: batch size and number of loader processes for lists and streams.
 
         Returns:
@@ -135,10 +144,11 @@ class SpeakerVerificationPipeline(Pipeline):
         sampling_rate: int | None = None,
         errors: str | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
+        channel: Channel = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         if unknown:
-            known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits"
+            known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits, channel"
             raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}.")
         try:
             # With ONNX Runtime, the calibration may not apply.
@@ -149,7 +159,8 @@ class SpeakerVerificationPipeline(Pipeline):
         for name, value, known in (("combine", combine, COMBINATIONS), ("errors", errors, ERRORS)):
             if value is not None and value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-        limits = None if limits is None else make_limits(limits)
+        if limits is not None or channel is not None:
+            limits = choose_channel(limits, channel)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
         return _given(reading | {"limits": limits}), _given(deciding), {}
@@ -194,8 +205,10 @@ class SpeakerVerificationPipeline(Pipeline):
             if isinstance(one, InputError):
                 answers.append({"error": str(one)})
             elif one.enrolment is None:
-                speech, longest = measure_sound(one.test).speech, self.model.config.longest_piece
-                warnings = [*one.test.warnings, *pieces_warnings(one.test.duration, "The recording", longest)]
+                sound, longest = one.test, self.model.config.longest_piece
+                vad = speech_detector(self.embedder, getattr(self.embedder, "calibration", None))
+                speech = measure_speech(sound.waveform, sound.sampling_rate, vad).speech
+                warnings = [*sound.warnings, *pieces_warnings(sound.duration, "The recording", longest)]
                 answers.append({"embedding": next(embedded), "speech": speech, "warnings": warnings})
             else:
                 answers.append(next(decided).to_dict())

@@ -35,31 +35,33 @@ import torch
 from torch import Tensor
 
 from .audio_hamspk import (
-    MINIMUM_SPEECH,
+    Channel,
     InputError,
     Limits,
     Sound,
-    SpeechMeasures,
+    choose_channel,
     is_number,
     make_limits,
-    measure_sound,
     read_sound,
     require_sound,
 )
 from .calibration_hamspk import (
     Calibration,
     Cohort,
+    DecisionRule,
     OperatingPoint,
     Quality,
     Scorer,
     Scores,
     SpeakerModel,
     combine_qualities,
+    decision_rule,
     load_array,
     save_array,
     shorten,
 )
 from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
+from .speech_hamspk import CUSTOM, MINIMUM_SPEECH, SpeechMeasures, Vad, measure_speech
 
 PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
 _PROFILE_FIELDS = (
@@ -245,7 +247,7 @@ def read_enrolment_side(
 
 
 def measure_and_embed(
-    model: SpeakerModel, groups: Sequence[Sequence[Sound]], with_pieces: bool
+    model: SpeakerModel, groups: Sequence[Sequence[Sound]], with_pieces: bool, vad: Vad = None
 ) -> list[list[MeasuredRecording]]:
     """Return measurements and embedding of each recording of each group; identical recordings are embedded once.
 
@@ -256,9 +258,9 @@ def measure_and_embed(
     sounds = {
         key: sound for own, group in zip(keys, groups, strict=True) for key, sound in zip(own, group, strict=True)
     }
-    measures = {key: measure_sound(sound) for key, sound in sounds.items()}
+    measures = {key: measure_speech(sound.waveform, sound.sampling_rate, vad) for key, sound in sounds.items()}
     spoken = [key for key, found in measures.items() if found.speech >= SHORTEST_UTTERANCE]
-    pieces = {key: _spoken_pieces(sounds[key], measures[key]) if with_pieces else [] for key in spoken}
+    pieces = {key: _spoken_pieces(sounds[key], measures[key], vad) if with_pieces else [] for key in spoken}
     batch = [sounds[key].waveform for key in spoken] + [piece for key in spoken for piece in pieces[key]]
     embeddings: dict[str, Tensor] = {}
     of_pieces: dict[str, Tensor] = {}
@@ -275,13 +277,14 @@ def measure_and_embed(
     return [[measured(*pair) for pair in zip(own, group, strict=True)] for own, group in zip(keys, groups, strict=True)]
 
 
-def _spoken_pieces(sound: Sound, measures: SpeechMeasures) -> list[np.ndarray]:
+def _spoken_pieces(sound: Sound, measures: SpeechMeasures, vad: Vad) -> list[np.ndarray]:
     """Cut a recording into pieces with about 2 s of speech each; return an empty list if fewer than two have speech."""
     count = int(measures.speech / VOICE_SECONDS)
     if count < 2:
         return []
-    pieces = [Sound(piece, sound.sampling_rate) for piece in np.array_split(sound.waveform, count)]
-    spoken = [piece.waveform for piece in pieces if measure_sound(piece).speech >= VOICE_SECONDS / 2]
+    pieces = np.array_split(sound.waveform, count)
+    seconds = [measure_speech(piece, sound.sampling_rate, vad).speech for piece in pieces]
+    spoken = [piece for piece, speech in zip(pieces, seconds, strict=True) if speech >= VOICE_SECONDS / 2]
     return spoken if len(spoken) > 1 else []
 
 
@@ -307,6 +310,8 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
             f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise. Errors are more frequent below "
             f"{LOW_SNR_DB:g} dB."
         )
+    if measures.is_whispered:
+        sentences.append(f"{label} has no voice: it is whispered, or noise. Errors are more frequent.")
     if measures.clipped >= CLIPPED_SHARE:
         sentences.append(f"{label} is clipped in {measures.clipped:.1%} of its samples. Record at a lower level.")
     return sentences
@@ -401,54 +406,6 @@ def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> 
 
 
 @dataclass(frozen=True)
-class DecisionRule:
-    """Rule that accepts a trial if its log-likelihood ratio (its score if `point` is None) is at least `threshold`."""
-
-    point: OperatingPoint | None
-    threshold: float | None
-
-    @property
-    def name(self) -> str | None:
-        """Name of the operating point; None if `point` is None."""
-        return None if self.point is None else self.point.name
-
-    def accepts(self, raw: float, ratio: float | None) -> bool | None:
-        """Return whether `ratio` (`raw` if `point` is None) is at least the threshold; None if either is missing."""
-        evidence = raw if self.point is None else ratio
-        return None if self.threshold is None or evidence is None else evidence >= self.threshold
-
-
-def decision_rule(
-    calibration: Calibration | None, operating_point: str | OperatingPoint | None, threshold: float | None
-) -> DecisionRule:
-    """Return the decision rule for an operating point or a threshold on the score.
-
-    Raises:
-        ValueError: both are given, the threshold is not finite, or the operating point does not exist.
-    """
-    if threshold is not None:
-        if operating_point is not None:
-            given = f"threshold ({threshold!r}, on the score) or operating_point ({operating_point!r})"
-            raise ValueError(f"Give {given}, not both.")
-        if not is_number(threshold):
-            raise ValueError(f"threshold must be a finite number, got {threshold!r}.")
-        return DecisionRule(None, float(threshold))
-    if calibration is None:
-        if operating_point is not None:
-            name = getattr(operating_point, "name", operating_point)
-            raise ValueError(
-                f"There is no operating point {name!r}: this model is not calibrated. Calibrate it (`hamspk "
-                "calibrate`), or give a threshold on the score."
-            )
-        return DecisionRule(None, None)
-    # The caller's OperatingPoint may be of a class in the code of a model's folder.
-    point: Any = operating_point
-    if point is None or isinstance(point, str):
-        point = calibration.operating_point(point)
-    return DecisionRule(point, point.threshold)
-
-
-@dataclass(frozen=True)
 class Verification:
     """Result of a verification: whether two recordings are of the same speaker.
 
@@ -495,6 +452,24 @@ class _Enrolled(NamedTuple):
     warnings: list[str]
 
 
+def speech_detector(model: Any, calibration: Calibration | None) -> Vad:
+    """Return `model.vad` or, if it is None, the detector that the calibration was measured with."""
+    vad = getattr(model, "vad", None)
+    if vad is not None or calibration is None or calibration.detector == CUSTOM:
+        return vad
+    return calibration.detector
+
+
+def detector_warnings(model: Any, calibration: Calibration | None) -> list[str]:
+    """Return a warning if speech is not measured with the detector of the calibration."""
+    if calibration is None or (getattr(model, "vad", None) is None) == (calibration.detector != CUSTOM):
+        return []
+    return [
+        "The calibration was measured with another detector of speech (model.vad), so decisions are less reliable. Set "
+        "model.vad to the detector of the calibration, or calibrate again."
+    ]
+
+
 class _CalibratedModel:
     """Base class of `SpeakerVerifier` and `SpeakerIdentifier`: a model with its calibration and cohort.
 
@@ -526,7 +501,8 @@ class _CalibratedModel:
 
     def _measure(self, groups: Sequence[Sequence[Sound]]) -> list[list[MeasuredRecording]]:
         # Without a calibration, no threshold separates the pieces of one voice from several voices.
-        return measure_and_embed(self.model, groups, self.check_voices and self.calibration is not None)
+        with_pieces = self.check_voices and self.calibration is not None
+        return measure_and_embed(self.model, groups, with_pieces, speech_detector(self.model, self.calibration))
 
     def _has_enough(self, recording: MeasuredRecording) -> bool:
         return recording.embedding is not None and recording.measures.speech >= self.minimum_speech
@@ -572,13 +548,14 @@ class SpeakerVerifier(_CalibratedModel):
         combine: str = "mean",
         name: str | None = None,
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> SpeakerProfile:
         """Create the profile of a speaker from recordings.
 
         Args:
             recordings: recordings of the speaker, in any form that `read_sound` accepts.
             name: name of the speaker.
-            sampling_rate, combine, limits: see `verify`.
+            sampling_rate, combine, limits, channel: see `verify`.
 
         Returns:
             Profile of the speaker; its `warnings` describe problems of the recordings.
@@ -586,7 +563,7 @@ class SpeakerVerifier(_CalibratedModel):
         Raises:
             ValueError: there is no recording, a recording cannot be used, or they contain too little speech in all.
         """
-        sounds: Any = read_enrolment_side(list(recordings), self.rate, limits, sampling_rate)
+        sounds: Any = read_enrolment_side(list(recordings), self.rate, choose_channel(limits, channel), sampling_rate)
         enrolled = self._enrol(self._measure([sounds])[0], combine, name)
         if enrolled.profile is None:
             raise ValueError(
@@ -604,6 +581,7 @@ class SpeakerVerifier(_CalibratedModel):
         threshold: float | None = None,
         combine: str = "mean",
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> Verification:
         """Decide whether a test recording is of the enrolled speaker.
 
@@ -615,11 +593,14 @@ class SpeakerVerifier(_CalibratedModel):
             threshold: threshold on the score, instead of an operating point; it needs no calibration.
             combine: method that combines several enrolment recordings; see `geometry_hamspk.COMBINATIONS`.
             limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
+            channel: channel of the recordings to read; see `read_sound`. To read different channels of the two sides,
+                read them with `read_sound` first.
 
         Raises:
             ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
                 exist. Silence and short recordings are not errors.
         """
+        limits = choose_channel(limits, channel)
         pair = (read_enrolment_side(enrolment, self.rate, limits, sampling_rate), test)
         return self.verify_pairs([pair], sampling_rate, operating_point, threshold, combine, limits)[0]
 
@@ -631,10 +612,11 @@ class SpeakerVerifier(_CalibratedModel):
         threshold: float | None = None,
         combine: str = "mean",
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> list[Verification]:
         """Verify many pairs, each as in `verify`. Recordings are embedded in batches; identical ones only once."""
         rule = decision_rule(self.calibration, operating_point, threshold)
-        read = []
+        limits, read = choose_channel(limits, channel), []
         for enrolment, test in pairs:
             enrolled = read_enrolment_side(enrolment, self.rate, limits, sampling_rate)
             if not isinstance(enrolled, list):
@@ -653,9 +635,14 @@ class SpeakerVerifier(_CalibratedModel):
         return self._answers(sides, rule)
 
     def compare(
-        self, recordings: Iterable[Any], sampling_rate: int | None = None, limits: Limits | None = None
+        self,
+        recordings: Iterable[Any],
+        sampling_rate: int | None = None,
+        limits: Limits | None = None,
+        channel: Channel = None,
     ) -> Comparison:
         """Score all pairs of recordings; see `SpeakerModelMixin.compare`."""
+        limits = choose_channel(limits, channel)
         sounds = [
             read_recording(one, self.rate, f"Recording {number}", limits, sampling_rate)
             for number, one in enumerate(recordings, 1)
@@ -758,6 +745,7 @@ class SpeakerVerifier(_CalibratedModel):
             test_speech=test.measures.speech,
             warnings=[
                 *(*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)),
+                *detector_warnings(self.model, self.calibration),
                 *([flaw] if (flaw := getattr(rule.point, "flaw", None)) else []),
             ],
         )
@@ -912,6 +900,7 @@ class SpeakerIdentifier(_CalibratedModel):
         margin: float | None = None,
         candidates: int = CANDIDATES,
         limits: Limits | None = None,
+        channel: Channel = None,
     ) -> list[Identification]:
         """Identify the speaker of each recording.
 
@@ -922,7 +911,7 @@ class SpeakerIdentifier(_CalibratedModel):
             margin: smallest lead of the best candidate over the second, at least 0, in log-likelihood ratios (default
                 log 3), or in scores if `threshold` is given (default 0).
             candidates: largest number of candidates in the answer.
-            sampling_rate, limits: see `SpeakerVerifier.verify`.
+            sampling_rate, limits, channel: see `SpeakerVerifier.verify`.
 
         Raises:
             ValueError: a recording cannot be used, or the operating point does not exist. Silence is not an error.
@@ -938,6 +927,7 @@ class SpeakerIdentifier(_CalibratedModel):
                 "Calibrate the model (`hamspk calibrate`), or give a threshold on the score."
             )
         least = margin if margin is not None else (NO_MARGIN if rule.point is None else LEAST_MARGIN)
+        limits = choose_channel(limits, channel)
         sounds = [read_recording(one, self.rate, "The recording", limits, sampling_rate) for one in recordings]
         return [self._identify(recording, rule, least, int(candidates)) for recording in self._measure([sounds])[0]]
 
@@ -965,7 +955,8 @@ class SpeakerIdentifier(_CalibratedModel):
         if accepted is not None:
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
             decision = (AMBIGUOUS if is_near else IDENTIFIED) if accepted else UNKNOWN
-        explained = [flaw] if (flaw := getattr(rule.point, "flaw", None)) else []
+        explained = detector_warnings(self.model, self.calibration)
+        explained += [flaw] if (flaw := getattr(rule.point, "flaw", None)) else []
         if decision == AMBIGUOUS:
             leader, second = (self.names[row] for row in order[:2])
             explained.append(

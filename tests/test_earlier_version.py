@@ -46,9 +46,10 @@ WARNING_KINDS = {
     "other number of recordings": "the calibration was measured with",
     "close candidates": " leads ",
     "useless operating point": "^The operating point ",
+    "quiet": "is too quiet",
 }
 # Kinds of warnings that version 0.1.0 did not have.
-LATER_KINDS = {"close candidates", "useless operating point"}
+LATER_KINDS = {"close candidates", "useless operating point", "quiet"}
 
 # A process in which the package cannot be imported, with one thread and no network.
 STRANGER = """

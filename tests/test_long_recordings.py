@@ -14,11 +14,11 @@ from tiny_models import RATE, noises, save_calibrated_model, settle, tiny_config
 from transformers import pipeline
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
-from hf_hamspk.audio_hamspk import measure_speech, speech_weights
 from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.geometry_hamspk import mean_direction
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
+from hf_hamspk.speech_hamspk import measure_speech, speech_weights
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from bombs import RATE, flac, long_speech, reading_bytes, refused_bombs
 from tiny_models import save_calibrated_model
 
 from hf_hamspk import HamSpkModel, Limits
-from hf_hamspk.audio_hamspk import InputError, QuietFile, Sound, measure_sound, read_sound
+from hf_hamspk.audio_hamspk import InputError, QuietFile, read_sound
 from hf_hamspk.data import fitting
 from hf_hamspk.data.fitting import embed_what_fits
 from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.speech_hamspk import measure_speech
 
 
 def peak_of(read) -> tuple[int, object]:
@@ -63,7 +64,7 @@ def test_an_array_is_converted_block_by_block(shape, kind):
 def test_measuring_takes_little():
     """The spectrum is of 20 s at a time."""
     waveform = np.resize(make_speech(1, 1, 10.0), 200 * RATE)
-    peak, _ = peak_of(lambda: measure_sound(Sound(waveform, RATE)))
+    peak, _ = peak_of(lambda: measure_speech(waveform, RATE))
     assert peak < 8 * len(waveform) + (80 << 20)
 
 

@@ -10,9 +10,8 @@ from tiny_models import RATE, settle, tiny_config
 
 from hf_hamspk import Calibration, HamSpkModel, InputError, Limits, OperatingPoint, SpeakerIndex
 from hf_hamspk.audio_hamspk import check_rate, read_sound
-from hf_hamspk.calibration_hamspk import Cohort
+from hf_hamspk.calibration_hamspk import Cohort, decision_rule
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.verification_hamspk import decision_rule
 
 HALVES = [0.5, np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5)]
 WHOLE = [16_000, 16_000.0, np.int64(16_000), np.float32(16_000), np.array(16_000), torch.tensor(16_000)]

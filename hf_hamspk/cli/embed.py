@@ -14,6 +14,7 @@ from ..files.tables import split_segment
 from ..folders.recognising import check_replaceable, is_embeddings_file
 from ..loading.names import check_model
 from .options import (
+    add_channel_argument,
     add_model_arguments,
     add_table_arguments,
     check_trial_lists,
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number format of the computation (default: float32); bfloat16 is faster on processors that support it, "
         "but embeddings then depend slightly on the other recordings in the batch",
     )
+    add_channel_argument(parser)
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     parser.epilog = (
         "Recordings that cannot be used are skipped and reported. The exit code is 1 if nothing was embedded, or if\n"
@@ -196,23 +198,25 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         lists = [read_trials(path) for path in arguments.trials]
         names = sorted({name for trials in lists for name in trials.files})
         root = "." if arguments.audio_root is None else arguments.audio_root
-        return lambda rate: AudioFiles(names, rate, root), {}
+        return lambda rate: AudioFiles(names, rate, root, channel=arguments.channel), {}
     if len(arguments.files) == 1 and is_table(arguments.files[0]):
         table = Path(arguments.files[0])
         names, speakers = read_table(table, **table_columns(arguments), needs_speakers=False)
         root = table.parent if arguments.audio_root is None else arguments.audio_root
-        return lambda rate: AudioFiles(names, rate, root, speakers if speakers else None), {}
+        return lambda rate: AudioFiles(names, rate, root, speakers if speakers else None, arguments.channel), {}
     readers = [open_shards(name) for name in arguments.files]
     found = [reader for reader in readers if reader is not None]
     if found and len(arguments.files) > 1:
         raise ValueError(
             f"{found[0].folder} is a folder of shards. Embed it in a separate command, without other FILES."
         )
+    if found and arguments.channel is not None:
+        raise ValueError("--channel is for audio files; shards contain one channel. Remove it.")
     if found:
         return lambda rate: ShardedCorpus(found[0], rate), {}
     contents, missing = find_audio(arguments.files)
     print_contents(contents)
-    return lambda rate: AudioFiles(contents.files, rate), missing
+    return lambda rate: AudioFiles(contents.files, rate, channel=arguments.channel), missing
 
 
 def find_audio(given: list[str]) -> tuple[FolderContents, dict[str, str]]:

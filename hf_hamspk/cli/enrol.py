@@ -12,6 +12,7 @@ from ..loading.names import check_model
 from .embed import find_audio, print_contents
 from .options import (
     PROFILE_EXTENSION,
+    add_channel_argument,
     add_model_arguments,
     add_table_arguments,
     count_of,
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=COMBINE_CHOICES,
         help="method that combines the embeddings of several recordings into one (default: mean)",
     )
+    add_channel_argument(parser)
     parser.epilog = (
         "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
         "recordings of one speaker, and the folder name becomes the name of the speaker. A CSV file names the\n"
@@ -169,8 +171,8 @@ def run(arguments: argparse.Namespace) -> int:
     speakers = arguments.speakers
     model, folder = load_model(arguments.model, arguments.device), Path(arguments.profiles)
     folder.mkdir(parents=True, exist_ok=True)
-    combine = given_options(arguments, "combine")
-    used = {name: _enrol_speaker(model, name, files, folder, combine) for name, files in speakers.items()}
+    options = given_options(arguments, "combine", "channel")
+    used = {name: _enrol_speaker(model, name, files, folder, dict(options)) for name, files in speakers.items()}
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
     summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
@@ -182,25 +184,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if enrolled < len(used) else 0
 
 
-def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, combine: dict) -> int:
+def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, options: dict) -> int:
     """Enrol a speaker, and return the number of recordings used, which is 0 if there was not enough speech."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
 
-    sounds = []
+    sounds, rate, channel = [], model.config.sampling_rate, options.pop("channel", None)
     for file in files:
         try:
             # `model.enrol` uses the same labels in its warnings.
             label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
             if split_segment(file)[1] is None:
                 # Of several recordings, a silent, short or truncated one is left out instead of averaged.
-                sounds.append(read_sound(file, model.config.sampling_rate, label, strict=len(files) > 1))
+                sounds.append(read_sound(file, rate, label, strict=len(files) > 1, channel=channel))
             else:
-                sounds.append(read_utterance(file, model.config.sampling_rate, label))
+                sounds.append(read_utterance(file, rate, label, channel=channel))
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:
-        profile = model.enrol(sounds, name=name, **combine)
+        profile = model.enrol(sounds, name=name, **options)
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
         return 0

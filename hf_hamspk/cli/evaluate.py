@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
-from .options import add_model_arguments, check_folder, check_trial_lists, given_options
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..evaluation.evaluating import Evaluation, EvaluationSettings
@@ -88,7 +88,8 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for groups of speakers, confidence intervals and comparisons."""
+    """Add the options for channels, groups of speakers, confidence intervals and comparisons."""
+    add_channel_argument(parser)
     parser.add_argument(
         "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, gender, age, ..."
     )
@@ -213,7 +214,7 @@ def _read_settings(arguments: argparse.Namespace) -> "EvaluationSettings":
     from ..evaluation.evaluating import EvaluationSettings
     from ..evaluation.speakers import read_metadata
 
-    given = given_options(arguments, "protocol", "replicates", "confidence")
+    given = given_options(arguments, "protocol", "replicates", "confidence", "channel")
     if arguments.prior is not None:
         given["priors"] = tuple(dict.fromkeys(arguments.prior))
     if arguments.metadata is not None:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
-from .options import PROFILE_EXTENSION, add_model_arguments, check_folder, check_ways_to_decide, given_options
+from .options import (
+    PROFILE_EXTENSION,
+    add_channel_argument,
+    add_model_arguments,
+    check_folder,
+    check_ways_to_decide,
+    given_options,
+)
 
 if TYPE_CHECKING:
     from ..verification_hamspk import Identification, SpeakerProfile
@@ -54,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: log 3) or, with --threshold, of scores (default: 0)",
     )
     parser.add_argument("--candidates", type=int, metavar="K", help="number of candidates to print (default: 5)")
+    add_channel_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the answers as JSON")
     parser.epilog = (
         "The decision has two steps. The first step decides whether the speaker is enrolled at all. --prior is the\n"
@@ -90,10 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
         options["operating_point"] = OperatingPoint("--prior", arguments.prior)
     model = load_model(arguments.model, arguments.device)
     identifier = model.identifier(read_profiles(arguments.profiles, model.fingerprint()))
-    sounds = {}
+    sounds, rate = {}, model.config.sampling_rate
     for name in dict.fromkeys(arguments.test):
         try:
-            sounds[name] = read_sound(name, model.config.sampling_rate, "The recording")
+            sounds[name] = read_sound(name, rate, "The recording", channel=arguments.channel)
         except InputError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
     answers = identifier.identify(list(sounds.values()), **options)

@@ -8,6 +8,8 @@ from typing import Any
 
 # Copy of a value of the package, because importing the original would import torch. A test compares the two.
 PROFILE_EXTENSION = ".safetensors"
+# Copies of the names and of the largest number of channels in `audio_hamspk`, which a test compares as well.
+CHANNEL_NAMES, HIGHEST_CHANNEL = ("left", "right", "mean"), 32
 # Longer names are shortened in messages, as in the messages of `audio_hamspk.read_sound`.
 LONGEST_NAME = 200
 
@@ -29,6 +31,32 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
 def table_columns(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `add_table_arguments` that were given."""
     return given_options(arguments, "audio_column", "speaker_column")
+
+
+def add_channel_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --channel, the argument of the commands that read recordings."""
+    parser.add_argument(
+        "--channel",
+        type=parse_channel,
+        metavar="left|right|N|mean",
+        help="channel of the recordings to read, for example of one person in a two-channel call; N counts from 1 "
+        "(default: the mean of all channels, with a warning if they differ)",
+    )
+
+
+def parse_channel(text: str) -> str | int:
+    """Parse a channel that is written as `left`, `right`, `mean` or a number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another form.
+    """
+    if text in CHANNEL_NAMES:
+        return text
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= HIGHEST_CHANNEL:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"must be {', '.join(CHANNEL_NAMES)} or a number from 1 to {HIGHEST_CHANNEL}, got {text!r}"
+    )
 
 
 def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .options import (
     PROFILE_EXTENSION,
+    add_channel_argument,
     add_model_arguments,
     check_enrolment,
     check_recording,
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=COMBINE_CHOICES,
         help="method that combines the embeddings of several enrolment recordings (default: mean)",
     )
+    add_channel_argument(parser)
     parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file in which to save the profile")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.epilog = _VERIFY_EPILOG
@@ -149,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
     enrolment: Any = arguments.enrolment
     if Path(enrolment[0]).suffix == PROFILE_EXTENSION:
         enrolment = enrolment[0]
-    combine = given_options(arguments, "combine")
+    combine = given_options(arguments, "combine", "channel")
     if arguments.save_profile is not None:
         enrolment = model.enrol(enrolment, **combine)
         enrolment.save(arguments.save_profile)

@@ -1,7 +1,8 @@
 """Read the recordings of a corpus, complete or in segments, and import torchaudio."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,11 +10,26 @@ import numpy as np
 import soundfile
 import torch
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError, Limits, QuietFile, Sound, check_rate, read_sound
+from ..audio_hamspk import (
+    SHORTEST_SECONDS,
+    Channel,
+    InputError,
+    Limits,
+    QuietFile,
+    Sound,
+    check_rate,
+    choose_channel,
+    read_sound,
+)
 from ..files.tables import Segment, split_segment
 
 SAMPLING_RATE = 16_000
 """Usual sampling rate of speaker models in Hz."""
+
+SHOWN_WARNINGS = 5
+"""Number of recordings of a corpus whose warnings are logged; the others are counted."""
+
+logger = logging.getLogger(__name__)
 
 CORPUS_LIMITS = Limits(seconds=86_400.0, values=1 << 26)
 """Limits of one corpus file. In practice, the number of samples is the limit: 70 minutes at 16 kHz (256 MiB)."""
@@ -29,7 +45,11 @@ SEGMENT_TOLERANCE = 0.05
 
 
 def read_utterance(
-    source: Any, rate: int | None = SAMPLING_RATE, name: str = "", min_duration: float = SHORTEST_SECONDS
+    source: Any,
+    rate: int | None = SAMPLING_RATE,
+    name: str = "",
+    min_duration: float = SHORTEST_SECONDS,
+    channel: Channel = None,
 ) -> Sound:
     """Read a corpus recording with the strict checks of `read_sound` and the limits `CORPUS_LIMITS`.
 
@@ -39,9 +59,10 @@ def read_utterance(
         rate: sampling rate of the result in Hz; None keeps the rate of the recording.
         name: name of the recording in errors; "" uses its path.
         min_duration: shortest accepted duration in seconds, at least 0.
+        channel: channel to read; see `read_sound`.
 
     Returns:
-        The recording with one channel. Several channels are averaged.
+        The recording with one channel.
 
     Raises:
         InputError: the recording is missing, not audio, damaged, cut short, empty, too short, too long or silent, or it
@@ -57,7 +78,8 @@ def read_utterance(
         if segment is not None:
             source, rate_of_array = _read_segment(file, segment, label)
             rate = rate_of_array if rate is None else rate
-    return read_sound(source, rate, label, CORPUS_LIMITS, rate_of_array, strict=True, min_duration=min_duration)
+    limits = choose_channel(CORPUS_LIMITS, channel)
+    return read_sound(source, rate, label, limits, rate_of_array, strict=True, min_duration=min_duration)
 
 
 def _read_segment(path: str, segment: Segment, label: str) -> tuple[np.ndarray, int]:
@@ -118,6 +140,19 @@ def _bounds(segment: Segment, rate: int, frames: int, label: str) -> tuple[int, 
             label,
         )
     return start, min(stop, frames)
+
+
+def log_warnings(found: Mapping[str, Sequence[str]]) -> None:
+    """Log the warnings of `read_sound` about the first few recordings of a corpus, and the number of the others.
+
+    Args:
+        found: maps recordings to their warnings, which may be empty.
+    """
+    warned = [warnings for warnings in found.values() if warnings]
+    for warnings in warned[:SHOWN_WARNINGS]:
+        logger.warning("%s", " ".join(warnings))
+    if len(warned) > SHOWN_WARNINGS:
+        logger.warning("%d more recordings have warnings.", len(warned) - SHOWN_WARNINGS)
 
 
 def import_torchaudio() -> ModuleType:

@@ -8,13 +8,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
+from ..data.audio import log_warnings
 from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
 from .parts import EmbeddingParts
@@ -92,10 +93,12 @@ def extract(
     rate = model.config.sampling_rate
     speed, start = Speed(), time.perf_counter()
     rows: list[tuple[DecodedUtterance, float, np.ndarray]] = []
+    warnings: dict[str, Sequence[str]] = {}
     bar = tqdm(total=total, initial=total - left, desc="embedding", unit="utt", disable=not progress, leave=False)
     with bar, _Ahead(_chunks(source, parts, todo, rate, workers)) as chunks:
         for chunk in chunks:
             rows += _embed(model, chunk.recordings, batch_seconds)
+            warnings |= {one.name: one.warnings for one in chunk.recordings if one.warnings}
             speed.utterances += len(chunk.recordings)
             speed.audio_seconds += sum(seconds for _, seconds, _ in rows[-len(chunk.recordings) :])
             speed.wall_seconds = time.perf_counter() - start
@@ -104,6 +107,7 @@ def extract(
             if chunk.completes_part:
                 parts.write(chunk.part, *(list(column) for column in zip(*rows, strict=True)))
                 rows = []
+    log_warnings(warnings)
     return speed
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..audio_hamspk import InputError
+from ..audio_hamspk import Channel, InputError
 from ..data.audio import read_utterance
 from ..shards.reading import ShardReader
 
@@ -26,12 +26,14 @@ class DecodedUtterance:
         waveform: float32 samples `(L,)` in [-1, 1]; None if the utterance cannot be used.
         reason: reason why the utterance cannot be used; None if it can.
         speaker: name of the speaker; None if the source does not name one.
+        warnings: warnings of `read_sound`.
     """
 
     name: str
     waveform: np.ndarray | None = None
     reason: str | None = None
     speaker: str | None = None
+    warnings: Sequence[str] = ()
 
 
 class Source(Protocol):
@@ -63,6 +65,7 @@ class AudioFiles:
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         root: base folder of relative paths.
         speakers: speaker of each file; None if unknown.
+        channel: channel to read; see `read_sound`.
     """
 
     def __init__(
@@ -71,13 +74,16 @@ class AudioFiles:
         sampling_rate: int,
         root: str | os.PathLike[str] = ".",
         speakers: Sequence[str] | None = None,
+        channel: Channel = None,
     ):
+        self.channel = channel
         self.names, self.sampling_rate, self.root = list(names), sampling_rate, Path(root)
         self.speakers = [None] * len(self.names) if speakers is None else list(speakers)
         self.sizes = [1] * len(self.names)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.root).encode())
+        where = self.root if self.channel is None else f"{self.root}\0channel {self.channel}"
+        digest = hashlib.sha256(str(where).encode())
         for name in self.names:
             digest.update(b"\0" + os.fsencode(name))
         for speaker in filter(None, self.speakers):
@@ -87,8 +93,8 @@ class AudioFiles:
     def read(self, piece: int) -> list[DecodedUtterance]:
         name, speaker = self.names[piece], self.speakers[piece]
         try:
-            waveform = read_utterance(self.root / name, self.sampling_rate, name).waveform
-            return [DecodedUtterance(name, waveform, speaker=speaker)]
+            sound = read_utterance(self.root / name, self.sampling_rate, name, channel=self.channel)
+            return [DecodedUtterance(name, sound.waveform, speaker=speaker, warnings=sound.warnings)]
         except InputError as error:
             return [DecodedUtterance(name, reason=error.reason, speaker=speaker)]
 
@@ -117,8 +123,8 @@ class ShardedCorpus:
         found = []
         for row, (name, speaker) in enumerate(zip(group.names, group.speakers, strict=True)):
             try:
-                waveform = read_utterance(bytes(group.audio(row)), self.sampling_rate, name).waveform
-                found.append(DecodedUtterance(name, waveform, speaker=speaker))
+                sound = read_utterance(bytes(group.audio(row)), self.sampling_rate, name)
+                found.append(DecodedUtterance(name, sound.waveform, speaker=speaker, warnings=sound.warnings))
             except InputError as error:
                 found.append(DecodedUtterance(name, reason=error.reason, speaker=speaker))
         return found

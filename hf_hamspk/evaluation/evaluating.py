@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..audio_hamspk import Channel, choose_channel
 from ..calibration_hamspk import CHECKSUM, Calibration, OperatingPoint
 from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..verification_hamspk import speech_detector
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import (
     CONFIDENCE,
@@ -75,6 +77,7 @@ class EvaluationSettings:
             apply to the resulting scores, so decisions are not measured.
         calibrated: whether to measure decisions as well, if the model is calibrated.
         progress: whether to show progress bars.
+        channel: channel of the recordings to read; see `read_sound`.
 
     Raises:
         ValueError: the protocol is unknown, a number is out of range, or `group_by` is given without `metadata`.
@@ -89,10 +92,12 @@ class EvaluationSettings:
     subtract_mean: bool = False
     calibrated: bool = True
     progress: bool = True
+    channel: Channel = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}.")
+        choose_channel(None, self.channel)
         for prior in self.priors:
             if not 0 < prior < 1:
                 raise ValueError(
@@ -245,11 +250,13 @@ def measure_lists(
     """
     roots = roots_of_lists(lists, audio_root)
     measure = applies_calibration(model, settings)
+    vad = speech_detector(model, model.calibration if measure else None)
     results = {}
     for root in dict.fromkeys(roots.values()):
         own = {name: trials for name, trials in lists.items() if roots[name] == root}
         files = sorted({file for trials in own.values() for file in trials.files})
-        embedded = embed_files(model, files, root, settings.protocol, settings.progress, measure)
+        options: dict[str, Any] = {"measure": measure, "channel": settings.channel, "vad": vad}
+        embedded = embed_files(model, files, root, settings.protocol, settings.progress, **options)
         results |= {name: evaluate_list(model, trials, embedded, settings) for name, trials in own.items()}
     return {name: results[name] for name in lists}
 

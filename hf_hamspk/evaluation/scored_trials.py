@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..audio_hamspk import MINIMUM_SPEECH
 from ..calibration_hamspk import SCORE, Cohort, compare_with_cohort, trial_features
 from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..speech_hamspk import MINIMUM_SPEECH
 from .calibrating import CalibrationTrials
 from .matrix_scoring import score_pairs
 from .speakers import TrialSpeakers, find_speakers
@@ -70,6 +70,7 @@ class ScoredTrials:
         speakers: speakers of the usable trials.
         scores: `(N,)` float64, raw scores.
         skipped: maps each file whose trials were left out to the reason.
+        detector: name of the detector that measured the speech.
 
     Raises:
         ValueError: no target or no impostor trial remains, or the speakers cannot be found (see `find_speakers`).
@@ -83,6 +84,7 @@ class ScoredTrials:
         minimum_speech: float = MINIMUM_SPEECH,
         speaker_table: Mapping[str, str] | None = None,
     ):
+        self.detector = embedded.detector
         embedded = embedded.part(trials.files).refuse_short(minimum_speech)
         self.skipped = embedded.failures
         self.trials = usable_trials(trials, self.skipped)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio_hamspk import InputError, SpeechMeasures, measure_speech
+from ..audio_hamspk import Channel, InputError
 from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
-from ..data.audio import read_utterance
+from ..data.audio import log_warnings, read_utterance
 from ..data.crops import even_segments
 from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..speech_hamspk import CUSTOM, VOICED_OR_WHISPERED, SpeechMeasures, Vad, measure_speech
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials
@@ -42,12 +43,14 @@ class EmbeddedFiles:
         failures: maps each unusable file to the reason.
         seconds: total duration of the embedded audio, in seconds.
         measures: maps each file to the speech measures of the recording; empty if not measured.
+        detector: name of the detector that measured the speech; see `Calibration`.
     """
 
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     measures: dict[str, SpeechMeasures] = field(default_factory=dict)
+    detector: str = VOICED_OR_WHISPERED
 
     def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
         """Add the files that other processes embedded, and return this object."""
@@ -65,6 +68,7 @@ class EmbeddedFiles:
             embeddings={name: rows for name, rows in self.embeddings.items() if name in wanted},
             failures={name: reason for name, reason in self.failures.items() if name in wanted},
             measures={name: found for name, found in self.measures.items() if name in wanted},
+            detector=self.detector,
         )
 
     def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
@@ -78,7 +82,7 @@ class EmbeddedFiles:
             if found.speech < minimum_speech
         }
         kept = {name: rows for name, rows in self.embeddings.items() if name not in short}
-        return EmbeddedFiles(kept, self.failures | short, self.seconds, self.measures)
+        return EmbeddedFiles(kept, self.failures | short, self.seconds, self.measures, self.detector)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def embed_files(
     progress: bool = True,
     measure: bool = False,
     change: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    channel: Channel = None,
+    vad: Vad = None,
 ) -> EmbeddedFiles:
     """Embed audio files in bounded memory.
 
@@ -137,6 +143,8 @@ def embed_files(
         measure: whether to measure the speech in each file as well (see `measure_speech`).
         change: function that receives the name and the waveform `(L,)` of a file and returns the waveform to embed;
             None embeds the files unchanged.
+        channel: channel of the files to read; see `read_sound`.
+        vad: detector of speech; see `measure_speech`. None uses `model.vad`.
 
     Returns:
         The embeddings. Files that cannot be used raise no error; they are listed in `failures`.
@@ -147,24 +155,30 @@ def embed_files(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
     rate = model.config.sampling_rate
-    result = EmbeddedFiles()
+    vad = model.vad if vad is None else vad
+    result = EmbeddedFiles(detector=CUSTOM if callable(vad) else VOICED_OR_WHISPERED if vad is None else vad)
     chunk: dict[str, np.ndarray] = {}
+    warnings: dict[str, list[str]] = {}
     pending = 0.0
     for name in tqdm(names, desc="embedding", unit="file", disable=not progress, leave=False):
         try:
-            chunk[name] = read_utterance(Path(audio_root) / name, rate).waveform
+            sound = read_utterance(Path(audio_root) / name, rate, channel=channel)
         except InputError as error:
             result.failures[name] = error.reason
             continue
+        chunk[name] = sound.waveform
+        if sound.warnings:
+            warnings[name] = sound.warnings
         if change is not None:
             chunk[name] = change(name, chunk[name])
         if measure:
-            result.measures[name] = measure_speech(chunk[name], rate)
+            result.measures[name] = measure_speech(chunk[name], rate, vad)
         pending += len(chunk[name]) / rate
         if pending > SECONDS_HELD:
             _embed_chunk(model, chunk, protocol, result)
             chunk, pending = {}, 0.0
     _embed_chunk(model, chunk, protocol, result)
+    log_warnings(warnings)
     return result
 
 
@@ -231,7 +245,7 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
             duration, speech = (sum(getattr(each, key) for each in found) for key in ("duration", "speech"))
             means = {key: float(np.mean([getattr(e, key) for e in found])) for key in ("snr_db", "clipped", "level_db")}
             measures[name] = SpeechMeasures(duration=duration, speech=speech, **means)
-    return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures)
+    return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures, embedded.detector)
 
 
 def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> Quality:
