@@ -1,14 +1,15 @@
 """Configuration of a speaker model: backbone, front-end, pooling, head and scoring."""
 
 import difflib
-import math
 from dataclasses import field, fields
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .geometry_hamspk import (
+    LARGEST_MARGIN,
     MARGIN,
     OTHER_CURVATURE,
     OTHER_SCALE,
@@ -24,6 +25,25 @@ from .geometry_hamspk import (
 LONGEST_PIECE, LONGEST_BACKBONE_PIECE = 180.0, 30.0
 
 Number = float | int
+
+# Range of each numeric field, and of each entry of a list. NaN is outside every range.
+RANGES: dict[str, tuple[Number, Number]] = {
+    **dict.fromkeys(("ecapa_channels", "ecapa_bottleneck", "pooling_channels", "mhfa_heads"), (1, 4096)),
+    **dict.fromkeys(("ecapa_output_channels", "embedding_size", "tdnn_channels"), (1, 8192)),
+    **dict.fromkeys(("ecapa_dilations", "tdnn_dilations", "tdnn_kernel_sizes"), (1, 100)),
+    **dict.fromkeys(("mask_mel_bins", "mask_frames", "chunk_size_feed_forward"), (0, 10_000)),
+    **{"scale": (1e-6, 1e6), "clip_radius": (1e-6, 1e6), "euclidean_weight": (0, 1e6), "hyperbolic_weight": (0, 1e6)},
+    **{"ecapa_groups": (2, 1024), "num_labels": (1, 10_000_000), "num_mel_bins": (1, 1024)},
+    # Lower rates cut off too much of the speech band. At a variance of 0, its root has no derivative.
+    **{"sampling_rate": (4000, 384_000), "margin": (0, LARGEST_MARGIN), "curvature": (1e-9, 1e9)},
+    **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1)},
+}
+BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
+    **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "conv_kernel", "conv_stride"), (1, 1024)),
+}
+# Range of all other numbers of a backbone, and bounds of the length of a list and of the weights of an encoder.
+OTHER_RANGE, LONGEST_LIST, MOST_WEIGHTS = (-1_000_000, 1_000_000), 32, 1 << 32
 
 
 @strict
@@ -100,7 +120,7 @@ class HamSpkConfig(PreTrainedConfig):
 
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
-            value has the wrong type or is out of range, or the name of an unknown field resembles a known one.
+            value has the wrong type or is out of range (see `RANGES`), or an unknown field has a name like a known one.
     """
 
     model_type = "hamspk"
@@ -162,7 +182,11 @@ class HamSpkConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_misspelt(kwargs, {"num_labels", *(f.name for f in fields(self))})
+        # transformers would convert the type and name each label before it calls the validators.
+        early = {name: kwargs[name] for name in ("num_labels", "torch_dtype") if name in kwargs}
+        check_values(early | {"dtype": self.dtype}, RANGES)
         if isinstance(self.backbone_config, dict):
+            check_values(self.backbone_config, BACKBONE_RANGES)
             if "model_type" not in self.backbone_config:
                 raise ValueError(
                     "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert', got the keys "
@@ -198,38 +222,36 @@ class HamSpkConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Check that all sizes are in range and consistent with each other."""
-        _at_least(self, 1, "ecapa_channels", "ecapa_output_channels", "ecapa_bottleneck", "ecapa_groups", "num_labels")
-        _at_least(self, 1, "sampling_rate", "num_mel_bins", "pooling_channels", "mhfa_heads", "embedding_size")
-        # Lower rates cut off too much of the speech band, and an analysis window has too few samples for the filters.
-        _at_least(self, 4000, "sampling_rate")
-        _at_least(self, 0, "mask_mel_bins", "mask_frames")
-        if self.ecapa_groups < 2 or self.ecapa_channels % self.ecapa_groups:
-            raise ValueError(
-                f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({self.ecapa_groups}), and "
-                "ecapa_groups at least 2. Change one of them."
-            )
-        if len(self.ecapa_dilations) < 1 or min(self.ecapa_dilations) < 1:
-            raise ValueError(f"ecapa_dilations must be one or more positive integers, got {self.ecapa_dilations}.")
+        check_values({name: getattr(self, name) for name in RANGES}, RANGES)
+        if self.ecapa_channels % self.ecapa_groups:
+            groups = self.ecapa_groups
+            raise ValueError(f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({groups}).")
         if self.mask_mel_bins >= self.num_mel_bins:
+            bins = self.num_mel_bins
+            raise ValueError(f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({bins}).")
+        weights = (
+            len(self.ecapa_dilations) * self.ecapa_channels * (3 * self.ecapa_channels + self.ecapa_output_channels)
+        )
+        weights += max(self.tdnn_channels) ** 2 * sum(self.tdnn_kernel_sizes)
+        if isinstance(self.backbone_config, PreTrainedConfig):
+            values = self.backbone_config.to_dict()
+            check_values(values, BACKBONE_RANGES)
+            hidden, inner, layers = (
+                values.get(name, 1) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+            )
+            weights = layers * hidden * (4 * hidden + 2 * inner)
+        if weights > MOST_WEIGHTS:
             raise ValueError(
-                f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({self.num_mel_bins}). Otherwise "
-                "all filters could be masked."
+                f"The sizes describe an encoder of {weights:.0e} weights; expected at most {MOST_WEIGHTS:.0e}."
             )
 
     def validate_pooling(self) -> None:
         """Check that the options of the pooling are in range."""
-        if not 0 < self.pooling_smallest_variance <= 1:
-            raise ValueError(
-                "pooling_smallest_variance must be above 0 and at most 1, got "
-                f"{self.pooling_smallest_variance}. At 0 the root of the variance has no derivative."
-            )
-        if not 0 <= self.pooling_variance_offset <= 1:
-            raise ValueError(f"pooling_variance_offset must be between 0 and 1, got {self.pooling_variance_offset}.")
         layers = (self.tdnn_channels, self.tdnn_kernel_sizes, self.tdnn_dilations)
-        if len({len(values) for values in layers}) > 1 or any(not values or min(values) < 1 for values in layers):
+        if len({len(values) for values in layers}) > 1:
+            lengths = [len(values) for values in layers]
             raise ValueError(
-                "tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must have one positive integer for each layer, "
-                f"got {list(layers[0])}, {list(layers[1])} and {list(layers[2])}."
+                f"tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must have equal lengths, got {lengths}."
             )
         if self.pooling == "mhfa" and not self.mix_layers:
             raise ValueError("pooling 'mhfa' always uses all layers of the backbone. Leave mix_layers at True.")
@@ -268,11 +290,6 @@ class HamSpkConfig(PreTrainedConfig):
         scale, margin, curvature = self.scale, self.margin, self.curvature
         if scale is not None and margin is not None:
             check_head(scale, margin, self.clip_radius)
-        if not (0 <= self.euclidean_weight < math.inf and 0 <= self.hyperbolic_weight < math.inf):
-            raise ValueError(
-                "euclidean_weight and hyperbolic_weight must be at least 0 and finite, got "
-                f"{self.euclidean_weight} and {self.hyperbolic_weight}."
-            )
         if self.learnable_curvature and self.head not in ("h", "ham", "joint"):
             raise ValueError(f"learnable_curvature needs a hyperbolic head ('h', 'ham' or 'joint'), got {self.head!r}.")
         if curvature is None or not self.is_hyperbolic:
@@ -280,10 +297,18 @@ class HamSpkConfig(PreTrainedConfig):
         check_projection(self.projection, float(curvature), self.clip_radius, self.learnable_curvature)
 
 
-def _at_least(config: HamSpkConfig, smallest: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}.")
+def check_values(values: dict[str, Any], ranges: dict[str, tuple[Number, Number]]) -> None:
+    """Raise a ValueError if a number, or an entry of a list, is out of range, or a type is not of floating point."""
+    for name, value in values.items():
+        kind = getattr(torch, value, None) if isinstance(value, str) else value
+        if "dtype" in name and value is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise ValueError(f"{name} must be a floating-point type such as 'float32', got {value!r:.200}.")
+        entries = value if isinstance(value, list | tuple) else [value]
+        if len(entries) > LONGEST_LIST or (not entries and name in ranges):
+            raise ValueError(f"{name} must have 1 to {LONGEST_LIST} entries, got {len(entries)}.")
+        low, high = ranges.get(name, OTHER_RANGE)
+        if not all(low <= one <= high if isinstance(one, int | float) else name not in ranges for one in entries):
+            raise ValueError(f"{name} must be between {low} and {high}, got {value!r:.200}.")
 
 
 def _refuse_misspelt(given: dict[str, Any], known: set[str]) -> None:

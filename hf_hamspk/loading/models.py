@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -48,9 +49,12 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
             )
     except RecursionError as error:
         raise ValueError(f"config.json of {name} is nested too deeply. Copy or download the model again.") from error
+    except StrictDataclassError as error:
+        cause = error if error.__cause__ is None else error.__cause__
+        raise ValueError(f"config.json of {name} is invalid: {cause!s:.400}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {error}. Copy or download the model again.") from error
-    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         # transformers does not check the types of its own fields.
         raise ValueError(
             f"config.json of {name} contains an invalid value ({type(error).__name__}: {error!s:.200}). Copy or "

@@ -2,21 +2,55 @@
 
 import dataclasses
 import difflib
-import math
 import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, Union
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from ..configuration_hamspk import HamSpkConfig
+from ..configuration_hamspk import HamSpkConfig, check_values
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
+# Range of each number in `DataArguments`, and of each entry of a list. NaN is outside every range.
+DATA_RANGES: dict[str, tuple[float, float]] = {
+    "crop_seconds": (0.1, 60),
+    "speed_factors": (0.25, 4),
+    "augment_probability": (0, 1),
+    "augment_most": (1, 16),
+    "cache_megabytes": (0, 10_000_000),
+    "num_workers": (0, 256),
+}
+# Range of each number in `TrainingArguments`.
+TRAINING_RANGES: dict[str, tuple[float, float]] = {
+    # The largest seed of NumPy.
+    "seed": (0, 2**32 - 1),
+    "epochs": (1, 1_000_000),
+    "max_steps": (0, 10**12),
+    "batch_size": (1, 1_000_000),
+    "utterances_per_speaker": (0, 1_000_000),
+    "gradient_accumulation_steps": (1, 100_000),
+    "learning_rate": (1e-12, 1e6),
+    "lr_decay": (1e-6, 10),
+    "final_learning_rate": (1e-12, 1e6),
+    "warmup_epochs": (0, 1_000_000),
+    "momentum": (0, 0.99999),
+    "weight_decay": (0, 1000),
+    "margin_start_epoch": (0, 1_000_000),
+    "margin_end_epoch": (0, 1_000_000),
+    "max_grad_norm": (0, 1e12),
+    "class_sampling": (1e-6, 1),
+    "evaluate_every": (1, 1_000_000),
+    "save_steps": (0, 10**12),
+    "keep_checkpoints": (1, 1_000_000),
+    "average_last": (1, 10_000),
+    "log_steps": (1, 10**12),
+}
 _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
 
@@ -98,6 +132,9 @@ class DataArguments:
             of a streamed data set are shuffled only if its method `shuffle` was called. Shards are always shuffled.
         samples_per_epoch: number of rows of a streamed data set in an epoch; 0 counts the rows before training, in a
             pass over the column of speakers.
+
+    Raises:
+        ValueError: a number is outside its range in `DATA_RANGES`.
     """
 
     train_data: str | None = None  # A Python program can also pass a data set.
@@ -126,8 +163,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _expand_home(self)
-        _between(self, "crop_seconds", 0.1, 60)
-        _between(self, "augment_probability", 0, 1)
+        _check_numbers(self, DATA_RANGES)
         if self.augment_pairs and self.augment_probability == 0:
             raise ValueError("augment_pairs needs augment_probability above 0, got 0. Set it to 1.0 as in the paper.")
 
@@ -189,6 +225,9 @@ class TrainingArguments:
         hub_model_id: name of the repository, `owner/name`.
         hub_strategy: `"end"` publishes `final`; `"every_epoch"` also publishes `last` after every epoch.
         hub_private: whether a new repository is private.
+
+    Raises:
+        ValueError: a number is outside its range in `TRAINING_RANGES`, or two arguments contradict each other.
     """
 
     output_dir: str = "runs/hamspk"
@@ -232,30 +271,12 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         _expand_home(self)
         self._check_hub()
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every", "keep_checkpoints"):
-            _between(self, name, 1, None)
-        for name in ("average_last", "log_steps"):
-            _between(self, name, 1, None)
-        for name in (
-            "utterances_per_speaker",
-            "seed",
-            "max_steps",
-            "warmup_epochs",
-            "weight_decay",
-            "max_grad_norm",
-            "save_steps",
-        ):
-            _between(self, name, 0, None)
-        for name in ("learning_rate", "final_learning_rate", "lr_decay"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}.")
+        _check_numbers(self, TRAINING_RANGES)
         if self.utterances_per_speaker and self.batch_size % self.utterances_per_speaker:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of utterances_per_speaker "
                 f"({self.utterances_per_speaker})."
             )
-        if not 0 < self.class_sampling <= 1:
-            raise ValueError(f"class_sampling must be above 0 and at most 1 (all speakers), got {self.class_sampling}.")
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
                 "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16'. The loss scale of fp16 can "
@@ -428,12 +449,22 @@ def _check_key(key: str, where: str) -> None:
         raise ValueError(f"{where}: unknown argument {key!r:.200}.{hint}")
 
 
-def _between(arguments: Any, name: str, low: float, high: float | None) -> None:
-    value = getattr(arguments, name)
-    # This form also rejects NaN.
-    if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
-        limits = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limits}, got {value!s:.200}.")
+def _check_numbers(arguments: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise a ValueError if a number is outside its range, or if a value or an entry of a list is not a number."""
+    for spec in dataclasses.fields(arguments):
+        if spec.name not in ranges:
+            continue
+        value = getattr(arguments, spec.name)
+        is_list = spec.type not in (int, float)
+        if is_list and not isinstance(value, list | tuple):
+            raise ValueError(f"{spec.name} must be a list of numbers, got {value!r:.200}.")
+        entries = value if is_list else [value]
+        expected, kind = (Integral, "a whole number") if spec.type is int else (Real, "a number")
+        for one in entries:
+            if isinstance(one, bool) or not isinstance(one, expected):
+                raise ValueError(f"{spec.name} must be {kind}, got {one!r:.200}.")
+        plain = [one if isinstance(one, int) else float(one) for one in entries]
+        check_values({spec.name: plain if is_list else plain[0]}, ranges)
 
 
 def _expand_home(arguments: Any) -> None:

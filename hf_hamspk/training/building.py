@@ -348,8 +348,9 @@ def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Op
     """Make an optimiser for all trainable parameters, including centres and normalisation layers, as in the paper."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if args.optimizer == "sgd":
+        nesterov = args.momentum > 0
         return torch.optim.SGD(
-            parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay, nesterov=True
+            parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
         )
     kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, args.learning_rate, weight_decay=args.weight_decay)
