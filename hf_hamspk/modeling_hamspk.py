@@ -401,10 +401,12 @@ class HamSpkOutput(ModelOutput):
     Args:
         embeddings: embeddings `(B, D)`, neither normalised to length 1 nor projected into the ball.
         last_hidden_state: frames `(B, T, C)` before pooling, 0 for padding; None with MHFA pooling.
+        hidden_states: outputs `(B, T, C)` of the first layer and of each block or layer after it; None if not computed.
     """
 
     embeddings: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
@@ -428,11 +430,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.BatchNorm1d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            if module.running_mean is not None and module.running_var is not None:
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
+            super()._init_weights(module)
         elif isinstance(module, LinearSimilarity | CosineSimilarity | HyperbolicSimilarity):
             module.reset_centres()
         elif isinstance(module, LayerMix):
@@ -442,6 +440,13 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         if self.config.backbone_config is not None:
+            options = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
+            is_wavlm = getattr(self.config.backbone_config, "model_type", None) == "wavlm"
+            if enable and is_wavlm and options.get("use_reentrant") is not False:
+                raise ValueError(
+                    "The layers of WavLM share a tensor, so that reentrant checkpointing would never end. Expected "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False}."
+                )
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
@@ -630,7 +635,11 @@ class HamSpkModel(HamSpkPreTrainedModel):
         return self
 
     def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None, **kwargs
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> HamSpkOutput | tuple:
         """Embed a batch of waveforms.
 
@@ -638,7 +647,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
             input_values: waveforms `(B, L)` in [-1, 1] at `config.sampling_rate`, padded on the right.
             attention_mask: mask `(B, L)` with 1 for samples and 0 for padding; None if there is no padding.
             return_dict: False returns a plain tuple instead of an output object.
-            kwargs: ignored, because a processor may return values that this model does not need.
+            output_hidden_states: whether to return hidden states; None takes the value of the configuration.
 
         Raises:
             ValueError: `input_values` is not two-dimensional, the mask has another shape or pads on the left, an
@@ -650,50 +659,51 @@ class HamSpkModel(HamSpkPreTrainedModel):
             raise ValueError("Batch normalisation in training needs at least 2 utterances, got 1; drop the last batch.")
         lengths = None if attention_mask is None else attention_mask.long().sum(-1)
         features, lengths = self.frontend(input_values, lengths)
+        is_complete = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         if self.config.backbone_config is None:
             mask = None if lengths is None else length_mask(lengths, features.shape[-1])
-            frames = self.backbone(features.to(self.dtype), mask)
+            hidden: Any = [] if is_complete else None
+            frames = self.backbone(features.to(self.dtype), mask, hidden)
             pooled = self.pooling(frames, mask)
         else:
-            frames, pooled = self._pool_layers(features.to(self.dtype), lengths)
+            frames, pooled, hidden = self._pool_layers(features.to(self.dtype), lengths, is_complete)
         pooled = batch_norm(self.pooled_norm, pooled.to(self.dtype), None)
         embeddings = self.embedding_norm(self.projection(pooled))
-        output = HamSpkOutput(embeddings=embeddings, last_hidden_state=None if frames is None else frames.mT)
+        output = HamSpkOutput(embeddings, None if frames is None else frames.mT, tuple(hidden) if is_complete else None)
         return output.to_tuple() if return_dict is False else output
 
-    def _pool_layers(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Run a transformers backbone, and return its frames `(B, C, T)` and the result of the pooling.
-
-        The frames are None for MHFA, because it pools all layers of the backbone instead of one sequence of frames.
-        """
+    def _pool_layers(
+        self, waveforms: Tensor, lengths: Tensor | None, is_complete: bool
+    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, ...]]:
+        """Run a transformers backbone: frames `(B, C, T)` (None for MHFA), their pooled statistics, and its layers."""
         if lengths is not None and self.groups_by_length:
-            hidden = self._layers_by_length(waveforms, lengths)
+            hidden = self._layers_by_length(waveforms, lengths, is_complete)
         else:
             samples_mask = None if lengths is None else length_mask(lengths, waveforms.shape[1]).long()
-            hidden = self._layers(waveforms, samples_mask)
+            hidden = self._layers(waveforms, samples_mask, is_complete)
         mask = None
         if lengths is not None:
             # Every speech encoder of transformers has this method, which the type checker does not know.
             frame_lengths = self.backbone._get_feat_extract_output_lengths(lengths)  # pyright: ignore[reportCallIssue]
             mask = length_mask(frame_lengths.clamp_min(1), hidden[0].shape[1])
         if isinstance(self.pooling, FactorisedAttentivePooling):
-            return None, self.pooling(hidden, mask)
-        mixed = hidden[0] if self.layer_mix is None else self.layer_mix(hidden)
+            return None, self.pooling(hidden[1:], mask), hidden[1:]
+        mixed = hidden[0] if self.layer_mix is None else self.layer_mix(hidden[1:])
         frames = keep_valid(mixed.mT, mask)
-        return frames, self.pooling(frames, mask)
+        return frames, self.pooling(frames, mask), hidden[1:]
 
-    def _layers(self, waveforms: Tensor, samples_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the layers `(B, T, C)` to pool: all hidden states for layer mixing and MHFA, otherwise the output."""
-        is_output_alone = self.layer_mix is None and not isinstance(self.pooling, FactorisedAttentivePooling)
-        output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=not is_output_alone)
-        return (output.last_hidden_state,) if is_output_alone else output.hidden_states
+    def _layers(self, waveforms: Tensor, samples_mask: Tensor | None, is_complete: bool) -> tuple[Tensor, ...]:
+        """Return the output `(B, T, C)` of the backbone, then all its hidden states if they are pooled or asked for."""
+        is_complete = is_complete or self.layer_mix is not None or isinstance(self.pooling, FactorisedAttentivePooling)
+        output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=is_complete)
+        return (output.last_hidden_state, *(output.hidden_states if is_complete else ()))
 
-    def _layers_by_length(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    def _layers_by_length(self, waveforms: Tensor, lengths: Tensor, is_complete: bool) -> tuple[Tensor, ...]:
         """Return the same as `_layers`, but run the backbone without padding, once for each length in the batch."""
         groups, places = [], []
         for length in lengths.unique().tolist():
             at = (lengths == length).nonzero()[:, 0]
-            groups.append(self._layers(waveforms[at, :length]))
+            groups.append(self._layers(waveforms[at, :length], None, is_complete))
             places.append(at)
         # The last group is the longest.
         size, order = groups[-1][0].shape[1], torch.cat(places).argsort()
@@ -773,12 +783,12 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         return_logits: bool | None = None,
-        **kwargs,
+        output_hidden_states: bool | None = None,
     ) -> XVectorOutput | tuple:
         """Return embeddings, logits and loss of a batch.
 
         Args:
-            input_values, attention_mask, return_dict, kwargs: see `HamSpkModel.forward`.
+            input_values, attention_mask, return_dict, output_hidden_states: see `HamSpkModel.forward`.
             labels: speakers `(B,)` in [0, num_labels); None computes no loss.
             return_logits: whether to compute logits. None computes them, unless the model is in training mode and
                 `labels` are given; leaving the logits out saves memory.
@@ -792,9 +802,9 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         """
         if labels is not None and labels.device.type == "cpu":
             check_labels(labels, cast(int, self.config.num_labels))
-        embeddings = self.hamspk(input_values, attention_mask).embeddings
-        logits, loss = self.head(embeddings, labels, return_logits)
-        output = XVectorOutput(loss=loss, logits=logits, embeddings=embeddings)
+        encoded = self.hamspk(input_values, attention_mask, output_hidden_states=output_hidden_states)
+        logits, loss = self.head(encoded.embeddings, labels, return_logits)
+        output = XVectorOutput(loss, logits, encoded.embeddings, encoded.hidden_states)
         return output.to_tuple() if return_dict is False else output
 
 

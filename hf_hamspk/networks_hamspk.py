@@ -597,12 +597,12 @@ class Ecapa(nn.Module):
         normalize = config.ecapa_normalize_aggregate
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode features `x` `(B, F, T)`, which must be 0 outside the bool mask `mask` `(B, T)`.
+    def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
+        """Encode features `(B, F, T)`. They must be 0 outside the bool `mask` `(B, T)`, None if all are valid.
 
-        `mask` is None if all frames are valid.
+        The outputs `(B, T, C)` of the first layer and of each block are appended to the list `hidden`.
         """
-        x = self.input(x, mask)
+        first = x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
         if overwrites(self.input.norm, x):
@@ -615,6 +615,8 @@ class Ecapa(nn.Module):
             x = x + outputs[-1] if self.sums_inputs else outputs[-1]
         if together is None or any(output is not slot for output, slot in zip(outputs, slots, strict=True)):
             together = torch.cat(outputs, dim=1)
+        if hidden is not None:
+            hidden += [layer.mT for layer in (first, *outputs)]
         frames = F.relu(self.aggregate(together), inplace=True)
         if self.aggregate_norm is not None:
             frames = batch_norm(self.aggregate_norm, frames, mask)
