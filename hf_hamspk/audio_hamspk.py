@@ -322,8 +322,7 @@ class _Mixdown:
             self.bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
             return
         self.loudest = max(self.loudest, extreme)
-        if self.loudest > LOUDEST:
-            # `waveform` refuses the recording, and products of its samples could overflow.
+        if self.loudest > LOUDEST:  # The recording is refused, and products of its samples could overflow.
             return
         if self.averaged == 1:
             self.blocks.append(samples[:, 0])

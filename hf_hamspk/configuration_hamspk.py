@@ -188,10 +188,7 @@ class HamSpkConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             check_values(self.backbone_config, BACKBONE_RANGES)
             if "model_type" not in self.backbone_config:
-                raise ValueError(
-                    "backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert', got the keys "
-                    f"{sorted(self.backbone_config)}."
-                )
+                raise ValueError("backbone_config needs a 'model_type' such as 'wavlm', 'wav2vec2' or 'hubert'.")
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         if self.backbone_config is not None and getattr(self.backbone_config, "layerdrop", 0):
             # transformers omits dropped layers from the hidden states, but mixing and MHFA need all layers.
@@ -224,35 +221,24 @@ class HamSpkConfig(PreTrainedConfig):
         """Check that all sizes are in range and consistent with each other."""
         check_values({name: getattr(self, name) for name in RANGES}, RANGES)
         if self.ecapa_channels % self.ecapa_groups:
-            groups = self.ecapa_groups
-            raise ValueError(f"ecapa_channels ({self.ecapa_channels}) must be a multiple of ecapa_groups ({groups}).")
+            raise ValueError(f"ecapa_groups ({self.ecapa_groups}) must divide ecapa_channels, {self.ecapa_channels}.")
         if self.mask_mel_bins >= self.num_mel_bins:
-            bins = self.num_mel_bins
-            raise ValueError(f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins ({bins}).")
-        weights = (
-            len(self.ecapa_dilations) * self.ecapa_channels * (3 * self.ecapa_channels + self.ecapa_output_channels)
-        )
+            raise ValueError(f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins, {self.num_mel_bins}.")
+        channels, backbone = self.ecapa_channels, self.backbone_config
+        weights = len(self.ecapa_dilations) * channels * (3 * channels + self.ecapa_output_channels)
         weights += max(self.tdnn_channels) ** 2 * sum(self.tdnn_kernel_sizes)
-        if isinstance(self.backbone_config, PreTrainedConfig):
-            values = self.backbone_config.to_dict()
-            check_values(values, BACKBONE_RANGES)
-            hidden, inner, layers = (
-                values.get(name, 1) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
-            )
-            weights = layers * hidden * (4 * hidden + 2 * inner)
+        if isinstance(backbone, PreTrainedConfig):
+            check_values(backbone.to_dict(), BACKBONE_RANGES)
+            hidden, inner = (getattr(backbone, name, 1) for name in ("hidden_size", "intermediate_size"))
+            weights = getattr(backbone, "num_hidden_layers", 1) * hidden * (4 * hidden + 2 * inner)
         if weights > MOST_WEIGHTS:
-            raise ValueError(
-                f"The sizes describe an encoder of {weights:.0e} weights; expected at most {MOST_WEIGHTS:.0e}."
-            )
+            raise ValueError(f"The sizes need {weights:.0e} weights in the encoder, more than {MOST_WEIGHTS:.0e}.")
 
     def validate_pooling(self) -> None:
         """Check that the options of the pooling are in range."""
-        layers = (self.tdnn_channels, self.tdnn_kernel_sizes, self.tdnn_dilations)
-        if len({len(values) for values in layers}) > 1:
-            lengths = [len(values) for values in layers]
-            raise ValueError(
-                f"tdnn_channels, tdnn_kernel_sizes and tdnn_dilations must have equal lengths, got {lengths}."
-            )
+        lengths = [len(getattr(self, f"tdnn_{name}")) for name in ("channels", "kernel_sizes", "dilations")]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"tdnn_channels, tdnn_kernel_sizes and tdnn_dilations need equal lengths, got {lengths}.")
         if self.pooling == "mhfa" and not self.mix_layers:
             raise ValueError("pooling 'mhfa' always uses all layers of the backbone. Leave mix_layers at True.")
 
@@ -263,7 +249,7 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError(f"level_db must be a level from -60 to 0 dBFS, or None, got {self.level_db}.")
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
-                "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'. For 'waveform', set a backbone_config."
+                "frontend 'waveform' needs a backbone_config. ECAPA-TDNN needs a filter bank such as 'fbank'."
             )
         if backbone is not None and not hasattr(backbone, "conv_kernel"):
             raise ValueError(
@@ -271,19 +257,13 @@ class HamSpkConfig(PreTrainedConfig):
                 f"'hubert', got {getattr(backbone, 'model_type', '?')!r}."
             )
         if backbone is not None and self.frontend != "waveform":
-            raise ValueError(
-                f"A transformers backbone needs frontend 'waveform', got {self.frontend!r}. For ECAPA-TDNN, leave "
-                "backbone_config out."
-            )
+            raise ValueError(f"With a backbone_config, frontend must be 'waveform', got {self.frontend!r}.")
         if backbone is None and self.pooling == "mhfa":
             raise ValueError("pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN.")
         if backbone is None and self.freeze_backbone:
             raise ValueError("freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN.")
         if getattr(backbone, "add_adapter", False):
-            raise ValueError(
-                "A backbone with add_adapter=True is not supported, because an adapter changes the number of frames. "
-                "Set add_adapter=False in backbone_config."
-            )
+            raise ValueError("Set add_adapter=False in backbone_config: an adapter changes the number of frames.")
 
     def validate_head(self) -> None:
         """Check that margin, scale, weights and curvature of the head are in range."""

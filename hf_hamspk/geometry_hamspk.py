@@ -67,8 +67,6 @@ SMALLEST_NORM = 1e-6
 LARGEST_ENTRY = 1e15
 # Standard deviation of the initial centres in the released code. It places them close to the origin.
 CENTRE_STD = 1e-3
-# Name endings of the parameters that have one row for each speaker.
-CENTRE_NAMES = ("similarity.weight", "similarity.bias")
 # Lower bound of a learned curvature. The upper bound depends on the clip radius and the range of float32.
 SMALLEST_CURVATURE = 1e-2
 # Similarity and margin of each head. The head "joint" combines a Euclidean head and "ham".
@@ -644,7 +642,7 @@ class HyperbolicSimilarity(nn.Module):
             return self.initial_curvature
         bounds = math.log(SMALLEST_CURVATURE), math.log(self.largest_curvature)
         if self.training:
-            # A step that was too large leaves the parameter at a bound, from which the next steps can move it back.
+            # After a step that was too large, the next steps can move the parameter back from its bound.
             self.log_curvature.data.clamp_(*bounds)
         log_c = at_least_float32(self.log_curvature)
         # The bounds limit the value but not the gradient, which would be 0 at a bound.
@@ -717,10 +715,6 @@ class SpeakerHead(nn.Module):
         check_head(self.scale, margin, self.clip_radius)
         self.margin = float(margin)
 
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that have one row for each speaker, by name."""
-        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
-
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None
     ) -> HeadOutput:
@@ -779,10 +773,6 @@ class JointHead(nn.Module):
         """Set the margin of both heads (see `SpeakerHead.set_margin`)."""
         self.euclidean.set_margin(margin)
         self.hyperbolic.set_margin(margin)
-
-    def centre_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the centre parameters of both heads by name (see `SpeakerHead.centre_parameters`)."""
-        return {name: p for name, p in self.named_parameters() if name.endswith(CENTRE_NAMES)}
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, return_logits: bool | None = None

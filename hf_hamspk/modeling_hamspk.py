@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -443,10 +443,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             options = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
             is_wavlm = getattr(self.config.backbone_config, "model_type", None) == "wavlm"
             if enable and is_wavlm and options.get("use_reentrant") is not False:
-                raise ValueError(
-                    "The layers of WavLM share a tensor, so that reentrant checkpointing would never end. Expected "
-                    "gradient_checkpointing_kwargs={'use_reentrant': False}."
-                )
+                raise ValueError("Reentrant checkpointing never ends with WavLM. Pass {'use_reentrant': False}.")
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
@@ -694,9 +691,10 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     def _layers(self, waveforms: Tensor, samples_mask: Tensor | None, is_complete: bool) -> tuple[Tensor, ...]:
         """Return the output `(B, T, C)` of the backbone, then all its hidden states if they are pooled or asked for."""
-        is_complete = is_complete or self.layer_mix is not None or isinstance(self.pooling, FactorisedAttentivePooling)
-        output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=is_complete)
-        return (output.last_hidden_state, *(output.hidden_states if is_complete else ()))
+        is_pooled = self.layer_mix is not None or isinstance(self.pooling, FactorisedAttentivePooling)
+        is_needed = is_pooled or is_complete
+        output = self.backbone(waveforms, attention_mask=samples_mask, output_hidden_states=is_needed)
+        return (output.last_hidden_state, *(output.hidden_states if is_needed else ()))
 
     def _layers_by_length(self, waveforms: Tensor, lengths: Tensor, is_complete: bool) -> tuple[Tensor, ...]:
         """Return the same as `_layers`, but run the backbone without padding, once for each length in the batch."""
@@ -824,13 +822,9 @@ class OnnxDescription:
     embedding_size: int
     masked: bool
 
-    def to_metadata(self) -> dict[str, str]:
-        """Return the metadata in the form stored in the file."""
-        return {METADATA_KEY: json.dumps(asdict(self))}
-
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Parse metadata that `to_metadata` returned; raise a ValueError with the file's name if it is invalid."""
+        """Parse the metadata of a file; raise a ValueError with the file's name if they are invalid."""
         try:
             return cls(**json.loads(metadata[METADATA_KEY]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -598,10 +598,7 @@ class Ecapa(nn.Module):
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
-        """Encode features `(B, F, T)`. They must be 0 outside the bool `mask` `(B, T)`, None if all are valid.
-
-        The outputs `(B, T, C)` of the first layer and of each block are appended to the list `hidden`.
-        """
+        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`, and add layers `(B, T, C)` to `hidden`."""
         first = x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None

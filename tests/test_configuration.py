@@ -101,21 +101,21 @@ def test_masks_are_not_negative(name):
         ),
         (
             {"ecapa_groups": 7},
-            "ecapa_channels (1024) must be a multiple of ecapa_groups (7).",
+            "ecapa_groups (7) must divide ecapa_channels, 1024.",
         ),
         ({"ecapa_dilations": []}, "ecapa_dilations must have 1 to 32 entries, got 0."),
         ({"ecapa_dilations": [2, 0]}, "ecapa_dilations must be between 1 and 100, got [2, 0]."),
         (
             {"mask_mel_bins": 80},
-            "mask_mel_bins (80) must be below num_mel_bins (80).",
+            "mask_mel_bins (80) must be below num_mel_bins, 80.",
         ),
         (
             {"frontend": "waveform"},
-            "ECAPA-TDNN needs frontend 'fbank', 'kaldi' or 'speechbrain'. For 'waveform', set a backbone_config.",
+            "frontend 'waveform' needs a backbone_config. ECAPA-TDNN needs a filter bank such as 'fbank'.",
         ),
         (
             {"backbone_config": WAVLM, "frontend": "fbank"},
-            "A transformers backbone needs frontend 'waveform', got 'fbank'. For ECAPA-TDNN, leave backbone_config",
+            "With a backbone_config, frontend must be 'waveform', got 'fbank'.",
         ),
         ({"pooling": "mhfa"}, "pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN."),
         ({"freeze_backbone": True}, "freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN."),

@@ -7,11 +7,12 @@ Letters: `B` batch size, `L` samples, `D` embedding size.
 """
 
 import contextlib
+import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import (
     INPUTS,
     LARGEST_DIFFERENCE,
+    METADATA_KEY,
     OUTPUT,
     HamSpkModel,
     HamSpkPreTrainedModel,
@@ -151,7 +153,7 @@ def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription)
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"PyTorch cannot export this model ({type(error).__name__}: {reason}).") from error
-    program.model.metadata_props.update(description.to_metadata())
+    program.model.metadata_props[METADATA_KEY] = json.dumps(asdict(description))
     program.save(path, external_data=False)
 
 

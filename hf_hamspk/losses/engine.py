@@ -15,6 +15,8 @@ from .fused import fused_losses
 from .lifting import HeadSettings
 from .sharding import CentreShard, choose_rows, gather_embeddings, gather_labels, shard_rows
 
+# Name endings of the parameters that have one row for each speaker.
+CENTRE_NAMES = ("similarity.weight", "similarity.bias")
 # Under torch.compile, the loss is computed from all logits if there are at most this many, B x K, to limit the memory.
 COMPILED_LOGITS = 1 << 26
 
@@ -85,6 +87,11 @@ def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
+def centre_parameters(head: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of a head that have one row for each speaker, by name."""
+    return {name: parameter for name, parameter in head.named_parameters() if name.endswith(CENTRE_NAMES)}
+
+
 def use_blocks(head: SpeakerHead | JointHead) -> SpeakerHead | JointHead:
     """Set a head to compute its loss over blocks of speakers, and return the head."""
     for part in head_parts(head):
@@ -129,7 +136,7 @@ def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
         raise ValueError("The centres of this head are already divided among ranks. Divide a head only once.")
     for part, engine in zip(head_parts(head), _engines(head), strict=True):
         shard = shard_rows(part.similarity.weight.shape[0], rank, ranks)
-        for parameter in part.centre_parameters().values():
+        for parameter in centre_parameters(part).values():
             parameter.data = parameter.data[shard.first : shard.first + shard.count].clone()
         engine.shard = shard
 

@@ -163,7 +163,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _expand_home(self)
-        _check_numbers(self, DATA_RANGES)
+        _check_argument_numbers(self, DATA_RANGES)
         if self.augment_pairs and self.augment_probability == 0:
             raise ValueError("augment_pairs needs augment_probability above 0, got 0. Set it to 1.0 as in the paper.")
 
@@ -271,7 +271,7 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         _expand_home(self)
         self._check_hub()
-        _check_numbers(self, TRAINING_RANGES)
+        _check_argument_numbers(self, TRAINING_RANGES)
         if self.utterances_per_speaker and self.batch_size % self.utterances_per_speaker:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of utterances_per_speaker "
@@ -449,7 +449,7 @@ def _check_key(key: str, where: str) -> None:
         raise ValueError(f"{where}: unknown argument {key!r:.200}.{hint}")
 
 
-def _check_numbers(arguments: Any, ranges: dict[str, tuple[float, float]]) -> None:
+def _check_argument_numbers(arguments: Any, ranges: dict[str, tuple[float, float]]) -> None:
     """Raise a ValueError if a number is outside its range, or if a value or an entry of a list is not a number."""
     for spec in dataclasses.fields(arguments):
         if spec.name not in ranges:
@@ -458,7 +458,7 @@ def _check_numbers(arguments: Any, ranges: dict[str, tuple[float, float]]) -> No
         is_list = spec.type not in (int, float)
         if is_list and not isinstance(value, list | tuple):
             raise ValueError(f"{spec.name} must be a list of numbers, got {value!r:.200}.")
-        entries = value if is_list else [value]
+        entries: list[Any] = list(value) if is_list else [value]
         expected, kind = (Integral, "a whole number") if spec.type is int else (Real, "a number")
         for one in entries:
             if isinstance(one, bool) or not isinstance(one, expected):

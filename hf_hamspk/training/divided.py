@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..geometry_hamspk import JointHead, SpeakerHead
-from ..losses.engine import divide_head, shard_of, undivide_head
+from ..losses.engine import centre_parameters, divide_head, shard_of, undivide_head
 from ..losses.sharding import CentreShard, shard_rows
 from ..modeling_hamspk import HamSpkForXVector
 
@@ -21,7 +21,7 @@ SMALLEST_TOTAL_NORM = 1e-6
 def divide_centres(model: HamSpkForXVector, accelerator: Accelerator) -> None:
     """Keep only the speaker centres of this process, and exclude the centres from `DistributedDataParallel`."""
     divide_head(model.head, accelerator.process_index, accelerator.num_processes)
-    names = [f"head.{name}" for name in model.head.centre_parameters()]
+    names = [f"head.{name}" for name in centre_parameters(model.head)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
@@ -36,7 +36,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
     if shard is None:
         yield
         return
-    for parameter in head.centre_parameters().values():
+    for parameter in centre_parameters(head).values():
         part, parameter.grad = parameter.shape, None
         parameter.data = gather_rows(parameter.data, shard)
         for name, value in optimizer.state.get(parameter, {}).items():
@@ -47,7 +47,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
         yield
     finally:
         rows = slice(shard.first, shard.first + shard.count)
-        for parameter in head.centre_parameters().values():
+        for parameter in centre_parameters(head).values():
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     optimizer.state[parameter][name] = value[rows].clone()
@@ -80,7 +80,7 @@ def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: floa
     if shard_of(head) is None:
         accelerator.clip_grad_norm_(model.parameters(), largest)
         return
-    divided = {id(parameter) for parameter in head.centre_parameters().values()}
+    divided = {id(parameter) for parameter in centre_parameters(head).values()}
     own, shared = [], []
     for parameter in model.parameters():
         if parameter.grad is not None:

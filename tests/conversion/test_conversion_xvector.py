@@ -133,7 +133,7 @@ def test_an_adapter_and_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="describes a 'wav2vec2-bert' model; only wavlm, wav2vec2, unispeech-sat"):
         convert(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"add_adapter": True, "output_hidden_size": 32}))
-    with pytest.raises(ValueError, match=r"lacks \d+ weights|add_adapter=True is not supported"):
+    with pytest.raises(ValueError, match=r"lacks \d+ weights|Set add_adapter=False"):
         convert(folder)
 
 

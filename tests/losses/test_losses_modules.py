@@ -25,6 +25,7 @@ from hf_hamspk.losses import (
     SoftmaxLoss,
     SpeakerLoss,
 )
+from hf_hamspk.losses.engine import centre_parameters
 
 GUIDE = Path(__file__).resolve().parents[2] / "examples" / "guides" / "losses.md"
 SPEAKERS, SIZE = 7, 16
@@ -50,7 +51,7 @@ def build(name: str, **arguments) -> SpeakerLoss:
     """A loss with centres as large as in the middle of training."""
     kind, given = LOSSES[name]
     loss = kind(SPEAKERS, SIZE, **(given | arguments))
-    for parameter in loss.head.centre_parameters().values():
+    for parameter in centre_parameters(loss.head).values():
         nn.init.normal_(parameter, std=0.1)
     return loss
 

@@ -7,7 +7,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.losses.engine import divide_head
+from hf_hamspk.losses.engine import centre_parameters, divide_head
 from hf_hamspk.losses.sharding import choose_rows, shard_rows
 from hf_hamspk.networks_hamspk import make_head
 
@@ -44,7 +44,7 @@ def compare(rank: int, ranks: int, fields: dict) -> None:
     # Data parallel training takes the mean over the ranks of what comes of this.
     torch.testing.assert_close(own.grad / ranks, every.grad[mine], rtol=1e-6, atol=1e-9)
     shard = shard_rows(SPEAKERS, rank, ranks)
-    rows, expected = divided.centre_parameters(), dict(whole.named_parameters())
+    rows, expected = centre_parameters(divided), dict(whole.named_parameters())
     for name, parameter in divided.named_parameters():
         gradient = expected[name].grad
         if name in rows:
