@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[Number, Number]] = {
     **{"ecapa_groups": (2, 1024), "num_labels": (1, 10_000_000), "num_mel_bins": (1, 1024)},
     # Lower rates cut off too much of the speech band. At a variance of 0, its root has no derivative.
     **{"sampling_rate": (4000, 384_000), "margin": (0, LARGEST_MARGIN), "curvature": (1e-9, 1e9)},
-    **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1)},
+    **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1), "level_db": (-60, 0)},
 }
 BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
@@ -219,7 +219,7 @@ class HamSpkConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Check that all sizes are in range and consistent with each other."""
-        check_values({name: getattr(self, name) for name in RANGES}, RANGES)
+        check_values({name: x for name in RANGES if (x := getattr(self, name)) is not None}, RANGES)
         if self.ecapa_channels % self.ecapa_groups:
             raise ValueError(f"ecapa_groups ({self.ecapa_groups}) must divide ecapa_channels, {self.ecapa_channels}.")
         if self.mask_mel_bins >= self.num_mel_bins:
@@ -245,8 +245,6 @@ class HamSpkConfig(PreTrainedConfig):
     def validate_frontend(self) -> None:
         """Check that front-end, backbone and pooling can be combined."""
         backbone = self.backbone_config
-        if self.level_db is not None and not -60 <= self.level_db <= 0:
-            raise ValueError(f"level_db must be a level from -60 to 0 dBFS, or None, got {self.level_db}.")
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
                 "frontend 'waveform' needs a backbone_config. ECAPA-TDNN needs a filter bank such as 'fbank'."

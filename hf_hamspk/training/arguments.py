@@ -25,6 +25,7 @@ DATA_RANGES: dict[str, tuple[float, float]] = {
     "augment_most": (1, 16),
     "cache_megabytes": (0, 10_000_000),
     "num_workers": (0, 256),
+    "samples_per_epoch": (0, 10**12),
 }
 # Range of each number in `TrainingArguments`.
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
