@@ -628,7 +628,7 @@ class HyperbolicSimilarity(nn.Module):
         self.reset_centres()
 
     def reset_centres(self) -> None:
-        """Draw the centres close to the origin, as in the released code, and reset a learned curvature."""
+        """Set the centres to random points near the origin, as the authors' code does; reset a learned curvature."""
         nn.init.normal_(self.weight, std=CENTRE_STD)
         if self.log_curvature is not None:
             nn.init.constant_(self.log_curvature, math.log(self.initial_curvature))

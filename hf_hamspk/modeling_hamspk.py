@@ -579,7 +579,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         else:
             backbone_config = config.backbone_config
             if not isinstance(backbone_config, PreTrainedConfig):
-                raise ValueError("backbone_config must be a PreTrainedConfig; HamSpkConfig makes one from a dict.")
+                raise ValueError("backbone_config must be a PreTrainedConfig, or a dict that HamSpkConfig converts.")
             self.backbone = AutoModel.from_config(backbone_config)
             channels = backbone_config.hidden_size
             layers = backbone_config.num_hidden_layers + 1

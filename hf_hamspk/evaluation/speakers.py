@@ -76,8 +76,8 @@ def find_speakers(trials: Trials, table: Mapping[str, str] | None = None) -> Tri
         table: maps every file of the list to its speaker; None derives the speakers from the file names.
 
     Raises:
-        ValueError: the list is empty, a file is not in the table, the table contradicts a label, or no folder and no
-            beginning of the file names agrees with all labels.
+        ValueError: the list is empty, a file is not in the table, the table contradicts a label, or the labels of the
+            trials contradict the speakers that the folders or the beginnings of the file names suggest.
     """
     if not len(trials):
         raise ValueError("The trial list is empty: expected at least one trial.")

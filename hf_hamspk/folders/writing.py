@@ -56,7 +56,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names of the files in a folder to disk."""
+    """Flush the directory entries of a folder to disk, so that new and renamed files survive a crash."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

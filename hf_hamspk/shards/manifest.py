@@ -143,8 +143,8 @@ class Manifest:
     def _check(self, name: str) -> None:
         if self.format not in FORMATS or self.codec not in CODECS:
             raise ValueError(
-                f"{name} has format {self.format!r:.80} and codec {self.codec!r:.80}, expected one of "
-                f"{', '.join(FORMATS)} and one of {', '.join(CODECS)}; prepare the folder again"
+                f"{name} has format {self.format!r:.80} and codec {self.codec!r:.80}; expected a format of "
+                f"{', '.join(FORMATS)} and a codec of {', '.join(CODECS)}; prepare the folder again"
             )
         rows = sum(shard.rows for shard in self.shards)
         grouped = self.format != "parquet" or all(sum(shard.row_groups) == shard.rows for shard in self.shards)
