@@ -166,7 +166,8 @@ def make_limits(limits: Any) -> Limits:
     try:
         return Limits(**({} if limits is None else limits))
     except TypeError as error:
-        raise InputError(f"limits must be a dictionary of fields of Limits, got {_short(repr(limits))}.") from error
+        fields = "seconds, size, values and remote"
+        raise InputError(f"limits must be a dictionary of {fields}, got {_short(repr(limits))}.") from error
 
 
 @dataclass(frozen=True)

@@ -395,6 +395,9 @@ class OperatingPoint:
     @property
     def threshold(self) -> float:
         """Bayes threshold on the natural log-likelihood ratio; see the formula in the docstring of this module."""
+        below, above = self.cost_miss * self.prior, self.cost_false_alarm * (1 - self.prior)
+        if below > 1e-300 and 1e-300 < above / below < math.inf:  # equal to thresholds of 0.1.0 to the last digit
+            return math.log(above / below)
         odds = math.log1p(-self.prior) - math.log(self.prior)
         return math.log(self.cost_false_alarm) - math.log(self.cost_miss) + odds
 

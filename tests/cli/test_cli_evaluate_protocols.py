@@ -33,7 +33,7 @@ def test_a_list_of_another_size_is_refused_and_an_official_one_named(
     words = [model_folder, lists / "trials.lst", "--enrolment", lists / "enroll.map", "--audio-root", voices]
     told = refusal("evaluate", *words, "--official", "vox1-o-cleaned")
     assert "is not VoxCeleb1-O (cleaned): 4 trials instead of 37,611. Check that the file is complete." in told
-    assert "one list for each of the 1 trial lists, got 2" in refusal(
+    assert "one official list for each trial list: expected 1, got 2" in refusal(
         "evaluate", *words, "--official", "vox1-o", "vox1-e"
     )
     monkeypatch.setitem(OFFICIAL_LISTS, "vox1-o", OfficialList("VoxCeleb1-O (original)", 4))

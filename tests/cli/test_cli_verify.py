@@ -98,7 +98,7 @@ def test_profiles_are_kept_and_belong_to_one_model(tmp_path, hamspk, refusal, ca
     enrolment = (voices / "a.wav", voices / "b.wav")
     code, out, _ = hamspk("verify", calibrated_folder, *enrolment, "--save-profile", profile)
     assert code == 0
-    assert re.search(r"profile of \d\.\d s of speech to .*anna\.safetensors", out)
+    assert re.search(r"profile written to .*anna\.safetensors, from \d\.\d s of speech", out)
     of_files = answer_of(hamspk, calibrated_folder, *enrolment, "--test", voices / "c.wav")
     of_profile = answer_of(hamspk, calibrated_folder, profile, "--test", voices / "c.wav")
     assert of_profile["score"] == pytest.approx(of_files["score"], abs=1e-6)

@@ -14,7 +14,7 @@ from tiny_models import noises, padded, settle
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.conversion import convert
 from hf_hamspk.training.arguments import read_recipe
-from hf_hamspk.training.building import build_config, build_model
+from hf_hamspk.training.models import build_config, build_model
 
 SOURCES = ["speechbrain", "wespeaker", "official", "wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio"]
 SPEAKERS = ["ann", "bob", "eve"]

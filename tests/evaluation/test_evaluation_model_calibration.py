@@ -88,7 +88,7 @@ def test_the_star_is_explained(model):
         return CalibrationReport(**vars(found), **dict.fromkeys(REPORT_FIELDS)).choice()
 
     assert choice() == "* marks the setting of the calibration."
-    assert "has a smaller Cllr, but a setting that adds" in choice(cohort, quality=("auto",))
+    assert "has a smaller Cllr, but normalisation or quality measures" in choice(cohort, quality=("auto",))
     assert "which has the smallest Cllr" in choice(cohort, "as", quality=())
     assert "marks the requested setting" in choice(quality=("snr",)) or "smallest" in choice(quality=("snr",))
 

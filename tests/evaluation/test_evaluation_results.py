@@ -19,6 +19,7 @@ from hf_hamspk.evaluation.report import comparison_table, format_report, write_h
 from hf_hamspk.evaluation.results import EVALUATION_FILE, EvaluationRecord
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, score_ratios, score_trials
+from hf_hamspk.folders.recognising import GENERATOR
 from hf_hamspk.speech_hamspk import SpeechMeasures
 
 SPEAKERS, UTTERANCES, SIZE = 12, 3, 24
@@ -304,7 +305,7 @@ def test_a_record_takes_in_what_is_there_of_the_same_weights(tmp_path):
 def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     (tmp_path / "plots").mkdir()
     for file in ("det.png", "mine.png"):
-        (tmp_path / "plots" / file).write_bytes(b"")
+        (tmp_path / "plots" / file).write_bytes(f"Software\0{GENERATOR}".encode() if file == "det.png" else b"")
     (tmp_path / "outside.png").write_bytes(b"")
     plots = {"det.png": "DET", "../outside.png": "no plot of ours"}
     EvaluationRecord({"fingerprint": "old"}, {"dev": entry(0.1)}, plots=plots).write(tmp_path)
