@@ -150,7 +150,7 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int, vad: Vad = None) ->
     return SpeechMeasures(duration, duration * frames / total, snr, _clipped_share(samples), level, is_whispered)
 
 
-def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], np.ndarray]:
+def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
     """Return a function that tells, for times in seconds, whether a result of the caller's detector is speech there."""
     marks = np.asarray(found)
     if marks.dtype == bool and marks.ndim == 1 and len(marks):
@@ -162,7 +162,7 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], np.ndarray
             f"seconds, got {marks.dtype} of shape {marks.shape}."
         )
     begins, ends = intervals.T
-    return lambda times: ((begins <= times[:, None]) & (times[:, None] < ends)).any(1)
+    return lambda times: np.any((begins <= times[:, None]) & (times[:, None] < ends), axis=1)
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
@@ -213,7 +213,7 @@ def _measure_block(samples: np.ndarray, sampling_rate: int, vad: Any) -> _Block:
     near = _dilate(voiced, round(CARRIED_SECONDS / HOP_SECONDS))
     carried = risen & _dilate(voiced, round(REACH_SECONDS / HOP_SECONDS))
     speech, is_voiced = _close_gaps(near | carried, round(LONGEST_PAUSE / HOP_SECONDS)), bool(voiced.any())
-    if callable(vad):
+    if not isinstance(vad, str):
         speech, is_voiced = vad(np.arange(len(frames)) * HOP_SECONDS + FRAME_SECONDS / 2), True
     elif vad == VOICED_OR_WHISPERED and not is_voiced:
         speech = _whispered(bands, risen)

@@ -243,7 +243,9 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
         found = [embedded.measures[file] for file in files if file in embedded.measures]
         if len(found) == len(files):
             duration, speech = (sum(getattr(each, key) for each in found) for key in ("duration", "speech"))
-            means = {key: float(np.mean([getattr(e, key) for e in found])) for key in ("snr_db", "clipped", "level_db")}
+            means: dict[str, Any] = {
+                key: float(np.mean([getattr(e, key) for e in found])) for key in ("snr_db", "clipped", "level_db")
+            }
             measures[name] = SpeechMeasures(duration=duration, speech=speech, **means)
     return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures, embedded.detector)
 
