@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -97,7 +97,7 @@ def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
     """Read a segment without the rest of the file; None if this is not possible."""
     try:
         # By its number, because soundfile takes a file for raw samples if its name ends in ".raw".
-        with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(QuietFile(raw)) as file:
+        with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(cast(Any, QuietFile(raw))) as file:
             rate, frames = check_rate(file.samplerate, ""), file.frames
             start, stop = _bounds(segment, rate, frames, "")
             # Otherwise soundfile seeks after each block.
