@@ -1,7 +1,7 @@
 """Decode a random crop of an encoded recording without decoding much more than the crop."""
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile as sf
@@ -53,7 +53,7 @@ def decode_crop(
             if crop is not None:
                 return crop
         else:
-            with sf.SoundFile(QuietFile(io.BytesIO(content))) as file:
+            with sf.SoundFile(cast(Any, QuietFile(io.BytesIO(content)))) as file:
                 spare = file.frames - samples
                 if file.samplerate == sampling_rate and spare > 0 and file.seekable():
                     file.seek(int(generator.integers(spare + 1)))
