@@ -110,12 +110,25 @@ def make_shard(output: str, progress: str, index: int) -> int:
     plan = load_plan(progress)
     name = shard_name(index, plan.shards, plan.options.format)
     temporary = Path(progress) / f"{name}.{os.getpid()}.tmp"
-    writer = open_writer(plan, Path(output) / name, temporary)
+    try:
+        writer = open_writer(plan, Path(output) / name, temporary)
+        record = _fill_shard(plan, Path(progress), index, writer)
+    except OSError:
+        # An unfinished shard would keep the space that the user has to free if the disk is full.
+        temporary.unlink(missing_ok=True)
+        raise
+    text = json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+    write_atomically(record_path(Path(progress), index), lambda path: path.write_text(text, encoding="utf-8"))
+    return index
+
+
+def _fill_shard(plan: Plan, progress: Path, index: int, writer: ShardWriter) -> ShardRecord:
+    """Write the utterances of a shard, and return its record."""
     start, stop = plan.bounds(index)
     speakers: Counter[str] = Counter()
     unreadable = []
-    crashed = read_crashed(Path(progress))
-    with MemberReader(plan.containers) as reader, _noting(Path(progress), index) as note:
+    crashed = read_crashed(progress)
+    with MemberReader(plan.containers) as reader, _noting(progress, index) as note:
         for number, row in enumerate(plan.table.slice(start, stop - start).to_pylist()):
             note(number, start + number)
             result = CRASH_REASON if start + number in crashed else encode_row(plan, reader, row)
@@ -125,10 +138,7 @@ def make_shard(output: str, progress: str, index: int) -> int:
             else:
                 writer.add(row["key"], row["speaker"], result)
                 speakers[row["speaker"]] += 1
-    record = ShardRecord(writer.finish(), dict(speakers), unreadable)
-    text = json.dumps(dataclasses.asdict(record), ensure_ascii=False)
-    write_atomically(record_path(Path(progress), index), lambda path: path.write_text(text, encoding="utf-8"))
-    return index
+    return ShardRecord(writer.finish(), dict(speakers), unreadable)
 
 
 def open_writer(plan: Plan, path: Path, temporary: Path) -> ShardWriter:
