@@ -177,4 +177,4 @@ def test_peak_memory(door, work, folder):
     # The long ones are answered, and the bombs refused: by a sentence, by an exit status, or in the list of a command.
     refusals = [one for one in found["outcomes"] if isinstance(one, str) and one != "answered"]
     assert all("expected at most" in one for one in refusals)
-    assert len(refusals) == 5 or found["outcomes"].count(2) == 5 or door.files == "corpus"
+    assert len(refusals) == 5 or sum(one in (1, 2) for one in found["outcomes"]) >= 5 or door.files == "corpus"
