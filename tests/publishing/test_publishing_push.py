@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,29 @@ def test_the_code_files_of_version_0_1_0_are_taken_away(hub, api):
     code = {name for name in hub.files(NAME) if name.endswith(".py")}
     assert code == TRUNK | {HANDLER_FILE, "app.py"}
     assert json.loads(hub.files(NAME)["config.json"])["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"config.json": b'{"model_type": "bert"}', "app.py": b""}, "config.json"),
+        ({"model.safetensors": b"weights of another project"}, "model.safetensors"),
+        ({"README.md": b"---\nlicense: mit\n---\n# A card written by hand\n"}, "README.md"),
+        ({"README.md": b"---\nlicense: mit\n---\n"}, None),
+        ({"README.md": b"---\nlicense: mit\n---\n", "app.py": b""}, None),
+    ],
+)
+def test_a_repository_of_something_else_is_refused(hub, api, plan, files, named):
+    api.create_repo(NAME, private=True)
+    api.create_commit(NAME, [CommitOperationAdd(name, data) for name, data in files.items()], commit_message="Mine")
+    before = in_repository(hub)
+    if named is None:
+        send(plan, NAME, api=api)
+        assert set(in_repository(hub)) == {*plan.names, *files}
+        return
+    with pytest.raises(ValueError, match=re.escape(f"would replace other files in it ({named})")):
+        send(plan, NAME, api=api)
+    assert in_repository(hub) == before
 
 
 def test_files_of_others_stay(hub, api, plan):
