@@ -578,7 +578,9 @@ class Calibration:
                 "Install the version of hf_hamspk that wrote it, or calibrate again."
             )
         check_dict(values, path)
-        given = {"detector": VOICED} | {k: value for k, value in values.items() if k not in ("schema", CHECKSUM)}
+        given: dict[str, Any] = {"detector": VOICED} | {
+            k: value for k, value in values.items() if k not in ("schema", CHECKSUM)
+        }
         expected = {field.name for field in fields(cls)}
         if given.keys() != expected:
             raise ValueError(

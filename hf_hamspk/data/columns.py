@@ -209,8 +209,8 @@ def load_saved_dataset(folder: str) -> Dataset | None:
     if isinstance(saved, DatasetDict):
         if "train" not in saved:
             raise ValueError(
-                f"{folder} has the splits {', '.join(saved)}, but no split 'train'. Name the folder of one split, such "
-                f"as {path / next(iter(saved))}."
+                f"{folder} has the splits {', '.join(map(str, saved))}, but no split 'train'. Name the folder of one "
+                f"split, such as {path / str(next(iter(saved)))}."
             )
         saved = saved["train"]
     return saved
@@ -224,8 +224,8 @@ def is_dataset(data: Any) -> bool:
     """
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ValueError(
-            f"Expected one data set, got a dictionary with the splits {', '.join(data)}. Pass one of them, such as "
-            "dataset['train']."
+            f"Expected one data set, got a dictionary with the splits {', '.join(map(str, data))}. Pass one of them, "
+            "such as dataset['train']."
         )
     return isinstance(data, Dataset)
 

@@ -48,7 +48,7 @@ def open_corpus(
         counted = "counted in a pass over the speakers" if stream.counted else "as stated"
         report(f"{stream.count} rows per epoch of {len(stream.speakers)} speakers in a streamed data set, {counted}")
         return StreamUtterances(stream, rate), stream.speakers
-    saved = source if is_dataset(source) else load_saved_dataset(str(source)) if is_path(source) else None
+    saved: Any = source if is_dataset(source) else load_saved_dataset(str(source)) if is_path(source) else None
     if saved is not None:
         cache = data.cache_megabytes * MEGABYTE
         rows = DatasetUtterances(saved, data.audio_column, data.speaker_column, rate, cache_bytes=cache)
