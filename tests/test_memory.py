@@ -87,7 +87,7 @@ def test_an_impossible_position_is_no_exception():
 
 @pytest.mark.parametrize("limits", [5, "many", {"second": 5}, [("seconds", 5)]])
 def test_limits_are_a_dictionary_of_fields(limits):
-    with pytest.raises(InputError, match="limits must be a dictionary of fields of Limits, got"):
+    with pytest.raises(InputError, match="limits must be a dictionary of seconds, size, values and remote, got"):
         read_sound(make_speech(1, 1, 1.0), RATE, limits=limits)
 
 

@@ -52,7 +52,7 @@ def test_class_sampling_trains(tmp_path, run_words):
 
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_a_share_out_of_range_is_refused(tmp_path, run_words, share):
-    with pytest.raises(ValueError, match="class_sampling must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match="class_sampling must be between 1e-06 and 1, got"):
         train(run_words(tmp_path, class_sampling=share))
 
 

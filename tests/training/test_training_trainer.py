@@ -375,7 +375,7 @@ def test_damaged_checkpoints_are_named(tmp_path, run_words, name):
 
 def test_a_diverged_run_saves_nothing(tmp_path, run_words):
     with pytest.raises(ValueError, match="the run diverged"):
-        train(run_words(tmp_path, head="softmax", optimizer="sgd", learning_rate=1e30, log_steps=1000))
+        train(run_words(tmp_path, head="softmax", optimizer="sgd", learning_rate=1e6, weight_decay=1, log_steps=1000))
     assert not (tmp_path / "last").exists()
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
