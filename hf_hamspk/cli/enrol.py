@@ -153,7 +153,13 @@ def _split_folder(folder: str, subfolders: str | None) -> dict[str, list[str]]:
                 f"{places[''][0]} lies in no sub-folder of {folder}, so its speaker is unknown. Move it into the "
                 "sub-folder of its speaker."
             )
-        return {clean_speaker(name): own for name, own in places.items()}
+        groups = {clean_speaker(name): own for name, own in places.items()}
+        if len(groups) < len(places):
+            raise ValueError(
+                f"Two sub-folders of {folder} have names that differ only in blanks or in the encoding of characters. "
+                "Rename one of them."
+            )
+        return groups
     if subfolders is None and len(places) > 1:
         named = ", ".join(sorted(name for name in places if name)[:SUBFOLDERS_NAMED])
         raise ValueError(

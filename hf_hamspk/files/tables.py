@@ -118,8 +118,17 @@ def open_table(file: TextIO, expected: Sequence[str] = ()) -> Table:
     header = file.readline()
     split = {each: [cell.strip() for cell in next(csv.reader([header], delimiter=each), [])] for each in DELIMITERS}
     best = max(DELIMITERS, key=lambda each: (sum(name in split[each] for name in expected), len(split[each])))
-    columns = split[best]
+    columns = [_plain_column(name, split[best]) for name in split[best]]
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise csv.Error(f"the column {twice!r} occurs twice")
     return Table(columns if any(columns) else [], _table_rows(file, columns, best), best)
+
+
+def _plain_column(name: str, columns: Sequence[str]) -> str:
+    """Return the name of a column. Columns of times may have capitals, such as `Start` and `End`."""
+    small = name.casefold()
+    return small if small in (*SEGMENT_COLUMNS, DURATION_COLUMN) and small not in columns else name
 
 
 def _table_rows(file: TextIO, columns: list[str], delimiter: str) -> Iterator[TableRow]:

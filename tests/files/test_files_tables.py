@@ -203,3 +203,10 @@ def test_a_segment_is_checked_as_a_recording_is(tmp_path):
             read_utterance(tmp_path / f"a.wav#t={times}", RATE)
     with pytest.raises(InputError, match="no such file"):
         read_utterance(tmp_path / "b.wav#t=0,1", RATE)
+
+
+def test_columns_of_times_may_have_capitals_and_no_column_occurs_twice():
+    table = open_table(io.StringIO("path,speaker_id,Start,End\na.wav,anna,1,2.5\n"), ("path",))
+    assert next(iter(with_segments(table))).segment == Segment(1.0, 2.5, False)
+    with pytest.raises(csv.Error, match="the column 'speaker_id' occurs twice"):
+        open_table(io.StringIO("path,speaker_id,speaker_id\na.wav,anna,carl\n"), ("path",))
