@@ -1,5 +1,6 @@
 """Trial lists that a training run evaluates."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,33 +53,31 @@ def gather_trial_lists(
         root: base folder of the files in the lists.
 
     Raises:
-        ValueError: a list is invalid, lacks target or impostor trials, or names a missing file.
+        ValueError: a list is invalid, lacks target or impostor trials, or names a missing file, or two lists have the
+            same name.
     """
-    if isinstance(tests, str | os.PathLike | Trials):
-        tests = [tests]
-    named: list[tuple[str | None, TrialSource]] = [] if dev is None else [(None if _is_path(dev) else "dev", dev)]
+    given: list[tuple[str | None, TrialSource]] = [] if dev is None else [(None, dev)]
     if isinstance(tests, Mapping):
-        named += list(tests.items())
+        given += tests.items()
     else:
-        for source in tests:
-            unnamed = sum(not _is_path(one) for _, one in named[dev is not None :])
-            name = f"test{unnamed + 1 if unnamed else ''}"
-            named.append((None if _is_path(source) else "dev" if source is dev else name, source))
-    short = list_names([os.fspath(source) for name, source in named if name is None and not isinstance(source, Trials)])
-    names, trials, titles = [], {}, {}
-    for name, source in named:
-        title = name if isinstance(source, Trials) else os.fspath(source)
-        name = short[os.fspath(source)] if name is None and not isinstance(source, Trials) else str(name)
+        given += [(None, source) for source in ([tests] if isinstance(tests, str | os.PathLike | Trials) else tests)]
+    short = list_names([source for name, source in given if name is None and not isinstance(source, Trials)])
+    unnamed = ("test" if number == 1 else f"test{number}" for number in itertools.count(1))
+    names: list[str] = []
+    sources: dict[str, str | Trials] = {}
+    for name, source in given:
+        source = source if isinstance(source, Trials) else os.fspath(source)
+        if name is None:
+            name = short[source] if isinstance(source, str) else "dev" if source is dev else next(unnamed)
+        if sources.setdefault(name, source) != source:
+            raise ValueError(f"Two trial lists have the name {name!r}. Pass test_trials as a dictionary with other names.")
         names.append(name)
-        titles[name] = str(title)
-        trials[name] = source if isinstance(source, Trials) else read_trials(source)
+    trials = {name: source if isinstance(source, Trials) else read_trials(source) for name, source in sources.items()}
+    titles = {name: name if isinstance(source, Trials) else source for name, source in sources.items()}
+    for name in trials:
         _check_trials(trials[name], titles[name], root)
     first = 0 if dev is None else 1
     return TrialLists(trials, titles, root, None if dev is None else names[0], tuple(dict.fromkeys(names[first:])))
-
-
-def _is_path(source: TrialSource) -> bool:
-    return not isinstance(source, Trials)
 
 
 def _check_trials(trials: Trials, title: str, root: str) -> None:
