@@ -4,7 +4,7 @@ Each module contains a head of `geometry_hamspk` and computes its loss over bloc
 Letters: `B` batch size, `K` speakers, `D` embedding size.
 """
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +239,23 @@ class NormalizedSoftmaxLoss(SpeakerLoss):
         super().__init__("normalized_softmax", num_classes, embedding_size, scale, 0.0, class_sampling)
 
 
-class AMSoftmaxLoss(SpeakerLoss):
+class _CosineMarginLoss(SpeakerLoss):
+    """Base class of the losses with a margin on cosines. `kind` is the name of the head."""
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = MARGIN,
+        scale: float = OTHER_SCALE,
+        class_sampling: float = 1.0,
+    ):
+        super().__init__(self.kind, num_classes, embedding_size, scale, margin, class_sampling)
+
+
+class AMSoftmaxLoss(_CosineMarginLoss):
     """AM-Softmax (Wang et al. 2018): scaled cosines, with a margin subtracted from the cosine to the target centre.
 
     Example:
@@ -256,18 +272,10 @@ class AMSoftmaxLoss(SpeakerLoss):
         class_sampling: fraction of the speakers in the loss of each training step, in (0, 1]; see `set_class_sampling`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = MARGIN,
-        scale: float = OTHER_SCALE,
-        class_sampling: float = 1.0,
-    ):
-        super().__init__("am", num_classes, embedding_size, scale, margin, class_sampling)
+    kind = "am"
 
 
-class AAMSoftmaxLoss(SpeakerLoss):
+class AAMSoftmaxLoss(_CosineMarginLoss):
     """AAM-Softmax (Deng et al. 2019): scaled cosines, with a margin added to the angle to the target centre.
 
     Example:
@@ -284,18 +292,10 @@ class AAMSoftmaxLoss(SpeakerLoss):
         class_sampling: fraction of the speakers in the loss of each training step, in (0, 1]; see `set_class_sampling`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = MARGIN,
-        scale: float = OTHER_SCALE,
-        class_sampling: float = 1.0,
-    ):
-        super().__init__("aam", num_classes, embedding_size, scale, margin, class_sampling)
+    kind = "aam"
 
 
-class RealAMSoftmaxLoss(SpeakerLoss):
+class RealAMSoftmaxLoss(_CosineMarginLoss):
     """Real AM-Softmax (Li et al. 2022, arXiv 2110.09116): AM-Softmax that sets the logits of easy impostors to 0.
 
     An impostor is easy if its logit is below the logit of the target with margin. The code of the HAM-Softmax paper
@@ -315,12 +315,4 @@ class RealAMSoftmaxLoss(SpeakerLoss):
         class_sampling: fraction of the speakers in the loss of each training step, in (0, 1]; see `set_class_sampling`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = MARGIN,
-        scale: float = OTHER_SCALE,
-        class_sampling: float = 1.0,
-    ):
-        super().__init__("ram", num_classes, embedding_size, scale, margin, class_sampling)
+    kind = "ram"

@@ -316,6 +316,14 @@ class Recipe:
         given = dataclasses.asdict(self.model)
         return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
 
+    def with_precision(self, mixed_precision: str) -> "Recipe":
+        """Return the recipe with the precision that Accelerate uses.
+
+        Raises:
+            ValueError: another argument does not allow this precision.
+        """
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, mixed_precision=mixed_precision))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as a flat dictionary. If it is saved as YAML, `read_recipe` reads the same recipe."""
         # Not `asdict`, which would copy a data set.

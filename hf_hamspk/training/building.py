@@ -20,6 +20,7 @@ from ..data.augmentation import Augmentation, NoiseSource
 from ..data.columns import sequential_order
 from ..data.dataset import SpeakerCrops, collate
 from ..data.sampling import GlobalBatchSampler, SpeakerBatchSampler
+from ..publishing.push import check_repository
 from ..shards.reading import open_shards
 from ..shards.row_streams import RowBatches, StreamUtterances
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
@@ -64,11 +65,13 @@ _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label
 
 
 def check_run(args: TrainingArguments, processes: int) -> None:
-    """Check that the batch is large enough for batch normalisation.
+    """Check that the batch is large enough for batch normalisation, and the name of the repository for uploads.
 
     Raises:
-        ValueError: the batch is too small.
+        ValueError: the batch is too small, or `hub_model_id` is not the name of a repository.
     """
+    if args.hub_model_id is not None:
+        check_repository(args.hub_model_id)
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:
         raise ValueError(

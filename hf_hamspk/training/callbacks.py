@@ -1,8 +1,8 @@
 """Callbacks of transformers in the training loop of this package.
 
 `EarlyStoppingCallback`, progress bars, and other subclasses of `transformers.TrainerCallback` receive the events in the
-same order as from `transformers.Trainer`. The state of a callback that implements `ExportableState` is saved in every
-checkpoint.
+same order as from `transformers.Trainer`. The request `should_epoch_stop` has no effect. The state of a callback that
+implements `ExportableState` is saved in every checkpoint.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from .arguments import TrainingArguments
 from .checkpoints import Progress
+from .reporting import BEST_METRIC, plain_values
 
 STATE_FILE = "trainer_state.json"
-BEST_METRIC = "eval_eer"
-_REQUESTS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+_REQUESTS = ("should_training_stop", "should_save", "should_evaluate", "should_log")
 
 
 class CallbackArguments:
@@ -60,8 +60,7 @@ class CallbackArguments:
 
     def to_sanitized_dict(self) -> dict[str, Any]:
         """Return the arguments as a dictionary whose values are numbers, strings or booleans."""
-        plain = (bool, int, float, str)
-        return {k: v if isinstance(v, plain) else str(v) for k, v in self.to_dict().items()}
+        return plain_values(self.to_dict())
 
     def to_json_string(self) -> str:
         """Return the arguments as JSON."""
@@ -127,7 +126,6 @@ class Callbacks:
         limit = self.arguments.max_steps
         steps = batches * self.arguments.num_train_epochs
         self.state.max_steps = min(limit, steps) if limit > 0 else steps
-        self.control.should_epoch_stop = False
         if progress.batch == 0:
             self.call("on_epoch_begin")
 
@@ -138,14 +136,18 @@ class Callbacks:
 
     def end_step(self, progress: Progress) -> None:
         """Report the end of a step."""
-        self.state.global_step = progress.step
-        self.state.epoch = progress.epoch + progress.batch / self._batches
+        self._follow(progress)
         self.call("on_step_end")
 
-    def end_epoch(self) -> None:
+    def _follow(self, progress: Progress) -> None:
+        self.state.global_step = progress.step
+        self.state.epoch = progress.epoch + progress.batch / self._batches
+
+    def end_epoch(self, accelerator: Accelerator) -> None:
         """Report the end of an epoch."""
         self.control.should_evaluate = False
         self.call("on_epoch_end")
+        self.agree(accelerator)
 
     def log(self, values: Mapping[str, Any], progress: Progress) -> None:
         """Add values to the history, and report them."""
@@ -174,7 +176,7 @@ class Callbacks:
             if answer is not None:
                 self.control = answer
 
-    def agree(self, accelerator: Accelerator, interrupted: bool) -> bool:
+    def agree(self, accelerator: Accelerator, interrupted: bool = False) -> bool:
         """Let all ranks know what the callbacks of any rank request, and whether any rank was interrupted.
 
         Returns:
@@ -189,8 +191,9 @@ class Callbacks:
             setattr(self.control, name, bool(flag))
         return bool(first)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, progress: Progress) -> None:
         """Write `state`, and the state of each callback that implements `ExportableState`, into a checkpoint folder."""
+        self._follow(progress)
         exportable = [one for one in self.callbacks if isinstance(one, ExportableState)]
         state = dataclasses.replace(self.state, stateful_callbacks=exportable)
         state.save_to_json(str(folder / STATE_FILE))

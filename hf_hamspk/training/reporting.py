@@ -1,16 +1,21 @@
-"""Metrics, trackers and uploads of a training run."""
+"""Metrics and trackers of a training run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from ..evaluation.evaluating import ListEvaluation
-from ..publishing.push import push_to_hub
 from .arguments import Recipe, TrainingArguments
 
-PLAIN = (bool, int, float, str)
+BEST_METRIC = "eval_eer"
 TENSORBOARD = "tensorboard"
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that trackers accept: numbers, strings and booleans, and the text of any other value."""
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
 
 
 def metrics_of(result: ListEvaluation) -> dict[str, float]:
@@ -20,7 +25,7 @@ def metrics_of(result: ListEvaluation) -> dict[str, float]:
         `eval_eer`, a fraction, and `eval_min_dcf_P` for each prior `P` of the minDCF.
     """
     costs = {f"eval_min_dcf_{prior}": float(cost) for prior, cost in result.record["min_dcf"].items()}
-    return {"eval_eer": float(result.eer)} | costs
+    return {BEST_METRIC: float(result.eer)} | costs
 
 
 def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Recipe) -> None:
@@ -29,7 +34,6 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Re
     TensorBoard writes to `logs/` in the output folder. Other trackers receive the names of the project and of the run.
     """
     run = args.run_name if args.run_name is not None else Path(args.output_dir).resolve().name
-    settings = {key: value if isinstance(value, PLAIN) else str(value) for key, value in recipe.as_dict().items()}
     named: dict[str, dict[str, Any]] = {
         "trackio": {"name": run},
         "wandb": {"name": run},
@@ -46,15 +50,7 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Re
     started = list(accelerator.trackers)
     accelerator.log_with = [one for one in chosen if str(one) != TENSORBOARD]
     names = [str(one) for one in accelerator.log_with]
-    accelerator.init_trackers(args.project, settings, {name: named[name] for name in names if name in named})
+    options = {name: named[name] for name in names if name in named}
+    accelerator.init_trackers(args.project, plain_values(recipe.as_dict()), options)
     accelerator.trackers = [*started, *accelerator.trackers]
     accelerator.log_with = chosen
-
-
-def publish_run(folder: Path, repository: str, private: bool, run_folder: Path) -> None:
-    """Publish a model folder of a run on the Hub; see `push_to_hub`.
-
-    Raises:
-        ValueError, OSError: see `push_to_hub`.
-    """
-    push_to_hub(folder, repository, private=private, run_folder=run_folder)

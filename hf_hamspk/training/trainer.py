@@ -29,6 +29,7 @@ from ..evaluation.verification import EmbeddedFiles, embed_files
 from ..folders.writing import write_atomically
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
+from ..publishing.push import push_to_hub
 from .arguments import DataArguments, Recipe, TrainingArguments, change_recipe
 from .building import (
     build_crops,
@@ -44,7 +45,7 @@ from .building import (
     views,
     without_gradient,
 )
-from .callbacks import BEST_METRIC, Callbacks
+from .callbacks import Callbacks
 from .checkpoints import (
     METRICS_FILE,
     RECIPE_COPY,
@@ -69,7 +70,7 @@ from .interruption import EXIT_STATUS, Interruption
 from .memory import keep_freed_memory
 from .meter import StepMeter
 from .models import GivenModel, RecipeModel, gather_recipe
-from .reporting import metrics_of, publish_run, start_trackers
+from .reporting import BEST_METRIC, metrics_of, start_trackers
 from .schedules import learning_rate, margin
 from .trial_lists import TrialLists, TrialSource, gather_trial_lists, trial_root
 
@@ -123,11 +124,11 @@ class Trainer:
         accelerator: Accelerator | None = None,
     ):
         source = model if isinstance(model, RecipeModel) else GivenModel(model)
-        self.recipe = gather_recipe(source, args, train_dataset, data)
+        recipe = gather_recipe(source, args, train_dataset, data)
+        self.accelerator = make_accelerator(recipe.training, source.config) if accelerator is None else accelerator
+        self.recipe = recipe.with_precision(self.accelerator.mixed_precision)
         self.data, self.args = self.recipe.data, self.recipe.training
         self.output_dir = Path(self.args.output_dir)
-        self.accelerator = make_accelerator(self.args, source.config) if accelerator is None else accelerator
-        self.args.mixed_precision = self.accelerator.mixed_precision  # pyright: ignore[reportAttributeAccessIssue]
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         # Everything that can be checked without the audio comes first, because reading all audio can take hours.
@@ -265,7 +266,10 @@ class Trainer:
         if name is None:
             raise ValueError("Expected the name of a repository, got None. Pass it, or set hub_model_id.")
         private = self.args.hub_private if private is None else private
-        on_main(self.accelerator, lambda: publish_run(self.output_dir / "final", name, private, self.output_dir))
+        on_main(self.accelerator, lambda: self._publish("final", name, private))
+
+    def _publish(self, folder: str, repository: str, private: bool) -> None:
+        push_to_hub(self.output_dir / folder, repository, private=private, run_folder=self.output_dir)
 
     def _start(self) -> None:
         found: Path | None = on_main(self.accelerator, self._begin_or_resume)
@@ -406,8 +410,8 @@ class Trainer:
         names = without_gradient(self.bare_model)
         if names:
             self._print(
-                f"{len(names)} trainable parameters have no gradient after the first step and do not learn, for "
-                f"example {', '.join(names[:3])}."
+                f"{len(names)} trainable parameters have no gradient in the first step, for example "
+                f"{', '.join(names[:3])}. They do not learn unless a later step uses them."
             )
 
     def _backward(self, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
@@ -464,12 +468,14 @@ class Trainer:
         self.progress.epoch += 1
         self.progress.batch = 0
         self._keep_epoch_weights(self.progress.epoch)
-        self.callbacks.end_epoch()
+        self.callbacks.end_epoch(self.accelerator)
         wanted = self.callbacks.control.should_evaluate or self.progress.epoch % self.args.evaluate_every == 0
         if self.lists.dev is not None and wanted:
             self._evaluate_dev(self.lists.dev)
         self._save_model("last")
         self._save_checkpoint()
+        # Callbacks of one rank may have requested the end of the training.
+        self.callbacks.agree(self.accelerator)
         if self.args.hub_strategy == "every_epoch" and self.args.push_to_hub:
             self._push_last()
 
@@ -478,7 +484,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         try:
-            publish_run(self.output_dir / "last", str(self.args.hub_model_id), self.args.hub_private, self.output_dir)
+            self._publish("last", str(self.args.hub_model_id), self.args.hub_private)
         except (ValueError, OSError) as error:
             self._print(f"The upload after epoch {self.progress.epoch} failed: {error}. The training continues.")
 
@@ -576,8 +582,7 @@ class Trainer:
         unfinished: Path = on_main(accelerator, lambda: prepare_checkpoint(self.output_dir))
         with self._whole_centres(), explain_write_errors(unfinished):
             accelerator.save_state(str(unfinished))
-        self.callbacks.state.epoch = progress.epoch + progress.batch / max(self.batches_per_epoch, 1)
-        on_main(accelerator, lambda: self.callbacks.save(unfinished))
+        on_main(accelerator, lambda: self.callbacks.save(unfinished, progress))
         accelerator.wait_for_everyone()
         on_main(
             accelerator,

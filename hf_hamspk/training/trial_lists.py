@@ -70,7 +70,9 @@ def gather_trial_lists(
         if name is None:
             name = short[source] if isinstance(source, str) else "dev" if source is dev else next(unnamed)
         if sources.setdefault(name, source) != source:
-            raise ValueError(f"Two trial lists have the name {name!r}. Pass test_trials as a dictionary with other names.")
+            raise ValueError(
+                f"Two trial lists have the name {name!r}. Pass test_trials as a dictionary with other names."
+            )
         names.append(name)
     trials = {name: source if isinstance(source, Trials) else read_trials(source) for name, source in sources.items()}
     titles = {name: name if isinstance(source, Trials) else source for name, source in sources.items()}

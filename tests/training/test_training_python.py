@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from hf_hamspk import DataArguments, HamSpkConfig, HamSpkForXVector, Trainer, TrainingArguments, read_trials
 from hf_hamspk.training.building import chosen_precision
 from hf_hamspk.training.interruption import EXIT_STATUS
+from hf_hamspk.training.trial_lists import gather_trial_lists
 
 TINY = {"ecapa_channels": 16, "ecapa_output_channels": 48, "pooling_channels": 16, "embedding_size": 16}
 EVENTS = ["train_begin", "epoch_begin", "step_begin", "pre_optimizer_step", "optimizer_step", "step_end", "log"]
@@ -265,6 +266,19 @@ def test_a_home_folder_and_a_plain_no_are_understood(monkeypatch, tmp_path):
     assert recipe.training.mixed_precision == "no" and recipe.data.test_trials == [str(tmp_path / "a.txt")]
 
 
+def test_trial_lists_of_one_name_never_replace_each_other(corpus):
+    dev = read_trials(corpus / "dev.txt")
+    root = str(corpus / "audio")
+    with pytest.raises(ValueError, match="Two trial lists have the name 'dev'"):
+        gather_trial_lists(dev, str(corpus / "dev.txt"), root)
+    lists = gather_trial_lists(dev, [dev, corpus / "dev.txt"][:1], root)
+    assert (lists.dev, lists.tests) == ("dev", ("dev",))
+    other = read_trials(corpus / "dev.txt")
+    lists = gather_trial_lists(corpus / "dev.txt", [dev, other, str(corpus / "dev.txt")], root)
+    assert (lists.dev, lists.tests) == ("dev", ("test", "test2", "dev")) and lists.trials["test2"] is other
+    assert gather_trial_lists(None, {"easy": dev, "hard": other}, root).tests == ("easy", "hard")
+
+
 @pytest.mark.slow
 def test_uploads_while_training(make_trainer, monkeypatch, capsys):
     calls = []
@@ -274,9 +288,11 @@ def test_uploads_while_training(make_trainer, monkeypatch, capsys):
         if len(calls) == 1:
             raise OSError("no network")
 
-    monkeypatch.setattr("hf_hamspk.training.reporting.push_to_hub", push)
+    monkeypatch.setattr("hf_hamspk.training.trainer.push_to_hub", push)
     make_trainer(epochs=2, push_to_hub=True, hub_model_id="ann/voices", hub_strategy="every_epoch").train()
     assert calls == [("last", "ann/voices", True), ("last", "ann/voices", True), ("final", "ann/voices", True)]
     assert "The upload after epoch 1 failed: no network." in capsys.readouterr().out
     with pytest.raises(ValueError, match="belong together"):
         TrainingArguments(push_to_hub=True)
+    with pytest.raises(ValueError, match="is not a name on the Hub"):
+        make_trainer("other", push_to_hub=True, hub_model_id="voices")
