@@ -76,8 +76,8 @@ class Utterances(Protocol):
         """Return a random crop of an utterance, `(samples,)` float32 (see `random_crop`).
 
         Raises:
-            InputError: the utterance cannot be read. The `name` of the error is the name of the
-                file or the shard, or is empty.
+            InputError: the utterance cannot be read. The `name` of the error is the name of the file or the shard, or
+                is empty.
         """
         ...
 
@@ -211,8 +211,8 @@ class SpeakerCrops(Dataset[dict[str, Any]]):
         speed_factors: factors that change the speed, and thus tempo and pitch. They must be different multiples of 0.01
             between 0.5 and 2. The first must be 1.0.
         augmentation: augmentation of the crops (see `hf_hamspk.data.Augmentation`). None leaves the crops clean.
-        pairs: whether each item contains the clean crop and an augmented copy of it, as in the code
-            released with the paper.
+        pairs: whether each item contains the clean crop and an augmented copy of it, as in the code released with the
+            paper.
         sampling_rate: sampling rate of the crops in Hz.
         min_duration: duration in seconds below which a file counts as unreadable.
         cache_bytes: memory in bytes per process for decoded waveforms, which are stored as 16-bit integers. When the

@@ -135,8 +135,7 @@ class SpeakerBatchSampler(Sampler[list[tuple[int, int]]]):
         utterances_per_speaker: number of utterances of each speaker, at least 1.
         seed: random seed, at least 0.
         epoch: number of the epoch, at least 0.
-        batches: number of batches in an epoch. None uses the number of batches that the samples fill, at
-            least 1.
+        batches: number of batches in an epoch. None uses the number of batches that the samples fill, at least 1.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of ranks.
         start_batch: number of batches of this epoch to skip.

@@ -167,8 +167,7 @@ def make_speech(
 
     Args:
         speaker_seed: random seed of the speaker, at least 0.
-        utterance_seed: random seed of the utterance, at least 0. The same seed gives each speaker different
-            words.
+        utterance_seed: random seed of the utterance, at least 0. The same seed gives each speaker different words.
         duration: duration in seconds, at least 0.1.
         sampling_rate: sampling rate in Hz, at least 8000.
 

@@ -52,8 +52,8 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
     """Return the recordings that occur under two speakers.
 
     Two recordings are the same if they are the same file (also by a link) and the same segment, or if they are whole
-    files with the same bytes. The bytes are compared only if at most `MOST_COMPARED` files have the same size as a
-    file of another speaker.
+    files with the same bytes. The bytes are compared only if at most `MOST_COMPARED` files have the same size as a file
+    of another speaker.
 
     Args:
         paths: paths of the recordings, perhaps with segments (see `tables`).

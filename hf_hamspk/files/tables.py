@@ -109,8 +109,8 @@ def open_table(file: TextIO, expected: Sequence[str] = ()) -> Table:
 
     Args:
         file: file that was opened with `encoding="utf-8-sig"` and `newline=""`.
-        expected: names of columns that the table should have. The delimiter with which most of these names
-            are found is used. If several delimiters find equally many, the one that yields the most columns is used.
+        expected: names of columns that the table should have. The delimiter with which most of these names are found is
+            used. If several delimiters find equally many, the one that yields the most columns is used.
 
     Raises:
         csv.Error, UnicodeDecodeError: the file is not a CSV file in UTF-8.
@@ -216,8 +216,8 @@ def _counts_samples(rows: Sequence[Mapping[str, Any]], decimal_comma: bool) -> b
     """Return True if times are indices of samples, as in the tables of SpeechBrain.
 
     These tables also contain the duration of each recording in seconds. Times in seconds give a segment that is not
-    longer than its recording. The times are indices if, in each row with an end time and a duration, they are
-    integers and their difference is more than `SAMPLES_PER_SECOND` times the duration.
+    longer than its recording. The times are indices if, in each row with an end time and a duration, they are integers
+    and their difference is more than `SAMPLES_PER_SECOND` times the duration.
     """
     compared = 0
     for row in rows:

@@ -232,8 +232,8 @@ def read_member(file: BinaryIO, member: Member, zipped: bool) -> bytes:
         zipped: whether the archive is a zip.
 
     Raises:
-        ArchiveError: the archive is damaged at the location of the member, or the member has a different size than
-            the archive declares.
+        ArchiveError: the archive is damaged at the location of the member, or the member has a different size than the
+            archive declares.
     """
     if not zipped:
         return read_forwards(file, member)

@@ -3,8 +3,8 @@
 Shards are read in groups of utterances (the row groups of a Parquet file, or consecutive members of a tar). With `N`
 utterances, `V` speed factors and global batches of `B` samples, the order is computed in three steps:
 
-1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. The
-   samples of a group at all speed factors have adjacent positions, so the group is fetched only once per epoch.
+1. The groups are permuted, and their samples get the positions `0` to `N V - 1`, one group after the other. The samples
+   of a group at all speed factors have adjacent positions, so the group is fetched only once per epoch.
 2. The epoch has `N V // B` global batches, which use the first `B (N V // B)` positions. These positions are divided
    into lanes, which are contiguous ranges with nearly equal lengths. Each global batch consists of the next few
    positions of every lane. It therefore mixes samples from as many distant groups as there are lanes, while every lane
@@ -14,9 +14,9 @@ utterances, `V` speed factors and global batches of `B` samples, the order is co
 There is no shuffle buffer whose state must be saved: any global batch of any epoch can be computed directly. The
 remaining positions, fewer than `B`, are left out. The samples at these positions differ from epoch to epoch.
 
-A slot is the number of a sample within its global batch, from 0 to `B - 1`. Each slot belongs to the same lane in
-all global batches. A rank or loader process that needs the slots `start` to `stop - 1` reads only the groups of the
-lanes to which these slots belong.
+A slot is the number of a sample within its global batch, from 0 to `B - 1`. Each slot belongs to the same lane in all
+global batches. A rank or loader process that needs the slots `start` to `stop - 1` reads only the groups of the lanes
+to which these slots belong.
 """
 
 from collections.abc import Iterator, Sequence

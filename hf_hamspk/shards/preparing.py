@@ -58,9 +58,9 @@ def prepare(
 ) -> Manifest:
     """Write a corpus as a folder of shards.
 
-    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. Files without an audio suffix
-    are counted by suffix in the log, and so are recordings that occur under two speakers. To resume a preparation that
-    was interrupted, even by `kill -9`, call this function again with the same arguments.
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. The log contains the numbers
+    of files with each suffix that is not that of audio, and warnings about recordings that occur under two speakers. To
+    resume a preparation that was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
         sources: folders of audio files, zip or tar archives or their parts, CSV files, Parquet files, and folders or
