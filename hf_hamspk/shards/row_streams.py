@@ -6,18 +6,19 @@ numbers of ranks, loader processes and accumulation steps, or on the step at whi
 """
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.columns import Columns, digest_of_rows, find_columns, require_speakers, without_decoding
 from ..data.crops import random_crop
 from ..data.dataset import SpeakerCrops
-from .order import micro_batch_slots, worker_slots
-from .streaming import StreamedBatches, collate_share
+from .order import micro_batch_slots
+from .streaming import StreamedBatches, collate_shares, shares_of_process
 
 ROWS_AT_ONCE = 16
 """Number of rows that are fetched together, undecoded."""
@@ -194,21 +195,16 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
             raise ValueError(f"first_batch must be from 0 to {self.batches}, got {first_batch}")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        process = get_worker_info()
-        worker, workers = (0, 1) if process is None else (process.id, process.num_workers)
-        shares = [worker_slots(start, stop, worker, workers) for start, stop in self.slots]
         crops = copy.copy(self.crops)
         crops.utterances = utterances = StreamUtterances(self.stream, crops.sampling_rate)
-        reported = set(crops.failures)
-        for number, batch in enumerate(self._global_batches()):
-            if number < self.first_batch:
-                continue
+        yield from collate_shares(crops, self.epoch, self._samples(utterances))
+
+    def _samples(self, utterances: StreamUtterances) -> Iterator[list[int]]:
+        shares = shares_of_process(self.slots)
+        for batch in itertools.islice(self._global_batches(), self.first_batch, None):
             utterances.fill({row: content for _, row, content in batch})
             for start, stop in shares:
-                share = collate_share(crops, [crops[self.epoch, sample] for sample, _, _ in batch[start:stop]])
-                news = {name: reason for name, reason in crops.failures.items() if name not in reported}
-                reported |= news.keys()
-                yield share | ({"failures": news} if news else {})
+                yield [sample for sample, _, _ in batch[start:stop]]
 
     def _global_batches(self) -> Iterator[list[tuple[int, int, Mapping[str, Any]]]]:
         """Yield each global batch as triples of sample number, row number and row."""

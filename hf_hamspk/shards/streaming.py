@@ -8,7 +8,7 @@ interrupted.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,33 +180,40 @@ class StreamedCrops(IterableDataset[dict[str, Any]]):
             )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        process = get_worker_info()
-        worker, workers = (0, 1) if process is None else (process.id, process.num_workers)
-        shares = [worker_slots(start, stop, worker, workers) for start, stop in self.slots]
+        shares = shares_of_process(self.slots)
         lanes = sorted({lane for share in shares for lane in self.order.lanes_of(*share)})
         with GroupStore(self.reader, self.read_ahead_bytes) as store:
             crops = copy.copy(self.crops)
             crops.utterances = ShardUtterances(self.reader, crops.sampling_rate, store, self.order)
-            reported = set(crops.failures)
             store.plan(self.order, lanes, self.first_batch)
-            for batch in range(self.first_batch, self.order.batches):
-                store.advance(batch)
-                for share in shares:
-                    samples = self.order.samples(batch, *share)
-                    piece = collate_share(crops, [crops[self.epoch, int(sample)] for sample in samples])
-                    news = {name: reason for name, reason in crops.failures.items() if name not in reported}
-                    reported |= news.keys()
-                    yield piece | ({"failures": news} if news else {})
+            yield from collate_shares(crops, self.epoch, self._samples(store, shares))
+
+    def _samples(self, store: GroupStore, shares: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+        for batch in range(self.first_batch, self.order.batches):
+            store.advance(batch)
+            for share in shares:
+                yield self.order.samples(batch, *share)
 
 
-def collate_share(crops: SpeakerCrops, items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the items of a loader process, possibly none, into its part of a micro-batch; see `collate`."""
-    if items:
-        return collate(items)
-    return {
-        "input_values": torch.empty(0, *crops.item_shape),
-        "labels": torch.empty(0, dtype=torch.int64),
-    }
+def shares_of_process(slots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the slots of this loader process in each micro-batch; see `worker_slots`."""
+    process = get_worker_info()
+    worker, workers = (0, 1) if process is None else (process.id, process.num_workers)
+    return [worker_slots(start, stop, worker, workers) for start, stop in slots]
+
+
+def collate_shares(
+    crops: SpeakerCrops, epoch: int, shares: Iterable[Sequence[int] | np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a loader process, with new failures (see `StreamedCrops`), from the sample numbers of each."""
+    empty = {"input_values": torch.empty(0, *crops.item_shape), "labels": torch.empty(0, dtype=torch.int64)}
+    reported = set(crops.failures)
+    for samples in shares:
+        items = [crops[epoch, int(sample)] for sample in samples]
+        piece = collate(items) if items else empty
+        news = {name: reason for name, reason in crops.failures.items() if name not in reported}
+        reported |= news.keys()
+        yield piece | ({"failures": news} if news else {})
 
 
 class StreamedBatches:
