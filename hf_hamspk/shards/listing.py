@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..files.recordings import AUDIO_SUFFIXES
+from ..files.recordings import AUDIO_SUFFIXES, is_recording
 from ..files.tables import clean_speaker, split_segment
 from .archives import MAX_MEMBER, ArchiveError, Member, open_parts, read_member
 
@@ -109,12 +109,9 @@ class Listing:
 
     def is_audio(self, name: str) -> bool:
         """Return True if a file has an audio suffix and is not hidden. Other files are counted in `ignored`."""
-        base = name.rsplit("/", 1)[-1]
-        suffix = os.path.splitext(base)[1].lower()
-        # macOS writes files such as "._name.wav" that contain no audio.
-        audio = suffix in AUDIO_SUFFIXES and not base.startswith(".")
+        audio = is_recording(name)
         if not audio:
-            self.ignored[suffix] += 1
+            self.ignored[os.path.splitext(name)[1].lower()] += 1
         return audio
 
     def table(self) -> pa.Table:
