@@ -21,8 +21,6 @@ Reading more files would take too long. They are still compared by device and in
 PROBE_BYTES = 4096
 """Number of bytes from the middle of a file that are compared first. The start of a file is often the same header."""
 
-CHUNK_BYTES = 1 << 20
-
 WHOLE = ""
 """Segment of a whole recording."""
 
@@ -127,11 +125,8 @@ def _probe(path: str) -> bytes | None:
 
 def _digest(path: str) -> bytes | None:
     """Return the SHA-256 hash of a file; None if it cannot be read."""
-    total = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                total.update(chunk)
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None
-    return total.digest()
