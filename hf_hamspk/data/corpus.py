@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
 from ..files.corpora import read_table
 from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
-from ..files.same import SharedRecording, find_shared
+from ..files.same import SharedRecording, describe_shared, find_shared
 from ..files.tables import clean_speaker, split_segment
 from .audio import read_utterance
 
@@ -62,10 +62,7 @@ class CorpusListing:
         lines += [f"not read: {path}: {reason}" for path, reason in list(self.skipped.items())[:NAMED_IN_REPORTS]]
         if len(self.skipped) > NAMED_IN_REPORTS:
             lines.append(f"not read: {len(self.skipped) - NAMED_IN_REPORTS} more files and folders")
-        lines += [f"warning: {shared}" for shared in self.shared[:NAMED_IN_ERRORS]]
-        if len(self.shared) > NAMED_IN_ERRORS:
-            lines.append(f"warning: {len(self.shared) - NAMED_IN_ERRORS} more recordings occur under two speakers")
-        return lines
+        return lines + describe_shared(self.shared, NAMED_IN_ERRORS)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,14 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
     return [*by_place, *_pairs(groups, paths, speakers)]
 
 
+def describe_shared(shared: Sequence[SharedRecording], named: int) -> list[str]:
+    """Return a warning for each of the first `named` recordings, and one with the number of the others."""
+    lines = [f"warning: {each}" for each in shared[:named]]
+    if len(shared) > named:
+        lines.append(f"warning: {len(shared) - named} more recordings occur under two speakers")
+    return lines
+
+
 def _place(name: str) -> tuple[int, int, str, int] | None:
     """Return device, inode number, segment and size of a file; None if `name` is not a regular file."""
     path, segment = split_segment(name)

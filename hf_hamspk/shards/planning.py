@@ -15,7 +15,7 @@ import pyarrow as pa
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
 from ..data.audio import SAMPLING_RATE
 from ..files.recordings import AUDIO_SUFFIXES, count_suffixes, describe_ignored
-from ..files.same import MOST_COMPARED, find_shared
+from ..files.same import MOST_COMPARED, describe_shared, find_shared
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_member
@@ -200,10 +200,7 @@ def survey_remarks(found: Survey) -> list[str]:
             if container.kind == "folder":
                 paths.append(os.path.join(container.paths[0], row["name"]))
                 speakers.append(row["speaker"])
-        shared = find_shared(paths, speakers)
-        lines += [f"warning: {each}" for each in shared[:FILES_NAMED]]
-        if len(shared) > FILES_NAMED:
-            lines.append(f"warning: {len(shared) - FILES_NAMED} more recordings occur under two speakers")
+        lines += describe_shared(find_shared(paths, speakers), FILES_NAMED)
     return lines
 
 
