@@ -44,19 +44,16 @@ def read_table(
             for row in with_segments(table):
                 cells = [row.cells[column] for column in expected]
                 if row.problem:
-                    raise ValueError(f"line {row.line}: {row.problem}")
+                    raise ValueError(f"{source}, line {row.line}: {row.problem}")
                 if not all(cells) or not clean_speaker(str(cells[-1])):
                     raise ValueError(
-                        f"line {row.line}: expected values for {' and '.join(map(repr, expected))}, got "
+                        f"{source}, line {row.line}: expected values for {' and '.join(map(repr, expected))}, got "
                         f"{' and '.join(map(repr, cells))}. Complete the line, or delete it."
                     )
                 names.append(join_segment(str(cells[0]), row.segment))
                 speakers += [clean_speaker(str(cell)) for cell in cells[1:]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{source} is not a CSV file in UTF-8 ({error}). Save it as CSV in UTF-8.") from error
-    except ValueError as error:
-        named = str(error)
-        raise ValueError(named if named.startswith(str(source)) else f"{source}, {named}") from None
     if not names:
         raise ValueError(f"No audio in {source}. The file has a header but no rows.")
     return names, speakers
