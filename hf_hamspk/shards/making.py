@@ -216,8 +216,7 @@ def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], proce
     if processes == 0:
         for index in todo:
             make_shard(str(output), str(progress), index)
-            start, stop = plan.bounds(index)
-            bar.update(stop - start)
+            bar.update(plan.size(index))
         return
     before = bar.n
     left = set(todo)
@@ -237,7 +236,7 @@ def run_workers(plan: Plan, output: Path, progress: Path, todo: list[int], proce
 
 def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processes: int, bar: tqdm, before: int) -> None:
     """Make the shards in `left` in worker processes, and remove each number from `left` when its shard is finished."""
-    sizes = {index: plan.bounds(index)[1] - plan.bounds(index)[0] for index in sorted(left)}
+    sizes = {index: plan.size(index) for index in sorted(left)}
     finished = bar.total - before - sum(sizes.values())
     others = set(multiprocessing.active_children())
     pool = make_pool(min(processes, len(left)))

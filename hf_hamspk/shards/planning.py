@@ -124,6 +124,11 @@ class Plan:
         total = len(self.table)
         return shard * total // self.shards, (shard + 1) * total // self.shards
 
+    def size(self, shard: int) -> int:
+        """Return the number of rows of a shard."""
+        start, stop = self.bounds(shard)
+        return stop - start
+
     def file_name(self, row: dict[str, Any]) -> str:
         """Return the name of the file of a row, for messages and `unreadable.csv`."""
         return self.containers[row["container"]].file_name(row["name"])

@@ -97,7 +97,7 @@ def prepare(
             return plan
         tidy_progress(folder)
         todo = [index for index in range(plan.shards) if load_record(folder, index) is None]
-        done = sum(_size(plan, index) for index in range(plan.shards)) - sum(_size(plan, index) for index in todo)
+        done = len(plan.table) - sum(map(plan.size, todo))
         with (
             tqdm(
                 total=len(plan.table), initial=done, desc="preparing", unit="utt", smoothing=0.05, disable=not progress
@@ -123,11 +123,6 @@ def _advice_where_full(output: Path) -> Iterator[None]:
             "--codec opus"
         )
         raise OSError(error.errno, f"{os.strerror(error.errno)} ({advice})", str(output)) from error
-
-
-def _size(plan: Plan, index: int) -> int:
-    start, stop = plan.bounds(index)
-    return stop - start
 
 
 def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: bool) -> Plan | Manifest:
