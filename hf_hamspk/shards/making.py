@@ -238,9 +238,7 @@ def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processe
     """Make the shards in `left` in worker processes, and remove each number from `left` when its shard is finished."""
     sizes = {index: plan.size(index) for index in sorted(left)}
     finished = bar.total - before - sum(sizes.values())
-    others = set(multiprocessing.active_children())
-    pool = make_pool(min(processes, len(left)))
-    try:
+    with worker_pool(min(processes, len(left))) as pool:
         waiting: dict[Future[int], int] = {
             pool.submit(make_shard, str(output), str(progress), index): index for index in sizes
         }
@@ -254,8 +252,17 @@ def _run_pool(plan: Plan, output: Path, progress: Path, left: set[int], processe
             places = [read_place(progress, index) for index in left]
             running = sum(place[0] for place in places if place is not None)
             bar.update(max(0, before + finished + running - bar.n))
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Context manager that provides a pool of worker processes, and ends these at once after an error."""
+    others = set(multiprocessing.active_children())
+    pool = make_pool(processes)
+    try:
+        yield pool
     except BaseException:
-        # After an error, do not wait for shards that take minutes.
+        # Do not wait for shards that take minutes.
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
         raise

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ..audio_hamspk import InputError
 from ..data.audio import read_utterance
 from ..folders.writing import hash_file
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
-from .making import make_pool
+from .making import worker_pool
 from .manifest import (
     MANIFEST_NAME,
     MANIFEST_SCHEMA,
@@ -95,18 +94,10 @@ def _all_findings(folder: str, manifest: Manifest, processes: int) -> Iterator[S
     if processes == 0:
         yield from (verify_shard(folder, manifest, index) for index in range(count))
         return
-    others = set(multiprocessing.active_children())
-    pool = make_pool(min(processes, count))
-    try:
+    with worker_pool(min(processes, count)) as pool:
         futures = [pool.submit(verify_shard, folder, None, index) for index in range(count)]
         for future in futures:
             yield future.result()
-    except BaseException:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _leftover_problems(folder: Path, manifest: Manifest) -> list[str]:
