@@ -170,17 +170,13 @@ class ShardReader:
         if not (pa.types.is_binary(audio.type) or pa.types.is_large_binary(audio.type)):
             raise ValueError(f"the column {own!r} has the type {audio.type}, expected bytes")
         speakers = speaker_names(table, speaker)
-        first = int(self.first_utterance[self._first_group[number] + place] - self.first_utterance_of(number))
+        first = sum(shard.row_groups[:place])
         names = (
             table.column("key").to_pylist()
             if "key" in table.column_names
             else [f"{shard.file}, row {first + row}" for row in range(len(table))]
         )
         return Group(audio, speakers, names, audio.nbytes)
-
-    def first_utterance_of(self, number: int) -> int:
-        """Return the number of the first utterance of a shard. Utterances are numbered over all shards."""
-        return int(sum(shard.rows for shard in self.manifest.shards[:number]))
 
     def _fetch_footer(self, shard: Shard) -> bytes:
         """Return the end of a Parquet file, starting with its footer."""
