@@ -330,14 +330,13 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
                 for rows in _blocks(reader):
                     names = [row.cells.get(audio_column) for row in rows]
-                    for row, stat in zip(rows, pool.map(lambda name: _stat(root, name), names), strict=True):
+                    stats = pool.map(lambda name: _stat(root, name), names)
+                    for row, name, stat in zip(rows, names, stats, strict=True):
                         if row.problem:
-                            name = row.cells.get(audio_column)
                             listing.refuse(container, str(name), f"its row in the table is invalid: {row.problem}")
                         else:
-                            name = row.cells.get(audio_column)
-                            name = join_segment(name, row.segment) if isinstance(name, str) and name else name
-                            _add_row(listing, container, name, row.cells.get(speaker_column), stat)
+                            part = join_segment(name, row.segment) if isinstance(name, str) and name else name
+                            _add_row(listing, container, part, row.cells.get(speaker_column), stat)
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
             raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); convert it to one") from error
 
