@@ -106,8 +106,8 @@ def _sort_directory(
     root: Path, options: PrepareOptions, listing: Listing, archives: list[Path], streams: list[DataSetStream]
 ) -> None:
     entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-    names = [entry.name.lower() for entry in entries if entry.is_file()]
-    tables = any(name.endswith((".parquet", ".arrow")) or name == "state.json" for name in names)
+    files = {entry.name.lower(): entry for entry in entries if entry.is_file()}
+    tables = any(name.endswith((".parquet", ".arrow")) or name == "state.json" for name in files)
     if tables or any((root / "data").glob("*.parquet")):
         streams.append(DataSetStream(str(root), options.split, options.audio_column, options.speaker_column))
         return
@@ -118,8 +118,8 @@ def _sort_directory(
         _sort_directory(root / options.split, options, listing, archives, streams)
         return
     for name in METADATA_NAMES:
-        if name in names and _names_files(root / name):
-            _list_csv(root / name, options, listing)
+        if name in files and _names_files(files[name]):
+            _list_csv(files[name], options, listing)
             return
     packed = [
         entry for entry in entries if entry.is_file() and (is_part(entry) or entry.name.lower().endswith(endings))
@@ -143,7 +143,7 @@ def _names_files(metadata: Path) -> bool:
 
 def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
     root = path.parent if options.audio_root is None else Path(options.audio_root)
-    usual = "file_name" if path.name in METADATA_NAMES else "path"
+    usual = "file_name" if path.name.lower() in METADATA_NAMES else "path"
     audio = usual if options.audio_column is None else options.audio_column
     speaker = "speaker_id" if options.speaker_column is None else options.speaker_column
     list_table(listing, path, root, audio, speaker)
@@ -343,7 +343,7 @@ def list_table(listing: Listing, source: Path, root: Path, audio_column: str, sp
 
 def _open_table(file: TextIO, expected: Sequence[str]) -> tuple[list[str], Iterator[TableRow]]:
     """Return the names of the columns of a table, and its rows."""
-    if not file.name.endswith(".jsonl"):
+    if not file.name.lower().endswith(".jsonl"):
         table = open_table(file, expected)
         return table.columns, with_segments(table)
     rows = ((line, json.loads(text)) for line, text in enumerate(file, start=1) if text.strip())

@@ -610,18 +610,18 @@ def test_shards_of_resampled_audio(tmp_path, out):
         assert sf.info(io.BytesIO(row["audio"]["bytes"])).samplerate == 16_000
 
 
-@pytest.mark.parametrize("metadata", [None, "csv", "jsonl"])
+@pytest.mark.parametrize("metadata", [None, "metadata.csv", "metadata.jsonl", "Metadata.CSV", "METADATA.JSONL"])
 def test_an_audio_folder_of_datasets(tmp_path, out, metadata):
     made = {f"spk{number % 2}/u{number}": noise(number) for number in range(6)}
     lines = [{"file_name": f"{key}.wav", "speaker_id": number % 3} for number, key in enumerate(made)]
     for key, samples in made.items():
         write(tmp_path / "a", f"train/{key}.wav", as_file(samples))
     write(tmp_path / "a", "test/spk7/u.wav", as_file(noise(99)))
-    if metadata == "csv":
+    if metadata is not None and metadata.lower().endswith("csv"):
         text = "\n".join(["file_name,speaker_id", *(f"{line['file_name']},{line['speaker_id']}" for line in lines)])
-        (tmp_path / "a/train/metadata.csv").write_text(text)
-    elif metadata == "jsonl":
-        (tmp_path / "a/train/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (tmp_path / "a/train" / metadata).write_text(text)
+    elif metadata is not None:
+        (tmp_path / "a/train" / metadata).write_text("\n".join(map(json.dumps, lines)))
     manifest = make(tmp_path / "a", out, shards=2)
     assert manifest.speakers == (["spk0", "spk1"] if metadata is None else ["0", "1", "2"])
     same(waveforms(out), made)
