@@ -35,6 +35,12 @@ def shuffle_of(reader: ShardReader) -> tuple[int, int]:
     return choose_shuffle(reader.group_bytes, LANES, WINDOW, SHUFFLE_BYTES)
 
 
+def place_of(reader: ShardReader, utterance: int) -> tuple[int, int]:
+    """Return the number of the group that contains an utterance, and the row of the utterance in the group."""
+    group = int(np.searchsorted(reader.first_utterance, utterance, side="right")) - 1
+    return group, utterance - int(reader.first_utterance[group])
+
+
 class ShardUtterances:
     """Source of utterances for `SpeakerCrops` that reads a folder of shards.
 
@@ -77,15 +83,15 @@ class ShardUtterances:
         return self.reader.manifest.speakers
 
     def name(self, utterance: int) -> str:
-        group, row = self._place(utterance)
+        group, row = place_of(self.reader, utterance)
         return self.store.get(group).names[row]
 
     def speaker(self, utterance: int) -> str:
-        group, row = self._place(utterance)
+        group, row = place_of(self.reader, utterance)
         return self.store.get(group).speakers[row]
 
     def candidates(self, utterance: int) -> Iterator[int]:
-        group, row = self._place(utterance)
+        group, row = place_of(self.reader, utterance)
         groups = range(len(self.reader.group_sizes)) if self.order is None else self.order.after(group)
         for candidate in (group, *groups):
             first, size = int(self.reader.first_utterance[candidate]), int(self.reader.group_sizes[candidate])
@@ -95,12 +101,12 @@ class ShardUtterances:
                     break
 
     def others(self, utterance: int) -> range:
-        group, _ = self._place(utterance)
+        group, _ = place_of(self.reader, utterance)
         first = int(self.reader.first_utterance[group])
         return range(first, first + int(self.reader.group_sizes[group]))
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
-        group, row = self._place(utterance)
+        group, row = place_of(self.reader, utterance)
         found = self.store.get(group)
         try:
             return decode_crop(found.audio(row), samples, generator, self.sampling_rate)
@@ -115,10 +121,6 @@ class ShardUtterances:
         # Besides the seed, the order of an epoch depends on the shards, the lanes and the window.
         lanes, window = shuffle_of(self.reader)
         return f"{self.reader.fingerprint()} in {lanes} lanes of {window} groups"
-
-    def _place(self, utterance: int) -> tuple[int, int]:
-        group = int(np.searchsorted(self.reader.first_utterance, utterance, side="right")) - 1
-        return group, utterance - int(self.reader.first_utterance[group])
 
 
 class StreamedCrops(IterableDataset[dict[str, Any]]):
@@ -336,10 +338,8 @@ class NoiseShards:
         return read_utterance(bytes(content), self.sampling_rate, name, min_duration=0.0).waveform
 
     def _draw(self, generator: np.random.Generator) -> tuple[memoryview, str]:
-        utterance = int(generator.integers(self.reader.manifest.utterances))
-        group = int(np.searchsorted(self.reader.first_utterance, utterance, side="right")) - 1
+        group, row = place_of(self.reader, int(generator.integers(self.reader.manifest.utterances)))
         if self._store is None:
             self._store = GroupStore(self.reader)
         found = self._store.get(group)
-        row = utterance - int(self.reader.first_utterance[group])
         return found.audio(row), found.names[row]
