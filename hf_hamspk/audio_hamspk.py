@@ -421,10 +421,8 @@ def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
         return _decode(io.BytesIO(source), name, limits)
     if isinstance(source, str | os.PathLike):
         return _read_path(os.fspath(source), name, limits)
-    if isinstance(source, np.ndarray | torch.Tensor):
+    if isinstance(source, np.ndarray | torch.Tensor | list | tuple):
         return _read_array(source, array_rate, name, limits)
-    if isinstance(source, list | tuple):
-        return _read_array(_list_to_array(source, name), array_rate, name, limits)
     if hasattr(source, "get_all_samples"):
         return _read_decoder(source, name, limits)
     if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -450,10 +448,7 @@ def _lacks_rate(source: Any) -> bool:
 def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
     for key in ("array", "raw"):
         if source.get(key) is not None:
-            samples = source[key]
-            if isinstance(samples, list | tuple):
-                samples = _list_to_array(samples, name)
-            return _read_array(samples, source.get("sampling_rate", array_rate), name, limits)
+            return _read_array(source[key], source.get("sampling_rate", array_rate), name, limits)
     for key in ("bytes", "path"):
         if source.get(key) is not None:
             if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
@@ -466,13 +461,6 @@ def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -
         '"bytes" or "path"',
         name,
     )
-
-
-def _list_to_array(samples: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(samples, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError("is a list that contains other values than numbers; expected samples", name) from error
 
 
 def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
@@ -557,7 +545,12 @@ def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
 
 
 def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
-    """Read an array or tensor `(L,)`, `(C, L)` or `(L, C)`."""
+    """Read an array, tensor or list `(L,)`, `(C, L)` or `(L, C)`."""
+    if isinstance(samples, list | tuple):
+        try:
+            samples = np.asarray(samples, dtype=np.float32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError("is a list that contains other values than numbers; expected samples", name) from error
     if not isinstance(samples, np.ndarray | torch.Tensor):
         raise InputError(f"contains {type(samples).__name__}; expected an array of samples", name)
     shape: tuple[int, ...] = tuple(samples.shape)
