@@ -187,9 +187,8 @@ def _clipped_share(samples: np.ndarray) -> float:
         return 0.0
     total = 0
     for extreme in (samples.max(), samples.min()):
-        at = np.concatenate([[False], samples == extreme, [False]])
-        edges = np.flatnonzero(at[1:] != at[:-1])
-        runs = edges[1::2] - edges[::2]
+        begins, ends = _runs(samples == extreme)
+        runs = ends - begins
         total += int(runs[runs >= CLIPPED_RUN].sum())
     return total / len(samples)
 
