@@ -600,9 +600,8 @@ class SpeakerVerifier(_CalibratedModel):
             ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
                 exist. Silence and short recordings are not errors.
         """
-        limits = choose_channel(limits, channel)
-        pair = (read_enrolment_side(enrolment, self.rate, limits, sampling_rate), test)
-        return self.verify_pairs([pair], sampling_rate, operating_point, threshold, combine, limits)[0]
+        pairs = [(enrolment, test)]
+        return self.verify_pairs(pairs, sampling_rate, operating_point, threshold, combine, limits, channel)[0]
 
     def verify_pairs(
         self,
