@@ -27,7 +27,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -64,9 +64,8 @@ from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
 from .speech_hamspk import CUSTOM, MINIMUM_SPEECH, SpeechMeasures, Vad, measure_speech
 
 PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
-_PROFILE_FIELDS = (
-    *("name", "seconds", "snr_db", "magnitude", "combine", "fingerprint", "model_id", "revision", "recordings"),
-)
+# Fields of a profile that are not in the description of its file.
+_NOT_DESCRIBED = {"embedding", "warnings"}
 # Largest number of enrolment recordings: more of them hardly improve a profile.
 MOST_ENROLMENTS = 100
 # Seconds of speech below which an enrolment recording is ignored: it contains less than a word.
@@ -164,14 +163,15 @@ class SpeakerProfile:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the profile to a safetensors file with the embedding, the other fields and a checksum."""
-        description = {key: getattr(self, key) for key in _PROFILE_FIELDS} | {"kind": PROFILE_KIND}
+        description = {key: x for key, x in vars(self).items() if key not in _NOT_DESCRIBED} | {"kind": PROFILE_KIND}
         save_array(path, "embedding", self.embedding.numpy(), description)
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
         """Read a saved profile; raise a ValueError if it is damaged or has another fingerprint than `fingerprint`."""
         array, description = load_array(path, "embedding")
-        if description.pop("kind", None) != PROFILE_KIND or description.keys() != set(_PROFILE_FIELDS):
+        expected = {one.name for one in fields(cls)} - _NOT_DESCRIBED
+        if description.pop("kind", None) != PROFILE_KIND or description.keys() != expected:
             raise ValueError(
                 f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)!s:.200}."
             )
