@@ -262,13 +262,10 @@ def measure_and_embed(
     spoken = [key for key, found in measures.items() if found.speech >= SHORTEST_UTTERANCE]
     pieces = {key: _spoken_pieces(sounds[key], measures[key], vad) if with_pieces else [] for key in spoken}
     batch = [sounds[key].waveform for key in spoken] + [piece for key in spoken for piece in pieces[key]]
-    embeddings: dict[str, Tensor] = {}
-    of_pieces: dict[str, Tensor] = {}
-    if batch:
-        embedded = model.embed_waveforms(batch)
-        embeddings = dict(zip(spoken, embedded, strict=False))
-        parts = embedded[len(spoken) :].split([len(pieces[key]) for key in spoken])
-        of_pieces = {key: part for key, part in zip(spoken, parts, strict=True) if len(part)}
+    embedded = model.embed_waveforms(batch)
+    embeddings = dict(zip(spoken, embedded, strict=False))
+    parts = embedded[len(spoken) :].split([len(pieces[key]) for key in spoken])
+    of_pieces = {key: part for key, part in zip(spoken, parts, strict=True) if len(part)}
 
     def measured(key: str, sound: Sound) -> MeasuredRecording:
         found = measures[key], embeddings.get(key), of_pieces.get(key)
@@ -350,11 +347,9 @@ def cohesion_warnings(
     if scorer.calibration is None or count < 2:
         return []
     rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
-
-    def ratios(others: Tensor, own: Tensor) -> Tensor:
-        return torch.from_numpy(scorer.ratios(others, own, rest, qualities))
-
-    fits = leave_one_out_scores(embeddings, combine, ratios)
+    fits = leave_one_out_scores(
+        embeddings, combine, lambda others, own: torch.from_numpy(scorer.ratios(others, own, rest, qualities))
+    )
     outside = [i for i in range(count) if float(fits[i]) < 0]
     if not outside:
         return []
