@@ -334,9 +334,7 @@ class SpeakerModelMixin(nn.Module):
 
 def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
     """Return a feature extractor that pads waveforms and returns a mask; the model itself computes the features."""
-    return Wav2Vec2FeatureExtractor(
-        sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True, feature_size=1, padding_value=0.0
-    )
+    return Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True)
 
 
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
