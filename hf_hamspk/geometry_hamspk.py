@@ -1,4 +1,4 @@
-"""Distances in the Poincaré ball, scores and means of embeddings, and the training heads. Only torch is needed.
+"""Distances in the Poincaré ball, scores and means of embeddings, and the training heads.
 
 Letters: `B` enrolment embeddings (or batch size), `K` test embeddings (or speakers), `N` utterances of a speaker, `D`
 embedding size.
