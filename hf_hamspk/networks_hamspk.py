@@ -92,8 +92,7 @@ class FilterBank(nn.Module):
     An utterance must have at least `smallest_length` samples, the length of one window.
 
     Args:
-        config: configuration with the fields `frontend` (`"fbank"`, `"kaldi"` or `"speechbrain"`), `sampling_rate`,
-            `num_mel_bins`, `mask_mel_bins` and `mask_frames`.
+        config: configuration whose `frontend` is a filter bank: `"fbank"`, `"kaldi"` or `"speechbrain"`.
     """
 
     window: Tensor
@@ -101,12 +100,9 @@ class FilterBank(nn.Module):
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        self.kind = config.frontend
-        self.sampling_rate = config.sampling_rate
-        self.bins = config.num_mel_bins
-        self.mask_mel_bins = config.mask_mel_bins
-        self.mask_frames = config.mask_frames
-        self.level_db = config.level_db
+        self.kind, self.level_db = config.frontend, config.level_db
+        self.sampling_rate, self.bins = config.sampling_rate, config.num_mel_bins
+        self.mask_mel_bins, self.mask_frames = config.mask_mel_bins, config.mask_frames
         self.window_length = self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
         self.hop = round(FBANK_HOP_SECONDS * config.sampling_rate)
         is_speechbrain = self.kind == "speechbrain"
