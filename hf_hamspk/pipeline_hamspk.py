@@ -16,12 +16,12 @@ from transformers import Pipeline, PreTrainedConfig
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .audio_hamspk import Channel, InputError, Limits, Sound, choose_channel, read_sound
+from .calibration_hamspk import decision_rule
 from .geometry_hamspk import COMBINATIONS
 from .speech_hamspk import measure_speech
 from .verification_hamspk import (
     SpeakerProfile,
     SpeakerVerifier,
-    decision_rule,
     pieces_warnings,
     read_enrolment_side,
     speech_detector,
@@ -122,8 +122,7 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Returns:
             Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
-            float32), `speech` (in seconds) and `warnings`. For a list, the result is a list; for a
-            stream, an iterator.
+            float32), `speech` (in seconds) and `warnings`. A list of inputs gives a list, a stream an iterator.
 
         Raises:
             InputError: an input cannot be used. For a list or stream, the message begins with the input's position.
