@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calibration_hamspk import replacing
 from ..folders.recognising import check_replaceable, is_onnx_file
-from ..folders.writing import temporary_path
 from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import (
     INPUTS,
@@ -115,20 +115,18 @@ def export_onnx(
     rate = encoder.config.sampling_rate
     description = OnnxDescription(encoder.fingerprint(), rate, encoder.config.embedding_size, masked)
     check_replaceable(Path(path), is_onnx_file, "an exported model")
-    partial = temporary_path(Path(path))
     was_training = encoder.training
     encoder.eval()
     try:
-        _write_graph(encoder, partial, description)
-        agreements = check_agreement(encoder, partial, seconds, batches)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            _write_graph(encoder, partial, description)
+            agreements = check_agreement(encoder, partial, seconds, batches)
     finally:
-        partial.unlink(missing_ok=True)
         encoder.train(was_training)
     return Exported(Path(path), Path(path).stat().st_size, masked, agreements)
 
 
-def _write_graph(encoder: HamSpkModel, path: Path, description: OnnxDescription) -> None:
+def _write_graph(encoder: HamSpkModel, path: str, description: OnnxDescription) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
