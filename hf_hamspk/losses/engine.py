@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry_hamspk import JointHead, SpeakerHead
 from .fused import fused_losses
 from .lifting import HeadSettings
-from .sharding import CentreShard, choose_rows, gather_embeddings, gather_labels, shard_rows
+from .sharding import CentreShard, choose_rows, gather_batches, gather_embeddings, shard_rows
 
 # Name endings of the parameters that have one row for each speaker.
 CENTRE_NAMES = ("similarity.weight", "similarity.bias")
@@ -59,7 +59,7 @@ class BlockwiseEngine:
             # The compiler fuses these operations itself.
             return head.plain_loss(embeddings, labels)
         if shard is not None:
-            embeddings, labels = gather_embeddings(embeddings, shard), gather_labels(labels, shard)
+            embeddings, labels = gather_embeddings(embeddings, shard), gather_batches(labels, shard)
         chosen = None
         if is_sampling:
             first = 0 if shard is None else shard.first

@@ -57,10 +57,10 @@ def largest_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
     return tensor
 
 
-def gather_labels(labels: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the labels `(B,)` of all ranks as `(R B,)`. All ranks must have the same number of labels."""
-    gathered = [torch.empty_like(labels) for _ in range(shard.ranks)]
-    distributed.all_gather(gathered, labels.contiguous())
+def gather_batches(rows: Tensor, shard: CentreShard) -> Tensor:
+    """Collect the `B` rows of all ranks as `R B` rows, without a gradient. All ranks must have the same number."""
+    gathered = [torch.empty_like(rows) for _ in range(shard.ranks)]
+    distributed.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
 
 
@@ -68,9 +68,7 @@ class _GatherEmbeddings(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, shard: CentreShard) -> Tensor:
         ctx.shard, ctx.rows = shard, embeddings.shape[0]
-        gathered = [torch.empty_like(embeddings) for _ in range(shard.ranks)]
-        distributed.all_gather(gathered, embeddings.contiguous())
-        return torch.cat(gathered)
+        return gather_batches(embeddings, shard)
 
     @staticmethod
     @once_differentiable
