@@ -38,7 +38,7 @@ PRIVACY = (
     "A voice is biometric data. Compare only voices of people who agreed to it. Replayed and synthetic voices are not "
     "detected. Recordings are deleted from this machine within an hour."
 )
-# The warnings of the model use the names in brackets.
+# Element id and label of each recording. The warnings of the model use the names in brackets.
 RECORDINGS = {"first": "First recording (the enrolment)", "second": "Second recording (the test)"}
 # Interval in seconds at which the cache is cleared, and the age in seconds from which files are deleted.
 CLEARING = (600, 3000)
@@ -98,10 +98,7 @@ def build(model: Any, evaluation: Mapping[str, Any] | None, title: str) -> gr.Bl
                     elem_id=name,
                     buttons=["download"],
                 )
-                for label, name in (
-                    ("First recording (the enrolment)", "first"),
-                    ("Second recording (the test)", "second"),
-                )
+                for name, label in RECORDINGS.items()
             ]
         with gr.Row():
             point = gr.Dropdown(
