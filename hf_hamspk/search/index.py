@@ -13,7 +13,6 @@ same as if all embeddings were scored in float64 (`geometry_hamspk.score`). Equa
 Letters in shapes: `N` enrolled embeddings, `Q` queries, `D` embedding size.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from ..calibration_hamspk import load_array, save_array, shorten
 from ..folders.recognising import check_replaceable, is_index_file
+from ..folders.writing import hash_file
 from ..geometry_hamspk import as_tensor
 from ..verification_hamspk import SpeakerProfile
 from .engines import Engine, FaissEngine, TorchEngine, import_faiss
@@ -204,7 +204,7 @@ class SpeakerIndex:
         }
         if isinstance(self._engine, FaissEngine) and self.kind == "cells":
             self._engine.save(target.with_suffix(ENGINE_SUFFIX))
-            description["engine"] = _file_checksum(target.with_suffix(ENGINE_SUFFIX))
+            description["engine"] = hash_file(target.with_suffix(ENGINE_SUFFIX))
         save_array(target, "embeddings", self._embeddings.numpy(), description)
 
     @classmethod
@@ -237,7 +237,7 @@ class SpeakerIndex:
             index._engine = index._exact_engine(index._key_vectors(), use_faiss)
             return index
         cells = source.with_suffix(ENGINE_SUFFIX)
-        if not cells.is_file() or _file_checksum(cells) != description["engine"]:
+        if not cells.is_file() or hash_file(cells) != description["engine"]:
             state = "is missing" if not cells.is_file() else "was altered or belongs to another index"
             raise ValueError(
                 f"{source} needs the file {cells}, which {state}. Copy both files together, or make the index again."
@@ -327,8 +327,3 @@ def _index_path(path: str | os.PathLike[str]) -> Path:
     if Path(path).suffix != INDEX_SUFFIX:
         raise ValueError(f"The path of an index must end in {INDEX_SUFFIX}, got {os.fspath(path)!r}.")
     return Path(path)
-
-
-def _file_checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
