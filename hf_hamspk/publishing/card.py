@@ -66,8 +66,6 @@ def _measurements(facts: CardFacts) -> dict[str, Any]:
     notes = [
         f"{names[name]}: {one.note}" for name, one in facts.about.trial_lists.items() if one.note and name in lists
     ]
-    speed = dict(facts.about.speed) if facts.evaluation is None else measured(facts.evaluation, "speed")
-    speed = speed | facts.about.speed
     return {
         "result_head": result_head(lists),
         "result_rows": result_rows(lists, names),
@@ -79,7 +77,7 @@ def _measurements(facts: CardFacts) -> dict[str, Any]:
         "point_flaws": point_flaws(facts.verification),
         "calibrated_on": _calibrated_on(facts.verification),
         "list_point_rows": point_rows_of_lists(lists),
-        "speed_rows": [[cell(key.replace("_", " ")), cell(value)] for key, value in speed.items()],
+        "speed_rows": [[cell(key.replace("_", " ")), cell(value)] for key, value in facts.about.speed.items()],
     }
 
 

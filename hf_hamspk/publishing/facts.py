@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -292,7 +293,7 @@ def measure_weights(files: list[Path]) -> dict[str, int]:
             with safe_open(path, "np") as file:
                 for name in file.keys():  # noqa: SIM118
                     if not name.startswith(_HEAD):
-                        numbers += _product(file.get_slice(name).get_shape())
+                        numbers += math.prod(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     return {"numbers": numbers, "bytes": sum(path.stat().st_size for path in files)}
@@ -304,10 +305,3 @@ def _count_rows(path: Path) -> int:
             return file.get_slice("embeddings").get_shape()[0]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a cohort: {error}") from error
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
