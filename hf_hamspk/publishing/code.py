@@ -9,6 +9,7 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_hamspk import HamSpkConfig
+from ..folders.writing import write_atomically
 from ..loading.models import quiet_transformers
 from ..modeling_hamspk import HamSpkModel
 from ..pipeline_hamspk import announce_pipeline
@@ -71,7 +72,7 @@ def renew_code(folder: Path) -> list[str]:
     code = travelling_code(folder)
     for name in code.changed:
         content = dump_config(code.config) if name == CONFIG_FILE else code.files[name].read_bytes()
-        (folder / name).write_bytes(content)
+        write_atomically(folder / name, lambda path, content=content: path.write_bytes(content))
     return code.changed
 
 
