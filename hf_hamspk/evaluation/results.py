@@ -197,11 +197,8 @@ class EvaluationRecord:
         """
         path = Path(folder) / EVALUATION_FILE
         remarks: list[str] = []
-        if path.exists():
-            try:
-                earlier = EvaluationRecord.read(path)
-            except ValueError as error:
-                raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
+        earlier = _read_earlier(path)
+        if earlier is not None:
             if earlier.fingerprint == self.fingerprint:
                 remarks = self._take_in(earlier)
             else:
@@ -239,19 +236,22 @@ def check_record_folder(folder: Path) -> None:
     Raises:
         ValueError: `evaluation.json`, `report.html` or a plot was not written by this package.
     """
-    path = folder / EVALUATION_FILE
-    plots: Mapping[str, str] = {}
-    if path.exists():
-        try:
-            plots = EvaluationRecord.read(path).plots
-        except ValueError as error:
-            raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
-    files = {folder / REPORT_FILE: "an evaluation report"}
-    if (folder / PLOT_FOLDER).is_dir():
-        drawn = [file for file in (folder / PLOT_FOLDER).iterdir() if _DRAWN.fullmatch(file.name)]
-        files |= {file: "a plot" for file in drawn if file.name not in plots}
-    for file, kind in files.items():
-        check_replaceable(file, is_report_file if file.name == REPORT_FILE else is_plot_file, kind)
+    earlier = _read_earlier(folder / EVALUATION_FILE)
+    plots = {} if earlier is None else earlier.plots
+    check_replaceable(folder / REPORT_FILE, is_report_file, "an evaluation report")
+    for file in (folder / PLOT_FOLDER).iterdir() if (folder / PLOT_FOLDER).is_dir() else ():
+        if _DRAWN.fullmatch(file.name) and file.name not in plots:
+            check_replaceable(file, is_plot_file, "a plot")
+
+
+def _read_earlier(path: Path) -> EvaluationRecord | None:
+    """Return the record that is about to be replaced; None if it does not exist. Raise if another program wrote it."""
+    if not path.exists():
+        return None
+    try:
+        return EvaluationRecord.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:
