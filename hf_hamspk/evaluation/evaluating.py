@@ -222,14 +222,13 @@ def evaluate(
     """
     settings = EvaluationSettings() if settings is None else settings
     lists = read_lists(trials, audio_root, enrolment)
-    roots = roots_of_lists(lists, audio_root)
     model = given_model(model)
     other = None if compare is None else given_model(compare)
-    results = measure_lists(model, lists, roots, settings)
+    results = measure_lists(model, lists, audio_root, settings)
     record = EvaluationRecord.of_model(model)
     record.lists = {name: result.record for name, result in results.items()}
     if other is not None:
-        _add_comparison(results, other, roots, settings)
+        _add_comparison(results, other, audio_root, settings)
     return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
 
 
@@ -255,8 +254,8 @@ def measure_lists(
     for root in dict.fromkeys(roots.values()):
         own = {name: trials for name, trials in lists.items() if roots[name] == root}
         files = sorted({file for trials in own.values() for file in trials.files})
-        options: dict[str, Any] = {"measure": measure, "channel": settings.channel, "vad": vad}
-        embedded = embed_files(model, files, root, settings.protocol, settings.progress, **options)
+        options = settings.protocol, settings.progress, measure
+        embedded = embed_files(model, files, root, *options, channel=settings.channel, vad=vad)
         results |= {name: evaluate_list(model, trials, embedded, settings) for name, trials in own.items()}
     return {name: results[name] for name in lists}
 
@@ -371,6 +370,7 @@ class _Measuring:
     Attributes:
         settings: settings of the evaluation.
         points: operating points of the calibration, for log-likelihood ratios.
+        ratios: whether the scores are log-likelihood ratios.
     """
 
     settings: EvaluationSettings
