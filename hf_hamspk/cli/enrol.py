@@ -22,6 +22,7 @@ from .options import (
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
+    from ..audio_hamspk import Channel
     from ..modeling_hamspk import HamSpkModel
 
 SPEAKERS, SESSIONS = "speakers", "sessions"
@@ -161,11 +162,12 @@ def _split_folder(folder: str, subfolders: str | None) -> dict[str, list[str]]:
             )
         return groups
     if subfolders is None and len(places) > 1:
-        named = ", ".join(sorted(name for name in places if name)[:SUBFOLDERS_NAMED])
+        names = sorted(name for name in places if name)
+        named = ", ".join(names[:SUBFOLDERS_NAMED]) + (", ..." if len(names) > SUBFOLDERS_NAMED else "")
         raise ValueError(
-            f"{folder} has recordings in several places (sub-folders {named}{', ...' if len(places) > 4 else ''}). If "
-            "each sub-folder is a speaker, add `--subfolders speakers` for one profile each. If all recordings are "
-            "from one speaker, add `--subfolders sessions`."
+            f"{folder} has recordings in several places (sub-folders {named}). If each sub-folder is a speaker, add "
+            "`--subfolders speakers` for one profile each. If all recordings are from one speaker, add `--subfolders "
+            "sessions`."
         )
     return {clean_speaker(Path(folder).resolve().name): files}
 
@@ -177,8 +179,10 @@ def run(arguments: argparse.Namespace) -> int:
     speakers = arguments.speakers
     model, folder = load_model(arguments.model, arguments.device), Path(arguments.profiles)
     folder.mkdir(parents=True, exist_ok=True)
-    options = given_options(arguments, "combine", "channel")
-    used = {name: _enrol_speaker(model, name, files, folder, dict(options)) for name, files in speakers.items()}
+    options = given_options(arguments, "combine")
+    used = {
+        name: _enrol_speaker(model, name, files, folder, arguments.channel, options) for name, files in speakers.items()
+    }
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
     summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
@@ -190,12 +194,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if enrolled < len(used) else 0
 
 
-def _enrol_speaker(model: "HamSpkModel", name: str, files: list[str], folder: Path, options: dict) -> int:
+def _enrol_speaker(
+    model: "HamSpkModel", name: str, files: list[str], folder: Path, channel: "Channel", options: dict
+) -> int:
     """Enrol a speaker, and return the number of recordings used, which is 0 if there was not enough speech."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
 
-    sounds, rate, channel = [], model.config.sampling_rate, options.pop("channel", None)
+    sounds, rate = [], model.config.sampling_rate
     for file in files:
         try:
             # `model.enrol` uses the same labels in its warnings.

@@ -103,5 +103,5 @@ def test_sub_folders_are_not_taken_for_one_speaker(hamspk, refusal, voices, mode
     for name in ("people", "team"):
         assert SpeakerProfile.load(tmp_path / "profiles" / f"{name}.safetensors").utterances == 2
     shutil.copy(voices / "a.wav", tmp_path / "people")
-    assert "has recordings in several places" in refusal(*words)
+    assert "has recordings in several places (sub-folders anna, carl)." in refusal(*words)
     assert "lies in no sub-folder" in refusal(*words, "--subfolders", "speakers")
