@@ -151,9 +151,9 @@ def run(arguments: argparse.Namespace) -> int:
     enrolment: Any = arguments.enrolment
     if Path(enrolment[0]).suffix == PROFILE_EXTENSION:
         enrolment = enrolment[0]
-    combine = given_options(arguments, "combine", "channel")
+    options = given_options(arguments, "combine", "channel")
     if arguments.save_profile is not None:
-        enrolment = model.enrol(enrolment, **combine)
+        enrolment = model.enrol(enrolment, **options)
         enrolment.save(arguments.save_profile)
         if not arguments.json:
             print(f"profile written to {arguments.save_profile}, from {sum(enrolment.seconds):.1f} s of speech")
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"warning: {warning}")
     if arguments.test is None:
         return 0
-    options = combine | given_options(arguments, "threshold") | _operating_point(arguments)
+    options |= given_options(arguments, "threshold") | _operating_point(arguments)
     answer = model.verify(enrolment, arguments.test, **options)
     print(json.dumps(answer.to_dict(), indent=2) if arguments.json else format_verification(answer, model, arguments))
     return 0

@@ -184,11 +184,11 @@ def paired_test(
 
     The limits of the interval are two of the sorted differences, so that p-value and interval always agree.
 
-    The p-value is the smallest significance level at which the interval of the difference excludes 0. Two
-    shares of the replicates are computed: the share with a difference at or below 0, and the share with a difference
-    at or above 0. The p-value is twice the smaller share. One is added to the numerator and to the denominator of this
-    share, so that the p-value is never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997,
-    sections 4.4 and 5.4).
+    The p-value is the smallest significance level at which the interval of the difference excludes 0. Two shares of the
+    replicates are computed: the share with a difference at or below 0, and the share with a difference at or above 0.
+    The p-value is twice the smaller share. One is added to the numerator and to the denominator of this share, so that
+    the p-value is never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and
+    5.4).
 
     Args:
         first: shape `(N,)`, finite scores of the first system.

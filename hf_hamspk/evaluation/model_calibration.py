@@ -210,8 +210,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         metadata: CSV file for `read_metadata`, or a mapping from each file to its columns. The column `speaker_id`
             contains the speaker of the file. None infers the speakers from the file names.
         cohort: folder or CSV file for `find_cohort` with recordings of a few hundred other speakers, or a `Cohort` of
-            this model; None uses the model's cohort, if it has one. If files are given, speakers who
-            occur in the trials are left out of the cohort.
+            this model; None uses the model's cohort, if it has one. If files are given, speakers who occur in the
+            trials are left out of the cohort.
         cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries each number in `TOPS`.
@@ -226,7 +226,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
 
     Raises:
         ValueError: a list or file is missing, an option is unknown, there are too few pairs or speakers, a
-            normalisation lacks its cohort, or the model does not tell these speakers apart. The model is not changed.
+            normalisation lacks its cohort, the model does not tell these speakers apart, or all default operating
+            points are left out. The model is not changed.
     """
     choices = _check_choices(normalisation, quality)
     given = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)
@@ -296,7 +297,7 @@ def choose_calibration(
         prior: prior probability of a target trial for which the fit is optimal (see `logistic_regression`).
 
     Raises:
-        ValueError: there are too few pairs or speakers, an option is unknown, a normalisation lacks its cohort, or the
+        ValueError: there are too few pairs or speakers, an option is unknown, a normalisation lacks its cohort, the
             model does not tell these speakers apart, or all default operating points are left out.
     """
     groups = _check_choices(normalisation, quality)

@@ -1,4 +1,4 @@
-"""Replacement of the code files in a model folder by the code of the installed package, before an upload."""
+"""Code files of the installed package that a model folder needs, for an upload and after a calibration."""
 
 import json
 from collections.abc import Mapping
