@@ -143,7 +143,7 @@ class CalibrationReport(ChosenCalibration):
         if len(self.candidates) == 1:
             return "* marks the setting of the calibration."
         best = min(self.candidates, key=lambda candidate: candidate.fitted.cost)
-        if self.chosen is best:
+        if not self.chosen.fitted.cost > best.fitted.cost:
             return "* marks the chosen setting, which has the smallest Cllr."
         if len(self.chosen.setting.features) > len(best.setting.features):
             return f"* marks the requested setting. {best.setting} has a smaller Cllr."
