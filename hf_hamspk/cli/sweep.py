@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if found.failures:
         skipped = found.record.sweeps[found.name]["skipped"]
-        print(f"{skipped} trials skipped, because {len(found.failures)} files could not be read")
+        print(f"{len(found.failures)} files could not be used; {skipped} trials skipped in all conditions")
     write_and_tell(found, arguments.model, arguments.output)
     return 0
 

@@ -64,7 +64,7 @@ class Sweep:
         record: content of `evaluation.json`.
         name: name of the trial list.
         points: maps each kind of condition, and each column of `group_by`, to its points.
-        failures: maps each unreadable file to the reason.
+        failures: maps each file that could not be used, in all or in some conditions, to the reason.
     """
 
     record: EvaluationRecord
@@ -181,7 +181,7 @@ class ConditionSweep:
 
     Attributes:
         trials: trials whose files can be read.
-        failures: maps each unreadable file to the reason.
+        failures: maps each file that could not be used, in all or in some conditions, to the reason.
 
     Raises:
         ValueError: no target or no impostor trial remains, or the speakers in the table do not match the list.
@@ -218,8 +218,7 @@ class ConditionSweep:
         """
         if condition.change is None and self._unchanged is not None:
             return self._unchanged
-        scores = self._scores(condition)
-        point = self._point(condition.label, condition.value, scores, np.ones(len(scores), dtype=bool))
+        point = self._point(condition.label, condition.value, *self._scores(condition))
         if condition.change is None:
             self._unchanged = point
         return point
@@ -238,7 +237,7 @@ class ConditionSweep:
         Raises:
             ValueError: the metadata does not contain the column.
         """
-        scores = self._scores(Condition("as it is", None))
+        scores, _ = self._scores(Condition("as it is", None))
         masks = group_trials(self.trials, metadata, [column])
         sides = [
             np.array([metadata.get(name, {}).get(column, "") for name in names])
@@ -249,10 +248,11 @@ class ConditionSweep:
         masks[f"different {column}"] = known & (sides[0] != sides[1])
         return [self._point(label, None, scores, mask) for label, mask in masks.items() if mask.any()]
 
-    def _scores(self, condition: Condition) -> NDArray[np.float64]:
+    def _scores(self, condition: Condition) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return the scores of the trials, and a mask of the trials whose test recording could be embedded."""
         table, enrolment, test = trial_rows(self.trials, self._clean)
         if condition.change is None:
-            return score_pairs(self.model, table, enrolment, test)
+            return score_pairs(self.model, table, enrolment, test), np.ones(len(test), dtype=bool)
         changed: EmbeddedFiles = embed_files(
             self.model,
             sorted(set(self.trials.test)),
@@ -261,10 +261,12 @@ class ConditionSweep:
             change=lambda name, waveform: condition.apply(waveform, self.model.config.sampling_rate, name),
         )
         row = {name: len(table) + i for i, name in enumerate(changed.embeddings)}
-        test = np.array([row[name] for name in self.trials.test])
-        return score_pairs(
-            self.model, torch.cat([table, *(e[None] for e in changed.embeddings.values())]), enrolment, test
-        )
+        test = np.array([row.get(name, -1) for name in self.trials.test])
+        table = torch.cat([table, *(e[None] for e in changed.embeddings.values())])
+        self.failures.update(changed.failures)
+        scores, usable = np.full(len(test), np.nan), test >= 0
+        scores[usable] = score_pairs(self.model, table, enrolment[usable], test[usable])
+        return scores, usable
 
     def _point(
         self, label: str, value: float | None, scores: NDArray[np.float64], mask: NDArray[np.bool_]

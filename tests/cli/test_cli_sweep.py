@@ -7,6 +7,7 @@ import soundfile
 from tiny_models import RATE
 
 from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.evaluation import sweeps
 from hf_hamspk.evaluation.trials import read_trials
 from hf_hamspk.evaluation.verification import embed_files, verify_trials
 from hf_hamspk.loading.models import load_model
@@ -57,6 +58,21 @@ def test_sweep(hamspk, model_folder, corpus, tmp_path):
     hamspk(*(again if word == tmp_path / "out" else word for word in words))
     assert (again / "evaluation.json").read_bytes() == (tmp_path / "out" / "evaluation.json").read_bytes()
     assert '<td class="text">duration: 1 s</td>' in (again / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_recording_that_cannot_be_embedded_under_a_condition_is_left_out(model_folder, corpus, monkeypatch):
+    def embed(*arguments, change=None, **options):
+        found = embed_files(*arguments, change=change, **options)
+        if change is not None:
+            del found.embeddings["s0/1.wav"]
+            found.failures["s0/1.wav"] = "needs more memory"
+        return found
+
+    monkeypatch.setattr(sweeps, "embed_files", embed)
+    found = sweeps.sweep(model_folder, corpus / "trials.txt", corpus, ["duration"], [1.0], replicates=0, progress=False)
+    (unchanged, short) = found.points["duration"]
+    assert [(point.trials, point.targets) for point in (unchanged, short)] == [(16, 4), (12, 3)]
+    assert found.failures == {"s0/1.wav": "needs more memory"}
 
 
 def test_bad_words(refusal, model_folder, corpus):
