@@ -1,9 +1,12 @@
 """Remove or replace the files that this package wrote, and keep all other files of a folder."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from .writing import hash_file
 
 EARLIER_CODE = frozenset(
     f"{name}.py"
@@ -115,16 +118,31 @@ def _old_folder(folder: Path) -> Path:
 
 
 def _take_over(old: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Move to `folder` the files of `old` that this package did not write, and remove the other files of `old`."""
+    """Move to `folder` the files of `old` that this package did not write, and remove the other files of `old`.
+
+    A moved file is renamed to `NAME.old-1` if `folder` contains a file with this name and other content.
+    """
     if old.is_symlink():
         old.unlink()
         return
-    for name in list(files_in(old)):
-        if not is_ours(name) and not os.path.lexists(folder / name):
+    # In this order, files that were renamed earlier keep their names.
+    for name in sorted(files_in(old), reverse=True):
+        if not is_ours(name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(old / name, folder / name)
+            os.replace(old / name, _free_place(folder / name, old / name))
     # Folders that held only moved files are empty now.
     for parent, _, _ in os.walk(old, topdown=False):
         if not os.listdir(parent):
             os.rmdir(parent)
     remove_own_files(old, is_ours)
+
+
+def _free_place(wanted: Path, file: Path) -> Path:
+    """Return `wanted`, or a name beside it, at which moving `file` there overwrites no other content."""
+    others = (wanted.with_name(f"{wanted.name}.old-{number}") for number in itertools.count(1))
+    return next(path for path in itertools.chain([wanted], others) if not os.path.lexists(path) or _same(path, file))
+
+
+def _same(first: Path, second: Path) -> bool:
+    regular = all(path.is_file() and not path.is_symlink() for path in (first, second))
+    return regular and hash_file(first) == hash_file(second)

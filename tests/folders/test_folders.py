@@ -172,6 +172,26 @@ def test_an_interrupted_replacement_is_completed(tmp_path, monkeypatch, renamed)
     assert found["config.json"] == (b"old config.json" if renamed == 1 else b"new config.json")
 
 
+def test_a_file_that_a_new_folder_has_too_is_kept_and_stops_no_replacement(tmp_path):
+    """A subclass of a model brings its own module into the folder."""
+    fill(tmp_path / "best", ["mine.py", "link.py"], "first")
+    (tmp_path / "best" / "link").symlink_to("nowhere")
+    for text in ("second", "third", "third", "third"):
+        fill(tmp_path / "new", ["mine.py", "config.json", "link"], text)
+        replace_folder(tmp_path / "new", tmp_path / "best", is_model_file)
+        assert os.listdir(tmp_path) == ["best"]
+    assert tree(tmp_path / "best") == {
+        "mine.py": b"third mine.py",
+        "mine.py.old-1": b"first mine.py",
+        "mine.py.old-2": b"second mine.py",
+        "link": b"third link",
+        "link.old-2": b"second link",
+        "link.py": b"first link.py",
+        "config.json": b"third config.json",
+    }
+    assert os.readlink(tmp_path / "best" / "link.old-1") == "nowhere"
+
+
 def test_a_linked_folder_is_left_alone(tmp_path):
     fill(tmp_path / "archive", OURS, "kept")
     before = tree(tmp_path / "archive")
