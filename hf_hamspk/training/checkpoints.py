@@ -48,11 +48,11 @@ EXTENSION_HINT = (
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+_UNFINISHED_FILE = re.compile(r"(?:metrics\.jsonl|recipe\.yaml|files\.json|epoch-\d{4,}\.safetensors)\.\d+\.tmp|\.new")
 # Names of the files that `Accelerator.save_state` writes, of `Callbacks.save`, and of this module.
 _CHECKPOINT_FILE = re.compile(
     r"(?:model|pytorch_model)(?:_\d+)?\.(?:safetensors|bin)|(?:optimizer|scheduler|sampler)(?:_\d+)?\.bin|scaler\.pt|"
-    r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json|"
-    r"trainer_state\.json"
+    r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json|trainer_state\.json"
 )
 # Parts of the messages of the errors that `torch.save` raises if a file cannot be written.
 _WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "file write failed", "iostream error")
@@ -145,17 +145,10 @@ def tidy_run(output_dir: Path) -> None:
     remove_own_files(home / ".unfinished", is_checkpoint_file)
     for old in home.glob(".step-*.old"):
         restore_folder(home / old.name.removeprefix(".").removesuffix(".old"), is_checkpoint_file)
-    for folder in (output_dir, output_dir / "epochs"):
-        for path in [*folder.glob("*.tmp"), *folder.glob(".new")]:
-            if is_run_temporary(path.name):
+    for place in ("*.tmp", "epochs/*.tmp", "epochs/.new"):
+        for path in output_dir.glob(place):
+            if _UNFINISHED_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-
-
-def is_run_temporary(name: str) -> bool:
-    """Return whether an unfinished file of a training run can have this name."""
-    base = re.sub(r"\.\d+\.tmp$", "", name)
-    known = base in (METRICS_FILE, RECIPE_COPY, LIST_FILE) or _EPOCH_FILE.fullmatch(base) is not None
-    return name == ".new" or (base != name and known)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

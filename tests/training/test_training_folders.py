@@ -206,9 +206,11 @@ def test_unfinished_files_of_a_killed_run_are_removed(tmp_path):
         (tmp_path / name).write_text("half")
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "config.json").write_text("{}")
-    (tmp_path / "thesis.4711.tmp").write_text("mine")
+    mine = ("thesis.4711.tmp", ".new", "epochs/notes.tmp", "checkpoints/.new")
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     tidy_run(tmp_path)
-    assert set(tree(tmp_path)) == {*before, "last/config.json", "thesis.4711.tmp"}
+    assert set(tree(tmp_path)) == {*before, "last/config.json", *mine}
 
 
 def test_garbage_in_the_metrics_is_removed(tmp_path):
