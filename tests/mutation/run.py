@@ -1,6 +1,6 @@
 """Mutation testing: draws random mutants of modules, runs the tests named for each module, and lists the survivors.
 
-    python tests/mutation/run.py FOLDER                    # more than 300 mutants in 17 modules
+    python tests/mutation/run.py FOLDER                    # more than 300 mutants in 18 modules
     python tests/mutation/run.py FOLDER --modules losses   # only modules whose path contains "losses"
     python tests/mutation/run.py FOLDER --count 1          # one mutant of each module: a smoke test
     python tests/mutation/run.py FOLDER --again            # test the survivors again, after tests were added
