@@ -158,20 +158,19 @@ HOSTILE = [
     with_backbone(hidden_size=65536, num_hidden_layers=1024),
 ]
 PROBE = """
-import json, resource, sys, time
+import json, resource, sys
 from hf_hamspk.loading.models import load_model
 load_model(sys.argv[1])
 base, answers = json.load(open(sys.argv[1] + "/config.json")), []
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for change in json.load(open(sys.argv[2])):
     json.dump(base | change, open(sys.argv[1] + "/config.json", "w"))
-    started = time.process_time()
     try:
         load_model(sys.argv[1])
         said = ""
     except ValueError as error:
         said = str(error)
-    answers.append((said, time.process_time() - started))
+    answers.append(said)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(json.dumps({"answers": answers, "grown_kilobytes": grown}))
 """
@@ -185,7 +184,7 @@ def test_hostile_configurations_are_refused_without_taking_memory(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for change, (said, _) in zip(HOSTILE, found["answers"], strict=True):
+    for change, said in zip(HOSTILE, found["answers"], strict=True):
         assert said and "\n" not in said.strip(), (str(change)[:200], said)
     assert found["grown_kilobytes"] < 200_000
 
