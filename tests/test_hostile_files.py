@@ -1,7 +1,6 @@
 """Hostile JSON and YAML through every reader: a result or one short sentence, and never another error."""
 
 import copy
-import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tiny_models import tiny_config
@@ -160,7 +158,7 @@ def config_folder(path: Path) -> Any:
             raise
         return HamSpkConfig.from_pretrained(path.parent)
     except StrictDataclassError as error:  # the strict configurations of transformers; commands print it as an error
-        raise ValueError(str(error)[:LONGEST_MESSAGE]) from error
+        raise ValueError(str(error)) from error
 
 
 READERS: dict[str, tuple[dict, Callable[[Path], Any], bool]] = {
@@ -174,16 +172,11 @@ READERS: dict[str, tuple[dict, Callable[[Path], Any], bool]] = {
     "any object": (FACTS, read_json_object, False),
     "ONNX": (ONNX, lambda p: OnnxDescription.from_metadata({METADATA_KEY: p.read_text("latin-1")}, "m.onnx"), False),
     "configuration": (json.loads(tiny_config().to_json_string()), config_folder, False),
-}
-YAML_READERS: dict[str, tuple[dict, Callable[[Path], Any], bool]] = {
     "recipe": (RECIPE, lambda path: read_recipe([str(path)]), True),
     "recipe in a card": (RECIPE, read_public_recipe, True),
     "about": (ABOUT, About.read, True),
     "other project": (RECIPE, read_yaml, True),
 }
-# The reader of YAML that refuses deep files is in this room.
-if importlib.util.find_spec("hf_hamspk.files") is not None:
-    READERS |= YAML_READERS
 
 
 @pytest.mark.slow
@@ -203,6 +196,8 @@ def test_hostile_files_are_read_or_refused_in_one_sentence(name, tmp_path):
             refused += 1
             assert len(str(error)) <= LONGEST_MESSAGE, f"{path}: {str(error)[:300]} ..."
             assert str(error).strip(), path
+            # The messages of PyYAML show the place of the error in lines of their own.
+            assert as_yaml or "\n" not in str(error), path
         except Exception as error:
             pytest.fail(f"{path}: {type(error).__name__}: {str(error)[:300]}")
     assert refused >= FILES_PER_READER / 4
@@ -214,4 +209,3 @@ def test_the_unchanged_file_is_read(name, tmp_path):
     path = tmp_path / ("file.yaml" if as_yaml else "file.json")
     path.write_text(yaml.safe_dump(document) if as_yaml else json.dumps(document))
     assert read(path) is not None
-    torch.manual_seed(0)
