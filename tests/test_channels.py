@@ -13,7 +13,7 @@ from tiny_models import save_calibrated_model
 from transformers import pipeline
 
 import hf_hamspk.loading.models
-from hf_hamspk import HamSpkModel
+from hf_hamspk import HamSpkModel, SpeakerProfile
 from hf_hamspk.__main__ import main
 from hf_hamspk.audio_hamspk import CHANNELS, MOST_CHANNELS, QUIET_DB, InputError, Limits, choose_channel, read_sound
 from hf_hamspk.cli import options
@@ -150,15 +150,18 @@ def test_every_door_reads_the_channel(channel, loaded, folder, files, tmp_path, 
     answer = json.loads(command("verify", folder, call, call, "--channel", channel, "--json"))
     assert answer["score"] == pytest.approx(expected["score"], abs=1e-6) and answer["warnings"] == expected["warnings"]
     command("enrol", folder, call, "--name", "anna", "--profiles", tmp_path / "profiles", "--channel", channel)
+    enrolled = SpeakerProfile.load(tmp_path / "profiles" / "anna.safetensors")
+    assert torch.equal(enrolled.embedding, profile.embedding)
     found = command("identify", folder, call, "--profiles", tmp_path / "profiles", "--channel", channel, "--json")
     assert json.loads(found)[call]["candidates"][0]["score"] == pytest.approx(1, abs=1e-5)
     command("embed", folder, call, "--output", tmp_path / "out.npz", "--channel", channel)
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")[call], embedding[0].numpy(), atol=1e-5)
     trials = tmp_path / "trials.txt"
-    trials.write_text(f"1 {call} {call}\n0 {call} {other}\n")
+    trials.write_text(f"1 {call} {alone}\n0 {call} {other}\n")
     settings = EvaluationSettings(replicates=0, progress=False, channel=channel, calibrated=False)
     with pytest.raises(InputError, match="channel must be"):
         EvaluationSettings(channel="middle")
+    # The other files of the list have only one channel.
     if channel == "left":
         evaluated = evaluate(model, [trials], "/", settings).lists["trials"]
         assert evaluated.scores[0] == pytest.approx(1, abs=1e-5)
