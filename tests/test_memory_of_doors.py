@@ -58,7 +58,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from hf_hamspk import HamSpkModel
-from hf_hamspk.__main__ main
+from hf_hamspk.__main__ import main
 
 door, folder, work = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 ordinary = str(work / "ordinary" / "a" / "0.flac")
@@ -127,7 +127,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     before = peaks()
     globals()[door](work / sys.argv[5])
 print(json.dumps({"before": before, "after": peaks(), "outcomes": outcomes}))
-""".replace("hf_hamspk.__main__ main", "hf_hamspk.__main__ import main")
+"""
 
 
 @pytest.fixture(scope="module")
