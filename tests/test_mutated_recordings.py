@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +46,12 @@ def originals(folder: Path) -> list[bytes]:
     """Recordings of every format, and bombs."""
     found = [content for _, content in refused_bombs()]
     for case in CASES:
-        needs_av = case in NEEDING_AV
-        if case in NO_FILES or case.is_slow or (needs_av and not _has_av()):
+        if case in NO_FILES or case.is_slow or (case in NEEDING_AV and find_spec("av") is None):
             continue
         path = folder / case.name
         case.write(path)
         found.append(path.read_bytes())
     return found
-
-
-def _has_av() -> bool:
-    try:
-        import av
-    except ImportError:
-        return False
-    return av is not None
 
 
 def mutate(content: bytes, draw: np.random.Generator, others: list[bytes]) -> bytes:
