@@ -61,9 +61,9 @@ HOMES = {
 # `evaluate` copies this file elsewhere, where a relative import leads nowhere.
 BY_FULL_NAME = {"evaluation/speaker_verification.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
-# All travelling files together, further encoders not counted. The heads take plain arguments, which they check
-# themselves, so that they need no configuration; that took 60 lines. Useless operating points, numbers of any library,
-# and embeddings of other precisions and graphs are recognised wherever a model runs; that took 100 lines.
+# All travelling files together. The heads take plain arguments, which they check themselves, so that they need no
+# configuration; that took 60 lines. Useless operating points, numbers of any library, and embeddings of other
+# precisions and graphs are recognised wherever a model runs; that took 100 lines.
 # Memory and time are bounded wherever a model runs (total time of fetching, long recordings in pieces, threads that
 # embed at once); that took 95 lines.
 # Losses and embeddings are finite, and configurations in range, wherever a model runs; that took 35 lines. The binding
@@ -72,7 +72,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
 # The choice of a channel at every door, the warning about quiet recordings, the scaling to one level, and a separate
 # file for speech detection took 110; whispering, detectors of the caller and the detector of a calibration, 105.
 LONGEST_TRUNK = 5905
-# Names that several files define: the parts that every command has, and the logger of a module.
+# Names that several files define: the parts of a command, and the logger of a module.
 SHARED_NAMES = {"add_arguments", "check", "run", "logger"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
