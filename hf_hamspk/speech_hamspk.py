@@ -65,6 +65,8 @@ SHORTEST_WHISPER = 10
 SMOOTHED_FRAMES, CHANGE_DB = 5, 3.0
 # Longest pause that belongs to fluent speech, such as the closure of a plosive or a breath between words.
 LONGEST_PAUSE = 0.3
+# Seconds of a recording that are measured to weight its pieces; this bounds the computation for recordings of hours.
+MOST_WEIGHED = 600.0
 # Least number of consecutive equal samples, at the largest or smallest value, that indicates clipping.
 CLIPPED_RUN = 3
 
@@ -166,10 +168,16 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`, or 1 for each piece if no speech was measured in any."""
+    """Return the seconds of speech of each piece `(L,)`, or 1 for each piece if no speech was measured in any.
+
+    Of pieces of more than 600 s together, only the middle of each is measured, the same share of each and 600 s in all.
+    """
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
-        weights = [measure_speech(piece, sampling_rate).speech for piece in pieces]
+        share = min(1.0, MOST_WEIGHED * sampling_rate / sum(map(len, pieces)))
+        sizes = [int(len(piece) * share) for piece in pieces]
+        middles = [piece[(len(piece) - size) // 2 :][:size] for piece, size in zip(pieces, sizes, strict=True)]
+        weights = [measure_speech(middle, sampling_rate).speech for middle in middles]
     return weights if any(weights) else [1.0] * len(pieces)
 
 

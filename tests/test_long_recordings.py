@@ -18,7 +18,7 @@ from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.geometry_hamspk import mean_direction
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
-from hf_hamspk.speech_hamspk import measure_speech, speech_weights
+from hf_hamspk.speech_hamspk import MOST_WEIGHED, measure_speech, speech_weights
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,40 @@ def test_without_speech_all_pieces_count_alike(model, short_pieces):
     expected = mean_direction(model.embed_waveforms(np.array_split(noise, 3)))
     torch.testing.assert_close(model.embed_waveforms([noise])[0], expected)
     assert speech_weights([noise, noise], 4000) == [1.0, 1.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 40 * RATE), min_size=2, max_size=6))
+def test_the_speech_of_at_most_ten_minutes_is_measured(lengths):
+    """The same share in the middle of each piece, so that recordings of hours cost no more than those of 10 min."""
+    given_to = []
+
+    def measure(samples, rate):
+        given_to.append(samples)
+        return SimpleNamespace(speech=len(samples) / rate)
+
+    pieces = [np.arange(length, dtype=np.float32) for length in lengths]
+    with (
+        mock.patch("hf_hamspk.speech_hamspk.MOST_WEIGHED", 60.0),
+        mock.patch("hf_hamspk.speech_hamspk.measure_speech", measure),
+    ):
+        weights = speech_weights(pieces, RATE)
+    total = sum(lengths)
+    assert MOST_WEIGHED == 600.0 and len(given_to) == len(weights) == len(pieces)
+    assert sum(map(len, given_to)) <= 60 * RATE
+    for piece, middle in zip(pieces, given_to, strict=True):
+        assert len(middle) == (len(piece) if total <= 60 * RATE else int(len(piece) * (60 * RATE / total)))
+        if len(middle):
+            left, right = middle[0], len(piece) - 1 - middle[-1]
+            assert 0 <= right - left <= 1
+            np.testing.assert_array_equal(np.diff(middle), 1)
+
+
+def test_a_recording_of_hours_counts_the_pieces_with_speech(monkeypatch):
+    monkeypatch.setattr("hf_hamspk.speech_hamspk.MOST_WEIGHED", 4.0)
+    speech, silence = make_speech(1, 1, 4.0), np.zeros(4 * RATE, np.float32)
+    weights = speech_weights([speech, silence, speech], RATE)
+    assert weights[0] == weights[2] > 0.5 and weights[1] == 0
 
 
 def test_transformers_backbones_have_shorter_pieces():
