@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.corpora import is_table, read_table
+from ..files.corpora import base_folder, is_table, read_table
 from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.tables import split_segment
 from ..folders.recognising import check_replaceable, is_embeddings_file
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="FILES",
         help="audio files and folders to search for audio files, or one folder of shards from `hamspk prepare`, or one "
-        "CSV file with the column path and perhaps speaker_id, start and stop",
+        "list of recordings: a CSV file with the column path and perhaps speaker_id, start and stop; JSON lines as of "
+        "NeMo; or a Kaldi folder",
     )
     parser.add_argument(
         "--trials", nargs="+", metavar="LIST", default=[], help="trial lists whose recordings are embedded"
@@ -52,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audio-root",
         metavar="FOLDER",
-        help="base folder of the paths in the trial lists or the CSV file (default: the working directory for trial "
-        "lists, the folder of the CSV file)",
+        help="base folder of the paths in the trial lists or the list of recordings (default: the working directory "
+        "for trial lists, the folder of the list of recordings)",
     )
     add_table_arguments(parser)
     parser.add_argument(
@@ -202,7 +203,7 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     if len(arguments.files) == 1 and is_table(arguments.files[0]):
         table = Path(arguments.files[0])
         names, speakers = read_table(table, **table_columns(arguments), needs_speakers=False)
-        root = table.parent if arguments.audio_root is None else arguments.audio_root
+        root = base_folder(table) if arguments.audio_root is None else arguments.audio_root
         return lambda rate: AudioFiles(names, rate, root, speakers if speakers else None, arguments.channel), {}
     readers = [open_shards(name) for name in arguments.files]
     found = [reader for reader in readers if reader is not None]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files.corpora import is_table, read_table
+from ..files.corpora import base_folder, is_table, read_table
 from ..files.tables import clean_speaker, split_segment
 from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILES",
-        help="folders of recordings, one folder per speaker; or one CSV file with the columns path and speaker_id, and "
-        "perhaps start and stop",
+        help="folders of recordings, one folder per speaker; or one list of recordings: a CSV file with the columns "
+        "path and speaker_id, and perhaps start and stop; JSON lines as of NeMo; or a Kaldi folder",
     )
     parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
     parser.add_argument(
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "profile of all of them (default: an error if there are several)",
     )
     parser.add_argument(
-        "--audio-root", metavar="DIR", help="base folder of the paths in a CSV file (default: the folder of that file)"
+        "--audio-root", metavar="DIR", help="base folder of the paths in a list (default: the folder of the list)"
     )
     add_table_arguments(parser)
     parser.add_argument(
@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_channel_argument(parser)
     parser.epilog = (
         "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
-        "recordings of one speaker, and the folder name becomes the name of the speaker. A CSV file names the\n"
-        "speaker of each recording, and its columns start and stop select segments in seconds.\n"
+        "recordings of one speaker, and the folder name becomes the name of the speaker. A list of recordings names\n"
+        "the speaker of each recording, and its start and end times select segments in seconds.\n"
         "\n"
         "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
         "The exit code is 1 if a speaker was not enrolled. A profile is biometric data."
@@ -109,10 +109,10 @@ def _files_in(given: list[str]) -> list[str]:
 
 def _group_by_table(arguments: argparse.Namespace) -> dict[str, list[str]]:
     table = Path(arguments.files[0])
-    if not table.is_file():
+    if not table.exists():
         raise ValueError(f"File not found: {table}. Expected a CSV file with the columns path and speaker_id.")
     names, speakers = read_table(table, **table_columns(arguments))
-    root = table.parent if arguments.audio_root is None else Path(arguments.audio_root)
+    root = base_folder(table) if arguments.audio_root is None else Path(arguments.audio_root)
     groups: dict[str, list[str]] = {}
     for name, speaker in zip(names, speakers, strict=True):
         _check_name(speaker, f"The name of a speaker in {table}")

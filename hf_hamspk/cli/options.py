@@ -22,9 +22,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --audio-column and --speaker-column, the arguments of the commands that read a table of recordings."""
-    parser.add_argument("--audio-column", metavar="NAME", help="column of the paths in a CSV file (default: path)")
+    parser.add_argument("--audio-column", metavar="NAME", help="column of the paths in a table (default: path in CSV)")
     parser.add_argument(
-        "--speaker-column", metavar="NAME", help="column of the speakers in a CSV file (default: speaker_id)"
+        "--speaker-column", metavar="NAME", help="column of the speakers in a table (default: speaker_id in CSV)"
     )
 
 

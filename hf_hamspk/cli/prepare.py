@@ -30,6 +30,9 @@ _PREPARE_EPILOG = (
     "  a zip or tar archive, or the first part of a split archive (vox2_dev_aac_partaa; the other parts must be in\n"
     "    the same folder)\n"
     "  a CSV file with the columns path and speaker_id; its columns start and stop select segments in seconds\n"
+    "  JSON lines as of NeMo (audio_filepath, label or speaker, offset, duration)\n"
+    "  a Kaldi folder (wav.scp, utt2spk, perhaps segments); commands in wav.scp are refused and never run\n"
+    "  an audio folder of the package datasets with metadata.csv or metadata.jsonl (file_name, speaker_id)\n"
     "  Parquet files, or a data set that the package datasets can load from a folder or from the Hub\n"
     "\n"
     "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
@@ -43,7 +46,7 @@ _PREPARE_EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk prepare`."""
     parser.add_argument(
-        "sources", nargs="*", metavar="SOURCE", help="folder, archive, CSV file or data set (see below)"
+        "sources", nargs="*", metavar="SOURCE", help="folder, archive, list of recordings or data set (see below)"
     )
     parser.add_argument("output", metavar="OUTPUT", help="folder for the shards")
     add = parser.add_argument
@@ -62,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="level of the folder that names the speaker, counted from 1, for --layout folders (default: 1)",
     )
-    add("--audio-root", metavar="DIR", help="base folder of the paths in a CSV file (default: the folder of that file)")
+    add("--audio-root", metavar="DIR", help="base folder of the paths in a list (default: the folder of the list)")
     add(
         "--audio-column",
         metavar="NAME",
-        help="column of the recordings (default: path in a CSV file, the audio column of a data set)",
+        help="column of the recordings (default: the usual one of the format, such as path in CSV)",
     )
     add("--speaker-column", metavar="NAME", help="column of the speakers (default: speaker_id)")
     add("--split", metavar="NAME", help="split of a data set (default: train)")

@@ -14,15 +14,13 @@ import numpy as np
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, load_from_disk
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
+from ..files.corpora import SPEAKER_COLUMNS, choose_column
 from ..files.tables import clean_speaker
 from .audio import SAMPLING_RATE, read_utterance
 from .dataset import CorpusUtterances
 
 AUDIO_COLUMNS = ("audio", "path")
-"""Columns that are tried in this order if the column of the arguments does not exist."""
-
-SPEAKER_COLUMNS = ("speaker_id", "speaker", "label")
-"""Columns that are tried in this order if the column of the arguments does not exist."""
+"""Usual columns of audio, in the order in which they are tried."""
 
 PROBED_ROWS = 4
 """Number of rows that are read when a data set is opened. If all of them are unusable, the data set is refused."""
@@ -73,31 +71,25 @@ class Columns:
         return path if isinstance(path, str) and path else f"row {number}"
 
 
-def find_columns(columns: Iterable[str], audio: str, speaker: str, features: Mapping[str, Any] | None) -> Columns:
+def find_columns(
+    columns: Iterable[str], audio: str | None, speaker: str | None, features: Mapping[str, Any] | None
+) -> Columns:
     """Find the columns of audio and speakers of a data set.
 
     Args:
         columns: names of all columns.
-        audio: expected column of audio. If it does not exist, the first of `AUDIO_COLUMNS` that exists is used.
-        speaker: expected column of speakers. If it does not exist, the first of `SPEAKER_COLUMNS` that exists is used.
+        audio: column of audio; None uses the first of `AUDIO_COLUMNS` that exists.
+        speaker: column of speakers; None uses the first of `SPEAKER_COLUMNS` that exists.
         features: features of the data set by column; None if unknown.
 
     Raises:
         ValueError: there is no such column. The message names the columns.
     """
-    there = list(columns)
-    found = []
-    for wanted, others, argument in (
-        (audio, AUDIO_COLUMNS, "audio_column"),
-        (speaker, SPEAKER_COLUMNS, "speaker_column"),
-    ):
-        match = next((name for name in (wanted, *others) if name in there), None)
-        if match is None:
-            raise ValueError(
-                f"The data set has no column {wanted!r}. Its columns are [{', '.join(map(repr, there))}]. Name the "
-                f"right column with {argument}."
-            )
-        found.append(match)
+    known = list(columns)
+    found = (
+        choose_column(audio, AUDIO_COLUMNS, known, "The data set", "audio_column"),
+        choose_column(speaker, SPEAKER_COLUMNS, known, "The data set", "speaker_column"),
+    )
     feature = None if features is None else features.get(found[1])
     return Columns(found[0], found[1], list(feature.names) if isinstance(feature, ClassLabel) else None)
 
@@ -131,8 +123,8 @@ class DatasetUtterances(CorpusUtterances):
     def __init__(
         self,
         dataset: Dataset,
-        audio_column: str = "audio",
-        speaker_column: str = "speaker_id",
+        audio_column: str | None = None,
+        speaker_column: str | None = None,
         sampling_rate: int = SAMPLING_RATE,
         min_duration: float = SHORTEST_SECONDS,
         cache_bytes: int = 0,

@@ -1,6 +1,7 @@
 """Load corpora as a `datasets.Dataset` with the columns `path` and `speaker`.
 
-A corpus is a CSV file or a folder `speaker/.../utterance.flac` as in VoxCeleb. The dataset is built in memory, so no
+A corpus is a list of recordings (see `files.corpora`) or a folder `speaker/.../utterance.flac` as in VoxCeleb. The
+dataset is built in memory, so no
 cache files are written. Its columns are plain strings, because an audio column would need torchcodec and FFmpeg. A
 segment of a recording is a path with a media fragment (see `files.tables`).
 """
@@ -19,7 +20,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
-from ..files.corpora import read_table
+from ..files.corpora import base_folder, find_list, is_table, read_table
 from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.same import SharedRecording, describe_shared, find_shared
 from ..files.tables import clean_speaker, split_segment
@@ -107,22 +108,23 @@ class CorpusReport:
 def load_corpus(
     source: str | os.PathLike[str],
     audio_root: str | os.PathLike[str] | None = None,
-    audio_column: str = "path",
-    speaker_column: str = "speaker_id",
+    audio_column: str | None = None,
+    speaker_column: str | None = None,
 ) -> Dataset:
     """Read the paths and speakers of a corpus. Audio files are not opened.
 
     The remarks of `CorpusListing.remarks` are logged as warnings.
 
     Args:
-        source: CSV file in UTF-8 with a header, or a folder as in VoxCeleb. The cells of the file are separated by
-            commas, semicolons, tabs or bars. Columns with start and end times (see `files.tables`) select segments. In
-            a folder, each sub-folder is a speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an
-            utterance. The utterances are sorted by path. Each sub-folder is visited once, even if links lead to it.
-        audio_root: base folder of the paths in a CSV file; None uses the folder of the CSV file. It is ignored if
-            `source` is a folder.
-        audio_column: name of the CSV column with the paths.
-        speaker_column: name of the CSV column with the speakers.
+        source: list of recordings (CSV file, JSON lines, Kaldi folder, or audio folder of `datasets` with a metadata
+            file; see `files.corpora`), or a folder as in VoxCeleb. Start and end times select segments. In a folder
+            without a list, each sub-folder is a speaker, and every file below it with one of the `AUDIO_SUFFIXES` is an
+            utterance. The utterances are sorted by path. Each sub-folder is visited once, even if links lead to it. If
+            all sub-folders are splits of a data set, only `train` is used.
+        audio_root: base folder of the paths in a list; None uses the folder of the list. It is ignored if `source` is a
+            folder without a list.
+        audio_column: name of the column with the paths; None uses the usual one of the format.
+        speaker_column: name of the column with the speakers; None uses the usual one of the format.
 
     Returns:
         Dataset with the string columns `path` (including the base folder) and `speaker` (without surrounding blanks).
@@ -140,8 +142,8 @@ def load_corpus(
 def list_corpus(
     source: str | os.PathLike[str],
     audio_root: str | os.PathLike[str] | None = None,
-    audio_column: str = "path",
-    speaker_column: str = "speaker_id",
+    audio_column: str | None = None,
+    speaker_column: str | None = None,
 ) -> CorpusListing:
     """Read a corpus as `load_corpus` does, and also return which files were not read or occur under two speakers.
 
@@ -151,22 +153,24 @@ def list_corpus(
     source = Path(source)
     if not source.exists():
         raise ValueError(
-            f"No corpus at {source}. Expected a CSV file or a folder with files speaker/.../utterance.flac."
+            f"No corpus at {source}. Expected a CSV file, a file of JSON lines, a Kaldi folder, or a folder with files "
+            "speaker/.../utterance.flac."
         )
     contents = FolderContents()
-    if source.is_dir():
-        speakers = _scan_folder(source, contents)
+    place = find_list(source)
+    if place.is_dir() and not is_table(str(place)):
+        speakers = _scan_folder(place, contents)
         paths = contents.files
     else:
-        root = source.parent if audio_root is None else Path(audio_root)
-        names, speakers = read_table(source, audio_column, speaker_column)
+        root = base_folder(place) if audio_root is None else Path(audio_root)
+        names, speakers = read_table(place, audio_column, speaker_column)
         paths = [str(root / name) for name in names]
-        _require_files(paths, source, root)
+        _require_files(paths, place, root)
     if len(set(speakers)) < 2:
         raise ValueError(
             f"{source} must have at least 2 speakers, got only {speakers[0]!r} in {len(paths)} files. A folder must "
-            "contain files speaker/.../utterance.flac, and a CSV file must name the speakers in the column "
-            f"{speaker_column!r}."
+            "contain files speaker/.../utterance.flac, and a list must name the speakers in a column, by default "
+            "'speaker_id'."
         )
     dataset = Dataset.from_dict({"path": paths, "speaker": speakers})
     return CorpusListing(dataset, contents.ignored, contents.skipped, tuple(find_shared(paths, speakers)))

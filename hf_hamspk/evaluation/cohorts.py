@@ -65,8 +65,8 @@ def find_cohort(
     """Read a corpus and choose the files of a cohort with `choose_utterances`.
 
     Args:
-        source: folder with a subfolder for each speaker, or CSV file with the columns `path` and `speaker_id`.
-        audio_root: folder to which the paths in the CSV file are relative; None uses the folder of the CSV file.
+        source: folder with a subfolder for each speaker, or list of recordings (see `files.corpora`).
+        audio_root: folder to which the paths in the list are relative; None uses the folder of the list.
 
     Returns:
         A dictionary that maps each speaker to the chosen files.

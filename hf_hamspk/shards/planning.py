@@ -44,11 +44,11 @@ class PrepareOptions:
         sampling_rate: sampling rate of the audio in the shards, in Hz.
         layout: one of `LAYOUTS`, or None to recognise the layout.
         speaker_level: level of the folder that names the speaker in the layout "folders", counted from 1.
-        audio_column: audio column of a CSV file or a data set. None selects "path" in a CSV file and the only audio
-            column of a data set.
-        speaker_column: speaker column of a CSV file or a data set. None selects "speaker_id" in a CSV file and, in a
-            data set, the first name in `archives.SPEAKER_FIELDS` that exists.
-        audio_root: folder that the paths in a CSV file are relative to. None uses the folder of the file.
+        audio_column: audio column of a table or a data set. None selects the usual one of the format (see
+            `files.corpora`), such as "path" in a CSV file, and the only audio column of a data set.
+        speaker_column: speaker column of a table or a data set. None selects the usual one of the format, such as
+            "speaker_id" in a CSV file, and in a data set the first name in `archives.SPEAKER_FIELDS` that exists.
+        audio_root: folder that the paths in a list are relative to. None uses the folder of the list.
         split: name of the split of a data set.
         speakers: names of the speakers to keep; None keeps all.
         shards: number of shards. None derives it from `shard_bytes` with `manifest.even_shard_count`.

@@ -43,8 +43,8 @@ class RowStream:
     def __init__(
         self,
         dataset: Any,
-        audio_column: str = "audio",
-        speaker_column: str = "speaker_id",
+        audio_column: str | None = None,
+        speaker_column: str | None = None,
         count: int = 0,
         speakers: Sequence[str] | None = None,
         shuffle: bool = True,

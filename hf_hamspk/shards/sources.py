@@ -1,19 +1,16 @@
 """Find the utterances in the sources of a preparation: folders, archives, CSV files and data sets."""
 
-import csv
-import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO
 
-from ..files.corpora import TABLE_SUFFIXES
+from ..files.corpora import base_folder, cell_text, find_list, is_table, open_corpus_list
 from ..files.recordings import LINKED_INSIDE, NOT_UTF8, is_text, links_inside
-from ..files.tables import TableRow, join_segment, json_row, open_table, split_segment, with_segments
+from ..files.tables import TableRow, join_segment, split_segment
 from .archives import (
     ArchiveError,
     Member,
@@ -39,18 +36,13 @@ FOLDERS_AT_ONCE = 1000
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-"""File names of the table that describes the recordings in an audio folder of the library `datasets`."""
-
-SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev", "eval"}
-
 HUB_PREFIX = "hf://datasets/"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 KNOWN_SOURCES = (
-    "a folder of audio files, a zip or tar archive or its parts (..._partaa), a CSV file, Parquet files, or a folder "
-    "or Hub repository of `datasets`"
+    "a folder of audio files, a zip or tar archive or its parts (..._partaa), a CSV file, a file of JSON lines, a "
+    "Kaldi folder, Parquet files, or a folder or Hub repository of `datasets`"
 )
 
 
@@ -77,10 +69,10 @@ def find_utterances(sources: Sequence[str], options: PrepareOptions) -> tuple[Li
         path = Path(source)
         if not path.exists():
             streams += _remote(source, options)
+        elif is_table(source):
+            list_table(listing, path, options)
         elif path.is_dir():
             _sort_directory(path, options, listing, archives, streams)
-        elif path.name.lower().endswith((*TABLE_SUFFIXES, ".jsonl")):
-            _list_csv(path, options, listing)
         elif not _sort_file(path, options, archives, streams):
             raise ValueError(f"{source} is not a known kind of source; give {KNOWN_SOURCES}")
     for parts in archive_sets(archives):
@@ -111,16 +103,15 @@ def _sort_directory(
     if tables or any((root / "data").glob("*.parquet")):
         streams.append(DataSetStream(str(root), options.split, options.audio_column, options.speaker_column))
         return
+    place = find_list(root, options.split)
+    if is_table(str(place)):
+        list_table(listing, place, options)
+        return
+    if place != root:
+        _sort_directory(place, options, listing, archives, streams)
+        return
     endings = (*ARCHIVE_SUFFIXES, *COMPRESSED_SUFFIXES)
     folders = [entry.name for entry in entries if entry.is_dir()]
-    if options.split in folders and SPLIT_NAMES.issuperset(folders):
-        # This audio folder of `datasets` has one folder per split. Speakers of other splits must not be added.
-        _sort_directory(root / options.split, options, listing, archives, streams)
-        return
-    for name in METADATA_NAMES:
-        if name in files and _names_files(files[name]):
-            _list_csv(files[name], options, listing)
-            return
     packed = [
         entry for entry in entries if entry.is_file() and (is_part(entry) or entry.name.lower().endswith(endings))
     ]
@@ -133,20 +124,6 @@ def _sort_directory(
         _sort_file(path, options, archives, streams)
     if not packed:
         list_folder(listing, root)
-
-
-def _names_files(metadata: Path) -> bool:
-    """Return True if a `metadata.csv` or `.jsonl` names audio files. Some corpora give this name to other tables."""
-    with open(metadata, encoding="utf-8-sig", errors="replace") as file:
-        return "file_name" in file.readline()
-
-
-def _list_csv(path: Path, options: PrepareOptions, listing: Listing) -> None:
-    root = path.parent if options.audio_root is None else Path(options.audio_root)
-    usual = "file_name" if path.name.lower() in METADATA_NAMES else "path"
-    audio = usual if options.audio_column is None else options.audio_column
-    speaker = "speaker_id" if options.speaker_column is None else options.speaker_column
-    list_table(listing, path, root, audio, speaker)
 
 
 def _remote(source: str, options: PrepareOptions) -> list[DataSetStream]:
@@ -304,53 +281,32 @@ def _list_samples(listing: Listing, container: int, file: BinaryIO) -> None:
             listing.add(container, member, speaker)
 
 
-def list_table(listing: Listing, source: Path, root: Path, audio_column: str, speaker_column: str) -> None:
-    """Add the audio files that a CSV or JSONL file names to `listing`; missing files, to `listing.refused`.
+def list_table(listing: Listing, source: Path, options: PrepareOptions) -> None:
+    """Add the audio files in a list of recordings to `listing`; missing files, to `listing.refused`.
 
     Args:
         listing: listing that receives the utterances.
-        source: CSV file in UTF-8 with a header (see `files.tables`), or a `.jsonl` file with one JSON object per line.
-        root: folder that the paths in the table are relative to.
-        audio_column: column with the paths.
-        speaker_column: column with the speakers.
+        source: list of recordings, see `files.corpora`.
+        options: options of the preparation, with the columns and the base folder.
 
     Raises:
-        ValueError: the file is not a CSV or JSONL file in UTF-8, or a column is missing.
+        ValueError: the list has an unknown format, or a column is missing.
     """
+    root = base_folder(source) if options.audio_root is None else Path(options.audio_root)
     container = listing.add_container("folder", [root])
-    with open(source, encoding="utf-8-sig", newline="") as file:
-        try:
-            columns, reader = _open_table(file, (audio_column, speaker_column))
-            for name, option in ((audio_column, "--audio-column"), (speaker_column, "--speaker-column")):
-                if name not in columns:
-                    raise ValueError(
-                        f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}; select the right "
-                        f"column with {option}"
-                    )
-            with ThreadPoolExecutor(LISTING_THREADS) as pool:
-                for rows in _blocks(reader):
-                    names = [row.cells.get(audio_column) for row in rows]
-                    stats = pool.map(lambda name: _stat(root, name), names)
-                    for row, name, stat in zip(rows, names, stats, strict=True):
-                        if row.problem:
-                            listing.refuse(container, str(name), f"its row in the table is invalid: {row.problem}")
-                        else:
-                            part = join_segment(name, row.segment) if isinstance(name, str) and name else name
-                            _add_row(listing, container, part, row.cells.get(speaker_column), stat)
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
-            raise ValueError(f"{source} is not a CSV or JSONL file in UTF-8 ({error}); convert it to one") from error
-
-
-def _open_table(file: TextIO, expected: Sequence[str]) -> tuple[list[str], Iterator[TableRow]]:
-    """Return the names of the columns of a table, and its rows."""
-    if not file.name.lower().endswith(".jsonl"):
-        table = open_table(file, expected)
-        return table.columns, with_segments(table)
-    rows = ((line, json.loads(text)) for line, text in enumerate(file, start=1) if text.strip())
-    first = next(rows, None)
-    if first is None:
-        return [], iter(())
-    return list(first[1].keys()), (json_row(line, cells) for line, cells in itertools.chain([first], rows))
+    with (
+        open_corpus_list(source, options.audio_column, options.speaker_column) as listed,
+        ThreadPoolExecutor(LISTING_THREADS) as pool,
+    ):
+        for rows in _blocks(listed.rows):
+            names = [cell_text(row.cells.get(listed.audio)) for row in rows]
+            stats = pool.map(lambda name: _stat(root, name), names)
+            for row, name, stat in zip(rows, names, stats, strict=True):
+                if row.problem:
+                    listing.refuse(container, str(name), f"its row in the table is invalid: {row.problem}")
+                else:
+                    part = join_segment(name, row.segment) if name else name
+                    _add_row(listing, container, part, cell_text(row.cells.get(listed.speaker or "")), stat)
 
 
 def _blocks(reader: Iterator[TableRow]) -> Iterator[list[TableRow]]:
@@ -363,15 +319,17 @@ def _blocks(reader: Iterator[TableRow]) -> Iterator[list[TableRow]]:
     yield block
 
 
-def _stat(root: Path, name: Any) -> os.stat_result | None:
+def _stat(root: Path, name: str | None) -> os.stat_result | None:
     try:
         return os.stat(root / split_segment(name)[0]) if name else None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
 
 
-def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os.stat_result | None) -> None:
-    if not isinstance(name, str) or not name or speaker in (None, ""):
+def _add_row(
+    listing: Listing, container: int, name: str | None, speaker: str | None, stat: os.stat_result | None
+) -> None:
+    if not name or not speaker:
         listing.refuse(
             container,
             str(name),
@@ -387,7 +345,7 @@ def _add_row(listing: Listing, container: int, name: Any, speaker: Any, stat: os
         key = None if not os.path.isabs(file) and ".." not in file.split("/") else _inner_key(file)
         if key is not None and segment is not None:
             key = key_of(join_segment(f"{key}.", segment))
-        listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns), str(speaker), key)
+        listing.add(container, Member(name, 0, stat.st_size, stat.st_size, check=stat.st_mtime_ns), speaker, key)
 
 
 def _inner_key(name: str) -> str:

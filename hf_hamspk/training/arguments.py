@@ -106,9 +106,12 @@ class DataArguments:
         ```
 
     Attributes:
-        train_data: training data: CSV file, folder with files `speaker/.../utterance.flac`, or folder or URL of shards.
-        audio_root: base folder of the paths in the CSV file and, unless `trial_root` is set, in the trial lists.
-        audio_column, speaker_column: column names of the CSV file.
+        train_data: training data: a folder with files `speaker/.../utterance.flac`, a list of recordings (a CSV file,
+            JSON lines, a Kaldi folder, or an audio folder of `datasets`), or a folder or URL of shards.
+        audio_root: base folder of the paths in the list of recordings and, unless `trial_root` is set, in the trial
+            lists.
+        audio_column, speaker_column: columns of audio and speakers in a table or data set; None uses the usual ones,
+            such as `path` and `speaker_id` in a CSV file.
         check_audio: check of the training files before training. `"full"` decodes every file, and `"header"` reads only
             the headers. Both leave out unusable files and report them. `"none"` skips the check. An unusable file is
             then replaced by another file when it is drawn, and reported at the end.
@@ -140,8 +143,8 @@ class DataArguments:
 
     train_data: str | None = None  # A Python program can also pass a data set.
     audio_root: str | None = None
-    audio_column: str = "path"
-    speaker_column: str = "speaker_id"
+    audio_column: str | None = None
+    speaker_column: str | None = None
     check_audio: Literal["full", "header", "none"] = "full"
     crop_seconds: float = 2.015
     speed_factors: list[float] = field(default_factory=lambda: [1.0])
@@ -396,7 +399,9 @@ def _parse(words: Sequence[str]) -> Recipe:
             "Set only one of backbone (a new model on a pretrained encoder) and initial_model (fine-tuning), not both."
         )
     if data.train_data is None:
-        raise ValueError("train_data is missing. Set it to a CSV file or to a folder of speaker/.../utterance.flac.")
+        raise ValueError(
+            "train_data is missing. Set it to a folder of speaker/.../utterance.flac or to a list of recordings."
+        )
     _expand_home(model)
     recipe = Recipe(model, data, training)
     if model.backbone is None and model.initial_model is None:

@@ -83,8 +83,8 @@ def gather_recipe(
         data.train_data = train_dataset
     if data.train_data is None:
         raise ValueError(
-            "Expected training data, got none. Pass train_dataset: a datasets.Dataset, a CSV file, or a folder of "
-            "speaker/.../utterance.flac."
+            "Expected training data, got none. Pass train_dataset: a datasets.Dataset, a list of recordings such as a "
+            "CSV file, or a folder of speaker/.../utterance.flac."
         )
     args = TrainingArguments() if args is None else dataclasses.replace(args)
     return Recipe(source.recipe.model if isinstance(source, RecipeModel) else arguments_of(source.config), data, args)

@@ -1,5 +1,6 @@
 """Tables of recordings and sub-folders of speakers at the commands: the same rows and segments everywhere."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def test_segments_are_embedded_under_their_names(hamspk, call, model_folder):
     samples, _ = sf.read(call / "call.wav", dtype="float32")
     expected = load_model(str(model_folder), "cpu").embed([samples[40_000:80_000]], RATE)
     assert cosine(expected, expected.new_tensor(rows[1]["embedding"])[None]).item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "nemo"])
+def test_lists_of_other_toolkits_are_embedded_and_enrolled(hamspk, call, model_folder, calibrated_folder, kind):
+    lines = [{"audio_filepath": "call.wav", "offset": s, "duration": e - s, "label": name} for name, s, e in TURNS]
+    (call / "turns.json").write_text("\n".join(map(json.dumps, lines)))
+    (call / "wav.scp").write_text("rec call.wav\n")
+    (call / "segments").write_text("".join(f"u{n} rec {s} {e}\n" for n, (_, s, e) in enumerate(TURNS)))
+    (call / "utt2spk").write_text("".join(f"u{n} {name}\n" for n, (name, _, _) in enumerate(TURNS)))
+    source = call if kind == "kaldi" else call / "turns.json"
+    code, _, err = hamspk("embed", model_folder, source, "--output", call / "e.parquet")
+    assert code == 0, err
+    rows = pq.read_table(call / "e.parquet").to_pylist()
+    assert [(row["name"], row["speaker"]) for row in rows][1] == ("call.wav#t=2.5,5", "carl")
+    code, out, err = hamspk("enrol", calibrated_folder, source, "--profiles", call / "profiles")
+    assert code == 0 and "2 speakers enrolled" in out, err
 
 
 def test_speakers_of_a_table_are_enrolled_from_their_segments(hamspk, refusal, call, calibrated_folder):

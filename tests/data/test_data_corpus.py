@@ -73,7 +73,7 @@ def test_csv_with_an_audio_root_other_columns_and_absolute_paths(tree, tmp_path)
         ),
         (
             "q,speaker_id\na,b\n",
-            "no column 'path'. Its columns are ['q', 'speaker_id']. Name the right column with audio_column.",
+            "no column 'path'. Its columns are ['q', 'speaker_id']. Name the right column with audio_column (--audio-",
         ),
         ("", "has no column 'path'. Its columns are []."),
         ("path,speaker_id\n", "No audio in {table}. The file has a header but no rows."),

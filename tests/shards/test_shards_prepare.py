@@ -190,7 +190,7 @@ def test_a_csv_file(tree, out, tmp_path):
     same(waveforms(out), made)
     assert manifest.speakers == ["speaker 0", "speaker 1", "speaker 2"]
     assert [(path, reason[:12]) for path, reason in read_unreadable(out)] == [("not/there.wav", "no such file")]
-    with pytest.raises(ValueError, match=r"no column 'speaker_id', only 'path'.*--speaker-column"):
+    with pytest.raises(ValueError, match=r"no column 'speaker_id'\. Its columns are \['path'\].*--speaker-column"):
         (tmp_path / "short.csv").write_text("path\nx.wav\n")
         make(tmp_path / "short.csv", tmp_path / "other")
 
@@ -629,8 +629,8 @@ def test_an_audio_folder_of_datasets(tmp_path, out, metadata):
 
 def test_a_table_of_json_that_is_none(tmp_path, out):
     for text, message in (
-        ('["file_name"]', "is not a CSV or JSONL file"),
-        ('{"file_name": ', "is not a CSV or JSONL file"),
+        ('["file_name"]', "line 1: expected one JSON object per line, got a list"),
+        ('{"file_name": ', "line 1: expected one JSON object per line, got something else"),
         ('{"file_name": "a.wav"}', "no column 'speaker_id'"),
     ):
         write(tmp_path, "a/metadata.jsonl", text.encode())

@@ -64,6 +64,26 @@ def test_a_dataset_a_stream_and_a_saved_folder_give_the_same_weights(rows, tmp_p
 
 
 @pytest.mark.slow
+def test_lists_of_other_toolkits_give_the_weights_of_the_csv_file(corpus, tmp_path):
+    rows = [line.split(",") for line in (corpus / "train.csv").read_text().splitlines()[1:]]
+    for name in ("nemo", "kaldi", "folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "audio").symlink_to(corpus / "audio")
+    lines = [json.dumps({"audio_filepath": f"audio/{path}", "label": speaker}) for path, speaker in rows]
+    (tmp_path / "nemo" / "train.json").write_text("\n".join(lines))
+    (tmp_path / "folder" / "metadata.jsonl").write_text("\n".join(lines).replace("audio_filepath", "file_name"))
+    names = ("wav.scp", "utt2spk")
+    for name, cells in zip(names, ([f"audio/{path}" for path, _ in rows], [one for _, one in rows]), strict=True):
+        text = "".join(f"u{number:02} {cell}\n" for number, cell in enumerate(cells))
+        (tmp_path / "kaldi" / name).write_text(text)
+    (tmp_path / "train.csv").write_text((corpus / "train.csv").read_text().replace("\ns", f"\n{corpus}/audio/s"))
+    run(tmp_path / "csv-run", str(tmp_path / "train.csv"), shuffle=True)
+    for name, source in (("nemo", "nemo/train.json"), ("kaldi", "kaldi"), ("folder", "folder")):
+        run(tmp_path / f"{name}-run", tmp_path / source, shuffle=True)
+        assert_same(tmp_path / "csv-run", tmp_path / f"{name}-run")
+
+
+@pytest.mark.slow
 def test_speeds_are_the_same_in_a_dataset_and_in_a_stream(rows, tmp_path):
     run(tmp_path / "dataset", rows, speed_factors=[1.0, 0.9])
     run(tmp_path / "stream", rows.to_iterable_dataset(), speed_factors=[1.0, 0.9])
@@ -184,8 +204,11 @@ def test_known_speakers_and_rows_need_no_pass(rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.rename_column("speaker", "who"), "no column 'speaker_id'. Its columns are"),
-        (lambda data: data.rename_column("audio", "sound"), "no column 'path'. Its columns are"),
+        (
+            lambda data: data.rename_column("speaker", "who"),
+            "no column 'speaker_id' or 'speaker' or .* or 'label'. Its columns are .*'who'",
+        ),
+        (lambda data: data.rename_column("audio", "sound"), "no column 'audio' or 'path'. Its columns are"),
         (lambda data: data.filter(lambda row: row["speaker"] == 0), "at least 2 speakers, got only 's5'"),
         (lambda data: data.select([]), "got no rows"),
         (lambda data: DatasetDict(train=data), "dictionary with the splits train"),
@@ -206,3 +229,11 @@ def test_mistakes_are_explained_in_a_sentence(rows, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", change(undecoded))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_column_that_the_arguments_name_must_exist(rows, tmp_path):
+    for data in (rows, rows.to_iterable_dataset()):
+        with pytest.raises(ValueError, match=r"no column 'sound'\. Its columns are \['audio', 'speaker'\]"):
+            run(tmp_path / "run", data, audio_column="sound")
+        with pytest.raises(ValueError, match=r"no column 'speakr'.* Did you mean speaker_column='speaker'\?"):
+            run(tmp_path / "run", data, speaker_column="speakr")
