@@ -4,6 +4,7 @@ Threads decode audio ahead of the model. Utterances are sorted by length, so tha
 """
 
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
 from .parts import EmbeddingParts
 from .sources import DecodedUtterance, Source
+
+logger = logging.getLogger(__name__)
 
 CHUNK_SECONDS = 600.0
 """Seconds of audio in a chunk, whose utterances are sorted by length. At most three chunks of 38 MB are in memory."""
@@ -88,7 +91,10 @@ def extract(
         The speed of this process.
     """
     own = range(rank, len(parts.pieces), world_size)
-    todo = [part for part in own if not parts.is_done(part)]
+    # Determined before the files are read, so that a file that changes meanwhile is embedded again after a resume.
+    states = {part: source.state(parts.pieces[part]) for part in own}
+    todo = [part for part in own if not parts.is_done(part, states[part])]
+    _warn_of_changes([part for part in todo if parts.path(part).exists()], parts)
     total, left = (sum(parts.utterances(part) for part in some) for some in (own, todo))
     rate = model.config.sampling_rate
     speed, start = Speed(), time.perf_counter()
@@ -105,10 +111,20 @@ def extract(
             bar.set_postfix_str(f"real-time factor {speed.real_time_factor:.4f}", refresh=False)
             bar.update(len(chunk.recordings))
             if chunk.completes_part:
-                parts.write(chunk.part, *(list(column) for column in zip(*rows, strict=True)))
+                utterances, seconds, embeddings = (list(column) for column in zip(*rows, strict=True))
+                parts.write(chunk.part, utterances, seconds, embeddings, states[chunk.part])
                 rows = []
     log_warnings(warnings)
     return speed
+
+
+def _warn_of_changes(changed: list[int], parts: EmbeddingParts) -> None:
+    if changed:
+        logger.warning(
+            "Audio files have changed since the interruption. The %d utterances of the parts that contain them are "
+            "embedded again.",
+            sum(parts.utterances(part) for part in changed),
+        )
 
 
 def _embed(

@@ -23,6 +23,8 @@ PART_UTTERANCES = 128
 """Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
 
 RUN_FILE = "run.json"
+# Key of the metadata of a part with the state of its pieces.
+_STATE = b"hamspk_state"
 _PART_FILE = re.compile(r"(?:part-\d{6,}\.parquet|run\.json)(?:\.\d+\.(?:tmp|unfinished))?|\.lock")
 
 
@@ -81,9 +83,18 @@ class EmbeddingParts:
         """Return the path of a part."""
         return self.folder / f"part-{part:06d}.parquet"
 
-    def is_done(self, part: int) -> bool:
-        """Return whether a part is complete."""
-        return self.path(part).exists()
+    def is_done(self, part: int, state: str = "") -> bool:
+        """Return whether a part is complete, and the files of its pieces still have the given state.
+
+        Args:
+            part: number of the part.
+            state: state of the pieces, see `Source.state`.
+        """
+        try:
+            found = pq.read_schema(self.path(part)).metadata
+        except (OSError, pa.ArrowException):
+            return False
+        return found is not None and found.get(_STATE) == state.encode()
 
     def utterances(self, part: int) -> int:
         """Return the number of utterances in a part."""
@@ -95,6 +106,7 @@ class EmbeddingParts:
         utterances: Sequence[DecodedUtterance],
         seconds: Sequence[float],
         embeddings: Sequence[np.ndarray],
+        state: str = "",
     ) -> None:
         """Save a part atomically.
 
@@ -103,6 +115,7 @@ class EmbeddingParts:
             utterances: the `N` utterances of the part, without their waveforms.
             seconds: duration of each utterance.
             embeddings: float32 embedding `(D,)` of each utterance; an empty array if it could not be embedded.
+            state: state of the pieces before they were read, see `Source.state`.
         """
         table = pa.table(
             {
@@ -115,13 +128,14 @@ class EmbeddingParts:
             schema=self.schema,
         )
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table.replace_schema_metadata({_STATE: state}), sink)
         _replace(self.path(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """Yield the table of each part, in the order of the parts. Without arguments, a table has all columns."""
         for part in range(len(self.pieces)):
-            yield pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
+            table = pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
+            yield table.replace_schema_metadata(None)
 
     def failures(self) -> dict[str, str]:
         """Return a dictionary from the name of each utterance that could not be embedded to the reason."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..audio_hamspk import Channel, InputError
 from ..data.audio import read_utterance
+from ..files.tables import split_segment
 from ..shards.reading import ShardReader
 
 
@@ -49,6 +50,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Return a hexadecimal digest. Sources with the same utterances in the same order have the same digest."""
+        ...
+
+    def state(self, pieces: Sequence[int]) -> str:
+        """Return a digest of pieces that changes if one of their files is replaced or edited."""
         ...
 
     def read(self, piece: int) -> list[DecodedUtterance]:
@@ -90,6 +95,9 @@ class AudioFiles:
             digest.update(b"\0" + speaker.encode())
         return digest.hexdigest()
 
+    def state(self, pieces: Sequence[int]) -> str:
+        return _state_of_files([self.root / split_segment(self.names[piece])[0] for piece in pieces])
+
     def read(self, piece: int) -> list[DecodedUtterance]:
         name, speaker = self.names[piece], self.speakers[piece]
         try:
@@ -114,6 +122,10 @@ class ShardedCorpus:
     def fingerprint(self) -> str:
         return self.reader.fingerprint()
 
+    def state(self, pieces: Sequence[int]) -> str:
+        files = dict.fromkeys(self.reader.file_of(piece) for piece in pieces)
+        return _state_of_files([Path(self.reader.folder, file) for file in files])
+
     def read(self, piece: int) -> list[DecodedUtterance]:
         try:
             group = self.reader.read(piece)
@@ -128,3 +140,15 @@ class ShardedCorpus:
             except InputError as error:
                 found.append(DecodedUtterance(name, reason=error.reason, speaker=speaker))
         return found
+
+
+def _state_of_files(paths: Sequence[Path]) -> str:
+    """Return a digest of the sizes and modification times of files. Files of a server count as missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            found = os.stat(path)
+            digest.update(b"%d %d\n" % (found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):
+            digest.update(b"missing\n")
+    return digest.hexdigest()

@@ -112,10 +112,13 @@ class ShardReader:
         shards = [[shard.sha256 if shard.sha256 else shard.file, group_rows(shard)] for shard in self.manifest.shards]
         return hashlib.sha256(json.dumps([shards, self.manifest.speakers]).encode()).hexdigest()
 
+    def file_of(self, group: int) -> str:
+        """Return the path of the shard of a group, relative to the folder."""
+        return self.manifest.shards[int(self._shard_of[group])].file
+
     def name_of(self, group: int) -> str:
         """Return the name of a group for messages: the file of its shard, and its number in this shard."""
-        shard = int(self._shard_of[group])
-        return f"{self.manifest.shards[shard].file}, group {group - int(self._first_group[shard])}"
+        return f"{self.file_of(group)}, group {group - int(self._first_group[self._shard_of[group]])}"
 
     def read(self, group: int) -> Group:
         """Fetch the utterances of a group.

@@ -30,9 +30,13 @@ class Waves:
         self.waves = {f"u{i}": recording(i, n).astype(np.float32) / 32768 for i, n in enumerate(lengths)}
         self.bad = {"u3", "u8"}
         self.stop_at = None
+        self.states = ["1"] * len(self.sizes)
 
     def fingerprint(self):
         return "waves"
+
+    def state(self, pieces):
+        return " ".join(self.states[piece] for piece in pieces)
 
     def read(self, piece):
         if piece == self.stop_at:
@@ -107,7 +111,7 @@ def test_nothing_is_lost_or_done_twice_after_an_interruption(tmp_path, model, sm
             extract(model, source, kept, rank=rank, world_size=before, progress=False)
         except KeyboardInterrupt:
             assert stop_at // 4 % before == rank
-    done = [part for part in range(4) if kept.is_done(part)]
+    done = [part for part in range(4) if kept.is_done(part, source.state(kept.pieces[part]))]
     assert stop_at // 4 not in done
     # As a kill would leave them.
     kept.path(stop_at // 4).with_suffix(".parquet.1.unfinished").write_bytes(b"half a part")
@@ -119,6 +123,54 @@ def test_nothing_is_lost_or_done_twice_after_an_interruption(tmp_path, model, sm
     assert write_embeddings(kept, tmp_path / "e.parquet", {"precision": "float32"}) == 11
     check(stored(tmp_path / "e.parquet"), source.expected(model))
     assert not [thread for thread in threading.enumerate() if thread.name == "reading"]
+
+
+@pytest.mark.parametrize("changed", [{0}, {5, 6}, {2, 12}, set()])
+def test_parts_with_changed_files_are_embedded_again(tmp_path, model, small_parts, changed, caplog):
+    source = Waves([1] * 13)
+    extract(model, source, open_parts(tmp_path, source), progress=False)
+    source.asked = []
+    for piece in changed:
+        source.states[piece] = "2"
+        source.waves[f"u{piece}"] = source.waves[f"u{piece}"][:1_600]
+    kept = open_parts(tmp_path, source)
+    speed = extract(model, source, kept, progress=False)
+    parts_of_changed = {piece // 4 for piece in changed}
+    assert sorted(source.asked) == [piece for piece in range(13) if piece // 4 in parts_of_changed]
+    said = [record.getMessage() for record in caplog.records if "since the interruption" in record.getMessage()]
+    assert len(said) == bool(changed) and all(f"The {speed.utterances} utterances" in one for one in said)
+    assert write_embeddings(kept, tmp_path / "e.parquet", {"precision": "float32"}) == 11
+    check(stored(tmp_path / "e.parquet"), source.expected(model))
+    # Parts of earlier versions have no state.
+    table = pq.read_table(kept.path(1)).replace_schema_metadata(None)
+    pq.write_table(table, kept.path(1))
+    kept.path(2).write_bytes(b"damaged")
+    assert [kept.is_done(part, source.state(kept.pieces[part])) for part in range(4)] == [True, False, False, True]
+
+
+def test_the_state_of_files_follows_their_content(tmp_path):
+    """A file that is replaced, edited, deleted or added changes the state of its pieces, and no other."""
+    names = ["a.wav", "b.wav", "c.wav#t=1,2", "gone.wav"]
+    for name in ("a.wav", "b.wav", "c.wav"):
+        (tmp_path / name).write_bytes(encoded(recording(1, 4000), "WAV"))
+    source = AudioFiles(names, RATE, tmp_path)
+
+    def states() -> list[str]:
+        return [source.state([piece]) for piece in range(4)]
+
+    before = states()
+    assert states() == before and source.state([0, 1]) != source.state([0, 2])
+    os.replace(tmp_path / "b.wav", tmp_path / "old.wav")
+    (tmp_path / "b.wav").write_bytes(encoded(recording(2, 4000), "WAV"))
+    os.utime(tmp_path / "c.wav", ns=(1, 1))
+    (tmp_path / "gone.wav").write_bytes(b"back")
+    changed = [old != new for old, new in zip(before, states(), strict=True)]
+    assert changed == [False, True, True, True]
+    make_shards(tmp_path / "shards", [[3, 2], [4]], "parquet", samples=(1_700, 4_000))
+    shards = ShardedCorpus(open_shards(tmp_path / "shards"), RATE)
+    before = [shards.state([piece]) for piece in range(3)]
+    os.utime(tmp_path / "shards" / shards.reader.file_of(2), ns=(1, 1))
+    assert [shards.state([piece]) != old for piece, old in enumerate(before)] == [False, False, True]
 
 
 def test_parts_of_another_run_are_refused(tmp_path):
