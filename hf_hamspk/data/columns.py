@@ -11,16 +11,21 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, load_from_disk
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError
 from ..files.corpora import SPEAKER_COLUMNS, choose_column
+from ..files.same import digest_of_files, probe_bytes
 from ..files.tables import clean_speaker
 from .audio import SAMPLING_RATE, read_utterance
 from .dataset import CorpusUtterances
 
 AUDIO_COLUMNS = ("audio", "path")
 """Usual columns of audio, in the order in which they are tried."""
+
+PROBED_AT_ONCE = 100
+"""Number of rows whose recordings are compared at once."""
 
 PROBED_ROWS = 4
 """Number of rows that are read when a data set is opened. If all of them are unusable, the data set is refused."""
@@ -152,6 +157,15 @@ class DatasetUtterances(CorpusUtterances):
     def fingerprint(self) -> str:
         return digest_of_rows(self._speakers)
 
+    def contents(self) -> str:
+        digest = hashlib.sha256()
+        # As Arrow tables, so that the complete recordings are not copied.
+        rows: Any = self.corpus.select_columns([self.columns.audio]).with_format("arrow")
+        for table in rows.iter(batch_size=PROBED_AT_ONCE):
+            for cell in table.column(0):
+                digest.update(_probe_cell(cell))
+        return digest.hexdigest()
+
     def _probe(self) -> None:
         """Raise an error if the first rows are all unusable, which is mostly a wrong column or type."""
         reasons = []
@@ -165,6 +179,22 @@ class DatasetUtterances(CorpusUtterances):
             f"The first {len(reasons)} rows of the data set have no usable audio in the column {self.columns.audio!r}: "
             f"{reasons[0]}. Give another audio_column, or correct the rows."
         )
+
+
+def _probe_cell(cell: Any) -> bytes:
+    """Return the size and the hash of the middle of the recording in an Arrow value of an audio column."""
+    if isinstance(cell, pa.StructScalar):
+        cell = next((cell[name] for name in ("bytes", "array", "path") if name in cell and cell[name].is_valid), cell)
+    if not cell.is_valid or isinstance(cell, pa.StructScalar):
+        return b"empty"
+    if isinstance(cell, pa.BinaryScalar) and not isinstance(cell, pa.StringScalar):
+        return probe_bytes(memoryview(cell.as_buffer()))
+    if isinstance(cell, pa.ListScalar):
+        values: Any = cell.values
+        while pa.types.is_nested(values.type):
+            values = values.flatten()
+        return probe_bytes(memoryview(values.to_numpy(zero_copy_only=False).tobytes()))
+    return digest_of_files([str(cell)]).encode()
 
 
 def require_speakers(speakers: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..audio_hamspk import SHORTEST_SECONDS, InputError, resample
+from ..files.same import digest_of_files
 from .audio import SAMPLING_RATE, read_utterance
 from .augmentation import SampleOther
 from .crops import random_crop
@@ -89,6 +90,10 @@ class Utterances(Protocol):
         """Return a hexadecimal digest. Sources with the same utterances in the same order have the same digest."""
         ...
 
+    def contents(self) -> str:
+        """Return a digest that changes if a recording is replaced under the same name, or "" if this is not checked."""
+        ...
+
 
 class CorpusUtterances:
     """Source of utterances in the audio files of a corpus (see `load_corpus`).
@@ -157,6 +162,9 @@ class CorpusUtterances:
         rows = zip(self.corpus["path"], self.corpus["speaker"], strict=True)
         names = "\n".join(f"{Path(path).name} {speaker}" for path, speaker in rows)
         return hashlib.sha256(names.encode()).hexdigest()
+
+    def contents(self) -> str:
+        return digest_of_files(self.corpus["path"])
 
     def _read(self, utterance: int) -> np.ndarray:
         kept = self._cache.get(utterance)

@@ -1,4 +1,4 @@
-"""Find recordings that occur under two speakers, by device and inode number, and by content."""
+"""Compare recordings by device and inode number, and by content."""
 
 import hashlib
 import os
@@ -69,7 +69,7 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
         compared = [row for group in same_size for row in group]
         if len(compared) > MOST_COMPARED:
             return by_place
-        for digest in (_probe, _digest):
+        for digest in (probe_file, _digest):
             prints = pool.map(digest, [paths[row] for row in compared])
             keyed = ((found, row) for found, row in zip(prints, compared, strict=True) if found)
             groups = _of_two_speakers(keyed, speakers)
@@ -120,7 +120,13 @@ def _pairs(groups: Iterable[list[int]], paths: Sequence[str], speakers: Sequence
                 yield SharedRecording(paths[rows[0]], speakers[rows[0]], paths[row], speakers[row])
 
 
-def _probe(path: str) -> bytes | None:
+def probe_bytes(content: memoryview) -> bytes:
+    """Return the size of a recording in memory and the hash of `PROBE_BYTES` in its middle."""
+    begin = max(0, (len(content) - PROBE_BYTES) // 2)
+    return len(content).to_bytes(8, "big") + hashlib.sha256(content[begin : begin + PROBE_BYTES]).digest()
+
+
+def probe_file(path: str) -> bytes | None:
     """Return the size of a file and the hash of `PROBE_BYTES` in its middle; None if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
@@ -129,6 +135,21 @@ def _probe(path: str) -> bytes | None:
             return size.to_bytes(8, "big") + hashlib.sha256(file.read(PROBE_BYTES)).digest()
     except OSError:
         return None
+
+
+def digest_of_files(paths: Iterable[str]) -> str:
+    """Return a digest of the sizes and the middles of files, which may have other folders and modification times.
+
+    Args:
+        paths: paths of recordings, perhaps with segments (see `tables`). Each file is read once.
+    """
+    files = dict.fromkeys(split_segment(path)[0] for path in paths)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        # A pipe would block the reader.
+        for found in pool.map(lambda path: probe_file(path) if os.path.isfile(path) else None, files):
+            digest.update(b"unreadable" if found is None else found)
+    return digest.hexdigest()
 
 
 def _digest(path: str) -> bytes | None:

@@ -149,6 +149,10 @@ class StreamUtterances:
     def fingerprint(self) -> str:
         return self.stream.digest
 
+    def contents(self) -> str:
+        # This would need a pass over all recordings of the stream.
+        return ""
+
     @property
     def _columns(self) -> Columns:
         return self.stream.columns

@@ -190,7 +190,8 @@ def run_identity(recipe: Recipe, config: HamSpkConfig, crops: SpeakerCrops) -> d
     Returns:
         Settings as JSON values, by name; see `run_settings`.
     """
-    facts = dict(zip(DATA_FACTS, (len(crops), crops.utterances.fingerprint()), strict=True))
+    utterances = crops.utterances
+    facts = dict(zip(DATA_FACTS, (len(crops), utterances.fingerprint(), utterances.contents()), strict=True))
     return run_settings(recipe, config) | facts
 
 

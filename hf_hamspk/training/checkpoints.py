@@ -37,13 +37,18 @@ LIST_FILE = "files.json"
 LIST_SCHEMA = 1
 MODEL_FOLDERS = ("best", "last", "final")
 TRAINING = "hamspk train"
-DATA_FACTS = ("training_samples", "training_data")
+RECORDINGS = "training_recordings"
+DATA_FACTS = ("training_samples", "training_data", RECORDINGS)
 """Settings of a run that are known only after the data have been read."""
 SCHEDULES_OF_ALL_EPOCHS = ("exponential",)
 """Learning rate schedules that depend on the number of epochs of the run."""
 EXTENSION_HINT = (
     "The learning rate of a run with lr_schedule exponential depends on the number of epochs, so such a run cannot be "
     "extended. To train the finished model further, start a new run with initial_model: {}. "
+)
+RECORDINGS_HINT = (
+    "Recordings were replaced or edited since the checkpoint, under the same names. Restore them. To train the model "
+    "further with the new recordings, start a new run with initial_model: {}. "
 )
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -376,6 +381,9 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     except (ValueError, TypeError, OSError) as error:
         raise damaged(checkpoint, error) from error
     names = (found.keys() | expected.keys()) - (set(DATA_FACTS) - expected.keys())
+    if RECORDINGS not in found:
+        # Checkpoints of earlier versions do not contain it.
+        names.discard(RECORDINGS)
     if expected["lr_schedule"] not in SCHEDULES_OF_ALL_EPOCHS and found.get("lr_schedule") == expected["lr_schedule"]:
         _check_extension(checkpoint, progress, expected["epochs"])
         names.discard("epochs")
@@ -383,6 +391,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     if differing:
         lines = [f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now" for key in differing]
         hint = EXTENSION_HINT.format(checkpoint.parents[1] / "final") if differing == ["epochs"] else ""
+        hint = RECORDINGS_HINT.format(checkpoint.parents[1] / "last") if differing == [RECORDINGS] else hint
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings and cannot be resumed:\n  " + "\n  ".join(lines) + ".\n"
             f"{hint}Choose another output_dir, or use --resume false, which removes the checkpoints of the old run."

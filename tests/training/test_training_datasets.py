@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,34 @@ def test_a_dataset_a_stream_and_a_saved_folder_give_the_same_weights(rows, tmp_p
     run(tmp_path / "folder", str(tmp_path / "saved"))
     assert_same(tmp_path / "dataset", tmp_path / "stream")
     assert_same(tmp_path / "dataset", tmp_path / "folder")
+
+
+def test_the_digest_of_the_recordings_follows_them(rows, tmp_path, corpus):
+    """Whatever form the recordings have, one that is replaced changes the digest, and nothing else does."""
+    plain = rows.cast_column("audio", Audio(decode=False))
+    files = [str(corpus / "audio" / row["audio"]["path"]) for row in plain]
+    shutil.copy(files[0], tmp_path / "copy.flac")
+    samples = [soundfile.read(path, dtype="float32")[0].tolist() for path in files]
+    speakers = [str(row["speaker"]) for row in plain]
+    forms = {
+        "bytes": [{"bytes": Path(path).read_bytes(), "path": None} for path in files],
+        "files": [{"bytes": None, "path": path} for path in files],
+        "paths": files,
+        "samples": samples,
+        "arrays": [{"array": one, "sampling_rate": 16000} for one in samples],
+    }
+    for name, cells in forms.items():
+        swapped = [cells[1], cells[1], *cells[2:]]
+        copied = [str(tmp_path / "copy.flac"), *cells[1:]] if name == "paths" else [*cells]
+        found = [
+            DatasetUtterances(
+                Dataset.from_dict({"audio": given, "speaker_id": speakers, "sampling_rate": [16000] * 24})
+            )
+            for given in (cells, copied, swapped)
+        ]
+        first, second, third = (one.contents() for one in found)
+        assert first == second != third, name
+        assert len({one.fingerprint() for one in found}) == 1
 
 
 @pytest.mark.slow

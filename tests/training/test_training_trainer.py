@@ -26,6 +26,7 @@ from hf_hamspk.evaluation.report import format_report
 from hf_hamspk.evaluation.results import EvaluationRecord
 from hf_hamspk.evaluation.sweeps import sweep
 from hf_hamspk.training import Trainer, read_recipe
+from hf_hamspk.training.checkpoints import write_file_list
 
 ROOT = Path(__file__).parents[2]
 
@@ -358,6 +359,28 @@ def test_resuming_on_other_data_is_refused(tmp_path, run_words, corpus):
         train(run_words(tmp_path / "run", epochs=1, train_data=tmp_path / "swapped.csv"))
     # The recipe in the folder is still that of the run.
     assert read_recipe([str(tmp_path / "run" / "recipe.yaml")]).data.train_data == str(corpus / "train.csv")
+
+
+@pytest.mark.slow
+def test_resuming_on_replaced_recordings_is_refused(tmp_path, run_words, corpus):
+    """Copies elsewhere, with other times, resume; another recording under the same name does not."""
+    shutil.copytree(corpus / "audio", tmp_path / "audio")
+    train(run_words(tmp_path / "run", epochs=1))
+    words = run_words(tmp_path / "run", epochs=1, audio_root=tmp_path / "audio")
+    train(words)
+    shutil.copy(corpus / "audio" / "s1" / "0.flac", tmp_path / "audio" / "s2" / "0.flac")
+    with pytest.raises(
+        ValueError, match=r"(?s)training_recordings: '.*' in the checkpoint, .*under the same names"
+    ) as it:
+        train(words)
+    assert f"initial_model: {tmp_path / 'run' / 'last'}" in str(it.value) and (tmp_path / "run" / "last").is_dir()
+    # A checkpoint of an earlier version does not know the contents.
+    checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    del progress["config"]["training_recordings"]
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    write_file_list(checkpoint, [path.name for path in checkpoint.iterdir()])
+    train(words)
 
 
 @pytest.mark.slow
