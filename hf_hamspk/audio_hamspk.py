@@ -83,7 +83,6 @@ NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
 _TOO_SLOW = f"not complete after {LONGEST_FETCH:g} s"
-_MAPPING_KINDS = {"bytes": "the bytes of an audio file", "path": "a path"}
 
 
 def plain_number(value: Any) -> Any:
@@ -95,12 +94,9 @@ def plain_number(value: Any) -> Any:
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number of Python, NumPy or torch, and not a bool."""
     value = plain_number(value)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
-        return False
     try:
-        return math.isfinite(value)
-    except OverflowError:
-        # The integer is too large for a float.
+        return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # The integer is too large for a float.
         return False
 
 
@@ -250,10 +246,9 @@ def read_sound(
         MissingDecoderError: soundfile or PyAV is required but not installed.
     """
     limits = choose_channel(limits, channel)
-    name = _input_name(source, label)
+    warnings: list[str] = []
     try:
-        mixdown = _read(source, rate if source_rate is None else source_rate, name, limits)
-        warnings: list[str] = []
+        mixdown = _read(source, rate if source_rate is None else source_rate, limits)
         if source_rate is None and _lacks_rate(source):
             warnings.append(f"{label} has no sampling rate, so {rate} Hz was assumed. Give sampling_rate.")
         waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
@@ -266,8 +261,12 @@ def read_sound(
                 f"{found / 2000:g} kHz are missing."
             )
         return Sound(resample(waveform, found, rate), rate, warnings)
+    except InputError as error:
+        # The functions below raise errors without a name.
+        raise type(error)(error.reason, _input_name(source, label)) from error.__cause__
     except MemoryError:
-        raise InputError("needs more memory than this process can get; cut it into shorter files", name) from None
+        said = "needs more memory than this process can get; cut it into shorter files"
+        raise InputError(said, _input_name(source, label)) from None
 
 
 def _input_name(source: Any, label: str) -> str:
@@ -289,17 +288,15 @@ class _Mixdown:
     number of samples per channel that the encoder may have appended to the recording.
     """
 
-    def __init__(self, rate: Any, channels: int, promised: int, name: str, limits: Limits, filler: int = 0):
-        self.name, self.limits, self.filler = name, limits, filler
-        self.rate = check_rate(rate, name)
+    def __init__(self, rate: Any, channels: int, promised: int, limits: Limits, filler: int = 0):
+        self.rate, self.limits, self.filler = check_rate(rate, ""), limits, filler
         if not 0 < channels <= MOST_CHANNELS:
-            raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?", name)
+            raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?")
         self.channel: int | None = getattr(limits, "channel", None)
         if self.channel is not None and self.channel > channels:
-            raise InputError(f"has no channel {self.channel}, only {channels}. Choose another channel", name)
-        self.channels = channels
-        # Number of channels that are averaged.
-        self.averaged = 1 if self.channel else channels
+            raise InputError(f"has no channel {self.channel}, only {channels}. Choose another channel")
+        # Numbers of channels of the recording, and of channels that are averaged.
+        self.channels, self.averaged = channels, 1 if self.channel else channels
         self.promised = 0 if promised >= UNKNOWN_FRAMES else promised
         self.most = min(math.floor(limits.seconds * self.rate), limits.values // channels)
         self.blocks: list[np.ndarray] = []
@@ -336,16 +333,13 @@ class _Mixdown:
     def waveform(self, label: str, warnings: list[str], min_duration: float | None) -> np.ndarray:
         """Return the recording as finite float32 samples `(L,)`, and append sentences about problems to `warnings`.
 
-        Raises:
-            InputError: samples are not finite or are far outside [-1, 1]. If `min_duration` is given, also if the
-                recording is truncated, silent or shorter than `min_duration` seconds.
+        If `min_duration` is given, the recording must not be truncated, silent or shorter (in seconds).
         """
         if self.frames < DECODED_SHARE * self.promised:
             if min_duration is not None:
                 raise InputError(
                     f"is cut short: its header declares {self.promised} samples, but only {self.frames} could be "
-                    "decoded; copy it again",
-                    self.name,
+                    "decoded; copy it again"
                 )
             declared, decoded = self.promised / self.rate, self.frames / self.rate
             warnings.append(
@@ -354,19 +348,16 @@ class _Mixdown:
         if self.bad:
             samples = self.frames * self.averaged
             said = f"contains {self.bad} NaN or infinite samples of {samples}; convert it again from the original"
-            raise InputError(said, self.name)
+            raise InputError(said)
         if self.loudest > LOUDEST:
-            raise InputError(
-                f"contains samples up to {self.loudest:.4g}; expected floating point in [-1, 1]. Divide 16-bit audio "
-                "by 32768",
-                self.name,
-            )
+            said = f"contains samples up to {self.loudest:.4g}; expected floating point in [-1, 1]"
+            raise InputError(f"{said}. Divide 16-bit audio by 32768")
         waveform = np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.float32)
         self.blocks = []
         if 0 < self.promised < len(waveform) < self.promised + self.filler:
             waveform = waveform[: self.promised]
         if min_duration is not None:
-            require_sound(waveform, self.rate, self.name, min_duration, self.averaged)
+            require_sound(waveform, self.rate, "", min_duration, self.averaged)
         if self.channel is None and self._channels_differ():
             warnings.append(
                 f"{label} has different channels, which were averaged. If they are of different people or microphones, "
@@ -393,10 +384,9 @@ class _Mixdown:
         seconds, limits = frames / self.rate, self.limits
         if seconds > limits.seconds:
             said = f"lasts {seconds:.0f} s; expected at most {limits.seconds:g} s. Give an excerpt; a minute is enough"
-        else:
-            said = f"lasts {seconds:.0f} s or more in {self.channels} channels; expected at most {limits.values} "
-            said += "samples in all channels. Cut it into utterances"
-        return InputError(said, self.name)
+            return InputError(said)
+        said = f"lasts {seconds:.0f} s or more in {self.channels} channels; expected at most {limits.values} samples"
+        return InputError(f"{said} in all channels. Cut it into utterances")
 
 
 def require_sound(
@@ -414,28 +404,27 @@ def require_sound(
         raise InputError(said, name)
 
 
-def _read(source: Any, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
+def _read(source: Any, array_rate: Any, limits: Limits) -> _Mixdown:
     if isinstance(source, Mapping):
-        return _read_mapping(source, array_rate, name, limits)
+        return _read_mapping(source, array_rate, limits)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), name, limits)
+        return _decode(io.BytesIO(source), limits)
     if isinstance(source, str | os.PathLike):
-        return _read_path(os.fspath(source), name, limits)
+        return _read_path(os.fspath(source), limits)
     if isinstance(source, np.ndarray | torch.Tensor | list | tuple):
-        return _read_array(source, array_rate, name, limits)
+        return _read_array(source, array_rate, limits)
     if hasattr(source, "get_all_samples"):
-        return _read_decoder(source, name, limits)
+        return _read_decoder(source, limits)
     if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
         try:
             content = source.read(limits.size + 1)
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot be read from the file object ({error}). Is the file open?", name) from error
+            raise InputError(f"cannot be read from the file object ({error}). Is the file open?") from error
         if isinstance(content, bytes):
-            return _decode(io.BytesIO(content), name, limits)
+            return _decode(io.BytesIO(content), limits)
     raise InputError(
         f"is of type {type(source).__name__}; expected a path, a URL, bytes, a file opened in binary mode, an array, "
-        'or a dictionary with "array" and "sampling_rate", or with "bytes" or "path"',
-        name,
+        'or a dictionary with "array" and "sampling_rate", or with "bytes" or "path"'
     )
 
 
@@ -445,43 +434,41 @@ def _lacks_rate(source: Any) -> bool:
     return isinstance(source, np.ndarray | torch.Tensor)
 
 
-def _read_mapping(source: Mapping, array_rate: Any, name: str, limits: Limits) -> _Mixdown:
+def _read_mapping(source: Mapping, array_rate: Any, limits: Limits) -> _Mixdown:
     for key in ("array", "raw"):
         if source.get(key) is not None:
-            return _read_array(source[key], source.get("sampling_rate", array_rate), name, limits)
-    for key in ("bytes", "path"):
+            return _read_array(source[key], source.get("sampling_rate", array_rate), limits)
+    kinds = {"bytes": (bytes, "the bytes of an audio file"), "path": (str | os.PathLike, "a path")}
+    for key, (kind, expected) in kinds.items():
         if source.get(key) is not None:
-            if isinstance(source[key], bytes if key == "bytes" else str | os.PathLike):
-                return _read(source[key], array_rate, name, limits)
-            found = type(source[key]).__name__
-            raise InputError(f"has {found} under the key {key!r}; expected {_MAPPING_KINDS[key]}", name)
+            if isinstance(source[key], kind):
+                return _read(source[key], array_rate, limits)
+            raise InputError(f"has {type(source[key]).__name__} under the key {key!r}; expected {expected}")
     keys = ", ".join(repr(key) for key in list(source)[:5])
     raise InputError(
         f'is a dictionary with {keys if keys else "no keys"}; expected "array" (or "raw") and "sampling_rate", or '
-        '"bytes" or "path"',
-        name,
+        '"bytes" or "path"'
     )
 
 
-def _read_path(path: str | bytes, name: str, limits: Limits) -> _Mixdown:
+def _read_path(path: str | bytes, limits: Limits) -> _Mixdown:
     if not isinstance(path, str) or not limits.remote:
-        raise InputError("is a path or URL; expected the audio itself, as bytes or as an array", name)
+        raise InputError("is a path or URL; expected the audio itself, as bytes or as an array")
     if path.startswith(("http://", "https://")):
-        return _decode(_fetch(path, name, limits), name, limits)
+        return _decode(_fetch(path, limits), limits)
     # Reading a named pipe would block, and a device has no end.
+    if os.path.isdir(path):
+        raise InputError("is a folder; give one audio file")
+    if not os.path.exists(path):
+        raise InputError(NO_SUCH_FILE)
     if not os.path.isfile(path):
-        if os.path.isdir(path):
-            raise InputError("is a folder; give one audio file", name)
-        if os.path.exists(path):
-            raise InputError("is not a regular file (a pipe or a device); give an audio file", name)
-        raise InputError(NO_SUCH_FILE, name)
+        raise InputError("is not a regular file (a pipe or a device); give an audio file")
     try:
         # Opened by its descriptor: soundfile would read a file whose name ends in ".raw" as raw samples.
         with open(os.open(path, os.O_RDONLY), "rb") as file:
-            return _decode(file, name, limits)
+            return _decode(file, limits)
     except OSError as error:
-        said = f"cannot be read ({type(error).__name__}); check its permissions and the disk"
-        raise InputError(said, name) from error
+        raise InputError(f"cannot be read ({type(error).__name__}); check its permissions and the disk") from error
 
 
 def _short(name: str) -> str:
@@ -497,20 +484,19 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _fetch(url: str, name: str, limits: Limits) -> io.BytesIO:
+def _fetch(url: str, limits: Limits) -> io.BytesIO:
     """Return the content of a URL; raise an `InputError` if it is not complete after `LONGEST_FETCH` seconds."""
     found: list[io.BytesIO | Exception] = []
+    arguments = (url, limits, time.monotonic() + LONGEST_FETCH, found)
     # The time limit of a socket holds for one read, so another thread must limit the time of all reads together.
-    thread = threading.Thread(
-        target=_download, args=(url, limits, time.monotonic() + LONGEST_FETCH, found), daemon=True
-    )
+    thread = threading.Thread(target=_download, args=arguments, daemon=True)
     thread.start()
     thread.join(LONGEST_FETCH)
     content = found[0] if found else TimeoutError(_TOO_SLOW)
     if isinstance(content, io.BytesIO):
         return content
     reason = f"the server answered {content.code}" if isinstance(content, urllib.error.HTTPError) else str(content)
-    raise InputError(f"cannot be fetched ({_short(reason)})", name) from content
+    raise InputError(f"cannot be fetched ({_short(reason)})") from content
 
 
 def _download(url: str, limits: Limits, deadline: float, found: list[io.BytesIO | Exception]) -> None:
@@ -528,43 +514,44 @@ def _download(url: str, limits: Limits, deadline: float, found: list[io.BytesIO 
         found.append(error)
 
 
-def _read_decoder(decoder: Any, name: str, limits: Limits) -> _Mixdown:
+def _read_decoder(decoder: Any, limits: Limits) -> _Mixdown:
     """Read the audio of a torchcodec decoder, which `datasets` returns."""
     try:
         seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
         if seconds is not None and seconds > limits.seconds:
-            raise InputError(f"lasts {seconds:.0f} s; expected at most {limits.seconds:g} s. Give an excerpt", name)
+            raise InputError(f"lasts {seconds:.0f} s; expected at most {limits.seconds:g} s. Give an excerpt")
         decoded = decoder.get_all_samples()
         samples, rate = decoded.data, decoded.sample_rate
     except InputError:
         raise
     except Exception as error:
         # A decoder may raise any exception.
-        raise InputError(f"cannot be decoded ({type(error).__name__}). Is the file damaged?", name) from error
-    return _read_array(samples, rate, name, limits)
+        raise InputError(f"cannot be decoded ({type(error).__name__}). Is the file damaged?") from error
+    return _read_array(samples, rate, limits)
 
 
-def _read_array(samples: Any, rate: Any, name: str, limits: Limits) -> _Mixdown:
+def _read_array(samples: Any, rate: Any, limits: Limits) -> _Mixdown:
     """Read an array, tensor or list `(L,)`, `(C, L)` or `(L, C)`."""
     if isinstance(samples, list | tuple):
         try:
             samples = np.asarray(samples, dtype=np.float32)
         except (ValueError, TypeError, OverflowError) as error:
-            raise InputError("is a list that contains other values than numbers; expected samples", name) from error
+            raise InputError("is a list that contains other values than numbers; expected samples") from error
     if not isinstance(samples, np.ndarray | torch.Tensor):
-        raise InputError(f"contains {type(samples).__name__}; expected an array of samples", name)
+        raise InputError(f"contains {type(samples).__name__}; expected an array of samples")
     shape: tuple[int, ...] = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
-        raise InputError(f"has shape {shape}; expected (samples,), (channels, samples) or (samples, channels)", name)
+        raise InputError(f"has shape {shape}; expected (samples,), (channels, samples) or (samples, channels)")
     # The limits are checked by shape, before an expanded or memory-mapped array is copied.
-    mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), name, limits)
-    values = _to_numpy(samples, name)
+    mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), limits)
+    values = _to_numpy(samples)
     if values.ndim == 1:
         values = values[:, None]
     elif shape[0] <= shape[-1]:
         values = values.T
-    for begin in range(0, max(1, len(values)), DECODED_AT_ONCE // mixdown.channels):
-        mixdown.add(_to_float32(values[begin : begin + DECODED_AT_ONCE // mixdown.channels], name))
+    step = DECODED_AT_ONCE // mixdown.channels
+    for begin in range(0, max(1, len(values)), step):
+        mixdown.add(_to_float32(values[begin : begin + step]))
     return mixdown
 
 
@@ -581,33 +568,31 @@ class QuietFile:
             return -1
 
 
-def _decode(file: Any, name: str, limits: Limits) -> _Mixdown:
+def _decode(file: Any, limits: Limits) -> _Mixdown:
     """Decode a seekable binary file and enforce the limits."""
     file = QuietFile(file)
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size > limits.size:
-        raise InputError(f"is larger than {limits.size >> 20} MiB, the limit for one file. Give an excerpt", name)
+        raise InputError(f"is larger than {limits.size >> 20} MiB, the limit for one file. Give an excerpt")
     if size == 0:
-        raise InputError("is an empty file (0 bytes); copy it again or remove it", name)
-    start = file.read(12)
+        raise InputError("is an empty file (0 bytes); copy it again or remove it")
+    container = _av_container(file.read(12))
     file.seek(0)
-    container = _av_container(start)
-    return _decode_soundfile(file, name, limits) if container is None else _decode_av(file, container, name, limits)
+    return _decode_soundfile(file, limits) if container is None else _decode_av(file, container, limits)
 
 
-def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
+def _decode_soundfile(file: Any, limits: Limits) -> _Mixdown:
     if soundfile is None:
         raise MissingDecoderError(
-            "cannot be decoded: soundfile is not installed. Run `pip install soundfile`, or give an array of samples",
-            name,
+            "cannot be decoded: soundfile is not installed. Run `pip install soundfile`, or give an array of samples"
         )
     in_header = wav_frames(file)
     try:
         with soundfile.SoundFile(file) as sound:
             # Prevents a seek after each block, which fails at the end of a FLAC file that was written to a pipe.
             sound.seekable = lambda: False
-            mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), name, limits)
+            mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), limits)
             frames = max(1, DECODED_AT_ONCE // sound.channels)
             while True:
                 block = sound.read(frames, dtype="float32", always_2d=True)
@@ -622,44 +607,41 @@ def _decode_soundfile(file: Any, name: str, limits: Limits) -> _Mixdown:
         said = str(getattr(error, "error_string", type(error).__name__)).rstrip(".").replace("/", ", ")
         raise InputError(
             f"cannot be decoded ({said}); expected an undamaged WAV, FLAC, OGG, Opus or MP3 file. Convert it, for "
-            "example with `ffmpeg -i INPUT OUTPUT.flac`",
-            name,
+            "example with `ffmpeg -i INPUT OUTPUT.flac`"
         ) from error
 
 
 def _av_container(start: bytes) -> str | None:
     """Return FFmpeg's name of the container that begins with the bytes `start`; None if soundfile decodes the file."""
-    container = "mov" if start[4:8] == b"ftyp" else AV_CONTAINERS.get(start[:4])
-    if container is not None:
-        return container
+    if start[4:8] == b"ftyp":
+        return "mov"
     # ADTS begins with twelve set bits, and has layer 0, which MP3 never has.
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
         return "aac"
-    return None
+    return AV_CONTAINERS.get(start[:4])
 
 
-def _decode_av(file: Any, container: str, name: str, limits: Limits) -> _Mixdown:
+def _decode_av(file: Any, container: str, limits: Limits) -> _Mixdown:
     if av is None:
         raise MissingDecoderError(
             "is AAC, MP4, Matroska, WebM, WMA or AMR, which soundfile does not decode. Run `pip install av` (PyAV with "
-            "FFmpeg), or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`",
-            name,
+            "FFmpeg), or convert it, for example with `ffmpeg -i INPUT OUTPUT.flac`"
         )
     try:
         # The container is specified because FFmpeg might detect a playlist and open the addresses in it.
         with av.open(file, mode="r", format=container) as opened:
             if not opened.streams.audio:
-                raise InputError("contains no audio stream; remove it", name)
-            return _decode_stream(opened, opened.streams.audio[0], name, limits)
+                raise InputError("contains no audio stream; remove it")
+            return _decode_stream(opened, opened.streams.audio[0], limits)
     except InputError:
         raise
     # PyAV raises a ValueError if the number of channels changes within the stream.
     except (av.error.FFmpegError, ValueError, OSError) as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be decoded ({said}); it is damaged. Copy it again or remove it", name) from error
+        raise InputError(f"cannot be decoded ({said}); it is damaged. Copy it again or remove it") from error
 
 
-def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixdown:
+def _decode_stream(opened: Any, stream: Any, limits: Limits) -> _Mixdown:
     """Decode one audio stream of PyAV."""
     pyav: Any = av
     seconds = 0.0 if stream.duration is None else float(stream.duration * (stream.time_base or 0))
@@ -671,11 +653,9 @@ def _decode_stream(opened: Any, stream: Any, name: str, limits: Limits) -> _Mixd
             if mixdown is None:
                 # The rate is read from the frame, because the header of HE-AAC declares half of it.
                 rate = int(planes.sample_rate)
-                mixdown = _Mixdown(rate, block.shape[1], round(seconds * rate), name, limits, filler=AAC_FRAME)
+                mixdown = _Mixdown(rate, block.shape[1], round(seconds * rate), limits, filler=AAC_FRAME)
             mixdown.add(block)
-    if mixdown is None:
-        return _Mixdown(stream.rate, 1, round(seconds * stream.rate), name, limits)
-    return mixdown
+    return _Mixdown(stream.rate, 1, round(seconds * stream.rate), limits) if mixdown is None else mixdown
 
 
 def check_rate(rate: Any, name: str) -> int:
@@ -689,23 +669,23 @@ def check_rate(rate: Any, name: str) -> int:
     return int(rate)
 
 
-def _to_numpy(samples: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+def _to_numpy(samples: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(samples, np.ndarray):
         return samples
     try:
         samples = samples.detach().cpu()
         return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
     except (TypeError, RuntimeError) as error:
-        raise InputError(f"is a tensor of {samples.dtype} that cannot be converted to an array", name) from error
+        raise InputError(f"is a tensor of {samples.dtype} that cannot be converted to an array") from error
 
 
-def _to_float32(samples: np.ndarray, name: str) -> np.ndarray:
+def _to_float32(samples: np.ndarray) -> np.ndarray:
     """Convert samples of any byte order to float32 with full scale 1."""
     if samples.dtype.name in INTEGER_SCALE:
         return samples.astype(np.float32) / np.float32(INTEGER_SCALE[samples.dtype.name])
     if not np.issubdtype(samples.dtype, np.floating):
         raise InputError(
-            f"has {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits", name
+            f"has {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits"
         )
     with np.errstate(over="ignore"):
         return samples.astype(np.float32)
