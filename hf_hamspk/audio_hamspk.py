@@ -43,7 +43,7 @@ SHORTEST_SECONDS = 0.1
 SILENCE_SPAN = 2e-5
 # Zero crossings of the sinc on each side, and the cut-off frequency relative to half the lower sampling rate.
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99
-# Number of values in the largest intermediate array of resampling: 1 MiB of float32.
+# Number of values that are decoded or resampled at once: 1 MiB of float32.
 BLOCK_VALUES = 1 << 18
 # Least number of output samples with the same taps for which one call per set of taps is the fastest.
 SHARED_TAPS = 128
@@ -59,8 +59,6 @@ INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
 DECODED_SHARE = 0.9
 # Longest wait in seconds for the next bytes of a URL, and longest time for the whole file, redirects included.
 FETCH_SECONDS, LONGEST_FETCH = 20.0, 120.0
-# Number of samples times channels that are decoded at once: 1 MiB of float32.
-DECODED_AT_ONCE = 1 << 18
 # Number of frames from which a length is taken as unknown; libsndfile reports about this many.
 UNKNOWN_FRAMES = 1 << 62
 # Largest number of chunks before the samples of a WAV file, and size of "data" from which the length is unknown.
@@ -162,8 +160,8 @@ def make_limits(limits: Any) -> Limits:
     try:
         return Limits(**({} if limits is None else limits))
     except TypeError as error:
-        fields = "seconds, size, values and remote"
-        raise InputError(f"limits must be a dictionary of {fields}, got {_short(repr(limits))}.") from error
+        given = _short(repr(limits))
+        raise InputError(f"limits must be a dictionary of seconds, size, values and remote, got {given}.") from error
 
 
 @dataclass(frozen=True)
@@ -174,11 +172,7 @@ class _ChannelLimits(Limits):
 
 
 def choose_channel(limits: Any, channel: Channel) -> Limits:
-    """Return limits with which `read_sound` reads one channel, or the limits unchanged if `channel` is None.
-
-    Raises:
-        InputError: the channel is not "left", "right", "mean" or a number from 1, or a limit is invalid.
-    """
+    """Return limits with which `read_sound` reads one channel, or the limits unchanged if `channel` is None."""
     limits = make_limits(limits)
     if channel is None:
         return limits
@@ -273,12 +267,9 @@ def _input_name(source: Any, label: str) -> str:
     """Return the name of a recording in error messages: its label, with the path or URL if there is one."""
     if isinstance(source, Mapping):
         source = source.get("path") if all(source.get(key) is None for key in ("array", "raw", "bytes")) else None
-    if not isinstance(source, str | os.PathLike):
-        return label
-    path = os.fspath(source)
-    if not isinstance(path, str) or path == label or not path.isprintable():
-        return label
-    return f"{label} {_short(path)}"
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    is_name = isinstance(path, str) and path != label and path.isprintable()
+    return f"{label} {_short(path)}" if is_name else label
 
 
 class _Mixdown:
@@ -289,7 +280,7 @@ class _Mixdown:
     """
 
     def __init__(self, rate: Any, channels: int, promised: int, limits: Limits, filler: int = 0):
-        self.rate, self.limits, self.filler = check_rate(rate, ""), limits, filler
+        self.rate, self.limits, self.filler = check_rate(rate), limits, filler
         if not 0 < channels <= MOST_CHANNELS:
             raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?")
         self.channel: int | None = getattr(limits, "channel", None)
@@ -506,7 +497,7 @@ def _download(url: str, limits: Limits, deadline: float, found: list[io.BytesIO 
         # Some servers reject the default user agent of Python.
         request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
         with urllib.request.build_opener(_WebRedirects).open(request, timeout=FETCH_SECONDS) as response:
-            while content.tell() <= limits.size and content.write(response.read1(DECODED_AT_ONCE)):
+            while content.tell() <= limits.size and content.write(response.read1(BLOCK_VALUES)):
                 if time.monotonic() > deadline:
                     raise TimeoutError(_TOO_SLOW)
         found.append(content)
@@ -545,11 +536,8 @@ def _read_array(samples: Any, rate: Any, limits: Limits) -> _Mixdown:
     # The limits are checked by shape, before an expanded or memory-mapped array is copied.
     mixdown = _Mixdown(rate, 1 if len(shape) == 1 else min(shape), max(shape), limits)
     values = _to_numpy(samples)
-    if values.ndim == 1:
-        values = values[:, None]
-    elif shape[0] <= shape[-1]:
-        values = values.T
-    step = DECODED_AT_ONCE // mixdown.channels
+    values = (values.T if shape[0] <= shape[-1] else values).reshape(-1, mixdown.channels)
+    step = BLOCK_VALUES // mixdown.channels
     for begin in range(0, max(1, len(values)), step):
         mixdown.add(_to_float32(values[begin : begin + step]))
     return mixdown
@@ -593,7 +581,7 @@ def _decode_soundfile(file: Any, limits: Limits) -> _Mixdown:
             # Prevents a seek after each block, which fails at the end of a FLAC file that was written to a pipe.
             sound.seekable = lambda: False
             mixdown = _Mixdown(sound.samplerate, sound.channels, max(sound.frames, in_header), limits)
-            frames = max(1, DECODED_AT_ONCE // sound.channels)
+            frames = max(1, BLOCK_VALUES // sound.channels)
             while True:
                 block = sound.read(frames, dtype="float32", always_2d=True)
                 mixdown.add(block)
@@ -658,14 +646,11 @@ def _decode_stream(opened: Any, stream: Any, limits: Limits) -> _Mixdown:
     return _Mixdown(stream.rate, 1, round(seconds * stream.rate), limits) if mixdown is None else mixdown
 
 
-def check_rate(rate: Any, name: str) -> int:
+def check_rate(rate: Any, name: str = "") -> int:
     """Return a sampling rate in Hz as an int; raise an `InputError` unless it is a whole number in [4000, 384000]."""
     if not is_number(rate) or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise InputError(
-            f"has a sampling rate of {_short(str(rate))} Hz; expected a whole number from {LOWEST_RATE} to "
-            f"{HIGHEST_RATE}",
-            name,
-        )
+        expected = f"expected a whole number from {LOWEST_RATE} to {HIGHEST_RATE}"
+        raise InputError(f"has a sampling rate of {_short(str(rate))} Hz; {expected}", name)
     return int(rate)
 
 
@@ -696,13 +681,10 @@ def wav_frames(file: Any) -> int:
 
     The position in the file is restored. For other files, or if the header declares no length, the result is 0.
     """
-    start = file.tell()
+    start, header, frame = file.tell(), file.read(12), 0
+    is_wav = header[:4] == b"RIFF" and header[8:] == b"WAVE"
     try:
-        riff, _, wave = struct.unpack("<4sI4s", file.read(12))
-        frame = 0
-        if (riff, wave) != (b"RIFF", b"WAVE"):
-            return 0
-        for _ in range(MOST_CHUNKS):
+        for _ in range(MOST_CHUNKS if is_wav else 0):
             name, size = struct.unpack("<4sI", file.read(8))
             if name == b"data":
                 return 0 if size >= UNKNOWN_SIZE or frame == 0 else size // frame
@@ -711,8 +693,7 @@ def wav_frames(file: Any) -> int:
                 frame = struct.unpack("<H", body[12:14])[0]
             file.seek(size + size % 2 - len(body), io.SEEK_CUR)
         return 0
-    except struct.error:
-        # The file ends within the header.
+    except struct.error:  # The file ends within the header.
         return 0
     finally:
         file.seek(start)

@@ -193,12 +193,8 @@ def _clipped_share(samples: np.ndarray) -> float:
     """Return the share of clipped samples: three or more adjacent samples at the recording's maximum or minimum."""
     if len(samples) < CLIPPED_RUN or float(samples.max()) == float(samples.min()):
         return 0.0
-    total = 0
-    for extreme in (samples.max(), samples.min()):
-        begins, ends = _runs(samples == extreme)
-        runs = ends - begins
-        total += int(runs[runs >= CLIPPED_RUN].sum())
-    return total / len(samples)
+    runs = [_run_lengths(samples == extreme)[1::2] for extreme in (samples.max(), samples.min())]
+    return sum(int(lengths[lengths >= CLIPPED_RUN].sum()) for lengths in runs) / len(samples)
 
 
 def _measure_block(samples: np.ndarray, sampling_rate: int, vad: Any) -> _Block:
@@ -211,7 +207,8 @@ def _measure_block(samples: np.ndarray, sampling_rate: int, vad: Any) -> _Block:
     # Scaled so that the sum over all bins, for positive and negative frequencies, is the mean square of the frame.
     spectrum = np.fft.rfft(frames, size)[:, :bins]
     power = (spectrum.real**2 + spectrum.imag**2) / np.float32(size * float(np.square(window).sum()))
-    bands = _band_power(power)
+    edges = np.rint(np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS).astype(int)
+    bands = np.add.reduceat(power, edges[:-1], axis=1)
     floor = np.quantile(bands, FLOOR_QUANTILE, axis=0)
     quiet = _power(QUANTISATION_DB) * BAND_HZ / (sampling_rate / 2)
     least = np.maximum(np.maximum(floor, quiet) * _power(RISE_DB), bands.max(1, keepdims=True) * _power(-RANGE_DB))
@@ -229,10 +226,7 @@ def _measure_block(samples: np.ndarray, sampling_rate: int, vad: Any) -> _Block:
 
 
 def _whispered(bands: np.ndarray, risen: np.ndarray) -> np.ndarray:
-    """Return the frames `(T,)` of whispering, given the power in bands `(T, F)`; none if the spectrum does not change.
-
-    Bursts of noise keep their spectrum, but the articulation of speech changes it.
-    """
+    """Return the frames `(T,)` of whispering, given the power in bands `(T, F)`; none if the spectrum is steady."""
     long = _long_runs(risen, SHORTEST_WHISPER)
     if long.sum() < 2 * SHORTEST_WHISPER:
         return np.zeros_like(risen)
@@ -241,12 +235,6 @@ def _whispered(bands: np.ndarray, risen: np.ndarray) -> np.ndarray:
     smooth = np.lib.stride_tricks.sliding_window_view(shapes, SMOOTHED_FRAMES, axis=0).mean(-1)
     changes = float(np.sqrt(smooth.var(axis=0).mean())) >= CHANGE_DB
     return _close_gaps(long, round(LONGEST_PAUSE / HOP_SECONDS)) if changes else np.zeros_like(risen)
-
-
-def _band_power(power: np.ndarray) -> np.ndarray:
-    """Sum the power `(T, F)` over bands of equal width; the result has a column for each band."""
-    edges = np.arange(LOWEST_HZ, HIGHEST_HZ + 1, BAND_HZ) * SPECTRUM_SECONDS
-    return np.add.reduceat(power, np.rint(edges).astype(int)[:-1], axis=1)
 
 
 def _periodicity(power: np.ndarray) -> np.ndarray:
@@ -267,34 +255,29 @@ def _periodicity(power: np.ndarray) -> np.ndarray:
     return correlation[:, lags].max(1) / np.maximum(correlation[:, 0], SMALLEST_POWER)
 
 
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first index of each run of True, and the index after the end of each run."""
-    at = np.concatenate([[False], mask, [False]])
-    edges = np.flatnonzero(at[1:] != at[:-1])
-    return edges[::2], edges[1::2]
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """Return the lengths of alternating runs of False and True. The first and last run are of False; they may be 0."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return np.diff(edges, prepend=0, append=len(mask))
 
 
 def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
     """Return the mask with only those runs of True that have at least `shortest` frames."""
-    result = np.zeros_like(mask)
-    for begin, end in zip(*_runs(mask), strict=True):
-        result[begin:end] = end - begin >= shortest
-    return result
+    lengths = _run_lengths(mask)
+    is_long = lengths >= shortest
+    is_long[::2] = False
+    return np.repeat(is_long, lengths)
 
 
 def _close_gaps(mask: np.ndarray, longest: int) -> np.ndarray:
     """Return the mask with gaps of at most `longest` frames between runs of True filled."""
-    result = mask.copy()
-    begins, ends = _runs(mask)
-    for end, begin in zip(ends[:-1], begins[1:], strict=True):
-        if begin - end <= longest:
-            result[end:begin] = True
-    return result
+    lengths = _run_lengths(mask)
+    is_filled = lengths <= longest
+    is_filled[1::2] = True
+    is_filled[[0, -1]] = False
+    return np.repeat(is_filled, lengths)
 
 
 def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
     """Return the mask with each run of True extended by `reach` frames on both sides."""
-    result = np.zeros_like(mask)
-    for begin, end in zip(*_runs(mask), strict=True):
-        result[max(0, begin - reach) : end + reach] = True
-    return result
+    return np.lib.stride_tricks.sliding_window_view(np.pad(mask, reach), 2 * reach + 1).max(1)
