@@ -268,8 +268,7 @@ def _input_name(source: Any, label: str) -> str:
     if isinstance(source, Mapping):
         source = source.get("path") if all(source.get(key) is None for key in ("array", "raw", "bytes")) else None
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    is_name = isinstance(path, str) and path != label and path.isprintable()
-    return f"{label} {_short(path)}" if is_name else label
+    return f"{label} {_short(path)}" if isinstance(path, str) and path != label and path.isprintable() else label
 
 
 class _Mixdown:
