@@ -80,7 +80,6 @@ SILENT_POWER = 1e-10
 NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
-_TOO_SLOW = f"not complete after {LONGEST_FETCH:g} s"
 
 
 def plain_number(value: Any) -> Any:
@@ -245,10 +244,8 @@ def read_sound(
         mixdown = _read(source, rate if source_rate is None else source_rate, limits)
         if source_rate is None and _lacks_rate(source):
             warnings.append(f"{label} has no sampling rate, so {rate} Hz was assumed. Give sampling_rate.")
-        waveform = mixdown.waveform(label, warnings, min_duration if strict else None)
-        found = mixdown.rate
-        if rate is None:
-            return Sound(waveform, found, warnings)
+        waveform, found = mixdown.waveform(label, warnings, min_duration if strict else None), mixdown.rate
+        rate = found if rate is None else rate
         if found < rate:
             warnings.append(
                 f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: frequencies above "
@@ -364,11 +361,9 @@ class _Mixdown:
     def _channels_differ(self) -> bool:
         """Return whether the audible channels are dissimilar or cancel each other."""
         power = np.diag(self.products)
-        audible = power > SILENT_CHANNEL * power.max()
-        count = np.count_nonzero(audible)
-        if count < 2:
-            return False
-        return self.products[np.ix_(audible, audible)].sum() / count**2 < ALIKE_CHANNELS * power[audible].mean()
+        audible = power >= SILENT_CHANNEL * power.max()
+        power_of_mean = float(self.products[np.ix_(audible, audible)].mean())
+        return power_of_mean < ALIKE_CHANNELS * float(power[audible].mean())
 
     def _too_long(self, frames: int) -> InputError:
         seconds, limits = frames / self.rate, self.limits
@@ -434,10 +429,9 @@ def _read_mapping(source: Mapping, array_rate: Any, limits: Limits) -> _Mixdown:
             if isinstance(source[key], kind):
                 return _read(source[key], array_rate, limits)
             raise InputError(f"has {type(source[key]).__name__} under the key {key!r}; expected {expected}")
-    keys = ", ".join(repr(key) for key in list(source)[:5])
+    keys = ", ".join(map(repr, list(source)[:5])) if source else "no keys"
     raise InputError(
-        f'is a dictionary with {keys if keys else "no keys"}; expected "array" (or "raw") and "sampling_rate", or '
-        '"bytes" or "path"'
+        f'is a dictionary with {keys}; expected "array" (or "raw") and "sampling_rate", or "bytes" or "path"'
     )
 
 
@@ -477,28 +471,27 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
 def _fetch(url: str, limits: Limits) -> io.BytesIO:
     """Return the content of a URL; raise an `InputError` if it is not complete after `LONGEST_FETCH` seconds."""
     found: list[io.BytesIO | Exception] = []
-    arguments = (url, limits, time.monotonic() + LONGEST_FETCH, found)
     # The time limit of a socket holds for one read, so another thread must limit the time of all reads together.
-    thread = threading.Thread(target=_download, args=arguments, daemon=True)
+    thread = threading.Thread(target=_download, args=(url, limits, found), daemon=True)
     thread.start()
     thread.join(LONGEST_FETCH)
-    content = found[0] if found else TimeoutError(_TOO_SLOW)
+    content = found[0] if found else TimeoutError(f"not complete after {LONGEST_FETCH:g} s")
     if isinstance(content, io.BytesIO):
         return content
     reason = f"the server answered {content.code}" if isinstance(content, urllib.error.HTTPError) else str(content)
     raise InputError(f"cannot be fetched ({_short(reason)})") from content
 
 
-def _download(url: str, limits: Limits, deadline: float, found: list[io.BytesIO | Exception]) -> None:
-    """Append the content of a URL to `found`, or the error if it cannot be fetched."""
-    content = io.BytesIO()
+def _download(url: str, limits: Limits, found: list[io.BytesIO | Exception]) -> None:
+    """Append the content of a URL to `found`, or the error if it cannot be fetched; nothing if it takes too long."""
+    content, deadline = io.BytesIO(), time.monotonic() + LONGEST_FETCH
     try:
         # Some servers reject the default user agent of Python.
         request = urllib.request.Request(url, headers={"User-Agent": "hamspk"})
         with urllib.request.build_opener(_WebRedirects).open(request, timeout=FETCH_SECONDS) as response:
             while content.tell() <= limits.size and content.write(response.read1(BLOCK_VALUES)):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(_TOO_SLOW)
+                    return
         found.append(content)
     except Exception as error:
         found.append(error)
@@ -730,8 +723,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
     """Return filter taps `(N, K)` of output samples; each lies `fraction` `(N,)` input steps after an input sample."""
-    time = (np.arange(-reach, reach + 1) - fraction[:, None]) * scale
-    time = time.clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
+    time = ((np.arange(-reach, reach + 1) - fraction[:, None]) * scale).clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
     return (scale * np.sinc(time) * window).astype(np.float32)
 

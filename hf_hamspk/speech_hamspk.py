@@ -248,9 +248,7 @@ def _periodicity(power: np.ndarray) -> np.ndarray:
     gain = np.clip(1 - STEADY_FACTOR * steady / (envelope + SMALLEST_POWER), 0, 1)
     flat = power[:, :high] * (gain / (envelope + SMALLEST_POWER))
     flat[:, :low] = 0
-    size = 2 * high
-    correlation = np.fft.irfft(flat, size)
-    rate = size / SPECTRUM_SECONDS
+    correlation, rate = np.fft.irfft(flat, 2 * high), 2 * high / SPECTRUM_SECONDS
     lags = slice(int(rate / HIGHEST_PITCH_HZ), int(rate / LOWEST_PITCH_HZ) + 1)
     return correlation[:, lags].max(1) / np.maximum(correlation[:, 0], SMALLEST_POWER)
 
