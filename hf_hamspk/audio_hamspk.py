@@ -73,7 +73,7 @@ ALIKE_CHANNELS = 0.75
 # Number of each named channel; 0 is the mean of all channels.
 CHANNELS = {"mean": 0, "left": 1, "right": 2}
 Channel = str | int | None
-# Level in dBFS of the loudest second below which embeddings of the usual filter banks change with the level.
+# Level in dBFS of the loudest second, without its mean, below which embeddings of filter banks change with the level.
 QUIET_DB = -45.0
 # Power below which a recording is digital silence: the smallest step of 16-bit audio has -90 dBFS.
 SILENT_POWER = 1e-10
@@ -350,11 +350,12 @@ class _Mixdown:
                 f"{label} has different channels, which were averaged. If they are of different people or microphones, "
                 "choose one with channel (--channel): left, right or a number. Choose mean to average them."
             )
-        level = _loudest_second(waveform, self.rate)
-        if 10 * math.log10(SILENT_POWER) < level < QUIET_DB:
+        seconds = np.array_split(waveform, max(1, math.ceil(len(waveform) / self.rate)))
+        power = max(float(np.var(second)) if len(second) else 0.0 for second in seconds)
+        if SILENT_POWER < power < 10 ** (QUIET_DB / 10):
             warnings.append(
-                f"{label} is too quiet: its loudest second has {level:.0f} dBFS. Embeddings change below {QUIET_DB:g} "
-                "dBFS. Record at a higher level."
+                f"{label} is too quiet: its loudest second has {10 * math.log10(power):.0f} dBFS. Embeddings change "
+                f"below {QUIET_DB:g} dBFS. Record at a higher level."
             )
         return waveform
 
@@ -661,9 +662,8 @@ def _to_float32(samples: np.ndarray) -> np.ndarray:
     if samples.dtype.name in INTEGER_SCALE:
         return samples.astype(np.float32) / np.float32(INTEGER_SCALE[samples.dtype.name])
     if not np.issubdtype(samples.dtype, np.floating):
-        raise InputError(
-            f"has {samples.dtype} samples; expected floating point in [-1, 1], or integers of 16 or 32 bits"
-        )
+        expected = "expected floating point in [-1, 1], or integers of 16 or 32 bits"
+        raise InputError(f"has {samples.dtype} samples; {expected}")
     with np.errstate(over="ignore"):
         return samples.astype(np.float32)
 
@@ -726,9 +726,3 @@ def _taps(fraction: np.ndarray, reach: int, scale: float) -> np.ndarray:
     time = ((np.arange(-reach, reach + 1) - fraction[:, None]) * scale).clip(-LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (np.pi / LOWPASS_WIDTH / 2)) ** 2
     return (scale * np.sinc(time) * window).astype(np.float32)
-
-
-def _loudest_second(waveform: np.ndarray, rate: int) -> float:
-    """Return the level in dBFS of the loudest second of a waveform `(L,)`, without its constant component."""
-    seconds = np.array_split(waveform, max(1, math.ceil(len(waveform) / rate)))
-    return 10 * math.log10(max([SILENT_POWER, *(float(np.var(second)) for second in seconds if len(second))]))
