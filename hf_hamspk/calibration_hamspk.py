@@ -35,9 +35,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from .audio_hamspk import is_number, plain_number
+from .audio_hamspk import DETECTORS, LOWEST_SNR_DB, MINIMUM_SPEECH, VOICED, is_number, plain_number
 from .geometry_hamspk import as_tensor, at_least_float32
-from .speech_hamspk import DETECTORS, LOWEST_SNR_DB, MINIMUM_SPEECH, VOICED
 
 CHECKSUM = "checksum"
 # Number of hexadecimal digits of a fingerprint that messages show.

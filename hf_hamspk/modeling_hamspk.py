@@ -25,7 +25,16 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import SHORTEST_SECONDS, Channel, InputError, Limits, choose_channel, plain_number
+from .audio_hamspk import (
+    SHORTEST_SECONDS,
+    Channel,
+    InputError,
+    Limits,
+    Vad,
+    choose_channel,
+    plain_number,
+    speech_weights,
+)
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
@@ -51,7 +60,6 @@ from .networks_hamspk import (
     make_pooling,
 )
 from .pipeline_hamspk import announce_pipeline
-from .speech_hamspk import Vad, speech_weights
 from .verification_hamspk import (
     Comparison,
     Identification,

@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedConfig
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .audio_hamspk import Channel, InputError, Limits, Sound, choose_channel, read_sound
+from .audio_hamspk import Channel, InputError, Limits, Sound, choose_channel, measure_speech, read_sound
 from .calibration_hamspk import decision_rule
 from .geometry_hamspk import COMBINATIONS
-from .speech_hamspk import measure_speech
 from .verification_hamspk import (
     SpeakerProfile,
     SpeakerVerifier,

@@ -35,13 +35,18 @@ import torch
 from torch import Tensor
 
 from .audio_hamspk import (
+    CUSTOM,
+    MINIMUM_SPEECH,
     Channel,
     InputError,
     Limits,
     Sound,
+    SpeechMeasures,
+    Vad,
     choose_channel,
     is_number,
     make_limits,
+    measure_speech,
     read_sound,
     require_sound,
 )
@@ -61,7 +66,6 @@ from .calibration_hamspk import (
     shorten,
 )
 from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
-from .speech_hamspk import CUSTOM, MINIMUM_SPEECH, SpeechMeasures, Vad, measure_speech
 
 PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
 # Fields of a profile that are not in the description of its file.

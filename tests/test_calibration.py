@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
 from hf_hamspk.calibration_hamspk import (
     DEFAULT_OPERATING_POINTS,
     QUALITY_FEATURES,
@@ -17,7 +18,6 @@ from hf_hamspk.calibration_hamspk import (
     dict_checksum,
     quality_features,
 )
-from hf_hamspk.speech_hamspk import MINIMUM_SPEECH
 
 FINGERPRINT = "a" * 64
 

@@ -11,10 +11,10 @@ from speakers import RATE
 from tiny_models import save_calibrated_model
 
 from hf_hamspk import Calibration, HamSpkModel
+from hf_hamspk.audio_hamspk import CUSTOM, VOICED, VOICED_OR_WHISPERED, measure_speech
 from hf_hamspk.calibration_hamspk import dict_checksum
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.evaluation.verification import embed_files
-from hf_hamspk.speech_hamspk import CUSTOM, VOICED, VOICED_OR_WHISPERED, measure_speech
 from hf_hamspk.verification_hamspk import NOT_ENOUGH_SPEECH
 
 OTHER = "measured with another detector of speech"

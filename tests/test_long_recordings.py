@@ -14,11 +14,11 @@ from tiny_models import RATE, noises, save_calibrated_model, settle, tiny_config
 from transformers import pipeline
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
+from hf_hamspk.audio_hamspk import MOST_WEIGHED, measure_speech, speech_weights
 from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.geometry_hamspk import mean_direction
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
-from hf_hamspk.speech_hamspk import MOST_WEIGHED, measure_speech, speech_weights
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_the_speech_of_at_most_ten_minutes_is_measured(lengths):
 
     pieces = [np.arange(length, dtype=np.float32) for length in lengths]
     with (
-        mock.patch("hf_hamspk.speech_hamspk.MOST_WEIGHED", 60.0),
-        mock.patch("hf_hamspk.speech_hamspk.measure_speech", measure),
+        mock.patch("hf_hamspk.audio_hamspk.MOST_WEIGHED", 60.0),
+        mock.patch("hf_hamspk.audio_hamspk.measure_speech", measure),
     ):
         weights = speech_weights(pieces, RATE)
     total = sum(lengths)
@@ -106,7 +106,7 @@ def test_the_speech_of_at_most_ten_minutes_is_measured(lengths):
 
 
 def test_a_recording_of_hours_counts_the_pieces_with_speech(monkeypatch):
-    monkeypatch.setattr("hf_hamspk.speech_hamspk.MOST_WEIGHED", 4.0)
+    monkeypatch.setattr("hf_hamspk.audio_hamspk.MOST_WEIGHED", 4.0)
     speech, silence = make_speech(1, 1, 4.0), np.zeros(4 * RATE, np.float32)
     weights = speech_weights([speech, silence, speech], RATE)
     assert weights[0] == weights[2] > 0.5 and weights[1] == 0

@@ -9,11 +9,10 @@ from bombs import RATE, flac, long_speech, reading_bytes, refused_bombs
 from tiny_models import save_calibrated_model
 
 from hf_hamspk import HamSpkModel, Limits
-from hf_hamspk.audio_hamspk import InputError, QuietFile, read_sound
+from hf_hamspk.audio_hamspk import InputError, QuietFile, measure_speech, read_sound
 from hf_hamspk.data import fitting
 from hf_hamspk.data.fitting import embed_what_fits
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.speech_hamspk import measure_speech
 
 
 def peak_of(read) -> tuple[int, object]:

@@ -8,8 +8,8 @@ import pytest
 from tiny_models import save_calibrated_model
 
 from hf_hamspk import HamSpkModel
+from hf_hamspk.audio_hamspk import measure_speech
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.speech_hamspk import measure_speech
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import measure_speech_detection

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from hf_hamspk.audio_hamspk import HIGHEST_SNR_DB, LOWEST_LEVEL_DB, LOWEST_SNR_DB, measure_speech
 from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.speech_hamspk import HIGHEST_SNR_DB, LOWEST_LEVEL_DB, LOWEST_SNR_DB, measure_speech
 
 RATE = 16000
 TIME = np.arange(3 * RATE) / RATE

@@ -9,10 +9,9 @@ import torch
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
 from hf_hamspk import HamSpkConfig
-from hf_hamspk.audio_hamspk import Sound
+from hf_hamspk.audio_hamspk import Sound, SpeechMeasures, measure_speech
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.geometry_hamspk import combine_embeddings, mean_direction
-from hf_hamspk.speech_hamspk import SpeechMeasures, measure_speech
 from hf_hamspk.verification_hamspk import (
     CLIPPED_SHARE,
     DIFFERENT,

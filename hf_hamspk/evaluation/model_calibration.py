@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio_hamspk import MINIMUM_SPEECH
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
 from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..speech_hamspk import MINIMUM_SPEECH
 from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibration, fit
 from .calibration_metrics import actual_detection_cost
 from .cohorts import describe_cohort, embed_cohort, find_cohort

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..audio_hamspk import MINIMUM_SPEECH
 from ..calibration_hamspk import SCORE, Cohort, compare_with_cohort, trial_features
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..speech_hamspk import MINIMUM_SPEECH
 from .calibrating import CalibrationTrials
 from .matrix_scoring import score_pairs
 from .speakers import TrialSpeakers, find_speakers

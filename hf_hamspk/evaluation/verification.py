@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio_hamspk import Channel, InputError
+from ..audio_hamspk import CUSTOM, VOICED_OR_WHISPERED, Channel, InputError, SpeechMeasures, Vad, measure_speech
 from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
 from ..data.audio import log_warnings, read_utterance
 from ..data.crops import even_segments
 from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
-from ..speech_hamspk import CUSTOM, VOICED_OR_WHISPERED, SpeechMeasures, Vad, measure_speech
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import torch
 
-from hf_hamspk.speech_hamspk import measure_speech
+from hf_hamspk.audio_hamspk import measure_speech
 
 RATE = 16000
 OLDEST_CHILD = 15

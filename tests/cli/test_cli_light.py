@@ -79,6 +79,7 @@ def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, mon
 
 
 def test_choices_are_those_of_the_package():
+    from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
     from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
@@ -87,7 +88,6 @@ def test_choices_are_those_of_the_package():
     from hf_hamspk.geometry_hamspk import COMBINATIONS
     from hf_hamspk.shards import manifest
     from hf_hamspk.shards.listing import LAYOUTS
-    from hf_hamspk.speech_hamspk import MINIMUM_SPEECH
     from hf_hamspk.verification_hamspk import PROFILE_SUFFIX
 
     assert verify.COMBINE_CHOICES == COMBINATIONS

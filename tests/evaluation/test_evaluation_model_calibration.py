@@ -8,6 +8,7 @@ import torch
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
+from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Scorer
 from hf_hamspk.data.synthetic import make_corpus
 from hf_hamspk.evaluation.calibrating import fit
@@ -24,7 +25,6 @@ from hf_hamspk.evaluation.model_calibration import (
 from hf_hamspk.evaluation.scored_trials import CalibrationSetting, ScoredTrials
 from hf_hamspk.evaluation.trials import Trials, join_trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
-from hf_hamspk.speech_hamspk import SpeechMeasures
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
 REPORT_FIELDS = ("model", "sufficiency", "skipped", "trained_on", "cohort_skipped", "cohort_left_out")

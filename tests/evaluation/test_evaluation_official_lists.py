@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.evaluation.speakers import find_speakers
 from hf_hamspk.evaluation.trials import (
     OFFICIAL_LISTS,
@@ -19,7 +20,6 @@ from hf_hamspk.evaluation.trials import (
 )
 from hf_hamspk.evaluation.verification import EmbeddedFiles, enrol_models
 from hf_hamspk.geometry_hamspk import mean_direction
-from hf_hamspk.speech_hamspk import SpeechMeasures
 
 LISTS = {
     "voxceleb": "1 a.wav b.wav\n0 a.wav c.wav\n",

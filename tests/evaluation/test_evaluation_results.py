@@ -11,6 +11,7 @@ import torch
 from tiny_models import settle, tiny_config
 
 from hf_hamspk import HamSpkModel
+from hf_hamspk.audio_hamspk import SpeechMeasures
 from hf_hamspk.calibration_hamspk import Calibration, Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, error_rates, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate_list, list_digest, list_names
@@ -20,7 +21,6 @@ from hf_hamspk.evaluation.results import EVALUATION_FILE, EvaluationRecord
 from hf_hamspk.evaluation.trials import Trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles, score_ratios, score_trials
 from hf_hamspk.folders.recognising import GENERATOR
-from hf_hamspk.speech_hamspk import SpeechMeasures
 
 SPEAKERS, UTTERANCES, SIZE = 12, 3, 24
 QUICK = EvaluationSettings(replicates=100, progress=False)

@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from hf_hamspk import HamSpkConfig, HamSpkModel
+from hf_hamspk.audio_hamspk import measure_speech
 from hf_hamspk.data.crops import even_segments
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.trials import Trials
@@ -19,7 +20,6 @@ from hf_hamspk.evaluation.verification import (
     score_trials,
     verify_trials,
 )
-from hf_hamspk.speech_hamspk import measure_speech
 
 NAMES = [f"{i}.wav" for i in range(5)]
 TRIALS = Trials(
