@@ -39,8 +39,6 @@ from .audio_hamspk import DETECTORS, LOWEST_SNR_DB, MINIMUM_SPEECH, VOICED, is_n
 from .geometry_hamspk import as_tensor, at_least_float32
 
 CHECKSUM = "checksum"
-# Number of hexadecimal digits of a fingerprint that messages show.
-SHOWN_DIGITS = 12
 NORMALISATIONS = ("none", "z", "t", "s", "as")
 SMALLEST_COHORT = 2
 # Rounding error of float32 cosines. Scores with a smaller standard deviation count as equal.
@@ -67,9 +65,20 @@ FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray)
 BLOCK_SCORES = 1 << 24
 
 
-def shorten(fingerprint: str) -> str:
-    """Return the first digits of a fingerprint, for messages."""
-    return str(fingerprint)[:SHOWN_DIGITS]
+def is_same_model(first: Any, second: Any) -> bool:
+    """Return whether two fingerprints have the same weights and, if both contain settings, the same settings."""
+    ours, theirs = (str(fingerprint).partition("-") for fingerprint in (first, second))
+    return ours[0] == theirs[0] and (ours[2] == theirs[2] or not (ours[2] and theirs[2]))
+
+
+def check_same_model(own: str, model: str, subject: str, remedy: str) -> None:
+    """Raise a ValueError if `subject`, made by the model with the fingerprint `own`, is not of the model `model`."""
+    if is_same_model(own, model):
+        return
+    found = f"other weights ({own[:12]}) than this model has now ({model[:12]})"
+    if is_same_model(own.partition("-")[0], model):
+        found = "another configuration than this model has now: a field such as sampling_rate or frontend has changed"
+    raise ValueError(f"{subject} was made with {found}. Restore what it was made with, or {remedy}.")
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
@@ -259,12 +268,7 @@ class Cohort:
 
     def check_model(self, fingerprint: str, path: str | os.PathLike = "This cohort") -> None:
         """Raise a ValueError if the model has another fingerprint than the cohort. The message names `path`."""
-        if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"{path} belongs to another model ({shorten(self.fingerprint)}), not to the loaded one "
-                f"({shorten(fingerprint)}). Embeddings of two models cannot be compared. Embed the cohort with the "
-                "loaded model, or load the model of the cohort."
-            )
+        check_same_model(self.fingerprint, fingerprint, str(path), "embed the cohort again")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the embeddings and a description with checksum to a safetensors file."""
@@ -542,17 +546,12 @@ class Calibration:
 
     def check_model(self, fingerprint: str, similarity: str) -> None:
         """Raise a ValueError if the model has another fingerprint or similarity than the calibration."""
-        if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"This calibration belongs to another model ({shorten(self.fingerprint)}), not to the loaded one "
-                f"({shorten(fingerprint)}). Their weights differ, and therefore their scores. Calibrate the loaded "
-                "model, or load its own calibration."
-            )
         if self.similarity != similarity:
             raise ValueError(
                 f"This calibration needs {self.similarity!r} scores, but the model computes {similarity!r} scores. "
                 f"Set config.similarity to {self.similarity!r}, or calibrate again."
             )
+        check_same_model(self.fingerprint, fingerprint, "This calibration", "calibrate the model again")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file: attributes, schema, checksum, and thresholds, which loading ignores."""
@@ -738,8 +737,7 @@ class Scorer:
         cohort: cohort that the calibration was fitted with; None if its scores are not normalised.
 
     Raises:
-        ValueError: the calibration or the cohort belongs to another model, the cohort of the calibration is missing, or
-            another cohort was given.
+        ValueError: the calibration or the cohort belongs to another model, or the cohort is missing or another one.
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
@@ -747,12 +745,11 @@ class Scorer:
         self.calibration = calibration
         self.fingerprint = model.fingerprint()
         self._cohort: Tensor | None = None
+        if calibration is not None:
+            calibration.check_model(self.fingerprint, model.config.similarity)
         if cohort is not None:
             cohort.check_model(self.fingerprint)
-        if calibration is None:
-            return
-        calibration.check_model(self.fingerprint, model.config.similarity)
-        if calibration.normalisation == "none":
+        if calibration is None or calibration.normalisation == "none":
             return
         if cohort is None:
             raise ValueError(

@@ -1,6 +1,8 @@
 """Configuration of a speaker model: backbone, front-end, pooling, head and scoring."""
 
 import difflib
+import hashlib
+import json
 from dataclasses import field, fields
 from typing import Any, Literal
 
@@ -41,6 +43,12 @@ RANGES: dict[str, tuple[Number, Number]] = {
 BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "conv_kernel", "conv_stride"), (1, 1024)),
+}
+# Fields that change neither embeddings nor scores, except by training.
+NEUTRAL_FIELDS = {
+    *("freeze_backbone", "freeze_feature_encoder", "mask_mel_bins", "mask_frames", "head", "scale", "margin"),
+    *("learnable_curvature", "euclidean_head", "euclidean_weight", "hyperbolic_weight"),
+    *("converted_from", "source_licence", "auto_map"),
 }
 # Range of all other numbers of a backbone, and bounds of the length of a list and of the weights of an encoder.
 OTHER_RANGE, LONGEST_LIST, MOST_WEIGHTS = (-1_000_000, 1_000_000), 32, 1 << 32
@@ -211,6 +219,21 @@ class HamSpkConfig(PreTrainedConfig):
     def is_hyperbolic(self) -> bool:
         """Whether the head or the similarity uses the Poincaré ball."""
         return self.similarity == "hyperbolic" or self.head in ("h", "ham", "joint")
+
+    def hash_settings(self) -> str:
+        """Return 16 digits of the SHA-256 of all fields that may change embeddings or scores.
+
+        Fields at their defaults do not count, so that fields of later versions do not change the hash.
+        """
+        own = {name: getattr(self, name) for name in HamSpkConfig.__annotations__ if name not in NEUTRAL_FIELDS}
+        plain, backbone = {name: getattr(HamSpkConfig, name) for name in own}, own.pop("backbone_config")
+        if backbone is not None:
+            own["backbone"], general = backbone.model_type, PreTrainedConfig().to_dict()
+            for fields_of, config in ((own, backbone), (plain, type(backbone)())):
+                fields_of |= {f"backbone.{key}": x for key, x in config.to_dict().items() if key not in general}
+        own, plain = json.loads(json.dumps([own, plain]), parse_int=float)
+        settings = {name: value for name, value in own.items() if value != plain.get(name)}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def longest_piece(self) -> float:

@@ -35,7 +35,7 @@ from .audio_hamspk import (
     plain_number,
     speech_weights,
 )
-from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, shorten
+from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
 from .geometry_hamspk import (
     CosineSimilarity,
@@ -274,14 +274,18 @@ class SpeakerModelMixin(nn.Module):
         return magnitude(as_tensor(embeddings), **self._scoring())
 
     def fingerprint(self) -> str:
-        """Return a hash of the weights, which is the same with or without head and in float32 or bfloat16.
+        """Return hashes of weights and settings, which are the same with or without head and in float32 or bfloat16.
 
         Returns:
-            SHA-256 in hexadecimal of the names, shapes and bfloat16 values of all parameters and buffers that affect
-            the embedding, and of `config.level_db` if it is set. It takes 0.1 s for 20 million parameters on a CPU, and
-            is cached until the weights change. A model that was quantised or loaded in float16 is rounded differently
-            and has a different fingerprint.
+            SHA-256 in hexadecimal of the bfloat16 values of all tensors that affect the embedding (and of `level_db` if
+            it is set), "-", and `config.hash_settings()`. The hash of the weights takes 0.1 s for 20 million
+            parameters on a CPU, and is cached until they change. A model that was quantised or loaded in float16 is
+            rounded differently and has a different fingerprint.
         """
+        self._scoring()
+        return f"{self._hash_weights()}-{self.config.hash_settings()}"
+
+    def _hash_weights(self) -> str:
         state = _embedding_state(self.base_model)
         # The sums reveal changes that do not increase a tensor's version (`parameter.data.mul_(2)`).
         key: list[Any] = [
@@ -311,7 +315,7 @@ class SpeakerModelMixin(nn.Module):
         conversion), both are None, with a warning.
         """
         own = [part for part in (self.calibration, self.cohort) if part is not None]
-        if self._keeps_fingerprint() or all(part.fingerprint == self.fingerprint() for part in own):
+        if self._keeps_fingerprint() or all(is_same_model(part.fingerprint, self.fingerprint()) for part in own):
             return self.calibration, self.cohort
         logger.warning(
             "The calibration is not used: it does not apply to quantised or float16 weights. The model gives scores "
@@ -536,8 +540,8 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 self.cohort = Cohort.load(files[COHORT_FILE], fingerprint)
         except ValueError as error:
             raise ValueError(
-                f"{source} contains files that do not belong to its weights. {error} To use the model without "
-                f"decisions, load it with calibrated=False, or delete {' and '.join(files.values())}."
+                f"The decisions of {source} cannot be used. {error} To use the model without decisions, load it with "
+                f"calibrated=False, or delete {' and '.join(files.values())}."
             ) from error
 
     def save_verification(self, folder: str | os.PathLike) -> list[str]:
@@ -552,12 +556,12 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         written = []
         for name, part in {CALIBRATION_FILE: self.calibration, COHORT_FILE: self.cohort}.items():
             path = os.path.join(os.fspath(folder), name)
-            if part is not None and part.fingerprint == self.fingerprint():
+            if part is not None and is_same_model(part.fingerprint, self.fingerprint()):
                 part.save(path)
                 written.append(name)
                 continue
             if part is not None:
-                logger.warning(f"{name} is not saved: it was made before the weights changed. Calibrate again.")
+                logger.warning(f"{name} is not saved: weights or configuration have changed since. Calibrate again.")
             if os.path.exists(path):
                 os.remove(path)
         return written
@@ -778,7 +782,10 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
     def _record_curvature(self) -> None:
         for module in self.head.modules():
             if isinstance(module, HyperbolicSimilarity) and module.log_curvature is not None:
-                self.config.curvature = module.recorded_curvature()
+                learned, known = module.recorded_curvature(), cast(float, self.config.curvature)
+                # In bfloat16, the curvature is a rounded copy of the recorded one.
+                rounding = torch.finfo(module.log_curvature.dtype).eps * (1 + abs(math.log(known)))
+                self.config.curvature = known if abs(math.log(learned / known)) < rounding else learned
 
     def forward(
         self,
@@ -908,29 +915,27 @@ class OnnxSpeakerModel(SpeakerModelMixin):
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
         super().__init__()
         encoder = OnnxEncoder(file, threads)
-        described, own = encoder.description.fingerprint, model.fingerprint()
-        if described != own:
-            raise ValueError(
-                f"{os.path.basename(os.fspath(file))} was exported from other weights ({shorten(described)}) than "
-                f"this model has ({shorten(own)}). Export this model with `hamspk export`."
-            )
+        name, own = os.path.basename(os.fspath(file)), model.fingerprint()
+        if not is_same_model(encoder.description.fingerprint, own):
+            raise ValueError(f"{name} was exported from another model, or before it changed. Export this model again.")
         self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
         self.base_model: Any = encoder
-        self._fingerprint, difference = own, _onnx_difference(encoder, model)
+        self._weights, difference = own.partition("-")[0], _onnx_difference(encoder, model)
         if difference <= LARGEST_DIFFERENCE:
             self.calibration, self.cohort = model.usable_calibration()
             return
         with open(file, "rb") as graph:
-            self._fingerprint = hashlib.sha256(own.encode() + hashlib.file_digest(graph, "sha256").digest()).hexdigest()
+            parts = self._weights.encode(), hashlib.file_digest(graph, "sha256").digest()
+        self._weights = hashlib.sha256(b"".join(parts)).hexdigest()
         logger.warning(
-            f"{os.path.basename(os.fspath(file))} computes other embeddings than the model (relative difference "
-            f"{difference:.1g}), for example because it was quantised. It gives scores but no decisions, because the "
-            "calibration does not apply. For decisions use the file of `hamspk export` with a model in float32."
+            f"{name} computes other embeddings than the model (relative difference {difference:.1g}), for example "
+            "because it was quantised. It gives scores but no decisions, because the calibration does not apply. For "
+            "decisions use the file of `hamspk export` with a model in float32."
         )
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the weights, or of weights and file if their embeddings differ (see the class)."""
-        return self._fingerprint
+    def _hash_weights(self) -> str:
+        """Return the hash of the weights, or of weights and file if their embeddings differ (see the class)."""
+        return self._weights
 
 
 def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:

@@ -59,11 +59,11 @@ from .calibration_hamspk import (
     Scorer,
     Scores,
     SpeakerModel,
+    check_same_model,
     combine_qualities,
     decision_rule,
     load_array,
     save_array,
-    shorten,
 )
 from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
 
@@ -156,14 +156,9 @@ class SpeakerProfile:
 
     def check_model(self, fingerprint: str) -> None:
         """Raise a ValueError if the profile was made by a model with another fingerprint."""
-        if self.fingerprint != fingerprint:
-            whose = "This profile" if self.name is None else f"The profile of {self.name!r}"
-            model = "another model" if self.model_id is None else f"the model {self.model_id}"
-            raise ValueError(
-                f"{whose} was made by {model} ({shorten(self.fingerprint)}), not by this one "
-                f"({shorten(fingerprint)}). Embeddings of two models cannot be compared: load the other model, or "
-                "enrol the speaker again."
-            )
+        whose = "This profile" if self.name is None else f"The profile of {self.name!r}"
+        model = "" if self.model_id is None else f" (model {self.model_id})"
+        check_same_model(self.fingerprint, fingerprint, whose + model, "enrol the speaker again")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the profile to a safetensors file with the embedding, the other fields and a checksum."""
@@ -481,8 +476,7 @@ class _CalibratedModel:
         check_voices: whether to check long recordings for several voices, which about doubles the time.
 
     Raises:
-        ValueError: the calibration or the cohort belongs to another model, the cohort is missing, or it is not the
-            cohort that the calibration was fitted with.
+        ValueError: model, calibration and cohort do not belong together; see `Scorer`.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ def test_embeddings_and_loss_are_the_same(kind, waves):
 @each_kind
 def test_calibration_and_cohort_are_read(kind):
     model = HamSpkModel.from_pretrained(FOLDER / kind)
-    assert model.fingerprint() == EXPECTED[kind]["fingerprint"]
+    assert model.fingerprint().partition("-")[0] == EXPECTED[kind]["fingerprint"]
     assert model.calibration is not None and model.cohort is not None
     assert model.calibration.to_dict() == json.loads((FOLDER / kind / "verification.json").read_text())
     assert model.calibration.normalisation == "as" and model.calibration.needs_quality
@@ -194,7 +194,7 @@ def test_profiles_are_read_and_written_alike(kind, waves, tmp_path):
         assert (profile.name, profile.recordings) == (name, fresh[name].recordings)
         assert profile.seconds == pytest.approx(fresh[name].seconds)
         torch.testing.assert_close(profile.embedding, fresh[name].embedding, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="was made by the model"):
+    with pytest.raises(ValueError, match=r"\(model .*\) was made with other weights"):
         profiles["ann"].check_model("0" * 64)
 
 

@@ -224,7 +224,7 @@ def test_a_profile_comes_back_as_it_was(tmp_path):
 def test_a_profile_of_another_model_or_altered_is_refused(tmp_path):
     path = tmp_path / "anna.safetensors"
     profile().save(path)
-    with pytest.raises(ValueError, match=r"of 'anna' was made by the model owner/model \(a{12}\), not .* \(b{12}\)"):
+    with pytest.raises(ValueError, match=r"of 'anna' \(model owner/model\) was .* \(a{12}\) than .* \(b{12}\)"):
         SpeakerProfile.load(path, "b" * 64)
     content = path.read_bytes()
     for place in (content.index(b"barycentre"), len(content) - 2):

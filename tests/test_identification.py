@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(model, speech):
         model.identifier([])
     with pytest.raises(ValueError, match="Several profiles are named speaker0"):
         model.identifier([good[0], good[0]])
-    with pytest.raises(ValueError, match="was made by another model"):
+    with pytest.raises(ValueError, match="was made with other weights"):
         model.identifier(profiles(model, [axis(0)], fingerprint="0" * 64))
     identifier = SpeakerIdentifier(model, good)
     assert identifier.check_voices

@@ -13,9 +13,9 @@ from hf_hamspk.calibration_hamspk import (
     array_checksum,
     check_dict,
     dict_checksum,
+    is_same_model,
     load_array,
     save_array,
-    shorten,
 )
 
 VALUES = {"b": [1, 2.5, None], "a": {"y": "ü", "x": True}}
@@ -110,5 +110,9 @@ def test_what_is_no_number(value):
     assert not is_number(value)
 
 
-def test_messages_show_the_first_digits():
-    assert shorten("0123456789abcdef") == "0123456789ab"
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [("a-1", "a-1", True), ("a-1", "a-2", False), ("a-1", "b-1", False), ("a", "a-1", True), ("a", "b", False)],
+)
+def test_two_fingerprints_are_of_one_model_if_weights_and_known_settings_are_equal(first, second, is_same):
+    assert is_same_model(first, second) == is_same_model(second, first) == is_same

@@ -146,7 +146,7 @@ def test_a_cohort_comes_back_as_it_was(tmp_path, cohort):
 def test_a_cohort_of_another_model_is_refused(tmp_path, cohort):
     path = tmp_path / "cohort.safetensors"
     cohort.save(path)
-    with pytest.raises(ValueError, match=r"safetensors belongs to another model \(aaaaaaaaaaaa\), not to the loaded"):
+    with pytest.raises(ValueError, match=r"safetensors was made with other weights \(aaaaaaaaaaaa\) than"):
         Cohort.load(path, "b" * 64)
 
 

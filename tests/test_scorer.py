@@ -70,7 +70,7 @@ def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ValueError, match="The cohort is not the one that the calibration was fitted with"):
         Scorer(model, normalised, cohort_of(model))
     for parts in ((calibration_of(other), None), (None, cohort_of(other)), (calibration_of(model), cohort_of(other))):
-        with pytest.raises(ValueError, match=r"to another model \(bbbbbbbbbbbb\)"):
+        with pytest.raises(ValueError, match=r"made with other weights \(bbbbbbbbbbbb\)"):
             Scorer(model, *parts)
     with pytest.raises(ValueError, match="needs 'cosine' scores, but the model computes 'hyperbolic'"):
         Scorer(KnownSpeakers(similarity="hyperbolic"), calibration_of(model))

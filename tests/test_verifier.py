@@ -322,7 +322,7 @@ def test_a_profile_comes_back_as_it_was_and_belongs_to_its_model(tmp_path, verif
         "recordings",
     ):
         assert getattr(again, name) == getattr(profile, name)
-    message = r"The profile of 'Anna' was made by the model owner/name \(aaaaaaaaaaaa\), not by this one"
+    message = r"The profile of 'Anna' \(model owner/name\) was made with other weights \(aaaaaaaaaaaa\) than"
     with pytest.raises(ValueError, match=message):
         SpeakerProfile.load(path, "b" * 64)
     other = KnownSpeakers("b" * 64)

@@ -161,8 +161,10 @@ def histograms_of(
     if evaluation is None:
         return {}, f"The model has no {EVALUATION_FILE}, so there is no histogram of scores."
     of = evaluation.get("model")
-    if isinstance(of, Mapping) and of.get("fingerprint") not in (None, fingerprint):
-        return {}, f"{EVALUATION_FILE} was measured with other weights, so its histogram is not shown."
+    measured = str((of.get("fingerprint") if isinstance(of, Mapping) else None) or fingerprint)
+    # Fingerprints of earlier versions do not contain the settings of the model at their end.
+    if not (fingerprint.startswith(measured) or measured.startswith(fingerprint)):
+        return {}, f"{EVALUATION_FILE} was measured with other weights or settings, so its histogram is not shown."
     lists, found = evaluation.get("lists"), {}
     for name, record in lists.items() if isinstance(lists, Mapping) else ():
         if not isinstance(record, Mapping):

@@ -48,6 +48,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..audio_hamspk import is_number
+from ..calibration_hamspk import is_same_model
 from ..folders.recognising import check_replaceable, is_plot_file, is_report_file
 from ..folders.writing import remove_leftovers, write_atomically
 from ..loading.names import RUN_FOLDERS
@@ -183,7 +184,7 @@ class EvaluationRecord:
         """Write `evaluation.json` into a folder, and keep earlier measurements of the same weights.
 
         The kept measurements are also added to this record. Earlier measurements of a trial list with the same name are
-        replaced. If the folder contains a record of other weights, this record replaces the earlier one, and the plots
+        replaced. If the folder contains a record of another model, this record replaces the earlier one, and the plots
         of the earlier record are deleted.
 
         Args:
@@ -199,10 +200,10 @@ class EvaluationRecord:
         remarks: list[str] = []
         earlier = _read_earlier(path)
         if earlier is not None:
-            if earlier.fingerprint == self.fingerprint:
+            if is_same_model(earlier.fingerprint, self.fingerprint):
                 remarks = self._take_in(earlier)
             else:
-                remarks = [f"{path} was replaced because it contained the numbers of other weights."]
+                remarks = [f"{path} was replaced because it contained the numbers of other weights or settings."]
                 for file in earlier.plots.keys() - self.plots.keys():
                     if _is_plot(file) and is_plot_file(path.parent / PLOT_FOLDER / file):
                         (path.parent / PLOT_FOLDER / file).unlink()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..calibration_hamspk import is_same_model
 from ..evaluation.results import EVALUATION_FILE
 from ..loading.models import quiet_transformers
 from ..modeling_hamspk import HamSpkModel
@@ -23,8 +24,8 @@ def check_origin(folder: Path, facts: CardFacts) -> None:
             fingerprint = HamSpkModel.from_pretrained(folder).fingerprint()
     except OSError as error:
         raise ValueError(f"The model in {folder} cannot be loaded: {error}") from error
-    if evaluated not in (None, fingerprint):
+    if evaluated is not None and not is_same_model(evaluated, fingerprint):
         raise ValueError(
-            f"{EVALUATION_FILE} was measured with other weights than the weights in {folder}. Evaluate this model with "
-            "`hamspk evaluate`, or give the folder of the model that was evaluated."
+            f"{EVALUATION_FILE} was measured with other weights or another configuration than those in {folder}. "
+            "Evaluate this model with `hamspk evaluate`, or give the folder of the model that was evaluated."
         )

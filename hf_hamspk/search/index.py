@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..calibration_hamspk import load_array, save_array, shorten
+from ..calibration_hamspk import check_same_model, load_array, save_array
 from ..folders.recognising import check_replaceable, is_index_file
 from ..folders.writing import hash_file
 from ..geometry_hamspk import as_tensor
@@ -246,18 +246,12 @@ class SpeakerIndex:
         return index
 
     def _check_model(self, model: ScoringModel, source: Path) -> None:
-        found = model.fingerprint()
-        if self.fingerprint != found:
-            raise ValueError(
-                f"{source} was made with the model {shorten(self.fingerprint)}, but the given model is "
-                f"{shorten(found)} (fingerprints). Embeddings of different models cannot be compared. Load the model "
-                "of the index, or enrol the speakers again."
-            )
         if self.similarity != Similarity.of(model):
             raise ValueError(
                 f"{source} was made with {self.similarity}, but the configuration of the model now declares "
                 f"{Similarity.of(model)}. Make the index again."
             )
+        check_same_model(self.fingerprint, model.fingerprint(), str(source), "enrol the speakers again")
 
     def _keep(self, embeddings: Tensor, names: Sequence[str] | None) -> None:
         embeddings = as_tensor(embeddings)

@@ -108,7 +108,7 @@ def test_profiles_are_kept_and_belong_to_one_model(tmp_path, hamspk, refusal, ca
         return refusal("verify", *words)
 
     other = save_other_model(tmp_path / "other")
-    assert "was made by the model" in refused(other, profile, "--test", voices / "c.wav")
+    assert "was made with other weights" in refused(other, profile, "--test", voices / "c.wav")
     assert "must be one profile or only recordings" in refused(
         calibrated_folder, profile, voices / "a.wav", "--test", voices / "c.wav"
     )

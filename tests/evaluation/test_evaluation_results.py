@@ -311,7 +311,7 @@ def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     EvaluationRecord({"fingerprint": "old"}, {"dev": entry(0.1)}, plots=plots).write(tmp_path)
     newer = EvaluationRecord({"fingerprint": "new"}, {"test": entry(0.2)})
     assert newer.write(tmp_path) == [
-        f"{tmp_path / EVALUATION_FILE} was replaced because it contained the numbers of other weights."
+        f"{tmp_path / EVALUATION_FILE} was replaced because it contained the numbers of other weights or settings."
     ]
     there = EvaluationRecord.read(tmp_path / EVALUATION_FILE)
     assert list(there.lists) == ["test"] and there.plots == {}

@@ -151,7 +151,7 @@ def test_where_there_is_no_histogram_the_reason_is_said(verdict, model, model_fo
     assert list(verdict.histograms_of(evaluation, fingerprint)[0]) == ["test-a", "test-b"]
     for given, said in (
         (None, "has no evaluation.json"),
-        (evaluation, "measured with other weights"),
+        (evaluation, "measured with other weights or settings"),
         ({"lists": {"test": {"eer": 0.1}}}, "contains no histogram"),
         ({}, "contains no histogram"),
     ):

@@ -73,11 +73,11 @@ def test_a_quantised_graph_gives_scores_and_no_decisions(exported, tmp_path, cap
     assert answer.score is not None
     assert (answer.decision, answer.log_likelihood_ratio) == (None, None)
     profile = model.enrol([enrolment], name="anna", sampling_rate=RATE)
-    with pytest.raises(ValueError, match="The profile of 'anna' was made by"):
+    with pytest.raises(ValueError, match=r"The profile of 'anna' .* was made with other weights"):
         quantised.verify(profile, test, sampling_rate=RATE)
-    with pytest.raises(ValueError, match="not by this one"):
+    with pytest.raises(ValueError, match="was made with other weights"):
         quantised.identify(test, [profile], sampling_rate=RATE)
-    with pytest.raises(ValueError, match="belongs to another model"):
+    with pytest.raises(ValueError, match="was made with other weights"):
         Cohort(torch.randn(5, 24), model.fingerprint()).check_model(quantised.fingerprint())
     with pytest.raises(ValueError, match="is not calibrated"):
         quantised.verify(enrolment, test, "balanced", sampling_rate=RATE)
@@ -98,7 +98,7 @@ def test_a_file_of_other_weights_is_refused(exported):
     _, folder = exported
     torch.manual_seed(5)
     other = settle(HamSpkModel(tiny_config()))
-    with pytest.raises(ValueError, match=r"model\.onnx was exported from other weights"):
+    with pytest.raises(ValueError, match=r"model\.onnx was exported from another model"):
         OnnxSpeakerModel(other, folder / "model.onnx")
 
 
