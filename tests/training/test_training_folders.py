@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from hf_hamspk.folders.locks import lock_folder
 from hf_hamspk.training import Trainer, read_recipe
@@ -354,11 +356,13 @@ def test_an_extended_run_equals_a_long_one(tmp_path, run_words, schedule):
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def run_in_child(words: list[str], folder: Path | None = None) -> None:
-    """The work of a forked process; its output goes into a file beside the run."""
+def run_in_child(words: list[str]) -> None:
+    """The work of a child process; its output goes into a file beside the run."""
     log = os.open(f"{words[words.index('--output_dir') + 1]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # The lock of tqdm is shared by forked processes: a killed one would keep it from all others forever.
+    tqdm.set_lock(threading.RLock())
     try:
         train(words)
     except BaseException as error:
@@ -370,7 +374,9 @@ def run_in_child(words: list[str], folder: Path | None = None) -> None:
 @pytest.mark.slow
 def test_thirty_kills_with_each_file_of_the_checkpoint_damaged(tmp_path, run_words):
     """Killed at random, the newest checkpoint damaged, refused by name, deleted, resumed: no weight differs."""
-    fork = multiprocessing.get_context("fork")
+    # A fork of this process itself could inherit locks that its threads hold, and wait for them forever.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["hf_hamspk.training.trainer"])
     changes = {"epochs": 3, "save_steps": 1, "augment_probability": 0.5, "keep_checkpoints": 3, "dev_trials": None}
 
     def words(name: str) -> list[str]:
@@ -379,7 +385,7 @@ def test_thirty_kills_with_each_file_of_the_checkpoint_damaged(tmp_path, run_wor
         return given[:place] + given[place + 2 :]
 
     def run(name: str, kill_at: int | None = None) -> int:
-        process = fork.Process(target=run_in_child, args=(words(name),))
+        process = server.Process(target=run_in_child, args=(words(name),))
         process.start()
         metrics = tmp_path / name / "metrics.jsonl"
         while kill_at is not None and process.is_alive():
