@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
 from huggingface_hub.errors import StrictDataclassError
@@ -51,6 +52,9 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "keep_checkpoints": (1, 1_000_000),
     "average_last": (1, 10_000),
     "log_steps": (1, 10**12),
+    "freeze_backbone_epochs": (0, 1_000_000),
+    "backbone_learning_rate": (1e-12, 1e6),
+    "layer_decay": (1e-3, 1),
 }
 _NOT_IN_RECIPES = {"backbone_config", "auto_map"}
 
@@ -229,6 +233,13 @@ class TrainingArguments:
         hub_model_id: name of the repository, `owner/name`.
         hub_strategy: `"end"` publishes `final`; `"every_epoch"` also publishes `last` after every epoch.
         hub_private: whether a new repository is private.
+        keep_centres: whether training speakers whose names the initial model knows keep their centres. Other training
+            speakers get new centres, and the centres of all other speakers leave the head. If False, the head is new.
+        freeze_backbone_epochs: number of first epochs in which the backbone is not trained, and is in evaluation mode.
+        backbone_learning_rate: largest learning rate of the backbone, which follows the same schedule; None for
+            `learning_rate`.
+        layer_decay: factor of the learning rate from each layer of a transformers backbone to the layer before it, so
+            that the first layers change least; 1.0 for equal rates.
 
     Raises:
         ValueError: a number is outside its range in `TRAINING_RANGES`, or two arguments contradict each other.
@@ -271,11 +282,20 @@ class TrainingArguments:
     hub_model_id: str | None = None
     hub_strategy: Literal["end", "every_epoch"] = "end"
     hub_private: bool = True
+    keep_centres: bool = False
+    freeze_backbone_epochs: int = 0
+    backbone_learning_rate: float | None = None
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _expand_home(self)
         self._check_hub()
         _check_argument_numbers(self, TRAINING_RANGES)
+        if 0 < self.epochs <= self.freeze_backbone_epochs:
+            raise ValueError(
+                f"freeze_backbone_epochs must be below epochs ({self.epochs}), got {self.freeze_backbone_epochs}. To "
+                "never train a transformers backbone, set freeze_backbone: true."
+            )
         if self.utterances_per_speaker and self.batch_size % self.utterances_per_speaker:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of utterances_per_speaker "
@@ -398,6 +418,7 @@ def _parse(words: Sequence[str]) -> Recipe:
         raise ValueError(
             "Set only one of backbone (a new model on a pretrained encoder) and initial_model (fine-tuning), not both."
         )
+    _check_initial_model(model.initial_model, training)
     if data.train_data is None:
         raise ValueError(
             "train_data is missing. Set it to a folder of speaker/.../utterance.flac or to a list of recordings."
@@ -407,6 +428,23 @@ def _parse(words: Sequence[str]) -> Recipe:
     if model.backbone is None and model.initial_model is None:
         valid_config(recipe.config_fields())  # raises before any data is read
     return recipe
+
+
+def _check_initial_model(initial_model: str | None, training: TrainingArguments) -> None:
+    """Raise ValueError if the source of initial weights is missing or is in the output folder of the run."""
+    if initial_model is None:
+        if training.keep_centres:
+            raise ValueError(
+                "keep_centres needs initial_model, the model whose centres are kept. Set both, or neither."
+            )
+        return
+    inside = Path(initial_model).expanduser().resolve()
+    output_dir = Path(training.output_dir).resolve()
+    if inside == output_dir or output_dir in inside.parents:
+        raise ValueError(
+            f"initial_model {initial_model} is in the output folder {training.output_dir}, where the new run would "
+            "replace it. Choose another output_dir."
+        )
 
 
 def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
@@ -468,12 +506,15 @@ def _check_argument_numbers(arguments: Any, ranges: dict[str, tuple[float, float
     for spec in dataclasses.fields(arguments):
         if spec.name not in ranges:
             continue
-        value = getattr(arguments, spec.name)
-        is_list = spec.type not in (int, float)
+        value: Any = getattr(arguments, spec.name)
+        kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
+        if value is None and spec.default is None:
+            continue
+        is_list = not {int, float} & set(kinds)
         if is_list and not isinstance(value, list | tuple):
             raise ValueError(f"{spec.name} must be a list of numbers, got {value!r:.200}.")
-        entries: list[Any] = list(value) if is_list else [value]
-        expected, kind = (Integral, "a whole number") if spec.type is int else (Real, "a number")
+        entries: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
+        expected, kind = (Integral, "a whole number") if int in kinds else (Real, "a number")
         for one in entries:
             if isinstance(one, bool) or not isinstance(one, expected):
                 raise ValueError(f"{spec.name} must be {kind}, got {one!r:.200}.")

@@ -27,6 +27,7 @@ from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
 from .arguments import Recipe, TrainingArguments
 from .checkpoints import DATA_FACTS
 from .corpora import MEGABYTE, open_corpus
+from .stages import parameter_groups
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +51,8 @@ _FREE_ARGUMENTS = {
     "hub_strategy",
     "hub_private",
 }
+# Arguments that checkpoints of earlier versions do not contain.
+_LATER_ARGUMENTS = ("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay")
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
     "speed_factors",
@@ -111,7 +114,7 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
         ValueError: a tracker is unknown or not installed, or `mixed_precision` contradicts `accelerate launch`.
     """
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
-    unused = config.backbone_config is not None
+    unused = config.backbone_config is not None or args.freeze_backbone_epochs > 0
     accelerator = Accelerator(
         mixed_precision=chosen_precision(args),
         cpu=args.cpu,
@@ -178,7 +181,9 @@ def run_settings(recipe: Recipe, config: HamSpkConfig) -> dict[str, Any]:
     """
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
-    # Checkpoints of earlier versions do not contain this argument.
+    defaults = TrainingArguments()
+    unchanged = [name for name in _LATER_ARGUMENTS if arguments[name] == getattr(defaults, name)]
+    arguments = {name: value for name, value in arguments.items() if name not in unchanged}
     arguments |= {} if recipe.data.shuffle else {"shuffle": False}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
     return json.loads(json.dumps(arguments | model))
@@ -350,7 +355,7 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Optimizer:
     """Make an optimiser for all trainable parameters, including centres and normalisation layers, as in the paper."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = parameter_groups(args, model)
     if args.optimizer == "sgd":
         nesterov = args.momentum > 0
         return torch.optim.SGD(
@@ -360,12 +365,18 @@ def build_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.Op
     return kind(parameters, args.learning_rate, weight_decay=args.weight_decay)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, args: TrainingArguments) -> None:
     """Check that an optimiser contains every trainable parameter of a model.
 
     Raises:
-        ValueError: a parameter is missing, for example because the trainer replaced the head.
+        ValueError: a parameter is missing, for example because the trainer replaced the head, or the arguments set
+            learning rates of layers, which the optimiser does not have.
     """
+    if args.backbone_learning_rate is not None or args.layer_decay != 1:
+        raise ValueError(
+            "backbone_learning_rate and layer_decay do not apply to the optimiser that was passed. Give its parameter "
+            "groups their own rates, or pass no optimiser."
+        )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]
     if missing:

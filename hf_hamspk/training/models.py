@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_hamspk import HamSpkConfig
+from ..geometry_hamspk import HEAD_PARTS
 from ..loading.models import quiet_transformers
 from ..loading.names import check_model
+from ..losses.engine import centre_parameters
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import make_head
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, valid_config
@@ -27,9 +31,9 @@ class RecipeModel:
     def __init__(self, recipe: Recipe):
         self.recipe, self.config = recipe, build_config(recipe)
 
-    def build(self, speakers: list[str]) -> HamSpkForXVector:
-        """Return the model for these speakers; see `build_model`."""
-        return build_model(self.recipe, self.config, speakers)
+    def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
+        """Return the model for these speakers, and a sentence about its head or None; see `build_model`."""
+        return build_model(self.recipe, self.config, speakers, keep_centres)
 
 
 class GivenModel:
@@ -49,23 +53,11 @@ class GivenModel:
                 f"{type(model).__name__}. Load it with HamSpkForXVector.from_pretrained, or make it from a config."
             )
         self.model, self.config = model, model.config
-        self.kept_head = True
 
-    def build(self, speakers: list[str]) -> HamSpkForXVector:
-        """Return the model for these speakers.
-
-        The head is kept if it was made for the same speakers in the same order. Otherwise, it is replaced by a new head
-        of the same kind, with newly initialised centres.
-        """
-        labels = dict(enumerate(speakers))
-        same = self.config.num_labels == len(speakers) and self.config.id2label == labels
-        if not same:
-            set_speakers(self.config, speakers)
-            device = next(self.model.parameters()).device
-            self.model.head = make_head(self.config).to(device)
-            self.kept_head = False
+    def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
+        """Return the model for these speakers, and a sentence about its new head or None; see `fit_head`."""
         self.model.calibration = None
-        return self.model
+        return self.model, fit_head(self.model, speakers, keep_centres)
 
 
 def gather_recipe(
@@ -120,12 +112,8 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             values, _ = PreTrainedConfig.get_config_dict(start.initial_model)
             if values.get("model_type") != HamSpkConfig.model_type:
                 raise ValueError(f"expected a speaker model of this package, got a {values.get('model_type')!r} model")
-            new_head = (
-                {"scale", "margin", "curvature"}
-                if fields.get("head", values.get("head")) != values.get("head")
-                else set()
-            )
-            dropped = {"auto_map", "architectures", "id2label", "label2id", "num_labels", *new_head}
+            other_head = fields.get("head", values.get("head")) != values.get("head")
+            dropped = {"auto_map", "architectures", *({"scale", "margin", "curvature"} if other_head else ())}
             return valid_config({k: v for k, v in values.items() if k not in dropped} | fields)
         if start.backbone is not None:
             check_model(start.backbone)
@@ -141,22 +129,41 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
     return valid_config(fields)
 
 
-def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> HamSpkForXVector:
+def build_model(
+    recipe: Recipe, config: HamSpkConfig, speakers: list[str], keep_centres: bool = False
+) -> tuple[HamSpkForXVector, str | None]:
     """Make the model to train: a new model, a model with a pretrained backbone, or a pretrained model to fine-tune.
 
+    Args:
+        recipe: recipe of the run.
+        config: configuration of the model; for a pretrained model, with the speakers of this model.
+        speakers: training speakers in the order of the class indices.
+        keep_centres: whether the speakers that a pretrained model knows keep their centres; see `fit_head`.
+
+    Returns:
+        The model, and a sentence about the head of a pretrained model; None for other models.
+
     Raises:
-        ValueError: the weights of the initial model do not fit the configuration outside the head.
+        ValueError: the weights of the initial model do not fit the configuration outside the head, or its centres
+            cannot be kept.
     """
-    set_speakers(config, speakers)
     start = recipe.model
+    if start.initial_model is not None:
+        model = load_initial_model(start.initial_model, config, keep_centres)
+        return model, fit_head(model, speakers, keep_centres, is_new=not keep_centres)
+    set_speakers(config, speakers)
     if start.backbone is not None:
-        return HamSpkForXVector.from_backbone(start.backbone, config=config)
-    if start.initial_model is None:
-        return HamSpkForXVector(config)
+        return HamSpkForXVector.from_backbone(start.backbone, config=config), None
+    return HamSpkForXVector(config), None
+
+
+def load_initial_model(folder: str, config: HamSpkConfig, keep_centres: bool) -> HamSpkForXVector:
+    """Load a pretrained model without its calibration; see `build_model`."""
     # Weights that do not fit are reported below, so the table that transformers prints is suppressed.
     with quiet_transformers():
+        earlier = HamSpkConfig.from_pretrained(folder)
         model, info = HamSpkForXVector.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            start.initial_model,
+            folder,
             config=config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -166,7 +173,81 @@ def build_model(recipe: Recipe, config: HamSpkConfig, speakers: list[str]) -> Ha
     wrong = sorted(name for name in names if not name.startswith("head."))
     if wrong:
         raise ValueError(
-            f"{len(wrong)} weights of initial_model {start.initial_model} do not fit the model that the recipe "
+            f"{len(wrong)} weights of initial_model {folder} do not fit the model that the recipe "
             f"describes, for example {wrong[0]}. Remove the keys of the encoder from the recipe."
         )
+    if keep_centres and (wrong != names or centre_space(earlier) != centre_space(config)):
+        raise ValueError(
+            f"keep_centres needs the head of initial_model {folder} with its curvature and projection, but the recipe "
+            "describes another head, or the model has none. Remove these keys from the recipe, or keep_centres."
+        )
     return model
+
+
+def centre_space(config: HamSpkConfig) -> tuple[Any, ...]:
+    """Return the settings that give the centres of a head their meaning. Models with equal settings can share them."""
+    heads = (config.euclidean_head, "ham") if config.head == "joint" else (config.head,)
+    kinds = tuple(HEAD_PARTS[head][0] for head in heads)
+    ball = (config.projection, config.curvature, config.clip_radius, config.learnable_curvature)
+    return (*kinds, config.embedding_size, *(ball if "hyperbolic" in kinds else ()))
+
+
+def fit_head(
+    model: HamSpkForXVector, speakers: list[str], keep_centres: bool = False, is_new: bool = False
+) -> str | None:
+    """Give a model a head for the training speakers, unless it has one.
+
+    The head is kept if it was made for the same speakers in the same order. Otherwise, it is replaced by a head of the
+    same kind with newly initialised centres.
+
+    Args:
+        model: model that may have been trained on other speakers.
+        speakers: training speakers in the order of the class indices.
+        keep_centres: whether speakers that the old head knows by name keep their centres in the new head.
+        is_new: whether the head is replaced even if it was made for the same speakers.
+
+    Returns:
+        A sentence about the new head; None if the head was kept.
+
+    Raises:
+        ValueError: `keep_centres` is set, but the old head knows no training speaker.
+    """
+    config, old = model.config, model.head
+    earlier: Any = config.id2label
+    if not is_new and config.num_labels == len(speakers) and earlier == dict(enumerate(speakers)):
+        return None
+    rows: dict[str, int] = {name: label for label, name in earlier.items()}
+    known = [name for name in speakers if name in rows]
+    if keep_centres and not known:
+        raise ValueError(
+            f"keep_centres: the model was trained on {len(rows)} speakers, and none of them is among the "
+            f"{len(speakers)} training speakers, for example {speakers[0]}. Remove keep_centres."
+        )
+    set_speakers(config, speakers)
+    model.head = make_head(config).to(next(model.parameters()).device)
+    if not keep_centres:
+        return f"The model has a new {config.head} head for {len(speakers)} training speakers."
+    places = {name: place for place, name in enumerate(speakers)}
+    copy_centres(old, model.head, [rows[name] for name in known], [places[name] for name in known])
+    return (
+        f"The {config.head} head keeps the centres of {len(known)} speakers and has {len(speakers) - len(known)} new "
+        f"ones. The centres of {len(rows) - len(known)} speakers have left it."
+    )
+
+
+@torch.no_grad()
+def copy_centres(old: nn.Module, new: nn.Module, taken: list[int], places: list[int]) -> None:
+    """Copy rows of the speaker centres, and all other parameters, from one head to another of the same kind.
+
+    Args:
+        old: head with the centres.
+        new: head for other speakers.
+        taken: rows of the old centres.
+        places: rows of the new centres, in the same order.
+    """
+    centres, own = centre_parameters(new), dict(old.named_parameters())
+    for name, parameter in new.named_parameters():
+        if name in centres:
+            parameter[places] = own[name][taken].to(parameter.device)
+        else:
+            parameter.copy_(own[name])

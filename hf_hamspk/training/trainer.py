@@ -72,6 +72,7 @@ from .meter import StepMeter
 from .models import GivenModel, RecipeModel, gather_recipe
 from .reporting import BEST_METRIC, metrics_of, start_trackers
 from .schedules import learning_rate, margin
+from .stages import RATE_FACTOR, BackboneStage, check_stages, fold_names
 from .trial_lists import TrialLists, TrialSource, gather_trial_lists, trial_root
 
 DIVERGED = "Train again with a lower learning_rate or with max_grad_norm, in another output_dir or with --resume false."
@@ -133,6 +134,7 @@ class Trainer:
             keep_freed_memory()
         # Everything that can be checked without the audio comes first, because reading all audio can take hours.
         check_run(self.args, self.accelerator.num_processes)
+        check_stages(self.args, source.config)
         self.settings = run_settings(self.recipe, source.config)
         self.checkpoint: Path | None = on_main(
             self.accelerator, lambda: find_checkpoint(self.output_dir, self.settings, self.args.resume, unlocked=True)
@@ -151,19 +153,20 @@ class Trainer:
     ) -> None:
         """Build the model for the training speakers, make its optimiser, and prepare both with the Accelerator."""
         set_seed(self.args.seed)
-        model = source.build(speakers)
-        if isinstance(source, GivenModel) and not source.kept_head:
-            self._print(f"The model has a new {model.config.head} head for {len(speakers)} training speakers.")
+        model, said = source.build(speakers, self.args.keep_centres)
+        if said is not None:
+            self._print(said)
         self.final_margin = model.head.margin
         self.identity = run_identity(self.recipe, model.config, self.crops)
         set_class_sampling(use_blocks(model.head), self.args.class_sampling)
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
+        self.stage = BackboneStage(model, self.args.freeze_backbone_epochs)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         optimizer, self.scheduler = optimizers
         if optimizer is not None:
-            check_optimizer(optimizer, model)
+            check_optimizer(optimizer, model, self.args)
         self.model, self.optimizer = self.accelerator.prepare(
             model, build_optimizer(self.args, model) if optimizer is None else optimizer
         )
@@ -396,7 +399,7 @@ class Trainer:
             loss += part
         if self.args.max_grad_norm > 0:
             clip_gradient(self.model, self.bare_model.head, self.args.max_grad_norm, self.accelerator)
-        if self.progress.step == 0:
+        if self.stage.starts(self.progress.epoch, self.progress.batch):
             self._warn_of_missing_gradients()
         self.callbacks.call("on_pre_optimizer_step")
         self.optimizer.step()
@@ -410,8 +413,8 @@ class Trainer:
         names = without_gradient(self.bare_model)
         if names:
             self._print(
-                f"{len(names)} trainable parameters have no gradient in the first step, for example "
-                f"{', '.join(names[:3])}. They do not learn unless a later step uses them."
+                f"Trainable parameters without a gradient in step {self.progress.step + 1}: {fold_names(names)}. They "
+                "do not learn unless a later step uses them."
             )
 
     def _backward(self, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
@@ -435,7 +438,7 @@ class Trainer:
             args.warmup_epochs,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
 
     def _set_training_mode(self) -> None:
         self.model.train()
@@ -443,6 +446,7 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        self.stage.enter(self.progress.epoch)
 
     @property
     def bare_model(self) -> HamSpkForXVector:

@@ -82,7 +82,7 @@ def test_a_ham_head_is_trained_on_a_converted_model(source, tmp_path):
     start.save_pretrained(tmp_path / "initial")
     words = ["--initial_model", str(tmp_path / "initial"), "--head", "ham", "--margin", "0.1"]
     recipe = read_recipe([*words, "--train_data", "train.csv"])
-    model = build_model(recipe, build_config(recipe), SPEAKERS)
+    model, _ = build_model(recipe, build_config(recipe), SPEAKERS)
     assert isinstance(model, HamSpkForXVector)
     assert (model.config.head, model.config.margin, model.config.num_labels) == ("ham", 0.1, 3)
     assert model.config.converted_from == start.config.converted_from

@@ -10,7 +10,7 @@ from tiny_models import tiny_config
 from hf_hamspk.training import TrainingArguments, read_recipe
 from hf_hamspk.training.building import make_accelerator
 
-RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").rglob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> str:
