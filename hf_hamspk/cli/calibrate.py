@@ -1,6 +1,7 @@
 """`hamspk calibrate`: calibrate a model with pairs of your own recordings."""
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..folders.recognising import check_replaceable, is_calibration_file
 from ..loading.names import check_model
-from .options import add_model_arguments, check_folder, check_trial_lists, given_options
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..calibration_hamspk import OperatingPoint
@@ -86,6 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="seconds of speech that each recording must contain for a decision (default: 1)",
     )
+    add_channel_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
     parser.epilog = _CALIBRATE_EPILOG
 
@@ -120,15 +123,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.operating_point is not None:
         options["operating_points"] = tuple(map(parse_point, arguments.operating_point))
     model = load_model(arguments.model, arguments.device)
-    report = calibrate(model, arguments.pairs, arguments.audio_root, **options)
+    report = calibrate(model, arguments.pairs, arguments.audio_root, channel=arguments.channel, **options)
     _tell_about_cohort(report)
-    print(f"{report}\n")
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else f"{report}\n")
     folder = _output_folder(arguments.model, arguments.output)
+    # Standard output contains only JSON if it was requested.
+    told = sys.stderr if arguments.json else sys.stdout
     for name in model.save_verification(folder):
-        print(f"written: {folder / name}")
+        print(f"written: {folder / name}", file=told)
     renewed = renew_code(folder)
     if renewed:
-        print(f"updated in {folder}: {len(renewed)} code files that another version of this package had written")
+        print(
+            f"updated in {folder}: {len(renewed)} code files that another version of this package had written",
+            file=told,
+        )
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..audio_hamspk import Channel
 from ..calibration_hamspk import SMALLEST_COHORT, Cohort
 from ..data.corpus import load_corpus
 from ..geometry_hamspk import mean_direction
@@ -127,7 +128,11 @@ def _spread(items: Sequence[str], most: int) -> list[str]:
 
 
 def embed_cohort(
-    model: HamSpkPreTrainedModel, files: Mapping[str, Sequence[str]], audio: str = "", progress: bool = True
+    model: HamSpkPreTrainedModel,
+    files: Mapping[str, Sequence[str]],
+    audio: str = "",
+    progress: bool = True,
+    channel: Channel = None,
 ) -> EmbeddedCohort:
     """Embed the files of a cohort and average the embeddings of each speaker.
 
@@ -136,11 +141,13 @@ def embed_cohort(
         files: maps each speaker to the files of this speaker, as returned by `find_cohort`.
         audio: description of the recordings, stored in the cohort.
         progress: whether to show a progress bar.
+        channel: channel of the files to read; see `read_sound`.
 
     Raises:
         ValueError: fewer than 2 speakers have a usable file.
     """
-    embedded = embed_files(model, [file for own in files.values() for file in own], progress=progress)
+    given = [file for own in files.values() for file in own]
+    embedded = embed_files(model, given, progress=progress, channel=channel)
     found = {file: rows[0] for file, rows in embedded.embeddings.items()}
     means = {
         speaker: mean_direction(torch.stack([found[file] for file in own if file in found]))

@@ -10,13 +10,15 @@ also lower in nearly all random draws of the speakers.
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..audio_hamspk import MINIMUM_SPEECH
+from ..audio_hamspk import MINIMUM_SPEECH, Channel
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
 from ..loading.models import load_model
 from ..modeling_hamspk import HamSpkPreTrainedModel
@@ -24,6 +26,7 @@ from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibrati
 from .calibration_metrics import actual_detection_cost
 from .cohorts import describe_cohort, embed_cohort, find_cohort
 from .metrics import detection_errors
+from .repeats import Repeats, describe_own_pairs, find_repeats
 from .report import format_text
 from .scored_trials import QUALITY_GROUPS, CalibrationSetting, ScoredTrials
 from .speakers import read_metadata, speaker_table
@@ -38,6 +41,8 @@ GAIN = 0.02
 # It must also lower the Cllr in at least the share `SURE` of `DRAWS` random draws of the speakers.
 SURE, DRAWS = 0.95, 400
 AUTO, NONE = "auto", "none"
+# Cllr in bits of log-likelihood ratios of 0, which say nothing.
+USELESS_COST = 1.0
 # Largest number of left-out files that the text of a report lists.
 _FILES_LISTED = 100
 # Training label of a speaker whose recordings were sped up or slowed down.
@@ -76,6 +81,17 @@ class ChosenCalibration:
     candidates: tuple[CalibrationCandidate, ...]
     left_out: dict[str, str]
 
+    def warnings(self) -> list[str]:
+        """Return sentences about a calibration or operating points that should not be used for decisions."""
+        cost, lines = self.chosen.fitted.cost, []
+        if not cost < USELESS_COST:
+            lines.append(
+                f"The calibration is worse than none: its Cllr on held-out speakers is {cost:.3f} bits, and "
+                f"log-likelihood ratios of 0 have {USELESS_COST:g} bit. Do not use it. Check the labels, add pairs of "
+                "more speakers, or use a better model."
+            )
+        return lines + [f"{point.flaw} Do not use it." for point in self.calibration.operating_points if point.flaw]
+
 
 @dataclass(frozen=True, eq=False)
 class CalibrationReport(ChosenCalibration):
@@ -94,6 +110,7 @@ class CalibrationReport(ChosenCalibration):
             speakers will be higher.
         cohort_skipped: maps each unusable file of the cohort to the reason.
         cohort_left_out: number of speakers who were left out of the cohort because they occur in the trials.
+        own_pairs: enrolment and test of each pair of a recording with itself; these pairs were left out.
 
     Example:
         ```python
@@ -113,6 +130,7 @@ class CalibrationReport(ChosenCalibration):
     trained_on: list[str]
     cohort_skipped: dict[str, str]
     cohort_left_out: int
+    own_pairs: tuple[tuple[str, str], ...]
 
     def candidate_rows(self) -> list[list[str]]:
         """Return a table of the candidates: a header row, then a row of held-out results for each candidate."""
@@ -153,6 +171,41 @@ class CalibrationReport(ChosenCalibration):
             f"{DRAWS} random draws of the speakers. A smaller gain may be chance."
         )
 
+    def warnings(self) -> list[str]:
+        """Return sentences about left-out pairs, training speakers, and parts that should not be used."""
+        lines = []
+        if self.own_pairs:
+            lines.append(describe_own_pairs(self.own_pairs))
+        if self.trained_on:
+            lines.append(
+                f"The model was trained on {len(self.trained_on)} of these speakers "
+                f"({first_names(self.trained_on)}). Error rates of other speakers will be higher."
+            )
+        return lines + super().warnings()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that can be written as JSON; `hamspk calibrate --json` prints it."""
+        found, header = self.calibration, [name.strip() for name in self.candidate_rows()[0][2:]]
+        return {
+            "pairs": found.trials,
+            "target_pairs": found.targets,
+            "speakers": found.speakers,
+            "setting": str(self.chosen.setting),
+            "cllr": self.chosen.fitted.cost,
+            "candidates": {
+                row[1]: dict(zip(header, map(float, row[2:]), strict=True)) for row in self.candidate_rows()[1:]
+            },
+            "operating_points": [asdict(point) | {"threshold": point.threshold} for point in found.operating_points],
+            "operating_points_left_out": self.left_out,
+            "uncertainty": self.sufficiency.sentences(),
+            "skipped": self.skipped,
+            "own_pairs": [list(pair) for pair in self.own_pairs],
+            "trained_on": self.trained_on,
+            "cohort_skipped": self.cohort_skipped,
+            "cohort_left_out": self.cohort_left_out,
+            "warnings": self.warnings(),
+        }
+
     def __str__(self) -> str:
         found = self.calibration
         lines = [
@@ -162,16 +215,11 @@ class CalibrationReport(ChosenCalibration):
         lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:_FILES_LISTED]]
         if len(self.skipped) > _FILES_LISTED:
             lines.append(f"  and {len(self.skipped) - _FILES_LISTED} more")
-        if self.trained_on:
-            lines.append(
-                f"warning: the model was trained on {len(self.trained_on)} of these speakers "
-                f"({first_names(self.trained_on)}). Error rates of other speakers will be higher."
-            )
+        lines += [f"warning: {warning}" for warning in self.warnings()]
         lines += ["", format_text(self.candidate_rows())]
         lines += ["Cllr and error rates are measured on held-out speakers.", self.choice(), ""]
         lines += [format_text(self.operating_point_rows())]
         lines += [f"left out: {reason}" for reason in self.left_out.values()]
-        lines += [f"warning: {point.flaw} Do not use it." for point in found.operating_points if point.flaw]
         lines += ["", *self.sufficiency.sentences()]
         if self.chosen.fitted.constant:
             lines.append(f"quality measures without variation, left out: {', '.join(self.chosen.fitted.constant)}")
@@ -192,14 +240,16 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     quality: str | Sequence[str] = AUTO,
     operating_points: Sequence[OperatingPoint] | None = None,
     minimum_speech: float = MINIMUM_SPEECH,
+    channel: Channel = None,
     progress: bool = True,
 ) -> CalibrationReport:
     """Calibrate a model with labelled pairs of recordings, and set `model.calibration` and `model.cohort`.
 
     The recordings should resemble the recordings of later decisions, and the model should not have been trained on
     their speakers. At least 20 target pairs and 20 impostor pairs are needed. Several dozen speakers with a few
-    recordings each give a better calibration. `model.save_pretrained` or `model.save_verification` saves the
-    calibration in the folder of the weights.
+    recordings each give a better calibration. Pairs of a recording with itself, and recordings that occur under two
+    speakers, are left out and reported; copies are found by their content. `model.save_pretrained` or
+    `model.save_verification` saves the calibration in the folder of the weights.
 
     Args:
         model: model in evaluation mode, its folder, or its name on the Hub. The attribute `model` of the returned
@@ -219,6 +269,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         operating_points: operating points of the calibration; the first is the default. None uses those
             `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
         minimum_speech: seconds of speech that a decision requires; files with less speech are left out.
+        channel: channel of the recordings to read, also of those of the cohort; see `read_sound`.
         progress: whether to show progress bars.
 
     Returns:
@@ -235,25 +286,23 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     check_trial_files(pairs, audio_root)
     table = metadata if metadata is None or isinstance(metadata, Mapping) else read_metadata(metadata)
     cohort_files = None if cohort is None or isinstance(cohort, Cohort) else find_cohort(cohort, cohort_root)
+    speakers = None if table is None else speaker_table(table)
+    repeats = find_repeats(pairs, audio_root, speakers)
     model = model if isinstance(model, HamSpkPreTrainedModel) else load_model(model)
-    embedded = embed_files(model, pairs.files, audio_root, progress=progress, measure=True)
-    scored = ScoredTrials(model, pairs, embedded, minimum_speech, None if table is None else speaker_table(table))
+    files = [name for name in repeats.trials.files if name not in repeats.shared]
+    embedded = embed_files(model, files, audio_root, progress=progress, measure=True, channel=channel)
+    embedded.failures.update(repeats.shared)
     made, left_out = None, 0
-    if cohort_files is not None:
-        whole = embed_cohort(model, cohort_files, describe_cohort(str(cohort), cohort_files), progress)
-        made = whole.without(scored.speakers.names)
-        left_out = len(whole.speakers) - len(made.speakers)
-    used = made.cohort if made is not None else cohort if isinstance(cohort, Cohort) else model.cohort
-    found = choose_calibration(
-        scored,
-        used,
-        normalisation,
-        top,
-        choices,
-        operating_points,
-        minimum_speech,
-        ", ".join(_list_name(each) for each in given),
-    )
+    with _explain_left_out(repeats):
+        scored = ScoredTrials(model, repeats.trials, embedded, minimum_speech, speakers)
+        if cohort_files is not None:
+            whole = embed_cohort(model, cohort_files, describe_cohort(str(cohort), cohort_files), progress, channel)
+            made = whole.without(scored.speakers.names)
+            left_out = len(whole.speakers) - len(made.speakers)
+        used = made.cohort if made is not None else cohort if isinstance(cohort, Cohort) else model.cohort
+        audio = ", ".join(_list_name(each) for each in given)
+        options = normalisation, top, choices, operating_points, minimum_speech, audio
+        found = choose_calibration(scored, used, *options)
     report = CalibrationReport(
         **vars(found),
         model=model,
@@ -262,9 +311,21 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         trained_on=known_speakers(model, scored.speakers.names),
         cohort_skipped={} if made is None else made.failures,
         cohort_left_out=left_out,
+        own_pairs=repeats.own_pairs,
     )
     model.calibration, model.cohort = found.calibration, used
     return report
+
+
+@contextmanager
+def _explain_left_out(repeats: Repeats) -> Iterator[None]:
+    """Context manager that adds the number of left-out pairs to the error if too few pairs remain."""
+    try:
+        yield
+    except ValueError as error:
+        if not repeats.own_pairs:
+            raise
+        raise ValueError(f"{error} {describe_own_pairs(repeats.own_pairs)}") from error
 
 
 def _list_name(given: Trials | str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ Lists without labels, such as the test lists of challenges, cannot be read.
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -135,12 +135,13 @@ class Trials:
         bad |= {name for name, files in models.items() if not files}
         pairs = zip(self.enrolment, self.test, strict=True)
         kept = [row for row, (enrolment, test) in enumerate(pairs) if enrolment not in bad and test not in bad]
-        return Trials(
-            labels=self.labels[kept],
-            enrolment=tuple(self.enrolment[row] for row in kept),
-            test=tuple(self.test[row] for row in kept),
-            models=models,
-        )
+        return replace(self, models=models).select(kept)
+
+    def select(self, rows: Sequence[int]) -> "Trials":
+        """Return the trials with the given indices, in their order."""
+        kept = list(rows)
+        enrolment, test = (tuple(side[row] for row in kept) for side in (self.enrolment, self.test))
+        return Trials(self.labels[kept], enrolment, test, self.models)
 
 
 def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None = None) -> Trials:

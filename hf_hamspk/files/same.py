@@ -77,6 +77,17 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
     return [*by_place, *_pairs(groups, paths, speakers)]
 
 
+def first_copies(paths: Sequence[str]) -> dict[str, str]:
+    """Return the path of the first copy of each recording that already occurred under another path.
+
+    Args:
+        paths: different paths of recordings, perhaps with segments. They are compared as in `find_shared`.
+    """
+    first = {found.other_path: found.path for found in reversed(find_shared(paths, paths))}
+    # The first copy of a link can itself be a copy of an earlier file.
+    return {path: first.get(earlier, earlier) for path, earlier in first.items()}
+
+
 def describe_shared(shared: Sequence[SharedRecording], named: int) -> list[str]:
     """Return a warning for each of the first `named` recordings, and one with the number of the others."""
     lines = [f"warning: {each}" for each in shared[:named]]

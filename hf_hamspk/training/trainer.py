@@ -645,6 +645,8 @@ class Trainer:
                 self.bare_model.calibration = chosen.calibration
                 for reason in chosen.left_out.values():
                     self._print(f"Left out of the calibration: {reason}")
+                for warning in chosen.warnings():
+                    self._print(f"Warning: {warning}")
             except ValueError as error:
                 self._print(
                     f"The model 'final' is not calibrated and makes no decisions. "

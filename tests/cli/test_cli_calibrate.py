@@ -86,7 +86,7 @@ def test_training_speakers_are_named_and_cohort_speakers_left_out(tmp_path, hams
     cohort = ("--cohort", everybody, "--cohort-root", corpus, "--normalisation", "as", "--top", "5")
     code, out, err = hamspk(*words(tmp_path, corpus, *cohort))
     assert code == 0
-    assert "the model was trained on 2 of these speakers (test/syn00012, test/syn00013)" in out
+    assert "The model was trained on 2 of these speakers (test/syn00012, test/syn00013)" in out
     assert "cohort: left out 8 speakers who are also in PAIRS" in err
     assert len(HamSpkModel.from_pretrained(tmp_path).cohort.embeddings) == 6
 

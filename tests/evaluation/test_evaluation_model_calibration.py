@@ -27,7 +27,7 @@ from hf_hamspk.evaluation.trials import Trials, join_trials, read_trials
 from hf_hamspk.evaluation.verification import EmbeddedFiles
 
 SPEAKERS, UTTERANCES, SIZE = 20, 4, 24
-REPORT_FIELDS = ("model", "sufficiency", "skipped", "trained_on", "cohort_skipped", "cohort_left_out")
+REPORT_FIELDS = ("model", "sufficiency", "skipped", "trained_on", "cohort_skipped", "cohort_left_out", "own_pairs")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def model():
     return settle(HamSpkModel(tiny_config()))
 
 
-def scored(model, spread) -> ScoredTrials:
+def scored(model, spread, seed=0) -> ScoredTrials:
     """Embeddings around the direction of each speaker, as far off as `spread(speaker, seconds of speech)` says."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     embedded = EmbeddedFiles()
     for speaker in range(SPEAKERS):
         middle = draw.normal(size=SIZE)
@@ -77,6 +77,26 @@ def test_points_that_accept_nobody_or_everybody_are_left_out_unless_asked_for(mo
     assert "never accepts nobody" in str(never.flaw) and "always accepts everybody" in str(always.flaw)
     with pytest.raises(ValueError, match=r"No operating point can be used\. .*never accepts nobody"):
         _useless_points([never, always])
+
+
+def test_a_calibration_that_is_worse_than_none_is_warned_of(model):
+    """Cllr is 1 bit for ratios of 0; a model of noise has more on held-out speakers."""
+    useless = next(
+        found
+        for seed in range(30)
+        if (found := attempt(model, 30.0, seed)) is not None and found.chosen.fitted.cost >= 1
+    )
+    (sentence,) = [one for one in useless.warnings() if "worse than none" in one]
+    assert f"its Cllr on held-out speakers is {useless.chosen.fitted.cost:.3f} bits" in sentence
+    assert "worse than none" not in str(choose_calibration(scored(model, lambda speaker, speech: 1.0)).warnings())
+
+
+def attempt(model, spread, seed):
+    points = [OperatingPoint("even", 0.5)]
+    try:
+        return choose_calibration(scored(model, lambda speaker, speech: spread, seed), operating_points=points)
+    except ValueError:
+        return None  # the scores of targets happen to be the lower ones
 
 
 def test_the_star_is_explained(model):
