@@ -55,10 +55,10 @@ def find_repeats(
     own = [recording[test] in enrolled[name] for name, test in zip(trials.enrolment, trials.test, strict=True)]
     others = trials.select([row for row, is_own in enumerate(own) if not is_own])
     pairs = [(trials.enrolment[row], trials.test[row]) for row, is_own in enumerate(own) if is_own]
-    return Repeats(others, tuple(pairs), _of_two_speakers(others, recording, speaker_table))
+    return Repeats(others, tuple(pairs), _under_two_speakers(others, recording, speaker_table))
 
 
-def _of_two_speakers(
+def _under_two_speakers(
     trials: Trials, recording: Mapping[str, str], speaker_table: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Return a sentence for each file of the trials whose recording also occurs under another speaker."""
