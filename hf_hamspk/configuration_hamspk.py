@@ -24,7 +24,18 @@ from .geometry_hamspk import (
 
 # Seconds of the longest recording that is embedded as a whole. For it, an ECAPA-TDNN of 1024 channels and a base
 # model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length.
-LONGEST_PIECE, LONGEST_BACKBONE_PIECE = 180.0, 30.0
+LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE = 180.0, 30.0, 60.0
+# Encoders of filter banks, which the field `backbone` names.
+ENCODERS = ("ecapa", "campplus", "resnet")
+# Number of residual blocks in each of the four stages of a ResNet, and the ratio of output channels to inner channels of
+# a block, by the number of layers.
+RESNET_BLOCKS = {
+    **{18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)},
+    **{152: (3, 8, 36, 3), 221: (6, 16, 48, 3), 293: (10, 20, 64, 3)},
+}
+RESNET_EXPANSION = {depth: 1 if depth < 50 else 4 for depth in RESNET_BLOCKS}
+# Factor by which Kaldi's tools and WeSpeaker multiply samples in [-1, 1], so that they are like 16-bit integers.
+KALDI_SAMPLE_SCALE = 32768.0
 
 Number = float | int
 
@@ -33,12 +44,16 @@ RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("ecapa_channels", "ecapa_bottleneck", "pooling_channels", "mhfa_heads"), (1, 4096)),
     **dict.fromkeys(("ecapa_output_channels", "embedding_size", "tdnn_channels"), (1, 8192)),
     **dict.fromkeys(("ecapa_dilations", "tdnn_dilations", "tdnn_kernel_sizes"), (1, 100)),
+    **dict.fromkeys(("campplus_channels", "campplus_bottleneck", "campplus_growth"), (2, 4096)),
+    **{"campplus_head_channels": (1, 512), "campplus_layers": (1, 128), "campplus_dilations": (1, 100)},
+    **{"campplus_segment": (1, 10_000), "resnet_channels": (1, 512)},
     **dict.fromkeys(("mask_mel_bins", "mask_frames", "chunk_size_feed_forward"), (0, 10_000)),
     **{"scale": (1e-6, 1e6), "clip_radius": (1e-6, 1e6), "euclidean_weight": (0, 1e6), "hyperbolic_weight": (0, 1e6)},
     **{"ecapa_groups": (2, 1024), "num_labels": (1, 10_000_000), "num_mel_bins": (1, 1024)},
     # Lower rates cut off too much of the speech band. At a variance of 0, its root has no derivative.
     **{"sampling_rate": (4000, 384_000), "margin": (0, LARGEST_MARGIN), "curvature": (1e-9, 1e9)},
     **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1), "level_db": (-60, 0)},
+    "kaldi_scale": (1, 1e6),
 }
 BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
@@ -65,8 +80,10 @@ class HamSpkConfig(PreTrainedConfig):
         ```
 
     Backbone
+        backbone: encoder of filter banks: `"ecapa"` (ECAPA-TDNN), `"campplus"` (CAM++) or `"resnet"`, which the fields
+            with its name describe; None for `"ecapa"`, or for the encoder that `backbone_config` describes.
         backbone_config: configuration (or its dict, with `model_type`) of a transformers speech encoder such as WavLM,
-            wav2vec2 or HuBERT; None for ECAPA-TDNN, which the `ecapa_*` fields describe.
+            wav2vec2 or HuBERT; None for the other encoders.
         ecapa_channels: channels of the convolutional blocks, a multiple of `ecapa_groups`; 1024 in the paper.
         ecapa_output_channels: channels after multi-layer feature aggregation.
         ecapa_bottleneck: channels inside squeeze-and-excitation.
@@ -76,6 +93,14 @@ class HamSpkConfig(PreTrainedConfig):
             encoder, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
         ecapa_padding: padding of an utterance: `"zeros"`, or its mirror image (`"reflect"`, as in SpeechBrain).
         ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
+        campplus_head_channels: channels of the two-dimensional convolutions at the input of CAM++.
+        campplus_channels: channels of the first time-delay layer.
+        campplus_layers, campplus_dilations: number of layers and dilation in frames of each densely connected block.
+        campplus_growth: channels that each layer of a block adds.
+        campplus_bottleneck: channels inside a layer of a block.
+        campplus_segment: length in frames of the segments whose means are part of the context of a mask.
+        resnet_depth: number of layers: 18 or 34, or with bottleneck blocks 50, 101, 152, 221 or 293.
+        resnet_channels: channels of the first stage. Each of the other three stages has twice as many as the one before.
         mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
         freeze_backbone: whether to exclude a transformers backbone from training and keep it in evaluation mode.
         freeze_feature_encoder: whether to exclude the convolutions of a transformers backbone from training. Set it to
@@ -83,9 +108,12 @@ class HamSpkConfig(PreTrainedConfig):
 
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
-            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone.
+            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone:
+            `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
+        kaldi_window: window of `"kaldi"`: `"hamming"` (WeSpeaker), or `"povey"` (Kaldi's default, 3D-Speaker).
+        kaldi_scale: factor by which `"kaldi"` multiplies samples in [-1, 1]: 32768 (WeSpeaker) or 1 (3D-Speaker).
         level_db: level in dBFS, from -60 to 0, to which each utterance is scaled before the front-end, so that a quiet
             recording has the embedding of a loud one, apart from rounding; None leaves the level unchanged.
         normalize_waveform: for `"waveform"`: whether to normalise each utterance to mean 0 and variance 1, which large
@@ -97,12 +125,13 @@ class HamSpkConfig(PreTrainedConfig):
     Embedding
         pooling: `"attentive"` (attentive statistics with global context), `"mhfa"` (multi-head factorised attention,
             transformers backbones only), `"statistics"` (mean and standard deviation) or `"xvector"` (time-delay
-            layers, then mean and standard deviation, as in the `*ForXVector` models of transformers).
+            layers, then mean and standard deviation, as in the `*ForXVector` models of transformers). None uses
+            `"statistics"` for CAM++ and ResNet, else `"attentive"`.
         pooling_channels: hidden channels of attentive pooling, or channels of keys and values in MHFA.
         pooling_hidden_norm: whether attentive pooling has ReLU and batch normalisation before tanh (WeSpeaker: False).
         pooling_context: whether attention also depends on mean and standard deviation of the utterance (the context).
         pooling_unbiased: whether the variance of the context is divided by T - 1, not by T (SpeechBrain: False).
-        pooling_variance_offset: number added to the variance of the context (WeSpeaker: 1e-7).
+        pooling_variance_offset: number added to the variance of the context, or of `"statistics"` (WeSpeaker: 1e-7).
         pooling_smallest_variance: lower limit of a variance before its root is taken, above 0 and at most 1.
         tdnn_channels, tdnn_kernel_sizes, tdnn_dilations: settings of each time-delay layer of `"xvector"`.
         normalize_pooled: whether batch normalisation follows the pooling.
@@ -135,6 +164,7 @@ class HamSpkConfig(PreTrainedConfig):
     # Subclasses in transformers also override this property with a plain dict.
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
+    backbone: Literal["ecapa", "campplus", "resnet"] | None = None
     backbone_config: dict | PreTrainedConfig | None = None
     ecapa_channels: int = 1024
     ecapa_output_channels: int = 1536
@@ -144,6 +174,15 @@ class HamSpkConfig(PreTrainedConfig):
     ecapa_block_input: Literal["sum", "previous"] = "sum"
     ecapa_padding: Literal["zeros", "reflect"] = "zeros"
     ecapa_normalize_aggregate: bool = False
+    campplus_head_channels: int = 32
+    campplus_channels: int = 128
+    campplus_layers: list[int] | tuple[int, ...] = (12, 24, 16)
+    campplus_dilations: list[int] | tuple[int, ...] = (1, 2, 2)
+    campplus_growth: int = 32
+    campplus_bottleneck: int = 128
+    campplus_segment: int = 100
+    resnet_depth: Literal[18, 34, 50, 101, 152, 221, 293] = 34
+    resnet_channels: int = 32
     mix_layers: bool = True
     freeze_backbone: bool = False
     freeze_feature_encoder: bool = True
@@ -151,12 +190,14 @@ class HamSpkConfig(PreTrainedConfig):
     frontend: Literal["fbank", "kaldi", "speechbrain", "waveform"] | None = None
     sampling_rate: int = 16000
     num_mel_bins: int = 80
+    kaldi_window: Literal["hamming", "povey"] = "hamming"
+    kaldi_scale: Number = KALDI_SAMPLE_SCALE
     level_db: Number | None = None
     normalize_waveform: bool = True
     mask_mel_bins: int = 7
     mask_frames: int = 9
 
-    pooling: Literal["attentive", "mhfa", "statistics", "xvector"] = "attentive"
+    pooling: Literal["attentive", "mhfa", "statistics", "xvector"] | None = None
     pooling_channels: int = 256
     pooling_context: bool = True
     pooling_hidden_norm: bool = True
@@ -201,8 +242,13 @@ class HamSpkConfig(PreTrainedConfig):
         if self.backbone_config is not None and getattr(self.backbone_config, "layerdrop", 0):
             # transformers omits dropped layers from the hidden states, but mixing and MHFA need all layers.
             self.backbone_config.layerdrop = 0.0
+        if self.backbone is None and self.backbone_config is None:
+            self.backbone = "ecapa"
+        has_planes = self.backbone in ("campplus", "resnet")
         if self.frontend is None:
-            self.frontend = "fbank" if self.backbone_config is None else "waveform"
+            self.frontend = "kaldi" if has_planes else "fbank" if self.backbone_config is None else "waveform"
+        if self.pooling is None:
+            self.pooling = "statistics" if has_planes else "attentive"
         self.scale = PUBLISHED_SCALE.get(self.head, OTHER_SCALE) if self.scale is None else self.scale
         self.margin = MARGIN if self.margin is None else self.margin
         published = PUBLISHED_CURVATURE.get(self.head, OTHER_CURVATURE)
@@ -238,6 +284,8 @@ class HamSpkConfig(PreTrainedConfig):
     @property
     def longest_piece(self) -> float:
         """Length in seconds of the longest recording that is not cut; see `SpeakerModelMixin.embed_waveforms`."""
+        if self.backbone == "resnet":
+            return LONGEST_RESNET_PIECE
         return LONGEST_PIECE if self.backbone_config is None else LONGEST_BACKBONE_PIECE
 
     def validate_sizes(self) -> None:
@@ -247,15 +295,38 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError(f"ecapa_groups ({self.ecapa_groups}) must divide ecapa_channels, {self.ecapa_channels}.")
         if self.mask_mel_bins >= self.num_mel_bins:
             raise ValueError(f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins, {self.num_mel_bins}.")
-        channels, backbone = self.ecapa_channels, self.backbone_config
-        weights = len(self.ecapa_dilations) * channels * (3 * channels + self.ecapa_output_channels)
-        weights += max(self.tdnn_channels) ** 2 * sum(self.tdnn_kernel_sizes)
+        if len(self.campplus_layers) != len(self.campplus_dilations):
+            lengths = [len(self.campplus_layers), len(self.campplus_dilations)]
+            raise ValueError(f"campplus_layers and campplus_dilations need equal lengths, got {lengths}.")
+        backbone = self.backbone_config
+        weights = max(self.tdnn_channels) ** 2 * sum(self.tdnn_kernel_sizes) + self._encoder_weights()
         if isinstance(backbone, PreTrainedConfig):
             check_values(backbone.to_dict(), BACKBONE_RANGES)
             hidden, inner = (getattr(backbone, name, 1) for name in ("hidden_size", "intermediate_size"))
             weights = getattr(backbone, "num_hidden_layers", 1) * hidden * (4 * hidden + 2 * inner)
         if weights > MOST_WEIGHTS:
             raise ValueError(f"The sizes need {weights:.0e} weights in the encoder, more than {MOST_WEIGHTS:.0e}.")
+
+    def _encoder_weights(self) -> int:
+        """Return about the number of weights in the encoder `backbone` and in the layers that its channels enter."""
+        if self.backbone == "resnet":
+            expansion, width, weights = RESNET_EXPANSION[self.resnet_depth], self.resnet_channels, 0
+            for count in RESNET_BLOCKS[self.resnet_depth]:
+                weights += count * width**2 * (18 if expansion == 1 else 17)
+                width *= 2
+            channels = width // 2 * expansion * (self.num_mel_bins // 8 + 1)
+        elif self.backbone == "campplus":
+            channels, inner, growth = self.campplus_channels, self.campplus_bottleneck, self.campplus_growth
+            weights = 100 * self.campplus_head_channels**2
+            weights += 5 * channels * self.campplus_head_channels * (self.num_mel_bins // 8 + 1)
+            for count in self.campplus_layers:
+                joined = channels + count * growth
+                weights += count * inner * (joined + inner + 4 * growth) + joined**2 // 2
+                channels = joined // 2
+        else:
+            channels, width = self.ecapa_output_channels, self.ecapa_channels
+            weights = len(self.ecapa_dilations) * width * (3 * width + channels)
+        return weights + channels * (2 * self.embedding_size + 4 * self.pooling_channels + self.tdnn_channels[0])
 
     def validate_pooling(self) -> None:
         """Check that the options of the pooling are in range."""
@@ -270,8 +341,10 @@ class HamSpkConfig(PreTrainedConfig):
         backbone = self.backbone_config
         if backbone is None and self.frontend == "waveform":
             raise ValueError(
-                "frontend 'waveform' needs a backbone_config. ECAPA-TDNN needs a filter bank such as 'fbank'."
+                "frontend 'waveform' needs a backbone_config. The other encoders need a filter bank such as 'fbank'."
             )
+        if backbone is not None and self.backbone is not None:
+            raise ValueError(f"backbone {self.backbone!r} and backbone_config are two encoders. Set only one of them.")
         if backbone is not None and not hasattr(backbone, "conv_kernel"):
             raise ValueError(
                 "backbone_config must describe a speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or "
@@ -280,9 +353,9 @@ class HamSpkConfig(PreTrainedConfig):
         if backbone is not None and self.frontend != "waveform":
             raise ValueError(f"With a backbone_config, frontend must be 'waveform', got {self.frontend!r}.")
         if backbone is None and self.pooling == "mhfa":
-            raise ValueError("pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN.")
+            raise ValueError("pooling 'mhfa' needs a transformers backbone. Choose another pooling.")
         if backbone is None and self.freeze_backbone:
-            raise ValueError("freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN.")
+            raise ValueError("freeze_backbone is for transformers backbones. Leave it at False.")
         if getattr(backbone, "add_adapter", False):
             raise ValueError("Set add_adapter=False in backbone_config: an adapter changes the number of frames.")
 

@@ -37,6 +37,7 @@ from .audio_hamspk import (
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
+from .encoders_hamspk import make_encoder, subsampled
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -49,7 +50,6 @@ from .geometry_hamspk import (
     score_matrix,
 )
 from .networks_hamspk import (
-    Ecapa,
     FactorisedAttentivePooling,
     FilterBank,
     LayerMix,
@@ -434,12 +434,12 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv1d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm1d):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             super()._init_weights(module)
         elif isinstance(module, LinearSimilarity | CosineSimilarity | HyperbolicSimilarity):
             module.reset_centres()
@@ -457,7 +457,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
-                "Gradient checkpointing is supported for transformers backbones only. In ECAPA-TDNN it would update "
+                "Gradient checkpointing is supported for transformers backbones only. In other encoders it would update "
                 "the batch statistics twice. To save memory, use smaller batches or shorter crops."
             )
 
@@ -584,8 +584,8 @@ class HamSpkModel(HamSpkPreTrainedModel):
         self.layer_mix: LayerMix | None = None
         layers = 0
         if config.backbone_config is None:
-            self.backbone = Ecapa(config)
-            channels = config.ecapa_output_channels
+            self.backbone = make_encoder(config)
+            channels = self.backbone.output_channels
         else:
             backbone_config = config.backbone_config
             if not isinstance(backbone_config, PreTrainedConfig):
@@ -671,7 +671,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
             mask = None if lengths is None else length_mask(lengths, features.shape[-1])
             hidden: Any = [] if is_complete else None
             frames = self.backbone(features.to(self.dtype), mask, hidden)
-            pooled = self.pooling(frames, mask)
+            pooled = self.pooling(frames, subsampled(mask, cast(int, self.backbone.stride)))
         else:
             frames, pooled, hidden = self._pool_layers(features.to(self.dtype), lengths, is_complete)
         pooled = batch_norm(self.pooled_norm, pooled.to(self.dtype), None)

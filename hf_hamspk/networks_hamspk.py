@@ -38,8 +38,8 @@ FBANK_LOWEST_HZ = 20.0
 RELEASED_HIGHEST_FRACTION = 7600 / 16000
 # The released encoder adds this before it takes the logarithm. A silent frame becomes log(1e-6) = -13.8.
 RELEASED_LOG_OFFSET = 1e-6
-# Kaldi scales samples like 16-bit integers, and limits energies to at least the float32 epsilon.
-KALDI_SAMPLE_SCALE = 32768.0
+# Kaldi's default window is a Hann window to this power, which makes it similar to a Hamming window that ends in zero.
+POVEY_POWER = 0.85
 # SpeechBrain limits the energy to at least 1e-10, and then decibels to at least 80 below the maximum of the utterance.
 SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
@@ -101,6 +101,7 @@ class FilterBank(nn.Module):
     def __init__(self, config: HamSpkConfig):
         super().__init__()
         self.kind, self.level_db = config.frontend, config.level_db
+        self.is_povey, self.scale = config.kaldi_window == "povey" and self.kind == "kaldi", float(config.kaldi_scale)
         self.sampling_rate, self.bins = config.sampling_rate, config.num_mel_bins
         self.mask_mel_bins, self.mask_frames = config.mask_mel_bins, config.mask_frames
         self.window_length = self.smallest_length = round(WINDOW_SECONDS * config.sampling_rate)
@@ -112,13 +113,15 @@ class FilterBank(nn.Module):
         self.register_buffer("bank", bank, persistent=False)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Compute the Hamming window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32.
+        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32.
 
         They are computed with NumPy, because torch may build a model on the meta device, where tensors have no values.
         """
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
         window = 0.54 - 0.46 * np.cos(2 * np.pi * n / period)
+        if self.is_povey:
+            window = (0.5 - 0.5 * np.cos(2 * np.pi * n / period)) ** POVEY_POWER
         bank = mel_bank(self.kind, self.bins, self.points, self.sampling_rate)
         return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
 
@@ -156,7 +159,7 @@ class FilterBank(nn.Module):
     def _frames(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         """Return the samples of each frame, `(B, T, window_length)`, after the preprocessing of the front-end."""
         if self.kind == "kaldi":
-            frames = (waveforms * KALDI_SAMPLE_SCALE).unfold(1, self.window_length, self.hop)
+            frames = (waveforms * self.scale).unfold(1, self.window_length, self.hop)
             frames = frames - frames.mean(-1, keepdim=True)
             return frames - PRE_EMPHASIS * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         # torch.stft centres the window in `points` samples. Only the samples inside the window are needed here.
@@ -279,18 +282,19 @@ class Deviation(NamedTuple):
 
 
 def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a batch normalisation to `x` `(B, C, T)`, with batch statistics of the valid frames only.
+    """Apply a batch normalisation to `x` `(B, C, T)` or `(B, C, F, T)`, with batch statistics of valid frames only.
 
     Args:
-        norm: an `nn.BatchNorm1d`, or the SyncBatchNorm that it was converted to.
+        norm: an `nn.BatchNorm1d` or `nn.BatchNorm2d`, or the SyncBatchNorm that it was converted to.
         x: frames.
         mask: bool mask `(B, T)`, True at valid frames; None if all frames are valid.
     """
     if mask is None or not norm.training:
         return norm(x)
-    frames = x.mT
-    valid = norm(frames[mask])
-    return torch.zeros_like(frames, dtype=valid.dtype).masked_scatter(mask[..., None], valid).mT
+    frames = x.movedim(-1, 1)
+    valid = norm(frames[mask][..., None])[..., 0] if x.ndim == 4 else norm(frames[mask])
+    places = mask.view(*mask.shape, *[1] * (x.ndim - 2))
+    return torch.zeros_like(frames, dtype=valid.dtype).masked_scatter(places, valid).movedim(1, -1)
 
 
 def overwrites(norm: nn.Module, x: Tensor) -> bool:
@@ -314,8 +318,8 @@ def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) ->
 
 
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the frames of `x` `(B, C, T)` outside `mask` `(B, T)` to zero, the value that convolutions pad with."""
-    return x if mask is None else x * mask[:, None].to(x.dtype)
+    """Set the frames of `x` `(B, ..., T)` outside `mask` `(B, T)` to zero, the value that convolutions pad with."""
+    return x if mask is None else x * mask.view(mask.shape[0], *[1] * (x.ndim - 2), mask.shape[1]).to(x.dtype)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -355,7 +359,8 @@ class StatisticsPooling(nn.Module):
     def __init__(self, config: HamSpkConfig, channels: int):
         super().__init__()
         self.output_size = 2 * channels
-        self.deviation = Deviation(float(config.pooling_smallest_variance))
+        offset = float(config.pooling_variance_offset)
+        self.deviation = Deviation(float(config.pooling_smallest_variance), offset=offset)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.cat(mean_and_deviation(at_least_float32(x), mask, self.deviation), dim=1)
@@ -583,9 +588,11 @@ class Ecapa(nn.Module):
         config: configuration with `num_mel_bins` and the fields that begin with `ecapa_`.
     """
 
+    stride = 1
+
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        channels = config.ecapa_channels
+        channels, self.output_channels = config.ecapa_channels, config.ecapa_output_channels
         self.sums_inputs = config.ecapa_block_input == "sum"
         self.input = ConvBlock(config.num_mel_bins, channels, 5, reflect=config.ecapa_padding == "reflect")
         self.blocks = nn.ModuleList(SERes2Block(config, dilation) for dilation in config.ecapa_dilations)
@@ -624,7 +631,7 @@ def make_pooling(config: HamSpkConfig, channels: int, layers: int) -> Pooling:
     if config.pooling == "mhfa":
         return FactorisedAttentivePooling(config, channels, layers)
     kinds = {"statistics": StatisticsPooling, "xvector": XVectorPooling, "attentive": AttentivePooling}
-    return kinds[config.pooling](config, channels)
+    return kinds[cast(str, config.pooling)](config, channels)
 
 
 def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:

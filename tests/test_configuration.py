@@ -111,14 +111,14 @@ def test_masks_are_not_negative(name):
         ),
         (
             {"frontend": "waveform"},
-            "frontend 'waveform' needs a backbone_config. ECAPA-TDNN needs a filter bank such as 'fbank'.",
+            "frontend 'waveform' needs a backbone_config. The other encoders need a filter bank such as 'fbank'.",
         ),
         (
             {"backbone_config": WAVLM, "frontend": "fbank"},
             "With a backbone_config, frontend must be 'waveform', got 'fbank'.",
         ),
-        ({"pooling": "mhfa"}, "pooling 'mhfa' needs a transformers backbone. Choose another pooling for ECAPA-TDNN."),
-        ({"freeze_backbone": True}, "freeze_backbone is for transformers backbones. Leave it at False for ECAPA-TDNN."),
+        ({"pooling": "mhfa"}, "pooling 'mhfa' needs a transformers backbone. Choose another pooling."),
+        ({"freeze_backbone": True}, "freeze_backbone is for transformers backbones. Leave it at False."),
         ({"scale": 0.0}, "scale must be above 0 and finite, got 0.0."),
         ({"scale": -1}, "scale must be above 0 and finite, got -1."),
         ({"scale": math.inf}, "scale must be above 0 and finite, got inf."),

@@ -8,22 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import BACKBONES, RATE, cosine, noises, padded, settle, tiny_backbone, tiny_config
+from tiny_models import BACKBONES, RATE, attuned, cosine, noises, padded, settle, tiny_backbone, tiny_config
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, feature_extraction_utils, modeling_utils
 from transformers.utils import PushToHubMixin
 
-from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk import HamSpkForXVector, HamSpkModel, configuration_hamspk
 from hf_hamspk.geometry_hamspk import HEAD_PARTS
 from hf_hamspk.modeling_hamspk import length_batches
 
 HEADS = [*HEAD_PARTS, "joint"]
-FAMILIES = ["ecapa", *BACKBONES]
+ENCODERS = list(configuration_hamspk.ENCODERS)
+FAMILIES = [*ENCODERS, *BACKBONES]
 SHORT_TO_LONG = (0.5, 0.73, 1.1, 2.05, 4.4, 8.0)
 
 
 def build(backbone: str = "ecapa", norm: str = "layer", **fields) -> HamSpkForXVector:
-    return settle(HamSpkForXVector(tiny_config(backbone, norm, **fields)))
+    model = settle(HamSpkForXVector(tiny_config(backbone, norm, **fields)))
+    return attuned(model) if backbone == "campplus" else model
 
 
 def training_batch(count: int = 6, seconds: float = 0.5) -> dict[str, torch.Tensor]:
@@ -34,7 +36,8 @@ def training_batch(count: int = 6, seconds: float = 0.5) -> dict[str, torch.Tens
 # --- the padding law
 
 PADDING_CASES = [
-    pytest.param("ecapa", {"frontend": frontend, "pooling": pooling}, "layer", id=f"ecapa-{frontend}-{pooling}")
+    pytest.param(encoder, {"frontend": frontend, "pooling": pooling}, "layer", id=f"{encoder}-{frontend}-{pooling}")
+    for encoder in ENCODERS
     for frontend in ("fbank", "kaldi")
     for pooling in ("attentive", "statistics")
 ] + [
@@ -84,7 +87,7 @@ def test_equal_lengths_in_a_wider_batch_are_padding_too(norm):
 
 def test_hidden_frames_are_zero_where_not_valid():
     values, mask = padded(noises(0.5, 1.0))
-    for backbone, norm in (("ecapa", "layer"), ("wavlm", "layer"), ("wavlm", "group")):
+    for backbone, norm in (*((one, "layer") for one in (*ENCODERS, "wavlm")), ("wavlm", "group")):
         model = build(backbone, norm).hamspk
         with torch.no_grad():
             frames = model(values, mask).last_hidden_state
@@ -131,6 +134,7 @@ def test_length_batches():
 
 FAST_STEPS = {("ecapa", "ham"), ("ecapa", "joint"), ("ecapa", "aam"), ("wavlm", "ham"), ("wav2vec2", "am")}
 FAST_STEPS |= {("hubert", "softmax"), ("ecapa", "h"), ("wavlm", "ram")}
+FAST_STEPS |= {(encoder, head) for encoder in ("campplus", "resnet") for head in HEADS}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,10 @@ def test_a_padded_batch_trains(norm, projection):
 
 @pytest.mark.parametrize(
     ("backbone", "pooling"),
-    [("ecapa", "attentive"), ("ecapa", "statistics"), ("wavlm", "attentive"), ("wavlm", "mhfa")],
+    [
+        *((encoder, pooling) for encoder in ENCODERS for pooling in ("attentive", "statistics")),
+        *(("wavlm", pooling) for pooling in ("attentive", "mhfa")),
+    ],
 )
 def test_a_bf16_autocast_step(backbone, pooling):
     model = HamSpkForXVector(tiny_config(backbone, pooling=pooling)).train()
@@ -182,7 +189,7 @@ def test_a_bf16_autocast_step(backbone, pooling):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("backbone", ["ecapa", "wavlm"])
+@pytest.mark.parametrize("backbone", [*ENCODERS, "wavlm"])
 def test_a_model_in_bf16_embeds_nearly_the_same(backbone):
     model, waves = build(backbone), noises(0.8, 1.2)
     expected = model.embed(waves, RATE)

@@ -42,8 +42,17 @@ def tiny_backbone(name: str, norm: str = "layer", **fields) -> PreTrainedConfig:
 
 
 def tiny_config(backbone: str = "ecapa", norm: str = "layer", **fields) -> HamSpkConfig:
-    """ECAPA-TDNN of 16 channels, or a transformers backbone of `tiny_backbone`; 5 speakers, embeddings of 24."""
+    """A small encoder of ours, or a transformers backbone of `tiny_backbone`; 5 speakers, embeddings of 24."""
     small = {
+        "campplus_head_channels": 4,
+        "campplus_channels": 16,
+        "campplus_layers": (2, 1),
+        "campplus_dilations": (1, 2),
+        "campplus_growth": 8,
+        "campplus_bottleneck": 12,
+        "campplus_segment": 20,
+        "resnet_depth": 18,
+        "resnet_channels": 4,
         "ecapa_channels": 16,
         "ecapa_output_channels": 48,
         "ecapa_bottleneck": 8,
@@ -55,8 +64,10 @@ def tiny_config(backbone: str = "ecapa", norm: str = "layer", **fields) -> HamSp
         "mask_frames": 0,
         "num_labels": 5,
     }
-    if backbone != "ecapa":
+    if backbone in BACKBONES:
         small["backbone_config"] = tiny_backbone(backbone, norm)
+    else:
+        small["backbone"] = backbone
     return HamSpkConfig(**(small | fields))
 
 
@@ -82,11 +93,24 @@ def settle(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm1d):
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.2, generator=generator)
+    return model.eval()
+
+
+def attuned(model: torch.nn.Module) -> torch.nn.Module:
+    """Give every batch normalisation the statistics of noise; in a deep random encoder nothing else tells two apart."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.stack(noises(0.6, 0.6, 0.6, seed=5)))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from ..configuration_hamspk import ENCODERS
 from .about import About, TrialList
 from .facts import CardFacts
 from .licences import OTHER, dropped_conditions, hub_licence, weights_licence
@@ -199,7 +200,10 @@ def _description(facts: CardFacts) -> str:
 def _encoder(facts: CardFacts) -> str:
     config, backbone = facts.config, facts.config.get("backbone_config")
     start = None if facts.recipe is None else facts.recipe.get("backbone")
-    if start is not None or isinstance(backbone, dict):
+    if config.get("backbone") in ("campplus", "resnet"):
+        name = "CAM++" if config["backbone"] == "campplus" else f"ResNet{config.get('resnet_depth', '')}"
+        return f"a {name} encoder with {config.get('pooling', 'its')} pooling"
+    if (start is not None and start not in ENCODERS) or isinstance(backbone, dict):
         name = start if start is not None else measured(config, "backbone_config").get("model_type")
         return f"a `{name}` encoder with {config.get('pooling', 'its')} pooling"
     channels = config.get("ecapa_channels")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from ..calibration_hamspk import CALIBRATION_FILE, CHECKSUM, COHORT_FILE
-from ..configuration_hamspk import HamSpkConfig
+from ..configuration_hamspk import ENCODERS, HamSpkConfig
 from ..evaluation.results import EVALUATION_FILE, EvaluationRecord
 from ..files.yaml_files import load_yaml
 from .about import About
@@ -153,8 +153,11 @@ def facts_of_recipe(recipe_file: str | os.PathLike[str], about: About | None = N
     """
     recipe = read_public_recipe(Path(recipe_file))
     given = {key: value for key, value in recipe.items() if key in _config_fields()}
+    is_pretrained = recipe.get("backbone") not in (None, *ENCODERS)
+    if is_pretrained:
+        del given["backbone"]
     try:
-        config = HamSpkConfig(**given).to_dict() if "backbone" not in recipe else given
+        config = given if is_pretrained else HamSpkConfig(**given).to_dict()
     except StrictDataclassError as error:
         raise ValueError(f"{recipe_file}: {error if error.__cause__ is None else error.__cause__}") from error
     return CardFacts(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Union
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from ..configuration_hamspk import HamSpkConfig, check_values
+from ..configuration_hamspk import ENCODERS, HamSpkConfig, check_values
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
@@ -56,7 +56,7 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "backbone_learning_rate": (1e-12, 1e6),
     "layer_decay": (1e-3, 1),
 }
-_NOT_IN_RECIPES = {"backbone_config", "auto_map"}
+_NOT_IN_RECIPES = {"backbone", "backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
@@ -77,7 +77,10 @@ def _make_model_arguments() -> type:
         (
             "backbone",
             str | None,
-            field(default=None, metadata={"help": "Hub name or folder of a pretrained transformers encoder"}),
+            field(
+                default=None,
+                metadata={"help": f"{', '.join(ENCODERS)}, or Hub name or folder of a pretrained transformers encoder"},
+            ),
         ),
         (
             "initial_model",
@@ -92,8 +95,8 @@ def _make_model_arguments() -> type:
 ModelArguments = _make_model_arguments()
 ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` and the source of initial weights.
 
-Fields that are None have the default of the configuration. `backbone` is the Hub name or folder of a pretrained
-transformers encoder. `initial_model` is the folder of a model of this package that is fine-tuned with a new head. At
+Fields that are None have the default of the configuration. `backbone` is the name of an encoder of this package, or the
+Hub name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this package that is fine-tuned with a new head. At
 most one of the two can be set.
 """
 
@@ -337,7 +340,13 @@ class Recipe:
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of `HamSpkConfig` that the recipe sets."""
         given = dataclasses.asdict(self.model)
-        return {k: v for k, v in given.items() if v is not None and k not in ("backbone", "initial_model")}
+        others = {"initial_model"} if self.pretrained_backbone is None else {"initial_model", "backbone"}
+        return {k: v for k, v in given.items() if v is not None and k not in others}
+
+    @property
+    def pretrained_backbone(self) -> str | None:
+        """Hub name or folder of the pretrained transformers encoder; None if the recipe names none."""
+        return None if self.model.backbone in ENCODERS else self.model.backbone
 
     def with_precision(self, mixed_precision: str) -> "Recipe":
         """Return the recipe with the precision that Accelerate uses.
@@ -425,7 +434,7 @@ def _parse(words: Sequence[str]) -> Recipe:
         )
     _expand_home(model)
     recipe = Recipe(model, data, training)
-    if model.backbone is None and model.initial_model is None:
+    if recipe.pretrained_backbone is None and model.initial_model is None:
         valid_config(recipe.config_fields())  # raises before any data is read
     return recipe
 

@@ -84,7 +84,7 @@ def gather_recipe(
 
 def arguments_of(config: HamSpkConfig) -> Any:
     """Return the `ModelArguments` that describe a configuration, for the record of a run."""
-    names = {one.name for one in dataclasses.fields(ModelArguments)} - {"backbone", "initial_model"}
+    names = {one.name for one in dataclasses.fields(ModelArguments)} - {"initial_model"}
     values: Mapping[str, Any] = config.to_diff_dict()
     return ModelArguments(**{name: values[name] for name in names if name in values})
 
@@ -115,16 +115,16 @@ def build_config(recipe: Recipe) -> HamSpkConfig:
             other_head = fields.get("head", values.get("head")) != values.get("head")
             dropped = {"auto_map", "architectures", *({"scale", "margin", "curvature"} if other_head else ())}
             return valid_config({k: v for k, v in values.items() if k not in dropped} | fields)
-        if start.backbone is not None:
-            check_model(start.backbone)
-            backbone = AutoConfig.from_pretrained(start.backbone)
+        if recipe.pretrained_backbone is not None:
+            check_model(recipe.pretrained_backbone)
+            backbone = AutoConfig.from_pretrained(recipe.pretrained_backbone)
             if backbone.model_type == HamSpkConfig.model_type:
                 raise ValueError(
                     "expected an encoder, got a complete speaker model. To fine-tune it, set initial_model instead"
                 )
             return valid_config({"backbone_config": backbone} | fields)
     except (OSError, ValueError) as error:
-        name = "initial_model" if start.backbone is None else "backbone"
+        name = "initial_model" if recipe.pretrained_backbone is None else "backbone"
         raise ValueError(f"{name} {getattr(start, name)} cannot be used: {error}") from error
     return valid_config(fields)
 
@@ -152,8 +152,8 @@ def build_model(
         model = load_initial_model(start.initial_model, config, keep_centres)
         return model, fit_head(model, speakers, keep_centres, is_new=not keep_centres)
     set_speakers(config, speakers)
-    if start.backbone is not None:
-        return HamSpkForXVector.from_backbone(start.backbone, config=config), None
+    if recipe.pretrained_backbone is not None:
+        return HamSpkForXVector.from_backbone(recipe.pretrained_backbone, config=config), None
     return HamSpkForXVector(config), None
 
 

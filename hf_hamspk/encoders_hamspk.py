@@ -1,0 +1,303 @@
+"""Encoders beside ECAPA-TDNN: CAM++ and ResNet, for padded batches. `make_encoder` creates the encoder of a model.
+
+Letters: `B` batch, `T` frames, `F` mel bins, `C` channels, `S` segments.
+
+**CAM++** (Wang et al. 2023, arXiv 2303.00332): a small convolutional network over time and frequency, then a densely
+connected time-delay network whose layers are multiplied by context-aware masks. A mask depends on the mean over the
+utterance and on the mean over each segment of `campplus_segment` frames. Except in the first layers, batch
+normalisation and ReLU precede each convolution. The encoder has one frame for every two frames of the features.
+
+**ResNet** (He et al. 2016; in the form of WeSpeaker, Wang et al. 2023, arXiv 2210.17016): two-dimensional convolutions
+over time and frequency. Layers 18 and 34 have residual blocks of two convolutions, deeper networks have bottleneck
+blocks of three. The encoder has one frame for every eight frames of the features.
+
+Frames outside the mask are set to zero before each convolution over time, so an utterance has the same embedding in a
+padded batch as alone. If a layer has a stride over time, every second frame of the mask is kept. Batch statistics in
+training use valid frames only.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
+from .networks_hamspk import Ecapa, batch_norm, folded_norm, keep_valid, masked_mean, overwrites
+
+# Constants of CAM++: blocks with a residual connection in each of the two first stages, and the kernel of the time-delay
+# layers. The mask of a layer has half as many hidden channels as the layer has bottleneck channels.
+HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch normalisation: `(B, C, T)` to `(B, C', T')`, or the same with `F` before `T`.
+
+    Args:
+        conv: convolution over time (`nn.Conv1d`), or over frequency and time (`nn.Conv2d`).
+    """
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+        self.norm = (nn.BatchNorm1d if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d)(conv.out_channels)
+        self.stride = int(conv.stride[-1])
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the output. Its padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
+        norm, conv = self.norm, self.conv
+        if not overwrites(norm, x):
+            return batch_norm(norm, conv(x), mask)
+        # The same values in one pass over the memory: normalisation in evaluation mode is part of the convolution.
+        scale = norm.weight * (cast(Tensor, norm.running_var) + norm.eps).rsqrt()
+        shift = norm.bias - cast(Tensor, norm.running_mean) * scale
+        weight = conv.weight * scale.view(-1, *[1] * (conv.weight.ndim - 1))
+        return conv._conv_forward(x, weight, shift)  # pyright: ignore[reportArgumentType]
+
+
+def conv1d(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, dilation: int = 1) -> nn.Conv1d:
+    """Return a convolution over time without bias, with as many zeros at both ends as keep the frames in place."""
+    padding = dilation * (kernel_size - 1) // 2
+    return nn.Conv1d(inputs, outputs, kernel_size, stride, padding, dilation, bias=False)
+
+
+def conv2d(inputs: int, outputs: int, kernel_size: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
+    """Return a convolution over frequency and time without bias; `stride` is in mel bins and frames."""
+    return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, bias=False)
+
+
+def rectified(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply ReLU to `x`, which may be overwritten, and set the frames outside `mask` `(B, T)` to zero."""
+    return keep_valid(F.relu(x, inplace=True), mask)
+
+
+class ResidualBlock(nn.Module):
+    """Residual block of two convolutions, or of three with a bottleneck: `(B, C, F, T)` to `(B, C', F', T')`.
+
+    Args:
+        inputs: number of input channels, C.
+        width: number of channels of the 3x3 convolutions.
+        expansion: ratio of C' and `width`: 1 for two convolutions, above 1 for a bottleneck.
+        stride: stride in mel bins and frames.
+    """
+
+    def __init__(self, inputs: int, width: int, expansion: int, stride: tuple[int, int]):
+        super().__init__()
+        outputs = width * expansion
+        if expansion == 1:
+            convolutions = [conv2d(inputs, width, 3, stride), conv2d(width, width, 3)]
+        else:
+            convolutions = [conv2d(inputs, width, 1), conv2d(width, width, 3, stride), conv2d(width, outputs, 1)]
+        self.layers = nn.ModuleList(ConvNorm(convolution) for convolution in convolutions)
+        is_same = stride == (1, 1) and inputs == outputs
+        self.shortcut = None if is_same else ConvNorm(conv2d(inputs, outputs, 1, stride))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the output and its mask `(B, T')`; `x` must be 0 outside `mask` `(B, T)`."""
+        y = x
+        for number, layer in enumerate(self.layers):
+            mask = subsampled(mask, cast(int, layer.stride))
+            y = layer(y if number == 0 else rectified(y, before), mask)
+            before = mask
+        residual = x if self.shortcut is None else self.shortcut(x, mask)
+        y = y + residual if y.requires_grad else y.add_(residual)
+        return rectified(y, mask), mask
+
+
+def subsampled(mask: Tensor | None, stride: int) -> Tensor | None:
+    """Return the mask `(B, ceil(T / stride))` of every `stride`-th frame; None if `mask` is None."""
+    return mask if mask is None or stride == 1 else mask[:, ::stride]
+
+
+class ResNet(nn.Module):
+    """ResNet encoder of features: `(B, F, T)` to `(B, C, ceil(T / 8))`, where C is channels times remaining mel bins.
+
+    Args:
+        config: configuration with `num_mel_bins`, `resnet_depth` and `resnet_channels`.
+    """
+
+    stride = 8
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        channels, expansion = config.resnet_channels, RESNET_EXPANSION[config.resnet_depth]
+        self.input = ConvNorm(conv2d(1, channels, 3))
+        self.stages, bins = nn.ModuleList(), config.num_mel_bins
+        for stage, count in enumerate(RESNET_BLOCKS[config.resnet_depth]):
+            blocks, width = nn.ModuleList(), config.resnet_channels << stage
+            for number in range(count):
+                stride = (2, 2) if stage > 0 and number == 0 else (1, 1)
+                blocks.append(ResidualBlock(channels, width, expansion, stride))
+                channels = width * expansion
+            self.stages.append(blocks)
+            bins = -(-bins // 2) if stage > 0 else bins
+        self.output_channels = channels * bins
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
+        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`.
+
+        The outputs `(B, T', C' F')` of the first layer and of each of the four stages are added to `hidden`.
+        """
+        x = rectified(self.input(x[:, None], mask), mask)
+        layers = [x]
+        for stage in self.stages:
+            for block in cast(nn.ModuleList, stage):
+                x, mask = block(x, mask)
+            layers.append(x)
+        if hidden is not None:
+            hidden += [layer.flatten(1, 2).mT for layer in layers]
+        return x.flatten(1, 2)
+
+
+class ContextMask(nn.Module):
+    """Convolution over time whose output is multiplied by a context-aware mask: `(B, C, T)` to `(B, C', T)`.
+
+    Args:
+        inputs: number of input channels, C.
+        outputs: number of output channels, C'.
+        dilation: dilation of the convolution in frames.
+        segment: length in frames of the segments whose means are part of the context.
+    """
+
+    def __init__(self, inputs: int, outputs: int, dilation: int, segment: int):
+        super().__init__()
+        self.segment = segment
+        self.local = conv1d(inputs, outputs, DENSE_KERNEL, dilation=dilation)
+        self.down = nn.Conv1d(inputs, max(1, inputs // 2), 1)
+        self.up = nn.Conv1d(max(1, inputs // 2), outputs, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the output `(B, C', T)`, which is not zero outside `mask`; `x` must be 0 there."""
+        context = masked_mean(x, mask)[..., None] + segment_means(x, mask, self.segment)
+        gates = torch.sigmoid(self.up(F.relu(self.down(context))))
+        return self.local(x) * gates[..., None].expand(*gates.shape, self.segment).flatten(2)[..., : x.shape[-1]]
+
+
+def segment_means(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
+    """Return the means `(B, C, S)` over the valid frames of each segment of `x` `(B, C, T)`; 0 if it has none.
+
+    The segments have `segment` frames each, and the last one has the rest of the T frames. `x` must be 0 outside `mask`.
+    """
+    size = x.shape[-1]
+    count = (size + segment - 1) // segment
+    missing = count * segment - size
+    sums = F.pad(x, (0, missing)).unflatten(-1, (count, segment)).sum(-1)
+    valid = torch.ones(1, size, dtype=torch.long, device=x.device) if mask is None else mask.long()
+    numbers = F.pad(valid, (0, missing)).unflatten(-1, (count, segment)).sum(-1)
+    return sums / numbers.clamp_min(1)[:, None]
+
+
+class DenseLayer(nn.Module):
+    """Layer of a densely connected block: `(B, C, T)` to the `campplus_growth` channels that it adds, `(B, C', T)`.
+
+    Args:
+        config: configuration with the fields that begin with `campplus_`.
+        inputs: number of input channels, C.
+        dilation: dilation in frames.
+    """
+
+    def __init__(self, config: HamSpkConfig, inputs: int, dilation: int):
+        super().__init__()
+        bottleneck = config.campplus_bottleneck
+        self.norm = nn.BatchNorm1d(inputs)
+        self.reduce = ConvNorm(conv1d(inputs, bottleneck))
+        self.masked = ContextMask(bottleneck, config.campplus_growth, dilation, config.campplus_segment)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.masked(rectified(self.reduce(norm_relu(self.norm, x, mask), mask), mask), mask)
+
+
+def norm_relu(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply batch normalisation and ReLU to frames `(B, C, T)`, which are not overwritten."""
+    if overwrites(norm, x):
+        return folded_norm(norm, x, None, torch.empty_like(x)).relu_()
+    return F.relu(batch_norm(norm, x, mask), inplace=True)
+
+
+class DenseBlock(nn.Module):
+    """Densely connected layers, then a convolution that halves the channels: `(B, C, T)` to `(B, C', T)`.
+
+    Args:
+        config: configuration with the fields that begin with `campplus_`.
+        inputs: number of input channels, C.
+        layers: number of dense layers.
+        dilation: dilation of the dense layers in frames.
+    """
+
+    def __init__(self, config: HamSpkConfig, inputs: int, layers: int, dilation: int):
+        super().__init__()
+        growth = config.campplus_growth
+        self.layers = nn.ModuleList(DenseLayer(config, inputs + i * growth, dilation) for i in range(layers))
+        joined = inputs + layers * growth
+        self.norm, self.reduce, self.output_channels = nn.BatchNorm1d(joined), conv1d(joined, joined // 2), joined // 2
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if overwrites(self.norm, x):
+            joined = self._overwrite(x, mask)
+        else:
+            joined = x
+            for layer in self.layers:
+                joined = torch.cat([joined, layer(joined, mask)], dim=1)
+        return self.reduce(norm_relu(self.norm, joined, mask))
+
+    def _overwrite(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the dense layers with less memory: each layer adds its channels to a common tensor."""
+        joined = x.new_empty(x.shape[0], cast(nn.BatchNorm1d, self.norm).num_features, x.shape[2])
+        end = x.shape[1]
+        joined[:, :end] = x
+        for layer in self.layers:
+            added = layer(joined[:, :end], mask)
+            joined[:, end : end + added.shape[1]] = added
+            end += added.shape[1]
+        return joined
+
+
+class CamPlusPlus(nn.Module):
+    """CAM++ encoder of features: `(B, F, T)` to `(B, C, ceil(T / 2))`.
+
+    Args:
+        config: configuration with `num_mel_bins` and the fields that begin with `campplus_`.
+    """
+
+    stride = 2
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        width, bins = config.campplus_head_channels, config.num_mel_bins
+        self.input = ConvNorm(conv2d(1, width, 3))
+        strides = [(2, 1) if number == 0 else (1, 1) for _ in range(2) for number in range(HEAD_BLOCKS)]
+        self.head = nn.ModuleList(ResidualBlock(width, width, 1, stride) for stride in strides)
+        self.head_output = ConvNorm(conv2d(width, width, 3, (2, 1)))
+        for _ in range(3):
+            bins = -(-bins // 2)
+        channels = config.campplus_channels
+        self.first = ConvNorm(conv1d(width * bins, channels, FIRST_KERNEL, self.stride))
+        self.blocks = nn.ModuleList()
+        for layers, dilation in zip(config.campplus_layers, config.campplus_dilations, strict=True):
+            self.blocks.append(block := DenseBlock(config, channels, layers, dilation))
+            channels = block.output_channels
+        self.norm, self.output_channels = nn.BatchNorm1d(channels), channels
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
+        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`.
+
+        The outputs `(B, ceil(T / 2), C')` of the first time-delay layer and of each block are added to `hidden`.
+        """
+        x = rectified(self.input(x[:, None], mask), mask)
+        for block in self.head:
+            x, _ = block(x, mask)
+        x = rectified(self.head_output(x, mask), mask).flatten(1, 2)
+        mask = subsampled(mask, self.stride)
+        x = rectified(self.first(x, mask), mask)
+        layers = [x]
+        for block in self.blocks:
+            layers.append(x := block(x, mask))
+        if hidden is not None:
+            hidden += [keep_valid(layer, mask).mT for layer in layers]
+        return keep_valid(norm_relu(self.norm, x, mask), mask)
+
+
+def make_encoder(config: HamSpkConfig) -> Ecapa | CamPlusPlus | ResNet:
+    """Create the encoder `config.backbone` of a model without a transformers backbone."""
+    kinds: dict[str | None, type[Ecapa | CamPlusPlus | ResNet]] = {"campplus": CamPlusPlus, "resnet": ResNet}
+    return kinds.get(config.backbone, Ecapa)(config)
