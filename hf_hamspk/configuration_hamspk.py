@@ -27,8 +27,8 @@ from .geometry_hamspk import (
 LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE = 180.0, 30.0, 60.0
 # Encoders of filter banks, which the field `backbone` names.
 ENCODERS = ("ecapa", "campplus", "resnet")
-# Number of residual blocks in each of the four stages of a ResNet, and the ratio of output channels to inner channels of
-# a block, by the number of layers.
+# Number of residual blocks in each of the four stages of a ResNet, and the ratio of output channels to inner channels
+# of a block, by the number of layers.
 RESNET_BLOCKS = {
     **{18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)},
     **{152: (3, 8, 36, 3), 221: (6, 16, 48, 3), 293: (10, 20, 64, 3)},
@@ -100,7 +100,7 @@ class HamSpkConfig(PreTrainedConfig):
         campplus_bottleneck: channels inside a layer of a block.
         campplus_segment: length in frames of the segments whose means are part of the context of a mask.
         resnet_depth: number of layers: 18 or 34, or with bottleneck blocks 50, 101, 152, 221 or 293.
-        resnet_channels: channels of the first stage. Each of the other three stages has twice as many as the one before.
+        resnet_channels: channels of the first stage. Each of the three other stages doubles them.
         mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
         freeze_backbone: whether to exclude a transformers backbone from training and keep it in evaluation mode.
         freeze_feature_encoder: whether to exclude the convolutions of a transformers backbone from training. Set it to

@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
 from .networks_hamspk import Ecapa, batch_norm, folded_norm, keep_valid, masked_mean, overwrites
 
-# Constants of CAM++: blocks with a residual connection in each of the two first stages, and the kernel of the time-delay
-# layers. The mask of a layer has half as many hidden channels as the layer has bottleneck channels.
+# Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
+# of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then batch normalisation: `(B, C, T)` to `(B, C', T')`, or the same with `F` before `T`.
+    """Convolution without bias, then batch normalisation: `(B, C, T)` to `(B, C', T')`, or with `F` before `T`.
 
     Args:
         conv: convolution over time (`nn.Conv1d`), or over frequency and time (`nn.Conv2d`).
@@ -94,11 +94,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the output and its mask `(B, T')`; `x` must be 0 outside `mask` `(B, T)`."""
-        y = x
-        for number, layer in enumerate(self.layers):
+        y = None
+        for layer in self.layers:
+            y = x if y is None else rectified(y, mask)
             mask = subsampled(mask, cast(int, layer.stride))
-            y = layer(y if number == 0 else rectified(y, before), mask)
-            before = mask
+            y = layer(y, mask)
         residual = x if self.shortcut is None else self.shortcut(x, mask)
         y = y + residual if y.requires_grad else y.add_(residual)
         return rectified(y, mask), mask
@@ -176,7 +176,7 @@ class ContextMask(nn.Module):
 def segment_means(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
     """Return the means `(B, C, S)` over the valid frames of each segment of `x` `(B, C, T)`; 0 if it has none.
 
-    The segments have `segment` frames each, and the last one has the rest of the T frames. `x` must be 0 outside `mask`.
+    The segments have `segment` frames each, and the last one has the other frames. `x` must be 0 outside `mask`.
     """
     size = x.shape[-1]
     count = (size + segment - 1) // segment

@@ -457,8 +457,8 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(
-                "Gradient checkpointing is supported for transformers backbones only. In other encoders it would update "
-                "the batch statistics twice. To save memory, use smaller batches or shorter crops."
+                "Gradient checkpointing is supported for transformers backbones only. In other encoders it would "
+                "update the batch statistics twice. To save memory, use smaller batches or shorter crops."
             )
 
     def get_input_embeddings(self) -> None:
@@ -568,7 +568,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
 
 
 class HamSpkModel(HamSpkPreTrainedModel):
-    """Model that maps waveforms to embeddings: front-end, ECAPA-TDNN or transformers backbone, pooling, projection.
+    """Model that maps waveforms to embeddings: front-end, encoder or transformers backbone, pooling, projection.
 
     Example:
         ```python
@@ -617,7 +617,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
     def freeze_backbone(self) -> None:
         """Exclude a transformers backbone from training, and keep it in evaluation mode even after `train()`."""
         if self.config.backbone_config is None:
-            raise ValueError("freeze_backbone is supported for transformers backbones only; this one is ECAPA-TDNN.")
+            raise ValueError("freeze_backbone is supported for transformers backbones only, got another encoder.")
         self.config.freeze_backbone = True
         self._freeze()
 

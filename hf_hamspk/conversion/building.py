@@ -1,7 +1,7 @@
 """Construction of speaker models from the weights of other projects."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ WEIGHTS_SHOWN = 3
 # Batch normalisation needs this counter only if it has no momentum. All models of this package have a momentum.
 _COUNTER = ".num_batches_tracked"
 
-Rules = Sequence[tuple[str, str]]
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Renaming:
 
     Attributes:
         rules: rules for weights outside the blocks of the encoder. A rule is a pair: a regular expression for the
-            beginning of a name, and the text that replaces it. Only the first matching rule is applied.
+            beginning of a name, and the text that replaces it, or a function of the match that returns the text. Only
+            the first matching rule is applied.
         block: regular expression for the beginning of the names in a block. Its first group matches the number of the
             block.
         first_block: number of the first block in the other project.
@@ -61,12 +62,13 @@ class Renaming:
         """Translate the name of a weight of the other project to its name in `HamSpkModel`; None if no rule matches."""
         block = re.match(self.block, name)
         if block is None:
-            return _renamed(name, self.rules)
-        rest = _renamed(name[block.end() :], self.block_rules)
+            return renamed(name, self.rules)
+        rest = renamed(name[block.end() :], self.block_rules)
         return None if rest is None else f"backbone.blocks.{int(block[1]) - self.first_block}.{rest}"
 
 
-def _renamed(name: str, rules: Rules) -> str | None:
+def renamed(name: str, rules: Rules) -> str | None:
+    """Return `name` with its beginning replaced by the first rule that matches; None if no rule matches."""
     for pattern, replacement in rules:
         result, count = re.subn("^" + pattern, replacement, name)
         if count:

@@ -1,7 +1,9 @@
 """Reading of checkpoint files of other projects. Code that such a file contains is never run."""
 
+import io
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ..files.yaml_files import PlainLoader, load_yaml
@@ -91,12 +93,13 @@ def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
     return value
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, stored: bytes | None = None) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint.
 
     Args:
         path: safetensors file, or file written by `torch.save`. The latter contains a state dict at the top level or
             under the key `state_dict` or `model`.
+        stored: content of the file if it is stored in another file, such as a wheel; None reads it from `path`.
 
     Returns:
         A dictionary that maps each name, without the prefix `module.`, to its tensor. Floating-point tensors are
@@ -106,9 +109,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, or contains
             Python objects that are not plain data and could run code when they are loaded.
     """
-    if not path.is_file():
+    if stored is None and not path.is_file():
         raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
-    content = _load_checkpoint(path)
+    content = _load_checkpoint(path, stored)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -126,15 +129,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _load_checkpoint(path: Path) -> Any:
+def _load_checkpoint(path: Path, stored: bytes | None) -> Any:
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(path) if stored is None else load(stored)
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read: {error}. Copy or download it again.") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            # torch warns about TorchScript archives before it refuses them.
+            warnings.simplefilter("ignore")
+            return torch.load(path if stored is None else io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(refusal(path, error)) from error
 
 
@@ -143,7 +149,7 @@ def refusal(path: Path, error: Exception) -> str:
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines and isinstance(error, RuntimeError) else type(error).__name__
+        reason = lines[0] if lines and isinstance(error, RuntimeError | OSError) else type(error).__name__
         return f"{path} cannot be read as a checkpoint ({reason}). Copy or download it again."
     return (
         f"{path} contains more than weights: it uses the Python object {wanted[1]}. Loading Python objects can run any "

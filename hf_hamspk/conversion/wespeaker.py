@@ -1,7 +1,7 @@
-"""Conversion of WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...).
+"""Conversion of WeSpeaker's ECAPA-TDNN (`ECAPA_TDNN_c512`, `ECAPA_TDNN_GLOB_c1024`, ...) and ResNet (`ResNet34`, ...).
 
 The model folder contains `config.yaml`, and `avg_model.pt` (published models) or `models/avg_model.pt` (training runs).
-The weights have these names in WeSpeaker and in this package:
+The weights of an ECAPA-TDNN have these names in WeSpeaker and in this package:
 
 | WeSpeaker                                  | `HamSpkModel`                                    |
 |--------------------------------------------|--------------------------------------------------|
@@ -14,6 +14,16 @@ The weights have these names in WeSpeaker and in this package:
 | `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
 | `bn`, `linear`, `bn2`                      | `pooled_norm`, `projection`, `embedding_norm`    |
 
+The weights of a ResNet with TSTP or ASTP pooling and one embedding layer have these names:
+
+| WeSpeaker                                  | `HamSpkModel`                                    |
+|--------------------------------------------|--------------------------------------------------|
+| `conv1`, `bn1`                             | `backbone.input.conv`, `.norm`                   |
+| `layerN.M.convK`, `.bnK`                   | `backbone.stages.N-1.M.layers.K-1.conv`, `.norm` |
+| `layerN.M.shortcut.0`, `.1`                | `backbone.stages.N-1.M.shortcut.conv`, `.norm`   |
+| `pool.linear1`, `.linear2`                 | `pooling.hidden`, `.scores`                      |
+| `seg_1`                                    | `projection`                                     |
+
 WeSpeaker has no padding masks and embeds one utterance at a time. WeSpeaker's configuration contains a dither, which
 applies only to training. Neither WeSpeaker nor this package adds dither to the audio when embedding.
 """
@@ -25,17 +35,20 @@ from typing import Any
 
 from torch import Tensor
 
-from .building import Converted, Renaming, converted_config, fill_model, require_values
+from ..configuration_hamspk import RESNET_BLOCKS
+from .building import Converted, Renaming, Rules, converted_config, fill_model, renamed, require_values
 from .checkpoints import read_tensors, read_yaml
 
-WESPEAKER_SOURCE = "WeSpeaker ECAPA-TDNN"
+WESPEAKER_SOURCE, WESPEAKER_RESNET = "WeSpeaker ECAPA-TDNN", "WeSpeaker ResNet"
 WESPEAKER_YAML = "config.yaml"
 WESPEAKER_WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "avg_model.safetensors")
 _CLASSIFIER = "projection."
 _CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2, 3, 4)
-# WeSpeaker adds this value to the variance in the attention context. It is also the lower limit of the pooled variance.
+# WeSpeaker adds this value to the variance in the attention context and in TSTP pooling. It is also the lower limit of
+# the variance of attentive pooling.
 _VARIANCE_OFFSET = 1e-7
 _MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
+_RESNET = re.compile(rf"ResNet(?P<depth>{'|'.join(map(str, RESNET_BLOCKS))})")
 
 WESPEAKER_NAMES = Renaming(
     rules=[
@@ -63,6 +76,22 @@ WESPEAKER_NAMES = Renaming(
 )
 
 
+_IN_BLOCK: Rules = [
+    (r"conv([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.conv."),
+    (r"bn([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.norm."),
+    (r"shortcut\.0\.", "shortcut.conv."),
+    (r"shortcut\.1\.", "shortcut.norm."),
+]
+_OUTSIDE_BLOCKS: Rules = [
+    (r"conv1\.", "backbone.input.conv."),
+    (r"bn1\.", "backbone.input.norm."),
+    (r"pool\.linear1\.", "pooling.hidden."),
+    (r"pool\.linear2\.", "pooling.scores."),
+    (r"seg_1\.", "projection."),
+]
+_RESNET_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
+
+
 def convert_wespeaker(folder: Path) -> Converted:
     """Read and convert a model folder of WeSpeaker.
 
@@ -71,45 +100,103 @@ def convert_wespeaker(folder: Path) -> Converted:
     """
     settings = read_yaml(folder / WESPEAKER_YAML)
     name = str(settings.get("model"))
-    model = _MODEL.fullmatch(name)
-    if model is None:
+    ecapa, resnet = _MODEL.fullmatch(name), _RESNET.fullmatch(name)
+    if ecapa is None and resnet is None:
         raise ValueError(
-            f"{WESPEAKER_YAML} describes the model {name}; only the ECAPA_TDNN models of WeSpeaker can be converted."
+            f"{WESPEAKER_YAML} describes the model {name}; only the ECAPA_TDNN models and ResNet"
+            f"{', ResNet'.join(map(str, RESNET_BLOCKS))} of WeSpeaker can be converted."
         )
-    data = _mapping(settings, "dataset_args")
+    data, arguments = _mapping(settings, "dataset_args"), _mapping(settings, "model_args")
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
     _check_features(data)
-    arguments = _mapping(settings, "model_args")
-    given = {"feat_dim": arguments.get("feat_dim", 80), "pooling_func": arguments.get("pooling_func", "ASTP")}
-    require_values(f"{WESPEAKER_YAML}: model_args", given, {"feat_dim": bins, "pooling_func": "ASTP"})
+    require_values(f"{WESPEAKER_YAML}: model_args", {"feat_dim": arguments.get("feat_dim", 80)}, {"feat_dim": bins})
+    common = {"frontend": "kaldi", "sampling_rate": data.get("resample_rate", 16000), "num_mel_bins": bins}
+    fields = _resnet_fields(resnet, arguments) if ecapa is None else _ecapa_fields(ecapa, arguments)
     weights = next((path for path in WESPEAKER_WEIGHTS if (folder / path).is_file()), WESPEAKER_WEIGHTS[0])
     tensors = read_tensors(folder / weights)
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
-    channels = model["channels"] if model["channels"] is not None else arguments.get("channels", _CHANNELS)
-    config = converted_config(
-        WESPEAKER_SOURCE,
-        frontend="kaldi",
-        sampling_rate=data.get("resample_rate", 16000),
-        num_mel_bins=bins,
-        ecapa_channels=int(channels),
-        ecapa_output_channels=_AGGREGATED,
-        ecapa_bottleneck=_BOTTLENECK,
-        ecapa_groups=_GROUPS,
-        ecapa_dilations=_DILATIONS,
-        ecapa_block_input="previous",
-        pooling_channels=_BOTTLENECK,
-        pooling_context=model["context"] is not None or bool(arguments.get("global_context_att", False)),
-        pooling_hidden_norm=False,
-        pooling_variance_offset=_VARIANCE_OFFSET,
-        pooling_smallest_variance=_VARIANCE_OFFSET,
-        embedding_size=arguments.get("embed_dim", 192),
-        normalize_embedding=bool(arguments.get("emb_bn", False)),
+    if ecapa is None:
+        first = encoder.get("conv1.weight")
+        fields |= {} if first is None or not first.ndim else {"resnet_channels": len(first)}
+    source, translate = (
+        (WESPEAKER_RESNET, convert_wespeaker_resnet)
+        if ecapa is None
+        else (WESPEAKER_SOURCE, convert_wespeaker_state_dict)
     )
     left_out = {}
     if len(encoder) < len(tensors):
         left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of the training speakers"
-    converted = fill_model(config, convert_wespeaker_state_dict(encoder))
-    return Converted(converted, WESPEAKER_SOURCE, [WESPEAKER_YAML, weights], left_out, [])
+    converted = fill_model(converted_config(source, **common, **fields), translate(encoder))
+    return Converted(converted, source, [WESPEAKER_YAML, weights], left_out, [])
+
+
+def _ecapa_fields(model: re.Match[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration of an ECAPA-TDNN."""
+    given = {"pooling_func": arguments.get("pooling_func", "ASTP")}
+    require_values(f"{WESPEAKER_YAML}: model_args", given, {"pooling_func": "ASTP"})
+    channels = model["channels"] if model["channels"] is not None else arguments.get("channels", _CHANNELS)
+    return {
+        "ecapa_channels": int(channels),
+        "ecapa_output_channels": _AGGREGATED,
+        "ecapa_bottleneck": _BOTTLENECK,
+        "ecapa_groups": _GROUPS,
+        "ecapa_dilations": _DILATIONS,
+        "ecapa_block_input": "previous",
+        "pooling_channels": _BOTTLENECK,
+        "pooling_context": model["context"] is not None or bool(arguments.get("global_context_att", False)),
+        "pooling_hidden_norm": False,
+        "pooling_variance_offset": _VARIANCE_OFFSET,
+        "pooling_smallest_variance": _VARIANCE_OFFSET,
+        "embedding_size": arguments.get("embed_dim", 192),
+        "normalize_embedding": bool(arguments.get("emb_bn", False)),
+    }
+
+
+def _resnet_fields(model: re.Match[str] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration of a ResNet, except its channels."""
+    where, pooling = f"{WESPEAKER_YAML}: model_args", arguments.get("pooling_func", "TSTP")
+    require_values(where, {"two_emb_layer": arguments.get("two_emb_layer", True)}, {"two_emb_layer": False})
+    if pooling not in ("TSTP", "ASTP"):
+        raise ValueError(
+            f"{where} has pooling_func {pooling}; only models with pooling_func TSTP or ASTP can be converted."
+        )
+    return {
+        "backbone": "resnet",
+        "resnet_depth": 0 if model is None else int(model["depth"]),
+        "pooling": "statistics" if pooling == "TSTP" else "attentive",
+        "pooling_channels": _BOTTLENECK,
+        "pooling_context": False,
+        "pooling_hidden_norm": False,
+        "pooling_variance_offset": _VARIANCE_OFFSET,
+        "pooling_smallest_variance": _VARIANCE_OFFSET,
+        "embedding_size": arguments.get("embed_dim", 256),
+        "normalize_pooled": False,
+        "normalize_embedding": False,
+    }
+
+
+def wespeaker_resnet_name(name: str) -> str:
+    """Translate the name of a weight of WeSpeaker's ResNet to its name in `HamSpkModel`.
+
+    Raises:
+        ValueError: WeSpeaker's ResNet has no weight with this name.
+    """
+    block = _RESNET_BLOCK.match(name)
+    ours = renamed(name, _OUTSIDE_BLOCKS) if block is None else renamed(name[block.end() :], _IN_BLOCK)
+    if ours is None:
+        raise ValueError(
+            f"{name!r} is not a weight of WeSpeaker's ResNet. Use the file avg_model.pt that WeSpeaker saved."
+        )
+    return ours if block is None else f"backbone.stages.{int(block[1]) - 1}.{block[2]}.{ours}"
+
+
+def convert_wespeaker_resnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a state dict of WeSpeaker's ResNet to a state dict of `HamSpkModel`.
+
+    Raises:
+        ValueError: `state_dict` contains a name that WeSpeaker's ResNet does not have.
+    """
+    return {wespeaker_resnet_name(name): tensor for name, tensor in state_dict.items()}
 
 
 def wespeaker_name(name: str) -> str:

