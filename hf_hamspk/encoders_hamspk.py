@@ -94,11 +94,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the output and its mask `(B, T')`; `x` must be 0 outside `mask` `(B, T)`."""
-        y = None
+        y = x
         for layer in self.layers:
-            y = x if y is None else rectified(y, mask)
-            mask = subsampled(mask, cast(int, layer.stride))
-            y = layer(y, mask)
+            of_output = subsampled(mask, cast(int, layer.stride))
+            y = layer(y if y is x else rectified(y, mask), of_output)
+            mask = of_output
         residual = x if self.shortcut is None else self.shortcut(x, mask)
         y = y + residual if y.requires_grad else y.add_(residual)
         return rectified(y, mask), mask

@@ -267,7 +267,7 @@ def test_configurations_that_fit_no_encoder_are_refused(fields, message):
 
 
 def test_a_depth_that_no_resnet_has_is_refused():
-    with pytest.raises(StrictDataclassFieldValidationError, match="resnet_depth.* got 35"):
+    with pytest.raises(StrictDataclassFieldValidationError, match=r"resnet_depth.* got 35"):
         HamSpkConfig(backbone="resnet", resnet_depth=35)
 
 

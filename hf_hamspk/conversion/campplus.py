@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .building import Converted, Rules, converted_config, fill_model, renamed, shown
 from .checkpoints import read_tensors
-from .wheels import WHEEL, read_member
+from .wheels import WHEEL, read_from_wheel
 
 CAMPPLUS_SOURCE = "3D-Speaker CAM++"
 # Names of the files that 3D-Speaker publishes.
@@ -146,7 +146,7 @@ def convert_campplus(path: Path) -> Converted:
     """
     if path.is_dir():
         path = _find_checkpoint(path)
-    name, content = read_member(path, CAMPPLUS_FILE) if path.suffix == WHEEL else (path.name, None)
+    name, content = read_from_wheel(path, CAMPPLUS_FILE) if path.suffix == WHEEL else (path.name, None)
     label = path if content is None else path / name
     tensors = read_tensors(label, content)
     if not is_campplus(tensors):

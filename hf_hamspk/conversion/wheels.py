@@ -10,7 +10,7 @@ WHEEL = ".whl"
 LARGEST_MEMBER = 1 << 30
 
 
-def read_member(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
+def read_from_wheel(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
     """Return the name and the content of the file of a wheel whose name matches.
 
     Args:
