@@ -1,12 +1,13 @@
 """Finding a model by its name: at once, without the network, and from the cache."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,58 +35,63 @@ def in_cache(home: Path, saved: Path) -> None:
     shutil.copytree(saved, repository / "snapshots" / commit)
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+@contextlib.contextmanager
+def broken_hub(close: bool) -> Iterator[tuple[int, list]]:
+    """A port that closes each connection at once, or never answers; and the list of its connections."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        connections: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connections.append(server.accept()[0])
+                    if close:
+                        connections[-1].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1], connections
 
 
-def process(code: str, home: Path, port: int) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A fresh process with a Hub at a port of this machine and a cache of its own; and its seconds."""
+def process(code: str, home: Path, port: int) -> subprocess.CompletedProcess[str]:
+    """A fresh process with a Hub at a port of this machine and a cache of its own."""
     kept = {k: v for k, v in os.environ.items() if "offline" not in k.lower() and "proxy" not in k.lower()}
     environment = kept | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home)}
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    return done, time.monotonic() - start
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600)
 
 
 MISSPELT = "import sys; from hf_hamspk.__main__ import main; sys.exit(main(['verify', 'owner/tiny', {0!r}, {0!r}]))"
 
 
 def test_a_misspelt_name_without_network_is_answered_at_once(tmp_path):
-    done, seconds = process(MISSPELT.format(__file__), tmp_path, closed_port())
+    with broken_hub(close=True) as (port, connections):
+        done = process(MISSPELT.format(__file__), tmp_path, port)
+    assert len(connections) <= 2
     assert done.returncode == 2
     assert done.stderr.startswith(
         "hamspk: error: Model not found: owner/tiny. It is neither a folder nor in the local cache of the Hub"
     )
     assert len(done.stderr.splitlines()) == 1
-    assert seconds < 10
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
-    """A server that takes the connection and says nothing."""
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        threading.Thread(target=lambda: [silent.accept()], daemon=True).start()
-        start = time.monotonic()
-        done, _ = process(
-            f"from hf_hamspk.loading import names; names.HUB_SECONDS = 0.5\n{MISSPELT.format(__file__)}",
-            tmp_path,
-            silent.getsockname()[1],
-        )
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
+    code = f"from hf_hamspk.loading import names; names.HUB_SECONDS = 0.5\n{MISSPELT.format(__file__)}"
+    with broken_hub(close=False) as (port, connections):
+        done = process(code, tmp_path, port)
     assert "the Hub cannot be reached (" in done.stderr
-    assert time.monotonic() - start < 10
+    assert len(connections) <= 2
 
 
 @pytest.mark.slow
 def test_a_model_in_the_cache_loads_without_network(tmp_path, saved):
     in_cache(tmp_path, saved)
     code = "from hf_hamspk.loading.models import load_model; print(type(load_model('owner/tiny')).__name__)"
-    done, seconds = process(code, tmp_path, closed_port())
+    with broken_hub(close=True) as (port, connections):
+        done = process(code, tmp_path, port)
+    assert len(connections) <= 2
     assert done.stdout == "HamSpkModel\n", done.stderr
     assert "onnection" not in done.stderr and "etry" not in done.stderr
-    assert seconds < 30
 
 
 @pytest.mark.parametrize(
@@ -113,11 +119,10 @@ def test_answers_of_the_hub_in_one_sentence(tmp_path, status, header, message):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = "from hf_hamspk.loading.names import *\ntry: find_model('owner/x')\nexcept ValueError as e: print(e)"
     try:
-        done, seconds = process(code, tmp_path, server.server_address[1])
+        done = process(code, tmp_path, server.server_address[1])
     finally:
         server.shutdown()
     assert message in done.stdout, done.stderr
-    assert seconds < 10
 
 
 def test_offline_only_the_cache_is_read(monkeypatch):
