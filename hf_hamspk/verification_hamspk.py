@@ -68,8 +68,6 @@ from .calibration_hamspk import (
 from .geometry_hamspk import COMBINATIONS, as_tensor, combine_embeddings
 
 PROFILE_KIND, PROFILE_SUFFIX = "speaker profile", ".safetensors"
-# Fields of a profile that are not in the description of its file.
-_NOT_DESCRIBED = {"embedding", "warnings"}
 # Largest number of enrolment recordings: more of them hardly improve a profile.
 MOST_ENROLMENTS = 100
 # Seconds of speech below which an enrolment recording is ignored: it contains less than a word.
@@ -116,7 +114,7 @@ class SpeakerProfile:
         model_id: name of the model on the Hub, or the name of its folder.
         revision: commit of the model on the Hub; None for a folder.
         recordings: SHA-256 of the samples of each utterance, used to detect a test recording that was also enrolled.
-        warnings: sentences about the enrolment; not saved.
+        warnings: sentences about the enrolment. Profiles that version 0.1.0 saved have none.
     """
 
     name: str | None
@@ -162,26 +160,38 @@ class SpeakerProfile:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the profile to a safetensors file with the embedding, the other fields and a checksum."""
-        description = {key: x for key, x in vars(self).items() if key not in _NOT_DESCRIBED} | {"kind": PROFILE_KIND}
+        described = {key: x for key, x in vars(self).items() if key not in ("embedding", "warnings")}
+        description = described | {"kind": PROFILE_KIND} | ({"warnings": self.warnings} if self.warnings else {})
         save_array(path, "embedding", self.embedding.numpy(), description)
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "SpeakerProfile":
         """Read a saved profile; raise a ValueError if it is damaged or has another fingerprint than `fingerprint`."""
         array, description = load_array(path, "embedding")
-        expected = {one.name for one in fields(cls)} - _NOT_DESCRIBED
+        warnings = description.setdefault("warnings", [])
+        expected = {one.name for one in fields(cls)} - {"embedding"}
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != expected:
             raise ValueError(
                 f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)!s:.200}."
             )
         try:
-            values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings")}
+            if not isinstance(warnings, list) or not all(
+                isinstance(one, str) and one.isprintable() for one in warnings
+            ):
+                raise ValueError("Its warnings are not a list of printable sentences.")
+            values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings", "warnings")}
             profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a speaker profile. {str(error)[:400]}") from error
         if fingerprint is not None:
             profile.check_model(fingerprint)
         return profile
+
+
+def enrolment_warnings(profile: SpeakerProfile) -> list[str]:
+    """Return the warnings of a profile, which are marked as warnings of the enrolment."""
+    when = "At the enrolment" if profile.name is None else f"At the enrolment of {profile.name}"
+    return [f"{when}: {warning}" for warning in profile.warnings]
 
 
 class MeasuredRecording(NamedTuple):
@@ -619,7 +629,7 @@ class SpeakerVerifier(_CalibratedModel):
             (
                 self._enrol(recordings[:-1], combine, None)
                 if isinstance(enrolled, list)
-                else _Enrolled(enrolled, [], list(enrolled.seconds), list(enrolled.warnings)),
+                else _Enrolled(enrolled, [], list(enrolled.seconds), enrolment_warnings(enrolled)),
                 recordings[-1],
             )
             for (enrolled, _), recordings in zip(read, measured, strict=True)
@@ -947,7 +957,8 @@ class SpeakerIdentifier(_CalibratedModel):
         if accepted is not None:
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
             decision = (AMBIGUOUS if is_near else IDENTIFIED) if accepted else UNKNOWN
-        explained = detector_warnings(self.model, self.calibration)
+        explained = [sentence for row in order[:candidates] for sentence in enrolment_warnings(self.profiles[row])]
+        explained += detector_warnings(self.model, self.calibration)
         explained += [flaw] if (flaw := getattr(rule.point, "flaw", None)) else []
         if decision == AMBIGUOUS:
             leader, second = (self.names[row] for row in order[:2])

@@ -247,6 +247,9 @@ def test_identified_and_enrolled(case, recordings, tmp_path, command_line, verif
     assert warnings == model.identify(strange, [profile]).warnings
     of_pipeline = verify((ordinary, strange))["warnings"]
     about_it = [warning for warning in of_pipeline if warning.startswith("The test")]
+    of_profile = [f"At the enrolment of anna: {warning}" for warning in profile.warnings]
+    assert warnings[len(warnings) - len(of_profile) :] == of_profile
+    warnings = warnings[: len(warnings) - len(of_profile)]
     assert [warning.replace("The recording", "The test") for warning in warnings] == about_it
     assert main(["enrol", str(folder), strange, "--name", "bert", "--profiles", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_hamspk.calibration_hamspk import save_array
 from hf_hamspk.geometry_hamspk import (
     COMBINATIONS,
     barycentre,
@@ -17,7 +18,7 @@ from hf_hamspk.geometry_hamspk import (
     project,
     score,
 )
-from hf_hamspk.verification_hamspk import SpeakerProfile, leave_one_out_scores
+from hf_hamspk.verification_hamspk import PROFILE_KIND, SpeakerProfile, leave_one_out_scores
 
 BALLS = {
     "released": ("released", 3.0, 1.0),
@@ -210,8 +211,9 @@ def profile(**fields) -> SpeakerProfile:
     return SpeakerProfile(**(values | fields))
 
 
-def test_a_profile_comes_back_as_it_was(tmp_path):
-    before = profile()
+@pytest.mark.parametrize("warnings", [(), ("The enrolment is clipped.", "The enrolment is noisy: ä")])
+def test_a_profile_comes_back_as_it_was(tmp_path, warnings):
+    before = profile(warnings=warnings)
     before.save(tmp_path / "anna.safetensors")
     after = SpeakerProfile.load(tmp_path / "anna.safetensors", "a" * 64)
     for field in dataclasses.fields(SpeakerProfile):
@@ -236,6 +238,16 @@ def test_a_profile_of_another_model_or_altered_is_refused(tmp_path):
         SpeakerProfile.load(path)
     with pytest.raises(ValueError, match="There is no file"):
         SpeakerProfile.load(tmp_path / "nobody.safetensors")
+
+
+@pytest.mark.parametrize("warnings", ["abc", [1], ["\x1b[2J"], {"a": 1}, None])
+def test_damaged_warnings_of_a_profile_are_refused(tmp_path, warnings):
+    vars(before := profile())["warnings"] = warnings
+    path = tmp_path / "anna.safetensors"
+    description = {name: x for name, x in vars(before).items() if name != "embedding"} | {"kind": PROFILE_KIND}
+    save_array(path, "embedding", before.embedding.numpy(), description)
+    with pytest.raises(ValueError, match="is not a speaker profile"):
+        SpeakerProfile.load(path)
 
 
 def test_a_profile_holds_what_it_must():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files.corpora import base_folder, is_table, read_table
+from ..files.same import find_shared
 from ..files.tables import clean_speaker, split_segment
 from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
@@ -19,6 +20,7 @@ from .options import (
     given_options,
     table_columns,
 )
+from .profiles import ProfileFolder, add_replace_argument
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
@@ -62,13 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="method that combines the embeddings of several recordings into one (default: mean)",
     )
     add_channel_argument(parser)
+    add_replace_argument(parser)
     parser.epilog = (
         "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
         "recordings of one speaker, and the folder name becomes the name of the speaker. A list of recordings names\n"
         "the speaker of each recording, and its start and end times select segments in seconds.\n"
         "\n"
         "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
-        "The exit code is 1 if a speaker was not enrolled. A profile is biometric data."
+        "A profile of other recordings is replaced only with --replace. The exit code is 1 if a speaker was not\n"
+        "enrolled. A profile is biometric data."
     )
 
 
@@ -76,7 +80,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Check the arguments before torch is imported, and set `arguments.speakers` (recordings of each speaker).
 
     Raises:
-        ValueError: an argument is invalid, or a folder contains no audio.
+        ValueError: an argument is invalid, a folder contains no audio, or a recording occurs under two speakers.
     """
     if arguments.name is not None:
         _check_name(arguments.name, "--name")
@@ -87,7 +91,16 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.speakers = _group_by_folder(arguments.files, arguments.subfolders)
     for name in arguments.speakers:
         check_replaceable(Path(arguments.profiles, f"{name}{PROFILE_EXTENSION}"), is_profile_file, "a speaker profile")
+    _check_shared(arguments.speakers)
     check_model(arguments.model)
+
+
+def _check_shared(speakers: dict[str, list[str]]) -> None:
+    files = [file for own in speakers.values() for file in own]
+    shared = find_shared(files, [name for name, own in speakers.items() for _ in own])
+    if shared:
+        more = "" if len(shared) == 1 else f" ({len(shared) - 1} more recordings occur under two speakers)"
+        raise ValueError(f"{shared[0]}{more}. Give each recording to one speaker only.")
 
 
 def _check_name(name: str, place: str) -> None:
@@ -177,15 +190,15 @@ def run(arguments: argparse.Namespace) -> int:
     from ..loading.models import load_model
 
     speakers = arguments.speakers
-    model, folder = load_model(arguments.model, arguments.device), Path(arguments.profiles)
-    folder.mkdir(parents=True, exist_ok=True)
+    model = load_model(arguments.model, arguments.device)
+    folder = ProfileFolder(Path(arguments.profiles), arguments.replace)
     options = given_options(arguments, "combine")
     used = {
         name: _enrol_speaker(model, name, files, folder, arguments.channel, options) for name, files in speakers.items()
     }
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
-    summary = f"{count_of(enrolled, 'speaker')} enrolled in {folder}"
+    summary = f"{count_of(enrolled, 'speaker')} enrolled in {arguments.profiles}"
     if partly:
         summary += f", {partly} of them with some recordings skipped"
     if enrolled < len(used):
@@ -195,9 +208,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _enrol_speaker(
-    model: "HamSpkModel", name: str, files: list[str], folder: Path, channel: "Channel", options: dict
+    model: "HamSpkModel", name: str, files: list[str], folder: ProfileFolder, channel: "Channel", options: dict
 ) -> int:
-    """Enrol a speaker, and return the number of recordings used, which is 0 if there was not enough speech."""
+    """Enrol a speaker, and return the number of recordings used, which is 0 if the speaker was not enrolled."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
 
@@ -214,11 +227,10 @@ def _enrol_speaker(
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
     try:
-        profile = model.enrol(sounds, name=name, **options)
+        profile = folder.save(model.enrol(sounds, name=name, **options))
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
         return 0
-    profile.save(folder / f"{name}{PROFILE_EXTENSION}")
     print(f"{name}: {count_of(profile.utterances, 'recording')}, {sum(profile.seconds):.1f} s of speech")
     for warning in profile.warnings:
         print(f"  warning: {warning}")

@@ -18,6 +18,7 @@ from .options import (
     count_of,
     given_options,
 )
+from .profiles import add_replace_argument, save_profile
 
 if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkModel
@@ -28,6 +29,10 @@ COMBINE_CHOICES = ("mean", "length_weighted", "barycentre")
 UNCALIBRATED = (
     "No decision: this model is not calibrated. `hamspk calibrate MODEL PAIRS --audio-root DIR` calibrates it with "
     "pairs of your own recordings. Alternatively, set a threshold on the score with --threshold."
+)
+_VERIFY_USAGE = (
+    "hamspk verify MODEL ENROLMENT TEST [options]\n"
+    "       hamspk verify MODEL ENROLMENT [ENROLMENT ...] --test TEST [options]"
 )
 _VERIFY_EPILOG = (
     "The decision uses the log-likelihood ratio. The likelihood ratio is the probability of the recordings if\n"
@@ -43,10 +48,7 @@ _VERIFY_EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk verify`."""
-    parser.usage = (
-        "hamspk verify MODEL ENROLMENT TEST [options]\n"
-        "       hamspk verify MODEL ENROLMENT [ENROLMENT ...] --test TEST [options]"
-    )
+    parser.usage = _VERIFY_USAGE
     add_model_arguments(parser)
     parser.add_argument(
         "recordings",
@@ -91,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_channel_argument(parser)
     parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file in which to save the profile")
+    add_replace_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.epilog = _VERIFY_EPILOG
 
@@ -146,15 +149,19 @@ def _split_recordings(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Enrol the claimed speaker, compare the test recording, and print the answer."""
     from ..loading.models import load_model
+    from ..verification_hamspk import SpeakerProfile
 
     model = load_model(arguments.model, arguments.device)
     enrolment: Any = arguments.enrolment
+    remarks: list[str] = []
     if Path(enrolment[0]).suffix == PROFILE_EXTENSION:
-        enrolment = enrolment[0]
+        enrolment = SpeakerProfile.load(enrolment[0])
+        if enrolment.name not in (None, Path(arguments.enrolment[0]).stem):
+            remarks = [f"{arguments.enrolment[0]} contains the profile of {enrolment.name!r}."]
     options = given_options(arguments, "combine", "channel")
     if arguments.save_profile is not None:
         enrolment = model.enrol(enrolment, **options)
-        enrolment.save(arguments.save_profile)
+        save_profile(enrolment, Path(arguments.save_profile), arguments.replace)
         if not arguments.json:
             print(f"profile written to {arguments.save_profile}, from {sum(enrolment.seconds):.1f} s of speech")
             for warning in enrolment.warnings:
@@ -163,6 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     options |= given_options(arguments, "threshold") | _operating_point(arguments)
     answer = model.verify(enrolment, arguments.test, **options)
+    answer.warnings[:0] = remarks
     print(json.dumps(answer.to_dict(), indent=2) if arguments.json else format_verification(answer, model, arguments))
     return 0
 

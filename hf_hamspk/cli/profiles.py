@@ -1,0 +1,92 @@
+"""Profiles that commands write: no profile of other recordings is replaced, and shared recordings are found."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..folders.recognising import is_profile_file, safetensors_metadata
+from .options import PROFILE_EXTENSION
+
+if TYPE_CHECKING:
+    from ..verification_hamspk import SpeakerProfile
+
+
+def add_replace_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --replace, the argument of the commands that write profiles."""
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace an existing profile of the same name, even if it was made from other recordings",
+    )
+
+
+def save_profile(profile: "SpeakerProfile", path: Path, can_replace: bool) -> None:
+    """Save a profile, unless this would replace a profile that was made from other recordings.
+
+    Args:
+        profile: profile to save.
+        path: path of the file.
+        can_replace: whether to replace any existing profile.
+
+    Raises:
+        ValueError: the existing profile was made from other recordings, or cannot be read. It is not replaced.
+    """
+    if path.exists() and not can_replace:
+        earlier = profile.load(path)
+        if set(earlier.recordings) != set(profile.recordings):
+            raise ValueError(
+                f"{path} is a profile of other recordings, perhaps of another person, so it is not replaced. Choose "
+                "another name, or replace it with --replace."
+            )
+    profile.save(path)
+
+
+class ProfileFolder:
+    """Folder in which profiles are saved. It finds recordings that are in the profiles of two speakers.
+
+    Args:
+        folder: path of the folder, which is created if it is missing.
+        can_replace: whether profiles of other recordings are replaced.
+    """
+
+    def __init__(self, folder: Path, can_replace: bool):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._can_replace = folder, can_replace
+        self._saved: dict[str, SpeakerProfile] = {}
+        # Name of the profile that contains a recording, which is given by the SHA-256 of its samples.
+        self._owners: dict[str, str] = {}
+        for path in sorted(folder.glob(f"*{PROFILE_EXTENSION}")):
+            if is_profile_file(path):
+                recordings = json.loads(safetensors_metadata(path)["description"]).get("recordings")
+                self._owners |= dict.fromkeys(map(str, recordings if isinstance(recordings, list) else ()), path.stem)
+
+    def save(self, profile: "SpeakerProfile") -> "SpeakerProfile":
+        """Save a profile under its name, and return it.
+
+        If another profile has one of its recordings, the profile gets a warning. The other profile gets it as well if
+        it was saved by this object.
+
+        Raises:
+            ValueError: another profile would be replaced; see `save_profile`.
+        """
+        name = str(profile.name)
+        owners = {self._owners[one] for one in profile.recordings if self._owners.get(one, name) != name}
+        for other in sorted(owners):
+            profile = _with_warning(profile, other)
+        save_profile(profile, self._path(name), self._can_replace)
+        for other in owners & self._saved.keys():
+            self._saved[other] = _with_warning(self._saved[other], name)
+            self._saved[other].save(self._path(other))
+        self._saved[name] = profile
+        self._owners |= dict.fromkeys(profile.recordings, name)
+        return profile
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}{PROFILE_EXTENSION}"
+
+
+def _with_warning(profile: "SpeakerProfile", other: str) -> "SpeakerProfile":
+    warning = f"One of the recordings is also in the profile of {other}. Check which of the two speakers it is of."
+    return replace(profile, warnings=(*profile.warnings, warning))
