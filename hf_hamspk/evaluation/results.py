@@ -267,7 +267,7 @@ def record_folder(model: str | os.PathLike[str]) -> Path:
 
 def software() -> dict[str, Any]:
     """Return the versions of the packages on which the measurements depend, and the commit of this package."""
-    return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": _checkout_commit()}
+    return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": checkout_commit()}
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -393,7 +393,7 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _checkout_commit() -> str | None:
+def checkout_commit() -> str | None:
     """Return the commit of this package, marked if files were changed; None if it is not in a Git checkout."""
     package = Path(__file__).resolve().parents[1]
     try:

@@ -414,6 +414,19 @@ def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str,
     return _parse(_words(_read_fields(recipe) | dict(changes), os.fspath(recipe)))
 
 
+def parse_fields(fields: Mapping[str, Any], where: str) -> Recipe:
+    """Return the recipe with the given keys and values.
+
+    Args:
+        fields: values by key.
+        where: origin of the fields, named in errors.
+
+    Raises:
+        ValueError: a key or value is invalid (see `read_recipe`).
+    """
+    return _parse(_words(fields, where))
+
+
 def _parse(words: Sequence[str]) -> Recipe:
     """Parse command-line arguments `--key value` with known keys into a recipe."""
     parser = _Parser(_parts(), allow_abbrev=False, prog="train")

@@ -1,0 +1,156 @@
+"""Records of the runs of a study: one folder for each run.
+
+```
+FOLDER/
+  lists.npz                 labels and speakers of the trial lists, so that a report needs neither audio nor lists
+  RUN/record.json           settings, errors on the development lists after some epochs, seconds, commit
+  RUN/scores.npz            scores of the test trials, for runs of the stage `final`
+  RUN/training/             files of a run that has not finished; removed at its end
+```
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.speakers import TrialSpeakers
+from ..evaluation.trials import Trials
+from ..folders.writing import write_atomically
+from .plan import Run, Study
+
+SCHEMA = 1
+RECORD_FILE, SCORES_FILE, LISTS_FILE = "record.json", "scores.npz", "lists.npz"
+# Scores are stored as whole multiples of this step. It is far below the differences that matter, and halves the files.
+SCORE_STEP = 1e-3
+# Errors of a run that diverged: those of a system that cannot tell speakers apart.
+WORST = {"eer": 0.5, "min_cllr": 1.0}
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run; None if the run has not finished.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = folder / RECORD_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA or not isinstance(content["curve"], list):
+            raise ValueError("unknown schema")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a record of a study ({error}). Delete it to repeat the run.") from error
+    return content
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the record of a run."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n"
+    write_atomically(folder / RECORD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_scores(path: Path, scores: Mapping[str, NDArray]) -> None:
+    """Write scores, `(N,)` each, as whole multiples of `SCORE_STEP`."""
+    steps = {name: np.rint(values / SCORE_STEP).astype(np.int16) for name, values in scores.items()}
+    write_atomically(path, lambda temporary: _save_arrays(temporary, steps))
+
+
+def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Read scores that `write_scores` wrote; {} if the file does not exist."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] * SCORE_STEP for name in file.files}
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
+    # With a file object, NumPy does not append .npz to the temporary name.
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **dict(arrays))
+
+
+def write_lists(folder: Path, lists: Mapping[str, tuple[Trials, TrialSpeakers]]) -> None:
+    """Write the labels and speakers of trial lists."""
+    arrays: dict[str, NDArray] = {}
+    for name, (trials, speakers) in lists.items():
+        arrays[f"{name}/labels"] = trials.labels
+        arrays[f"{name}/speakers"] = np.array(speakers.names)
+        arrays[f"{name}/enrolment"] = speakers.enrolment.astype(np.uint16)
+        arrays[f"{name}/test"] = speakers.test.astype(np.uint16)
+    write_atomically(folder / LISTS_FILE, lambda path: _save_arrays(path, arrays))
+
+
+def read_lists(folder: str | os.PathLike[str]) -> dict[str, tuple[NDArray[np.int8], TrialSpeakers]]:
+    """Read the labels and speakers that `write_lists` wrote, by the name of the list.
+
+    Raises:
+        ValueError: the file does not exist.
+    """
+    path = Path(folder) / LISTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} not found. Expected the folder of a study (--output).")
+    with np.load(path, allow_pickle=False) as file:
+        names = list(dict.fromkeys(key.rpartition("/")[0] for key in file.files))
+        return {
+            name: (
+                file[f"{name}/labels"],
+                TrialSpeakers(
+                    tuple(map(str, file[f"{name}/speakers"])),
+                    file[f"{name}/enrolment"].astype(np.int32),
+                    file[f"{name}/test"].astype(np.int32),
+                ),
+            )
+            for name in names
+        }
+
+
+def list_score(record: Mapping[str, Any], measure: str, epoch: int | None = None) -> float:
+    """Return the mean of a measure over the development lists, after an epoch or at the end of the run."""
+    if record.get("diverged"):
+        return WORST[measure]
+    entries = [entry for entry in record["curve"] if epoch is None or entry["epoch"] == epoch]
+    return float(np.mean([errors[measure] for errors in entries[-1]["lists"].values()]))
+
+
+def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float, Run]]]:
+    """Return the score of each finished setting, the mean over its folds, with a run of this setting.
+
+    Returns:
+        Scores and runs by head and number of the setting.
+    """
+    found: dict[str, dict[int, list[tuple[float, Run]]]] = {name: {} for name in study.heads}
+    for run in study.tuning_runs():
+        record = read_record(folder / run.name)
+        if record is not None:
+            found[run.head].setdefault(run.number, []).append((list_score(record, study.measure), run))
+    needed = max(1, study.folds)
+    return {
+        head: {
+            number: (float(np.mean([score for score, _ in folds])), folds[0][1])
+            for number, folds in settings.items()
+            if len(folds) == needed
+        }
+        for head, settings in found.items()
+    }
+
+
+def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the values of the best setting of each head all of whose settings have been tried."""
+    winners = {}
+    for head, settings in tuning_scores(study, folder).items():
+        if len(settings) == study.tuning.count:
+            winners[head] = dict(min(settings.values(), key=lambda pair: pair[0])[1].values)
+    return winners
+
+
+def planned_runs(study: Study, folder: Path) -> list[Run]:
+    """Return the runs of the study that are known so far, in their order."""
+    return [*study.tuning_runs(), *study.final_runs(best_settings(study, folder))]
+
+

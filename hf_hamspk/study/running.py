@@ -1,0 +1,260 @@
+"""Run a study: claim the next run, train it, and write its record.
+
+A run is claimed by locking its folder, so that several processes, also on several machines with a common file system,
+share the runs. The lock ends with its process. A run that was killed is resumed from its newest checkpoint by the
+process that claims it next.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from ..evaluation.results import checkout_commit
+from ..folders.locks import lock_folder
+from ..folders.writing import write_atomically
+from ..training.arguments import Recipe, change_recipe, parse_fields
+from ..training.checkpoints import average_epoch_weights
+from ..training.models import build_config
+from ..training.trainer import Trainer
+from .audio import StudyAudio, device_name, list_errors
+from .controls import StudyModel, similarity_range
+from .plan import DERIVED, Run, Study
+from .records import (
+    LISTS_FILE,
+    RECORD_FILE,
+    SCORES_FILE,
+    planned_runs,
+    read_record,
+    read_scores,
+    write_lists,
+    write_record,
+    write_scores,
+)
+
+LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "partial.json", "log.txt"
+WORK = "hamspk study"
+# Seconds between two looks for a run, while other processes hold all of them.
+POLL_SECONDS = 10.0
+DIVERGENCE = "diverged"
+
+
+def run_study(
+    study: Study, folder: str | os.PathLike[str], hours: float | None = None, runs: int | None = None, quiet: bool = False
+) -> int:
+    """Run the runs of a study that are neither finished nor held by another process, until none is left.
+
+    Args:
+        study: study.
+        folder: folder of the study, made if necessary.
+        hours: hours after which no further run is begun; None for no limit.
+        runs: largest number of runs that this process makes; None for no limit.
+        quiet: whether to show no progress bar.
+
+    Returns:
+        The number of planned runs that are not finished.
+
+    Raises:
+        ValueError: the data or settings cannot be used.
+    """
+    home = Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    began, made = time.monotonic(), 0
+    recipe = parse_fields(study.recipe, "recipe")
+    rate = build_config(recipe).sampling_rate
+    audio = StudyAudio(recipe.data, study.dev, study.tests, study.folds, rate)
+    if not (home / LISTS_FILE).exists():
+        write_lists(home, audio.sounds.speakers())
+    with tqdm(desc=study.name, unit="epoch", disable=quiet, smoothing=0.05, dynamic_ncols=True) as bar:
+        while True:
+            over = hours is not None and time.monotonic() - began > 3600 * hours
+            if over or (runs is not None and made >= runs):
+                break
+            with _claim_next(study, home, bar) as (run, left):
+                if run is not None:
+                    _make_run(run, home / run.name, audio, bar)
+                    made += 1
+            if run is None and not left:
+                break
+            if run is None:
+                time.sleep(POLL_SECONDS)
+    return sum(read_record(home / run.name) is None for run in planned_runs(study, home))
+
+
+@contextlib.contextmanager
+def _claim_next(study: Study, home: Path, bar: tqdm) -> Iterator[tuple[Run | None, int]]:
+    """Context manager that claims the first free run.
+
+    Yields:
+        The run, or None if other processes hold all runs that are left; and the number of runs that are left.
+    """
+    planned = planned_runs(study, home)
+    waiting = [run for run in planned if read_record(home / run.name) is None]
+    bar.total = sum(run.epochs for run in planned) + _unknown_epochs(study, planned)
+    bar.n = sum(run.epochs for run in planned) - sum(run.epochs for run in waiting)
+    bar.refresh()
+    with contextlib.ExitStack() as stack:
+        for run in waiting:
+            place = home / run.name
+            place.mkdir(exist_ok=True)
+            try:
+                stack.enter_context(lock_folder(place / LOCK_FILE, place, WORK))
+            except ValueError:
+                continue  # Another process holds this run.
+            # Another process may have finished it after the list was made.
+            if read_record(place) is None:
+                yield run, len(waiting)
+                break
+        else:
+            yield None, len(waiting)
+
+
+def _unknown_epochs(study: Study, planned: list[Run]) -> int:
+    """Return the epochs of the final runs that cannot be planned yet, because their setting is not known."""
+    known = sum(run.epochs for run in planned if run.stage == "final")
+    return study.final.epochs * sum(head.seeds for head in study.heads.values()) - known
+
+
+def recipe_of(run: Run, output_dir: Path) -> Recipe:
+    """Return the training recipe of a run, with `scale` and `margin` computed from the derived values.
+
+    Raises:
+        ValueError: a key or value is invalid.
+    """
+    fields = run.recipe | {"output_dir": str(output_dir), "report_to": ["none"], "keep_checkpoints": 1}
+    recipe = parse_fields(fields, f"the run {run.name}")
+    given = {key: run.values[key] for key in DERIVED if key in run.values}
+    if not given:
+        return recipe
+    full = similarity_range(build_config(recipe), run.control)
+    changes = {}
+    if "reach" in given:
+        changes["scale"] = given["reach"] / full
+    if "relative_margin" in given:
+        changes["margin"] = given["relative_margin"] * full
+    return change_recipe(recipe, changes)
+
+
+def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
+    """Train a run, or resume it, and write its record."""
+    watcher = Watcher(run, place, audio, bar)
+    bar.set_postfix_str(run.name)
+    reason = None
+    with open(place / LOG_FILE, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with contextlib.redirect_stderr(log):
+            try:
+                trainer = make_trainer(run, place / TRAINING_FOLDER, audio, [watcher])
+                trainer.train()
+            except ValueError as error:
+                if DIVERGENCE not in str(error):
+                    raise
+                reason = str(error)
+    content: dict[str, Any] = {
+        "run": run.name,
+        "stage": run.stage,
+        "head": run.head,
+        "number": run.number,
+        "fold": run.fold,
+        "values": run.values,
+        "recipe": {key: value for key, value in run.recipe.items() if not isinstance(value, str) or "/" not in value},
+        "control": run.control,
+        **watcher.content(),
+    }
+    write_record(place, content | ({} if reason is None else {"diverged": reason}))
+    shutil.rmtree(place / TRAINING_FOLDER, ignore_errors=True)
+    for name in (PARTIAL_FILE, LOG_FILE):
+        (place / name).unlink(missing_ok=True)
+
+
+def make_trainer(run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[TrainerCallback]) -> Trainer:
+    """Return the trainer of a run. It evaluates nothing; the callback `Watcher` does."""
+    recipe = recipe_of(run, output_dir)
+    data = dataclasses.replace(recipe.data, train_data=None, dev_trials=None, test_trials=[])
+    model = StudyModel(recipe, run.control)
+    trainer = Trainer(model, recipe.training, audio.utterances(run.fold), data=data, callbacks=callbacks)
+    if run.control is not None:
+        trainer.bare_model.head.engine = None
+    return trainer
+
+
+class Watcher(TrainerCallback):
+    """Callback that evaluates the average of the last epochs, and keeps what the record needs.
+
+    Args:
+        run: run.
+        place: folder of the run.
+        audio: recordings of the study.
+        bar: progress bar, which counts epochs.
+    """
+
+    def __init__(self, run: Run, place: Path, audio: StudyAudio, bar: tqdm):
+        self.run, self.place, self.audio, self.bar = run, place, audio, bar
+        self.clock = time.perf_counter(), time.process_time()
+        path = place / PARTIAL_FILE
+        self.kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"curve": []}
+        self.earlier = self.kept.get("seconds", 0.0), self.kept.get("cpu_seconds", 0.0)
+        self.losses: list[float] = []
+
+    def content(self) -> dict[str, Any]:
+        """Return the measurements of the run for its record."""
+        used = time.perf_counter() - self.clock[0], time.process_time() - self.clock[1]
+        seconds, cpu_seconds = (round(old + new, 1) for old, new in zip(self.earlier, used, strict=True))
+        return self.kept | {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "commit": checkout_commit(),
+            "torch": torch.__version__,
+            "machine": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
+        epoch = round(state.epoch)
+        self.bar.update()
+        if epoch not in self.run.evaluate:
+            return
+        weights, _ = average_epoch_weights(self.place / TRAINING_FOLDER, args.average_last)
+        averaged = copy.deepcopy(model)
+        averaged.load_state_dict(weights)
+        sounds, names = self.audio.dev_sounds(self.run.fold)
+        tests = self.audio.tests if epoch in self.run.budgets else []
+        scores = sounds.score(averaged, [*names, *tests])
+        entry = {
+            "epoch": epoch,
+            "loss": round(sum(self.losses) / len(self.losses), 4) if self.losses else None,
+            "lists": {name: list_errors(scores[name], sounds.lists[name]) for name in names},
+        }
+        self.losses = []
+        self.kept["curve"] = [old for old in self.kept["curve"] if old["epoch"] < epoch] + [entry]
+        self.kept["device"] = device_name(averaged)
+        if tests:
+            path = self.place / SCORES_FILE
+            # The test lists are only scored here. Their errors are first computed by the report.
+            write_scores(path, read_scores(path) | {f"{name}@{epoch}": scores[name] for name in tests})
+        text = json.dumps(self.content())
+        write_atomically(self.place / PARTIAL_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def finished_runs(study: Study, folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the numbers of finished runs and of planned runs, including those whose setting is not known yet."""
+    home = Path(folder)
+    planned = planned_runs(study, home)
+    done = sum((home / run.name / RECORD_FILE).is_file() for run in planned)
+    return done, len(study.tuning_runs()) + sum(head.seeds for head in study.heads.values())
+
+
