@@ -67,7 +67,9 @@ class ListSounds:
     def _read(self, file: str) -> NDArray[np.float32]:
         if file not in self._sounds:
             waveform = read_utterance(Path(self.root) / file, self.rate).waveform
-            self._sounds[file] = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+            self._sounds[file] = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(
+                np.int16
+            )
         return self._sounds[file].astype(np.float32) / np.float32(INT16_SCALE)
 
 

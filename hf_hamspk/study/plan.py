@@ -1,6 +1,6 @@
 """Read the file of a study, and list its runs in their order.
 
-A study compares training heads. It has two stages. In the stage `tune`, every head gets the same number of random
+A study compares training heads. It has two stages. In the stage `tune`, every head gets the same number of
 settings, which are compared on the development lists or on held-out training speakers. In the stage `final`, the best
 setting of every head is trained with several seeds. Seed `n` gives every head the same initial encoder, the same order
 of the utterances, and the same crops and augmentation.
@@ -10,13 +10,10 @@ import hashlib
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..files.yaml_files import load_yaml
 
@@ -32,6 +29,8 @@ MACHINE_KEYS = (
 OWN_KEYS = ("seed", "epochs", "output_dir", "resume", "dev_trials", "test_trials", "evaluate_every", "report_to")
 # Values that a search can draw besides the keys of a recipe; see `Head`.
 DERIVED = ("reach", "relative_margin")
+# Roots of primes are irrational, and not multiples of each other.
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 # The seeds of the tuning runs begin here, so that the final runs have fresh seeds.
 FIRST_TUNING_SEED = 1000
 
@@ -176,11 +175,13 @@ class Study:
     def tuning_runs(self) -> list[Run]:
         """Return the runs of the stage `tune`: the first setting of all heads, then the second, and so on."""
         runs = []
+        keys = list(dict.fromkeys(key for head in self.heads.values() for key in head.search))
         for number in range(1, self.tuning.count + 1):
             for head in self.heads.values():
                 if head.like is not None:
                     continue
-                values = {key: _rounded(at.at(_share(key, number))) for key, at in head.search.items()}
+                shares = {key: setting_share(place, number) for place, key in enumerate(keys)}
+                values = {key: _rounded(at.at(shares[key])) for key, at in head.search.items()}
                 runs += [
                     self._run(TUNE, head, number, values, FIRST_TUNING_SEED + number, fold)
                     for fold in ([None] if self.folds == 0 else range(1, self.folds + 1))
@@ -208,9 +209,7 @@ class Study:
             if base[head.name] in winners
         ]
 
-    def _run(
-        self, stage: str, head: Head, number: int, values: Mapping[str, Any], seed: int, fold: int | None
-    ) -> Run:
+    def _run(self, stage: str, head: Head, number: int, values: Mapping[str, Any], seed: int, fold: int | None) -> Run:
         numbers = self.tuning if stage == TUNE else self.final
         own = {key: value for key, value in values.items() if key not in head.recipe}
         recipe = self.recipe | head.recipe | {key: value for key, value in own.items() if key not in DERIVED}
@@ -218,9 +217,17 @@ class Study:
         return Run(stage, head.name, number, fold, recipe, own, head.control, numbers.evaluate, numbers.budgets)
 
 
-def _share(key: str, number: int) -> float:
-    """Return the share of a range that a setting uses: the same for all heads, independent for each key and setting."""
-    return float(np.random.default_rng((zlib.crc32(key.encode()), number)).random())
+def setting_share(place: int, number: int) -> float:
+    """Return the share of the range of a searched key that a setting uses, in [0, 1).
+
+    The settings are a Kronecker sequence, which covers the ranges more evenly than independent draws. All heads have
+    the same shares, so that heads with the same ranges have the same values.
+
+    Args:
+        place: number of the key among all searched keys of the study, from 0.
+        number: number of the setting, from 1.
+    """
+    return (0.5 + number * math.sqrt(PRIMES[place])) % 1
 
 
 def _rounded(value: float) -> float:
@@ -310,6 +317,9 @@ def _heads(content: Any, common: Any, seeds: int) -> dict[str, Head]:
             search = {key: value for key, value in (shared | search).items() if key not in own}
         count = _whole(entry.get("seeds", seeds), f"{where}, seeds", 1)
         heads[str(name)] = Head(str(name), own, search, like, control, count)
+    searched = {key for head in heads.values() for key in head.search}
+    if len(searched) > len(PRIMES):
+        raise ValueError(f"at most {len(PRIMES)} different keys can be searched, got {len(searched)}.")
     if not heads:
         raise ValueError("heads is empty; name at least one head.")
     return heads

@@ -152,5 +152,3 @@ def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
 def planned_runs(study: Study, folder: Path) -> list[Run]:
     """Return the runs of the study that are known so far, in their order."""
     return [*study.tuning_runs(), *study.final_runs(best_settings(study, folder))]
-
-

@@ -51,7 +51,11 @@ DIVERGENCE = "diverged"
 
 
 def run_study(
-    study: Study, folder: str | os.PathLike[str], hours: float | None = None, runs: int | None = None, quiet: bool = False
+    study: Study,
+    folder: str | os.PathLike[str],
+    hours: float | None = None,
+    runs: int | None = None,
+    quiet: bool = False,
 ) -> int:
     """Run the runs of a study that are neither finished nor held by another process, until none is left.
 
@@ -151,15 +155,16 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
     watcher = Watcher(run, place, audio, bar)
     bar.set_postfix_str(run.name)
     reason = None
-    with open(place / LOG_FILE, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        with contextlib.redirect_stderr(log):
-            try:
-                trainer = make_trainer(run, place / TRAINING_FOLDER, audio, [watcher])
-                trainer.train()
-            except ValueError as error:
-                if DIVERGENCE not in str(error):
-                    raise
-                reason = str(error)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(place / LOG_FILE, "a", encoding="utf-8"))
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            stack.enter_context(redirect(log))
+        try:
+            make_trainer(run, place / TRAINING_FOLDER, audio, [watcher]).train()
+        except ValueError as error:
+            if DIVERGENCE not in str(error):
+                raise
+            reason = str(error)
     content: dict[str, Any] = {
         "run": run.name,
         "stage": run.stage,
@@ -256,5 +261,3 @@ def finished_runs(study: Study, folder: str | os.PathLike[str]) -> tuple[int, in
     planned = planned_runs(study, home)
     done = sum((home / run.name / RECORD_FILE).is_file() for run in planned)
     return done, len(study.tuning_runs()) + sum(head.seeds for head in study.heads.values())
-
-
