@@ -36,6 +36,7 @@ ROOMS = {
     "evaluation": {"data", "files", "folders", "loading"},
     "shards": {"data", "files", "folders"},
     "training": {"losses", "shards", "evaluation", "data", "files", "folders", "loading", "publishing"},
+    "study": {"training", "evaluation", "data", "files", "folders"},
     "embedding": {"shards", "data", "files", "folders"},
     "conversion": {"files", "loading"},
     "search": {"folders"},
@@ -43,7 +44,7 @@ ROOMS = {
     "export": {"folders"},
     "cli": {
         *("shards", "embedding", "training", "evaluation", "data", "conversion", "publishing", "search", "export"),
-        *("files", "folders", "loading"),
+        *("files", "folders", "loading", "study"),
     },
 }
 # Third-party packages with one home: paths, or folders that end in a slash.

@@ -55,14 +55,12 @@ class ListSounds:
         files = sorted({file for name in names for file in self.lists[name].files})
         row = {file: number for number, file in enumerate(files)}
         embeddings = model.embed_waveforms([self._read(file) for file in files]).cpu()[:, None]
-        return {
-            name: score_pairs(
-                model,
-                embeddings,
-                *(np.array([row[f] for f in side]) for side in (self.lists[name].enrolment, self.lists[name].test)),
-            )
-            for name in names
-        }
+        scores = {}
+        for name in names:
+            trials = self.lists[name]
+            enrolment, test = (np.array([row[file] for file in side]) for side in (trials.enrolment, trials.test))
+            scores[name] = score_pairs(model, embeddings, enrolment, test)
+        return scores
 
     def _read(self, file: str) -> NDArray[np.float32]:
         if file not in self._sounds:
@@ -95,7 +93,12 @@ class StudyAudio:
     def corpus(self) -> Any:
         """Return the checked training corpus, a data set with the columns `path` and `speaker`."""
         if self._corpus is None:
-            self._corpus, _ = open_corpus(self.data, self.rate, lambda text: None, False)
+            corpus, _ = open_corpus(self.data, self.rate, lambda text: None, False)
+            if not hasattr(corpus, "column_names"):
+                raise ValueError(
+                    "A study needs train_data as a CSV file or a folder of speaker/.../utterance.flac, got shards."
+                )
+            self._corpus = corpus
         return self._corpus
 
     def utterances(self, fold: int | None) -> CorpusUtterances:

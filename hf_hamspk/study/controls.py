@@ -4,6 +4,7 @@ They compute the plain loss, because the blockwise loss does not know them. They
 saved with a control cannot be loaded with it.
 """
 
+import copy
 import math
 from typing import cast
 
@@ -110,7 +111,9 @@ def similarity_range(config: HamSpkConfig, control: str | None) -> float:
     Raises:
         ValueError: the head has a linear similarity, whose range is not limited.
     """
-    head = make_head(HamSpkConfig(**(config.to_diff_dict() | {"num_labels": 2, "embedding_size": 2})))
+    small = copy.deepcopy(config)
+    small.num_labels = small.embedding_size = 2
+    head = make_head(small)
     use_control(head, control)
     similarity = head.hyperbolic.similarity if isinstance(head, JointHead) else head.similarity
     if isinstance(similarity, LinearSimilarity):

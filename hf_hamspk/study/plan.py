@@ -260,8 +260,8 @@ def parse_study(name: str, content: Any) -> Study:
         ValueError: a key or value is invalid.
     """
     known = ("recipe", "dev_trials", "test_trials", "folds", "search", "heads", "tuning", "final")
-    top = _mapping(content, "the study", (*known, "comparisons", "measure", "replicates", "confidence"), known[:1])
-    recipe = _mapping(top["recipe"], "recipe")
+    top = _keys_of(content, "the study", (*known, "comparisons", "measure", "replicates", "confidence"), known[:1])
+    recipe = _keys_of(top["recipe"], "recipe")
     own = sorted(set(recipe) & set(OWN_KEYS))
     if own:
         raise ValueError(f"recipe must not contain {own[0]}, which the study sets itself.")
@@ -275,7 +275,7 @@ def parse_study(name: str, content: Any) -> Study:
     measure = top.get("measure", MEASURES[0])
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
-    confidence = _number(top.get("confidence", 0.95), "confidence")
+    confidence = _finite_number(top.get("confidence", 0.95), "confidence")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
     return Study(
@@ -299,12 +299,12 @@ def _heads(content: Any, common: Any, seeds: int) -> dict[str, Head]:
     """Return the heads of a study, by name."""
     shared = _ranges(common, "search")
     heads: dict[str, Head] = {}
-    for name, given in _mapping(content, "heads").items():
+    for name, given in _keys_of(content, "heads").items():
         where = f"heads, {name}"
-        entry = _mapping(given, where, ("recipe", "search", "like", "control", "seeds"))
+        entry = _keys_of(given, where, ("recipe", "search", "like", "control", "seeds"))
         if not name.replace("_", "").isalnum():
             raise ValueError(f"{where}: the name must consist of letters, digits and underscores.")
-        own = _mapping(entry.get("recipe", {}), f"{where}, recipe")
+        own = _keys_of(entry.get("recipe", {}), f"{where}, recipe")
         search = _ranges(entry.get("search", {}), f"{where}, search")
         like, control = entry.get("like"), entry.get("control")
         if control is not None and control not in CONTROLS:
@@ -328,26 +328,27 @@ def _heads(content: Any, common: Any, seeds: int) -> dict[str, Head]:
 def _families(content: Any, heads: Mapping[str, Head]) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return the pairs of heads of each family of comparisons."""
     families = {}
-    for name, given in _mapping(content, "comparisons").items():
+    for name, given in _keys_of(content, "comparisons").items():
         pairs = []
         for pair in _list(given, f"comparisons, {name}"):
-            if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(heads) or pair[0] == pair[1]:
+            names = [str(one) for one in _list(pair, f"comparisons, {name}")]
+            if len(names) != 2 or not set(names) <= set(heads) or names[0] == names[1]:
                 raise ValueError(
                     f"comparisons, {name}: expected two different heads of {', '.join(heads)}, got {pair!r:.100}."
                 )
-            pairs.append((pair[0], pair[1]))
+            pairs.append((names[0], names[1]))
         families[name] = tuple(pairs)
     return families
 
 
 def _ranges(content: Any, where: str) -> dict[str, SearchRange]:
     ranges = {}
-    for key, value in _mapping(content, where).items():
+    for key, value in _keys_of(content, where).items():
         entries = _list(value, f"{where}, {key}")
         logarithmic = entries[2:] == ["log"]
         if len(entries) != 2 + logarithmic:
             raise ValueError(f"{where}, {key}: expected [low, high] or [low, high, log], got {value!r}.")
-        low, high = (_number(one, f"{where}, {key}") for one in entries[:2])
+        low, high = (_finite_number(one, f"{where}, {key}") for one in entries[:2])
         if not low <= high or (logarithmic and low <= 0):
             raise ValueError(f"{where}, {key}: low must not exceed high, and must be above 0 for log; got {value!r}.")
         ranges[key] = SearchRange(low, high, logarithmic)
@@ -355,7 +356,7 @@ def _ranges(content: Any, where: str) -> dict[str, SearchRange]:
 
 
 def _stage(content: Any, where: str, count: str) -> Stage:
-    entry = _mapping(content, where, (count, "epochs", "evaluate", "budgets"), (count, "epochs"))
+    entry = _keys_of(content, where, (count, "epochs", "evaluate", "budgets"), (count, "epochs"))
     epochs = _whole(entry["epochs"], f"{where}, epochs", 1)
     lists = []
     for key in ("evaluate", "budgets"):
@@ -367,7 +368,7 @@ def _stage(content: Any, where: str, count: str) -> Stage:
     return Stage(_whole(entry[count], f"{where}, {count}", 1), epochs, evaluate, lists[1] if count == "seeds" else ())
 
 
-def _mapping(content: Any, where: str, known: Sequence[str] = (), needed: Iterable[str] = ()) -> dict[str, Any]:
+def _keys_of(content: Any, where: str, known: Sequence[str] = (), needed: Iterable[str] = ()) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must contain 'key: value' lines, got {type(content).__name__}.")
     unknown = [str(key) for key in content if known and key not in known]
@@ -385,7 +386,7 @@ def _list(content: Any, where: str) -> list[Any]:
     return list(content)
 
 
-def _number(value: Any, where: str) -> float:
+def _finite_number(value: Any, where: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):

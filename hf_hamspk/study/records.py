@@ -72,10 +72,10 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
 def _save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
     # With a file object, NumPy does not append .npz to the temporary name.
     with open(path, "wb") as file:
-        np.savez_compressed(file, **dict(arrays))
+        np.savez_compressed(file, allow_pickle=False, **dict(arrays))
 
 
-def write_lists(folder: Path, lists: Mapping[str, tuple[Trials, TrialSpeakers]]) -> None:
+def write_study_lists(folder: Path, lists: Mapping[str, tuple[Trials, TrialSpeakers]]) -> None:
     """Write the labels and speakers of trial lists."""
     arrays: dict[str, NDArray] = {}
     for name, (trials, speakers) in lists.items():
@@ -86,8 +86,8 @@ def write_lists(folder: Path, lists: Mapping[str, tuple[Trials, TrialSpeakers]])
     write_atomically(folder / LISTS_FILE, lambda path: _save_arrays(path, arrays))
 
 
-def read_lists(folder: str | os.PathLike[str]) -> dict[str, tuple[NDArray[np.int8], TrialSpeakers]]:
-    """Read the labels and speakers that `write_lists` wrote, by the name of the list.
+def read_study_lists(folder: str | os.PathLike[str]) -> dict[str, tuple[NDArray[np.int8], TrialSpeakers]]:
+    """Read the labels and speakers that `write_study_lists` wrote, by the name of the list.
 
     Raises:
         ValueError: the file does not exist.

@@ -15,8 +15,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -24,6 +25,7 @@ from transformers import TrainerCallback
 from ..evaluation.results import checkout_commit
 from ..folders.locks import lock_folder
 from ..folders.writing import write_atomically
+from ..geometry_hamspk import SpeakerHead
 from ..training.arguments import Recipe, change_recipe, parse_fields
 from ..training.checkpoints import average_epoch_weights
 from ..training.models import build_config
@@ -33,12 +35,11 @@ from .controls import StudyModel, similarity_range
 from .plan import DERIVED, Run, Study
 from .records import (
     LISTS_FILE,
-    RECORD_FILE,
     SCORES_FILE,
     planned_runs,
     read_record,
     read_scores,
-    write_lists,
+    write_study_lists,
     write_record,
     write_scores,
 )
@@ -46,7 +47,7 @@ from .records import (
 LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "partial.json", "log.txt"
 WORK = "hamspk study"
 # Seconds between two looks for a run, while other processes hold all of them.
-POLL_SECONDS = 10.0
+LOOK_SECONDS = 10.0
 DIVERGENCE = "diverged"
 
 
@@ -79,7 +80,7 @@ def run_study(
     rate = build_config(recipe).sampling_rate
     audio = StudyAudio(recipe.data, study.dev, study.tests, study.folds, rate)
     if not (home / LISTS_FILE).exists():
-        write_lists(home, audio.sounds.speakers())
+        write_study_lists(home, audio.sounds.speakers())
     with tqdm(desc=study.name, unit="epoch", disable=quiet, smoothing=0.05, dynamic_ncols=True) as bar:
         while True:
             over = hours is not None and time.monotonic() - began > 3600 * hours
@@ -92,7 +93,7 @@ def run_study(
             if run is None and not left:
                 break
             if run is None:
-                time.sleep(POLL_SECONDS)
+                time.sleep(LOOK_SECONDS)
     return sum(read_record(home / run.name) is None for run in planned_runs(study, home))
 
 
@@ -161,7 +162,8 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
             stack.enter_context(redirect(log))
         try:
             make_trainer(run, place / TRAINING_FOLDER, audio, [watcher]).train()
-        except ValueError as error:
+        # Errors of the callback arrive as a RuntimeError.
+        except (ValueError, RuntimeError) as error:
             if DIVERGENCE not in str(error):
                 raise
             reason = str(error)
@@ -189,7 +191,7 @@ def make_trainer(run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[
     model = StudyModel(recipe, run.control)
     trainer = Trainer(model, recipe.training, audio.utterances(run.fold), data=data, callbacks=callbacks)
     if run.control is not None:
-        trainer.bare_model.head.engine = None
+        cast(SpeakerHead, trainer.bare_model.head).engine = None
     return trainer
 
 
@@ -239,6 +241,8 @@ class Watcher(TrainerCallback):
         sounds, names = self.audio.dev_sounds(self.run.fold)
         tests = self.audio.tests if epoch in self.run.budgets else []
         scores = sounds.score(averaged, [*names, *tests])
+        if not all(np.isfinite(values).all() for values in scores.values()):
+            raise ValueError(f"The scores after epoch {epoch} are not finite: the run {DIVERGENCE}.")
         entry = {
             "epoch": epoch,
             "loss": round(sum(self.losses) / len(self.losses), 4) if self.losses else None,
@@ -253,11 +257,3 @@ class Watcher(TrainerCallback):
             write_scores(path, read_scores(path) | {f"{name}@{epoch}": scores[name] for name in tests})
         text = json.dumps(self.content())
         write_atomically(self.place / PARTIAL_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def finished_runs(study: Study, folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the numbers of finished runs and of planned runs, including those whose setting is not known yet."""
-    home = Path(folder)
-    planned = planned_runs(study, home)
-    done = sum((home / run.name / RECORD_FILE).is_file() for run in planned)
-    return done, len(study.tuning_runs()) + sum(head.seeds for head in study.heads.values())

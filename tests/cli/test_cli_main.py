@@ -22,7 +22,7 @@ def test_help_lists_all_commands(hamspk):
     for name, summary in COMMANDS.items():
         assert name in out
         assert summary[:20] in out
-    names = "train prepare evaluate calibrate embed verify enrol identify sweep push card convert export doctor demo"
+    names = "train prepare evaluate calibrate embed verify enrol identify sweep study push card convert export doctor demo"
     assert set(names.split()) == set(COMMANDS)
 
 
