@@ -39,9 +39,9 @@ from .records import (
     planned_runs,
     read_record,
     read_scores,
-    write_study_lists,
     write_record,
     write_scores,
+    write_study_lists,
 )
 
 LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "partial.json", "log.txt"

@@ -18,9 +18,9 @@ from hf_hamspk.study.plan import read_study
 from hf_hamspk.study.records import (
     best_settings,
     planned_runs,
-    read_study_lists,
     read_record,
     read_scores,
+    read_study_lists,
     write_scores,
 )
 from hf_hamspk.study.running import LOCK_FILE, make_trainer, recipe_of, run_study
