@@ -82,10 +82,10 @@ class StudyModel(RecipeModel):
         if control is not None and (self.config.head not in ("h", "ham") or self.config.projection != "released"):
             raise ValueError(f"control {control} needs the head h or ham with projection released.")
 
-    def build(self, speakers: list[str]) -> HamSpkForXVector:
-        model = super().build(speakers)
+    def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
+        model, said = super().build(speakers, keep_centres)
         use_control(model.head, self.control)
-        return model
+        return model, said
 
 
 def use_control(head: SpeakerHead | JointHead, control: str | None) -> None:
