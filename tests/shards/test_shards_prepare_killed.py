@@ -126,7 +126,7 @@ def test_the_command_killed_leaves_no_process_behind_and_goes_on(corpus, tmp_pat
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     times.append(time.monotonic() - start)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 0, done.stderr
     check(output, good, bad)
     if FULL:
         print(f"\n{done.stdout}last run: {times[-1]:.1f} s")
