@@ -52,7 +52,7 @@ def render_card(facts: CardFacts) -> str:
         description=_description(facts),
         model_rows=_model_rows(facts),
         data_rows=_data_rows(facts.about),
-        licence_note=_licence_note(facts.about),
+        licence_note=_licence_note(facts),
         recipe=""
         if facts.recipe is None
         else yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).strip(),
@@ -88,7 +88,7 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
     Raises:
         ValueError: two trial lists have the same description.
     """
-    licence = chosen_licence(facts.about)
+    licence = chosen_licence(facts)
     other = licence == OTHER
     results = evaluation_results(facts)
     data = [one.dataset for one in facts.about.training_data if one.dataset is not None]
@@ -171,9 +171,19 @@ def evaluation_files(facts: CardFacts) -> dict[str, str]:
     return files
 
 
-def chosen_licence(about: About) -> str | None:
-    """Return the identifier of the weights' licence: the stated licence, or one derived from the training data."""
-    return weights_licence(about.data_licences()) if about.licence is None else hub_licence(about.licence)
+def chosen_licence(facts: CardFacts) -> str | None:
+    """Return the identifier of the weights' licence: the stated licence, or one that keeps all conditions.
+
+    These are the conditions of the licences of the training data and, for a converted model, of the original weights.
+    """
+    stated = facts.about.licence
+    return weights_licence(given_licences(facts)) if stated is None else hub_licence(stated)
+
+
+def given_licences(facts: CardFacts) -> list[str]:
+    """Return the known licences of the training data and of the weights that were converted."""
+    source = facts.config.get("source_licence")
+    return [*facts.about.data_licences(), *([hub_licence(source)] if isinstance(source, str) else [])]
 
 
 def _list_title(name: str, one: TrialList) -> str:
@@ -193,8 +203,14 @@ def _description(facts: CardFacts) -> str:
     loss = {"HAM": "HAM-Softmax", "": "a softmax"}.get(head, f"the `{config.get('head')}` head")
     values = {name: config.get(key) for key, name in _SETTINGS.items()}
     settings = [f"{name} = {value:g}" for name, value in values.items() if isinstance(value, int | float)]
+    source, start = config.get("converted_from"), ""
+    if isinstance(source, str):
+        start = f"converted from the published weights of {source}"
+        if facts.recipe is None:
+            return f"Speaker embeddings from the waveform: {_encoder(facts)}, {start}."
+        start += ", then "
     trained = f"trained with {loss}" + (f" ({', '.join(settings)})" if settings else "")
-    return f"Speaker embeddings from the waveform: {_encoder(facts)}, {trained}."
+    return f"Speaker embeddings from the waveform: {_encoder(facts)}, {start}{trained}."
 
 
 def _encoder(facts: CardFacts) -> str:
@@ -220,7 +236,7 @@ def _model_rows(facts: CardFacts) -> list[list[str]]:
     if facts.weights is not None:
         numbers, size = facts.weights["numbers"], facts.weights["bytes"]
         rows.append(["Size", f"{numbers} values without the training head; {size} bytes of safetensors with it"])
-    licence = chosen_licence(facts.about)
+    licence = chosen_licence(facts)
     rows.append(["Licence of the weights", "not stated" if licence is None else licence])
     return rows
 
@@ -236,17 +252,26 @@ def _data_rows(about: About) -> list[list[str]]:
     return rows
 
 
-def _licence_note(about: About) -> str:
-    licence, of_data = chosen_licence(about), about.data_licences()
+def _licence_note(facts: CardFacts) -> str:
+    licence, of_data, about = chosen_licence(facts), given_licences(facts), facts.about
+    source = facts.config.get("source_licence")
     if licence is None:
         return "Licence of the weights: not stated. Ask before you use them."
+    if about.licence is None and source is not None and not about.data_licences():
+        return f"The weights are under `{licence}`, the licence of the weights that were converted."
+    if about.licence is None and source is not None:
+        return (
+            f"The weights are under `{licence}`, which keeps the conditions of the licences of the training data and "
+            "of the weights that were converted."
+        )
     if about.licence is None:
         return f"The weights are under `{licence}`, which keeps the conditions of the licences of the training data."
     dropped = dropped_conditions(licence, of_data)
     if dropped:
+        others = "" if source is None else " and of the converted weights"
         return (
-            f"The weights are under `{licence}`, as stated by their publisher. The licences of the training data have "
-            f"further conditions: {'; '.join(dropped)}."
+            f"The weights are under `{licence}`, as stated by their publisher. The licences of the training data"
+            f"{others} have further conditions: {'; '.join(dropped)}."
         )
     return f"The weights are under `{licence}`."
 

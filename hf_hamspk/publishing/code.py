@@ -52,7 +52,7 @@ def travelling_code(folder: Path) -> TravellingCode:
     for module in sorted(modules):
         path = CODE_FOLDER / f"{module}.py"
         files |= {Path(one).name: Path(one) for one in (path, *get_relative_import_files(path))}
-    changed = [name for name, path in sorted(files.items()) if not _same(folder / name, path)]
+    changed = [name for name, path in sorted(files.items()) if not _has_content_of(folder / name, path)]
     if any(saved.get(key) != value for key, value in naming.items()):
         changed.append(CONFIG_FILE)
     if changed:
@@ -81,7 +81,7 @@ def dump_config(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _same(one: Path, other: Path) -> bool:
+def _has_content_of(one: Path, other: Path) -> bool:
     return one.is_file() and one.read_bytes() == other.read_bytes()
 
 

@@ -18,7 +18,7 @@ from ..configuration_hamspk import HamSpkConfig
 from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER
 from ..folders.ownership import EARLIER_CODE
 from .about import About
-from .card import chosen_licence, evaluation_files, render_card
+from .card import chosen_licence, evaluation_files, given_licences, render_card
 from .code import TravellingCode, dump_config, travelling_code
 from .facts import (
     CONFIG_FILE,
@@ -264,7 +264,7 @@ def _required_packages() -> list[str]:
 
 def _licence_text(facts: CardFacts) -> str:
     """Return the licence file: the licences of the weights and the training data, and the full licence of the code."""
-    licence = chosen_licence(facts.about)
+    licence = chosen_licence(facts)
     weights = "not stated; ask before you use them" if licence is None else licence
     link = "" if facts.about.licence_link is None else f" ({facts.about.licence_link})"
     data = "".join(
@@ -349,13 +349,13 @@ def _notes(facts: CardFacts, files: Mapping[str, Any]) -> list[str]:
             f"{COHORT_FILE} contains {facts.cohort} embeddings of training speakers, which are biometric data; leave "
             "it out with --no-cohort (cohort=False) unless you may publish them"
         )
-    licence = chosen_licence(facts.about)
+    licence = chosen_licence(facts)
     if licence is None:
         notes.append("no licence is stated; give --licence, or the licences of the training data with --about")
-    elif facts.about.licence is not None and dropped_conditions(licence, facts.about.data_licences()):
-        asked = "; ".join(dropped_conditions(licence, facts.about.data_licences()))
+    elif facts.about.licence is not None and (dropped := dropped_conditions(licence, given_licences(facts))):
         notes.append(
-            f"the licences of the training data have conditions that {licence} lacks: {asked}; the card lists them"
+            "the licences of the training data or of the converted weights have conditions that "
+            f"{licence} lacks: {'; '.join(dropped)}; the card lists them"
         )
     absent = [
         what

@@ -274,3 +274,23 @@ def test_a_backbone_on_the_hub_is_the_base_model(tmp_path):
 def test_facts_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match=r"card\.json"):
         CardFacts.from_json(text, "card.json")
+
+
+def test_a_converted_model_states_its_origin_and_keeps_its_licence(bare):
+    """A model that was converted was not trained with the head that its configuration names."""
+    origin = {"converted_from": "3D-Speaker CAM++ (a/b)", "source_licence": "CC-BY-NC-4.0", "backbone": "campplus"}
+    converted = replace(bare, config=bare.config | origin | {"pooling": "statistics"}, recipe=None, about=About())
+    card = render_card(converted)
+    sentence = (
+        "a CAM++ encoder with statistics pooling, converted from the published weights of 3D-Speaker CAM++ (a/b)."
+    )
+    assert sentence in card and "trained with" not in card.split("## Use")[0]
+    assert card_metadata(converted).license == "cc-by-nc-4.0"
+    assert "The weights are under `cc-by-nc-4.0`, the licence of the weights that were converted." in card
+    tuned = replace(converted, recipe={"head": "ham"}, about=About(training_data=[TrainingData("A", "CC BY-SA 4.0")]))
+    assert "of 3D-Speaker CAM++ (a/b), then trained with HAM-Softmax" in render_card(tuned)
+    assert card_metadata(tuned).license == "other"
+    stated = replace(tuned, about=About(licence="mit"))
+    assert "and of the converted weights have further conditions: attribution" in render_card(stated)
+    resnet = replace(converted, config=bare.config | origin | {"backbone": "resnet", "resnet_depth": 34})
+    assert "a ResNet34 encoder with" in render_card(resnet)
