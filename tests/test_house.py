@@ -55,6 +55,7 @@ HOMES = {
     "matplotlib": ("evaluation/plots.py",),
     "scipy": ("evaluation/",),
     "faiss": ("search/",),
+    "peft": ("training/lora.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "evaluate": ("evaluation/speaker_verification.py",),

@@ -24,6 +24,7 @@ _RUN_FILE = re.compile(
     r"epochs/(?:epoch-\d+\.safetensors|files\.json)(?:\.\d+\.tmp)?|epochs/\.new|"
     r"checkpoints/(?:step-\d+|\.unfinished|\.step-\d+\.old)/[a-z_0-9]+\.(?:safetensors|bin|pt|pkl|json)"
 )
+_ADAPTER_FILE = re.compile(r"config\.json|adapter_config\.json|adapter_model\.safetensors")
 _MODEL_FILE = re.compile(
     r"(?:config|generation_config|preprocessor_config|verification|evaluation)\.json|cohort\.safetensors|report\.html|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|[a-z]+_hamspk\.py|"
@@ -40,6 +41,8 @@ def is_run_file(name: str) -> bool:
     place, _, rest = name.partition("/")
     if place.strip(".").partition(".")[0] in ("best", "last", "final"):
         return is_model_file(rest)
+    if place.strip(".").partition(".")[0] == "adapter":
+        return is_adapter_file(rest)
     return _RUN_FILE.fullmatch(name) is not None
 
 
@@ -50,6 +53,11 @@ def is_model_file(name: str) -> bool:
         name: path of the file in the model folder, with slashes.
     """
     return name in EARLIER_CODE or _MODEL_FILE.fullmatch(name) is not None
+
+
+def is_adapter_file(name: str) -> bool:
+    """Return whether this package writes a file with this name into the folder `adapter` of a training run."""
+    return _ADAPTER_FILE.fullmatch(name) is not None
 
 
 def files_in(folder: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Training with Accelerate: arguments, schedules, checkpoints and the trainer."""
 
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, read_recipe
+from .lora import load_adapter
 from .trainer import Trainer
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "Recipe",
     "Trainer",
     "TrainingArguments",
+    "load_adapter",
     "read_recipe",
 ]

@@ -55,6 +55,9 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "freeze_backbone_epochs": (0, 1_000_000),
     "backbone_learning_rate": (1e-12, 1e6),
     "layer_decay": (1e-3, 1),
+    "lora_rank": (0, 10_000),
+    "lora_alpha": (1e-6, 1e6),
+    "lora_dropout": (0, 0.99),
 }
 _NOT_IN_RECIPES = {"backbone", "backbone_config", "auto_map"}
 
@@ -243,6 +246,13 @@ class TrainingArguments:
             `learning_rate`.
         layer_decay: factor of the learning rate from each layer of a transformers backbone to the layer before it, so
             that the first layers change least; 1.0 for equal rates.
+        lora_rank: rank of LoRA adapters, which are trained instead of a transformers backbone; 0 for no adapters. Needs
+            the package PEFT. Saved models contain merged adapters, and the folder `adapter` the adapters alone. The
+            average of the last epochs is the average of the two factors of each adapter.
+        lora_alpha: scale of the adapters times their rank; None for twice the rank.
+        lora_dropout: dropout of the input of the adapters.
+        lora_targets: names of the layers with adapters, such as `output_dense`; none for the layers that can learn:
+            the feed-forward networks and, except in WavLM, the attention.
 
     Raises:
         ValueError: a number is outside its range in `TRAINING_RANGES`, or two arguments contradict each other.
@@ -289,11 +299,17 @@ class TrainingArguments:
     freeze_backbone_epochs: int = 0
     backbone_learning_rate: float | None = None
     layer_decay: float = 1.0
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_targets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _expand_home(self)
         self._check_hub()
         _check_argument_numbers(self, TRAINING_RANGES)
+        if self.lora_targets and self.lora_rank == 0:
+            raise ValueError("lora_targets needs lora_rank above 0, got 0. Set lora_rank, for example to 8.")
         if 0 < self.epochs <= self.freeze_backbone_epochs:
             raise ValueError(
                 f"freeze_backbone_epochs must be below epochs ({self.epochs}), got {self.freeze_backbone_epochs}. To "

@@ -52,7 +52,10 @@ _FREE_ARGUMENTS = {
     "hub_private",
 }
 # Arguments that checkpoints of earlier versions do not contain.
-_LATER_ARGUMENTS = ("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay")
+_LATER_ARGUMENTS = (
+    *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+)
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
     "speed_factors",
@@ -372,10 +375,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, args: Tr
         ValueError: a parameter is missing, for example because the trainer replaced the head, or the arguments set
             learning rates of layers, which the optimiser does not have.
     """
-    if args.backbone_learning_rate is not None or args.layer_decay != 1:
+    if args.backbone_learning_rate is not None or args.layer_decay != 1 or args.lora_rank:
         raise ValueError(
-            "backbone_learning_rate and layer_decay do not apply to the optimiser that was passed. Give its parameter "
-            "groups their own rates, or pass no optimiser."
+            "backbone_learning_rate, layer_decay and lora_rank do not apply to the optimiser that was passed. Give its "
+            "parameter groups their own rates, or pass no optimiser."
         )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]

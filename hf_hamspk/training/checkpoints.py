@@ -6,6 +6,7 @@ output_dir/
   checkpoints/step-00001200/  state to resume from: model, optimiser, random states, progress.json
   epochs/epoch-0012.safetensors  weights of the last epochs, to be averaged
   best/ last/ final/        models that `from_pretrained` loads
+  adapter/                  the LoRA adapters of `final`, which PEFT loads
   metrics.jsonl  logs/      losses and dev error rates; TensorBoard
 ```
 """
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..folders.locks import RUN_LOCK, check_unlocked, lock_folder, read_lock
-from ..folders.ownership import is_model_file, remove_own_files, replace_folder, restore_folder
+from ..folders.ownership import is_adapter_file, is_model_file, remove_own_files, replace_folder, restore_folder
 from ..folders.writing import flush_folder, hash_file, write_atomically
 
 PROGRESS_FILE = "progress.json"
@@ -36,6 +37,7 @@ LIST_FILE = "files.json"
 """Name of the list of all files of a checkpoint, or of the epoch weights, with their sizes and hashes."""
 LIST_SCHEMA = 1
 MODEL_FOLDERS = ("best", "last", "final")
+ADAPTER_FOLDER = "adapter"
 TRAINING = "hamspk train"
 RECORDINGS = "training_recordings"
 DATA_FACTS = ("training_samples", "training_data", RECORDINGS)
@@ -143,9 +145,10 @@ def lock_run(output_dir: Path) -> Iterator[None]:
 
 def tidy_run(output_dir: Path) -> None:
     """Remove the unfinished files of a killed run, and complete interrupted calls of `replace_folder`."""
-    for name in MODEL_FOLDERS:
-        remove_own_files(output_dir / f".{name}.new", is_model_file)
-        restore_folder(output_dir / name, is_model_file)
+    for name in (*MODEL_FOLDERS, ADAPTER_FOLDER):
+        is_own = is_adapter_file if name == ADAPTER_FOLDER else is_model_file
+        remove_own_files(output_dir / f".{name}.new", is_own)
+        restore_folder(output_dir / name, is_own)
     home = output_dir / "checkpoints"
     remove_own_files(home / ".unfinished", is_checkpoint_file)
     for old in home.glob(".step-*.old"):
@@ -156,22 +159,22 @@ def tidy_run(output_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None], is_own: Callable[[str], bool] = is_model_file) -> None:
     """Write a model folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
 
     If `folder` exists, files in it that this package did not write are kept.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.new")
-    remove_own_files(temporary, is_model_file)
+    remove_own_files(temporary, is_own)
     temporary.mkdir(exist_ok=True)
     try:
         with explain_write_errors(folder):
             write(temporary)
     except BaseException:
-        remove_own_files(temporary, is_model_file)
+        remove_own_files(temporary, is_own)
         raise
-    replace_folder(temporary, folder, is_model_file)
+    replace_folder(temporary, folder, is_own)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ..losses.engine import centre_parameters
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import make_head
 from .arguments import DataArguments, ModelArguments, Recipe, TrainingArguments, valid_config
+from .lora import has_adapters
 
 
 class RecipeModel:
@@ -51,6 +52,11 @@ class GivenModel:
             raise ValueError(
                 "model must be a HamSpkForXVector, the speaker model with its training head, got a "
                 f"{type(model).__name__}. Load it with HamSpkForXVector.from_pretrained, or make it from a config."
+            )
+        if has_adapters(model):
+            raise ValueError(
+                "model has adapters of PEFT, got a model that cannot be saved as it is. Merge them first, or pass the "
+                "model without them and set lora_rank."
             )
         self.model, self.config = model, model.config
 

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from ..evaluation.evaluating import Evaluation, EvaluationSettings, ListEvaluation, evaluate_list
 from ..evaluation.results import EvaluationRecord
 from ..evaluation.verification import EmbeddedFiles, embed_files
+from ..folders.ownership import is_adapter_file
 from ..folders.writing import write_atomically
 from ..losses.engine import set_class_sampling, use_blocks
 from ..modeling_hamspk import HamSpkForXVector
@@ -47,6 +48,7 @@ from .building import (
 )
 from .callbacks import Callbacks
 from .checkpoints import (
+    ADAPTER_FOLDER,
     METRICS_FILE,
     RECIPE_COPY,
     Progress,
@@ -67,6 +69,16 @@ from .checkpoints import (
 from .decisions import calibrate_on
 from .divided import clip_gradient, divide_centres, whole_centres
 from .interruption import EXIT_STATUS, Interruption
+from .lora import (
+    add_adapters,
+    base_name,
+    check_adapter_gradients,
+    check_lora,
+    has_adapters,
+    merge_adapters,
+    merged_copy,
+    save_adapter,
+)
 from .memory import keep_freed_memory
 from .meter import StepMeter
 from .models import GivenModel, RecipeModel, gather_recipe
@@ -135,6 +147,7 @@ class Trainer:
         # Everything that can be checked without the audio comes first, because reading all audio can take hours.
         check_run(self.args, self.accelerator.num_processes)
         check_stages(self.args, source.config)
+        check_lora(self.args, source.config)
         self.settings = run_settings(self.recipe, source.config)
         self.checkpoint: Path | None = on_main(
             self.accelerator, lambda: find_checkpoint(self.output_dir, self.settings, self.args.resume, unlocked=True)
@@ -156,6 +169,8 @@ class Trainer:
         model, said = source.build(speakers, self.args.keep_centres)
         if said is not None:
             self._print(said)
+        if self.args.lora_rank:
+            add_adapters(model, self.args)
         self.final_margin = model.head.margin
         self.identity = run_identity(self.recipe, model.config, self.crops)
         set_class_sampling(use_blocks(model.head), self.args.class_sampling)
@@ -411,6 +426,7 @@ class Trainer:
 
     def _warn_of_missing_gradients(self) -> None:
         names = without_gradient(self.bare_model)
+        check_adapter_gradients(names, self.bare_model)
         if names:
             self._print(
                 f"Trainable parameters without a gradient in step {self.progress.step + 1}: {fold_names(names)}. They "
@@ -550,7 +566,7 @@ class Trainer:
 
     def _new_record(self, name: str) -> EvaluationRecord:
         """Make an evaluation record of the current model, with information about the run so far."""
-        record = EvaluationRecord.of_model(self.bare_model, f"{self.output_dir.resolve().name}/{name}")
+        record = EvaluationRecord.of_model(merged_copy(self.bare_model), f"{self.output_dir.resolve().name}/{name}")
         record.training = {
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -570,7 +586,7 @@ class Trainer:
         logging.disable_progress_bar()
 
         def write(folder: Path) -> None:
-            self.bare_model.save_pretrained(folder)
+            merged_copy(self.bare_model).save_pretrained(folder)
             if record is not None:
                 record.write(folder)
 
@@ -609,6 +625,8 @@ class Trainer:
         weights, files = average_epoch_weights(self.output_dir, self.args.average_last)
         self.bare_model.load_state_dict(weights)
         self.bare_model.set_margin(self.final_margin)
+        if has_adapters(self.bare_model):
+            self._finish_adapters()
         self._save_model("final")
         results: dict[str, ListEvaluation | None] = {}
         if self.lists.dev is not None:
@@ -634,6 +652,15 @@ class Trainer:
         if self.args.push_to_hub:
             self.push_to_hub()
         return record
+
+    def _finish_adapters(self) -> None:
+        """Write the adapters into the folder `adapter`, and merge them into the model."""
+        model, start = self.bare_model, self.recipe.model
+        base = base_name(model, start.backbone, start.initial_model)
+        if self.accelerator.is_main_process:
+            folder = self.output_dir / ADAPTER_FOLDER
+            write_folder(folder, lambda new: save_adapter(model, self.args, base, new), is_adapter_file)
+        merge_adapters(model)
 
     def _calibrate(self, name: str) -> ListEvaluation | None:
         """Calibrate the final model on the development trials, and evaluate it on the same trials."""
