@@ -103,10 +103,10 @@ def fold_names(names: list[str]) -> str:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         pattern = name if number is None else f"{name[: number.start()]}#{name[number.end() :]}"
         found.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
-    return ", ".join(pattern.replace("#", f"{{{_ranges(sorted(rows))}}}") for pattern, rows in found.items())
+    return ", ".join(pattern.replace("#", f"{{{_number_runs(sorted(rows))}}}") for pattern, rows in found.items())
 
 
-def _ranges(numbers: list[int]) -> str:
+def _number_runs(numbers: list[int]) -> str:
     """Return sorted numbers as text, with runs of successive numbers as a range."""
     runs: list[list[int]] = []
     for number in numbers:
