@@ -6,20 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from small_shards import make_shards
 from tiny_models import save_calibrated_model
 from transformers import pipeline
 
 import hf_hamspk.loading.models
-from hf_hamspk import HamSpkModel, SpeakerProfile
+from hf_hamspk import (
+    DataArguments,
+    HamSpkConfig,
+    HamSpkForXVector,
+    HamSpkModel,
+    SpeakerProfile,
+    Trainer,
+    TrainingArguments,
+    calibrate,
+    sweep,
+)
 from hf_hamspk.__main__ import main
 from hf_hamspk.audio_hamspk import CHANNELS, MOST_CHANNELS, QUIET_DB, InputError, Limits, choose_channel, read_sound
 from hf_hamspk.cli import options
-from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.data.audio import read_utterance
+from hf_hamspk.data.synthetic import make_corpus, make_speech
 from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate
 from hf_hamspk.evaluation.verification import embed_files
+from hf_hamspk.shards.planning import PrepareOptions
+from hf_hamspk.training.corpora import open_corpus
 
 RATE = 16000
 DIFFERENT = "has different channels, which were averaged"
@@ -165,6 +182,122 @@ def test_every_door_reads_the_channel(channel, loaded, folder, files, tmp_path, 
     if channel == "left":
         evaluated = evaluate(model, [trials], "/", settings).lists["trials"]
         assert evaluated.scores[0] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory) -> tuple[Path, Path]:
+    """A corpus of pairs, and the same recordings as right channels of calls, whose left channels have one voice."""
+    mono = make_corpus(tmp_path_factory.mktemp("calls") / "mono", 10, 4, 3, (1.7, 2.1), test_share=0.8)
+    stereo = mono.parent / "stereo"
+    for path in [*mono.rglob("*.flac"), *mono.glob("*.txt"), *mono.glob("*.csv")]:
+        copy = stereo / path.relative_to(mono)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".flac":
+            samples, rate = soundfile.read(path)
+            soundfile.write(copy, np.stack([0.3 * make_speech(7, 7, 3.0)[: len(samples)], samples], axis=1), rate)
+        else:
+            copy.write_bytes(path.read_bytes())
+    return mono, stereo
+
+
+@pytest.mark.parametrize("segment", ["", "#t=0.5,1.5"])
+@pytest.mark.parametrize("form", ["wav", "ogg", "mp3"])
+def test_segments_have_the_channel(form, segment, tmp_path):
+    """Also of formats in which the reader cannot seek, and where the complete recording is decoded."""
+    both = np.stack([0.3 * make_speech(speaker, 0, 2.0) for speaker in (1, 2)], axis=1)
+    path = tmp_path / f"call.{form}"
+    soundfile.write(path, both, RATE)
+    decoded, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    found = read_utterance(f"{path}{segment}", RATE, channel="right").waveform
+    expected = decoded[:, 1] if not segment else decoded[RATE // 2 : RATE + RATE // 2, 1]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(InputError, match="has no channel 3, only 2"):
+        read_utterance(f"{path}{segment}", RATE, channel=3)
+
+
+def test_shards_keep_the_channel(calls, tmp_path):
+    mono, stereo = calls
+    for name, source, words in (("mono", mono, ()), ("right", stereo, ("--channel", "right"))):
+        given = str(source / "train.csv"), str(tmp_path / name)
+        assert main(["prepare", *given, "--processes", "0", "--shards", "1", *words]) == 0
+    alone, chosen = (pq.read_table(next((tmp_path / name).glob("*.parquet"))) for name in ("mono", "right"))
+    assert alone.equals(chosen)
+    # Without a channel, the fingerprint is that of earlier versions.
+    fingerprints = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["fingerprint"] for name in ("mono", "right")
+    ]
+    assert fingerprints[0] != fingerprints[1]
+    with pytest.raises(InputError, match="channel must be"):
+        PrepareOptions(channel="middle")
+    with pytest.raises(ValueError, match="copies files unchanged, so it cannot keep only the channel 'left'"):
+        PrepareOptions(codec="source", channel="left")
+
+
+def test_commands_over_shards_and_indices_refuse_a_channel(calls, folder, tmp_path, capsys):
+    assert main(["prepare", str(calls[0] / "train.csv"), str(tmp_path / "out"), "--index", "--channel", "left"]) == 2
+    assert "copies no audio, so it cannot choose a --channel" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_measuring_and_training_read_the_channel(calls, loaded, tmp_path):
+    mono, stereo = calls
+    model, trials = loaded, mono / "trials.txt"
+    options = {"progress": False, "replicates": 0, "over": ["duration"], "values": [1.0]}
+    expected = sweep(model, trials, mono, **options)
+    found = sweep(model, trials, stereo, channel="right", **options)
+    assert found.points == expected.points != sweep(model, trials, stereo, channel="left", **options).points
+    options = {"progress": False, "quality": "none", "cohort": "train.csv"}
+    weights = []
+    for root, channel in ((mono, None), (stereo, "right")):
+        report = calibrate(model, trials, root, channel=channel, **(options | {"cohort": root / "train.csv"}))
+        weights.append((report.calibration.weights, report.calibration.offset, report.cohort_skipped))
+        assert report.cohort_left_out == 0
+    assert weights[0] == weights[1]
+    size = {"ecapa_channels": 16, "ecapa_output_channels": 48, "pooling_channels": 16, "embedding_size": 16}
+    states = {}
+    for name, root, channel in (("mono", mono, None), ("right", stereo, "2"), ("header", stereo, "right")):
+        data = DataArguments(
+            train_data=str(root / "train.csv"),
+            dev_trials=str(trials),
+            trial_root=str(root),
+            channel=channel,
+            crop_seconds=0.5,
+            check_audio="header" if name == "header" else "full",
+        )
+        torch.manual_seed(0)
+        arguments = TrainingArguments(output_dir=str(tmp_path / name), epochs=1, batch_size=4, cpu=True, report_to=[])
+        result = Trainer(HamSpkForXVector(HamSpkConfig(**size)), arguments, data=data).train()
+        state = load_file(tmp_path / name / "final" / "model.safetensors")
+        states[name] = (result.lists["trials"]["eer"], state)
+    for name in ("right", "header"):
+        assert states[name][0] == states["mono"][0]
+        assert all(torch.equal(value, states["mono"][1][key]) for key, value in states[name][1].items())
+
+
+@pytest.mark.parametrize("form", ["bytes", "stream"])
+def test_rows_of_data_sets_have_the_channel(files, form):
+    """Both kinds of data sets of the library datasets."""
+    cells = [{"bytes": Path(files["call"]).read_bytes(), "path": None}] * 4
+    data = Dataset.from_dict({"audio": cells, "speaker_id": ["a", "b", "a", "b"]})
+    given: Any = data if form == "bytes" else data.to_iterable_dataset()
+    arguments = DataArguments(channel="right")
+    arguments.train_data = given
+    found, _ = open_corpus(arguments, RATE, print, False)
+    if form == "stream":
+        found.fill(dict(enumerate(data)))
+    alone = read_sound(files["right"], RATE).waveform
+    assert np.array_equal(found.cut(0, len(alone), np.random.default_rng(0)), alone)
+
+
+def test_training_refuses_unknown_channels_and_channels_of_shards(tmp_path):
+    for given, kept in (("2", 2), (3, 3), ("left", "left"), (None, None)):
+        assert DataArguments(channel=given).channel == kept
+    for wrong in ("middle", "0", "33", 0):
+        with pytest.raises(InputError, match="channel must be 'left', 'right', 'mean' or a number from 1 to 32"):
+            DataArguments(channel=wrong)
+    make_shards(tmp_path / "shards", [[3, 2]], "parquet")
+    with pytest.raises(ValueError, match="channel is for audio files; shards contain one channel"):
+        open_corpus(DataArguments(train_data=str(tmp_path / "shards"), channel="left"), RATE, print, False)
 
 
 def test_wrong_channels_at_the_command_line(folder, files, capsys):

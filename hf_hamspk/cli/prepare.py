@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import count_of, given_options
+from .options import add_channel_argument, count_of, given_options
 
 if TYPE_CHECKING:
     from ..shards.manifest import Manifest
@@ -19,7 +19,7 @@ SHARD_LAYOUTS = ("voxceleb", "librispeech", "folders")
 # Options of the command that have the same name as a field of `PrepareOptions`.
 SAME_FIELDS = (
     *("format", "codec", "sampling_rate", "layout", "speaker_level", "audio_column", "speaker_column", "audio_root"),
-    *("split", "shards", "rows_per_group", "min_duration", "licence", "seed"),
+    *("split", "shards", "rows_per_group", "min_duration", "licence", "seed", "channel"),
 )
 UNREADABLE_SHOWN = 100
 MEBIBYTE = 2**20
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column of the recordings (default: the usual one of the format, such as path in CSV)",
     )
     add("--speaker-column", metavar="NAME", help="column of the speakers (default: speaker_id)")
+    add_channel_argument(parser)
     add("--split", metavar="NAME", help="split of a data set (default: train)")
     add("--speakers", metavar="FILE", help="text file of the speakers to keep, one per line (default: all)")
     add("--shards", type=int, metavar="N", help="number of shards (default: follows from --shard-size)")
@@ -101,6 +102,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--processes must be at least 0 (0: no worker processes), got {arguments.processes}.")
     if arguments.index and (arguments.verify or arguments.restart):
         raise ValueError("--index copies no audio, so it cannot be combined with --verify or --restart.")
+    if arguments.index and arguments.channel is not None:
+        raise ValueError("--index copies no audio, so it cannot choose a --channel. Prepare the files without --index.")
     if not arguments.sources and (arguments.index or not arguments.verify):
         raise ValueError("Give SOURCE and OUTPUT. With --verify, OUTPUT alone is enough.")
     if arguments.speakers is not None and not Path(arguments.speakers).is_file():

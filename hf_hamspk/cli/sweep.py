@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
 from .evaluate import check_output, check_target, write_and_tell
-from .options import add_model_arguments, check_folder, check_trial_lists, given_options
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..evaluation.sweeps import SweepPoint
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of bootstrap resamplings of the speakers for the intervals; 0 for no intervals (default: 1000)",
     )
+    add_channel_argument(parser)
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         metadata=metadata,
         group_by=arguments.group_by,
         announce=_print_points,
-        **given_options(arguments, "replicates"),
+        **given_options(arguments, "replicates", "channel"),
     )
     if found.failures:
         skipped = found.record.sweeps[found.name]["skipped"]

@@ -76,21 +76,21 @@ def read_utterance(
     if isinstance(source, str | os.PathLike):
         file, segment = split_segment(os.fspath(source))
         if segment is not None:
-            source, rate_of_array = _read_segment(file, segment, label)
+            source, rate_of_array, channel = _read_segment(file, segment, label, channel)
             rate = rate_of_array if rate is None else rate
     limits = choose_channel(CORPUS_LIMITS, channel)
     return read_sound(source, rate, label, limits, rate_of_array, strict=True, min_duration=min_duration)
 
 
-def _read_segment(path: str, segment: Segment, label: str) -> tuple[np.ndarray, int]:
-    """Return the samples `(L,)` or `(L, C)` of a segment, and their sampling rate in Hz."""
+def _read_segment(path: str, segment: Segment, label: str, channel: Channel) -> tuple[np.ndarray, int, Channel]:
+    """Return the samples `(L,)` or `(L, C)` of a segment, their rate in Hz, and the channel to choose from them."""
     found = _seek_segment(path, segment) if os.path.isfile(path) else None
     if found is not None:
-        return found
+        return *found, channel
     # The length of the file is unknown, or its decoder cannot seek.
-    whole = read_sound(path, None, label, CORPUS_LIMITS)
+    whole = read_sound(path, None, label, CORPUS_LIMITS, channel=channel)
     start, stop = _bounds(segment, whole.sampling_rate, len(whole.waveform), label)
-    return whole.waveform[start:stop], whole.sampling_rate
+    return whole.waveform[start:stop], whole.sampling_rate, None
 
 
 def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, load_from_disk
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError
+from ..audio_hamspk import SHORTEST_SECONDS, Channel, InputError
 from ..files.corpora import SPEAKER_COLUMNS, choose_column
 from ..files.same import digest_of_files, probe_bytes
 from ..files.tables import clean_speaker
@@ -120,6 +120,7 @@ class DatasetUtterances(CorpusUtterances):
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         min_duration: duration in seconds below which a row counts as unreadable.
         cache_bytes: memory per process for decoded waveforms (see `SpeakerCrops`).
+        channel: channel of the recordings to read; see `read_sound`.
 
     Raises:
         ValueError: a column or a speaker is missing, there are fewer than 2 speakers, or the first rows are unusable.
@@ -133,9 +134,10 @@ class DatasetUtterances(CorpusUtterances):
         sampling_rate: int = SAMPLING_RATE,
         min_duration: float = SHORTEST_SECONDS,
         cache_bytes: int = 0,
+        channel: Channel = None,
     ):
         self.columns = find_columns(dataset.column_names, audio_column, speaker_column, dataset.features)
-        super().__init__(without_decoding(dataset, self.columns), sampling_rate, min_duration, cache_bytes)
+        super().__init__(without_decoding(dataset, self.columns), sampling_rate, min_duration, cache_bytes, channel)
         cells = dataset.select_columns([self.columns.speaker])[self.columns.speaker]
         self._speakers = [self.columns.speaker_of(cell, row) for row, cell in enumerate(cells)]
         require_speakers(self._speakers)
@@ -171,7 +173,8 @@ class DatasetUtterances(CorpusUtterances):
         reasons = []
         for utterance in range(min(PROBED_ROWS, len(self))):
             try:
-                read_utterance(self.source(utterance), self.sampling_rate, self.name(utterance))
+                source = self.source(utterance)
+                read_utterance(source, self.sampling_rate, self.name(utterance), channel=self.channel)
                 return
             except InputError as error:
                 reasons.append(f"{self.name(utterance)}: {error.reason}")

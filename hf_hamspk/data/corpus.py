@@ -19,7 +19,7 @@ import soundfile
 from datasets import Dataset
 from tqdm import tqdm
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError
+from ..audio_hamspk import SHORTEST_SECONDS, Channel, InputError
 from ..files.corpora import base_folder, find_list, is_table, read_table
 from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
 from ..files.same import SharedRecording, describe_shared, find_shared
@@ -187,6 +187,7 @@ def check_corpus(
     min_duration: float = SHORTEST_SECONDS,
     threads: int = 4,
     progress: bool = True,
+    channel: Channel = None,
 ) -> CorpusReport:
     """Check every file, and leave out the files that cannot be used for training.
 
@@ -197,6 +198,7 @@ def check_corpus(
         min_duration: shortest accepted duration in seconds.
         threads: number of threads that check files (soundfile releases the interpreter lock while it decodes).
         progress: whether to show a progress bar on stderr.
+        channel: channel of the recordings that is used; see `read_sound`. Files without it are bad.
 
     Returns:
         The usable rows with their durations, and the bad files with the reasons.
@@ -208,7 +210,7 @@ def check_corpus(
 
     def check(path: str) -> float | str:
         try:
-            return _duration(path, min_duration, full)
+            return _duration(path, min_duration, full, channel)
         except InputError as error:
             return error.reason
 
@@ -231,20 +233,20 @@ def check_corpus(
     return report
 
 
-def _duration(path: str, min_duration: float, full: bool) -> float:
+def _duration(path: str, min_duration: float, full: bool, channel: Channel) -> float:
     """Return the duration in seconds of a usable file.
 
-    If `full` is False and soundfile can read the header, the duration comes from the header. Otherwise the file is
-    decoded.
+    If `full` is False, no channel is chosen and soundfile can read the header, the duration comes from the header.
+    Otherwise the file is decoded.
     """
-    if not full and os.path.isfile(path):
+    if not full and channel is None and os.path.isfile(path):
         try:
             duration = float(soundfile.info(path).duration)
             if duration >= min_duration:
                 return duration
         except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError):
             pass  # The decoder below raises an error with the reason.
-    return read_utterance(path, None, min_duration=min_duration).duration
+    return read_utterance(path, None, min_duration=min_duration, channel=channel).duration
 
 
 def _scan_folder(root: Path, contents: FolderContents) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError, resample
+from ..audio_hamspk import SHORTEST_SECONDS, Channel, InputError, resample
 from ..files.same import digest_of_files
 from .audio import SAMPLING_RATE, read_utterance
 from .augmentation import SampleOther
@@ -105,6 +105,7 @@ class CorpusUtterances:
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         min_duration: duration in seconds below which a file counts as unreadable.
         cache_bytes: memory per process for decoded waveforms (see `SpeakerCrops`).
+        channel: channel of the recordings to read; see `read_sound`.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class CorpusUtterances:
         sampling_rate: int = SAMPLING_RATE,
         min_duration: float = SHORTEST_SECONDS,
         cache_bytes: int = 0,
+        channel: Channel = None,
     ):
         self.corpus = corpus
+        self.channel = channel
         self.sampling_rate = sampling_rate
         self.min_duration = min_duration
         self.cache_bytes = cache_bytes
@@ -171,7 +174,7 @@ class CorpusUtterances:
         if kept is None:
             name = self.name(utterance)
             source = self.source(utterance)
-            waveform = read_utterance(source, self.sampling_rate, name, self.min_duration).waveform
+            waveform = read_utterance(source, self.sampling_rate, name, self.min_duration, self.channel).waveform
             if self.cache_bytes == 0:
                 return waveform
             kept = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)

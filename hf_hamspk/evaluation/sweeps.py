@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..audio_hamspk import Channel, choose_channel
 from ..data.conditions import SWEEPS, Condition, sweep_conditions
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .evaluating import SomeModel, TrialListLike, check_replicates, given_model, list_digest, read_lists
@@ -95,7 +96,7 @@ class Sweep:
         return write_measurements(self.record, folder, lambda: draw_sweep(self, Path(folder) / PLOT_FOLDER))
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - the options of a command, by keyword
     model: SomeModel,
     trials: TrialListLike,
     audio_root: str | os.PathLike[str] = ".",
@@ -105,6 +106,7 @@ def sweep(
     metadata: Mapping[str, Mapping[str, str]] | None = None,
     group_by: Sequence[str] = (),
     replicates: int = REPLICATES,
+    channel: Channel = None,
     progress: bool = True,
     announce: Callable[[str, list[SweepPoint]], None] | None = None,
 ) -> Sweep:
@@ -122,6 +124,7 @@ def sweep(
             the groups of trials that `ConditionSweep.measure_groups` describes.
         replicates: number of bootstrap draws of the speakers for the confidence intervals, at least 100; 0 measures no
             intervals.
+        channel: channel of the recordings to read; see `read_sound`.
         progress: whether to show progress bars.
         announce: function to call after the points of each kind of condition, and of each column of `group_by`, have
             been measured. Its arguments are the name of the kind or column and the list of points.
@@ -137,11 +140,12 @@ def sweep(
     if not over and not group_by:
         raise ValueError("over and group_by are both empty. Name kinds of conditions (over) or columns (group_by).")
     check_replicates(replicates)
+    choose_channel(None, channel)
     conditions = {kind: sweep_conditions(kind, values) for kind in over}
     ((name, chosen),) = read_lists(trials, audio_root).items()
     model = given_model(model)
     table = speaker_table(metadata) if metadata else None
-    measured = ConditionSweep(model, chosen, audio_root, table, replicates, progress=progress)
+    measured = ConditionSweep(model, chosen, audio_root, table, replicates, progress=progress, channel=channel)
     points: dict[str, list[SweepPoint]] = {}
     for kind, steps in conditions.items():
         points[kind] = [measured.measure(step) for step in steps]
@@ -178,6 +182,7 @@ class ConditionSweep:
         replicates: number of bootstrap draws of the speakers for the confidence intervals; 0 for no intervals.
         confidence: confidence level of the intervals, in (0, 1).
         progress: whether to show progress bars.
+        channel: channel of the recordings to read; see `read_sound`.
 
     Attributes:
         trials: trials whose files can be read.
@@ -196,10 +201,11 @@ class ConditionSweep:
         replicates: int = REPLICATES,
         confidence: float = CONFIDENCE,
         progress: bool = True,
+        channel: Channel = None,
     ):
-        self.model, self._root, self._progress = model, audio_root, progress
+        self.model, self._root, self._progress, self._channel = model, audio_root, progress, channel
         self._replicates, self._confidence = replicates, confidence
-        self._clean = embed_files(model, trials.files, audio_root, progress=progress)
+        self._clean = embed_files(model, trials.files, audio_root, progress=progress, channel=channel)
         self.failures = self._clean.failures
         self.trials = usable_trials(trials, self.failures)
         self._unchanged: SweepPoint | None = None
@@ -259,6 +265,7 @@ class ConditionSweep:
             self._root,
             progress=self._progress,
             change=lambda name, waveform: condition.apply(waveform, self.model.config.sampling_rate, name),
+            channel=self._channel,
         )
         row = {name: len(table) + i for i, name in enumerate(changed.embeddings)}
         test = np.array([row.get(name, -1) for name in self.trials.test])

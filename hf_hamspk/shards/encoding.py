@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from ..audio_hamspk import InputError, Sound, resample
+from ..audio_hamspk import Channel, InputError, Sound, resample
 from ..data.audio import read_utterance
 from .listing import MemberReader
 
@@ -68,7 +68,9 @@ def encode_waveform(waveform: np.ndarray, sampling_rate: int, codec: str) -> byt
     return buffer.getvalue()
 
 
-def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_duration: float) -> Encoded:
+def encode_file(
+    content: bytes, name: str, codec: str, sampling_rate: int, min_duration: float, channel: Channel = None
+) -> Encoded:
     """Check a file by decoding it, and encode it for a shard.
 
     If `codec` is "flac", a 16-bit mono FLAC file with the sampling rate `sampling_rate` and little metadata is kept
@@ -80,12 +82,13 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
         codec: "flac", "opus" or "source".
         sampling_rate: sampling rate of the shards in Hz. It is ignored if `codec` is "source".
         min_duration: shortest duration in seconds that is accepted.
+        channel: channel to keep; see `read_sound`. It must be None if `codec` is "source".
 
     Raises:
         InputError: the file cannot be used.
         MissingDecoderError: the file is AAC and PyAV is not installed.
     """
-    sound = read_utterance(content, None, name, min_duration)
+    sound = read_utterance(content, None, name, min_duration, channel)
     if codec == "source":
         suffix = PurePosixPath(name).suffix.lower()
         return Encoded(content, suffix if suffix else _suffix(content), len(sound.waveform), sound.sampling_rate)
@@ -95,7 +98,12 @@ def encode_file(content: bytes, name: str, codec: str, sampling_rate: int, min_d
 
 
 def encode_member(
-    reader: MemberReader, row: Mapping[str, Any], codec: str, sampling_rate: int, min_duration: float
+    reader: MemberReader,
+    row: Mapping[str, Any],
+    codec: str,
+    sampling_rate: int,
+    min_duration: float,
+    channel: Channel = None,
 ) -> Encoded:
     """Read the recording or segment of a row, check it and encode it for a shard.
 
@@ -105,6 +113,7 @@ def encode_member(
         codec: codec of the shards. With "source", a segment becomes a FLAC file with the rate of its recording.
         sampling_rate: sampling rate of the shards in Hz.
         min_duration: shortest duration in seconds that is accepted.
+        channel: channel to keep; see `encode_file`.
 
     Raises:
         InputError: the recording or the segment cannot be used.
@@ -112,8 +121,8 @@ def encode_member(
     """
     path = reader.segment(row)
     if path is None:
-        return encode_file(reader.read(row), row["name"], codec, sampling_rate, min_duration)
-    sound = read_utterance(path, None, row["name"], min_duration)
+        return encode_file(reader.read(row), row["name"], codec, sampling_rate, min_duration, channel)
+    sound = read_utterance(path, None, row["name"], min_duration, channel)
     unchanged = codec == "source"
     return _encode_sound(
         sound, row["name"], "flac" if unchanged else codec, sound.sampling_rate if unchanged else sampling_rate

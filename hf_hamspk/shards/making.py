@@ -153,7 +153,7 @@ def encode_row(plan: Plan, reader: MemberReader, row: dict[str, Any]) -> Encoded
     """Return the encoded audio of a row, or the reason why it is left out."""
     options = plan.options
     try:
-        return encode_member(reader, row, options.codec, options.sampling_rate, options.min_duration)
+        return encode_member(reader, row, options.codec, options.sampling_rate, options.min_duration, options.channel)
     except MissingDecoderError:
         raise
     except InputError as error:

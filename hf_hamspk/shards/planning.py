@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError
+from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError, choose_channel
 from ..data.audio import SAMPLING_RATE
 from ..files.recordings import AUDIO_SUFFIXES, count_suffixes, describe_ignored
 from ..files.same import MOST_COMPARED, describe_shared, find_shared
@@ -57,6 +57,7 @@ class PrepareOptions:
         min_duration: shortest duration in seconds; shorter files are left out.
         licence: licence of the source, which is written into the manifest.
         seed: random seed of the order of the utterances.
+        channel: channel of the recordings to keep; see `read_sound`. None averages all channels.
 
     Raises:
         ValueError: an option is out of range.
@@ -78,8 +79,15 @@ class PrepareOptions:
     min_duration: float = SHORTEST_SECONDS
     licence: str = ""
     seed: int = 0
+    channel: str | int | None = None
 
     def __post_init__(self) -> None:
+        choose_channel(None, self.channel)
+        if self.channel is not None and self.codec == "source":
+            raise ValueError(
+                f'codec "source" copies files unchanged, so it cannot keep only the channel {self.channel!r}. Use the '
+                "codec flac or opus."
+            )
         for name, value, known in (("format", self.format, FORMATS), ("codec", self.codec, CODECS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -164,7 +172,11 @@ def survey(listing: Listing, options: PrepareOptions, streams: Sequence[str] = (
         wanted = set(options.speakers)
         table = table.filter(pa.array([speaker in wanted for speaker in strings(table, "speaker")], pa.bool_()))
     total = hashlib.sha256(digest(table).encode())
-    total.update(json.dumps([*streams, dataclasses.asdict(options)], sort_keys=True).encode())
+    facts = dataclasses.asdict(options)
+    if facts["channel"] is None:
+        # Fingerprints of shards that were made before this option existed remain valid.
+        del facts["channel"]
+    total.update(json.dumps([*streams, facts], sort_keys=True).encode())
     return Survey(table, refused, total.hexdigest(), listing)
 
 
@@ -239,7 +251,8 @@ def _mean_size(plan: Plan) -> float:
     with MemberReader(plan.containers) as reader:
         for row in rows:
             try:
-                encoded = encode_member(reader, row, options.codec, options.sampling_rate, options.min_duration)
+                kind = options.codec, options.sampling_rate, options.min_duration, options.channel
+                encoded = encode_member(reader, row, *kind)
             except MissingDecoderError:
                 raise
             except (InputError, ArchiveError, OSError):

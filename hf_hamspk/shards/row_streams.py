@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from ..audio_hamspk import Channel
 from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.columns import Columns, digest_of_rows, find_columns, require_speakers, without_decoding
 from ..data.crops import random_crop
@@ -106,10 +107,11 @@ class StreamUtterances:
     Args:
         stream: rows of the data set.
         sampling_rate: sampling rate in Hz of the decoded crops.
+        channel: channel of the recordings to read; see `read_sound`.
     """
 
-    def __init__(self, stream: RowStream, sampling_rate: int = SAMPLING_RATE):
-        self.stream, self.sampling_rate = stream, sampling_rate
+    def __init__(self, stream: RowStream, sampling_rate: int = SAMPLING_RATE, channel: Channel = None):
+        self.stream, self.sampling_rate, self.channel = stream, sampling_rate, channel
         self._rows: dict[int, Mapping[str, Any]] = {}
 
     def fill(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
@@ -139,7 +141,8 @@ class StreamUtterances:
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
         row = self._rows[utterance]
-        sound = read_utterance(self._columns.source_of(row), self.sampling_rate, self.name(utterance))
+        source = self._columns.source_of(row)
+        sound = read_utterance(source, self.sampling_rate, self.name(utterance), channel=self.channel)
         return random_crop(sound.waveform, samples, generator)
 
     def failed(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from ..audio_hamspk import choose_channel
 from ..configuration_hamspk import ENCODERS, HamSpkConfig, check_values
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
@@ -122,6 +123,8 @@ class DataArguments:
             lists.
         audio_column, speaker_column: columns of audio and speakers in a table or data set; None uses the usual ones,
             such as `path` and `speaker_id` in a CSV file.
+        channel: channel of the training recordings and of the recordings in the trial lists: `"left"`, `"right"`, its
+            number from 1, or `"mean"`; None averages the channels, with a warning if they differ.
         check_audio: check of the training files before training. `"full"` decodes every file, and `"header"` reads only
             the headers. Both leave out unusable files and report them. `"none"` skips the check. An unusable file is
             then replaced by another file when it is drawn, and reported at the end.
@@ -148,13 +151,14 @@ class DataArguments:
             pass over the column of speakers.
 
     Raises:
-        ValueError: a number is outside its range in `DATA_RANGES`.
+        ValueError: a number is outside its range in `DATA_RANGES`, or the channel is unknown.
     """
 
     train_data: str | None = None  # A Python program can also pass a data set.
     audio_root: str | None = None
     audio_column: str | None = None
     speaker_column: str | None = None
+    channel: str | None = None
     check_audio: Literal["full", "header", "none"] = "full"
     crop_seconds: float = 2.015
     speed_factors: list[float] = field(default_factory=lambda: [1.0])
@@ -178,6 +182,10 @@ class DataArguments:
     def __post_init__(self) -> None:
         _expand_home(self)
         _check_argument_numbers(self, DATA_RANGES)
+        # Recipes and the command line contain the number of a channel as text.
+        if isinstance(self.channel, str) and self.channel.isascii() and self.channel.isdigit():
+            vars(self)["channel"] = int(self.channel)
+        choose_channel(None, self.channel)
         if self.augment_pairs and self.augment_probability == 0:
             raise ValueError("augment_pairs needs augment_probability above 0, got 0. Set it to 1.0 as in the paper.")
 

@@ -24,7 +24,7 @@ from ..publishing.push import check_repository
 from ..shards.reading import open_shards
 from ..shards.row_streams import RowBatches, StreamUtterances
 from ..shards.streaming import NoiseShards, ShardUtterances, StreamedBatches
-from .arguments import Recipe, TrainingArguments
+from .arguments import DataArguments, Recipe, TrainingArguments
 from .checkpoints import DATA_FACTS
 from .corpora import MEGABYTE, open_corpus
 from .stages import parameter_groups
@@ -54,7 +54,7 @@ _FREE_ARGUMENTS = {
 # Arguments that checkpoints of earlier versions do not contain.
 _LATER_ARGUMENTS = (
     *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "channel"),
 )
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
@@ -63,6 +63,7 @@ _SHARED_DATA_ARGUMENTS = (
     "augment_kinds",
     "augment_most",
     "augment_pairs",
+    "channel",
 )
 # Fields of a configuration that `recipe_in_effect` adds to a recipe.
 _HEAD_FIELDS = ("head", "scale", "curvature", "projection", "clip_radius", "similarity")
@@ -184,8 +185,8 @@ def run_settings(recipe: Recipe, config: HamSpkConfig) -> dict[str, Any]:
     """
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
-    defaults = TrainingArguments()
-    unchanged = [name for name in _LATER_ARGUMENTS if arguments[name] == getattr(defaults, name)]
+    defaults = dataclasses.asdict(TrainingArguments()) | dataclasses.asdict(DataArguments())
+    unchanged = [name for name in _LATER_ARGUMENTS if arguments[name] == defaults[name]]
     arguments = {name: value for name, value in arguments.items() if name not in unchanged}
     arguments |= {} if recipe.data.shuffle else {"shuffle": False}
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.columns import DatasetUtterances, is_dataset, is_stream, load_saved_dataset
 from ..data.corpus import check_corpus, load_corpus, speaker_labels
-from ..data.dataset import Utterances
+from ..data.dataset import CorpusUtterances, Utterances
 from ..shards.reading import open_shards
 from ..shards.row_streams import RowStream, StreamUtterances
 from ..shards.streaming import ShardUtterances
@@ -40,21 +40,24 @@ def open_corpus(
     Raises:
         ValueError: the data cannot be used.
     """
-    source = data.train_data
+    source, channel = data.train_data, data.channel
     if is_stream(source):
         stream = RowStream(
             source, data.audio_column, data.speaker_column, data.samples_per_epoch, speakers, data.shuffle
         )
         counted = "counted in a pass over the speakers" if stream.counted else "as stated"
         report(f"{stream.count} rows per epoch of {len(stream.speakers)} speakers in a streamed data set, {counted}")
-        return StreamUtterances(stream, rate), stream.speakers
+        return StreamUtterances(stream, rate, channel), stream.speakers
     saved: Any = source if is_dataset(source) else load_saved_dataset(str(source)) if is_path(source) else None
     if saved is not None:
         cache = data.cache_megabytes * MEGABYTE
-        rows = DatasetUtterances(saved, data.audio_column, data.speaker_column, rate, cache_bytes=cache)
+        columns = data.audio_column, data.speaker_column
+        rows = DatasetUtterances(saved, *columns, rate, cache_bytes=cache, channel=channel)
         report(f"{len(rows)} rows of {len(rows.speakers)} speakers in a data set")
         return rows, rows.speakers
     if not is_path(source):
+        if channel is not None:
+            raise ValueError("channel is for recordings, but the training data is a source of utterances. Remove it.")
         return source, sorted(utterances_of(source).speakers)
     return open_files(data, rate, report, progress)
 
@@ -84,6 +87,8 @@ def open_files(data: DataArguments, rate: int, report: Callable[[str], None], pr
     reader = open_shards(str(data.train_data))
     if reader is not None:
         manifest = reader.manifest
+        if data.channel is not None:
+            raise ValueError("channel is for audio files; shards contain one channel. Remove it (--channel).")
         report(
             f"{manifest.utterances} utterances of {len(manifest.speakers)} speakers, {manifest.seconds / 3600:.2f} h, "
             f"in {len(manifest.shards)} shards at {reader.folder}"
@@ -93,7 +98,8 @@ def open_files(data: DataArguments, rate: int, report: Callable[[str], None], pr
         return ShardUtterances(reader, rate), manifest.speakers
     corpus = load_corpus(str(data.train_data), data.audio_root, data.audio_column, data.speaker_column)
     if data.check_audio != "none":
-        checked = check_corpus(corpus, data.check_audio == "full", progress=progress)
+        checked = check_corpus(corpus, data.check_audio == "full", progress=progress, channel=data.channel)
         report(checked.summary())
         corpus = checked.dataset
-    return corpus, speaker_labels(corpus)
+    files = CorpusUtterances(corpus, rate, cache_bytes=data.cache_megabytes * MEGABYTE, channel=data.channel)
+    return files, speaker_labels(corpus)

@@ -536,7 +536,13 @@ class Trainer:
         accelerator, lists = self.accelerator, self.lists if lists is None else lists
         mine = lists.trials[name].files[accelerator.process_index :: accelerator.num_processes]
         embedded = embed_files(
-            self.bare_model, mine, lists.root, self.data.protocol, accelerator.is_local_main_process, measure
+            self.bare_model,
+            mine,
+            lists.root,
+            self.data.protocol,
+            accelerator.is_local_main_process,
+            measure,
+            channel=self.data.channel,
         )
         if accelerator.num_processes > 1:
             first, *others = gather_object([embedded])
