@@ -32,6 +32,12 @@ from .stages import parameter_groups
 logger = logging.get_logger(__name__)
 
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
+# Ways to divide a model among processes, with the variables in which `accelerate launch` stores them.
+DIVIDING = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
 # Arguments that may change when a run is resumed.
 _FREE_ARGUMENTS = {
     "output_dir",
@@ -115,8 +121,10 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
     """Make an Accelerator for the available devices and processes.
 
     Raises:
-        ValueError: a tracker is unknown or not installed, or `mixed_precision` contradicts `accelerate launch`.
+        ValueError: a tracker is unknown or not installed, `mixed_precision` contradicts `accelerate launch`, or the
+            launch divides the model among the processes.
     """
+    check_launch()
     # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
     unused = config.backbone_config is not None or args.freeze_backbone_epochs > 0
     accelerator = Accelerator(
@@ -132,6 +140,27 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
             "--mixed_precision no."
         )
     return accelerator
+
+
+def check_launch(accelerator: Accelerator | None = None) -> None:
+    """Check that the model is not divided among the processes.
+
+    `accelerate launch` stores such a request in an environment variable. On CPUs, Accelerate would ignore it.
+
+    Args:
+        accelerator: Accelerator of the run; None checks only the environment.
+
+    Raises:
+        ValueError: FSDP, DeepSpeed or Megatron-LM was requested.
+    """
+    kind = None if accelerator is None else accelerator.distributed_type.value
+    asked = [name for name, key in DIVIDING.items() if os.environ.get(key, "false").lower() in ("1", "true")]
+    asked += [name for name in DIVIDING if kind == name.upper().replace("-", "_")]
+    if asked:
+        raise ValueError(
+            f"Training with {asked[0]} is not supported, because evaluation and saving need the complete model in each "
+            "process; launch with --multi_gpu, and use lora_rank or mixed_precision bf16 for large encoders."
+        )
 
 
 def chosen_precision(args: TrainingArguments) -> str | None:

@@ -35,6 +35,7 @@ from .arguments import DataArguments, Recipe, TrainingArguments, change_recipe
 from .building import (
     build_crops,
     build_optimizer,
+    check_launch,
     check_optimizer,
     check_run,
     make_accelerator,
@@ -139,6 +140,7 @@ class Trainer:
         source = model if isinstance(model, RecipeModel) else GivenModel(model)
         recipe = gather_recipe(source, args, train_dataset, data)
         self.accelerator = make_accelerator(recipe.training, source.config) if accelerator is None else accelerator
+        check_launch(self.accelerator)
         self.recipe = recipe.with_precision(self.accelerator.mixed_precision)
         self.data, self.args = self.recipe.data, self.recipe.training
         self.output_dir = Path(self.args.output_dir)

@@ -223,6 +223,15 @@ def test_trackers_that_cannot_be_used_are_refused_before_the_data_is_read(tmp_pa
         Trainer(tiny_model(), arguments, train_dataset="nowhere")
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_model_is_not_divided_among_processes(monkeypatch, tmp_path, name):
+    """As `accelerate launch --use_fsdp` stores it, also on CPUs, where Accelerate would ignore it."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), cpu=True)
+    with pytest.raises(ValueError, match="is not supported, because evaluation and saving need the complete model"):
+        Trainer(tiny_model(), arguments, train_dataset="nowhere")
+
+
 def test_precision_of_accelerate_launch(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert chosen_precision(TrainingArguments()) is None

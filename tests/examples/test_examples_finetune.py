@@ -1,0 +1,88 @@
+"""The script for Hugging Face Jobs and the notebook: their headers, and what they do from beginning to end."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from tiny_models import save_model
+
+from hf_hamspk import HamSpkForXVector
+from hf_hamspk.data.synthetic import make_corpus
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "finetune_job.py"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def header() -> dict:
+    """The TOML of the block that PEP 723 describes."""
+    found = re.search(r"(?m)^# /// script$\s((?:^#(?:| .*)$\s)+)^# ///$", SCRIPT.read_text(encoding="utf-8"))
+    assert found is not None
+    return tomllib.loads("".join(line[2:] + "\n" for line in found[1].splitlines()))
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("finetune_job", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_states_what_it_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = header()
+    assert stated["requires-python"] == project["requires-python"]
+    own, *others = stated["dependencies"]
+    name, extra = re.fullmatch(r"(\w+)\[(\w+)\]", own).groups()
+    assert name == project["name"] and extra in project["optional-dependencies"]
+    assert set(others) <= set(project["optional-dependencies"]["dev"])
+
+
+def test_the_table_of_the_job_is_one_that_the_hub_reads():
+    from huggingface_hub import SpaceHardware
+
+    table = header()["tool"]["hf-jobs"]
+    assert table["flavor"] in {one.value for one in SpaceHardware}
+    assert table["secrets"] == ["HF_TOKEN"]
+    # The reader of `hf jobs uv run`, which has no public name.
+    reader = pytest.importorskip("huggingface_hub.cli._uv_script_header")
+    read = reader.parse_uv_script_header(SCRIPT.read_text(encoding="utf-8"))
+    assert {key: getattr(read, key) for key in table} == table
+
+
+@pytest.mark.slow
+def test_the_script_fine_tunes_a_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    make_corpus("corpus", 4, 4, 0, (2.1, 2.3))
+    files = sorted(Path("corpus/train").rglob("*.flac"))
+    rows = {"path": [str(file) for file in files], "speaker_id": [file.parts[2] for file in files]}
+    Dataset.from_dict(rows).save_to_disk("voices")
+    save_model(tmp_path / "base")
+    for data in ("corpus/train", "voices"):
+        words = [
+            "--data",
+            data,
+            "--model",
+            "base",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+            "--output-dir",
+            f"run-{data[0]}",
+        ]
+        script().main(words)
+        assert f"model: run-{data[0]}/final" in capsys.readouterr().out
+        assert HamSpkForXVector.from_pretrained(f"run-{data[0]}/final").config.num_labels == 2
