@@ -66,24 +66,21 @@ INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
 DECODED_SHARE = 0.9
 # Longest wait in seconds for the next bytes of a URL, and longest time for the whole file, redirects included.
 FETCH_SECONDS, LONGEST_FETCH = 20.0, 120.0
-# Number of frames from which a length is taken as unknown; libsndfile reports about this many.
-UNKNOWN_FRAMES = 1 << 62
-# Largest number of chunks before the samples of a WAV file, and size of "data" from which the length is unknown.
-MOST_CHUNKS, UNKNOWN_SIZE = 64, 0x7FFFFFFF
+# Numbers of frames (libsndfile reports about this many) and bytes of a WAV file from which its length is unknown, and
+# largest number of chunks before its samples.
+UNKNOWN_FRAMES, UNKNOWN_SIZE, MOST_CHUNKS = 1 << 62, 0x7FFFFFFF, 64
 # Samples in the longest frame of AAC (HE-AAC); the encoder pads the last frame.
 AAC_FRAME = 2048
 AV_CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf", b"#!AM": "amr"}
-# Power relative to the loudest channel (-40 dB) below which a channel contains only crosstalk or nothing.
-SILENT_CHANNEL = 1e-4
-# Least ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
-ALIKE_CHANNELS = 0.75
+# Power relative to the loudest channel (-40 dB) below which a channel contains only crosstalk or nothing, and least
+# ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
+SILENT_CHANNEL, ALIKE_CHANNELS = 1e-4, 0.75
 # Number of each named channel; 0 is the mean of all channels.
 CHANNELS = {"mean": 0, "left": 1, "right": 2}
 Channel = str | int | None
-# Level in dBFS of the loudest second, without its mean, below which embeddings of filter banks change with the level.
-QUIET_DB = -45.0
-# Power below which a recording is digital silence: the smallest step of 16-bit audio has -90 dBFS.
-SILENT_POWER = 1e-10
+# Level in dBFS of the loudest second, without its mean, below which embeddings of filter banks change with the level,
+# and power of rounding errors, up to which a recording is digital silence; 16-bit samples in 32 bits have more.
+QUIET_DB, SILENT_POWER = -45.0, 1e-14
 NO_SUCH_FILE = (
     "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
 )
@@ -101,10 +98,9 @@ SPECTRUM_SECONDS = 0.08
 BLOCK_SECONDS = 20.0
 # Bands of equal width up to the limit of telephone speech, which every sampling rate of at least 8 kHz contains.
 LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
-# Share of frames that define the noise floor: about a tenth of continuous speech are pauses and closures.
-FLOOR_QUANTILE = 0.1
-# Mean level of steady noise above that quantile, in bands of 200 Hz and frames of 50 ms.
-FLOOR_BIAS_DB = 2.5
+# Share of frames that define the noise floor (about a tenth of continuous speech are pauses and closures), and mean
+# level of steady noise above that quantile, in bands of 200 Hz and frames of 50 ms.
+FLOOR_QUANTILE, FLOOR_BIAS_DB = 0.1, 2.5
 # A frame has risen if at least 4 bands are 8 dB above the floor. Vowels exceed this by far, steady noise does not (its
 # standard deviation is 2 dB in each band). Bands 30 dB below the loudest one may contain leakage and do not count.
 RISE_DB, RISEN_BANDS, RANGE_DB = 8.0, 4, 30.0
@@ -119,10 +115,9 @@ ENVELOPE_HZ = 500.0
 STEADY_FACTOR = 3.0
 # Constant that keeps quotients of powers finite, far less than the square of any sample.
 SMALLEST_POWER = 1e-30
-# Peak of the autocorrelation, relative to lag 0, from which a frame is voiced.
-VOICED_PEAK = 0.4
-# Least number of consecutive voiced frames in a syllable; two clicks within one frame produce fewer.
-SHORTEST_VOICED = 5
+# Peak of the autocorrelation, relative to lag 0, from which a frame is voiced, and least number of consecutive voiced
+# frames in a syllable; two clicks within one frame produce fewer.
+VOICED_PEAK, SHORTEST_VOICED = 0.4, 5
 # Distances from a voiced frame within which all frames count as speech (half a consonant), and risen ones (a cluster).
 CARRIED_SECONDS, REACH_SECONDS = 0.05, 0.25
 # Detectors of speech: as in version 0.1.0, voiced speech only; voiced and whispered speech; a function of the caller.
@@ -138,8 +133,9 @@ SMOOTHED_FRAMES, CHANGE_DB = 5, 3.0
 LONGEST_PAUSE = 0.3
 # Seconds of a recording that are measured to weight its pieces; this bounds the computation for recordings of hours.
 MOST_WEIGHED = 600.0
-# Least number of consecutive equal samples, at the largest or smallest value, that indicates clipping.
-CLIPPED_RUN = 3
+# Least number of consecutive equal samples, at the largest or smallest value, that indicates clipping, and the share of
+# clipped samples from which there is a warning; unclipped speech has almost none.
+CLIPPED_RUN, CLIPPED_SHARE = 3, 1e-3
 
 
 def plain_number(value: Any) -> Any:
@@ -411,12 +407,18 @@ class _Mixdown:
                 "choose one with channel (--channel): left, right or a number. Choose mean to average them."
             )
         seconds = np.array_split(waveform, max(1, math.ceil(len(waveform) / self.rate)))
-        power = max(float(np.var(second)) if len(second) else 0.0 for second in seconds)
+        second = max((part for part in seconds if len(part)), key=np.var, default=np.zeros(1))
+        power = float(np.var(second, dtype=np.float64))
         if SILENT_POWER < power < 10 ** (QUIET_DB / 10):
             warnings.append(
                 f"{label} is too quiet: its loudest second has {10 * math.log10(power):.0f} dBFS. Embeddings change "
                 f"below {QUIET_DB:g} dBFS. Record at a higher level."
             )
+        if (clipped := _clipped_share(waveform)) >= CLIPPED_SHARE:
+            warnings.append(f"{label} is clipped in {clipped:.1%} of its samples. Record at a lower level.")
+        # Resampling and compression hide clipped samples. Of 1,000 natural recordings, none has this much power.
+        elif power > SILENT_POWER and power > float(np.quantile(np.abs(second - second.mean()), 0.98)) ** 2 / 3:
+            warnings.append(f"{label} is clipped or distorted: its level is near its peaks. Record at a lower level.")
         return waveform
 
     def _channels_differ(self) -> bool:
@@ -581,8 +583,8 @@ def _read_array(samples: Any, rate: Any, limits: Limits) -> _Mixdown:
             samples = np.asarray(samples, dtype=np.float32)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError("is a list that contains other values than numbers; expected samples") from error
-    if not isinstance(samples, np.ndarray | torch.Tensor):
-        raise InputError(f"contains {type(samples).__name__}; expected an array of samples")
+    if not isinstance(samples, np.ndarray | torch.Tensor) or np.ma.is_masked(samples):
+        raise InputError(f"contains {type(samples).__name__}; expected an array of samples, none of them masked")
     shape: tuple[int, ...] = tuple(samples.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < min(shape) <= MOST_CHANNELS):
         raise InputError(f"has shape {shape}; expected (samples,), (channels, samples) or (samples, channels)")
@@ -709,7 +711,7 @@ def check_rate(rate: Any, name: str = "") -> int:
 
 def _to_numpy(samples: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(samples, np.ndarray):
-        return samples
+        return np.asarray(samples)
     try:
         samples = samples.detach().cpu()
         return (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()

@@ -91,6 +91,8 @@ LARGEST_MARGIN = 3.0
 def as_tensor(values: Any) -> Tensor:
     """Return a tensor unchanged, or the tensor of a list or array of numbers, of any byte order and strides."""
     try:
+        if np.ma.is_masked(values):
+            raise TypeError("Masked values are not numbers.")
         is_array = isinstance(values, np.ndarray)
         return torch.as_tensor(values.astype(values.dtype.newbyteorder("="), order="C") if is_array else values)
     except (TypeError, ValueError, RuntimeError) as error:

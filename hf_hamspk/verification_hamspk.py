@@ -76,8 +76,6 @@ SHORTEST_UTTERANCE = 0.3
 SHORT_SPEECH = 3.0
 # Signal-to-noise ratio in dB below which a decision has a warning.
 LOW_SNR_DB = 10.0
-# Share of clipped samples from which a decision has a warning; unclipped speech has almost none.
-CLIPPED_SHARE = 1e-3
 # Correlation above which two recordings of equal length are the same one, up to level and rounding.
 SAME_SAMPLES = 0.999
 # Seconds of speech in each piece of a recording; the pieces are compared to detect several voices.
@@ -305,7 +303,7 @@ def is_same_recording(first: MeasuredRecording, second: MeasuredRecording) -> bo
 
 
 def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
-    """Return warnings about noise and clipping in a recording and, if `with_length`, about too little speech."""
+    """Return warnings about noise in a recording and, if `with_length`, about too little speech."""
     measures, sentences = recording.measures, []
     if with_length and measures.speech < SHORT_SPEECH:
         # Avoids that 2.96 s is printed as 3.0 s.
@@ -318,8 +316,6 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
         )
     if measures.is_whispered:
         sentences.append(f"{label} has no voice: it is whispered, or noise. Errors are more frequent.")
-    if measures.clipped >= CLIPPED_SHARE:
-        sentences.append(f"{label} is clipped in {measures.clipped:.1%} of its samples. Record at a lower level.")
     return sentences
 
 

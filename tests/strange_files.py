@@ -249,7 +249,10 @@ LYING_HEADERS = [
 SOUNDS = [
     sound_case("quiet.wav", make=lambda: at_level(-57), warning="is too quiet: its loudest second has -57 dBFS"),
     sound_case("very-quiet.wav", make=lambda: at_level(-77), warning="is too quiet: its loudest second has -77 dBFS"),
-    sound_case("clipped.wav", make=lambda: np.clip(speech() * 20, -1, 1), warning="is clipped"),
+    sound_case("clipped.wav", make=lambda: np.clip(speech() * 20, -1, 1), warning="is clipped in "),
+    sound_case(
+        "clipped-44.wav", make=lambda: np.clip(at_rate(44_100) * 20, -1, 1), rate=44_100, warning="is clipped in "
+    ),
     sound_case("noisy.wav", make=lambda: speech() + 0.12 * noises(SECONDS)[0].numpy(), warning="is noisy"),
     sound_case("silence.wav", make=lambda: np.zeros(RATE), warning="0.0 s of speech", corpus="holds no sound"),
     sound_case("short.wav", make=lambda: speech()[:4800], warning="of speech; a decision needs at least 1 s"),

@@ -88,7 +88,7 @@ BACKBONES = {
 def build(config: HamSpkConfig, weights: dict[str, torch.Tensor] | None = None) -> HamSpkModel:
     """A model, with these weights if they are given."""
     torch.manual_seed(0)
-    model = settle(HamSpkModel(config))
+    model: Any = settle(HamSpkModel(config))
     if weights is not None:
         model.load_state_dict(weights)
     return model

@@ -13,7 +13,6 @@ from hf_hamspk.audio_hamspk import Sound, SpeechMeasures, measure_speech
 from hf_hamspk.calibration_hamspk import Cohort, OperatingPoint, Quality, Scorer
 from hf_hamspk.geometry_hamspk import combine_embeddings, mean_direction
 from hf_hamspk.verification_hamspk import (
-    CLIPPED_SHARE,
     DIFFERENT,
     LOW_SNR_DB,
     NOT_ENOUGH_SPEECH,
@@ -280,8 +279,6 @@ def test_where_warnings_about_quality_begin():
         ({}, ""),
         ({"speech": math.nextafter(SHORT_SPEECH, 0)}, "2.9 s"),
         ({"snr_db": math.nextafter(LOW_SNR_DB, 0)}, "10 dB"),
-        ({"clipped": math.nextafter(CLIPPED_SHARE, 0)}, ""),
-        ({"clipped": CLIPPED_SHARE}, "clipped in 0.1%"),
     ]
     for changes, sentence in cases:
         recording = MeasuredRecording("0", np.zeros(1), replace(enough, **changes), None, None, [])
