@@ -46,7 +46,7 @@ al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -122,23 +122,14 @@ def limit_entries(v: Tensor, largest: float = LARGEST_ENTRY) -> Tensor:
 
 
 class BallPoints(NamedTuple):
-    """Points of the unit ball.
-
-    Attributes:
-        position: coordinates `(..., D)`, norm below 1.
-        conformal: conformal factors `(..., 1)`, `2 / (1 - |position|^2)`, at least 2.
-    """
+    """Positions `(..., D)` in the unit ball, with norms below 1, and conformal factors `(..., 1)`, at least 2."""
 
     position: Tensor
     conformal: Tensor
 
 
 def released_radius(c: float) -> float:
-    """Return the largest norm of the released projection, `(1 - 1e-5) / sqrt(c)`.
-
-    Raises:
-        ValueError: `c` is at most 1. Clipped vectors could then come too close to the boundary of the ball or leave it.
-    """
+    """Return the largest norm of the released projection, `(1 - 1e-5) / sqrt(c)`; raise a ValueError unless `c > 1`."""
     if not c > 1:
         raise ValueError(
             f"The released distance needs curvature > 1, got {c}. It clips vectors to the norm (1 - 1e-5) / sqrt(c), "
@@ -169,16 +160,10 @@ def conformal_factor(square: Tensor) -> Tensor:
 
 
 def project_curved(v: Tensor, c: float | Tensor, clip_radius: float = 1.0) -> BallPoints:
-    """Clip features to `clip_radius` and apply the exponential map at the origin of the ball of curvature `-c`.
+    """Clip features `(..., D)` to `clip_radius` and apply the exponential map at the origin; the curvature is `-c`.
 
-    Args:
-        v: features `(..., D)`, any norm.
-        c: absolute value of the curvature, above 0; a tensor that requires a gradient if the curvature is learned.
-        clip_radius: largest feature norm. The largest distance from the origin is twice this norm.
-            `sqrt(c) * clip_radius` must be at most 5, because float32 cannot represent points farther out.
-
-    Returns:
-        The points, scaled by `sqrt(c)` so that they lie in the unit ball.
+    The points are scaled by `sqrt(c)`, so that they lie in the unit ball. `sqrt(c) * clip_radius` must be at most 5,
+    because float32 cannot represent points farther out. A learned `c` is a tensor that requires a gradient.
     """
     v = clip_norm(v, clip_radius)
     norm = _positive(torch.linalg.vector_norm(v, dim=-1, keepdim=True))
@@ -223,10 +208,7 @@ def arcosh1p(u: Tensor) -> Tensor:
 
 
 def distance(x: BallPoints, y: BallPoints) -> Tensor:
-    """Compute the distance in the unit ball of each pair: `(..., D)` and `(..., D)` to `(...)`, range `[0, inf)`.
-
-    If two points coincide, both the distance and its gradient (a subgradient) are 0.
-    """
+    """Compute the distances `(...)` of pairs in the unit ball. If two points coincide, distance and gradient are 0."""
     apart = x.position - y.position
     return arcosh1p(cosh_less_1(apart, x.conformal.squeeze(-1) * y.conformal.squeeze(-1)))
 
@@ -264,15 +246,11 @@ def karcher_mean(points: BallPoints, weights: Tensor, steps: int = 100, toleranc
     In hyperbolic space there is exactly one such point. Gradient descent along geodesics starts at the Einstein
     midpoint (Ungar 2008). The eigenvalues of the Hessian of `d^2 / 2` are between 1 and `d coth d`, where `d` is the
     distance to one of the points. The step size is 1 over the weighted mean of `d coth d`, so the sum never increases.
+    The descent ends after `steps` steps, or when the length of a step is at most `tolerance`.
 
     Args:
         points: N points of size D, preferably in float64.
         weights: weights `(N,)`, at least 0, with a sum above 0.
-        steps: maximum number of steps.
-        tolerance: the descent ends when the length of a step is at most this number.
-
-    Returns:
-        The point `(D,)`, no farther from the origin than the farthest of the points.
     """
     weights = weights / weights.sum()
     lifted = torch.cat([points.conformal - 1, points.conformal * points.position], dim=-1)
@@ -372,15 +350,7 @@ def magnitude(
 
 
 def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return a vector `(D,)` with the mean direction and the mean norm of embeddings `(N, D)`.
-
-    Args:
-        embeddings: one or more embeddings.
-        weights: weights `(N,)`, at least 0; None for equal weights.
-
-    Raises:
-        ValueError: the array of embeddings is empty, the weights are invalid, or the directions cancel.
-    """
+    """Return a vector `(D,)` with the mean direction and the mean norm of embeddings `(N, D)` with weights `(N,)`."""
     embeddings, shares = limit_entries(at_least_float32(embeddings)), _shares(embeddings, weights)
     direction = (shares[:, None] * normalize(embeddings)).sum(0)
     if float(direction.detach().norm()) < SMALLEST_NORM:
@@ -393,13 +363,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
 def barycentre(
     embeddings: Tensor, projection: str, curvature: float, clip_radius: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Return an embedding `(D,)` that `project` maps to the `karcher_mean` of the projected embeddings `(N, D)`.
-
-    Args:
-        embeddings: one or more embeddings.
-        projection, curvature, clip_radius: settings of the projection; see `project`.
-        weights: weights `(N,)`, at least 0; None for equal weights.
-    """
+    """Return an embedding `(D,)` that `project` maps to the `karcher_mean` of the projected embeddings `(N, D)`."""
     shares = _shares(embeddings, weights)
     points, _ = project(embeddings.double(), projection, curvature, clip_radius)
     mean = karcher_mean(points, shares.double())
@@ -452,12 +416,7 @@ def combine_embeddings(
 
 
 def add_angle(cosine: Tensor, margin: float) -> Tensor:
-    """Compute `cos(angle + margin)`, or `cosine - margin sin(margin)` for angles of at least `pi - margin`.
-
-    Args:
-        cosine: cosines of the angles, any shape, range [-1, 1].
-        margin: margin in radians, in [0, pi).
-    """
+    """Compute `cos(angle + margin)`, or `cosine - margin sin(margin)` for angles of at least `pi - margin`."""
     # Rounding errors can make 1 - cos^2 negative. At 0 the derivative of the root is infinite.
     sine = (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
     shifted = cosine * math.cos(margin) - sine * math.sin(margin)
@@ -466,13 +425,10 @@ def add_angle(cosine: Tensor, margin: float) -> Tensor:
 
 
 def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
-    """Return similarities to the target centre after the margin is applied.
+    """Return similarities to the target centre, any shape, after a margin is applied (in radians for `"angular"`).
 
-    Args:
-        target: similarities, any shape.
-        kind: `"none"`, `"additive"`, `"angular"` (added to the angle) or `"real"`. For the target, `"real"` is the same
-            as `"additive"`; `apply_margin` describes its effect on the impostors.
-        margin: size of the margin, at least 0, in units of the similarity (radians for `"angular"`).
+    The kinds are `"none"`, `"additive"`, `"angular"` (added to the angle) and `"real"`. For the target, `"real"` is the
+    same as `"additive"`; `apply_margin` describes its effect on the impostors.
     """
     if kind == "none":
         return target
@@ -482,12 +438,7 @@ def add_margin(target: Tensor, kind: str, margin: float) -> Tensor:
 def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, scale: float) -> Tensor:
     """Compute scaled logits `(B, K)` after a margin is applied to the similarity to the target centre.
 
-    Args:
-        similarity: similarities to all centres, `(B, K)`.
-        labels: target speakers `(B,)`, in [0, K).
-        kind, margin: see `add_margin`. For `"real"`, each impostor logit that is smaller than the target logit after
-            the margin is also replaced by 0.
-        scale: factor of the logits, above 0.
+    For the kind `"real"`, each impostor logit that is smaller than the target logit after the margin is replaced by 0.
     """
     if kind == "none":
         return scale * similarity
@@ -500,28 +451,10 @@ def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, s
 
 
 class HeadOutput(NamedTuple):
-    """Result of a head.
-
-    Attributes:
-        logits: scaled logits `(B, K)` without margin, to identify training speakers; None if not computed.
-        loss: mean cross-entropy with margin, a scalar; None without labels.
-    """
+    """Scaled logits `(B, K)` without margin, and mean cross-entropy with margin; None if not computed."""
 
     logits: Tensor | None
     loss: Tensor | None
-
-
-class LossEngine(Protocol):
-    """Interface of an object that computes the loss of a head in training."""
-
-    @property
-    def gives_logits(self) -> bool:
-        """Whether logits can be computed. This is possible only if this process stores all centres."""
-        ...
-
-    def __call__(self, head: "SpeakerHead", embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean cross-entropy with margin, a scalar, of embeddings `(B, D)` with labels `(B,)`."""
-        ...
 
 
 def check_head(scale: float, margin: float, clip_radius: float) -> None:
@@ -669,8 +602,8 @@ class SpeakerHead(nn.Module):
     """Training head: centres of the speakers, a similarity and a margin.
 
     A table in the docstring of this module lists all heads. `set_margin` can change the margin in training. The margin
-    is saved in the configuration, not with the weights. A trainer can set the attribute `engine` to a `LossEngine`,
-    which then computes the loss. The engine is not saved.
+    is saved in the configuration, not with the weights. A trainer can set the attribute `engine` to an object that then
+    computes the loss, such as `losses.engine.BlockwiseEngine`. The engine is not saved.
 
     Args:
         head: name of a head in this table, except `joint`.
@@ -710,7 +643,7 @@ class SpeakerHead(nn.Module):
             self.similarity = euclidean(speakers, embedding_size)
         self.scale, self.margin = scale, float(margin)
         self.projection, self.clip_radius = projection, float(clip_radius)
-        self.engine: LossEngine | None = None
+        self.engine: Any = None
 
     def set_margin(self, margin: float) -> None:
         """Set the margin, in [0, 3). It has no effect on heads without a margin."""
@@ -752,11 +685,6 @@ class JointHead(nn.Module):
 
     Each of the two heads has its own centres. The logits are the logits of the HAM head. The released code uses
     0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2).
-
-    Args:
-        euclidean: head with a linear or cosine similarity.
-        hyperbolic: HAM head.
-        euclidean_weight, hyperbolic_weight: weights of the losses of these two heads, at least 0.
     """
 
     def __init__(
