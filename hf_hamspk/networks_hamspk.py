@@ -20,7 +20,7 @@ SpeechBrain and WeSpeaker.
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -52,12 +52,7 @@ LEVEL_OFFSET = 1e-12
 
 
 class Features(NamedTuple):
-    """Features of a padded batch and the number of valid frames of each utterance.
-
-    Attributes:
-        values: features `(B, F, T)`, or samples `(B, L)` from the waveform front-end; 0 in the padding.
-        lengths: numbers of valid frames (or samples), `(B,)`; None if all are valid.
-    """
+    """Features `(B, F, T)` or samples `(B, L)` of a batch, 0 in the padding, and their valid lengths `(B,)` or None."""
 
     values: Tensor
     lengths: Tensor | None
@@ -90,9 +85,6 @@ class FilterBank(nn.Module):
     """Log mel filter bank that subtracts the mean of each utterance: `(B, L)` to `(B, F, T)`.
 
     An utterance must have at least `smallest_length` samples, the length of one window.
-
-    Args:
-        config: configuration whose `frontend` is a filter bank: `"fbank"`, `"kaldi"` or `"speechbrain"`.
     """
 
     window: Tensor
@@ -108,15 +100,12 @@ class FilterBank(nn.Module):
         self.hop = round(FBANK_HOP_SECONDS * config.sampling_rate)
         is_speechbrain = self.kind == "speechbrain"
         self.points = self.window_length if is_speechbrain else 1 << (self.window_length - 1).bit_length()
-        window, bank = self.constants()
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer("bank", bank, persistent=False)
+        for name, constant in zip(("window", "bank"), self.constants(), strict=True):
+            self.register_buffer(name, constant, persistent=False)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32.
-
-        They are computed with NumPy, because torch may build a model on the meta device, where tensors have no values.
-        """
+        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32."""
+        # torch may build a model on the meta device, where tensors have no values, but NumPy arrays do.
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
         window = 0.54 - 0.46 * np.cos(2 * np.pi * n / period)
@@ -173,10 +162,7 @@ class FilterBank(nn.Module):
         return extended.unfold(1, self.window_length, self.hop)
 
     def _logarithm(self, energies: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return the logarithm of `energies` `(B, F, T)`; for `"speechbrain"`, the result is in dB.
-
-        So that the result is finite, `"fbank"` adds an offset to the energies, and the other kinds set a lower limit.
-        """
+        """Return the finite logarithm of `energies` `(B, F, T)`; for `"speechbrain"`, the result is in dB."""
         if self.kind == "kaldi":
             return energies.clamp_min(torch.finfo(torch.float32).eps).log()
         if self.kind == "fbank":
@@ -209,8 +195,7 @@ class Waveform(nn.Module):
 def valid_samples(waveforms: Tensor, lengths: Tensor | None, level_db: float | None = None) -> Tensor:
     """Set the padding of waveforms `(B, L)` to 0, limit their amplitude, and scale them to `level_db` if it is given.
 
-    A waveform whose largest absolute sample exceeds `LARGEST_SAMPLE` is scaled down to it. The level in dBFS is the
-    root mean square after the mean was subtracted.
+    The level in dBFS is the root mean square after the mean was subtracted.
     """
     if lengths is not None:
         waveforms = waveforms.where(length_mask(lengths, waveforms.shape[1]), 0.0)
@@ -237,10 +222,7 @@ def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
-    """Set up to `bins` adjacent filters and up to `frames` adjacent frames of each utterance to 0, in random positions.
-
-    The values must have mean 0 (see `remove_mean`), so 0 is a neutral value. Only valid frames are masked.
-    """
+    """Set up to `bins` adjacent filters and `frames` adjacent valid frames of each utterance to 0, their mean."""
     size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
     height = torch.full_like(size, values.shape[1])
     in_band = _random_stretch(height, bins, values.shape[1])[:, :, None]
@@ -264,12 +246,10 @@ def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
 
 
 class Deviation(NamedTuple):
-    """Options for the computation of a standard deviation.
+    """Options for the computation of a standard deviation; `offset` is added to the variance before the limit.
 
-    Attributes:
-        smallest_variance: lower limit of the variance, above 0 because the root has no derivative at 0.
-        unbiased: whether to divide by the number of frames minus 1 instead of the number of frames.
-        offset: number added to the variance before the limit is applied.
+    An unbiased variance is divided by the number of frames minus 1. The limit prevents a root of 0, whose derivative is
+    infinite.
     """
 
     smallest_variance: float
@@ -282,13 +262,7 @@ class Deviation(NamedTuple):
 
 
 def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a batch normalisation to `x` `(B, C, T)` or `(B, C, F, T)`, with batch statistics of valid frames only.
-
-    Args:
-        norm: an `nn.BatchNorm1d` or `nn.BatchNorm2d`, or the SyncBatchNorm that it was converted to.
-        x: frames.
-        mask: bool mask `(B, T)`, True at valid frames; None if all frames are valid.
-    """
+    """Apply a batch normalisation to `x` `(B, C, T)` or `(B, C, F, T)`, with batch statistics of valid frames only."""
     if mask is None or not norm.training:
         return norm(x)
     frames = x.movedim(-1, 1)
@@ -301,8 +275,7 @@ def overwrites(norm: nn.Module, x: Tensor) -> bool:
     """Return whether the layer `norm` may overwrite its input `x`, provided that no other layer reads `x`.
 
     Overwriting is allowed only in evaluation mode, without gradients, on a CPU and in float32 or float64. On a CPU,
-    allocating new memory takes longer than the arithmetic. During compilation or export, overwriting is not allowed,
-    because compilers and exporters plan the memory themselves.
+    allocating new memory takes longer than the arithmetic. Compilers and exporters plan the memory themselves.
     """
     plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
     return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -328,15 +301,10 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def reflected_positions(size: int, margin: int, lengths: Tensor | None, device: torch.device) -> Tensor:
-    """Return indices that extend utterances by a mirror image at both ends, `(B, size + 2 * margin)`.
+    """Return indices that extend utterances of `size` entries by `margin` entries of a mirror image at both ends.
 
-    Args:
-        size: number of entries (frames or samples) of the padded utterances.
-        margin: number of entries of each mirror image.
-        lengths: number of entries `(B,)` of each utterance. None if all have `size`; the result then has B = 1.
-        device: device of the result.
-
-    The mirror image does not repeat the end itself. If an utterance is too short, its first or last index is repeated.
+    The result is `(B, size + 2 * margin)`, with B = 1 if `lengths` `(B,)` is None. The mirror image does not repeat the
+    end itself. If an utterance is too short, its first or last index is repeated.
     """
     at = torch.arange(-margin, size + margin, device=device).abs()
     last = (torch.full_like(at[:1], size) if lengths is None else lengths)[:, None] - 1
@@ -468,8 +436,7 @@ class LayerMix(nn.Module):
 class FactorisedAttentivePooling(nn.Module):
     """Multi-head factorised attention over the N layers of a backbone: N tensors `(B, T, C)` to `(B, H * E)`.
 
-    Keys and values have separate layer weights and are separately compressed to E = `config.pooling_channels`. Each
-    head has one attention over time.
+    Keys and values have separate layer weights and are separately compressed to E = `config.pooling_channels`.
     """
 
     def __init__(self, config: HamSpkConfig, channels: int, layers: int):
@@ -493,12 +460,7 @@ class FactorisedAttentivePooling(nn.Module):
 class ConvBlock(nn.Module):
     """Convolution that keeps the number of frames, then ReLU and batch normalisation: `(B, C, T)` to `(B, C', T)`.
 
-    Args:
-        inputs: number of input channels, C.
-        outputs: number of output channels, C'.
-        kernel_size: kernel size in frames, an odd number.
-        dilation: dilation in frames.
-        reflect: whether to pad each utterance with its mirror image instead of zeros.
+    If `reflect` is True, each utterance is padded with its mirror image instead of zeros.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
@@ -509,13 +471,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Compute the output `(B, C', T)`, which is 0 outside `mask`.
-
-        Args:
-            x: frames `(B, C, T)`.
-            mask: bool mask `(B, T)`; None if all frames are valid.
-            out: buffer `(B, C', T)` for the result, used only if `overwrites` permits overwriting; may be `x`.
-        """
+        """Return the output, 0 outside `mask` `(B, T)`, in `out`, which may be `x`, if `overwrites` permits it."""
         if self.margin:
             x = mirrored(x, self.margin, mask)
         x = F.relu(self.conv(x), inplace=True)
@@ -582,11 +538,7 @@ class SERes2Block(nn.Module):
 
 
 class Ecapa(nn.Module):
-    """ECAPA-TDNN encoder of frames: `(B, F, T)` to `(B, ecapa_output_channels, T)`.
-
-    Args:
-        config: configuration with `num_mel_bins` and the fields that begin with `ecapa_`.
-    """
+    """ECAPA-TDNN encoder of frames: `(B, F, T)` to `(B, ecapa_output_channels, T)`."""
 
     stride = 1
 
@@ -638,17 +590,9 @@ def make_head(config: HamSpkConfig) -> SpeakerHead | JointHead:
     """Create the head with the name `config.head` from the fields of the configuration."""
 
     def part(head: str) -> SpeakerHead:
-        return SpeakerHead(
-            head,
-            cast(int, config.num_labels),
-            config.embedding_size,
-            cast(float, config.scale),
-            cast(float, config.margin),
-            cast(float, config.curvature),
-            config.projection,
-            config.clip_radius,
-            config.learnable_curvature,
-        )
+        sizes: Any = (config.num_labels, config.embedding_size, config.scale, config.margin)
+        geometry: Any = (config.curvature, config.projection, config.clip_radius, config.learnable_curvature)
+        return SpeakerHead(head, *sizes, *geometry)
 
     if config.head != "joint":
         return part(config.head)
