@@ -18,13 +18,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .audio_hamspk import Channel, InputError, Limits, Sound, choose_channel, measure_speech, read_sound
 from .calibration_hamspk import decision_rule
 from .geometry_hamspk import COMBINATIONS
-from .verification_hamspk import (
-    SpeakerProfile,
-    SpeakerVerifier,
-    pieces_warnings,
-    read_enrolment_side,
-    speech_detector,
-)
+from .verification_hamspk import SpeakerProfile, SpeakerVerifier, pieces_warnings, read_enrolment_side, speech_detector
 
 TASK = "speaker-verification"
 ENROLMENT, TEST = "enrolment", "test"
@@ -90,11 +84,7 @@ class SpeakerVerificationPipeline(Pipeline):
 
     @property
     def verifier(self) -> SpeakerVerifier:
-        """Verifier, created on first access; the weights must not change afterwards.
-
-        Raises:
-            ValueError: the calibration or cohort was made with other weights.
-        """
+        """Verifier, created on first access; the weights must not change afterwards."""
         if self._verifier is None:
             self._verifier = self.embedder.verifier(self._check_voices)
         return self._verifier  # pyright: ignore[reportReturnType]
@@ -161,7 +151,9 @@ class SpeakerVerificationPipeline(Pipeline):
             limits = choose_channel(limits, channel)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
-        return _given(reading | {"limits": limits}), _given(deciding), {}
+        groups = (reading | {"limits": limits}, deciding)
+        given = [{name: value for name, value in group.items() if value is not None} for group in groups]
+        return given[0], given[1], {}
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -176,7 +168,10 @@ class SpeakerVerificationPipeline(Pipeline):
         rate = self.model.config.sampling_rate
         try:
             if return_embeddings:
-                return _read_recording(input_, rate, limits, sampling_rate)
+                if isinstance(input_, tuple) or (isinstance(input_, Mapping) and ENROLMENT in input_):
+                    said = "With return_embeddings=True, expected a recording or a list of recordings, got a pair."
+                    raise InputError(said)
+                return _Pair(None, read_sound(input_, rate, "The recording", limits, sampling_rate, strict=True))
             enrolment, test = _sides(input_)
             enrolled = read_enrolment_side(enrolment, rate, limits, sampling_rate)
             return _Pair(enrolled, read_sound(test, rate, "The test", limits, sampling_rate))
@@ -250,13 +245,6 @@ def announce_pipeline(config: PreTrainedConfig) -> None:
     config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "audio"}}
 
 
-def _read_recording(source: Any, rate: int, limits: Limits | None, sampling_rate: int | None) -> _Pair:
-    """Read a recording to embed; raise an `InputError` if it is a pair."""
-    if isinstance(source, tuple) or (isinstance(source, Mapping) and ENROLMENT in source):
-        raise InputError("With return_embeddings=True, expected a recording or a list of recordings, got a pair.")
-    return _Pair(None, read_sound(source, rate, "The recording", limits, sampling_rate, strict=True))
-
-
 def _sides(source: Any) -> tuple[Any, Any]:
     if isinstance(source, Mapping) and ENROLMENT in source and TEST in source:
         return source[ENROLMENT], source[TEST]
@@ -275,7 +263,3 @@ def _is_stream(inputs: Any) -> bool:
     if isinstance(inputs, ones) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples"):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
