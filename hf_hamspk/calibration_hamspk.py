@@ -63,6 +63,7 @@ SCORE = "score"
 FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray)
 # Number of cohort scores that are computed at once: 64 MiB of float32.
 BLOCK_SCORES = 1 << 24
+NOT_CALIBRATED = "A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first."
 
 
 def is_same_model(first: Any, second: Any) -> bool:
@@ -82,11 +83,7 @@ def check_same_model(own: str, model: str, subject: str, remedy: str) -> None:
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the canonical JSON (sorted keys, no blanks) of `values` without the key `CHECKSUM`.
-
-    Raises:
-        ValueError: a value is NaN or infinite, which JSON cannot represent.
-    """
+    """Return the SHA-256 of the canonical JSON (sorted keys, no blanks, no NaN) of `values` without `CHECKSUM`."""
     rest = {key: value for key, value in values.items() if key != CHECKSUM}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -132,11 +129,7 @@ def save_array(path: str | os.PathLike, name: str, array: np.ndarray, descriptio
 
 
 def load_array(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read a file that `save_array` wrote, and return the finite float32 array and its description.
-
-    Raises:
-        ValueError: the file is missing, was altered, or was not written by `save_array`.
-    """
+    """Read a file that `save_array` wrote, and return the finite float32 array and its description."""
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
     try:
@@ -166,10 +159,6 @@ class CohortStatistics(NamedTuple):
     mean: Tensor
     deviation: Tensor
 
-    def rows(self, index: np.ndarray | Tensor) -> "CohortStatistics":
-        """Return the statistics of the embeddings whose numbers are in `index`, in the order of `index`."""
-        return CohortStatistics(self.mean[index], self.deviation[index])
-
 
 def check_normalisation(kind: str, top: int | None) -> None:
     """Raise a ValueError if the normalisation `kind` is unknown or cannot be used with this value of `top`."""
@@ -183,15 +172,10 @@ def check_normalisation(kind: str, top: int | None) -> None:
 
 
 def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistics:
-    """Compute mean and standard deviation of the cohort scores of each embedding.
-
-    Args:
-        scores: cohort scores `(M, C)`, one row for each embedding.
-        top: number of largest scores to use in each row; None or a number above C uses all scores.
+    """Compute mean and standard deviation of each row of cohort scores `(M, C)`, or of its `top` largest scores.
 
     Raises:
-        ValueError: `scores` is not two-dimensional or not finite, fewer than two scores of a row are used, or all
-            scores of a row that are used are equal.
+        ValueError: `scores` is not two-dimensional or not finite, or a row has fewer than two scores, or equal ones.
     """
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
@@ -277,15 +261,7 @@ class Cohort:
 
     @classmethod
     def load(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "Cohort":
-        """Read a file that `save` wrote.
-
-        Args:
-            path: path of the file.
-            fingerprint: fingerprint of the model that will use the cohort; None skips the check.
-
-        Raises:
-            ValueError: the file is missing, was altered, does not contain a cohort, or belongs to another model.
-        """
+        """Read a file that `save` wrote; check its model if the `fingerprint` of a model is given."""
         embeddings, description = load_array(path, "embeddings")
         if description.keys() != {"fingerprint", "audio"}:
             raise ValueError(f"{path} is not a cohort file. Its description has the keys {sorted(description)!s:.200}.")
@@ -311,10 +287,6 @@ class Quality:
     magnitude: Any
     utterances: Any = 1
 
-    def rows(self, index: np.ndarray) -> "Quality":
-        """Return the measures of the trials whose numbers are in `index`, in this order. They must be arrays."""
-        return Quality(*(np.asarray(column)[index] for column in vars(self).values()))
-
 
 def combine_qualities(qualities: Sequence[Quality]) -> Quality:
     """Combine the measures of an enrolment's utterances: `speech` and `utterances` are added, the others averaged."""
@@ -331,8 +303,7 @@ def combine_qualities(qualities: Sequence[Quality]) -> Quality:
 def quality_features(enrolment: Quality, test: Quality) -> dict[str, np.ndarray]:
     """Return the `QUALITY_FEATURES` of trials by name, each a float64 array `(N,)` or a scalar array.
 
-    Each minimum or maximum is over the enrolment and the test. Logarithms are natural logarithms of seconds of speech
-    or of the number of utterances, and signal-to-noise ratios are in dB.
+    Each minimum or maximum is over the enrolment and the test. Logarithms are natural logarithms.
     """
 
     def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -565,11 +536,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: str | os.PathLike = "The calibration") -> "Calibration":
-        """Create a calibration from a result of `to_dict`. Error messages name `path`.
-
-        Raises:
-            ValueError: the values were altered or are out of range, keys are unknown or missing, or the schema differs.
-        """
+        """Create a calibration from a result of `to_dict`. Error messages name `path`."""
         if values.get("schema") != CALIBRATION_SCHEMA:
             raise ValueError(
                 f"{path} has schema {values.get('schema')!r:.80}; this version reads {CALIBRATION_SCHEMA}. "
@@ -637,11 +604,7 @@ class DecisionRule:
 def decision_rule(
     calibration: Calibration | None, operating_point: str | OperatingPoint | None, threshold: float | None
 ) -> DecisionRule:
-    """Return the decision rule for an operating point or a threshold on the score.
-
-    Raises:
-        ValueError: both are given, the threshold is not finite, or the operating point does not exist.
-    """
+    """Return the decision rule for an operating point or a threshold on the score; only one of them may be given."""
     if threshold is not None:
         if operating_point is not None:
             given = f"threshold ({threshold!r}, on the score) or operating_point ({operating_point!r})"
@@ -678,13 +641,7 @@ class SpeakerModel(Protocol):
 
 
 class Scores(NamedTuple):
-    """Scores of P pairs, each `(P,)` float64.
-
-    Attributes:
-        raw: similarities of the embeddings.
-        normalised: scores normalised with the cohort; None if the calibration has no normalisation.
-        log_likelihood_ratio: natural log-likelihood ratios; None if the model is not calibrated.
-    """
+    """Scores of P pairs, `(P,)` float64 each; None without normalisation or without calibration, respectively."""
 
     raw: np.ndarray
     normalised: np.ndarray | None
@@ -713,9 +670,6 @@ def trial_features(
         normalisation: one of `NORMALISATIONS`.
         statistics: cohort statistics `(P,)` of the enrolments and the tests; not needed if `normalisation` is `"none"`.
         quality: quality measures `(P,)` of the enrolments and of the tests. If None, only `SCORE` is returned.
-
-    Raises:
-        ValueError: the normalisation needs statistics, but none were given.
     """
     scores = raw
     if normalisation != "none":
@@ -729,15 +683,7 @@ def trial_features(
 class Scorer:
     """Scorer of pairs of embeddings with a model, its calibration and its cohort, which must belong together.
 
-    The weights of the model must not change while the scorer is used.
-
-    Args:
-        model: model that compares the embeddings.
-        calibration: calibration of the model; None for raw scores only.
-        cohort: cohort that the calibration was fitted with; None if its scores are not normalised.
-
-    Raises:
-        ValueError: the calibration or the cohort belongs to another model, or the cohort is missing or another one.
+    Without a calibration, there are only raw scores. The weights must not change while the scorer is used.
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
@@ -776,13 +722,11 @@ class Scorer:
         quality = _stack_qualities(enrolment_quality), _stack_qualities(test_quality)
         return Scores(_float64(raw), *self.calibrated(raw, statistics, quality))
 
-    def ratios(
-        self, enrolment: Tensor, test: Tensor, enrolment_quality: Sequence[Quality], test_quality: Sequence[Quality]
-    ) -> np.ndarray:
+    def ratios(self, *sides: Any) -> np.ndarray:
         """Return only the log-likelihood ratios `(P,)` of `scores`; raise a ValueError if there is no calibration."""
-        ratios = self.scores(enrolment, test, enrolment_quality, test_quality).log_likelihood_ratio
+        ratios = self.scores(*sides).log_likelihood_ratio
         if ratios is None:
-            raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
+            raise ValueError(NOT_CALIBRATED)
         return ratios
 
     def statistics(self, embeddings: Tensor) -> CohortStatistics | None:
@@ -797,19 +741,12 @@ class Scorer:
         statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
         quality: tuple[Quality, Quality] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """Compute log-likelihood ratios from the raw scores of P pairs, for decisions and evaluations alike.
+        """Return normalised scores (None without normalisation) and log-likelihood ratios of P pairs, `(P,)` each.
 
-        Args:
-            raw, statistics, quality: raw scores, cohort statistics and quality measures; see `trial_features`.
-
-        Returns:
-            Normalised scores (None without normalisation) and natural log-likelihood ratios, `(P,)` each.
-
-        Raises:
-            ValueError: the model is not calibrated, or `statistics` or `quality` is None and the calibration needs it.
+        Decisions and evaluations use this method. For the arguments see `trial_features`.
         """
         if self.calibration is None:
-            raise ValueError("A log-likelihood ratio needs a calibration, but this model has none. Calibrate it first.")
+            raise ValueError(NOT_CALIBRATED)
         kind = self.calibration.normalisation
         features = trial_features(raw, kind, statistics, quality)
         ratios = self.calibration.log_likelihood_ratio(features[SCORE], features)

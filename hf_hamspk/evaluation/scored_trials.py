@@ -16,7 +16,15 @@ from .calibrating import CalibrationTrials
 from .matrix_scoring import score_pairs
 from .speakers import TrialSpeakers, find_speakers
 from .trials import Trials
-from .verification import EmbeddedFiles, enrol_models, measured_quality, trial_rows, usable_trials
+from .verification import (
+    EmbeddedFiles,
+    enrol_models,
+    measured_quality,
+    select_quality,
+    select_statistics,
+    trial_rows,
+    usable_trials,
+)
 
 # Groups of quality measures that a user can choose, with their features. The number of enrolment utterances is not
 # among them.
@@ -116,14 +124,14 @@ class ScoredTrials:
                     "speakers, preferably of the training speakers (--cohort)."
                 )
             found = compare_with_cohort(self.model, self.embeddings, cohort.embeddings, setting.top)
-            statistics = found.rows(enrolment), found.rows(test)
+            statistics = select_statistics(found, enrolment), select_statistics(found, test)
         if setting.quality:
             if self._quality is None:
                 raise ValueError(
                     "Quality measures require that the speech in each file was measured. Call embed_files with "
                     "measure=True."
                 )
-            quality = self._quality.rows(enrolment), self._quality.rows(test)
+            quality = select_quality(self._quality, enrolment), select_quality(self._quality, test)
         values = trial_features(torch.from_numpy(self.scores), setting.normalisation, statistics, quality)
         speakers = np.stack([self.speakers.enrolment, self.speakers.test], axis=1)
         return CalibrationTrials(self.trials.labels, {name: values[name] for name in setting.features}, speakers)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..audio_hamspk import CUSTOM, VOICED_OR_WHISPERED, Channel, InputError, SpeechMeasures, Vad, measure_speech
-from ..calibration_hamspk import Calibration, Cohort, Quality, Scorer
+from ..calibration_hamspk import Calibration, Cohort, CohortStatistics, Quality, Scorer
 from ..data.audio import log_warnings, read_utterance
 from ..data.crops import even_segments
 from ..data.fitting import NO_MEMORY, embed_what_fits
@@ -307,12 +307,22 @@ def score_ratios(
     scorer = Scorer(model, calibration, cohort)
     table, enrolment, test = trial_rows(trials, embedded)
     found = scorer.statistics(table[:, 0])
-    statistics = None if found is None else (found.rows(enrolment), found.rows(test))
+    statistics = None if found is None else (select_statistics(found, enrolment), select_statistics(found, test))
     quality = None
     if calibration.needs_quality:
         of_files = measured_quality(model, trials, embedded)
-        quality = of_files.rows(enrolment), of_files.rows(test)
+        quality = select_quality(of_files, enrolment), select_quality(of_files, test)
     return scorer.calibrated(torch.from_numpy(scores), statistics, quality)[1]
+
+
+def select_statistics(statistics: CohortStatistics, index: np.ndarray) -> CohortStatistics:
+    """Return the cohort statistics of the embeddings whose numbers are in `index`, in the order of `index`."""
+    return CohortStatistics(statistics.mean[index], statistics.deviation[index])
+
+
+def select_quality(quality: Quality, index: np.ndarray) -> Quality:
+    """Return the quality measures, which must be arrays, of the utterances whose numbers are in `index`."""
+    return Quality(*(np.asarray(column)[index] for column in vars(quality).values()))
 
 
 def trial_rows(trials: Trials, embedded: EmbeddedFiles) -> tuple[Tensor, np.ndarray, np.ndarray]:
