@@ -228,7 +228,23 @@ class SpeakerModelMixin(nn.Module):
         limits: Limits | None = None,
         channel: Channel = None,
     ) -> Verification:
-        """Decide whether two recordings are of the same speaker; see `SpeakerVerifier.verify`."""
+        """Decide whether two recordings, or the recordings of an enrolment and a test, are of the same speaker.
+
+        Args:
+            enrolment: recording, list of recordings of one speaker, profile, or path of a profile.
+            test: recording to compare. Recordings may have any form that `read_sound` accepts.
+            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
+            operating_point: `OperatingPoint` or name of one; None uses the first one of the calibration.
+            threshold: threshold on the score, instead of an operating point; it needs no calibration.
+            combine: method that combines several enrolment recordings; see `geometry_hamspk.COMBINATIONS`.
+            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
+            channel: channel of the recordings to read; see `read_sound`. To read different channels of the two sides,
+                read them with `read_sound` first.
+
+        Raises:
+            ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
+                exist. Silence and short recordings are not errors.
+        """
         options = (sampling_rate, operating_point, threshold, combine, limits, channel)
         return self.verifier().verify(enrolment, test, *options)
 
@@ -326,17 +342,13 @@ class SpeakerModelMixin(nn.Module):
     def _keeps_fingerprint(self) -> bool:
         """Return whether all weights that affect the embedding are float64, float32 or bfloat16.
 
-        The fingerprint is computed from the weights after conversion to bfloat16. Conversion from float32 to
-        bfloat16 or float64 does not change it. Quantisation and float16 round the weights differently and change it.
+        Conversion among these types does not change the fingerprint. Quantisation and float16 change it.
         """
         exact, state = (torch.float64, torch.float32, torch.bfloat16), self.base_model.state_dict().values()
         return all(isinstance(t, Tensor) and not t.is_meta and (t.dtype in exact or not _is_weight(t)) for t in state)
 
     def with_onnx(self, file: str | os.PathLike, threads: int | None = None) -> "OnnxSpeakerModel":
-        """Return an `OnnxSpeakerModel`, which computes the embeddings of this model with ONNX Runtime.
-
-        `file` is the path of the exported file, or its name if it is in the folder or repository of the weights.
-        """
+        """Return an `OnnxSpeakerModel`, given the path of an exported file or its name beside the weights."""
         return OnnxSpeakerModel(self, _find_beside(file, self.config), threads)
 
     def _scoring(self) -> dict[str, Any]:
@@ -352,8 +364,7 @@ def make_feature_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
 def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_length: int) -> None:
     """Raise a ValueError if a batch is not `(B, L)`, its mask has another shape, or an utterance is too short.
 
-    The values of the mask are checked only on the CPU, because reading them from another device would block. They are
-    not checked while the model is compiled or exported.
+    The values of the mask are checked only on the CPU, because reading them from another device would block.
     """
     if input_values.ndim != 2:
         raise ValueError(
@@ -509,9 +520,6 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         Args:
             source: folder of the model, or its name on the Hub.
             where: arguments of `from_pretrained` that determine where files are found, such as revision or token.
-
-        Raises:
-            ValueError: a file was altered or belongs to another model. The message names the files to delete.
         """
         where = {key: value for key, value in where.items() if key in FETCHING_ARGUMENTS}
         found = {name: _find_file(source, name, **where) for name in (CALIBRATION_FILE, COHORT_FILE)}
@@ -545,13 +553,9 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             ) from error
 
     def save_verification(self, folder: str | os.PathLike) -> list[str]:
-        """Write the calibration and the cohort into a folder if they belong to the current weights.
+        """Write the calibration and the cohort into a folder, and return the names of the files.
 
-        A calibration or cohort that is not written is deleted from the folder, because loading the model with it would
-        fail.
-
-        Returns:
-            Names of the files that were written.
+        A calibration or cohort of other weights is deleted from the folder, because loading the model would fail.
         """
         written = []
         for name, part in {CALIBRATION_FILE: self.calibration, COHORT_FILE: self.cohort}.items():
@@ -605,13 +609,10 @@ class HamSpkModel(HamSpkPreTrainedModel):
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether the backbone runs once for each length in a batch, because padding would change its output.
-
-        Such backbones normalise over time (group norm), or zero the padding only before the first of several
-        convolutions (data2vec-audio).
-        """
+        """Whether the backbone runs once for each length in a batch, because padding would change its output."""
         backbone_config = self.config.backbone_config
         over_time = getattr(backbone_config, "feat_extract_norm", "layer") == "group"
+        # data2vec-audio zeroes the padding only before the first of several convolutions.
         return over_time or getattr(backbone_config, "model_type", None) == "data2vec-audio"
 
     def freeze_backbone(self) -> None:
@@ -821,14 +822,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
 
 @dataclass(frozen=True)
 class OnnxDescription:
-    """Metadata of an exported file.
-
-    Attributes:
-        fingerprint: fingerprint of the exported weights.
-        sampling_rate: sampling rate of the input in Hz.
-        embedding_size: number of dimensions of an embedding.
-        masked: whether the graph has an attention mask as input; if not, it accepts only batches without padding.
-    """
+    """Metadata of an exported file. A graph that is not `masked` accepts only batches without padding."""
 
     fingerprint: str
     sampling_rate: int
@@ -845,15 +839,9 @@ class OnnxDescription:
 
 
 class OnnxEncoder(nn.Module):
-    """Encoder that runs an exported file in ONNX Runtime and is called like the model that was exported.
+    """Encoder that runs a file of `hamspk export` in ONNX Runtime and is called like the model that was exported.
 
-    Args:
-        file: path of a file that `hamspk export` wrote.
-        threads: number of threads of each operation; None uses all cores.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: the file cannot be read, or was not written by `hamspk export`.
+    Each operation uses `threads` threads, or all cores if it is None.
     """
 
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
@@ -881,10 +869,7 @@ class OnnxEncoder(nn.Module):
         self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
-        """Embed the waveforms `input_values` `(B, L)`, which may be padded on the right.
-
-        `attention_mask` `(B, L)` is 1 for samples and 0 for padding; None if there is no padding.
-        """
+        """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""
         if attention_mask is not None and not self.description.masked:
             # The graph accepts no padding, so each utterance runs alone.
             rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
@@ -903,13 +888,9 @@ class OnnxSpeakerModel(SpeakerModelMixin):
     test signal differ by more than `LARGEST_DIFFERENCE`, the graph has its own fingerprint, and the calibration, cohort
     and profiles of `model` do not apply to it.
 
-    Args:
-        model: model that was exported.
-        file, threads: see `OnnxEncoder`.
-
     Raises:
         ImportError: ONNX Runtime is not installed.
-        ValueError: the file is invalid (see `OnnxEncoder`), or was exported from other weights than `model` has.
+        ValueError: `hamspk export` did not write the file, or exported it from other weights than `model` has.
     """
 
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
@@ -939,10 +920,7 @@ class OnnxSpeakerModel(SpeakerModelMixin):
 
 
 def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
-    """Return the relative difference between the embeddings of a test signal by `encoder` and by `model`.
-
-    It is the largest absolute difference of an entry, divided by the largest absolute entry of `model`'s embedding.
-    """
+    """Return the largest difference of embeddings by `encoder` and `model`, relative to `model`'s largest value."""
     rate = model.config.sampling_rate
     noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
     signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))

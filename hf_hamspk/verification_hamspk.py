@@ -23,6 +23,7 @@ Symbols in shapes: `L` samples, `N` recordings, utterances or enrolled speakers,
 """
 
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter
@@ -128,9 +129,9 @@ class SpeakerProfile:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding", as_tensor(self.embedding))
-        if self.embedding.ndim != 1 or not bool(torch.isfinite(self.embedding).all()):
-            raise ValueError(f"A profile needs one finite embedding (D,), got shape {tuple(self.embedding.shape)}.")
+        embedding = as_tensor(self.embedding)
+        if embedding.ndim != 1 or not bool(torch.isfinite(embedding).all()):
+            raise ValueError(f"A profile needs one finite embedding (D,), got shape {tuple(embedding.shape)}.")
         numbers = (*self.seconds, self.snr_db, self.magnitude)
         if not self.seconds or not all(is_number(number) for number in numbers):
             raise ValueError(
@@ -138,7 +139,7 @@ class SpeakerProfile:
             )
         if self.combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine!r}.")
-        object.__setattr__(self, "embedding", self.embedding.detach().to("cpu", torch.float32).contiguous())
+        object.__setattr__(self, "embedding", embedding.detach().to("cpu", torch.float32).contiguous())
 
     @property
     def utterances(self) -> int:
@@ -193,15 +194,10 @@ def enrolment_warnings(profile: SpeakerProfile) -> list[str]:
 
 
 class MeasuredRecording(NamedTuple):
-    """A recording with its measurements and embeddings.
+    """A recording `samples` `(L,)` with the SHA-256 of the samples, its measurements, and the warnings of `read_sound`.
 
-    Attributes:
-        digest: SHA-256 of the samples.
-        samples: waveform `(L,)`, float32.
-        measures: measurements of the speech.
-        embedding: embedding `(D,)`; None if there is too little speech.
-        pieces: embeddings `(N, D)` of consecutive pieces; None if there are fewer than two, or if not requested.
-        warnings: warnings of `read_sound`.
+    The embedding `(D,)` is None if there is too little speech. The embeddings `(N, D)` of consecutive pieces are None
+    if there are fewer than two pieces, or if they were not requested.
     """
 
     digest: str
@@ -233,12 +229,7 @@ def read_recording(
 def read_enrolment_side(
     source: Any, rate: int, limits: Limits | None = None, sampling_rate: int | None = None
 ) -> "list[Sound] | SpeakerProfile":
-    """Read the enrolment of a pair: a recording, a list of recordings, a profile, or the path of a profile.
-
-    Raises:
-        InputError: there is no recording, there are more than 100, or a recording cannot be used.
-        ValueError: the profile cannot be read.
-    """
+    """Read the enrolment of a pair: a recording, a list of recordings, a profile, or the path of a profile."""
     if hasattr(source, "check_model"):
         return source
     is_path = isinstance(source, str | os.PathLike) and str(source).endswith(PROFILE_SUFFIX)
@@ -258,13 +249,10 @@ def measure_and_embed(
 ) -> list[list[MeasuredRecording]]:
     """Return measurements and embedding of each recording of each group; identical recordings are embedded once.
 
-    The recordings must have the model's sampling rate. If `with_pieces` is True, the pieces of a recording are embedded
-    as well as the complete recording; see `_spoken_pieces`.
+    If `with_pieces` is True, the pieces of a recording are embedded as well; see `_spoken_pieces`.
     """
     keys = [[hashlib.sha256(sound.waveform.tobytes()).hexdigest() for sound in group] for group in groups]
-    sounds = {
-        key: sound for own, group in zip(keys, groups, strict=True) for key, sound in zip(own, group, strict=True)
-    }
+    sounds = dict(zip(itertools.chain(*keys), itertools.chain(*groups), strict=True))
     measures = {key: measure_speech(sound.waveform, sound.sampling_rate, vad) for key, sound in sounds.items()}
     spoken = [key for key, found in measures.items() if found.speech >= SHORTEST_UTTERANCE]
     pieces = {key: _spoken_pieces(sounds[key], measures[key], vad) if with_pieces else [] for key in spoken}
@@ -345,8 +333,8 @@ def cohesion_warnings(
 ) -> list[str]:
     """Return warnings about enrolment utterances that seem to be of another speaker than the others.
 
-    Each of the embeddings `(N, D)` is compared with the combination of the others: `combine` maps `(N - 1, D)` to
-    `(D,)`. Without a calibration, the list is empty because no threshold is known.
+    Each of the embeddings `(N, D)` is compared with the combination of the others. Without a calibration, no threshold
+    is known, and the list is empty.
     """
     count = len(labels)
     if scorer.calibration is None or count < 2:
@@ -377,15 +365,11 @@ def leave_one_out_scores(
 
 
 def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | None:
-    """Return the smallest log-likelihood ratio of two pieces of a recording, corrected for the number of pairs.
+    """Return the smallest log-likelihood ratio of two pieces of a recording, plus the logarithm of the number of pairs.
 
-    Each piece contains about 2 s of speech. The ratio is low if two speakers take turns of several seconds in a
-    recording of up to about 20 s. It does not reveal people who speak at the same time or in shorter turns, or speakers
-    that the model confuses.
-
-    Returns:
-        The smallest ratio of all pairs of pieces plus the logarithm of the number of pairs, because the smallest of
-        many ratios is low by chance. None without a calibration, or if there are fewer than two pieces.
+    The smallest of many ratios is low by chance. Each piece contains about 2 s of speech. The ratio is low if two
+    speakers take turns of several seconds in a recording of up to about 20 s. It does not reveal people who speak at
+    the same time or in shorter turns. The result is None without a calibration or without two pieces.
     """
     pieces = recording.pieces
     if scorer.calibration is None or pieces is None:
@@ -395,14 +379,6 @@ def lowest_piece_ratio(recording: MeasuredRecording, scorer: Scorer) -> float | 
     of = [Quality(VOICE_SECONDS, recording.measures.snr_db, size) for size in magnitudes]
     ratios = scorer.ratios(pieces[first], pieces[second], [of[i] for i in first], [of[i] for i in second])
     return float(ratios.min()) + math.log(len(ratios))
-
-
-def voice_warnings(recording: MeasuredRecording, label: str, scorer: Scorer) -> list[str]:
-    """Return a list with a warning if a recording seems to contain several voices in turn, otherwise an empty list."""
-    ratio = lowest_piece_ratio(recording, scorer)
-    if ratio is None or ratio >= TWO_VOICES:
-        return []
-    return [f"{label} seems to contain several voices: parts of it do not sound like one speaker. Listen to it."]
 
 
 @dataclass(frozen=True)
@@ -460,29 +436,14 @@ def speech_detector(model: Any, calibration: Calibration | None) -> Vad:
     return calibration.detector
 
 
-def detector_warnings(model: Any, calibration: Calibration | None) -> list[str]:
-    """Return a warning if speech is not measured with the detector of the calibration."""
-    if calibration is None or (getattr(model, "vad", None) is None) == (calibration.detector != CUSTOM):
-        return []
-    return [
-        "The calibration was measured with another detector of speech (model.vad), so decisions are less reliable. Set "
-        "model.vad to the detector of the calibration, or calibrate again."
-    ]
-
-
 class _CalibratedModel:
     """Base class of `SpeakerVerifier` and `SpeakerIdentifier`: a model with its calibration and cohort.
 
     The weights of the model must not change while the object is in use.
 
     Args:
-        model: model that computes and compares embeddings.
-        calibration: calibration of the scores; None gives scores without log-likelihood ratios.
-        cohort: cohort that the calibration was fitted with.
+        model, calibration, cohort: see `Scorer`.
         check_voices: whether to check long recordings for several voices, which about doubles the time.
-
-    Raises:
-        ValueError: model, calibration and cohort do not belong together; see `Scorer`.
     """
 
     def __init__(
@@ -509,7 +470,22 @@ class _CalibratedModel:
     def _warnings(self, recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
         sentences = [*recording.warnings, *quality_warnings(recording, label, with_length)]
         sentences += pieces_warnings(recording.measures.duration, label, self.model.config.longest_piece)
-        return [*sentences, *voice_warnings(recording, label, self.scorer)]
+        ratio = lowest_piece_ratio(recording, self.scorer)
+        if ratio is not None and ratio < TWO_VOICES:
+            said = "seems to contain several voices: parts of it do not sound like one speaker. Listen to it."
+            sentences.append(f"{label} {said}")
+        return sentences
+
+    def _rule_warnings(self, rule: DecisionRule) -> list[str]:
+        """Return warnings about another detector of speech than the calibration's, and about the operating point."""
+        sentences, calibration, flaw = [], self.calibration, getattr(rule.point, "flaw", None)
+        has_own = getattr(self.model, "vad", None) is not None
+        if calibration is not None and has_own != (calibration.detector == CUSTOM):
+            sentences.append(
+                "The calibration was measured with another detector of speech (model.vad), so decisions are less "
+                "reliable. Set model.vad to the detector of the calibration, or calibrate again."
+            )
+        return [*sentences, flaw] if flaw else sentences
 
 
 @dataclass(frozen=True)
@@ -554,7 +530,7 @@ class SpeakerVerifier(_CalibratedModel):
         Args:
             recordings: recordings of the speaker, in any form that `read_sound` accepts.
             name: name of the speaker.
-            sampling_rate, combine, limits, channel: see `verify`.
+            sampling_rate, combine, limits, channel: see `SpeakerModelMixin.verify`.
 
         Returns:
             Profile of the speaker; its `warnings` describe problems of the recordings.
@@ -571,36 +547,9 @@ class SpeakerVerifier(_CalibratedModel):
             )
         return enrolled.profile
 
-    def verify(
-        self,
-        enrolment: Any,
-        test: Any,
-        sampling_rate: int | None = None,
-        operating_point: str | OperatingPoint | None = None,
-        threshold: float | None = None,
-        combine: str = "mean",
-        limits: Limits | None = None,
-        channel: Channel = None,
-    ) -> Verification:
-        """Decide whether a test recording is of the enrolled speaker.
-
-        Args:
-            enrolment: recording, list of recordings of one speaker, profile, or path of a profile.
-            test: recording to compare. Recordings may have any form that `read_sound` accepts.
-            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
-            operating_point: `OperatingPoint` or name of one; None uses the first one of the calibration.
-            threshold: threshold on the score, instead of an operating point; it needs no calibration.
-            combine: method that combines several enrolment recordings; see `geometry_hamspk.COMBINATIONS`.
-            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
-            channel: channel of the recordings to read; see `read_sound`. To read different channels of the two sides,
-                read them with `read_sound` first.
-
-        Raises:
-            ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
-                exist. Silence and short recordings are not errors.
-        """
-        pairs = [(enrolment, test)]
-        return self.verify_pairs(pairs, sampling_rate, operating_point, threshold, combine, limits, channel)[0]
+    def verify(self, enrolment: Any, test: Any, *options: Any, **named: Any) -> Verification:
+        """Verify one pair; for the arguments see `verify_pairs`."""
+        return self.verify_pairs([(enrolment, test)], *options, **named)[0]
 
     def verify_pairs(
         self,
@@ -612,7 +561,7 @@ class SpeakerVerifier(_CalibratedModel):
         limits: Limits | None = None,
         channel: Channel = None,
     ) -> list[Verification]:
-        """Verify many pairs, each as in `verify`. Recordings are embedded in batches; identical ones only once."""
+        """Verify pairs; see `SpeakerModelMixin.verify`. Recordings are embedded in batches, each only once."""
         rule = decision_rule(self.calibration, operating_point, threshold)
         limits, read = choose_channel(limits, channel), []
         for enrolment, test in pairs:
@@ -660,9 +609,8 @@ class SpeakerVerifier(_CalibratedModel):
             scores[place] = found.raw.reshape(len(rows), -1)
             if found.log_likelihood_ratio is not None:
                 ratios[place] = found.log_likelihood_ratio.reshape(len(rows), -1)
-        warnings = []
-        for number, recording in enumerate(measured, 1):
-            warnings += self._warnings(recording, f"Recording {number}")
+        named = [(recording, f"Recording {number}") for number, recording in enumerate(measured, 1)]
+        warnings = [sentence for recording, label in named for sentence in self._warnings(recording, label)]
         speech = [recording.measures.speech for recording in measured]
         return Comparison(scores, None if self.calibration is None else ratios, speech, warnings)
 
@@ -743,8 +691,7 @@ class SpeakerVerifier(_CalibratedModel):
             test_speech=test.measures.speech,
             warnings=[
                 *(*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)),
-                *detector_warnings(self.model, self.calibration),
-                *([flaw] if (flaw := getattr(rule.point, "flaw", None)) else []),
+                *self._rule_warnings(rule),
             ],
         )
 
@@ -760,17 +707,12 @@ class SpeakerVerifier(_CalibratedModel):
         return Verification(None, None, None, NOT_ENOUGH_SPEECH, None, None, seconds, speech, [*needed, *of_reader])
 
     def _pair_warnings(self, enrolled: _Enrolled, test: MeasuredRecording) -> list[str]:
-        warnings, profile = [], enrolled.profile
-        same = [
-            _enrolment_label(i, len(enrolled.recordings))
-            for i, recording in enumerate(enrolled.recordings)
-            if is_same_recording(recording, test)
-        ]
+        profile, recordings, calibration = enrolled.profile, enrolled.recordings, self.calibration
+        copies = [i for i, recording in enumerate(recordings) if is_same_recording(recording, test)]
+        same = [_enrolment_label(i, len(recordings)) for i in copies]
         if not same and profile is not None and test.digest in profile.recordings:
             same = ["A recording of the profile"]
-        for label in same:
-            warnings.append(f"{label} and the test are the same recording, so the score proves nothing.")
-        calibration = self.calibration
+        warnings = [f"{label} and the test are the same recording, so the score proves nothing." for label in same]
         if calibration is None or profile is None or profile.utterances == calibration.enrolment_utterances:
             return warnings
         if "log_enrolment_utterances" not in calibration.weights:
@@ -849,17 +791,7 @@ class Identification:
 
 
 class SpeakerIdentifier(_CalibratedModel):
-    """Identifier of enrolled speakers with one model; `model.identifier(profiles)` returns one.
-
-    Args:
-        model: model that computes and compares embeddings.
-        profiles: one or more profiles with different names.
-        calibration, cohort, check_voices: see `SpeakerVerifier`.
-
-    Raises:
-        ValueError: there is no profile, a name is missing or repeated, or a profile, the calibration or the cohort
-            belongs to another model.
-    """
+    """Identifier of the speakers of profiles, which need different names; `model.identifier(profiles)` returns one."""
 
     def __init__(
         self,
@@ -904,12 +836,12 @@ class SpeakerIdentifier(_CalibratedModel):
 
         Args:
             recordings: recordings of one speaker each, in any form that `read_sound` accepts.
-            operating_point: see `SpeakerVerifier.verify`; its prior is the probability that the speaker is enrolled.
+            operating_point: see `SpeakerModelMixin.verify`; its prior is the probability that the speaker is enrolled.
             threshold: threshold on the best score, instead of an operating point.
             margin: smallest lead of the best candidate over the second, at least 0, in log-likelihood ratios (default
                 log 3), or in scores if `threshold` is given (default 0).
             candidates: largest number of candidates in the answer.
-            sampling_rate, limits, channel: see `SpeakerVerifier.verify`.
+            sampling_rate, limits, channel: see `SpeakerModelMixin.verify`.
 
         Raises:
             ValueError: a recording cannot be used, or the operating point does not exist. Silence is not an error.
@@ -954,8 +886,7 @@ class SpeakerIdentifier(_CalibratedModel):
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
             decision = (AMBIGUOUS if is_near else IDENTIFIED) if accepted else UNKNOWN
         explained = [sentence for row in order[:candidates] for sentence in enrolment_warnings(self.profiles[row])]
-        explained += detector_warnings(self.model, self.calibration)
-        explained += [flaw] if (flaw := getattr(rule.point, "flaw", None)) else []
+        explained += self._rule_warnings(rule)
         if decision == AMBIGUOUS:
             leader, second = (self.names[row] for row in order[:2])
             explained.append(
