@@ -608,15 +608,8 @@ class SpeakerHead(nn.Module):
     Args:
         head: name of a head in this table, except `joint`.
         speakers: number K of speakers.
-        embedding_size: embedding size D.
-        scale: factor of the logits, above 0.
-        margin: margin in [0, 3).
-        curvature: number `c` of a hyperbolic head. Other heads ignore this argument and the ones after it.
-        projection, clip_radius: settings of the projection of a hyperbolic head; see `project`.
-        learnable_curvature: whether the curvature is a learned parameter. If True, `projection` must be `"curved"`.
-
-    Raises:
-        ValueError: a setting is out of range.
+        embedding_size, scale, margin: fields of `HamSpkConfig` with these names.
+        curvature, projection, clip_radius, learnable_curvature: further fields, which only hyperbolic heads use.
     """
 
     def __init__(

@@ -263,9 +263,7 @@ class SpeakerModelMixin(nn.Module):
 
         Args:
             recordings: inputs that `read_sound` accepts.
-            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate, with a warning.
-            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
-            channel: channel of the recordings to read; see `read_sound`.
+            sampling_rate, limits, channel: see `verify`.
 
         Raises:
             InputError: a recording cannot be used.
