@@ -272,7 +272,8 @@ class HamSpkConfig(PreTrainedConfig):
         Fields at their defaults do not count, so that fields of later versions do not change the hash.
         """
         own = {name: getattr(self, name) for name in HamSpkConfig.__annotations__ if name not in NEUTRAL_FIELDS}
-        plain, backbone = {name: getattr(HamSpkConfig, name) for name in own}, own.pop("backbone_config")
+        default, backbone = HamSpkConfig(), own.pop("backbone_config")
+        plain = {name: getattr(default, name) for name in own}
         if backbone is not None:
             own["backbone"], general = backbone.model_type, PreTrainedConfig().to_dict()
             for fields_of, config in ((own, backbone), (plain, type(backbone)())):
