@@ -8,7 +8,7 @@ and RIRS_NOISES) can replace the generated ones.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,12 @@ EQUALISER_HZ = (100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 GAIN_DB = (-15.0, 9.0)
 """Range of the gain in dB, which simulates distance and recording level. High gains clip loud recordings."""
 
+LEVEL_RANGE_DB = (-90.0, 0.0)
+"""Accepted levels in dBFS. 16-bit audio contains nothing below -90 dBFS, and nothing is louder than 0 dBFS."""
+
+INT16_SCALE = 32768.0
+"""Integer value of full scale in 16-bit audio, as in soundfile."""
+
 FLOOR_POWER = 1e-12
 """Mean square (-120 dBFS, less than one 16-bit step) below which a signal counts as silent and is not scaled."""
 
@@ -170,8 +176,9 @@ class Augmentation:
     """Random augmentation of a crop.
 
     With the given `probability`, 1 to `most` different `kinds` are applied one after the other. Each kind is equally
-    likely. Recordings for noise, music, babble and reverberation come from folders, which are searched with their
-    sub-folders, or from objects that implement `NoiseSource`.
+    likely. If `level_range_db` is set, every crop, augmented or not, is finally scaled to a random level and rounded to
+    16 bits, as a recording device would store it. Recordings for noise, music, babble and reverberation come from
+    folders, which are searched with their sub-folders, or from objects that implement `NoiseSource`.
 
     Example:
         ```python
@@ -196,6 +203,8 @@ class Augmentation:
         most: largest number of kinds applied to one crop, at least 1. The number is drawn uniformly from 1 to `most`.
         music_dir: folder of music, or a `NoiseSource`.
         speech_dir: folder of voices for babble, or a `NoiseSource`.
+        level_range_db: lowest and highest root mean square level of the crops in dBFS, which is drawn uniformly; None
+            leaves the levels unchanged.
 
     Raises:
         ValueError: a value is out of range, or a folder contains no audio.
@@ -209,8 +218,10 @@ class Augmentation:
     most: int = 1
     music_dir: str | NoiseSource | None = None
     speech_dir: str | NoiseSource | None = None
+    level_range_db: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_level_range(self.level_range_db)
         if not 0.0 <= self.probability <= 1.0:
             raise ValueError(f"probability must be between 0 and 1, got {self.probability}.")
         unknown = [kind for kind in self.kinds if kind not in ALL_KINDS]
@@ -235,7 +246,7 @@ class Augmentation:
     def __call__(
         self, waveform: np.ndarray, generator: np.random.Generator, sample_other: SampleOther | None = None
     ) -> np.ndarray:
-        """Augment a crop with the given probability. Otherwise return it unchanged.
+        """Augment a crop with the given probability, and set its level if `level_range_db` is set.
 
         Args:
             waveform: float32 samples `(L,)` with `L >= 1`; the array is not changed.
@@ -251,11 +262,12 @@ class Augmentation:
             InputError: a recording from `noise_dir`, `music_dir`, `speech_dir` or `rir_dir`, or another utterance of
                 the corpus, cannot be read.
         """
-        if generator.random() >= self.probability:
-            return waveform
-        count = int(generator.integers(1, self.most + 1))
-        for place in generator.permutation(len(self.kinds))[:count]:
-            waveform = self._apply(self.kinds[int(place)], waveform, generator, sample_other)
+        if generator.random() < self.probability:
+            count = int(generator.integers(1, self.most + 1))
+            for place in generator.permutation(len(self.kinds))[:count]:
+                waveform = self._apply(self.kinds[int(place)], waveform, generator, sample_other)
+        if self.level_range_db is not None:
+            waveform = at_level(waveform, generator.uniform(*self.level_range_db))
         return waveform
 
     def _apply(
@@ -305,6 +317,35 @@ class Augmentation:
             rt60, direct = generator.uniform(*REVERB_RT60_S), generator.uniform(*REVERB_DIRECT_DB)
             return room_response(rt60, direct, self.sampling_rate, generator)
         return self._sources["rir_dir"].whole(generator)
+
+
+def check_level_range(range_db: Sequence[float] | None) -> None:
+    """Raise ValueError unless `range_db` is None or contains two levels in dBFS, the lower one first."""
+    if range_db is None:
+        return
+    lowest, highest = LEVEL_RANGE_DB
+    if len(range_db) != 2 or not lowest <= range_db[0] <= range_db[1] <= highest:
+        raise ValueError(
+            f"level_range_db must be two levels from {lowest:g} to {highest:g} dBFS, the lower one first, got "
+            f"{list(range_db)}. Usual values are -70 and -20."
+        )
+
+
+def at_level(waveform: np.ndarray, level_db: float) -> np.ndarray:
+    """Scale a waveform to a root mean square level, round it to 16 bits, and clip peaks beyond full scale.
+
+    Args:
+        waveform: samples `(L,)`.
+        level_db: level in dBFS.
+
+    Returns:
+        Float32 samples `(L,)`. The waveform is returned unchanged if it is silent.
+    """
+    power = _mean_square(waveform)
+    if power < FLOOR_POWER:
+        return waveform
+    steps = np.rint(waveform * np.float32(INT16_SCALE * 10.0 ** (level_db / 20.0) / math.sqrt(power)))
+    return (np.clip(steps, -INT16_SCALE, INT16_SCALE - 1) / INT16_SCALE).astype(np.float32)
 
 
 def add_at_snr(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..audio_hamspk import SHORTEST_SECONDS, Channel, InputError, resample
 from ..files.same import digest_of_files
 from .audio import SAMPLING_RATE, read_utterance
-from .augmentation import SampleOther
+from .augmentation import INT16_SCALE, SampleOther
 from .crops import random_crop
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,6 @@ DRAWS_OF_OTHER_SPEAKER = 8
 If every draw gives the same speaker, the last utterance is used. With 2 equally frequent speakers, this happens in 1 of
 256 cases.
 """
-
-INT16_SCALE = 32768.0
-"""Integer value of full scale in 16-bit audio, as in soundfile."""
 
 
 class Utterances(Protocol):

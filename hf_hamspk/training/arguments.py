@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..audio_hamspk import choose_channel
 from ..configuration_hamspk import ENCODERS, HamSpkConfig, check_values
+from ..data.augmentation import LEVEL_RANGE_DB, check_level_range
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
@@ -25,6 +26,7 @@ DATA_RANGES: dict[str, tuple[float, float]] = {
     "speed_factors": (0.25, 4),
     "augment_probability": (0, 1),
     "augment_most": (1, 16),
+    "level_range_db": LEVEL_RANGE_DB,
     "cache_megabytes": (0, 10_000_000),
     "num_workers": (0, 256),
     "samples_per_epoch": (0, 10**12),
@@ -136,6 +138,9 @@ class DataArguments:
         augment_most: largest number of augmentations of one crop.
         augment_pairs: whether each step trains on every crop both clean and augmented and adds the two losses, as in
             the paper. With augment_probability 1, the second copy of every crop is augmented.
+        level_range_db: lowest and highest level of the training crops in dBFS, for example -70 -20: each crop is scaled
+            to a random level between them and rounded to 16 bits, so that the model learns to recognise quiet
+            recordings. Empty leaves the levels unchanged. With augment_pairs, the clean crops keep their levels.
         noise_folder, rir_folder: folders of recordings or shards for noise and reverberation; None generates both.
         music_folder: folder of recordings or shards for music, required for the kind music.
         speech_folder: folder of recordings or shards for babble; None uses the training set.
@@ -166,6 +171,7 @@ class DataArguments:
     augment_kinds: list[str] = field(default_factory=lambda: ["noise", "babble", "reverb", "band", "equaliser", "gain"])
     augment_most: int = 1
     augment_pairs: bool = False
+    level_range_db: list[float] = field(default_factory=list)
     noise_folder: str | None = None
     rir_folder: str | None = None
     music_folder: str | None = None
@@ -186,6 +192,7 @@ class DataArguments:
         if isinstance(self.channel, str) and self.channel.isascii() and self.channel.isdigit():
             vars(self)["channel"] = int(self.channel)
         choose_channel(None, self.channel)
+        check_level_range(self.level_range_db if self.level_range_db else None)
         if self.augment_pairs and self.augment_probability == 0:
             raise ValueError("augment_pairs needs augment_probability above 0, got 0. Set it to 1.0 as in the paper.")
 

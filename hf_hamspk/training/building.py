@@ -60,7 +60,7 @@ _FREE_ARGUMENTS = {
 # Arguments that checkpoints of earlier versions do not contain.
 _LATER_ARGUMENTS = (
     *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "channel"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "channel", "level_range_db"),
 )
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
@@ -70,6 +70,7 @@ _SHARED_DATA_ARGUMENTS = (
     "augment_most",
     "augment_pairs",
     "channel",
+    "level_range_db",
 )
 # Fields of a configuration that `recipe_in_effect` adds to a recipe.
 _HEAD_FIELDS = ("head", "scale", "curvature", "projection", "clip_radius", "similarity")
@@ -279,7 +280,7 @@ def build_crops(
             f"({len(missing)} in all). Complete the list, or leave it out."
         )
     augmentation = None
-    if data.augment_probability > 0:
+    if data.augment_probability > 0 or data.level_range_db:
         augmentation = Augmentation(
             data.augment_probability,
             tuple(data.augment_kinds),
@@ -289,6 +290,7 @@ def build_crops(
             data.augment_most,
             noise_source(data.music_folder, rate),
             noise_source(data.speech_folder, rate),
+            (data.level_range_db[0], data.level_range_db[1]) if data.level_range_db else None,
         )
     crops = SpeakerCrops(
         corpus,
