@@ -18,7 +18,7 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from ..audio_hamspk import resample
+from ..audio_hamspk import is_number, resample
 from ..files.recordings import AUDIO_SUFFIXES, find_recordings
 from .audio import SAMPLING_RATE, import_torchaudio, read_utterance
 from .crops import random_crop, wrap_pad
@@ -324,7 +324,8 @@ def check_level_range(range_db: Sequence[float] | None) -> None:
     if range_db is None:
         return
     lowest, highest = LEVEL_RANGE_DB
-    if len(range_db) != 2 or not lowest <= range_db[0] <= range_db[1] <= highest:
+    numbers = len(range_db) == 2 and all(map(is_number, range_db))
+    if not numbers or not lowest <= range_db[0] <= range_db[1] <= highest:
         raise ValueError(
             f"level_range_db must be two levels from {lowest:g} to {highest:g} dBFS, the lower one first, got "
             f"{list(range_db)}. Usual values are -70 and -20."

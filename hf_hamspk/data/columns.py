@@ -45,6 +45,12 @@ class Columns:
     speaker: str
     names: Sequence[str] | None = None
 
+    @classmethod
+    def of_features(cls, audio: str, speaker: str, features: Mapping[str, Any] | None) -> "Columns":
+        """Return the columns with these names, and read the names of the speakers from a `ClassLabel`."""
+        feature = None if features is None else features.get(speaker)
+        return cls(audio, speaker, list(feature.names) if isinstance(feature, ClassLabel) else None)
+
     def speaker_of(self, cell: Any, row: int) -> str:
         """Return the speaker in a cell.
 
@@ -91,12 +97,9 @@ def find_columns(
         ValueError: there is no such column. The message names the columns.
     """
     known = list(columns)
-    found = (
-        choose_column(audio, AUDIO_COLUMNS, known, "The data set", "audio_column"),
-        choose_column(speaker, SPEAKER_COLUMNS, known, "The data set", "speaker_column"),
-    )
-    feature = None if features is None else features.get(found[1])
-    return Columns(found[0], found[1], list(feature.names) if isinstance(feature, ClassLabel) else None)
+    chosen = choose_column(audio, AUDIO_COLUMNS, known, "The data set", "audio_column")
+    named = choose_column(speaker, SPEAKER_COLUMNS, known, "The data set", "speaker_column")
+    return Columns.of_features(chosen, named, features)
 
 
 def without_decoding(dataset: Any, columns: Columns) -> Any:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from ..files.corpora import SPEAKER_COLUMNS
+
 MAX_MEMBER = 256 * 2**20
 """Largest accepted size of a member in bytes: more than two hours of 16-bit audio at 16 kHz."""
 
@@ -30,9 +32,6 @@ Extended headers usually have a few hundred bytes, but a damaged or malicious on
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 """Compression methods of zip members that can be read."""
-
-SPEAKER_FIELDS = ("speaker", "speaker_id", "spk_id", "spk", "client_id")
-"""Names of JSON fields and data set columns that can contain the speaker. The first name that exists is used."""
 
 SPEAKER_SUFFIXES = (".cls", ".spk", ".json")
 """Suffixes of the members of a WebDataset tar that contain the speaker of an utterance."""
@@ -407,7 +406,7 @@ def read_speaker(content: bytes, suffix: str) -> str | None:
         if suffix != ".json":
             return text if text else None
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    named = [str(values[name]) for name in SPEAKER_FIELDS if name in values] if isinstance(values, dict) else []
+    named = [str(values[name]) for name in SPEAKER_COLUMNS if name in values] if isinstance(values, dict) else []
     return named[0] if named else None

@@ -19,9 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
+from ..files.corpora import SPEAKER_COLUMNS
 from ..files.recordings import AUDIO_SUFFIXES
 from ..folders.writing import write_atomically
-from .archives import SPEAKER_FIELDS, ArchiveError, Member, Refused, group_samples, sample_key
+from .archives import ArchiveError, Member, Refused, group_samples, sample_key
 from .manifest import (
     MANIFEST_NAME,
     MANIFEST_SCHEMA,
@@ -61,7 +62,7 @@ def index_shards(
             read; `*` is a wildcard. A Hub repository `hf://datasets/user/name` is pinned to its current commit.
         output: folder for the manifest and the index files. Use it as `train_data` in a training recipe.
         audio_column: audio column of Parquet files. None selects "audio" or else the first column of bytes.
-        speaker_column: speaker column of Parquet files. None selects the first name in `SPEAKER_FIELDS` that exists.
+        speaker_column: speaker column of Parquet files. None selects the first name in `SPEAKER_COLUMNS` that exists.
         storage_options: options of the fsspec file system.
         licence: licence of the shards, which is written into the manifest.
         progress: whether to show a progress bar on stderr.
@@ -203,7 +204,7 @@ def _choose_columns(filesystem: Any, path: str, audio: str | None, speaker: str 
         fitting = [field.name for field in schema if str(field.type).startswith(("struct<bytes: binary", "binary"))]
         audio = next(iter([name for name in fitting if name == "audio"] + fitting), None)
     if speaker is None:
-        speaker = next((name for name in SPEAKER_FIELDS if name in schema.names), None)
+        speaker = next((name for name in SPEAKER_COLUMNS if name in schema.names), None)
     if audio not in schema.names or speaker not in schema.names or audio is None or speaker is None:
         raise ValueError(
             f"{path} has the columns {', '.join(schema.names)}; select the audio column with --audio-column and the "

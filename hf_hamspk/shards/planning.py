@@ -47,7 +47,7 @@ class PrepareOptions:
         audio_column: audio column of a table or a data set. None selects the usual one of the format (see
             `files.corpora`), such as "path" in a CSV file, and the only audio column of a data set.
         speaker_column: speaker column of a table or a data set. None selects the usual one of the format, such as
-            "speaker_id" in a CSV file, and in a data set the first name in `archives.SPEAKER_FIELDS` that exists.
+            "speaker_id" in a CSV file, and in a data set the first name in `files.corpora.SPEAKER_COLUMNS` that exists.
         audio_root: folder that the paths in a list are relative to. None uses the folder of the list.
         split: name of the split of a data set.
         speakers: names of the speakers to keep; None keeps all.

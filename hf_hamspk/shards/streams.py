@@ -17,13 +17,10 @@ from typing import Any, NamedTuple
 import datasets
 from tqdm import tqdm
 
+from ..data.columns import Columns, without_decoding
+from ..files.corpora import SPEAKER_COLUMNS
 from ..folders.writing import publish, write_atomically
-from .archives import (
-    MAX_MEMBER,
-    SPEAKER_FIELDS,
-    Member,
-    unsafe_name,
-)
+from .archives import MAX_MEMBER, Member, unsafe_name
 from .listing import Listing
 
 SEGMENT_BYTES = 512 * 2**20
@@ -61,7 +58,7 @@ class DataSetStream:
             `save_to_disk`.
         split: name of the split.
         audio_column: name of the audio column. None selects the only column that contains audio.
-        speaker_column: name of the speaker column. None selects the first name in `SPEAKER_FIELDS` that exists.
+        speaker_column: name of the speaker column. None selects the first name in `SPEAKER_COLUMNS` that exists.
         revision: commit of a Hub repository; None for a local data set.
     """
 
@@ -93,16 +90,15 @@ class DataSetStream:
                 JSON.
         """
         data = self._load()
-        audio, speaker = self._columns(data)
-        speaker_type = None if data.features is None else data.features.get(speaker)
-        data = data.cast_column(audio, datasets.Audio(decode=False)) if _holds_audio(data, audio) else data
+        columns = self._columns(data)
+        data = without_decoding(data, columns)
         number = 0
         if state is not None:
             number = state["rows"]
             data.load_state_dict(state["data"])
         for row in data:
             yield (
-                self._item(number, row, audio, _speaker_name(row[speaker], speaker_type)),
+                self._item(number, row, columns),
                 lambda number=number: {"rows": number + 1, "data": data.state_dict()},
             )
             number += 1
@@ -115,32 +111,35 @@ class DataSetStream:
             return datasets.Dataset.load_from_disk(str(path)).to_iterable_dataset()
         return _streaming(datasets.load_dataset(self.path, split=self.split, streaming=True, revision=self.revision))
 
-    def _columns(self, data: datasets.IterableDataset) -> tuple[str, str]:
-        """Return the names of the audio column and the speaker column."""
+    def _columns(self, data: datasets.IterableDataset) -> Columns:
         columns = [] if data.column_names is None else data.column_names
         audio = [self.audio_column] if self.audio_column is not None else [c for c in columns if _holds_audio(data, c)]
-        speaker = [c for c in ((self.speaker_column,) if self.speaker_column else SPEAKER_FIELDS) if c in columns]
+        expected = (self.speaker_column,) if self.speaker_column else SPEAKER_COLUMNS
+        speaker = [column for column in expected if column in columns]
         if len(audio) != 1 or audio[0] not in columns:
-            expected = "exactly one audio column" if self.audio_column is None else f"the column {self.audio_column!r}"
+            wanted = "exactly one audio column" if self.audio_column is None else f"the column {self.audio_column!r}"
             raise ValueError(
-                f"{self.name}: expected {expected} among the columns {', '.join(columns)}; select the audio column "
+                f"{self.name}: expected {wanted} among the columns {', '.join(columns)}; select the audio column "
                 "with --audio-column"
             )
         if not speaker:
             raise ValueError(
-                f"{self.name}: expected a speaker column named "
-                f"{self.speaker_column if self.speaker_column else ' or '.join(SPEAKER_FIELDS)} among the columns "
+                f"{self.name}: expected a speaker column named {' or '.join(expected)} among the columns "
                 f"{', '.join(columns)}; select the speaker column with --speaker-column"
             )
-        return audio[0], speaker[0]
+        return Columns.of_features(audio[0], speaker[0], data.features)
 
-    def _item(self, number: int, row: dict[str, Any], column: str, speaker: str | None) -> Item:
+    def _item(self, number: int, row: dict[str, Any], columns: Columns) -> Item:
         given = row.get("__key__", row.get("key"))
         key = f"{self.split}/{number:09d}" if given is None else str(given)
-        audio = row[column]
+        audio, cell = row[columns.audio], row[columns.speaker]
         content, path = (audio, "") if isinstance(audio, bytes) else (audio["bytes"], audio["path"])
         name = f"{key}{PurePosixPath('' if path is None else path).suffix}"
-        reason = f"row {number} has no speaker" if speaker is None else unsafe_name(key)
+        try:
+            speaker = None if cell is None or cell == "" else columns.speaker_of(cell, number)
+            reason = f"row {number} has no speaker" if speaker is None else unsafe_name(key)
+        except ValueError as error:
+            speaker, reason = None, str(error)
         if content is None and path is not None and os.path.isfile(path):
             size = os.path.getsize(path)
             content = Path(path).read_bytes() if size <= MAX_MEMBER else bytes(0)
@@ -167,12 +166,6 @@ def _holds_audio(data: datasets.IterableDataset, column: str) -> bool:
     """Return True if a column has the type `Audio` or is a structure with the fields `bytes` and `path`."""
     kind = None if data.features is None else data.features.get(column)
     return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
-
-
-def _speaker_name(value: Any, kind: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    return str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)
 
 
 def copy_streams(

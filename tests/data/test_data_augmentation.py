@@ -7,7 +7,10 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hf_hamspk import DataArguments
 from hf_hamspk.audio_hamspk import InputError
 from hf_hamspk.data.audio import SAMPLING_RATE
 from hf_hamspk.data.augmentation import (
@@ -18,6 +21,7 @@ from hf_hamspk.data.augmentation import (
     Augmentation,
     NoiseFolder,
     add_at_snr,
+    at_level,
     babble,
     coloured_noise,
     equalise,
@@ -54,6 +58,50 @@ def test_each_kind_keeps_shape_dtype_and_input_and_is_a_function_of_the_generato
     np.testing.assert_array_equal(waveform, before)
     assert not np.array_equal(first, another)
     assert not np.array_equal(first, waveform)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-90, 0), st.floats(-60, 20), st.integers(200, 40_000), st.integers(0, 100))
+def test_a_crop_gets_the_level_and_the_steps_of_16_bits(level_db, given_db, samples, seed):
+    waveform = white(samples, seed, 10 ** (given_db / 20))
+    found = at_level(waveform, level_db)
+    assert found.dtype == np.float32 and found.shape == waveform.shape
+    steps = found * np.float32(32768)
+    np.testing.assert_array_equal(steps, np.rint(steps))
+    assert found.min() >= -1 and found.max() < 1
+    power = float(np.mean(np.square(waveform, dtype=np.float64)))
+    exact = waveform * (10 ** (level_db / 20) / np.sqrt(power))
+    np.testing.assert_allclose(found, np.clip(exact, -1, 32767 / 32768), atol=0.501 / 32768 + 1e-5)
+    np.testing.assert_array_equal(at_level(np.zeros(samples, np.float32), level_db), 0)
+
+
+def test_levels_are_drawn_from_the_range_for_every_crop():
+    """Whether or not the crop is augmented; without the range, the draws are those of earlier versions."""
+    for probability in (0.0, 0.5, 1.0):
+        augmentation = Augmentation(probability, ("equaliser",), level_range_db=(-70.0, -20.0))
+        levels = []
+        for seed in range(200):
+            crop = augmentation(white(4_000, seed), np.random.default_rng(seed))
+            levels.append(10 * np.log10(np.mean(np.square(crop, dtype=np.float64))))
+        assert -71 < min(levels) < -66 and -24 < max(levels) < -19.9
+        assert np.mean(levels) == pytest.approx(-45, abs=3)
+    plain, levelled = Augmentation(1.0), Augmentation(1.0, level_range_db=(-26.0, -26.0))
+    for seed in range(10):
+        one = plain(white(4_000), np.random.default_rng(seed), other)
+        two = levelled(white(4_000), np.random.default_rng(seed), other)
+        np.testing.assert_array_equal(two, at_level(one, -26.0))
+
+
+@pytest.mark.parametrize(
+    "wrong", [(-20.0, -70.0), (-91.0, -20.0), (-20.0, 1.0), (-20.0,), (float("nan"), -20.0), ("a", "b"), ()]
+)
+def test_wrong_ranges_of_levels_are_refused(wrong):
+    message = "level_range_db must be two levels from -90 to 0 dBFS, the lower one first, got"
+    with pytest.raises(ValueError, match=message):
+        Augmentation(level_range_db=wrong)
+    if len(wrong):
+        with pytest.raises(ValueError, match="level_range_db must"):
+            DataArguments(level_range_db=list(wrong))
 
 
 @pytest.mark.parametrize("kind", AUGMENTATION_KINDS)

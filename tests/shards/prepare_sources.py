@@ -64,15 +64,15 @@ def voxceleb(root: Path, speakers: int = 4, utterances: int = 5, suffix: str = "
     return made
 
 
-ARCHIVES = Path(hf_hamspk.__file__).parent / "shards" / "archives.py"
+PACKAGE = Path(hf_hamspk.__file__).parent
 
-# The module alone: importing the package takes seconds.
+# The module without its package: importing the package takes seconds.
 BOUNDED = f"""
-import importlib.util, resource, sys
-spec = importlib.util.spec_from_file_location("archives", {str(ARCHIVES)!r})
-archives = sys.modules["archives"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(archives)
-from archives import *
+import resource, sys, types
+for name, folder in (("hf_hamspk", {str(PACKAGE)!r}), ("hf_hamspk.shards", {str(PACKAGE / "shards")!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from hf_hamspk.shards.archives import *
 def bound(mebibytes):
     taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     limit = taken + mebibytes * 2**20

@@ -33,6 +33,15 @@ def test_written_recipe_reads_back(tmp_path):
     assert read_recipe([path]) == recipe
 
 
+def test_a_channel_and_a_range_of_levels_read_back(tmp_path):
+    """The number of a channel stays a number, and levels are negative words of a command line."""
+    words = ["--train_data", "a.csv", "--channel", "2", "--level_range_db", "-70", "-20"]
+    recipe = read_recipe(words)
+    assert (recipe.data.channel, recipe.data.level_range_db) == (2, [-70.0, -20.0])
+    assert read_recipe([write(tmp_path, yaml.safe_dump(recipe.as_dict()))]) == recipe
+    assert read_recipe([write(tmp_path, "train_data: a.csv\nchannel: left\n")]).data.channel == "left"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_published_recipes_are_valid(path):
     assert read_recipe([str(path)]).training.epochs > 0
