@@ -69,10 +69,11 @@ class EmbeddingParts:
             # All processes of a run write the same content.
             _replace(path, json.dumps(run, indent=2).encode())
             return
-        except ValueError:
-            found = {}
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is damaged. Move it away or delete the folder, and run the same command again.")
         if found != run:
-            found = found if isinstance(found, dict) else {}
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio_hamspk import InputError, MissingDecoderError
+from ..folders.reading import DAMAGED
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import Encoded, encode_member
@@ -83,13 +84,14 @@ class ShardRecord:
 
 
 def load_record(progress: Path, shard: int) -> ShardRecord | None:
-    """Return the record of a finished shard, or None if it is not finished."""
+    """Return the record of a finished shard; None if it is not finished or its record is damaged."""
     try:
         facts = json.loads(record_path(progress, shard).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        unreadable = [(path, reason) for path, reason in facts["unreadable"]]
+        return ShardRecord(Shard(**facts["shard"]), facts["speakers"], unreadable)
+    except (FileNotFoundError, *DAMAGED):
+        # The shard is made again.
         return None
-    unreadable = [(path, reason) for path, reason in facts["unreadable"]]
-    return ShardRecord(Shard(**facts["shard"]), facts["speakers"], unreadable)
 
 
 def make_shard(output: str, progress: str, index: int) -> int:
@@ -175,9 +177,12 @@ def try_row(progress: str, row: int) -> int:
 
 
 def read_crashed(progress: Path) -> set[int]:
-    """Return the numbers of the rows whose decoding crashed a worker process."""
-    path = progress / CRASHED_NAME
-    return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+    """Return the numbers of the rows whose decoding crashed a worker process; none if the list is damaged."""
+    try:
+        return set(json.loads((progress / CRASHED_NAME).read_text(encoding="utf-8")))
+    except (FileNotFoundError, *DAMAGED):
+        # Rows that crash a process are found again.
+        return set()
 
 
 @contextmanager

@@ -28,6 +28,9 @@ from typing import Any
 MANIFEST_SCHEMA = 1
 """Version number of the format of `manifest.json`. Files with another number cannot be read."""
 
+RESTART_ADVICE = "run the command again with --restart"
+"""Advice in errors about damaged files of the progress folder."""
+
 MANIFEST_NAME = "manifest.json"
 UNREADABLE_NAME = "unreadable.csv"
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}

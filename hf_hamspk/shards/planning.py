@@ -16,11 +16,12 @@ from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError, ch
 from ..data.audio import SAMPLING_RATE
 from ..files.recordings import AUDIO_SUFFIXES, count_suffixes, describe_ignored
 from ..files.same import MOST_COMPARED, describe_shared, find_shared
+from ..folders.reading import explain_damage
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_member
 from .listing import LAYOUTS, Container, Listing, MemberReader, differences, digest, name_utterances, strings
-from .manifest import CODECS, FORMATS, even_shard_count
+from .manifest import CODECS, FORMATS, RESTART_ADVICE, even_shard_count
 
 PROGRESS_NAME = ".progress"
 """Name of the folder in the output that contains the state of an unfinished run. It is removed when the run ends."""
@@ -282,7 +283,16 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: str | os.PathLike[str]) -> Plan:
-    """Read a plan from the progress folder. Its table stays on disk and is mapped into memory."""
+    """Read a plan from the progress folder. Its table stays on disk and is mapped into memory.
+
+    Raises:
+        ValueError: the plan or its table is damaged.
+    """
+    with explain_damage(Path(folder) / PLAN_NAME, RESTART_ADVICE):
+        return _load_plan(folder)
+
+
+def _load_plan(folder: str | os.PathLike[str]) -> Plan:
     facts = json.loads((Path(folder) / PLAN_NAME).read_text(encoding="utf-8"))
     with pa.memory_map(str(Path(folder) / TABLE_NAME)) as source:
         table = pa.ipc.open_file(source).read_all()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..audio_hamspk import InputError
+from ..folders.reading import DAMAGED, explain_damage
 from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 
@@ -139,7 +140,7 @@ class ShardReader:
             raise InputError(error.reason, self.name_of(group)) from error
         except RangesError:
             raise
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, *DAMAGED) as error:
             raise InputError(
                 f"is damaged or differs from the manifest ({type(error).__name__}: {error}); run `hamspk prepare "
                 "--verify` on the folder, or copy the shard again",
@@ -245,7 +246,8 @@ def speaker_names(table: pa.Table, column: str = "speaker") -> list[str]:
     values = table.column(column).to_pylist()
     described = (table.schema.metadata if table.schema.metadata is not None else {}).get(b"huggingface")
     if values and isinstance(values[0], int) and described is not None:
-        names = json.loads(described)["info"]["features"].get(column, {}).get("names")
+        with explain_damage("the description of the columns (metadata huggingface)", "write the file again"):
+            names = json.loads(described)["info"]["features"].get(column, {}).get("names")
         if names is not None:
             return [names[value] for value in values]
     return [str(value) for value in values]

@@ -19,15 +19,20 @@ from tqdm import tqdm
 
 from ..data.columns import Columns, without_decoding
 from ..files.corpora import SPEAKER_COLUMNS
+from ..folders.reading import explain_damage
 from ..folders.writing import publish, write_atomically
 from .archives import MAX_MEMBER, Member, unsafe_name
 from .listing import Listing
+from .manifest import RESTART_ADVICE
 
 SEGMENT_BYTES = 512 * 2**20
 """Size in bytes at which a segment ends. If the copy is interrupted, at most one segment is copied again."""
 
 SEGMENT_ITEMS = 20_000
 """Number of rows at which a segment ends. This limits the memory for their names."""
+
+SEGMENT_FACTS = {"rows", "refused", "state", "last"}
+"""Keys of the description of a segment."""
 
 SPOOL_NAME = "spool.json"
 
@@ -185,7 +190,9 @@ def copy_streams(
         OSError: the source cannot be reached, or the disk is full.
     """
     note = folder / SPOOL_NAME
-    if note.is_file() and json.loads(note.read_text())["fingerprint"] != fingerprint:
+    with explain_damage(note, RESTART_ADVICE):
+        earlier = json.loads(note.read_text(encoding="utf-8"))["fingerprint"] if note.is_file() else fingerprint
+    if earlier != fingerprint:
         raise ValueError(
             f"the preparation in {folder.parent} was started with another source or other options; use the same ones, "
             "choose another output folder, or start over with --restart"
@@ -209,7 +216,10 @@ def _segments(stream: DataSetStream, number: int, folder: Path) -> Iterator[tupl
         path = folder / f"spool-{number:04d}-{index:05d}.bin"
         note = path.with_suffix(".json")
         if note.is_file():
-            facts = json.loads(note.read_text(encoding="utf-8"))
+            with explain_damage(note, RESTART_ADVICE):
+                facts = json.loads(note.read_text(encoding="utf-8"))
+                if not facts.keys() >= SEGMENT_FACTS:
+                    raise ValueError(f"{', '.join(sorted(SEGMENT_FACTS - facts.keys()))} missing")
         else:
             items = stream.read(state) if items is None else items
             facts = _write_segment(items, path)

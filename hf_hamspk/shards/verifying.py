@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..audio_hamspk import InputError
 from ..data.audio import read_utterance
+from ..folders.reading import DAMAGED
 from ..folders.writing import hash_file
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
 from .making import worker_pool
@@ -197,8 +198,15 @@ def _tar_rows(path: Path, shard: Shard, problems: list[str]) -> Iterator[dict[st
             if not member.name.endswith(".json"):
                 waiting[key] = member
                 continue
-            facts = json.loads(read_forwards(file, member))
-            audio = waiting.pop(key)
+            audio = waiting.pop(key, None)
+            try:
+                facts = dict(json.loads(read_forwards(file, member)))
+            except DAMAGED as error:
+                problems.append(f"{member.name} is not a JSON object ({type(error).__name__})")
+                continue
+            if audio is None:
+                problems.append(f"{member.name}: its audio is missing")
+                continue
             if places.get(key) != (audio.offset, audio.size):
                 problems.append(
                     f"{key}: the index declares (offset, size) {places.get(key)}, but the tar has "
@@ -221,6 +229,6 @@ def _read_index(path: Path, shard: Shard, problems: list[str]) -> dict[str, list
         ):
             return index
         problems.append(f"{file.name} is not the index that was written with the tar")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *DAMAGED) as error:
         problems.append(f"{file.name} cannot be read ({error})")
     return {name: [] for name in TAR_INDEX}

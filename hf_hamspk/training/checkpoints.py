@@ -315,7 +315,7 @@ def check_checkpoint(folder: Path) -> None:
             raise ValueError(f"{LIST_FILE} does not contain {PROGRESS_FILE}")
         for name, entry in listed.items():
             check_listed_file(folder / name, entry)
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise damaged(folder, error) from error
 
 
@@ -381,7 +381,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
     try:
         progress = Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text()))
         found = dict(progress.config)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise damaged(checkpoint, error) from error
     names = (found.keys() | expected.keys()) - (set(DATA_FACTS) - expected.keys())
     if RECORDINGS not in found:

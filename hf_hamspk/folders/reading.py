@@ -1,0 +1,26 @@
+"""Read files that record the progress of a run."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+"""Errors of reading and using JSON with a content that was not expected."""
+
+
+@contextlib.contextmanager
+def explain_damage(path: Path | str, advice: str) -> Iterator[None]:
+    """Context manager that turns the errors of reading a damaged JSON file into one sentence.
+
+    Args:
+        path: path or description of the file, for the message.
+        advice: what to do, such as "run the command again with --restart".
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {reason}); {advice}") from error
