@@ -181,8 +181,16 @@ def detection_cost(
 
     Returns:
         The cost, at least 0, of the same shape as `miss_rate`.
+
+    Raises:
+        ValueError: the weighted costs of the two errors differ by more than float64 can express.
     """
     weights = cost_miss * prior, cost_false_alarm * (1.0 - prior)
+    if not (min(weights) > 0 and max(weights) / min(weights) < math.inf):
+        raise ValueError(
+            f"The prior {prior:g} and the costs {cost_miss:g} (miss) and {cost_false_alarm:g} (false alarm) are too "
+            "extreme for a detection cost. Choose values that differ less."
+        )
     return (weights[0] * miss_rate + weights[1] * false_alarm_rate) / min(weights)
 
 

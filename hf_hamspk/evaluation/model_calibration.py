@@ -41,6 +41,8 @@ GAIN = 0.02
 # It must also lower the Cllr in at least the share `SURE` of `DRAWS` random draws of the speakers.
 SURE, DRAWS = 0.95, 400
 AUTO, NONE = "auto", "none"
+# Largest size of a threshold in log-likelihood ratio, a factor of 5e21. No recordings give such a ratio.
+LARGEST_THRESHOLD = 50.0
 # Cllr in bits of log-likelihood ratios of 0, which say nothing.
 USELESS_COST = 1.0
 # Largest number of left-out files that the text of a report lists.
@@ -281,6 +283,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
             points are left out. The model is not changed.
     """
     choices = _check_choices(normalisation, quality)
+    _check_thresholds(() if operating_points is None else operating_points)
     given = [trials] if isinstance(trials, Trials | str | os.PathLike) else list(trials)
     pairs = join_trials([each if isinstance(each, Trials) else read_trials(each, enrolment) for each in given])
     check_trial_files(pairs, audio_root)
@@ -363,6 +366,7 @@ def choose_calibration(
     """
     groups = _check_choices(normalisation, quality)
     points = DEFAULT_OPERATING_POINTS if operating_points is None else tuple(operating_points)
+    _check_thresholds(points)
     search = _Search(scored, cohort, points, prior)
     settings = [CalibrationSetting(kind, size) for kind, size in _normalisations(cohort, normalisation, top)]
     tried = [search.attempt(setting) for setting in settings]
@@ -410,6 +414,15 @@ def _useless_points(points: Sequence[OperatingPoint]) -> dict[str, str]:
             "model, or give an operating point of your own."
         )
     return found
+
+
+def _check_thresholds(points: Sequence[OperatingPoint]) -> None:
+    for point in points:
+        if not abs(point.threshold) <= LARGEST_THRESHOLD:
+            raise ValueError(
+                f"The operating point {point.name} has the threshold {point.threshold:.0f} in log-likelihood ratio; "
+                f"expected a size of at most {LARGEST_THRESHOLD:g}. Choose a prior and costs that are less extreme."
+            )
 
 
 def _check_choices(normalisation: str, quality: str | Sequence[str]) -> tuple[str, ...]:

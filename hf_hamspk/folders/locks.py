@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import name_file
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -43,7 +45,8 @@ def lock_folder(path: Path, folder: Path, work: str) -> Iterator[None]:
     """
     handle = _take(path, folder)
     try:
-        _note(handle, {"package": PACKAGE_NAME, "work": work, **_this_process()})
+        with name_file(path):
+            _note(handle, {"package": PACKAGE_NAME, "work": work, **_this_process()})
         yield
     finally:
         # If the disk is full or the folder was removed, closing the file is enough to end the lock.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import name_file
 from .locks import process_is_alive
 
 _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<pid>\d{1,10})\.(?:tmp|unfinished)")
@@ -17,11 +18,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: final path of the file; an existing file is replaced.
         write: function that writes the file; it is called with the temporary path.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full. The error names the file.
     """
     temporary = temporary_path(path)
     try:
-        write(temporary)
-        publish(temporary, path)
+        with name_file(path):
+            write(temporary)
+            publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio_hamspk import InputError, MissingDecoderError
-from ..folders.reading import DAMAGED
+from ..folders.errors import DAMAGED
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import Encoded, encode_member

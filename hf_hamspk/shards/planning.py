@@ -16,7 +16,7 @@ from ..audio_hamspk import SHORTEST_SECONDS, InputError, MissingDecoderError, ch
 from ..data.audio import SAMPLING_RATE
 from ..files.recordings import AUDIO_SUFFIXES, count_suffixes, describe_ignored
 from ..files.same import MOST_COMPARED, describe_shared, find_shared
-from ..folders.reading import explain_damage
+from ..folders.errors import explain_damage
 from ..folders.writing import write_atomically
 from .archives import ArchiveError
 from .encoding import OPUS_RATES, encode_member

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..audio_hamspk import InputError
-from ..folders.reading import DAMAGED, explain_damage
+from ..folders.errors import DAMAGED, explain_damage
 from .fetching import Fetcher, RangesError, Retry
 from .manifest import MANIFEST_NAME, Manifest, Shard
 

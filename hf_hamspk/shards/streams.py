@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..data.columns import Columns, without_decoding
 from ..files.corpora import SPEAKER_COLUMNS
-from ..folders.reading import explain_damage
+from ..folders.errors import explain_damage
 from ..folders.writing import publish, write_atomically
 from .archives import MAX_MEMBER, Member, unsafe_name
 from .listing import Listing

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..audio_hamspk import InputError
 from ..data.audio import read_utterance
-from ..folders.reading import DAMAGED
+from ..folders.errors import DAMAGED
 from ..folders.writing import hash_file
 from .archives import ArchiveError, Member, Refused, list_tar, read_forwards
 from .making import worker_pool

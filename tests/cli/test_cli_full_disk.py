@@ -110,6 +110,7 @@ def test_a_full_disk_is_one_sentence(refusal, disk, tmp_path, model_folder, corp
     fill(folder, left)
     message = refusal(*words[command])
     assert any(part in message for part in ("No space left", "os error 28", "could not be written")), message
+    assert str(folder) in message, message
     assert not [name for name in hashes(folder) if name.endswith((".tmp", ".part", ".unfinished"))]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_hamspk.evaluation import detection_errors, equal_error_rate, minimum_detection_cost
-from hf_hamspk.evaluation.metrics import DetectionErrors
+from hf_hamspk.evaluation.metrics import DetectionErrors, detection_cost
 
 CASES = 3000
 
@@ -65,6 +65,19 @@ def test_equal_error_rate_equals_a_brute_force_sweep():
         result = equal_error_rate(scores, labels)
         assert (result.eer, result.threshold) == brute_force_eer(sweep(scores, labels))
         assert type(result.eer) is type(result.threshold) is float
+
+
+@pytest.mark.parametrize(
+    ("prior", "costs"), [(5e-324, (1.0, 1.0)), (0.5, (1e308, 5e-324)), (0.5, (1e308, 1e-10)), (1e-20, (1e-308, 1.0))]
+)
+def test_extreme_costs_are_refused_in_one_sentence(prior, costs):
+    """Where the quotient of the weighted costs of the errors is no number."""
+    weights = costs[0] * prior, costs[1] * (1 - prior)
+    if min(weights) > 0 and max(weights) / min(weights) < np.inf:
+        assert detection_cost(0.5, 0.5, prior, *costs) > 0
+        return
+    with pytest.raises(ValueError, match="are too extreme for a detection cost"):
+        detection_cost(0.5, 0.5, prior, *costs)
 
 
 def test_minimum_detection_cost_equals_a_brute_force_sweep():

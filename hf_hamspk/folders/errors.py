@@ -1,6 +1,7 @@
-"""Read files that record the progress of a run."""
+"""Errors about files, with the path of the file and advice."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def explain_damage(path: Path | str, advice: str) -> Iterator[None]:
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {reason}); {advice}") from error
+
+
+@contextlib.contextmanager
+def name_file(path: Path | str) -> Iterator[None]:
+    """Context manager that adds a path to each OSError without one, as of writing to an open file on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
