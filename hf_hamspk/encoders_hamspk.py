@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
-from .networks_hamspk import Ecapa, batch_norm, folded_norm, keep_valid, masked_mean, overwrites
+from .networks_hamspk import Ecapa, batch_norm, keep_valid, overwrites
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
@@ -46,11 +46,10 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the output. Its padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
         norm, conv = self.norm, self.conv
-        if not overwrites(norm, x):
+        # The normalisation is part of the convolution if it takes longer to normalise the output than the weights.
+        if not overwrites(norm, x) or conv.weight[0].numel() > x.numel() // x.shape[1]:
             return batch_norm(norm, conv(x), mask)
-        # The same values in one pass over the memory: normalisation in evaluation mode is part of the convolution.
-        scale = norm.weight * (cast(Tensor, norm.running_var) + norm.eps).rsqrt()
-        shift = norm.bias - cast(Tensor, norm.running_mean) * scale
+        scale, shift = scale_and_shift(norm)
         weight = conv.weight * scale.view(-1, *[1] * (conv.weight.ndim - 1))
         return conv._conv_forward(x, weight, shift)  # pyright: ignore[reportArgumentType]
 
@@ -64,6 +63,12 @@ def conv1d(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, dil
 def conv2d(inputs: int, outputs: int, kernel_size: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
     """Return a convolution over frequency and time without bias; `stride` is in mel bins and frames."""
     return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, bias=False)
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the factors and the summands `(C,)` to which a batch normalisation in evaluation mode is equivalent."""
+    scale = cast(Tensor, norm.weight) * (cast(Tensor, norm.running_var) + cast(float, norm.eps)).rsqrt()
+    return scale, cast(Tensor, norm.bias) - cast(Tensor, norm.running_mean) * scale
 
 
 def rectified(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -166,25 +171,28 @@ class ContextMask(nn.Module):
         self.down = nn.Conv1d(inputs, max(1, inputs // 2), 1)
         self.up = nn.Conv1d(max(1, inputs // 2), outputs, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the output `(B, C', T)`, which is not zero outside `mask`; `x` must be 0 there."""
-        context = masked_mean(x, mask)[..., None] + segment_means(x, mask, self.segment)
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """Return the output `(B, C', T)`, which is not zero in the padding; `x` must be 0 there.
+
+        `numbers` are the numbers of valid frames of each segment; see `segment_sizes`.
+        """
+        padded = F.pad(x, (0, numbers.shape[-1] * self.segment - x.shape[-1]))
+        sums = padded.unflatten(-1, (numbers.shape[-1], self.segment)).sum(-1)
+        of_utterance = sums.sum(-1, keepdim=True) / numbers.sum(-1)[:, None, None].clamp_min(1)
+        context = of_utterance + sums / numbers[:, None].clamp_min(1)
         gates = torch.sigmoid(self.up(F.relu(self.down(context))))
         return self.local(x) * gates[..., None].expand(*gates.shape, self.segment).flatten(2)[..., : x.shape[-1]]
 
 
-def segment_means(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
-    """Return the means `(B, C, S)` over the valid frames of each segment of `x` `(B, C, T)`; 0 if it has none.
+def segment_sizes(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
+    """Return the number of valid frames in each segment of `x` `(B, C, T)`: `(B, S)`, or `(1, S)` without a mask.
 
-    The segments have `segment` frames each, and the last one has the other frames. `x` must be 0 outside `mask`.
+    The segments have `segment` frames each, and the last one has the other frames.
     """
     size = x.shape[-1]
     count = (size + segment - 1) // segment
-    missing = count * segment - size
-    sums = F.pad(x, (0, missing)).unflatten(-1, (count, segment)).sum(-1)
     valid = torch.ones(1, size, dtype=torch.long, device=x.device) if mask is None else mask.long()
-    numbers = F.pad(valid, (0, missing)).unflatten(-1, (count, segment)).sum(-1)
-    return sums / numbers.clamp_min(1)[:, None]
+    return F.pad(valid, (0, count * segment - size)).unflatten(-1, (count, segment)).sum(-1)
 
 
 class DenseLayer(nn.Module):
@@ -203,14 +211,16 @@ class DenseLayer(nn.Module):
         self.reduce = ConvNorm(conv1d(inputs, bottleneck))
         self.masked = ContextMask(bottleneck, config.campplus_growth, dilation, config.campplus_segment)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.masked(rectified(self.reduce(norm_relu(self.norm, x, mask), mask), mask), mask)
+    def forward(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
+        return self.masked(rectified(self.reduce(norm_relu(self.norm, x, mask), mask), mask), numbers)
 
 
 def norm_relu(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """Apply batch normalisation and ReLU to frames `(B, C, T)`, which are not overwritten."""
-    if overwrites(norm, x):
-        return folded_norm(norm, x, None, torch.empty_like(x)).relu_()
+    if overwrites(norm, x) and not x.is_contiguous():
+        # The normalisation of torch is fast for contiguous frames only, and these are some channels of a larger tensor.
+        scale, shift = scale_and_shift(norm)
+        return (x * scale[:, None]).add_(shift[:, None]).relu_()
     return F.relu(batch_norm(norm, x, mask), inplace=True)
 
 
@@ -231,22 +241,23 @@ class DenseBlock(nn.Module):
         joined = inputs + layers * growth
         self.norm, self.reduce, self.output_channels = nn.BatchNorm1d(joined), conv1d(joined, joined // 2), joined // 2
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
+        """Return the output, which is not zero outside `mask`; for `numbers` see `segment_sizes`."""
         if overwrites(self.norm, x):
-            joined = self._overwrite(x, mask)
+            joined = self._overwrite(x, mask, numbers)
         else:
             joined = x
             for layer in self.layers:
-                joined = torch.cat([joined, layer(joined, mask)], dim=1)
+                joined = torch.cat([joined, layer(joined, mask, numbers)], dim=1)
         return self.reduce(norm_relu(self.norm, joined, mask))
 
-    def _overwrite(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _overwrite(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
         """Compute the dense layers with less memory: each layer adds its channels to a common tensor."""
         joined = x.new_empty(x.shape[0], cast(nn.BatchNorm1d, self.norm).num_features, x.shape[2])
         end = x.shape[1]
         joined[:, :end] = x
         for layer in self.layers:
-            added = layer(joined[:, :end], mask)
+            added = layer(joined[:, :end], mask, numbers)
             joined[:, end : end + added.shape[1]] = added
             end += added.shape[1]
         return joined
@@ -270,7 +281,7 @@ class CamPlusPlus(nn.Module):
         self.head_output = ConvNorm(conv2d(width, width, 3, (2, 1)))
         for _ in range(3):
             bins = -(-bins // 2)
-        channels = config.campplus_channels
+        channels, self.segment = config.campplus_channels, config.campplus_segment
         self.first = ConvNorm(conv1d(width * bins, channels, FIRST_KERNEL, self.stride))
         self.blocks = nn.ModuleList()
         for layers, dilation in zip(config.campplus_layers, config.campplus_dilations, strict=True):
@@ -289,9 +300,9 @@ class CamPlusPlus(nn.Module):
         x = rectified(self.head_output(x, mask), mask).flatten(1, 2)
         mask = subsampled(mask, self.stride)
         x = rectified(self.first(x, mask), mask)
-        layers = [x]
+        layers, numbers = [x], segment_sizes(x, mask, self.segment)
         for block in self.blocks:
-            layers.append(x := block(x, mask))
+            layers.append(x := block(x, mask, numbers))
         if hidden is not None:
             hidden += [keep_valid(layer, mask).mT for layer in layers]
         return keep_valid(norm_relu(self.norm, x, mask), mask)

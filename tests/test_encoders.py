@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_hamspk import HamSpkConfig, HamSpkModel
 from hf_hamspk.configuration_hamspk import RESNET_BLOCKS
-from hf_hamspk.encoders_hamspk import CamPlusPlus, ContextMask, ResNet, make_encoder, segment_means
+from hf_hamspk.encoders_hamspk import CamPlusPlus, ContextMask, ResNet, make_encoder, segment_sizes
 from hf_hamspk.networks_hamspk import batch_norm
 
 ENCODERS = ["campplus", "resnet"]
@@ -93,9 +93,9 @@ def test_batch_statistics_of_planes_are_those_of_the_valid_frames():
 def test_segments_are_those_of_the_utterance():
     x = torch.arange(10.0)[None, None].repeat(2, 1, 1)
     mask = torch.arange(10) < torch.tensor([10, 5])[:, None]
-    assert segment_means(x, None, 4)[0, 0].tolist() == [1.5, 5.5, 8.5]
-    assert segment_means(x * mask[:, None], mask, 4)[:, 0].tolist() == [[1.5, 5.5, 8.5], [1.5, 4.0, 0.0]]
-    assert segment_means(x, None, 100)[0, 0].tolist() == [4.5]
+    assert segment_sizes(x, None, 4).tolist() == [[4, 4, 2]]
+    assert segment_sizes(x, mask, 4).tolist() == [[4, 4, 2], [4, 1, 0]]
+    assert segment_sizes(x, None, 100).tolist() == [[10]]
 
 
 def test_the_context_of_a_mask_is_its_utterance_and_its_segment():
@@ -108,7 +108,7 @@ def test_the_context_of_a_mask_is_its_utterance_and_its_segment():
         context = x.mean(-1) + x[..., start : start + 7].mean(-1)
         hidden = torch.relu(layer.down(context[..., None]))
         rows.append(torch.sigmoid(layer.up(hidden)))
-    torch.testing.assert_close(layer(x), layer.local(x) * torch.cat(rows, dim=-1))
+    torch.testing.assert_close(layer(x, segment_sizes(x, None, 7)), layer.local(x) * torch.cat(rows, dim=-1))
 
 
 # --- sizes
