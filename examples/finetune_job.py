@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> None:
     data: Any = options.data if Path(options.data).is_dir() else load_dataset(options.data, split=options.split)
 
     # 2. The model, which gets a new head for the speakers of the data
-    model = (
+    model: Any = (
         HamSpkForXVector(HamSpkConfig()) if options.model is None else HamSpkForXVector.from_pretrained(options.model)
     )
 
