@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, load_from_disk
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, IterableDataset, Value, load_from_disk
 
-from ..audio_hamspk import SHORTEST_SECONDS, Channel, InputError
+from ..audio_hamspk import INTEGER_SCALE, SHORTEST_SECONDS, Channel, InputError
 from ..files.corpora import SPEAKER_COLUMNS, choose_column
 from ..files.same import digest_of_files, probe_bytes
 from ..files.tables import clean_speaker
@@ -39,17 +39,25 @@ class Columns:
         audio: name of the column of audio.
         speaker: name of the column of speakers.
         names: names of the speakers if the column contains class indices; None if it contains the speakers.
+        sample_type: type of the samples if the column of audio contains samples and their type is known.
     """
 
     audio: str
     speaker: str
     names: Sequence[str] | None = None
+    sample_type: str | None = None
 
     @classmethod
     def of_features(cls, audio: str, speaker: str, features: Mapping[str, Any] | None) -> "Columns":
-        """Return the columns with these names, and read the names of the speakers from a `ClassLabel`."""
-        feature = None if features is None else features.get(speaker)
-        return cls(audio, speaker, list(feature.names) if isinstance(feature, ClassLabel) else None)
+        """Return the columns with these names, with the names of a `ClassLabel` and the type of the samples.
+
+        Raises:
+            ValueError: the column of audio contains integers of another width than 16 or 32 bits.
+        """
+        known = {} if features is None else features
+        feature = known.get(speaker)
+        names = list(feature.names) if isinstance(feature, ClassLabel) else None
+        return cls(audio, speaker, names, _sample_type(known.get(audio), audio))
 
     def speaker_of(self, cell: Any, row: int) -> str:
         """Return the speaker in a cell.
@@ -72,7 +80,10 @@ class Columns:
         """
         cell = row[self.audio]
         if isinstance(cell, list | np.ndarray):
-            return {"array": np.asarray(cell), "sampling_rate": row.get("sampling_rate")}
+            cell = {"array": cell, "sampling_rate": row.get("sampling_rate")}
+        if isinstance(cell, Mapping) and isinstance(cell.get("array"), list):
+            # Integers of a data set are Python integers, whose width is only known from the features.
+            return dict(cell) | {"array": np.asarray(cell["array"], self.sample_type)}
         return cell
 
     def name_of(self, row: Mapping[str, Any], number: int) -> str:
@@ -94,7 +105,8 @@ def find_columns(
         features: features of the data set by column; None if unknown.
 
     Raises:
-        ValueError: there is no such column. The message names the columns.
+        ValueError: there is no such column, or the column of audio contains integers of another width than 16 or 32
+            bits. The message names the columns.
     """
     known = list(columns)
     chosen = choose_column(audio, AUDIO_COLUMNS, known, "The data set", "audio_column")
@@ -102,9 +114,31 @@ def find_columns(
     return Columns.of_features(chosen, named, features)
 
 
+def _sample_type(feature: Any, column: str) -> str | None:
+    """Return the type of the samples in a column of audio; None if it contains files or its type is unknown.
+
+    Raises:
+        ValueError: the samples are integers of another width than 16 or 32 bits, so their scale is unknown.
+    """
+    while feature is not None and not isinstance(feature, Value | Audio):
+        feature = feature.get("array") if isinstance(feature, Mapping) else getattr(feature, "feature", None)
+    kind = str(feature.dtype) if isinstance(feature, Value) else ""
+    if "int" in kind and kind not in INTEGER_SCALE:
+        raise ValueError(
+            f"The column {column!r} contains {kind} samples. Expected floating point in [-1, 1], or integers of 16 or "
+            "32 bits. Cast the column, for example to List(Value('int16')), or name another one with audio_column."
+        )
+    return kind if kind in INTEGER_SCALE else None
+
+
 def without_decoding(dataset: Any, columns: Columns) -> Any:
-    """Return a `Dataset` or `IterableDataset` whose audio column contains files or bytes instead of samples."""
+    """Return a `Dataset` or `IterableDataset` whose audio column contains files or bytes instead of samples.
+
+    A format such as that of `with_format("torch")` is removed; a transform of the user is kept.
+    """
     features = dataset.features
+    if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
+        dataset = dataset.with_format(None)
     if features is not None and isinstance(features.get(columns.audio), Audio):
         dataset = dataset.cast_column(columns.audio, replace(features[columns.audio], decode=False))
     return dataset
@@ -140,7 +174,8 @@ class DatasetUtterances(CorpusUtterances):
         channel: Channel = None,
     ):
         self.columns = find_columns(dataset.column_names, audio_column, speaker_column, dataset.features)
-        super().__init__(without_decoding(dataset, self.columns), sampling_rate, min_duration, cache_bytes, channel)
+        dataset = without_decoding(dataset, self.columns)
+        super().__init__(dataset, sampling_rate, min_duration, cache_bytes, channel)
         cells = dataset.select_columns([self.columns.speaker])[self.columns.speaker]
         self._speakers = [self.columns.speaker_of(cell, row) for row, cell in enumerate(cells)]
         require_speakers(self._speakers)

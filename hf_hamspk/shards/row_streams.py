@@ -61,11 +61,12 @@ class RowStream:
         self.counted = count == 0 or known is None
         if self.counted:
             found = self._collect_speakers()
+            require_speakers(found)
             self.count, self.speakers, self.digest = len(found), sorted(set(found)), digest_of_rows(found)
         else:
             self.count, self.speakers = count, sorted(known or ())
             self.digest = digest_of_rows([str(count), *self.speakers])
-        require_speakers(self.speakers)
+            require_speakers(self.speakers)
 
     def _collect_speakers(self) -> list[str]:
         column = self.columns.speaker

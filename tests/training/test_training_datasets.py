@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from datasets import Audio, ClassLabel, Dataset, DatasetDict
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, List, Value
 from safetensors.torch import load_file
 
 from hf_hamspk import DataArguments, HamSpkConfig, HamSpkForXVector, Trainer, TrainingArguments
+from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.columns import DatasetUtterances, sequential_order
 from hf_hamspk.shards.row_streams import RowStream
 
@@ -190,6 +191,40 @@ def test_each_kind_of_cell_gives_the_same_crops(rows, corpus, cells):
     assert source.speakers == speakers
 
 
+def test_integers_of_16_bits_are_scaled(rows, corpus):
+    sounds = [soundfile.read(corpus / "audio" / f"s{n}/0.flac", dtype="int16")[0] for n in range(2)]
+    content = {"audio": [sound.tolist() for sound in sounds], "sampling_rate": [16000] * 2, "label": [4, 7]}
+    data = Dataset.from_dict(content).cast_column("audio", List(Value("int16")))
+    source = DatasetUtterances(data)
+    assert source.speakers == ["4", "7"]
+    np.testing.assert_array_equal(
+        source.cut(1, len(sounds[1]), np.random.default_rng(0)), sounds[1].astype(np.float32) / 32768
+    )
+
+
+@pytest.mark.parametrize("format_", ["torch", "numpy"])
+def test_formats_of_datasets_change_nothing(rows, format_):
+    plain, stream = DatasetUtterances(rows), RowStream(rows.to_iterable_dataset().with_format(format_))
+    formatted = DatasetUtterances(rows.with_format(format_))
+    assert formatted.fingerprint() == plain.fingerprint() == stream.digest
+    draws = (np.random.default_rng(0) for _ in range(2))
+    np.testing.assert_array_equal(*(source.cut(3, 8000, next(draws)) for source in (plain, formatted)))
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_another_rate_needs_no_torchcodec(corpus, tmp_path, monkeypatch, rate):
+    """Files of another rate than the model's, in a column that `datasets` would decode to a third one."""
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", 0.1 * np.sin(np.arange(rate) / (9 + number)), rate)
+    content = {"audio": [str(tmp_path / f"{number}.wav") for number in range(4)], "speaker": ["a", "b"] * 2}
+    data = Dataset.from_dict(content).cast_column("audio", Audio(sampling_rate=22050))
+    source = DatasetUtterances(data)
+    assert len(source.cut(0, 16000, np.random.default_rng(0))) == 16000
+    assert read_utterance(source.source(0), 16000).waveform.shape == (16000,)
+    run(tmp_path / "run", data.to_iterable_dataset(), epochs=1, batch_size=4)
+
+
 def test_a_bad_row_is_replaced_and_reported(rows, tmp_path):
     def spoil(row, number):
         return row if number != 7 else row | {"audio": {"path": "bad.flac", "bytes": b"fLaC and nothing"}}
@@ -243,8 +278,20 @@ def test_known_speakers_and_rows_need_no_pass(rows):
         (lambda data: DatasetDict(train=data), "dictionary with the splits train"),
         (lambda data: [1, 2], "got a list"),
         (
-            lambda data: Dataset.from_dict({"audio": [[1, 2, 3]] * 4, "speaker": ["a", "b"] * 2}),
+            lambda data: Dataset.from_dict({"audio": [[0.1, 0.2]] * 4, "speaker": ["a", "b"] * 2}),
             "The first 4 rows of the data set have no usable audio",
+        ),
+        (
+            lambda data: Dataset.from_dict({"audio": [[1, 2]] * 4, "speaker": ["a", "b"] * 2}).to_iterable_dataset(),
+            "The column 'audio' contains int64 samples. Expected floating point in",
+        ),
+        (
+            lambda data: Dataset.from_dict({"audio": [{"array": [1], "sampling_rate": 1}], "speaker": ["a"]}),
+            "The column 'audio' contains int64 samples. Expected floating point in",
+        ),
+        (
+            lambda data: data.filter(lambda row: row["speaker"] == 0).to_iterable_dataset(),
+            "at least 2 speakers, got only 's5' in 4 rows",
         ),
         (
             lambda data: Dataset.from_dict({"path": ["nowhere.wav"] * 4, "speaker": ["a", "b"] * 2}),
