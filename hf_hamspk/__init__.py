@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .audio_hamspk import InputError, Limits
     from .calibration_hamspk import Calibration, OperatingPoint
     from .configuration_hamspk import HamSpkConfig
+    from .data.collator import SpeakerCollator
     from .evaluation.evaluating import evaluate
     from .evaluation.model_calibration import calibrate
     from .evaluation.sweeps import sweep
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .search.index import SpeakerIndex
     from .training.arguments import DataArguments, TrainingArguments
     from .training.trainer import Trainer
+    from .training.trial_metrics import TrialMetrics
     from .verification_hamspk import Comparison, Identification, SpeakerProfile, Verification
 
 __version__ = "0.1.0"
@@ -61,11 +63,13 @@ __all__ = [
     "OperatingPoint",
     "RealAMSoftmaxLoss",
     "SoftmaxLoss",
+    "SpeakerCollator",
     "SpeakerIndex",
     "SpeakerProfile",
     "SpeakerVerificationPipeline",
     "Trainer",
     "TrainingArguments",
+    "TrialMetrics",
     "Trials",
     "Verification",
     "calibrate",
@@ -78,6 +82,7 @@ _MODULES = {
     "audio_hamspk": ("InputError", "Limits"),
     "calibration_hamspk": ("Calibration", "OperatingPoint"),
     "configuration_hamspk": ("HamSpkConfig",),
+    "data.collator": ("SpeakerCollator",),
     "evaluation.evaluating": ("evaluate",),
     "evaluation.model_calibration": ("calibrate",),
     "evaluation.sweeps": ("sweep",),
@@ -96,6 +101,7 @@ _MODULES = {
     "search.index": ("SpeakerIndex",),
     "training.arguments": ("DataArguments", "TrainingArguments"),
     "training.trainer": ("Trainer",),
+    "training.trial_metrics": ("TrialMetrics",),
     "verification_hamspk": ("Comparison", "Identification", "SpeakerProfile", "Verification"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

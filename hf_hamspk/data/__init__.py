@@ -2,6 +2,7 @@
 
 from .audio import import_torchaudio, read_utterance
 from .augmentation import Augmentation
+from .collator import SpeakerCollator
 from .corpus import BadFile, CorpusReport, check_corpus, load_corpus, speaker_labels
 from .crops import even_segments, random_crop
 from .dataset import SpeakerCrops, collate
@@ -13,6 +14,7 @@ __all__ = [
     "BadFile",
     "CorpusReport",
     "GlobalBatchSampler",
+    "SpeakerCollator",
     "SpeakerCrops",
     "check_corpus",
     "collate",

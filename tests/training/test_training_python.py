@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -203,14 +205,38 @@ def test_an_optimiser_and_a_schedule_of_a_program(make_trainer, tmp_path):
         make_trainer("other", model=model, optimizers=parts(model))
 
 
-def test_trackers_receive_the_metrics(make_trainer, tmp_path, monkeypatch):
+class LogEER(TrainerCallback):
+    """Logs the EER of each evaluation, as a user's own callback does."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, float]] = []
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.found.append((state.global_step, metrics["eval_eer"]))
+
+
+def test_trackers_and_a_callback_of_the_user_receive_the_eer(make_trainer, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     # Read when the package is imported.
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
-    trainer = make_trainer(report_to=["trackio", "tensorboard"], project="voices", run_name="first", epochs=1)
-    trainer.train()
-    assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents*"))
-    assert list((tmp_path / "trackio").rglob("voices*"))
+    log = LogEER()
+    trackers = {"report_to": ["trackio", "tensorboard"], "project": "voices", "run_name": "first"}
+    record = make_trainer(callbacks=[log], epochs=2, **trackers).train()
+    assert [step for step, _ in log.found] == [4, 8]
+    assert min(eer for _, eer in log.found) == record.training["best_dev_eer"]
+    with closing(sqlite3.connect(tmp_path / "trackio" / "voices.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    tracked = [(name, step, json.loads(values)) for name, step, values in rows]
+    assert {name for name, _, _ in tracked} == {"first"}
+    assert [(step, values["dev_eer"]) for _, step, values in tracked if "dev_eer" in values] == log.found
+    assert [step for _, step, values in tracked if "loss" in values] == list(range(1, 9))
+    board = next((tmp_path / "run" / "logs").rglob("events.out.tfevents*")).parent
+    events = EventAccumulator(str(board)).Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("dev_eer")]
+    assert [step for step, _ in scalars] == [4, 8]
+    assert [value for _, value in scalars] == pytest.approx([eer for _, eer in log.found])
 
 
 @pytest.mark.parametrize(

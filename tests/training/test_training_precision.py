@@ -1,0 +1,90 @@
+"""The precision of a run as `accelerate launch`, a configuration file, the environment and the recipe set it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCRIPT = """
+import sys
+from hf_hamspk import Trainer
+
+trainer = Trainer.from_recipe(sys.argv[1])
+print("precision", trainer.accelerator.mixed_precision, trainer.args.mixed_precision, trainer.output_dir)
+"""
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path):
+    """A function that writes a recipe with the given lines, and returns its path."""
+
+    def write(*lines: str) -> Path:
+        settings = {"train_data": str(corpus / "train.csv"), "audio_root": str(corpus / "audio"), "batch_size": 6}
+        settings |= {"ecapa_channels": 16, "ecapa_output_channels": 48, "crop_seconds": 0.5, "check_audio": "none"}
+        path = tmp_path / "recipe.yaml"
+        path.write_text("\n".join([yaml.safe_dump(settings).strip(), "output_dir: ~/run", *lines]) + "\n")
+        (tmp_path / "script.py").write_text(SCRIPT)
+        return path
+
+    return write
+
+
+def launch(tmp_path: Path, words: list[str], environment: dict[str, str] | None = None, script: bool = True):
+    """Run the script, or `hamspk train`, through `accelerate launch` with these options."""
+    program = [str(tmp_path / "script.py")] if script else ["-m", "hf_hamspk", "train"]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words, *program, str(tmp_path / "recipe.yaml")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"} | (environment or {}),
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["option", "configuration file", "environment"])
+def test_the_launcher_sets_the_precision(recipe, tmp_path, way):
+    recipe()
+    words, environment = ["--cpu"], None
+    if way == "option":
+        words += ["--mixed_precision", "bf16"]
+    elif way == "configuration file":
+        settings = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1}
+        settings |= {"mixed_precision": "bf16", "use_cpu": True, "debug": False}
+        (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(settings))
+        words = ["--config_file", str(tmp_path / "accelerate.yaml")]
+    if way == "environment":
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "recipe.yaml")],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HOME": str(tmp_path), "ACCELERATE_USE_CPU": "1", "ACCELERATE_MIXED_PRECISION": "bf16"},
+            check=False,
+        )
+    else:
+        done = launch(tmp_path, words, environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"precision bf16 bf16 {tmp_path / 'run'}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_plain_no_in_the_recipe_contradicts_the_launcher(recipe, tmp_path):
+    """YAML reads `no` as False. It means full precision, so another precision of the launcher is refused."""
+    recipe("mixed_precision: no")
+    done = launch(tmp_path, ["--cpu", "--mixed_precision", "bf16"], script=False)
+    assert done.returncode != 0
+    assert "The recipe sets mixed_precision no, but accelerate launch or ACCELERATE_MIXED_PRECISION sets bf16." in (
+        done.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_keeps_its_precision_under_a_launcher_without_one(recipe, tmp_path):
+    recipe("mixed_precision: bf16")
+    done = launch(tmp_path, ["--cpu"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "precision bf16 bf16" in done.stdout
