@@ -47,7 +47,8 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Re
     local = [one for one in chosen if str(one) == TENSORBOARD]
     accelerator.log_with = local
     accelerator.init_trackers("logs")
-    started = list(accelerator.trackers)
+    # `init_trackers` appends to the list, and starts all trackers in it.
+    started, accelerator.trackers = accelerator.trackers, []
     accelerator.log_with = [one for one in chosen if str(one) != TENSORBOARD]
     names = [str(one) for one in accelerator.log_with]
     options = {name: named[name] for name in names if name in named}
