@@ -10,9 +10,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the study, with a folder per run")
     parser.add_argument("--runs", type=int, metavar="N", help="end after N runs (default: when no run is left)")
     parser.add_argument("--hours", type=float, metavar="H", help="begin no further run after H hours")
+    parser.add_argument("--report", action="store_true", help="write and print the report instead of running")
+    parser.add_argument(
+        "--open", action="store_true", help="with --report: open the test lists although runs are missing"
+    )
     parser.epilog = """\
 To resume, run the same command again. Several processes, also on several machines with a common file system, share the
 runs if they are given the same FOLDER. Finished runs are not repeated.
+
+The report needs neither models nor audio. It shows errors on the test lists when all runs are finished.
 """
 
 
@@ -24,6 +30,8 @@ def check(arguments: argparse.Namespace) -> None:
     """
     from ..study.plan import read_study
 
+    if arguments.open and not arguments.report:
+        raise ValueError("--open needs --report.")
     for option, value in (("--runs", arguments.runs), ("--hours", arguments.hours)):
         if value is not None and not value > 0:
             raise ValueError(f"{option} must be above 0, got {value}.")
@@ -33,7 +41,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the study, and print how many runs are left."""
+    """Run the study and print how many runs are left, or write and print its report."""
+    if arguments.report:
+        from ..study.report import write_report
+
+        text, files = write_report(arguments.plan, arguments.output, arguments.open)
+        print(text)
+        print(f"report: {', '.join(map(str, files))}")
+        return 0
     from ..study.running import run_study
 
     left = run_study(arguments.plan, arguments.output, hours=arguments.hours, runs=arguments.runs)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 from tqdm import tqdm
 
 from ..calibration_hamspk import OperatingPoint
@@ -222,10 +223,83 @@ def paired_test(
             first=float(one),
             second=float(other),
             difference=float(other - one),
-            interval=_rank_limits(spread, confidence),
+            interval=rank_limits(spread, confidence),
             p_value=min(1.0, 2 * tail / (len(spread) + 1)),
         )
     return result
+
+
+def draw_speakers(speakers: int, replicates: int, seed: int = 0) -> NDArray[np.float64]:
+    """Draw speakers with replacement, as many as there are, once for each replicate.
+
+    Returns:
+        The number of times that each speaker was drawn, `(replicates, speakers)`.
+    """
+    generator = np.random.default_rng(seed)
+    return np.array([_draw(generator, speakers) for _ in range(replicates)])
+
+
+def resample_errors(
+    scores: ArrayLike, labels: ArrayLike, speakers: TrialSpeakers, draws: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Compute the EER and the minCllr of a system on the original trials, and for given draws of the speakers.
+
+    Several systems, and lists with common speakers, can be compared on the same draws.
+
+    Args:
+        scores: shape `(N,)`, finite scores.
+        labels: shape `(N,)`, 1 for a target trial, 0 for an impostor trial.
+        speakers: speakers of the same trials.
+        draws: `(R, S)`, number of times that each of the `S` speakers was drawn; see `draw_speakers`.
+
+    Returns:
+        `eer` and `min_cllr`, each `(1 + R,)` float64. The first value is that of the original trials. The values of a
+        draw without target or without impostor trials are NaN.
+
+    Raises:
+        ValueError: the scores, labels or speakers are invalid (see `bootstrap`).
+    """
+    system, pooled = _System(scores, labels, speakers, (), False), _PooledTrials(scores, labels, speakers)
+    rows = [None, *draws]
+    return {
+        "eer": np.array([system.compute(row)[0] for row in rows]),
+        "min_cllr": np.array([pooled.min_cllr(row) for row in rows]),
+    }
+
+
+class _PooledTrials:
+    """Trials of one system, pooled by score, for the minCllr of many draws of the speakers."""
+
+    def __init__(self, scores: ArrayLike, labels: ArrayLike, speakers: TrialSpeakers) -> None:
+        values, is_target = check_trials(scores, labels)
+        order = np.argsort(values, kind="stable")
+        self.is_target = is_target[order]
+        self.sides = speakers.enrolment[order], speakers.test[order]
+        ordered = values[order]
+        self.starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+    def min_cllr(self, multiplicities: NDArray[np.float64] | None = None) -> float:
+        """Return the minCllr in bits, with trials weighted as in `_System.compute`; NaN if a class is missing."""
+        if multiplicities is None:
+            weights = np.ones(self.is_target.size)
+        else:
+            first, second = (multiplicities[side] for side in self.sides)
+            weights = np.where(self.is_target, first, first * second)
+        targets = np.add.reduceat(np.where(self.is_target, weights, 0.0), self.starts)
+        impostors = np.add.reduceat(np.where(self.is_target, 0.0, weights), self.starts)
+        used = targets + impostors > 0
+        targets, impostors = targets[used], impostors[used]
+        if not (targets.sum() and impostors.sum()):
+            return math.nan
+        both = targets + impostors
+        # Isotonic regression of the share of targets pools scores that get the same likelihood ratio.
+        blocks = isotonic_regression(targets / both, weights=both).blocks[:-1]
+        targets, impostors = np.add.reduceat(targets, blocks), np.add.reduceat(impostors, blocks)
+        targets, impostors = targets / targets.sum(), impostors / impostors.sum()
+        mixed = (targets > 0) & (impostors > 0)
+        ratio = np.log(targets[mixed] / impostors[mixed])
+        costs = targets[mixed] * np.logaddexp(0, -ratio) + impostors[mixed] * np.logaddexp(0, ratio)
+        return float(costs.sum() * CLLR_SCALE)
 
 
 class _System:
@@ -365,8 +439,12 @@ def _replicate(
     generator = np.random.default_rng(seed)
     bar = tqdm(range(replicates), desc="resampling", disable=not progress, leave=False, delay=BAR_DELAY)
     for _ in bar:
-        drawn = np.bincount(generator.integers(speakers, size=speakers), minlength=speakers).astype(np.float64)
+        drawn = _draw(generator, speakers)
         yield [system.compute(drawn) for system in systems]
+
+
+def _draw(generator: np.random.Generator, speakers: int) -> NDArray[np.float64]:
+    return np.bincount(generator.integers(speakers, size=speakers), minlength=speakers).astype(np.float64)
 
 
 def _cost(miss_rate: NDArray, alarm_rate: NDArray, point: OperatingPoint) -> NDArray:
@@ -394,7 +472,7 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float,
     return float(low), float(high)
 
 
-def _rank_limits(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+def rank_limits(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     """Return two of the sorted values as confidence limits.
 
     With `R` values and `j = floor((1 - confidence) / 2 * (R + 1))`, they are the `j`-th smallest and the `j`-th largest

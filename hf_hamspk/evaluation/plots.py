@@ -27,8 +27,8 @@ from .metrics import DetectionErrors, detection_cost, detection_errors
 from .sweeps import Sweep
 
 # Palette of Okabe and Ito, whose colours remain distinct with colour blindness and in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINE_STYLES = ("-", "--", "-.", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
 _GREY = "#777777"
 _DPI = 150
 # Usual labels of DET plots, in per cent.
@@ -75,17 +75,17 @@ def plot_det(
     """
     if not curves:
         raise ValueError("curves is empty: pass at least one name with its (scores, labels).")
-    target = _png_path(path)
+    target = png_path(path)
     errors = {name: detection_errors(scores, labels) for name, (scores, labels) in curves.items()}
     low, high = _det_limits(list(errors.values()))
 
-    figure = _figure(6.4, 6.5 + _LEGEND_LINE * len(curves))
+    figure = new_figure(6.4, 6.5 + _LEGEND_LINE * len(curves))
     axes = figure.add_subplot(aspect="equal")
     diagonal = [_probit(low), _probit(high)]
     axes.plot(diagonal, diagonal, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
     for number, (name, points) in enumerate(errors.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
+        colour = COLOURS[number % len(COLOURS)]
+        style = LINE_STYLES[number // len(COLOURS) % len(LINE_STYLES)]
         _draw_det_curve(axes, name, points, (low, high), colour, style)
     ticks = [percent for percent in _TICKS if low <= percent / 100 <= high]
     places, names = [_probit(percent / 100) for percent in ticks], [f"{percent:g}" for percent in ticks]
@@ -97,7 +97,7 @@ def plot_det(
     axes.set_ylabel("False negative rate (%)")
     # Outside the axes, because the curves of a weak and a strong system together leave no corner free.
     figure.legend(loc="outside lower center", frameon=False)
-    return _finish_plot(figure, axes, title, target)
+    return finish_plot(figure, axes, title, target)
 
 
 def plot_score_histogram(
@@ -126,7 +126,7 @@ def plot_score_histogram(
         ValueError: a threshold is not finite, the path does not end in `.png`, or the scores or labels are invalid (see
             `detection_errors`).
     """
-    target = _png_path(path)
+    target = png_path(path)
     lines = {} if threshold is None else threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
     if not np.isfinite(list(lines.values())).all():
         raise ValueError(
@@ -138,18 +138,18 @@ def plot_score_histogram(
     bins = min(_MOST_BINS, math.ceil(4 * min(errors.targets, errors.impostors) ** (1 / 3)))
     edges = np.histogram_bin_edges(values, bins=bins)
 
-    figure = _figure(7.2, 4.5)
+    figure = new_figure(7.2, 4.5)
     axes = figure.add_subplot()
     classes = (
-        ("target", is_target, errors.targets, _COLOURS[0]),
-        ("impostor", ~is_target, errors.impostors, _COLOURS[1]),
+        ("target", is_target, errors.targets, COLOURS[0]),
+        ("impostor", ~is_target, errors.impostors, COLOURS[1]),
     )
     for name, chosen, count, colour in classes:
         density, _ = np.histogram(values[chosen], bins=edges, density=True)
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
         axes.stairs(density, edges, color=colour, linewidth=1.4, label=f"{name} ({_counted(count)})")
     for number, (name, place) in enumerate(lines.items()):
-        style = _LINE_STYLES[(number + 1) % len(_LINE_STYLES)]
+        style = LINE_STYLES[(number + 1) % len(LINE_STYLES)]
         axes.axvline(place, color="black", linewidth=1.2, linestyle=style, label=f"{name} {place:.3g}")
     axes.set_xlabel(f"Score ({score_name})")
     axes.set_ylabel("Density")
@@ -157,7 +157,7 @@ def plot_score_histogram(
     axes.margins(x=0.02)
     # Above the axes, where the legend covers no histogram.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return _finish_plot(figure, axes, title, target)
+    return finish_plot(figure, axes, title, target)
 
 
 def plot_detection_costs(
@@ -186,7 +186,7 @@ def plot_detection_costs(
     Raises:
         ValueError: the path does not end in `.png`, or the ratios or labels are invalid (see `detection_errors`).
     """
-    target = _png_path(path)
+    target = png_path(path)
     errors, hull = detection_errors(ratios, labels), convex_hull(ratios, labels)
     widest = max([_LEAST_COST_SPAN, *(abs(point.threshold) + 1.0 for point in points)])
     thresholds = np.linspace(-widest, widest, _COST_POINTS)
@@ -198,11 +198,11 @@ def plot_detection_costs(
         actual.append(detection_cost(*rates, prior))
         least.append(float(detection_cost(hull.misses / hull.targets, hull.false_alarms / hull.impostors, prior).min()))
 
-    figure = _figure(7.2, 5.0)
+    figure = new_figure(7.2, 5.0)
     axes = figure.add_subplot()
     axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)), label="cost of ignoring the scores")
-    axes.plot(thresholds, actual, color=_COLOURS[1], linewidth=1.6, label="actual")
-    axes.plot(thresholds, least, color=_COLOURS[0], linewidth=1.6, linestyle="--", label="minimum")
+    axes.plot(thresholds, actual, color=COLOURS[1], linewidth=1.6, label="actual")
+    axes.plot(thresholds, least, color=COLOURS[0], linewidth=1.6, linestyle="--", label="minimum")
     place = -math.inf
     for point in sorted(points, key=lambda point: point.threshold):
         axes.axvline(point.threshold, color="black", linewidth=0.9, linestyle=":")
@@ -226,7 +226,7 @@ def plot_detection_costs(
     axes.set_xlabel("Threshold of the operating point (log-likelihood ratio)")
     axes.set_ylabel("Normalised detection cost")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return _finish_plot(figure, axes, title, target)
+    return finish_plot(figure, axes, title, target)
 
 
 def plot_sweep(
@@ -254,18 +254,18 @@ def plot_sweep(
     """
     if not rates:
         raise ValueError("rates is empty: pass at least one condition.")
-    target = _png_path(path)
-    figure = _figure(max(4.8, 1.0 + 0.8 * len(rates)), 4.2)
+    target = png_path(path)
+    figure = new_figure(max(4.8, 1.0 + 0.8 * len(rates)), 4.2)
     axes = figure.add_subplot()
     scale = [(strength, 100 * rate) for _, strength, rate, _ in rates]
     for place, ((left, low), (right, high)) in enumerate(itertools.pairwise(scale)):
         if left is not None and right is not None:
-            axes.plot((place, place + 1), (low, high), color=_COLOURS[0], linewidth=0.8, linestyle=":")
+            axes.plot((place, place + 1), (low, high), color=COLOURS[0], linewidth=0.8, linestyle=":")
     highest = 0.0
     for place, (_, _, rate, limits) in enumerate(rates):
         low, high = (rate, rate) if limits is None else limits
-        axes.vlines(place, 100 * low, 100 * high, color=_COLOURS[0], linewidth=1.6)
-        axes.plot(place, 100 * rate, color=_COLOURS[0], marker="o", markersize=6.5)
+        axes.vlines(place, 100 * low, 100 * high, color=COLOURS[0], linewidth=1.6)
+        axes.plot(place, 100 * rate, color=COLOURS[0], marker="o", markersize=6.5)
         # Above the limits and on a white background, so that no line crosses the number.
         axes.annotate(
             f"{100 * rate:.1f}",
@@ -281,7 +281,7 @@ def plot_sweep(
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(0, 1.15 * highest if highest > 0 else 1.0)
     axes.set_ylabel("Equal error rate (%)")
-    return _finish_plot(figure, axes, title, target)
+    return finish_plot(figure, axes, title, target)
 
 
 def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
@@ -403,7 +403,7 @@ def _counted(count: int) -> str:
     return f"{count:,} trial{'' if count == 1 else 's'}"
 
 
-def _png_path(path: str | PathLike[str]) -> Path:
+def png_path(path: str | PathLike[str]) -> Path:
     """Check that the path ends in `.png`, and create its parent folders."""
     target = Path(path)
     if target.suffix.lower() != ".png":
@@ -412,12 +412,12 @@ def _png_path(path: str | PathLike[str]) -> Path:
     return target
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of the given size in inches, with margins that keep labels away from the border."""
     return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
-def _finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
+def finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
     """Add a grid and the title to a plot, write the PNG file and return its path."""
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -22,7 +22,7 @@ TextRow = list[str]
 # Columns that are left-aligned.
 _TEXT_COLUMNS = {
     *("setting", "trial list", "scores", "group", "operating point", "number", "file", "reason", "compared with"),
-    *("condition", "note"),
+    *("condition", "note", "head", "comparison", "list", "measure", "values"),
 }
 # Numbers of unusable files named on the screen and in the HTML file; the record names all of them.
 SHOWN_FILES, MOST_FILES = 100, 200
@@ -274,22 +274,54 @@ def write_html(record: EvaluationRecord, folder: str | os.PathLike[str]) -> Path
         for file, caption in record.plots.items()
         if (home / PLOT_FOLDER / file).is_file()
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html.jinja").render(
-        title=record.model.get("name", "unnamed"),
-        generator=GENERATOR,
-        facts=_model_facts(record),
-        sections={title: rows for title, rows in sections.items() if len(rows) > 1},
-        text_columns=_TEXT_COLUMNS,
-        unnamed_files=max(0, len(bad) - MOST_FILES),
-        remarks=result_remarks(record),
-        pictures=pictures,
+    page = render_page(
+        record.model.get("name", "unnamed"),
+        "evaluation",
+        _model_facts(record),
+        {title: rows for title, rows in sections.items() if len(rows) > 1},
+        result_remarks(record),
+        pictures,
+        max(0, len(bad) - MOST_FILES),
     )
     home.mkdir(parents=True, exist_ok=True)
     write_atomically(home / REPORT_FILE, lambda path: path.write_text(page, encoding="utf-8"))
     return home / REPORT_FILE
+
+
+def render_page(
+    title: str,
+    kind: str,
+    facts: Sequence[str],
+    sections: Mapping[str, Sequence[TextRow]],
+    remarks: Sequence[str],
+    pictures: Mapping[str, str],
+    unnamed_files: int = 0,
+) -> str:
+    """Return an HTML page with tables and plots, which needs no other file.
+
+    Args:
+        title: heading of the page.
+        kind: kind of the report, for the title of the window.
+        facts: short texts below the heading.
+        sections: maps the heading of each table to its rows; the first row has the names of the columns.
+        remarks: sentences after the tables.
+        pictures: maps the caption of each plot to its PNG file in base64.
+        unnamed_files: number of files that the last table leaves out.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        kind=kind,
+        generator=GENERATOR,
+        facts=facts,
+        sections=sections,
+        text_columns=_TEXT_COLUMNS,
+        unnamed_files=unnamed_files,
+        remarks=remarks,
+        pictures=pictures,
+    )
 
 
 def _model_facts(record: EvaluationRecord) -> list[str]:

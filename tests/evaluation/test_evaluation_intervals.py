@@ -8,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_hamspk.calibration_hamspk import DEFAULT_OPERATING_POINTS, OperatingPoint
-from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, log_likelihood_ratio_cost
-from hf_hamspk.evaluation.intervals import _rank_limits, _System, bootstrap, paired_test
+from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
+from hf_hamspk.evaluation.intervals import (
+    rank_limits,
+    _System,
+    bootstrap,
+    draw_speakers,
+    paired_test,
+    resample_errors,
+)
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
 from hf_hamspk.evaluation.speakers import TrialSpeakers
 
@@ -154,9 +161,9 @@ def test_p_value_and_interval_agree(seed, count, shift, confidence):
     spread = np.round(draw.normal(shift, 1, size=count), draw.integers(0, 4))
     if (1 - confidence) / 2 * (count + 1) < 1:
         with pytest.raises(ValueError, match="replicates, got"):
-            _rank_limits(spread, confidence)
+            rank_limits(spread, confidence)
         return
-    low, high = _rank_limits(spread, confidence)
+    low, high = rank_limits(spread, confidence)
     tail = 1 + min(int((spread <= 0).sum()), int((spread >= 0).sum()))
     assert low <= high
     assert (low > 0 or high < 0) == (min(1.0, 2 * tail / (count + 1)) <= 1 - confidence + 1e-12)
@@ -165,7 +172,7 @@ def test_p_value_and_interval_agree(seed, count, shift, confidence):
 @pytest.mark.parametrize("reversed_draws", range(20, 31))
 def test_the_case_of_0_052_beside_an_interval_without_0(reversed_draws):
     spread = np.concatenate([np.linspace(-1, -0.01, reversed_draws), np.linspace(0.01, 9, 1000 - reversed_draws)])
-    low, _ = _rank_limits(spread, 0.95)
+    low, _ = rank_limits(spread, 0.95)
     assert (low > 0) == (2 * (1 + reversed_draws) / 1001 <= 0.05)
 
 
@@ -226,3 +233,28 @@ def test_bad_requests_are_refused():
             bootstrap(*trials, **options)
         with pytest.raises(ValueError, match=re.escape(message)):
             paired_test(trials[0], *trials, **options)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_eer_and_min_cllr_of_draws_are_those_of_repeated_trials(decimals):
+    scores, labels, speakers = simulate(12, 3, seed=5, decimals=decimals)
+    draws = draw_speakers(12, 20, seed=3)
+    assert draws.shape == (20, 12) and (draws.sum(1) == 12).all()
+    found = resample_errors(scores, labels, speakers, draws)
+    for row, drawn in enumerate([np.ones(12), *draws]):
+        weights = drawn[speakers.enrolment] * np.where(labels, 1, drawn[speakers.test])
+        counts = weights.astype(int)
+        repeated, marks = np.repeat(scores, counts), np.repeat(labels, counts)
+        assert found["eer"][row] == pytest.approx(equal_error_rate(repeated, marks).eer, rel=1e-12)
+        expected = convex_hull(repeated, marks).log_likelihood_ratio_cost()
+        assert found["min_cllr"][row] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_draw_without_a_class_is_not_a_number_and_draws_repeat():
+    scores, labels, speakers = simulate(12, 2, seed=5)
+    alone = np.zeros((1, 12))
+    alone[0, 3] = 12
+    found = resample_errors(scores, labels, speakers, alone)
+    assert np.isnan(found["eer"][1]) and np.isnan(found["min_cllr"][1])
+    assert np.array_equal(draw_speakers(12, 5, 1), draw_speakers(12, 5, 1))
+    assert not np.array_equal(draw_speakers(12, 5, 1), draw_speakers(12, 5, 2))
