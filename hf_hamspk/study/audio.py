@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..audio_hamspk import Channel
 from ..data.audio import read_utterance
 from ..data.dataset import INT16_SCALE, CorpusUtterances
 from ..evaluation.calibration_metrics import convex_hull
@@ -35,15 +36,16 @@ class ListSounds:
         lists: trials of each list.
         root: base folder of the paths in the lists.
         rate: sampling rate in Hz.
+        channel: channel of the recordings to read; see `read_sound`.
 
     Attributes:
         lists: see above.
     """
 
-    def __init__(self, lists: Mapping[str, Trials], root: str, rate: int):
+    def __init__(self, lists: Mapping[str, Trials], root: str, rate: int, channel: Channel = None):
         for trials in lists.values():
             check_trial_files(trials, root)
-        self.lists, self.root, self.rate = dict(lists), root, rate
+        self.lists, self.root, self.rate, self.channel = dict(lists), root, rate, channel
         self._sounds: dict[str, NDArray[np.int16]] = {}
 
     def speakers(self) -> dict[str, tuple[Trials, TrialSpeakers]]:
@@ -64,7 +66,7 @@ class ListSounds:
 
     def _read(self, file: str) -> NDArray[np.float32]:
         if file not in self._sounds:
-            waveform = read_utterance(Path(self.root) / file, self.rate).waveform
+            waveform = read_utterance(Path(self.root) / file, self.rate, channel=self.channel).waveform
             self._sounds[file] = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(
                 np.int16
             )
@@ -86,19 +88,19 @@ class StudyAudio:
         names = list_names([*dev, *tests])
         self.dev, self.tests = ([names[path] for path in paths] for paths in (dev, tests))
         root = trial_root(data)
-        self.sounds = ListSounds({names[path]: read_trials(path) for path in (*dev, *tests)}, root, rate)
+        self.sounds = ListSounds({names[path]: read_trials(path) for path in (*dev, *tests)}, root, rate, data.channel)
         self._corpus: Any = None
         self._utterances: dict[int | None, CorpusUtterances] = {}
 
     def corpus(self) -> Any:
         """Return the checked training corpus, a data set with the columns `path` and `speaker`."""
         if self._corpus is None:
-            corpus, _ = open_corpus(self.data, self.rate, lambda text: None, False)
-            if not hasattr(corpus, "column_names"):
+            found, _ = open_corpus(self.data, self.rate, lambda text: None, False)
+            if not isinstance(found, CorpusUtterances):
                 raise ValueError(
                     "A study needs train_data as a CSV file or a folder of speaker/.../utterance.flac, got shards."
                 )
-            self._corpus = corpus
+            self._corpus = found.corpus
         return self._corpus
 
     def utterances(self, fold: int | None) -> CorpusUtterances:
@@ -109,7 +111,7 @@ class StudyAudio:
                 held = set(self._fold_speakers(fold))
                 rows = rows.select([i for i, speaker in enumerate(rows["speaker"]) if speaker not in held])
             self._utterances.clear()  # One fold at a time is in memory.
-            self._utterances[fold] = CorpusUtterances(rows, self.rate, cache_bytes=UNLIMITED)
+            self._utterances[fold] = CorpusUtterances(rows, self.rate, cache_bytes=UNLIMITED, channel=self.data.channel)
         return self._utterances[fold]
 
     def dev_sounds(self, fold: int | None) -> tuple[ListSounds, list[str]]:
@@ -117,7 +119,7 @@ class StudyAudio:
         if fold is None:
             return self.sounds, self.dev
         name = f"fold{fold}"
-        return ListSounds({name: self._fold_trials(fold)}, "", self.rate), [name]
+        return ListSounds({name: self._fold_trials(fold)}, "", self.rate, self.data.channel), [name]
 
     def _fold_speakers(self, fold: int) -> list[str]:
         speakers = sorted(set(self.corpus()["speaker"]))

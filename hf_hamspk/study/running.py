@@ -48,7 +48,9 @@ LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "parti
 WORK = "hamspk study"
 # Seconds between two looks for a run, while other processes hold all of them.
 LOOK_SECONDS = 10.0
-DIVERGENCE = "diverged"
+# Parts of the messages of the trainer: the loss or weights are not finite; the checkpoint of an unfinished run is from
+# another version of this package, with other settings, so that the run begins again.
+DIVERGENCE, OTHER_RUN = "diverged", "belongs to a run with other settings"
 
 
 def run_study(
@@ -161,7 +163,13 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
         for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(redirect(log))
         try:
-            make_trainer(run, place / TRAINING_FOLDER, audio, [watcher]).train()
+            try:
+                trainer = make_trainer(run, place / TRAINING_FOLDER, audio, [watcher])
+            except ValueError as error:
+                if OTHER_RUN not in str(error):
+                    raise
+                trainer = make_trainer(run, place / TRAINING_FOLDER, audio, [watcher], resume=False)
+            trainer.train()
         # Errors of the callback arrive as a RuntimeError.
         except (ValueError, RuntimeError) as error:
             if DIVERGENCE not in str(error):
@@ -184,10 +192,13 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
         (place / name).unlink(missing_ok=True)
 
 
-def make_trainer(run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[TrainerCallback]) -> Trainer:
+def make_trainer(
+    run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[TrainerCallback], resume: bool = True
+) -> Trainer:
     """Return the trainer of a run. It evaluates nothing; the callback `Watcher` does."""
     recipe = recipe_of(run, output_dir)
-    data = dataclasses.replace(recipe.data, train_data=None, dev_trials=None, test_trials=[])
+    recipe.training.resume = resume
+    data = dataclasses.replace(recipe.data, train_data=None, channel=None, dev_trials=None, test_trials=[])
     model = StudyModel(recipe, run.control)
     trainer = Trainer(model, recipe.training, audio.utterances(run.fold), data=data, callbacks=callbacks)
     if run.control is not None:

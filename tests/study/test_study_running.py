@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from hf_hamspk.folders.locks import lock_folder
 from hf_hamspk.study.audio import StudyAudio
@@ -24,7 +25,9 @@ from hf_hamspk.study.records import (
     write_scores,
 )
 from hf_hamspk.study.running import LOCK_FILE, make_trainer, recipe_of, run_study
+from hf_hamspk.training import trainer
 from hf_hamspk.training.arguments import parse_fields
+from hf_hamspk.training.building import run_settings
 
 VALUES = {"learning_rate": 0.002, "reach": 30.0, "relative_margin": 0.1, "curvature": 3.0}
 HEADS = {
@@ -51,9 +54,9 @@ def test_a_seed_gives_every_head_the_same_encoder_order_crops_augmentation_and_m
     winners = {name: linear if name == "softmax" else VALUES for name, head in HEADS.items() if "like" not in head}
     found = {}
     for run in study.final_runs(winners):
-        trainer = make_trainer(run, tmp_path / run.name, audio, [])
-        encoder = torch.cat([p.detach().flatten() for p in trainer.bare_model.hamspk.parameters()])
-        first, second, *_ = [batch[0]["input_values"] for batch in trainer._batches()]
+        made = make_trainer(run, tmp_path / run.name, audio, [])
+        encoder = torch.cat([p.detach().flatten() for p in made.bare_model.hamspk.parameters()])
+        first, second, *_ = [batch[0]["input_values"] for batch in made._batches()]
         found[run.head, run.number] = torch.cat([encoder, first.flatten(), second.flatten(), torch.rand(3)])
     assert len(found) == 2 * len(HEADS)
     for seed in (1, 2):
@@ -154,6 +157,23 @@ def test_a_run_that_is_killed_twice_is_resumed_and_ends_with_the_same_errors(tin
     killed, whole = (read_record(tmp_path / folder / run.name) for folder in ("killed", "whole"))
     assert [entry["lists"] for entry in killed["curve"]] == [entry["lists"] for entry in whole["curve"]]
     assert [entry["epoch"] for entry in killed["curve"]] == [2, 4, 6]
+
+
+class StopAfterOneEpoch(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **unused):
+        control.should_training_stop = True
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_of_another_version_begins_again(tiny_study, tmp_path, monkeypatch):
+    study = read_study(tiny_study(tuning={"settings": 1, "epochs": 2}))
+    run = study.tuning_runs()[0]
+    make_trainer(run, tmp_path / run.name / "training", audio_of(study), [StopAfterOneEpoch()]).train()
+    assert list((tmp_path / run.name).glob("training/checkpoints/step-*"))
+    monkeypatch.setattr(trainer, "run_settings", lambda *words: run_settings(*words) | {"of_this_version": 1})
+    run_study(study, tmp_path, runs=1, quiet=True)
+    found = read_record(tmp_path / run.name)
+    assert found is not None and [entry["epoch"] for entry in found["curve"]] == [2]
 
 
 @pytest.mark.slow
