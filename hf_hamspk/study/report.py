@@ -98,7 +98,7 @@ def _percent_of(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def _shown(measure: str, value: float) -> str:
+def _error_text(measure: str, value: float) -> str:
     return _percent_of(value) if measure == "eer" else f"{value:.3f}"
 
 
@@ -109,7 +109,7 @@ def _tuning_table(summary: Mapping[str, Any]) -> list[TextRow]:
         settings = sorted(found["settings"], key=lambda one: one["score"])
         values = ", ".join(f"{key} {value:g}" for key, value in settings[0]["values"].items())
         middle = settings[len(settings) // 2]["score"]
-        scores = [_shown(summary["measure"], score) for score in (settings[0]["score"], middle)]
+        scores = [_error_text(summary["measure"], score) for score in (settings[0]["score"], middle)]
         rows.append([head, str(len(settings)), *scores, values])
     return rows
 
@@ -123,8 +123,8 @@ def _curve_table(summary: Mapping[str, Any]) -> list[TextRow]:
             for epoch in epochs:
                 one = curve.get(str(epoch))
                 spread = None if one is None else one.get(f"{measure}_sd")
-                more = "" if spread is None else f" ({_shown(measure, spread)})"
-                cells.append("" if one is None else f"{_shown(measure, one[measure])}{more}")
+                more = "" if spread is None else f" ({_error_text(measure, spread)})"
+                cells.append("" if one is None else f"{_error_text(measure, one[measure])}{more}")
             rows.append([head, MEASURE_NAMES[measure], str(max(one["seeds"] for one in curve.values())), *cells])
     return rows
 
@@ -136,7 +136,7 @@ def _error_table(summary: Mapping[str, Any]) -> list[TextRow]:
     for budget, heads in budgets.items():
         for head, found in heads.items():
             cells = [
-                _shown(measure, found["lists"][name][measure]) if name in found["lists"] else ""
+                _error_text(measure, found["lists"][name][measure]) if name in found["lists"] else ""
                 for name in names
                 for measure in MEASURES
             ]
@@ -149,7 +149,7 @@ def _comparison_table(summary: Mapping[str, Any], measure: str, budget: int) -> 
     for row in summary.get("comparisons", []):
         if row["measure"] == measure and row["budget"] == budget:
             errors = row["errors"]
-            shown = "" if errors is None else " / ".join(_shown(measure, error) for error in errors)
+            shown = "" if errors is None else " / ".join(_error_text(measure, error) for error in errors)
             rows.append([f"{row['first']} - {row['second']}", row["list"], shown, *_difference_cells(row)])
     return rows
 

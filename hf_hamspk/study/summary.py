@@ -89,7 +89,7 @@ def summarise(study: Study, folder: Path, open_tests: bool = False, progress: bo
 
 def _open_tests(study: Study, folder: Path, finished: int, total: int, wanted: bool) -> dict[str, Any] | None:
     """Return the content of `opened.json`, which is written when the lists are opened; None if they are closed."""
-    path, digest = folder / OPENED_FILE, _digest(study)
+    path, digest = folder / OPENED_FILE, _plan_digest(study)
     if path.is_file():
         opened = json.loads(path.read_bytes())
         return opened | {"changed_since": opened.get("digest") != digest, "finished_now": finished}
@@ -100,7 +100,7 @@ def _open_tests(study: Study, folder: Path, finished: int, total: int, wanted: b
     return opened | {"changed_since": False, "finished_now": finished}
 
 
-def _digest(study: Study) -> str:
+def _plan_digest(study: Study) -> str:
     return hashlib.sha256(json.dumps(study.source, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
