@@ -76,8 +76,9 @@ def test_numbers_outside_their_range_are_refused(owner, name):
 
 @pytest.mark.parametrize(("owner", "name"), [one for one in FIELDS if one[0] is not HamSpkConfig], ids=str)
 def test_other_kinds_than_numbers_are_refused(owner, name):
+    default = getattr(owner(**NEEDED[owner]), name)
     for value in ("3", True, None, [], {}):
-        if name == "speed_factors" and value == []:
+        if (value == [] and name == "speed_factors") or (value is None and default is None):
             continue
         with pytest.raises(ValueError, match=f"{name} must be a"):
             owner(**NEEDED[owner] | {name: value})
