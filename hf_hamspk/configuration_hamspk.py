@@ -296,8 +296,7 @@ class HamSpkConfig(PreTrainedConfig):
             raise ValueError(f"ecapa_groups ({self.ecapa_groups}) must divide ecapa_channels, {self.ecapa_channels}.")
         if self.mask_mel_bins >= self.num_mel_bins:
             raise ValueError(f"mask_mel_bins ({self.mask_mel_bins}) must be below num_mel_bins, {self.num_mel_bins}.")
-        if len(self.campplus_layers) != len(self.campplus_dilations):
-            lengths = [len(self.campplus_layers), len(self.campplus_dilations)]
+        if (lengths := [len(self.campplus_layers), len(self.campplus_dilations)])[0] != lengths[1]:
             raise ValueError(f"campplus_layers and campplus_dilations need equal lengths, got {lengths}.")
         backbone = self.backbone_config
         weights = max(self.tdnn_channels) ** 2 * sum(self.tdnn_kernel_sizes) + self._encoder_weights()

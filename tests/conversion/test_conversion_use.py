@@ -7,11 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from other_projects import small_model, tiny_xvector, weights_of, write, write_xvector
+from other_projects import (
+    campplus_fields,
+    campplus_weights,
+    resnet_fields,
+    resnet_weights,
+    small_model,
+    tiny_xvector,
+    weights_of,
+    write,
+    write_resnet,
+    write_xvector,
+)
 from safetensors.torch import load_file, save_file
 from tiny_models import noises, padded, settle
 
-from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
 from hf_hamspk.conversion import convert
 from hf_hamspk.training.arguments import read_recipe
 from hf_hamspk.training.models import build_config, build_model
@@ -45,6 +56,14 @@ print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "h
 
 
 def converted(source: str, folder: Path) -> HamSpkModel:
+    if source == "campplus":
+        folder.mkdir()
+        model = settle(HamSpkModel(HamSpkConfig(**campplus_fields())))
+        torch.save(campplus_weights(model), folder / "campplus_small.pt")
+        return convert(folder).model
+    if source == "resnet":
+        model = settle(HamSpkModel(HamSpkConfig(**resnet_fields())))
+        return convert(write_resnet(folder, resnet_weights(model))).model
     if source in ("speechbrain", "wespeaker", "official"):
         return convert(write(source, folder, weights_of(source, settle(small_model(source))))).model
     return convert(write_xvector(folder, tiny_xvector(source))).model
@@ -75,7 +94,7 @@ def test_converted_models_load_where_nothing_of_this_is_installed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["speechbrain", "wespeaker", "official", "wavlm"])
+@pytest.mark.parametrize("source", ["speechbrain", "wespeaker", "official", "wavlm", "campplus", "resnet"])
 def test_a_ham_head_is_trained_on_a_converted_model(source, tmp_path):
     """As `hamspk train --initial_model ... --head ham` builds it."""
     start = converted(source, tmp_path / source)

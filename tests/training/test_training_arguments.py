@@ -9,6 +9,7 @@ from tiny_models import tiny_config
 
 from hf_hamspk.training import TrainingArguments, read_recipe
 from hf_hamspk.training.building import make_accelerator
+from hf_hamspk.training.models import arguments_of, build_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").rglob("*.yaml"))
 
@@ -105,3 +106,18 @@ def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch, tmp_path, precis
     monkeypatch.setattr("hf_hamspk.training.building.logger.warning", said.append)
     make_accelerator(TrainingArguments(output_dir=str(tmp_path), mixed_precision=precision, cpu=True), tiny_config())
     assert bool(said) is warns
+
+
+@pytest.mark.parametrize(("backbone", "field"), [("campplus", "campplus_growth"), ("resnet", "resnet_channels")])
+def test_a_recipe_names_an_encoder_of_this_package(backbone, field, tmp_path):
+    """The key that also takes the name of a pretrained encoder."""
+    recipe = read_recipe(["--train_data", "a.csv", "--backbone", backbone, f"--{field}", "8"])
+    assert recipe.pretrained_backbone is None and recipe.config_fields() == {"backbone": backbone, field: 8}
+    config = build_config(recipe)
+    assert (config.backbone, getattr(config, field), config.frontend) == (backbone, 8, "kaldi")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.as_dict()))
+    assert read_recipe([str(file)]).model == recipe.model
+    assert arguments_of(config).backbone == backbone
+    named = read_recipe(["--train_data", "a.csv", "--backbone", "owner/wavlm"])
+    assert named.pretrained_backbone == "owner/wavlm" and named.config_fields() == {}
