@@ -74,12 +74,11 @@ def is_same_model(first: Any, second: Any) -> bool:
 
 def check_same_model(own: str, model: str, subject: str, remedy: str) -> None:
     """Raise a ValueError if `subject`, made by the model with the fingerprint `own`, is not of the model `model`."""
-    if is_same_model(own, model):
-        return
     found = f"other weights ({own[:12]}) than this model has now ({model[:12]})"
     if is_same_model(own.partition("-")[0], model):
         found = "another configuration than this model has now: a field such as sampling_rate or frontend has changed"
-    raise ValueError(f"{subject} was made with {found}. Restore what it was made with, or {remedy}.")
+    if not is_same_model(own, model):
+        raise ValueError(f"{subject} was made with {found}. Restore what it was made with, or {remedy}.")
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:

@@ -8,6 +8,11 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
+
+try:
+    import transformers.initialization  # noqa: F401 (not in transformers 4)
+except ImportError as error:
+    raise ImportError("This needs another transformers. Run `pip install 'transformers>=5.18,<6'`.") from error
 from transformers import AutoConfig, PreTrainedConfig
 
 from .geometry_hamspk import (
@@ -267,18 +272,14 @@ class HamSpkConfig(PreTrainedConfig):
         return self.similarity == "hyperbolic" or self.head in ("h", "ham", "joint")
 
     def hash_settings(self) -> str:
-        """Return 16 digits of the SHA-256 of all fields that may change embeddings or scores.
-
-        Fields at their defaults do not count, so that fields of later versions do not change the hash.
-        """
+        """Return a hash of the fields that may change embeddings or scores, without those at their defaults."""
         own = {name: getattr(self, name) for name in HamSpkConfig.__annotations__ if name not in NEUTRAL_FIELDS}
-        default, backbone = HamSpkConfig(), own.pop("backbone_config")
-        plain = {name: getattr(default, name) for name in own}
+        plain, backbone = dict(vars(HamSpkConfig())), own.pop("backbone_config")
         if backbone is not None:
             own["backbone"], general = backbone.model_type, PreTrainedConfig().to_dict()
             for fields_of, config in ((own, backbone), (plain, type(backbone)())):
                 fields_of |= {f"backbone.{key}": x for key, x in config.to_dict().items() if key not in general}
-        own, plain = json.loads(json.dumps([own, plain]), parse_int=float)
+        own, plain = json.loads(json.dumps([own, plain], default=str), parse_int=float)
         settings = {name: value for name, value in own.items() if value != plain.get(name)}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -913,7 +913,6 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         )
 
     def _hash_weights(self) -> str:
-        """Return the hash of the weights, or of weights and file if their embeddings differ (see the class)."""
         return self._weights
 
 

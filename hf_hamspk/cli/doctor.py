@@ -1,8 +1,8 @@
 """`hamspk doctor`: check that the installed packages work together.
 
-This module imports no other module of the package, so it runs even if transformers cannot be imported. The usual cause
-is torchaudio, which transformers imports. The PyPI builds of torchaudio for Linux are linked against CUDA and cannot be
-loaded together with a CPU-only torch.
+This module runs even if transformers cannot be imported. The usual cause, apart from a wrong version, is torchaudio,
+which transformers imports. The PyPI builds of torchaudio for Linux are linked against CUDA, and cannot be loaded
+together with a CPU-only torch.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..loading.registering import wrong_transformers
 
 PACKAGES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile")
 # A CUDA build is linked against one of these libraries.
@@ -104,6 +106,8 @@ def import_error(name: str) -> str | None:
 def diagnose(facts: Facts) -> list[str]:
     """Return a description of each problem with its remedy; empty if there are no problems."""
     problems = [f"{name} is not installed: `pip install {name}`." for name, v in facts.versions.items() if v is None]
+    version = facts.versions.get("transformers")
+    problems += [] if version is None or (said := wrong_transformers(version)) is None else [said]
     torch_build, torchaudio_build = facts.torch_build, facts.torchaudio_build
     message = facts.errors.get("torchaudio")
     explained = set()

@@ -11,8 +11,11 @@ transformers.
 """
 
 import importlib
+import importlib.metadata
+import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -23,6 +26,8 @@ PACKAGE = __name__.partition(".")[0]
 WATCHED_PACKAGES = (PACKAGE, "transformers")
 # Module that is imported whenever one of the Auto classes is imported.
 AUTO_CLASSES = "transformers.models.auto.configuration_auto"
+# Oldest version of transformers that works, and the first that does not work again, as in pyproject.toml.
+OLDEST_TRANSFORMERS, LATER_TRANSFORMERS = (5, 18), (6, 0)
 
 
 def register_when_needed() -> None:
@@ -40,7 +45,7 @@ def register_models() -> None:
     """Register the configuration, the models and the pipeline with transformers.
 
     A second call has no effect. If the models cannot be imported, this function registers nothing and raises no error.
-    The import error is raised later, when one of the models is used.
+    The import error is raised later, when one of the models is used. A wrong version of transformers is warned of.
     """
     try:
         transformers = importlib.import_module("transformers")
@@ -49,6 +54,9 @@ def register_models() -> None:
         modeling = importlib.import_module(f"{PACKAGE}.modeling_hamspk")
         pipeline = importlib.import_module(f"{PACKAGE}.pipeline_hamspk")
     except (ImportError, OSError, RuntimeError):
+        problem = wrong_transformers(installed_transformers())
+        if problem is not None:
+            warnings.warn(problem, stacklevel=2)
         return
     config.register_for_auto_class()
     modeling.HamSpkModel.register_for_auto_class("AutoModel")
@@ -62,14 +70,40 @@ def register_models() -> None:
         )
 
 
+def installed_transformers() -> str | None:
+    """Return the version of transformers; None if it is not installed."""
+    try:
+        return importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def wrong_transformers(version: str | None) -> str | None:
+    """Return a sentence with the versions of transformers that work; None if `version` is one of them."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(version))
+    if numbers and OLDEST_TRANSFORMERS <= tuple(map(int, numbers.groups())) < LATER_TRANSFORMERS:
+        return None
+    oldest, later = ".".join(map(str, OLDEST_TRANSFORMERS)), LATER_TRANSFORMERS[0]
+    state = "it is not installed" if version is None else f"{version} is installed"
+    return (
+        f"hf_hamspk needs transformers {oldest} or newer and below {later}, but {state}. Run `pip install "
+        f"'transformers>={oldest},<{later}'`."
+    )
+
+
 @contextmanager
 def explain_import_error() -> Iterator[None]:
-    """Turn the error of an incompatible torchaudio build into an ImportError whose message contains the remedy.
+    """Turn the error of a wrong transformers or torchaudio into an ImportError whose message contains the remedy.
 
     transformers imports torchaudio, and a CUDA build of torchaudio cannot be loaded together with a CPU-only torch.
     """
     try:
         yield
+    except ImportError as error:
+        problem = wrong_transformers(installed_transformers())
+        if problem is None:
+            raise
+        raise ImportError(problem) from error
     except (OSError, RuntimeError) as error:
         raise ImportError(
             f"The models cannot be imported, because transformers cannot be imported ({error}). If torchaudio is a "
