@@ -62,10 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score normalisation with the cohort (default: auto, which uses AS-norm if it lowers the Cllr)",
     )
     parser.add_argument(
-        "--top",
-        type=int,
-        metavar="N",
-        help="number of highest cohort scores used in AS-norm (default: several numbers are tried)",
+        "--top", type=int, metavar="N", help="number of highest cohort scores in AS-norm (default: several are tried)"
     )
     parser.add_argument(
         "--quality",

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hf_hamspk.calibration_hamspk import DEFAULT_OPERATING_POINTS, OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from hf_hamspk.evaluation.intervals import (
-    rank_limits,
     _System,
     bootstrap,
     draw_speakers,
     paired_test,
+    rank_limits,
     resample_errors,
 )
 from hf_hamspk.evaluation.metrics import equal_error_rate, minimum_detection_cost
