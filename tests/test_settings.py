@@ -171,13 +171,13 @@ def other_values(value: Any) -> list[Any]:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_field_of_the_backbone_that_changes_results_changes_the_fingerprint(name):
     own = BACKBONES[name]
-    model = build(tiny_config(backbone_config=own, pooling="statistics"))
+    model = build(tiny_config("wavlm", backbone_config=own, pooling="statistics"))
     expected, weights, found = results(model), model.state_dict(), set()
     for field, value in own.to_dict().items():
         for other in other_values(value):
             backbone = copy.deepcopy(own).to_dict() | {field: other}
             try:
-                changed = build(tiny_config(backbone_config=backbone, pooling="statistics"), weights)
+                changed = build(tiny_config("wavlm", backbone_config=backbone, pooling="statistics"), weights)
                 given = results(changed)
             except Exception:
                 # A value that the configuration or the backbone refuses, or other weights.
@@ -189,8 +189,8 @@ def test_a_field_of_the_backbone_that_changes_results_changes_the_fingerprint(na
 
 
 def test_models_of_other_backbones_with_the_same_weights_differ():
-    first = build(tiny_config(backbone_config=tiny_backbone("wav2vec2"), pooling="statistics"))
-    second = build(tiny_config(backbone_config=tiny_backbone("hubert"), pooling="statistics"))
+    first = build(tiny_config("wavlm", backbone_config=tiny_backbone("wav2vec2"), pooling="statistics"))
+    second = build(tiny_config("wavlm", backbone_config=tiny_backbone("hubert"), pooling="statistics"))
     assert first.state_dict().keys() == second.state_dict().keys()
     assert first.config.hash_settings() != second.config.hash_settings()
 
