@@ -10,6 +10,7 @@ import pytest
 import soundfile as sf
 from tiny_models import RATE, cosine
 
+from hf_hamspk.data.corpus import load_corpus
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.evaluation.cohorts import find_cohort
 from hf_hamspk.loading.models import load_model
@@ -122,3 +123,27 @@ def test_sub_folders_are_not_taken_for_one_speaker(hamspk, refusal, voices, mode
     shutil.copy(voices / "a.wav", tmp_path / "people")
     assert "has recordings in several places (sub-folders anna, carl)." in refusal(*words)
     assert "lies in no sub-folder" in refusal(*words, "--subfolders", "speakers")
+
+
+@pytest.mark.parametrize("other", ["Jose\u0301", "José ", "Jos\u200bé"], ids=["NFD", "blank", "without width"])
+def test_folders_whose_names_look_equal(hamspk, refusal, tmp_path, model_folder, voices, other):
+    """Profiles are refused, because one would replace the other; corpora have one speaker with all recordings."""
+    for number, name in enumerate(("José", other, "Anna")):
+        (tmp_path / "team" / name).mkdir(parents=True)
+        for take in range(2):
+            sf.write(tmp_path / "team" / name / f"{take}.wav", recording_of(number, take), RATE)
+    if len(list((tmp_path / "team").iterdir())) < 3:
+        pytest.skip("this file system does not keep both names")
+    words = ("enrol", model_folder, tmp_path / "team", "--profiles", tmp_path / "profiles", "--subfolders", "speakers")
+    assert "differ only in blanks or in the encoding of characters. Rename one of them" in refusal(*words)
+    folders = (tmp_path / "team" / "José", tmp_path / "team" / other)
+    assert "Two of the folders are named José" in refusal("enrol", model_folder, *folders, "--profiles", tmp_path / "p")
+    assert not (tmp_path / "profiles").exists() and not (tmp_path / "p").exists()
+    corpus = load_corpus(tmp_path / "team")
+    assert sorted(corpus["speaker"]) == ["Anna"] * 2 + ["José"] * 4
+    assert hamspk("prepare", tmp_path / "team", tmp_path / "shards", "--processes", "0")[0] == 0
+    assert open_shards(str(tmp_path / "shards")).manifest.speakers == ["Anna", "José"]
+
+
+def recording_of(speaker: int, take: int) -> np.ndarray:
+    return 0.1 * np.random.default_rng((speaker, take)).standard_normal(RATE // 2)
