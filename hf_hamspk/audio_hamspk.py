@@ -689,13 +689,14 @@ def _decode_stream(opened: Any, stream: Any, limits: Limits) -> _Mixdown:
     pyav: Any = av
     seconds = 0.0 if stream.duration is None else float(stream.duration * (stream.time_base or 0))
     mixdown: _Mixdown | None = None
-    to_planes = pyav.AudioResampler(format="fltp")
+    # Interleaved samples, because PyAV reads planes of more than 7 channels beyond the end of their memory.
+    interleave = pyav.AudioResampler(format="flt")
     for frame in opened.decode(stream):
-        for planes in to_planes.resample(frame):
-            block = planes.to_ndarray().T
+        for samples in interleave.resample(frame):
+            block = samples.to_ndarray().reshape(-1, samples.layout.nb_channels)
             if mixdown is None:
                 # The rate is read from the frame, because the header of HE-AAC declares half of it.
-                rate = int(planes.sample_rate)
+                rate = int(samples.sample_rate)
                 mixdown = _Mixdown(rate, block.shape[1], round(seconds * rate), limits, filler=AAC_FRAME)
             mixdown.add(block)
     return _Mixdown(stream.rate, 1, round(seconds * stream.rate), limits) if mixdown is None else mixdown

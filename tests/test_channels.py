@@ -1,5 +1,6 @@
 """Channels and levels of recordings: the same choice and the same warnings at every door."""
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -35,6 +36,7 @@ from hf_hamspk.data.audio import read_utterance
 from hf_hamspk.data.synthetic import make_corpus, make_speech
 from hf_hamspk.evaluation.evaluating import EvaluationSettings, evaluate
 from hf_hamspk.evaluation.verification import embed_files
+from hf_hamspk.shards.crops import decode_crop
 from hf_hamspk.shards.planning import PrepareOptions
 from hf_hamspk.training.corpora import open_corpus
 
@@ -182,6 +184,37 @@ def test_every_door_reads_the_channel(channel, loaded, folder, files, tmp_path, 
     if channel == "left":
         evaluated = evaluate(model, [trials], "/", settings).lists["trials"]
         assert evaluated.scores[0] == pytest.approx(1, abs=1e-5)
+
+
+def in_matroska(samples: np.ndarray) -> bytes:
+    """A Matroska file of 16-bit samples `(L, C)` at 16 kHz, which PyAV decodes."""
+    av = pytest.importorskip("av")
+    wave, result = io.BytesIO(), io.BytesIO()
+    soundfile.write(wave, samples, RATE, format="WAV", subtype="PCM_16")
+    wave.seek(0)
+    with av.open(wave, format="wav") as given, av.open(result, "w", format="matroska") as written:
+        stream = written.add_stream("pcm_s16le", rate=RATE, layout=given.streams.audio[0].layout.name)
+        for frame in given.decode(audio=0):
+            frame.pts = None
+            written.mux(stream.encode(frame))
+        written.mux(stream.encode(None))
+    return result.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 32, 33, 50])
+def test_many_channels_of_pyav(channels):
+    """PyAV reads planes of more than 7 channels beyond their memory, which ended the process with a crash."""
+    samples = np.random.default_rng(channels).integers(-9000, 9000, (RATE // 2, channels)).astype(np.int16)
+    content = in_matroska(samples)
+    if channels > MOST_CHANNELS:
+        with pytest.raises(InputError, match=f"has {channels} channels; expected 1 to 32"):
+            read_sound(content, RATE)
+        return
+    for number in {1, channels}:
+        found = read_sound(content, RATE, channel=number).waveform
+        np.testing.assert_array_equal(found * 32768, samples[:, number - 1])
+    crop = decode_crop(content, RATE // 4, np.random.default_rng(0))
+    assert crop.shape == (RATE // 4,) and np.isfinite(crop).all()
 
 
 @pytest.fixture(scope="module")

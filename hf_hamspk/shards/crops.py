@@ -10,6 +10,9 @@ from ..audio_hamspk import InputError, QuietFile
 from ..data.audio import SAMPLING_RATE, read_utterance
 from ..data.crops import random_crop
 
+PLANES_OF_PYAV = 7
+"""Largest number of channels whose planes PyAV reads correctly. It reads more planes beyond the end of their memory."""
+
 AAC_SETTLING = 2048
 """Number of samples that are decoded before an AAC crop, because successive frames of 1,024 samples overlap."""
 
@@ -115,6 +118,8 @@ def _frames(frames: Any, start: int, samples: int, sampling_rate: int, ticks: fl
     for frame in frames:
         # The header of HE-AAC declares half the sampling rate, and its frames are twice as long.
         if frame.sample_rate != sampling_rate or frame.format.name != "fltp" or frame.pts is None:
+            return None
+        if frame.layout.nb_channels > PLANES_OF_PYAV:
             return None
         place = round(frame.pts * ticks)
         if place + frame.samples <= start:
