@@ -888,9 +888,9 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`, or 1 for each piece if no speech was measured in any.
+    """Return the seconds of speech of each piece `(L,)`, found in at most 600 s in all, or 1 for each if none is found.
 
-    Of pieces of more than 600 s together, only the middle of each is measured, the same share of each and 600 s in all.
+    If the pieces are longer together, only the middle of each is measured.
     """
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:

@@ -78,12 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="operating point for decisions; may be repeated; the first becomes the model's default (default: "
         f"{DEFAULT_POINTS})",
     )
-    parser.add_argument(
-        "--minimum-speech",
-        type=float,
-        metavar="SECONDS",
-        help="seconds of speech that each recording must contain for a decision (default: 1)",
-    )
+    speech = "seconds of speech that each recording must contain for a decision (default: 1)"
+    parser.add_argument("--minimum-speech", type=float, metavar="SECONDS", help=speech)
     add_channel_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--output", metavar="DIR", help="new folder for the calibrated model (default: MODEL itself)")
