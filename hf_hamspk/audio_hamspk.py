@@ -888,10 +888,7 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech of each piece `(L,)`, found in at most 600 s in all, or 1 for each if none is found.
-
-    If the pieces are longer together, only the middle of each is measured.
-    """
+    """Return the seconds of speech in the middle of each piece `(L,)`, of at most 600 s in all; 1 for each if none."""
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
         share = min(1.0, MOST_WEIGHED * sampling_rate / sum(map(len, pieces)))
