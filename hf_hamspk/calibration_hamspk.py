@@ -224,9 +224,6 @@ class Cohort:
         embeddings: finite values `(C, D)` in float32 on the CPU, C at least 2; usually one per training speaker.
         fingerprint: fingerprint of the model that computed the embeddings.
         audio: description of the recordings.
-
-    Raises:
-        ValueError: the embeddings have another shape or are not finite.
     """
 
     embeddings: Tensor = field(repr=False)

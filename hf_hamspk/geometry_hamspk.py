@@ -288,11 +288,7 @@ def project(
 ) -> tuple[BallPoints, float | Tensor]:
     """Map features `(..., D)` to points of the ball.
 
-    Args:
-        embeddings: features of any norm.
-        projection: `"released"` or `"curved"`; the docstring of this module defines both.
-        curvature: number `c`, above 1 for `"released"`, above 0 for `"curved"`.
-        clip_radius: largest feature norm for `"curved"`; not used for `"released"`.
+    The docstring of this module defines the projections. `clip_radius` is the largest feature norm for `"curved"`.
 
     Returns:
         The points, and the factor by which their distances in the unit ball must be multiplied (1, or `1 / sqrt(c)`).
@@ -400,9 +396,6 @@ def combine_embeddings(
             with the least sum of squared distances to the embeddings, intended for models with hyperbolic scores).
         seconds: duration of the speech in each utterance, for `"length_weighted"`.
         projection, curvature, clip_radius: values of the model's configuration, for `"barycentre"`.
-
-    Raises:
-        ValueError: `combine` is unknown, the array of embeddings is empty, or the seconds are missing or invalid.
     """
     if combine == "mean":
         return mean_direction(embeddings)

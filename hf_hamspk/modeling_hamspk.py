@@ -885,10 +885,6 @@ class OnnxSpeakerModel(SpeakerModelMixin):
     The graph may compute other embeddings than `model`, for example because it was quantised. If the embeddings of a
     test signal differ by more than `LARGEST_DIFFERENCE`, the graph has its own fingerprint, and the calibration, cohort
     and profiles of `model` do not apply to it.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: `hamspk export` did not write the file, or exported it from other weights than `model` has.
     """
 
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):

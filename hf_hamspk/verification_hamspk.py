@@ -174,9 +174,7 @@ class SpeakerProfile:
                 f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)!s:.200}."
             )
         try:
-            if not isinstance(warnings, list) or not all(
-                isinstance(one, str) and one.isprintable() for one in warnings
-            ):
+            if not isinstance(warnings, list) or not all(isinstance(x, str) and x.isprintable() for x in warnings):
                 raise ValueError("Its warnings are not a list of printable sentences.")
             values: Any = description | {key: tuple(description[key]) for key in ("seconds", "recordings", "warnings")}
             profile = cls(embedding=torch.from_numpy(np.array(array)), **values)
