@@ -308,8 +308,7 @@ def read_sound(
                 f"{found / 2000:g} kHz are missing."
             )
         return Sound(resample(waveform, found, rate), rate, warnings)
-    except InputError as error:
-        # The functions below raise errors without a name.
+    except InputError as error:  # The functions below raise errors without a name.
         raise type(error)(error.reason, _input_name(source, label)) from error.__cause__
     except MemoryError:
         said = "needs more memory than this process can get; cut it into shorter files"
@@ -570,8 +569,7 @@ def _read_decoder(decoder: Any, limits: Limits) -> _Mixdown:
         samples, rate = decoded.data, decoded.sample_rate
     except InputError:
         raise
-    except Exception as error:
-        # A decoder may raise any exception.
+    except Exception as error:  # A decoder may raise any exception.
         raise InputError(f"cannot be decoded ({type(error).__name__}). Is the file damaged?") from error
     return _read_array(samples, rate, limits)
 
