@@ -16,6 +16,7 @@ from hf_hamspk import HamSpkModel, SpeakerIndex, SpeakerProfile, SpeakerVerifica
 from hf_hamspk.audio_hamspk import CLIPPED_SHARE, InputError, read_sound, resample
 from hf_hamspk.calibration_hamspk import Cohort
 from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.evaluation.metrics import equal_error_rate
 
 SPEECH = make_speech(1, 1, 3.0)
 
@@ -72,6 +73,14 @@ def test_masked_embeddings_are_refused_at_every_door(model):
     for ask in doors:
         with pytest.raises(ValueError, match="Expected a tensor or an array of numbers, got MaskedArray"):
             ask(embedding)
+
+
+def test_masked_scores_and_labels_are_refused():
+    scores, labels = np.linspace(0, 1, 6), np.array([0, 0, 1, 0, 1, 1])
+    assert equal_error_rate(np.ma.masked_array(scores), labels) == equal_error_rate(scores, labels)
+    for given in ((masked(scores), labels), (scores, masked(labels))):
+        with pytest.raises(ValueError, match="must not contain masked entries"):
+            equal_error_rate(*given)
 
 
 def test_a_masked_array_without_masked_entries_is_an_array(model):

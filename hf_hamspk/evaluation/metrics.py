@@ -284,6 +284,8 @@ def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float
         ValueError: an input is not one-dimensional and numeric, the lengths differ, the inputs are empty, a score is
             NaN or infinite, a label is neither 0 nor 1, or one of the two classes is missing.
     """
+    if np.ma.is_masked(scores) or np.ma.is_masked(labels):
+        raise ValueError("scores and labels must not contain masked entries. Leave these trials out.")
     values, marks = np.asarray(scores), np.asarray(labels)
     for name, array in (("scores", values), ("labels", marks)):
         if array.ndim != 1:
