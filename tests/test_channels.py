@@ -387,7 +387,8 @@ def test_the_level_is_of_the_loudest_second(gain):
     tone = gain * 0.1 * np.sin(2 * np.pi * 200 * np.arange(2 * RATE) / RATE)
     level = 20 * np.log10(gain * 0.1 / np.sqrt(2))
     padded = np.float32(np.concatenate([np.zeros(5 * RATE), tone, np.zeros(5 * RATE)]) + 0.2)
-    warnings = read_sound(padded, RATE, source_rate=RATE).warnings
+    # A pure tone has a level near its peaks, which has a warning of its own.
+    warnings = [one for one in read_sound(padded, RATE, source_rate=RATE).warnings if "too quiet" in one]
     assert bool(warnings) == (level < QUIET_DB)
     if warnings:
         assert f"its loudest second has {level:.0f} dBFS" in warnings[0]
