@@ -73,7 +73,7 @@ def test_a_quantised_graph_gives_scores_and_no_decisions(exported, tmp_path, cap
     assert answer.score is not None
     assert (answer.decision, answer.log_likelihood_ratio) == (None, None)
     profile = model.enrol([enrolment], name="anna", sampling_rate=RATE)
-    with pytest.raises(ValueError, match=r"The profile of 'anna' .* was made with other weights"):
+    with pytest.raises(ValueError, match=r"The profile of 'anna'.* was made with other weights"):
         quantised.verify(profile, test, sampling_rate=RATE)
     with pytest.raises(ValueError, match="was made with other weights"):
         quantised.identify(test, [profile], sampling_rate=RATE)
