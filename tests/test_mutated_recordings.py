@@ -1,7 +1,7 @@
 """Damaged recordings through every door, in this process: an answer or one sentence, soon, in bounded memory.
 
 `HAMSPK_MUTATED` sets the number of recordings of the slow tests together, 60 unless it is set. To run all of them:
-`HAMSPK_MUTATED=5000 pytest -n auto -m slow tests/test_mutated_recordings.py` (about an hour and a half of processor time).
+`HAMSPK_MUTATED=5000 pytest -n auto -m slow tests/test_mutated_recordings.py` (90 minutes of processor time).
 """
 
 import base64
