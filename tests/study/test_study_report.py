@@ -120,6 +120,7 @@ def test_the_report_of_a_finished_study(tmp_path):
     assert all((tmp_path / "study" / "plots" / f"{name}.png").exists() for name in ("curves", "search", "budgets"))
 
 
+@pytest.mark.slow
 def test_test_lists_stay_closed_until_all_runs_are_finished_and_opening_is_noted(tmp_path):
     study, folder = plan_with(final={"seeds": 4, "epochs": 6}), tmp_path / "study"
     fill(study, folder, stop_after=13)
