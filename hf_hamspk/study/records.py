@@ -11,6 +11,8 @@ FOLDER/
 
 import json
 import os
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,31 @@ def read_study_lists(folder: str | os.PathLike[str]) -> dict[str, tuple[NDArray[
             )
             for name in names
         }
+
+
+def check_study_folder(folder: Path) -> None:
+    """Check that a folder is missing, is empty, or contains a study.
+
+    Raises:
+        ValueError: the path is a file, or the folder contains other files. The message names one of them.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output of a study must be a folder, got the file {folder}. Choose another path.")
+    if not folder.is_dir():
+        return
+    if (folder / LISTS_FILE).is_file():
+        try:
+            if read_study_lists(folder):
+                return
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            pass
+    # Another process may be writing the file just now.
+    unfinished = re.compile(rf"{re.escape(LISTS_FILE)}\.\d+\.tmp")
+    other = min((path.name for path in folder.iterdir() if not unfinished.fullmatch(path.name)), default=None)
+    if other is not None:
+        raise ValueError(
+            f"{folder} contains other files ({other}) and no study of this package. Choose an empty or a new folder."
+        )
 
 
 def list_score(record: Mapping[str, Any], measure: str, epoch: int | None = None) -> float:

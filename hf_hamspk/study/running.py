@@ -36,6 +36,7 @@ from .plan import DERIVED, Run, Study
 from .records import (
     LISTS_FILE,
     SCORES_FILE,
+    check_study_folder,
     planned_runs,
     read_record,
     read_scores,
@@ -73,9 +74,10 @@ def run_study(
         The number of planned runs that are not finished.
 
     Raises:
-        ValueError: the data or settings cannot be used.
+        ValueError: the data or settings cannot be used, or the folder contains other files.
     """
     home = Path(folder)
+    check_study_folder(home)
     home.mkdir(parents=True, exist_ok=True)
     began, made = time.monotonic(), 0
     recipe = parse_fields(study.recipe, "recipe")

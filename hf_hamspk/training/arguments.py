@@ -26,6 +26,7 @@ DATA_RANGES: dict[str, tuple[float, float]] = {
     "speed_factors": (0.25, 4),
     "augment_probability": (0, 1),
     "augment_most": (1, 16),
+    "level_range_db": (-90, 0),
     "cache_megabytes": (0, 10_000_000),
     "num_workers": (0, 256),
     "samples_per_epoch": (0, 10**12),
@@ -560,7 +561,8 @@ def _check_argument_numbers(arguments: Any, ranges: dict[str, tuple[float, float
             continue
         value: Any = getattr(arguments, spec.name)
         kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
-        if value is None and spec.default is None:
+        default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+        if value in (None, []) and value == default:
             continue
         is_list = not {int, float} & set(kinds)
         if is_list and not isinstance(value, list | tuple):

@@ -136,6 +136,6 @@ def test_defaults_in_the_help_are_those_of_the_functions():
     for name in ("batch_seconds", "workers"):
         assert f"(default: {defaults(extract)[name]:g})" in help_of("embed")[name]
     assert f"(default: {defaults(SpeakerIdentifier.identify)['candidates']})" in help_of("identify")["candidates"]
-    assert defaults(SpeakerVerifier.verify)["combine"] == "mean"
+    assert defaults(SpeakerVerifier.verify_pairs)["combine"] == "mean"
     for name in ("cost_miss", "cost_false_alarm"):
         assert f"(default: {defaults(OperatingPoint)[name]:g})" in help_of("verify")[name]

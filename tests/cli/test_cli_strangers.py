@@ -1,6 +1,7 @@
 """Folders full of other people's files: no command changes, replaces or deletes one of them."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -75,6 +76,21 @@ def training(corpus: Path, output: Path) -> tuple:
     return "train", *data, *tiny, "--embedding_size", "16", "--output_dir", output
 
 
+def study_file(corpus: Path) -> Path:
+    content = {
+        "recipe": {"train_data": f"{corpus}/train.csv", "audio_root": str(corpus), "cpu": True},
+        "dev_trials": [f"{corpus}/trials.txt"],
+        "test_trials": [f"{corpus}/trials.txt"],
+        "search": {"learning_rate": [1e-3, 3e-3, "log"]},
+        "tuning": {"settings": 1, "epochs": 1},
+        "final": {"seeds": 1, "epochs": 1},
+        "heads": {head: {"recipe": {"head": head}} for head in ("am", "ham")},
+        "comparisons": {"claims": [["ham", "am"]]},
+    }
+    (corpus / "study.yaml").write_text(json.dumps(content))
+    return corpus / "study.yaml"
+
+
 # For each command, functions of (model, corpus, source, folder) that write into the folder.
 INTO = {
     "train": [lambda m, c, s, f: training(c, f), lambda m, c, s, f: (*training(c, f), "--resume", "false")],
@@ -102,6 +118,7 @@ INTO = {
     "convert": [lambda m, c, s, f: ("convert", s, f)],
     "demo": [lambda m, c, s, f: ("demo", "--quick", "--output", f)],
     "doctor": [lambda m, c, s, f: ("doctor",)],
+    "study": [lambda m, c, s, f: ("study", study_file(c), "--output", f)],
 }
 RUNS = [(command, number) for command, made in INTO.items() for number in range(len(made))]
 
@@ -168,7 +185,7 @@ def test_strangers_files_beside_the_results_stay(hamspk, tmp_path, model, corpus
         assert hamspk("card", model, "--output", folder / "x.md")[0] == 0
     put(folder, NAMES)
     before = hashes(folder)
-    needs_empty = command in ("train", "prepare", "convert") or (command, number) == ("calibrate", 0)
+    needs_empty = command in ("train", "prepare", "convert", "study") or (command, number) == ("calibrate", 0)
     for _ in range(2):
         code, out, err = hamspk(*INTO[command][number](model, corpus, source, folder))
         assert code == (2 if needs_empty else 0), err + out

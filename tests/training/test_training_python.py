@@ -215,18 +215,16 @@ class LogEER(TrainerCallback):
         self.found.append((state.global_step, metrics["eval_eer"]))
 
 
-def test_trackers_and_a_callback_of_the_user_receive_the_eer(make_trainer, tmp_path, monkeypatch):
+def test_trackers_and_a_callback_of_the_user_receive_the_eer(make_trainer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # Read when the package is imported.
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    pytest.importorskip("trackio")
+    trackio = pytest.importorskip("trackio.utils")
     log = LogEER()
     trackers = {"report_to": ["trackio", "tensorboard"], "project": "voices", "run_name": "first"}
     record = make_trainer(callbacks=[log], epochs=2, **trackers).train()
     assert [step for step, _ in log.found] == [4, 8]
     assert min(eer for _, eer in log.found) == record.training["best_dev_eer"]
-    with closing(sqlite3.connect(tmp_path / "trackio" / "voices.db")) as database:
+    with closing(sqlite3.connect(trackio.TRACKIO_DIR / "voices.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
     tracked = [(name, step, json.loads(values)) for name, step, values in rows]
     assert {name for name, _, _ in tracked} == {"first"}
