@@ -10,6 +10,7 @@ from .statistics import MEAN
 MEASURE_NAMES = {"min_cllr": "minCllr (bits)", "eer": "EER (%)"}
 _SCALE = {"min_cllr": 1.0, "eer": 100.0}
 _ROW_HEIGHT = 0.32
+PLOT_FILES = ("curves.png", "search.png", "differences.png", "budgets.png")
 
 
 def draw_study(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:

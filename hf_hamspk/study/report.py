@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.report import TextRow, format_text, render_page
+from ..folders.recognising import check_replaceable, is_plot_file, is_report_file, read_small_json
 from ..folders.writing import write_atomically
 from .plan import MEASURES, Study
-from .plots import MEASURE_NAMES, draw_study
+from .plots import MEASURE_NAMES, PLOT_FILES, draw_study
 from .summary import summarise
 
 TEXT_FILE, HTML_FILE, SUMMARY_FILE, PLOTS = "report.txt", "report.html", "summary.json", "plots"
@@ -31,9 +32,11 @@ def write_report(
         The text of the report, and the paths of the files.
 
     Raises:
-        ValueError: the folder is not the folder of a study, or a record is damaged.
+        ValueError: the folder is not the folder of a study, a record is damaged, or a file that another program wrote
+            has the name of a file of the report.
     """
     home = Path(folder)
+    _check_replaceable_report(home)
     summary = summarise(study, home, open_tests, progress)
     tables, remarks = study_tables(summary), study_remarks(summary)
     text = "\n\n".join(
@@ -50,6 +53,20 @@ def write_report(
     for name, content in contents.items():
         write_atomically(home / name, lambda path, content=content: path.write_text(content + "\n", encoding="utf-8"))
     return text, [home / name for name in contents]
+
+
+def _check_replaceable_report(home: Path) -> None:
+    """Raise a ValueError if writing the report would replace a file that this package did not write."""
+    summary = home / SUMMARY_FILE
+    check_replaceable(summary, _is_summary, "the summary of a study")
+    check_replaceable(home / HTML_FILE, is_report_file, "the report of a study")
+    check_replaceable(home / TEXT_FILE, lambda path: _is_summary(summary), "the report of a study")
+    for name in PLOT_FILES:
+        check_replaceable(home / PLOTS / name, is_plot_file, "a plot of a study")
+
+
+def _is_summary(path: Path) -> bool:
+    return {"measure", "runs", "curves"} <= read_small_json(path).keys()
 
 
 def study_tables(summary: Mapping[str, Any]) -> dict[str, list[TextRow]]:

@@ -120,6 +120,18 @@ def test_the_report_of_a_finished_study(tmp_path):
     assert all((tmp_path / "study" / "plots" / f"{name}.png").exists() for name in ("curves", "search", "budgets"))
 
 
+@pytest.mark.parametrize("name", ["summary.json", "report.txt", "report.html", "plots/curves.png"])
+def test_a_file_of_another_program_is_not_replaced_by_the_report(tmp_path, name):
+    study = plan_with()
+    fill(study, tmp_path, stop_after=1)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("the only copy")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{name} already exists and is not"):
+        write_report(study, tmp_path, progress=False)
+    assert (tmp_path / name).read_text() == "the only copy" and sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_test_lists_stay_closed_until_all_runs_are_finished_and_opening_is_noted(tmp_path):
     study, folder = plan_with(final={"seeds": 4, "epochs": 6}), tmp_path / "study"
