@@ -31,6 +31,8 @@ RECORD_FILE, SCORES_FILE, LISTS_FILE = "record.json", "scores.npz", "lists.npz"
 SCORE_STEP = 1e-3
 # Errors of a run that diverged: those of a system that cannot tell speakers apart.
 WORST = {"eer": 0.5, "min_cllr": 1.0}
+# Names in the folder of a study whose lists are not written yet: runs, and the unfinished file of the lists.
+_OWN_NAME = re.compile(rf"(?:tune|final)-.+-[0-9a-f]{{8}}|{re.escape(LISTS_FILE)}\.\d+\.tmp")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -128,9 +130,7 @@ def check_study_folder(folder: Path) -> None:
                 return
         except (ValueError, KeyError, OSError, zipfile.BadZipFile):
             pass
-    # Another process may be writing the file just now.
-    unfinished = re.compile(rf"{re.escape(LISTS_FILE)}\.\d+\.tmp")
-    other = min((path.name for path in folder.iterdir() if not unfinished.fullmatch(path.name)), default=None)
+    other = min((path.name for path in folder.iterdir() if not _OWN_NAME.fullmatch(path.name)), default=None)
     if other is not None:
         raise ValueError(
             f"{folder} contains other files ({other}) and no study of this package. Choose an empty or a new folder."

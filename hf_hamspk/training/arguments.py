@@ -562,7 +562,7 @@ def _check_argument_numbers(arguments: Any, ranges: dict[str, tuple[float, float
         value: Any = getattr(arguments, spec.name)
         kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
         default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
-        if value in (None, []) and value == default:
+        if (value is None or value == []) and value == default:
             continue
         is_list = not {int, float} & set(kinds)
         if is_list and not isinstance(value, list | tuple):
