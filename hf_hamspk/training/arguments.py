@@ -567,7 +567,7 @@ def _check_argument_numbers(arguments: Any, ranges: dict[str, tuple[float, float
         is_list = not {int, float} & set(kinds)
         if is_list and not isinstance(value, list | tuple):
             raise ValueError(f"{spec.name} must be a list of numbers, got {value!r:.200}.")
-        entries: list[Any] = [*value] if is_list else [value]
+        entries: list[Any] = [*value] if is_list and value is not None else [value]
         expected, kind = (Integral, "a whole number") if int in kinds else (Real, "a number")
         for one in entries:
             if isinstance(one, bool) or not isinstance(one, expected):
