@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..calibration_hamspk import replacing
 from ..folders.recognising import check_replaceable, is_onnx_file
+from ..folders.writing import write_atomically
 from ..geometry_hamspk import length_mask
 from ..modeling_hamspk import (
     INPUTS,
@@ -115,12 +115,16 @@ def export_onnx(
     rate = encoder.config.sampling_rate
     description = OnnxDescription(encoder.fingerprint(), rate, encoder.config.embedding_size, masked)
     check_replaceable(Path(path), is_onnx_file, "an exported model")
+    agreements: list[Agreement] = []
+
+    def write(partial: Path) -> None:
+        _write_graph(encoder, str(partial), description)
+        agreements.extend(check_agreement(encoder, partial, seconds, batches))
+
     was_training = encoder.training
     encoder.eval()
     try:
-        with replacing(path) as partial:
-            _write_graph(encoder, partial, description)
-            agreements = check_agreement(encoder, partial, seconds, batches)
+        write_atomically(Path(path), write)
     finally:
         encoder.train(was_training)
     return Exported(Path(path), Path(path).stat().st_size, masked, agreements)
