@@ -17,6 +17,13 @@ WEIGHTS_SHOWN = 3
 _COUNTER = ".num_batches_tracked"
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+# Rules for a residual block of CAM++ or ResNet.
+RESIDUAL_RULES: Rules = [
+    (r"conv([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.conv."),
+    (r"bn([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.norm."),
+    (r"shortcut\.0\.", "shortcut.conv."),
+    (r"shortcut\.1\.", "shortcut.norm."),
+]
 
 
 @dataclass(frozen=True)
@@ -41,33 +48,34 @@ class Converted:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Rules that translate the weight names of another project's ECAPA-TDNN to the weight names of `HamSpkModel`.
+    """Rules that translate the weight names of another project to the weight names of `HamSpkModel`.
 
     Attributes:
         rules: rules for weights outside the blocks of the encoder. A rule is a pair: a regular expression for the
             beginning of a name, and the text that replaces it, or a function of the match that returns the text. Only
             the first matching rule is applied.
-        block: regular expression for the beginning of the names in a block. Its first group matches the number of the
-            block.
-        first_block: number of the first block in the other project.
-        block_rules: rules for weights in a block. They are applied to the part of the name that follows `block`.
+        blocks: for each kind of block, a regular expression for the beginning of the names in a block, a function that
+            maps its match to the name of the block in `HamSpkModel`, and rules for the rest of the names.
     """
 
     rules: Rules
-    block: str
-    first_block: int
-    block_rules: Rules
+    blocks: Sequence[tuple[str, Callable[[re.Match[str]], str], Rules]]
 
     def apply(self, name: str) -> str | None:
         """Translate the name of a weight of the other project to its name in `HamSpkModel`; None if no rule matches."""
-        block = re.match(self.block, name)
-        if block is None:
-            return renamed(name, self.rules)
-        rest = renamed(name[block.end() :], self.block_rules)
-        return None if rest is None else f"backbone.blocks.{int(block[1]) - self.first_block}.{rest}"
+        for pattern, block_name, rules in self.blocks:
+            if (block := re.match(pattern, name)) is not None:
+                rest = _renamed(name[block.end() :], rules)
+                return None if rest is None else f"{block_name(block)}.{rest}"
+        return _renamed(name, self.rules)
 
 
-def renamed(name: str, rules: Rules) -> str | None:
+def numbered(start: str, first: int = 1) -> Callable[[re.Match[str]], str]:
+    """Return a function that maps a match to `start` and the number in its first group, minus the number `first`."""
+    return lambda found: f"{start}.{int(found[1]) - first}"
+
+
+def _renamed(name: str, rules: Rules) -> str | None:
     """Return `name` with its beginning replaced by the first rule that matches; None if no rule matches."""
     for pattern, replacement in rules:
         result, count = re.subn("^" + pattern, replacement, name)

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .building import Converted, Rules, converted_config, fill_model, renamed, shown
+from .building import RESIDUAL_RULES, Converted, Renaming, Rules, converted_config, fill_model, numbered, shown
 from .checkpoints import read_tensors
 from .wheels import WHEEL, read_from_wheel
 
@@ -44,6 +44,7 @@ CAMPPLUS_FILE = re.compile(r"campplus_\w+\.(pt|bin|safetensors)")
 _CAMPPLUS_DILATIONS, _CAMPPLUS_SEGMENT, _CAMPPLUS_REDUCTION = (1, 2, 2), 100, 8
 # 3D-Speaker sets no lower limit. This limit only keeps the derivative of the root finite.
 _STATISTICS_FLOOR = 1e-12
+_DENSE_LAYER = r"xvector\.block(\d+)\.tdnnd(\d+)\."
 _FIRST, _TDNN, _DENSE = "head.conv1.weight", "xvector.tdnn.linear.weight", "xvector.dense.linear.weight"
 
 
@@ -61,12 +62,6 @@ PUBLISHED = {
     ),
 }
 
-_IN_RESIDUAL: Rules = [
-    (r"conv([12])\.", lambda found: f"layers.{int(found[1]) - 1}.conv."),
-    (r"bn([12])\.", lambda found: f"layers.{int(found[1]) - 1}.norm."),
-    (r"shortcut\.0\.", "shortcut.conv."),
-    (r"shortcut\.1\.", "shortcut.norm."),
-]
 _IN_DENSE: Rules = [
     (r"nonlinear1\.batchnorm\.", "norm."),
     (r"linear1\.", "reduce.conv."),
@@ -75,21 +70,36 @@ _IN_DENSE: Rules = [
     (r"cam_layer\.linear1\.", "masked.down."),
     (r"cam_layer\.linear2\.", "masked.up."),
 ]
-_OUTSIDE: Rules = [
-    (r"head\.conv1\.", "backbone.input.conv."),
-    (r"head\.bn1\.", "backbone.input.norm."),
-    (r"head\.conv2\.", "backbone.head_output.conv."),
-    (r"head\.bn2\.", "backbone.head_output.norm."),
-    (r"xvector\.tdnn\.linear\.", "backbone.first.conv."),
-    (r"xvector\.tdnn\.nonlinear\.batchnorm\.", "backbone.first.norm."),
-    (r"xvector\.transit(\d+)\.nonlinear\.batchnorm\.", lambda found: f"backbone.blocks.{int(found[1]) - 1}.norm."),
-    (r"xvector\.transit(\d+)\.linear\.", lambda found: f"backbone.blocks.{int(found[1]) - 1}.reduce."),
-    (r"xvector\.out_nonlinear\.batchnorm\.", "backbone.norm."),
-    (r"xvector\.dense\.linear\.", "projection."),
-    (r"xvector\.dense\.nonlinear\.batchnorm\.", "embedding_norm."),
-]
-_RESIDUAL = re.compile(r"head\.layer([12])\.([01])\.")
-_DENSE_LAYER = re.compile(r"xvector\.block(\d+)\.tdnnd(\d+)\.")
+CAMPPLUS_NAMES = Renaming(
+    rules=[
+        (r"head\.conv1\.", "backbone.input.conv."),
+        (r"head\.bn1\.", "backbone.input.norm."),
+        (r"head\.conv2\.", "backbone.head_output.conv."),
+        (r"head\.bn2\.", "backbone.head_output.norm."),
+        (r"xvector\.tdnn\.linear\.", "backbone.first.conv."),
+        (r"xvector\.tdnn\.nonlinear\.batchnorm\.", "backbone.first.norm."),
+        (r"xvector\.out_nonlinear\.batchnorm\.", "backbone.norm."),
+        (r"xvector\.dense\.linear\.", "projection."),
+        (r"xvector\.dense\.nonlinear\.batchnorm\.", "embedding_norm."),
+    ],
+    blocks=[
+        (
+            r"head\.layer([12])\.([01])\.",
+            lambda found: f"backbone.head.{2 * int(found[1]) - 2 + int(found[2])}",
+            RESIDUAL_RULES,
+        ),
+        (
+            _DENSE_LAYER,
+            lambda found: f"backbone.blocks.{int(found[1]) - 1}.layers.{int(found[2]) - 1}",
+            _IN_DENSE,
+        ),
+        (
+            r"xvector\.transit(\d+)\.",
+            numbered("backbone.blocks"),
+            [(r"nonlinear\.batchnorm\.", "norm."), (r"linear\.", "reduce.")],
+        ),
+    ],
+)
 
 
 def campplus_name(name: str) -> str:
@@ -98,18 +108,12 @@ def campplus_name(name: str) -> str:
     Raises:
         ValueError: 3D-Speaker's CAM++ has no weight with this name.
     """
-    if (found := _RESIDUAL.match(name)) is not None:
-        rest, start = renamed(name[found.end() :], _IN_RESIDUAL), f"head.{2 * int(found[1]) - 2 + int(found[2])}"
-    elif (found := _DENSE_LAYER.match(name)) is not None:
-        rest = renamed(name[found.end() :], _IN_DENSE)
-        start = f"blocks.{int(found[1]) - 1}.layers.{int(found[2]) - 1}"
-    else:
-        rest, start = renamed(name, _OUTSIDE), None
-    if rest is None:
+    ours = CAMPPLUS_NAMES.apply(name)
+    if ours is None:
         raise ValueError(
             f"{name!r} is not a weight of 3D-Speaker's CAM++. Use a file campplus_*.pt or .bin of 3D-Speaker."
         )
-    return rest if start is None else f"backbone.{start}.{rest}"
+    return ours
 
 
 def convert_campplus_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +179,7 @@ def _find_checkpoint(folder: Path) -> Path:
 def _campplus_fields(tensors: Mapping[str, Tensor], label: Path) -> dict[str, object]:
     """Return the fields of the configuration, which the shapes of the weights determine."""
     sizes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    places = {(int(found[1]), int(found[2])) for name in sizes if (found := _DENSE_LAYER.match(name)) is not None}
+    places = {(int(found[1]), int(found[2])) for name in sizes if (found := re.match(_DENSE_LAYER, name)) is not None}
     layers = [sum(block == number for block, _ in places) for number in range(1, len(_CAMPPLUS_DILATIONS) + 1)]
     first = "xvector.block1.tdnnd1."
     try:

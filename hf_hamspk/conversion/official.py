@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..configuration_hamspk import HamSpkConfig
 from ..networks_hamspk import FilterBank
-from .building import Converted, Renaming, converted_config, fill_model, shown
+from .building import Converted, Renaming, Rules, converted_config, fill_model, numbered, shown
 from .checkpoints import read_tensors
 
 OFFICIAL_SOURCE = "TaoRuijie ECAPA-TDNN"
@@ -38,6 +38,16 @@ OFFICIAL_DILATIONS = (2, 3, 4)
 # The released code computes the filters in float32, this package in float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
+_IN_BLOCK: Rules = [
+    (r"conv1\.", "reduce.conv."),
+    (r"bn1\.", "reduce.norm."),
+    (r"convs\.(\d+)\.", r"groups.\1.conv."),
+    (r"bns\.(\d+)\.", r"groups.\1.norm."),
+    (r"conv3\.", "expand.conv."),
+    (r"bn3\.", "expand.norm."),
+    (r"se\.se\.1\.", "excitation.down."),
+    (r"se\.se\.3\.", "excitation.up."),
+]
 OFFICIAL_NAMES = Renaming(
     rules=[
         (r"conv1\.", "backbone.input.conv."),
@@ -50,18 +60,7 @@ OFFICIAL_NAMES = Renaming(
         (r"fc6\.", "projection."),
         (r"bn6\.", "embedding_norm."),
     ],
-    block=r"layer([1-3])\.",
-    first_block=1,
-    block_rules=[
-        (r"conv1\.", "reduce.conv."),
-        (r"bn1\.", "reduce.norm."),
-        (r"convs\.(\d+)\.", r"groups.\1.conv."),
-        (r"bns\.(\d+)\.", r"groups.\1.norm."),
-        (r"conv3\.", "expand.conv."),
-        (r"bn3\.", "expand.norm."),
-        (r"se\.se\.1\.", "excitation.down."),
-        (r"se\.se\.3\.", "excitation.up."),
-    ],
+    blocks=[(r"layer([1-3])\.", numbered("backbone.blocks"), _IN_BLOCK)],
 )
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .building import Converted, Renaming, converted_config, fill_model, require_values
+from .building import Converted, Renaming, Rules, converted_config, fill_model, numbered, require_values
 from .checkpoints import Tagged, read_tensors, read_yaml
 
 SPEECHBRAIN_SOURCE = "SpeechBrain ECAPA-TDNN"
@@ -43,6 +43,13 @@ _LEFT_OUT = {
 # Lower limit of a variance in SpeechBrain.
 _VARIANCE_FLOOR = 1e-12
 
+_IN_BLOCK: Rules = [
+    (r"tdnn1\.(conv|norm)\.\1\.", r"reduce.\1."),
+    (r"tdnn2\.(conv|norm)\.\1\.", r"expand.\1."),
+    (r"res2net_block\.blocks\.(\d+)\.(conv|norm)\.\2\.", r"groups.\1.\2."),
+    (r"se_block\.conv1\.conv\.", "excitation.down."),
+    (r"se_block\.conv2\.conv\.", "excitation.up."),
+]
 SPEECHBRAIN_NAMES = Renaming(
     rules=[
         (r"blocks\.0\.(conv|norm)\.\1\.", r"backbone.input.\1."),
@@ -54,15 +61,7 @@ SPEECHBRAIN_NAMES = Renaming(
         (r"asp_bn\.norm\.", "pooled_norm."),
         (r"fc\.conv\.", "projection."),
     ],
-    block=r"blocks\.([1-9]\d*)\.",
-    first_block=1,
-    block_rules=[
-        (r"tdnn1\.(conv|norm)\.\1\.", r"reduce.\1."),
-        (r"tdnn2\.(conv|norm)\.\1\.", r"expand.\1."),
-        (r"res2net_block\.blocks\.(\d+)\.(conv|norm)\.\2\.", r"groups.\1.\2."),
-        (r"se_block\.conv1\.conv\.", "excitation.down."),
-        (r"se_block\.conv2\.conv\.", "excitation.up."),
-    ],
+    blocks=[(r"blocks\.([1-9]\d*)\.", numbered("backbone.blocks"), _IN_BLOCK)],
 )
 
 # Default arguments of SpeechBrain's classes. The features can be converted only with these values, except `n_mels`.

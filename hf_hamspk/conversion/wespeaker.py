@@ -36,7 +36,7 @@ from typing import Any
 from torch import Tensor
 
 from ..configuration_hamspk import RESNET_BLOCKS
-from .building import Converted, Renaming, Rules, converted_config, fill_model, renamed, require_values
+from .building import RESIDUAL_RULES, Converted, Renaming, Rules, converted_config, fill_model, numbered, require_values
 from .checkpoints import read_tensors, read_yaml
 
 WESPEAKER_SOURCE, WESPEAKER_RESNET = "WeSpeaker ECAPA-TDNN", "WeSpeaker ResNet"
@@ -50,6 +50,16 @@ _VARIANCE_OFFSET = 1e-7
 _MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 _RESNET = re.compile(rf"ResNet(?P<depth>{'|'.join(map(str, RESNET_BLOCKS))})")
 
+_IN_BLOCK: Rules = [
+    (r"0\.conv\.", "reduce.conv."),
+    (r"0\.bn\.", "reduce.norm."),
+    (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
+    (r"1\.bns\.(\d+)\.", r"groups.\1.norm."),
+    (r"2\.conv\.", "expand.conv."),
+    (r"2\.bn\.", "expand.norm."),
+    (r"3\.linear1\.", "excitation.down."),
+    (r"3\.linear2\.", "excitation.up."),
+]
 WESPEAKER_NAMES = Renaming(
     rules=[
         (r"layer1\.conv\.", "backbone.input.conv."),
@@ -61,35 +71,25 @@ WESPEAKER_NAMES = Renaming(
         (r"linear\.", "projection."),
         (r"bn2\.", "embedding_norm."),
     ],
-    block=r"layer([2-9])\.se_res2block\.",
-    first_block=2,
-    block_rules=[
-        (r"0\.conv\.", "reduce.conv."),
-        (r"0\.bn\.", "reduce.norm."),
-        (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
-        (r"1\.bns\.(\d+)\.", r"groups.\1.norm."),
-        (r"2\.conv\.", "expand.conv."),
-        (r"2\.bn\.", "expand.norm."),
-        (r"3\.linear1\.", "excitation.down."),
-        (r"3\.linear2\.", "excitation.up."),
-    ],
+    blocks=[(r"layer([2-9])\.se_res2block\.", numbered("backbone.blocks", 2), _IN_BLOCK)],
 )
 
-
-_IN_BLOCK: Rules = [
-    (r"conv([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.conv."),
-    (r"bn([1-3])\.", lambda found: f"layers.{int(found[1]) - 1}.norm."),
-    (r"shortcut\.0\.", "shortcut.conv."),
-    (r"shortcut\.1\.", "shortcut.norm."),
-]
-_OUTSIDE_BLOCKS: Rules = [
-    (r"conv1\.", "backbone.input.conv."),
-    (r"bn1\.", "backbone.input.norm."),
-    (r"pool\.linear1\.", "pooling.hidden."),
-    (r"pool\.linear2\.", "pooling.scores."),
-    (r"seg_1\.", "projection."),
-]
-_RESNET_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
+WESPEAKER_RESNET_NAMES = Renaming(
+    rules=[
+        (r"conv1\.", "backbone.input.conv."),
+        (r"bn1\.", "backbone.input.norm."),
+        (r"pool\.linear1\.", "pooling.hidden."),
+        (r"pool\.linear2\.", "pooling.scores."),
+        (r"seg_1\.", "projection."),
+    ],
+    blocks=[
+        (
+            r"layer([1-4])\.(\d+)\.",
+            lambda found: f"backbone.stages.{int(found[1]) - 1}.{found[2]}",
+            RESIDUAL_RULES,
+        )
+    ],
+)
 
 
 def convert_wespeaker(folder: Path) -> Converted:
@@ -181,13 +181,12 @@ def wespeaker_resnet_name(name: str) -> str:
     Raises:
         ValueError: WeSpeaker's ResNet has no weight with this name.
     """
-    block = _RESNET_BLOCK.match(name)
-    ours = renamed(name, _OUTSIDE_BLOCKS) if block is None else renamed(name[block.end() :], _IN_BLOCK)
+    ours = WESPEAKER_RESNET_NAMES.apply(name)
     if ours is None:
         raise ValueError(
             f"{name!r} is not a weight of WeSpeaker's ResNet. Use the file avg_model.pt that WeSpeaker saved."
         )
-    return ours if block is None else f"backbone.stages.{int(block[1]) - 1}.{block[2]}.{ours}"
+    return ours
 
 
 def convert_wespeaker_resnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
