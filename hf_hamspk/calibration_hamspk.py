@@ -76,7 +76,8 @@ def check_same_model(own: str, model: str, subject: str, remedy: str) -> None:
     """Raise a ValueError if `subject`, made by the model with the fingerprint `own`, is not of the model `model`."""
     found = f"other weights ({own[:12]}) than this model has now ({model[:12]})"
     if is_same_model(own.partition("-")[0], model):
-        found = "another configuration than this model has now: a field such as sampling_rate or frontend has changed"
+        changed = "a field that determines embeddings (for example frontend) has changed"
+        found = f"another configuration than this model has now: {changed}"
     if not is_same_model(own, model):
         raise ValueError(f"{subject} was made with {found}. Restore what it was made with, or {remedy}.")
 

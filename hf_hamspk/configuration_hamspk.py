@@ -51,14 +51,13 @@ RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("ecapa_dilations", "tdnn_dilations", "tdnn_kernel_sizes"), (1, 100)),
     **dict.fromkeys(("campplus_channels", "campplus_bottleneck", "campplus_growth"), (2, 4096)),
     **{"campplus_head_channels": (1, 512), "campplus_layers": (1, 128), "campplus_dilations": (1, 100)},
-    **{"campplus_segment": (1, 10_000), "resnet_channels": (1, 512)},
+    **{"campplus_segment": (1, 10_000), "resnet_channels": (1, 512), "kaldi_scale": (1, 1e6)},
     **dict.fromkeys(("mask_mel_bins", "mask_frames", "chunk_size_feed_forward"), (0, 10_000)),
     **{"scale": (1e-6, 1e6), "clip_radius": (1e-6, 1e6), "euclidean_weight": (0, 1e6), "hyperbolic_weight": (0, 1e6)},
     **{"ecapa_groups": (2, 1024), "num_labels": (1, 10_000_000), "num_mel_bins": (1, 1024)},
     # Lower rates cut off too much of the speech band. At a variance of 0, its root has no derivative.
     **{"sampling_rate": (4000, 384_000), "margin": (0, LARGEST_MARGIN), "curvature": (1e-9, 1e9)},
     **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1), "level_db": (-60, 0)},
-    "kaldi_scale": (1, 1e6),
 }
 BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
