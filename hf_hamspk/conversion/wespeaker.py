@@ -47,7 +47,7 @@ _CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2
 # WeSpeaker adds this value to the variance in the attention context and in TSTP pooling. It is also the lower limit of
 # the variance of attentive pooling.
 _VARIANCE_OFFSET = 1e-7
-_MODEL = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
+_ECAPA = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 _RESNET = re.compile(rf"ResNet(?P<depth>{'|'.join(map(str, RESNET_BLOCKS))})")
 
 _IN_BLOCK: Rules = [
@@ -100,29 +100,25 @@ def convert_wespeaker(folder: Path) -> Converted:
     """
     settings = read_yaml(folder / WESPEAKER_YAML)
     name = str(settings.get("model"))
-    ecapa, resnet = _MODEL.fullmatch(name), _RESNET.fullmatch(name)
-    if ecapa is None and resnet is None:
+    data, arguments = _mapping(settings, "dataset_args"), _mapping(settings, "model_args")
+    if (ecapa := _ECAPA.fullmatch(name)) is not None:
+        source, translate, fields = WESPEAKER_SOURCE, convert_wespeaker_state_dict, _ecapa_fields(ecapa, arguments)
+    elif (resnet := _RESNET.fullmatch(name)) is not None:
+        source, translate, fields = WESPEAKER_RESNET, convert_wespeaker_resnet, _resnet_fields(resnet, arguments)
+    else:
         raise ValueError(
             f"{WESPEAKER_YAML} describes the model {name}; only the ECAPA_TDNN models and ResNet"
             f"{', ResNet'.join(map(str, RESNET_BLOCKS))} of WeSpeaker can be converted."
         )
-    data, arguments = _mapping(settings, "dataset_args"), _mapping(settings, "model_args")
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
     _check_features(data)
     require_values(f"{WESPEAKER_YAML}: model_args", {"feat_dim": arguments.get("feat_dim", 80)}, {"feat_dim": bins})
     common = {"frontend": "kaldi", "sampling_rate": data.get("resample_rate", 16000), "num_mel_bins": bins}
-    fields = _resnet_fields(resnet, arguments) if ecapa is None else _ecapa_fields(ecapa, arguments)
     weights = next((path for path in WESPEAKER_WEIGHTS if (folder / path).is_file()), WESPEAKER_WEIGHTS[0])
     tensors = read_tensors(folder / weights)
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
-    if ecapa is None:
-        first = encoder.get("conv1.weight")
-        fields |= {} if first is None or not first.ndim else {"resnet_channels": len(first)}
-    source, translate = (
-        (WESPEAKER_RESNET, convert_wespeaker_resnet)
-        if ecapa is None
-        else (WESPEAKER_SOURCE, convert_wespeaker_state_dict)
-    )
+    if source == WESPEAKER_RESNET and (first := encoder.get("conv1.weight")) is not None and first.ndim:
+        fields["resnet_channels"] = len(first)
     left_out = {}
     if len(encoder) < len(tensors):
         left_out[f"{_CLASSIFIER}* in {weights}"] = "the classifier of the training speakers"
@@ -152,7 +148,7 @@ def _ecapa_fields(model: re.Match[str], arguments: Mapping[str, Any]) -> dict[st
     }
 
 
-def _resnet_fields(model: re.Match[str] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _resnet_fields(model: re.Match[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the configuration of a ResNet, except its channels."""
     where, pooling = f"{WESPEAKER_YAML}: model_args", arguments.get("pooling_func", "TSTP")
     require_values(where, {"two_emb_layer": arguments.get("two_emb_layer", True)}, {"two_emb_layer": False})
@@ -162,7 +158,7 @@ def _resnet_fields(model: re.Match[str] | None, arguments: Mapping[str, Any]) ->
         )
     return {
         "backbone": "resnet",
-        "resnet_depth": 0 if model is None else int(model["depth"]),
+        "resnet_depth": int(model["depth"]),
         "pooling": "statistics" if pooling == "TSTP" else "attentive",
         "pooling_channels": _BOTTLENECK,
         "pooling_context": False,
