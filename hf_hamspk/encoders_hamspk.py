@@ -21,9 +21,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_weights
 
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
-from .networks_hamspk import Ecapa, batch_norm, keep_valid, overwrites
+from .networks_hamspk import Ecapa, batch_norm, folded_norm, keep_valid, overwrites
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
@@ -49,9 +50,10 @@ class ConvNorm(nn.Module):
         # The normalisation is part of the convolution if it takes longer to normalise the output than the weights.
         if not overwrites(norm, x) or conv.weight[0].numel() > x.numel() // x.shape[1]:
             return batch_norm(norm, conv(x), mask)
-        scale, shift = scale_and_shift(norm)
-        weight = conv.weight * scale.view(-1, *[1] * (conv.weight.ndim - 1))
-        return conv._conv_forward(x, weight, shift)  # pyright: ignore[reportArgumentType]
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        return conv._conv_forward(x, weight, bias)  # pyright: ignore[reportArgumentType]
 
 
 def conv1d(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, dilation: int = 1) -> nn.Conv1d:
@@ -63,12 +65,6 @@ def conv1d(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, dil
 def conv2d(inputs: int, outputs: int, kernel_size: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
     """Return a convolution over frequency and time without bias; `stride` is in mel bins and frames."""
     return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, bias=False)
-
-
-def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the factors and the summands `(C,)` to which a batch normalisation in evaluation mode is equivalent."""
-    scale = cast(Tensor, norm.weight) * (cast(Tensor, norm.running_var) + cast(float, norm.eps)).rsqrt()
-    return scale, cast(Tensor, norm.bias) - cast(Tensor, norm.running_mean) * scale
 
 
 def rectified(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -127,7 +123,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, expansion = config.resnet_channels, RESNET_EXPANSION[config.resnet_depth]
         self.input = ConvNorm(conv2d(1, channels, 3))
-        self.stages, bins = nn.ModuleList(), config.num_mel_bins
+        self.stages = nn.ModuleList()
         for stage, count in enumerate(RESNET_BLOCKS[config.resnet_depth]):
             blocks, width = nn.ModuleList(), config.resnet_channels << stage
             for number in range(count):
@@ -135,8 +131,7 @@ class ResNet(nn.Module):
                 blocks.append(ResidualBlock(channels, width, expansion, stride))
                 channels = width * expansion
             self.stages.append(blocks)
-            bins = -(-bins // 2) if stage > 0 else bins
-        self.output_channels = channels * bins
+        self.output_channels = channels * -(-config.num_mel_bins // self.stride)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
         """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`.
@@ -219,8 +214,7 @@ def norm_relu(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """Apply batch normalisation and ReLU to frames `(B, C, T)`, which are not overwritten."""
     if overwrites(norm, x) and not x.is_contiguous():
         # The normalisation of torch is fast for contiguous frames only, and these are some channels of a larger tensor.
-        scale, shift = scale_and_shift(norm)
-        return (x * scale[:, None]).add_(shift[:, None]).relu_()
+        return folded_norm(norm, x, None, torch.empty_like(x)).relu_()
     return F.relu(batch_norm(norm, x, mask), inplace=True)
 
 
@@ -274,13 +268,11 @@ class CamPlusPlus(nn.Module):
 
     def __init__(self, config: HamSpkConfig):
         super().__init__()
-        width, bins = config.campplus_head_channels, config.num_mel_bins
+        width, bins = config.campplus_head_channels, -(-config.num_mel_bins // 8)
         self.input = ConvNorm(conv2d(1, width, 3))
         strides = [(2, 1) if number == 0 else (1, 1) for _ in range(2) for number in range(HEAD_BLOCKS)]
         self.head = nn.ModuleList(ResidualBlock(width, width, 1, stride) for stride in strides)
         self.head_output = ConvNorm(conv2d(width, width, 3, (2, 1)))
-        for _ in range(3):
-            bins = -(-bins // 2)
         channels, self.segment = config.campplus_channels, config.campplus_segment
         self.first = ConvNorm(conv1d(width * bins, channels, FIRST_KERNEL, self.stride))
         self.blocks = nn.ModuleList()

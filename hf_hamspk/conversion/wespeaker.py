@@ -47,7 +47,7 @@ _CHANNELS, _BOTTLENECK, _AGGREGATED, _GROUPS, _DILATIONS = 512, 128, 1536, 8, (2
 # WeSpeaker adds this value to the variance in the attention context and in TSTP pooling. It is also the lower limit of
 # the variance of attentive pooling.
 _VARIANCE_OFFSET = 1e-7
-_ECAPA = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
+_ECAPA_NAME = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 _RESNET = re.compile(rf"ResNet(?P<depth>{'|'.join(map(str, RESNET_BLOCKS))})")
 
 _IN_BLOCK: Rules = [
@@ -101,7 +101,7 @@ def convert_wespeaker(folder: Path) -> Converted:
     settings = read_yaml(folder / WESPEAKER_YAML)
     name = str(settings.get("model"))
     data, arguments = _mapping(settings, "dataset_args"), _mapping(settings, "model_args")
-    if (ecapa := _ECAPA.fullmatch(name)) is not None:
+    if (ecapa := _ECAPA_NAME.fullmatch(name)) is not None:
         source, translate, fields = WESPEAKER_SOURCE, convert_wespeaker_state_dict, _ecapa_fields(ecapa, arguments)
     elif (resnet := _RESNET.fullmatch(name)) is not None:
         source, translate, fields = WESPEAKER_RESNET, convert_wespeaker_resnet, _resnet_fields(resnet, arguments)
