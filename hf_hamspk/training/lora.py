@@ -41,7 +41,9 @@ def check_lora(args: TrainingArguments, config: HamSpkConfig) -> None:
         return
     backbone = config.backbone_config
     if backbone is None:
-        raise ValueError("lora_rank is for transformers backbones, such as WavLM, got ECAPA-TDNN. Remove lora_rank.")
+        raise ValueError(
+            f"lora_rank is for transformers backbones, such as WavLM, got {config.backbone}. Remove lora_rank."
+        )
     if config.freeze_backbone:
         raise ValueError("freeze_backbone excludes the adapters of lora_rank from training. Remove one of the two.")
     fused = [name for name in args.lora_targets if name in ATTENTION]

@@ -27,8 +27,8 @@ def check_stages(args: TrainingArguments, config: HamSpkConfig) -> None:
         )
     if args.layer_decay != 1 and config.backbone_config is None:
         raise ValueError(
-            f"layer_decay is for transformers backbones, got {args.layer_decay} for ECAPA-TDNN. Remove it, or use "
-            "backbone_learning_rate."
+            f"layer_decay is for transformers backbones, got {args.layer_decay} for {config.backbone}. Remove it, or "
+            "use backbone_learning_rate."
         )
 
 

@@ -208,7 +208,7 @@ def test_adapters_that_cannot_work_are_refused(tmp_path, lora_words, changes, me
 
 def test_ecapa_has_no_adapters(tmp_path, run_words, capsys):
     assert main(["train", *run_words(tmp_path / "run", lora_rank=4)]) == 2
-    assert "lora_rank is for transformers backbones" in capsys.readouterr().err
+    assert "lora_rank is for transformers backbones, such as WavLM, got ecapa." in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(tmp_path, lora_words, monkeypatch):

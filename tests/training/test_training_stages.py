@@ -183,7 +183,7 @@ def test_a_new_head_of_as_many_speakers_is_new(tmp_path, run_words):
         ({"initial_model": "RUN"}, "Did you mean {RUN}/final?"),
         ({"initial_model": "INSIDE"}, "Choose another output_dir"),
         ({"freeze_backbone_epochs": 3}, "freeze_backbone_epochs must be below epochs (3), got 3"),
-        ({"layer_decay": 0.9}, "layer_decay is for transformers backbones"),
+        ({"layer_decay": 0.9}, "layer_decay is for transformers backbones, got 0.9 for ecapa."),
         ({"backbone_learning_rate": 0}, "backbone_learning_rate must be between"),
     ],
 )
