@@ -201,11 +201,9 @@ def _load_base(name: str, config: HamSpkConfig) -> HamSpkForXVector:
 
 def base_name(model: HamSpkForXVector, backbone: str | None, initial_model: str | None) -> str | None:
     """Return the name of the encoder or speaker model that a run began with; None if not known."""
-    if backbone is not None or initial_model is not None:
-        return initial_model if backbone is None else backbone
     encoder = model.config.backbone_config
-    names = [model.name_or_path, encoder.name_or_path if isinstance(encoder, PreTrainedConfig) else ""]
-    return next((name for name in names if name), None)
+    encoder_name = encoder.name_or_path if isinstance(encoder, PreTrainedConfig) else None
+    return next((name for name in (backbone, initial_model, model.name_or_path, encoder_name) if name), None)
 
 
 def check_adapter_gradients(names: list[str], model: nn.Module) -> None:
