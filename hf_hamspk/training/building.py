@@ -60,7 +60,7 @@ _FREE_ARGUMENTS = {
 # Arguments that checkpoints of earlier versions do not contain.
 _LATER_ARGUMENTS = (
     *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "channel", "level_range_db"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "channel", "level_range_db", "shuffle"),
 )
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
@@ -71,6 +71,7 @@ _SHARED_DATA_ARGUMENTS = (
     "augment_pairs",
     "channel",
     "level_range_db",
+    "shuffle",
 )
 # Fields of a configuration that `recipe_in_effect` adds to a recipe.
 _HEAD_FIELDS = ("head", "scale", "curvature", "projection", "clip_radius", "similarity")
@@ -216,9 +217,9 @@ def run_settings(recipe: Recipe, config: HamSpkConfig) -> dict[str, Any]:
     arguments = {k: v for k, v in dataclasses.asdict(recipe.training).items() if k not in _FREE_ARGUMENTS}
     arguments |= {name: getattr(recipe.data, name) for name in _SHARED_DATA_ARGUMENTS}
     defaults = dataclasses.asdict(TrainingArguments()) | dataclasses.asdict(DataArguments())
-    unchanged = [name for name in _LATER_ARGUMENTS if arguments[name] == defaults[name]]
-    arguments = {name: value for name, value in arguments.items() if name not in unchanged}
-    arguments |= {} if recipe.data.shuffle else {"shuffle": False}
+    for name in _LATER_ARGUMENTS:
+        if arguments[name] == defaults[name]:
+            del arguments[name]
     model = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
     return json.loads(json.dumps(arguments | model))
 
