@@ -39,9 +39,10 @@ def is_run_file(name: str) -> bool:
         name: path of the file in the output folder, with slashes.
     """
     place, _, rest = name.partition("/")
-    if place.strip(".").partition(".")[0] in ("best", "last", "final"):
+    place = place.strip(".").partition(".")[0]
+    if place in ("best", "last", "final"):
         return is_model_file(rest)
-    if place.strip(".").partition(".")[0] == "adapter":
+    if place == "adapter":
         return is_adapter_file(rest)
     return _RUN_FILE.fullmatch(name) is not None
 
