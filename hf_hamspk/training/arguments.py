@@ -441,8 +441,8 @@ def change_recipe(recipe: str | os.PathLike[str] | Recipe, changes: Mapping[str,
     for key in changes:
         _check_key(key, "the changes")
     if isinstance(recipe, Recipe):
-        return _parse(_words(recipe.as_dict() | dict(changes), "the recipe"))
-    return _parse(_words(_read_fields(recipe) | dict(changes), os.fspath(recipe)))
+        return parse_fields(recipe.as_dict() | dict(changes), "the recipe")
+    return parse_fields(_read_fields(recipe) | dict(changes), os.fspath(recipe))
 
 
 def parse_fields(fields: Mapping[str, Any], where: str) -> Recipe:
@@ -491,9 +491,7 @@ def _check_initial_model(initial_model: str | None, training: TrainingArguments)
                 "keep_centres needs initial_model, the model whose centres are kept. Set both, or neither."
             )
         return
-    inside = Path(initial_model).expanduser().resolve()
-    output_dir = Path(training.output_dir).resolve()
-    if inside == output_dir or output_dir in inside.parents:
+    if Path(initial_model).expanduser().resolve().is_relative_to(Path(training.output_dir).resolve()):
         raise ValueError(
             f"initial_model {initial_model} is in the output folder {training.output_dir}, where the new run would "
             "replace it. Choose another output_dir."
