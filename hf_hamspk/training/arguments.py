@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..audio_hamspk import choose_channel
 from ..configuration_hamspk import ENCODERS, HamSpkConfig, check_values
-from ..data.augmentation import check_level_range
+from ..data.augmentation import LEVEL_RANGE_DB, check_level_range
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
@@ -26,7 +26,7 @@ DATA_RANGES: dict[str, tuple[float, float]] = {
     "speed_factors": (0.25, 4),
     "augment_probability": (0, 1),
     "augment_most": (1, 16),
-    "level_range_db": (-90, 0),
+    "level_range_db": LEVEL_RANGE_DB,
     "cache_megabytes": (0, 10_000_000),
     "num_workers": (0, 256),
     "samples_per_epoch": (0, 10**12),
