@@ -1,9 +1,8 @@
 """Load corpora as a `datasets.Dataset` with the columns `path` and `speaker`.
 
 A corpus is a list of recordings (see `files.corpora`) or a folder `speaker/.../utterance.flac` as in VoxCeleb. The
-dataset is built in memory, so no
-cache files are written. Its columns are plain strings, because an audio column would need torchcodec and FFmpeg. A
-segment of a recording is a path with a media fragment (see `files.tables`).
+dataset is built in memory, so no cache files are written. Its columns are plain strings, because an audio column would
+need torchcodec and FFmpeg. A segment of a recording is a path with a media fragment (see `files.tables`).
 """
 
 import logging

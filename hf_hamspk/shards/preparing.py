@@ -63,8 +63,8 @@ def prepare(
     resume a preparation that was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
-        sources: folders of audio files, zip or tar archives or their parts, lists of recordings, Parquet files,
-            and folders or Hub repositories of the library `datasets`.
+        sources: folders of audio files, zip or tar archives or their parts, lists of recordings, Parquet files, and
+            folders or Hub repositories of the library `datasets`.
         output: folder for the shards. It is created if necessary. It must be empty or come from an earlier call.
         options: options of the shards, see `PrepareOptions`; None uses the defaults.
         processes: number of worker processes; 0 makes the shards in this process. With 1 or more, a script must call

@@ -1,4 +1,4 @@
-"""Find the utterances in the sources of a preparation: folders, archives, CSV files and data sets."""
+"""Find the utterances in the sources of a preparation: folders, archives, lists and data sets."""
 
 import os
 import re
