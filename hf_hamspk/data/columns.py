@@ -198,12 +198,17 @@ class DatasetUtterances(CorpusUtterances):
         return digest_of_rows(self._speakers)
 
     def contents(self) -> str:
-        digest = hashlib.sha256()
+        digest, files = hashlib.sha256(), []
         # As Arrow tables, so that the complete recordings are not copied.
         rows: Any = self.corpus.select_columns([self.columns.audio]).with_format("arrow")
         for table in rows.iter(batch_size=PROBED_AT_ONCE):
             for cell in table.column(0):
-                digest.update(_probe_cell(cell))
+                found = _probe_cell(cell)
+                if isinstance(found, str):
+                    files.append(found)
+                else:
+                    digest.update(found)
+        digest.update(digest_of_files(files).encode())
         return digest.hexdigest()
 
     def _probe(self) -> None:
@@ -222,8 +227,8 @@ class DatasetUtterances(CorpusUtterances):
         )
 
 
-def _probe_cell(cell: Any) -> bytes:
-    """Return the size and the hash of the middle of the recording in an Arrow value of an audio column."""
+def _probe_cell(cell: Any) -> bytes | str:
+    """Return the size and the hash of the middle of the recording in an Arrow value of an audio column, or its path."""
     if isinstance(cell, pa.StructScalar):
         cell = next((cell[name] for name in ("bytes", "array", "path") if name in cell and cell[name].is_valid), cell)
     if not cell.is_valid or isinstance(cell, pa.StructScalar):
@@ -235,7 +240,7 @@ def _probe_cell(cell: Any) -> bytes:
         while pa.types.is_nested(values.type):
             values = values.flatten()
         return probe_bytes(memoryview(values.to_numpy(zero_copy_only=False).tobytes()))
-    return digest_of_files([str(cell)]).encode()
+    return str(cell)
 
 
 def require_speakers(speakers: Sequence[str]) -> None:
