@@ -34,7 +34,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune a speaker model on a data set of the Hub.")
     parser.add_argument("--data", required=True, help="data set on the Hub, or a folder speaker/.../utterance.wav")
     parser.add_argument("--split", default="train", help="split of the data set")
-    parser.add_argument("--speaker-column", default="speaker_id", help="column of the speakers")
+    parser.add_argument("--speaker-column", help="column of the speakers; without it, the usual names are tried")
     parser.add_argument("--model", help="speaker model to start from; without it, a new ECAPA-TDNN is trained")
     parser.add_argument("--push", metavar="OWNER/NAME", help="repository to publish the model in, while it is trained")
     parser.add_argument("--output-dir", default="runs/job", help="folder of the run")

@@ -71,23 +71,12 @@ def test_the_script_fine_tunes_a_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     make_corpus("corpus", 4, 4, 0, (2.1, 2.3))
     files = sorted(Path("corpus/train").rglob("*.flac"))
-    rows = {"path": [str(file) for file in files], "speaker_id": [file.parts[2] for file in files]}
+    rows = {"path": [str(file) for file in files], "speaker": [file.parts[2] for file in files]}
     Dataset.from_dict(rows).save_to_disk("voices")
     save_model(tmp_path / "base")
     for data in ("corpus/train", "voices"):
-        words = [
-            "--data",
-            data,
-            "--model",
-            "base",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "4",
-            "--output-dir",
-            f"run-{data[0]}",
-        ]
-        script().main(words)
+        words = f"--data {data} --model base --epochs 1 --batch-size 4 --output-dir run-{data[0]}"
+        script().main(words.split())
         assert f"model: run-{data[0]}/final" in capsys.readouterr().out
         assert HamSpkForXVector.from_pretrained(f"run-{data[0]}/final").config.num_labels == 2
 
