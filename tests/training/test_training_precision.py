@@ -32,14 +32,14 @@ def recipe(corpus, tmp_path):
     return write
 
 
-def launch(tmp_path: Path, words: list[str], environment: dict[str, str] | None = None, script: bool = True):
+def launch(tmp_path: Path, words: list[str], script: bool = True):
     """Run the script, or `hamspk train`, through `accelerate launch` with these options."""
     program = [str(tmp_path / "script.py")] if script else ["-m", "hf_hamspk", "train"]
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *words, *program, str(tmp_path / "recipe.yaml")],
         capture_output=True,
         text=True,
-        env=os.environ | {"HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"} | (environment or {}),
+        env=os.environ | {"HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"},
         check=False,
     )
 
@@ -48,7 +48,7 @@ def launch(tmp_path: Path, words: list[str], environment: dict[str, str] | None 
 @pytest.mark.parametrize("way", ["option", "configuration file", "environment"])
 def test_the_launcher_sets_the_precision(recipe, tmp_path, way):
     recipe()
-    words, environment = ["--cpu"], None
+    words = ["--cpu"]
     if way == "option":
         words += ["--mixed_precision", "bf16"]
     elif way == "configuration file":
@@ -65,7 +65,7 @@ def test_the_launcher_sets_the_precision(recipe, tmp_path, way):
             check=False,
         )
     else:
-        done = launch(tmp_path, words, environment)
+        done = launch(tmp_path, words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"precision bf16 bf16 {tmp_path / 'run'}" in done.stdout
 
