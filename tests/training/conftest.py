@@ -23,7 +23,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_words(corpus):
-    """A function: command-line words of a tiny run into a folder, with changes."""
+    """A function: command-line words of a tiny run into a folder, with changes; None leaves a key out."""
 
     def words(output_dir: Path, **changes) -> list[str]:
         arguments = {
@@ -41,6 +41,7 @@ def run_words(corpus):
             "log_steps": 1,
             "cpu": "true",
         }
-        return [word for key, value in (arguments | changes).items() for word in (f"--{key}", *str(value).split())]
+        kept = {key: value for key, value in (arguments | changes).items() if value is not None}
+        return [word for key, value in kept.items() for word in (f"--{key}", *str(value).split())]
 
     return words
