@@ -11,7 +11,7 @@ from datasets import Audio
 
 from ..audio_hamspk import InputError
 from .audio import SAMPLING_RATE, read_utterance
-from .columns import find_columns, require_speakers
+from .columns import columns_of, require_speakers
 from .crops import random_crop
 from .dataset import DRAWS_OF_OTHER_SPEAKER, CropAugmentation
 
@@ -63,11 +63,8 @@ class SpeakerCollator:
         speakers: Sequence[str] | None = None,
         augmentation: CropAugmentation | None = None,
     ):
-        features, columns = dataset.features, dataset.column_names
-        if columns is None:
-            columns = list(next(iter(dataset.take(1)), {}))
-        self.columns = find_columns(columns, audio_column, speaker_column, features)
-        audio = None if features is None else features.get(self.columns.audio)
+        self.columns = columns_of(dataset, audio_column, speaker_column)
+        audio = None if dataset.features is None else dataset.features.get(self.columns.audio)
         if isinstance(audio, Audio) and audio.decode and find_spec("torchcodec") is None:
             raise ValueError(
                 f"The column {self.columns.audio!r} is decoded by datasets, which needs torchcodec, and torchcodec is "
@@ -77,18 +74,19 @@ class SpeakerCollator:
         self.sampling_rate, self.crop_samples = sampling_rate, round(crop_seconds * sampling_rate)
         if self.crop_samples < 1:
             raise ValueError(f"crop_seconds must be above 0, got {crop_seconds}.")
-        self.speakers = self._find_speakers(dataset) if speakers is None else list(speakers)
+        if speakers is None:
+            names = self.columns.names
+            found = (
+                self.columns.speakers_in(dataset)
+                if names is None
+                else [self.columns.speaker_of(name, 0) for name in names]
+            )
+            speakers = sorted(set(found))
+        self.speakers = list(speakers)
         require_speakers(self.speakers)
         self.augmentation = augmentation
         self._label_of = {speaker: label for label, speaker in enumerate(self.speakers)}
         self._reported: set[str] = set()
-
-    def _find_speakers(self, dataset: Any) -> list[str]:
-        column = self.columns.speaker
-        if self.columns.names is not None:
-            return sorted({self.columns.speaker_of(name, 0) for name in self.columns.names})
-        rows = dataset.select_columns([column])
-        return sorted({self.columns.speaker_of(row[column], number) for number, row in enumerate(rows)})
 
     def labels(self) -> dict[str, Any]:
         """Return the arguments `num_labels`, `id2label` and `label2id` of a configuration for these speakers."""

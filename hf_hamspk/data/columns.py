@@ -73,6 +73,11 @@ class Columns:
                 return name
         raise ValueError(f"Row {row}: expected a speaker in the column {self.speaker!r}, got {cell!r}.")
 
+    def speakers_in(self, dataset: Any) -> list[str]:
+        """Return the speaker in each row of a `Dataset` or `IterableDataset`."""
+        rows = dataset.select_columns([self.speaker])
+        return [self.speaker_of(row[self.speaker], number) for number, row in enumerate(rows)]
+
     def source_of(self, row: Mapping[str, Any]) -> Any:
         """Return the recording of a row in a form that `read_utterance` accepts.
 
@@ -112,6 +117,17 @@ def find_columns(
     chosen = choose_column(audio, AUDIO_COLUMNS, known, "The data set", "audio_column")
     named = choose_column(speaker, SPEAKER_COLUMNS, known, "The data set", "speaker_column")
     return Columns.of_features(chosen, named, features)
+
+
+def columns_of(dataset: Any, audio: str | None, speaker: str | None) -> Columns:
+    """Find the columns of a `Dataset` or `IterableDataset` as `find_columns` does.
+
+    If the features of the data set are unknown, its first row names the columns.
+    """
+    names = dataset.column_names
+    if names is None:
+        names = list(next(iter(dataset.take(1)), {}))
+    return find_columns(names, audio, speaker, dataset.features)
 
 
 def _sample_type(feature: Any, column: str) -> str | None:
@@ -173,7 +189,7 @@ class DatasetUtterances(CorpusUtterances):
         cache_bytes: int = 0,
         channel: Channel = None,
     ):
-        self.columns = find_columns(dataset.column_names, audio_column, speaker_column, dataset.features)
+        self.columns = columns_of(dataset, audio_column, speaker_column)
         dataset = without_decoding(dataset, self.columns)
         super().__init__(dataset, sampling_rate, min_duration, cache_bytes, channel)
         cells = dataset.select_columns([self.columns.speaker])[self.columns.speaker]

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 
 from ..audio_hamspk import Channel
 from ..data.audio import SAMPLING_RATE, read_utterance
-from ..data.columns import Columns, digest_of_rows, find_columns, require_speakers, without_decoding
+from ..data.columns import Columns, columns_of, digest_of_rows, require_speakers, without_decoding
 from ..data.crops import random_crop
 from ..data.dataset import SpeakerCrops
 from .order import micro_batch_slots
@@ -51,27 +51,18 @@ class RowStream:
         shuffle: bool = True,
     ):
         self.shuffle = shuffle
-        features = dataset.features
-        names = dataset.column_names if features is not None else None
-        if names is None:
-            names = list(next(iter(dataset.take(1)), {}))
-        self.columns = find_columns(names, audio_column, speaker_column, features)
+        self.columns = columns_of(dataset, audio_column, speaker_column)
         self.dataset = without_decoding(dataset, self.columns)
         known = self.columns.names if speakers is None else speakers
         self.counted = count == 0 or known is None
         if self.counted:
-            found = self._collect_speakers()
+            found = self.columns.speakers_in(self.dataset)
             require_speakers(found)
             self.count, self.speakers, self.digest = len(found), sorted(set(found)), digest_of_rows(found)
         else:
             self.count, self.speakers = count, sorted(known or ())
             self.digest = digest_of_rows([str(count), *self.speakers])
             require_speakers(self.speakers)
-
-    def _collect_speakers(self) -> list[str]:
-        column = self.columns.speaker
-        rows = self.dataset.select_columns([column])
-        return [self.columns.speaker_of(row[column], number) for number, row in enumerate(rows)]
 
     def rows(self, number: int) -> Iterator[Mapping[str, Any]]:
         """Yield the rows of one pass.
