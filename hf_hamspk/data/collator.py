@@ -13,7 +13,7 @@ from ..audio_hamspk import InputError
 from .audio import SAMPLING_RATE, read_utterance
 from .columns import columns_of, require_speakers
 from .crops import random_crop
-from .dataset import DRAWS_OF_OTHER_SPEAKER, CropAugmentation
+from .dataset import DRAWS_OF_OTHER_SPEAKER, CropAugmentation, collate
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +111,14 @@ class SpeakerCollator:
         readable = [number for number, waveform in enumerate(waveforms) if waveform is not None]
         if not readable:
             raise InputError(f"none of the {len(rows)} rows of a batch can be read; the log contains the reasons")
-        crops, chosen = [], []
+        others = [(waveforms[number], labels[number]) for number in readable]
+        items = []
         for number in range(len(rows)):
             place = number if waveforms[number] is not None else readable[int(generator.integers(len(readable)))]
             crop = random_crop(waveforms[place], self.crop_samples, generator)
-            crops.append(self._augment(crop, labels[place], waveforms, labels, generator))
-            chosen.append(labels[place])
-        return {"input_values": torch.from_numpy(np.stack(crops)), "labels": torch.tensor(chosen, dtype=torch.int64)}
+            crop = self._augment(crop, labels[place], others, generator)
+            items.append({"input_values": crop, "labels": labels[place]})
+        return collate(items)
 
     def _read(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[int]]:
         """Return the waveform of each row, or None if it cannot be read, and the class index of each row."""
@@ -130,10 +131,8 @@ class SpeakerCollator:
                     f"Expected rows with the column {missing[0]!r}, got the columns [{', '.join(map(repr, row))}]. Set "
                     "remove_unused_columns=False in the arguments of transformers.Trainer."
                 )
-            speaker, name = (
-                self.columns.speaker_of(row[self.columns.speaker], number),
-                self.columns.name_of(row, number),
-            )
+            speaker = self.columns.speaker_of(row[self.columns.speaker], number)
+            name = self.columns.name_of(row, number)
             if speaker not in self._label_of:
                 raise ValueError(f"{name}: the speaker {speaker!r} is not among the {len(self.speakers)} speakers.")
             labels.append(self._label_of[speaker])
@@ -145,19 +144,18 @@ class SpeakerCollator:
         return waveforms, labels
 
     def _augment(
-        self, crop: np.ndarray, label: int, waveforms: list[Any], labels: list[int], generator: np.random.Generator
+        self, crop: np.ndarray, label: int, others: list[tuple[np.ndarray, int]], generator: np.random.Generator
     ) -> np.ndarray:
         if self.augmentation is None:
             return crop
-        readable = [number for number, waveform in enumerate(waveforms) if waveform is not None]
 
         def sample_other(draws: np.random.Generator) -> np.ndarray:
-            other = readable[0]
+            waveform = others[0][0]
             for _ in range(DRAWS_OF_OTHER_SPEAKER):
-                other = readable[int(draws.integers(len(readable)))]
-                if labels[other] != label:
+                waveform, other_label = others[int(draws.integers(len(others)))]
+                if other_label != label:
                     break
-            return random_crop(waveforms[other], self.crop_samples, draws)
+            return random_crop(waveform, self.crop_samples, draws)
 
         try:
             return self.augmentation(crop, generator, sample_other)
