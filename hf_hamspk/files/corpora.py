@@ -12,6 +12,7 @@ import csv
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,12 +72,17 @@ def find_list(source: Path, split: str = "train") -> Path:
     """
     if not source.is_dir() or is_kaldi_folder(source):
         return source
-    entries = [entry for entry in sorted(source.iterdir()) if not entry.name.startswith(".")]
+    with os.scandir(source) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
     folders = [entry.name for entry in entries if entry.is_dir()]
     if split in folders and SPLIT_NAMES.issuperset(folders):
         # Speakers of other splits must not be added.
         return find_list(source / split, split)
-    files = {entry.name.lower(): entry for entry in entries if entry.is_file()}
+    files = {
+        entry.name.lower(): source / entry.name
+        for entry in sorted(entries, key=lambda one: one.name)
+        if entry.is_file()
+    }
     return next((files[name] for name in METADATA_NAMES if name in files and _names_files(files[name])), source)
 
 
