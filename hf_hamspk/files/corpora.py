@@ -60,7 +60,9 @@ class CorpusList:
 def is_table(name: str) -> bool:
     """Return True if a path names a list of recordings: by its suffix, or as a Kaldi folder or its `wav.scp`."""
     path = Path(name)
-    return name.lower().endswith((*TABLE_SUFFIXES, *JSON_SUFFIXES)) or is_kaldi_folder(path) or _is_scp(path)
+    if path.is_dir():
+        return is_kaldi_folder(path)
+    return name.lower().endswith((*TABLE_SUFFIXES, *JSON_SUFFIXES)) or _is_scp(path)
 
 
 def find_list(source: Path, split: str = "train") -> Path:

@@ -128,7 +128,9 @@ def test_lists_are_told_from_recordings(tmp_path):
     (tmp_path / "kaldi" / "wav.scp").write_text("a b\n")
     names = ("t.csv", "T.TSV", "m.json", "m.jsonl", str(tmp_path / "kaldi"), str(tmp_path / "kaldi" / "wav.scp"))
     assert all(is_table(name) for name in names)
-    assert not any(is_table(name) for name in ("a.wav", str(tmp_path), "wav.scp", "people"))
+    (tmp_path / "people.csv").mkdir()
+    names = ("a.wav", str(tmp_path), "wav.scp", "people", str(tmp_path / "people.csv"))
+    assert not any(is_table(name) for name in names)
 
 
 @pytest.mark.parametrize(
