@@ -6,7 +6,6 @@ saved with a control cannot be loaded with it.
 
 import copy
 import math
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,8 +78,6 @@ class StudyModel(RecipeModel):
     def __init__(self, recipe: Recipe, control: str | None):
         super().__init__(recipe)
         self.control = control
-        if control is not None and (self.config.head not in ("h", "ham") or self.config.projection != "released"):
-            raise ValueError(f"control {control} needs the head h or ham with projection released.")
 
     def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
         model, said = super().build(speakers, keep_centres)
@@ -89,10 +86,16 @@ class StudyModel(RecipeModel):
 
 
 def use_control(head: SpeakerHead | JointHead, control: str | None) -> None:
-    """Replace the similarity of a hyperbolic head; None changes nothing."""
-    if control is None or isinstance(head, JointHead):
+    """Replace the similarity of a hyperbolic head; None changes nothing.
+
+    Raises:
+        ValueError: the head is not hyperbolic, or has another projection than the released one.
+    """
+    if control is None:
         return
-    old = cast(HyperbolicSimilarity, head.similarity)
+    old = None if isinstance(head, JointHead) else head.similarity
+    if not isinstance(old, HyperbolicSimilarity) or old.projection != "released":
+        raise ValueError(f"control {control} needs the head h or ham with projection released.")
     speakers, size = old.weight.shape
     if control == "angle":
         head.similarity = AngleSimilarity(speakers, size, old.initial_curvature)

@@ -164,6 +164,12 @@ def test_the_range_of_a_linear_similarity_is_not_defined():
         similarity_range(HamSpkConfig(head="softmax"), None)
 
 
+@pytest.mark.parametrize("fields", [{"head": "am"}, {"head": "softmax"}, {"head": "joint"}, {"projection": "curved"}])
+def test_a_control_of_another_head_is_refused_before_its_range_is_computed(fields):
+    with pytest.raises(ValueError, match="control angle needs the head h or ham with projection released"):
+        similarity_range(HamSpkConfig(**({"head": "ham"} | fields)), "angle")
+
+
 def test_centres_of_the_rim_control_have_the_largest_radius_and_its_logits_are_those_of_ham_there():
     head = make_head(HamSpkConfig(head="ham", num_labels=7, embedding_size=8))
     plain = copy.deepcopy(head)
