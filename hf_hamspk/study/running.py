@@ -32,7 +32,7 @@ from ..training.models import build_config
 from ..training.trainer import Trainer
 from .audio import StudyAudio, device_name, list_errors
 from .controls import StudyModel, similarity_range
-from .plan import DERIVED, Run, Study
+from .plan import DERIVED, TUNE, Run, Study
 from .records import (
     LISTS_FILE,
     SCORES_FILE,
@@ -110,7 +110,8 @@ def _claim_next(study: Study, home: Path, bar: tqdm) -> Iterator[tuple[Run | Non
     """
     planned = planned_runs(study, home)
     waiting = [run for run in planned if read_record(home / run.name) is None]
-    bar.total = sum(run.epochs for run in planned) + _unknown_epochs(study, planned)
+    seeds = sum(head.seeds for head in study.heads.values())
+    bar.total = sum(run.epochs for run in planned if run.stage == TUNE) + study.final.epochs * seeds
     bar.n = sum(run.epochs for run in planned) - sum(run.epochs for run in waiting)
     bar.refresh()
     with contextlib.ExitStack() as stack:
@@ -127,12 +128,6 @@ def _claim_next(study: Study, home: Path, bar: tqdm) -> Iterator[tuple[Run | Non
                 break
         else:
             yield None, len(waiting)
-
-
-def _unknown_epochs(study: Study, planned: list[Run]) -> int:
-    """Return the epochs of the final runs that cannot be planned yet, because their setting is not known."""
-    known = sum(run.epochs for run in planned if run.stage == "final")
-    return study.final.epochs * sum(head.seeds for head in study.heads.values()) - known
 
 
 def recipe_of(run: Run, output_dir: Path) -> Recipe:
