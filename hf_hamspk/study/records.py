@@ -137,12 +137,11 @@ def check_study_folder(folder: Path) -> None:
         )
 
 
-def list_score(record: Mapping[str, Any], measure: str, epoch: int | None = None) -> float:
-    """Return the mean of a measure over the development lists, after an epoch or at the end of the run."""
+def list_score(record: Mapping[str, Any], measure: str) -> float:
+    """Return the mean of a measure over the development lists at the end of the run."""
     if record.get("diverged"):
         return WORST[measure]
-    entries = [entry for entry in record["curve"] if epoch is None or entry["epoch"] == epoch]
-    return float(np.mean([errors[measure] for errors in entries[-1]["lists"].values()]))
+    return float(np.mean([errors[measure] for errors in record["curve"][-1]["lists"].values()]))
 
 
 def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float, Run]]]:
