@@ -156,6 +156,7 @@ class Study:
             tested against the second. p-values are corrected within a family.
         measure: measure that leads, `"min_cllr"` or `"eer"`. It selects the settings.
         replicates, confidence: number of bootstrap replicates, and confidence level of the intervals.
+        source: content of the file.
     """
 
     name: str
@@ -202,11 +203,10 @@ class Study:
             ((seed, head) for head in self.heads.values() for seed in range(1, head.seeds + 1)),
             key=lambda pair: ((pair[0] - 1) // fewest, pair[1].seeds < most, pair[0]),
         )
-        base = {head.name: head.name if head.like is None else head.like for _, head in ordered}
         return [
-            self._run(FINAL, head, seed, winners[base[head.name]], seed, None)
+            self._run(FINAL, head, seed, winners[base], seed, None)
             for seed, head in ordered
-            if base[head.name] in winners
+            if (base := head.like or head.name) in winners
         ]
 
     def _run(self, stage: str, head: Head, number: int, values: Mapping[str, Any], seed: int, fold: int | None) -> Run:
@@ -316,7 +316,7 @@ def _heads(content: Any, common: Any, seeds: int) -> dict[str, Head]:
         else:
             search = {key: value for key, value in (shared | search).items() if key not in own}
         count = _whole(entry.get("seeds", seeds), f"{where}, seeds", 1)
-        heads[str(name)] = Head(str(name), own, search, like, control, count)
+        heads[name] = Head(name, own, search, like, control, count)
     searched = {key for head in heads.values() for key in head.search}
     if len(searched) > len(PRIMES):
         raise ValueError(f"at most {len(PRIMES)} different keys can be searched, got {len(searched)}.")
