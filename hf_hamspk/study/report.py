@@ -12,6 +12,7 @@ from ..folders.recognising import check_replaceable, is_plot_file, is_report_fil
 from ..folders.writing import write_atomically
 from .plan import MEASURES, Study
 from .plots import MEASURE_NAMES, PLOT_FILES, draw_study
+from .statistics import MEAN
 from .summary import summarise
 
 TEXT_FILE, HTML_FILE, SUMMARY_FILE, PLOTS = "report.txt", "report.html", "summary.json", "plots"
@@ -174,7 +175,7 @@ def _comparison_table(summary: Mapping[str, Any], measure: str, budget: int) -> 
 def _budget_table(summary: Mapping[str, Any], last: int) -> list[TextRow]:
     rows = [["comparison", "measure", "epochs", "difference (%)", "P", "p", "Holm's p", "seeds"]]
     for row in summary.get("comparisons", []):
-        if row["list"] == "mean" and row["budget"] < last:
+        if row["list"] == MEAN and row["budget"] < last:
             pair = f"{row['first']} - {row['second']}"
             rows.append([pair, MEASURE_NAMES[row["measure"]], str(row["budget"]), *_difference_cells(row)])
     return rows
