@@ -77,9 +77,8 @@ def summarise(study: Study, folder: Path, open_tests: bool = False, progress: bo
     }
     if opened is not None and study.tests:
         finals = [run for run in planned if run.stage == FINAL and run.name in records]
-        by_budget = {
-            budget: _test_errors(study, folder, finals, lists, budget, progress) for budget in study.final.budgets
-        }
+        scored = [(run, read_scores(folder / run.name / SCORES_FILE)) for run in finals]
+        by_budget = {budget: _test_errors(study, scored, lists, budget, progress) for budget in study.final.budgets}
         summary["errors"] = {str(budget): _mean_errors(errors) for budget, errors in by_budget.items()}
         summary["comparisons"] = [
             row for budget, errors in by_budget.items() for row in _compare_all(study, errors, budget)
@@ -147,20 +146,18 @@ def _learning_curves(planned: Iterable[Run], records: dict[str, Any]) -> dict[st
 
 def _test_errors(
     study: Study,
-    folder: Path,
-    finals: list[Run],
+    scored: list[tuple[Run, dict[str, NDArray[np.float64]]]],
     lists: dict[str, tuple[NDArray[np.int8], TrialSpeakers]],
     budget: int,
     progress: bool,
 ) -> SeedErrors:
     """Return the errors of all runs after an epoch, for the same draws of the speakers of all lists."""
-    names = sorted({name.rpartition("@")[0] for run in finals for name in read_scores(folder / run.name / SCORES_FILE)})
+    names = sorted({name.rpartition("@")[0] for _, scores in scored for name in scores})
     everyone = sorted({speaker for name in names for speaker in lists[name][1].names})
     draws, place = draw_speakers(len(everyone), study.replicates), {name: i for i, name in enumerate(everyone)}
     errors: SeedErrors = {}
-    bar = tqdm(finals, desc=f"resampling, epoch {budget}", disable=not progress, leave=False, delay=BAR_DELAY)
-    for run in bar:
-        scores = read_scores(folder / run.name / SCORES_FILE)
+    bar = tqdm(scored, desc=f"resampling, epoch {budget}", disable=not progress, leave=False, delay=BAR_DELAY)
+    for run, scores in bar:
         for name in names:
             if f"{name}@{budget}" not in scores:
                 continue
