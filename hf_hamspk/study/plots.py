@@ -96,8 +96,9 @@ def _draw_differences(summary: Mapping[str, Any], path: Path) -> bool:
     figure = new_figure(7.5, 1.2 + _ROW_HEIGHT * len(rows))
     axes = figure.add_subplot()
     axes.axvline(0, color="black", linewidth=0.8)
+    level = round(1 - summary["confidence"], 5)
     for place, row in enumerate(rows):
-        colour = COLOURS[0 if row["holm"] <= 0.05 else 1]
+        colour = COLOURS[0 if row["holm"] <= level else 1]
         axes.plot([100 * limit for limit in row["interval"]], [place, place], color=colour, linewidth=2)
         axes.plot(100 * row["relative"], place, "o", color=colour)
     labels = [f"{row['first']} - {row['second']} ({row['seeds']} seeds, p {row['holm']:.3f})" for row in rows]

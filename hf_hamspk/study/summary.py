@@ -62,6 +62,7 @@ def summarise(study: Study, folder: Path, open_tests: bool = False, progress: bo
         "schema": SUMMARY_SCHEMA,
         "study": study.name,
         "measure": study.measure,
+        "confidence": study.confidence,
         "runs": {
             "finished": len(records),
             "planned": total,
