@@ -13,6 +13,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,23 @@ def write_scores(path: Path, scores: Mapping[str, NDArray]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read scores that `write_scores` wrote; {} if the file does not exist."""
+    """Read scores that `write_scores` wrote; {} if the file does not exist.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] * SCORE_STEP for name in file.files}
+    found = _load_arrays(path, f"Delete {path.parent} to repeat the run.")
+    return {name: steps * SCORE_STEP for name, steps in found.items()}
+
+
+def _load_arrays(path: Path, cure: str) -> dict[str, NDArray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}). {cure}") from error
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
@@ -94,24 +107,23 @@ def read_study_lists(folder: str | os.PathLike[str]) -> dict[str, tuple[NDArray[
     """Read the labels and speakers that `write_study_lists` wrote, by the name of the list.
 
     Raises:
-        ValueError: the file does not exist.
+        ValueError: the file does not exist or is damaged.
     """
     path = Path(folder) / LISTS_FILE
     if not path.is_file():
         raise ValueError(f"{path} not found. Expected the folder of a study (--output).")
-    with np.load(path, allow_pickle=False) as file:
-        names = list(dict.fromkeys(key.rpartition("/")[0] for key in file.files))
-        return {
-            name: (
-                file[f"{name}/labels"],
-                TrialSpeakers(
-                    tuple(map(str, file[f"{name}/speakers"])),
-                    file[f"{name}/enrolment"].astype(np.int32),
-                    file[f"{name}/test"].astype(np.int32),
-                ),
-            )
-            for name in names
-        }
+    found = _load_arrays(path, "Restore it from a copy, or choose another folder.")
+    return {
+        name: (
+            found[f"{name}/labels"],
+            TrialSpeakers(
+                tuple(map(str, found[f"{name}/speakers"])),
+                found[f"{name}/enrolment"].astype(np.int32),
+                found[f"{name}/test"].astype(np.int32),
+            ),
+        )
+        for name in dict.fromkeys(key.rpartition("/")[0] for key in found)
+    }
 
 
 def check_study_folder(folder: Path) -> None:
@@ -128,7 +140,7 @@ def check_study_folder(folder: Path) -> None:
         try:
             if read_study_lists(folder):
                 return
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        except (ValueError, KeyError, OSError):
             pass
     other = min((path.name for path in folder.iterdir() if not _OWN_NAME.fullmatch(path.name)), default=None)
     if other is not None:

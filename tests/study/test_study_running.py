@@ -206,7 +206,14 @@ def test_scores_are_kept_to_a_thousandth(tmp_path):
     assert read_scores(tmp_path / "none.npz") == {}
 
 
-def test_a_damaged_record_is_refused_with_its_name(tmp_path):
+def test_a_damaged_file_is_refused_with_its_name(tmp_path):
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"record\.json is not a record .* Delete it"):
         read_record(tmp_path)
+    write_scores(tmp_path / "scores.npz", {"a@2": np.zeros(1000)})
+    whole = (tmp_path / "scores.npz").read_bytes()
+    for content in (b"", b"text", whole[:100], whole[:60] + bytes(40) + whole[100:]):
+        for name, read in (("scores", read_scores), ("lists", lambda path: read_study_lists(path.parent))):
+            (tmp_path / f"{name}.npz").write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{name}\.npz is damaged"):
+                read(tmp_path / f"{name}.npz")
