@@ -5,7 +5,7 @@ FOLDER/
   lists.npz                 labels and speakers of the trial lists, so that a report needs neither audio nor lists
   RUN/record.json           settings, errors on the development lists after some epochs, seconds, commit
   RUN/scores.npz            scores of the test trials, for runs of the stage `final`
-  RUN/training/             files of a run that has not finished; removed at its end
+  RUN/training/             files of a run that has not finished; removed at its end, with partial.json and log.txt
 ```
 """
 
