@@ -218,13 +218,12 @@ def paired_test(
     estimates = [system.compute() for system in systems]
     result = {}
     for name, one, other, spread in zip(systems[0].names, *estimates, differences.T, strict=True):
-        tail = 1 + min(int((spread <= 0).sum()), int((spread >= 0).sum()))
         result[name] = PairedDifference(
             first=float(one),
             second=float(other),
             difference=float(other - one),
             interval=rank_limits(spread, confidence),
-            p_value=min(1.0, 2 * tail / (len(spread) + 1)),
+            p_value=rank_p_value(spread),
         )
     return result
 
@@ -488,6 +487,12 @@ def rank_limits(values: NDArray[np.float64], confidence: float) -> tuple[float, 
         )
     ordered = np.sort(values)
     return float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def rank_p_value(values: NDArray[np.float64]) -> float:
+    """Return the two-sided p-value of replicates of a difference; see `paired_test`. It agrees with `rank_limits`."""
+    tail = 1 + min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * tail / (len(values) + 1))
 
 
 def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> None:

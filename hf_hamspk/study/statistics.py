@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.intervals import rank_limits
+from ..evaluation.intervals import rank_limits, rank_p_value
 
 # With fewer seeds there is no variance between seeds.
 FEWEST_SEEDS = 2
@@ -82,14 +82,13 @@ def compare_heads(
     spread = relative[1:][np.isfinite(relative[1:])]
     wins = np.mean([_wins(first[name][:, 1:], second[name][:, 1:]) for name in first])
     means = [float(errors[:, 0].mean()) for head in (first, second) for errors in head.values()]
-    tail = 1 + min(int((spread <= 0).sum()), int((spread >= 0).sum()))
     return HeadComparison(
         first=means[0] if len(first) == 1 else None,
         second=means[1] if len(first) == 1 else None,
         relative=float(relative[0]),
         interval=rank_limits(spread, confidence),
         probability=float(wins),
-        p_value=min(1.0, 2 * tail / (len(spread) + 1)),
+        p_value=rank_p_value(spread),
         seeds=seeds,
     )
 
