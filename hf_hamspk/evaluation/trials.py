@@ -133,10 +133,9 @@ class Trials:
         bad = frozenset(bad_files)
         models = {name: tuple(f for f in files if f not in bad) for name, files in self.models.items()}
         bad |= {name for name, files in models.items() if not files}
-        models = {name: files for name, files in models.items() if files}
         pairs = zip(self.enrolment, self.test, strict=True)
         kept = [row for row, (enrolment, test) in enumerate(pairs) if enrolment not in bad and test not in bad]
-        return replace(self, models=models).select(kept)
+        return replace(self.select(kept), models=models)
 
     def select(self, rows: Sequence[int]) -> "Trials":
         """Return the trials with the given indices, in their order."""
