@@ -187,7 +187,7 @@ class CalibrationReport(ChosenCalibration):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that can be written as JSON; `hamspk calibrate --json` prints it."""
-        found, header = self.calibration, [name.strip() for name in self.candidate_rows()[0][2:]]
+        found, (header, *rows) = self.calibration, self.candidate_rows()
         return {
             "pairs": found.trials,
             "target_pairs": found.targets,
@@ -195,7 +195,7 @@ class CalibrationReport(ChosenCalibration):
             "setting": str(self.chosen.setting),
             "cllr": self.chosen.fitted.cost,
             "candidates": {
-                row[1]: dict(zip(header, map(float, row[2:]), strict=True)) for row in self.candidate_rows()[1:]
+                setting: dict(zip(header[2:], map(float, numbers), strict=True)) for _, setting, *numbers in rows
             },
             "operating_points": [asdict(point) | {"threshold": point.threshold} for point in found.operating_points],
             "operating_points_left_out": self.left_out,
