@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of a few hundred other speakers, in the format of training data for `hamspk train`; "
         "the speakers that the model was trained on work best (default: the model's cohort, if it has one)",
     )
-    parser.add_argument("--cohort-root", metavar="DIR", help="base folder of the paths in the CSV file of --cohort")
+    parser.add_argument("--cohort-root", metavar="DIR", help="base folder of the paths in the list of --cohort")
     parser.add_argument(
         "--normalisation",
         choices=NORMALISATION_CHOICES,
@@ -89,7 +89,7 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: options contradict each other, an input does not exist, or the output folder is not empty.
     """
     if arguments.cohort_root is not None and arguments.cohort is None:
-        raise ValueError("--cohort-root needs --cohort. Give the CSV file whose paths are relative to --cohort-root.")
+        raise ValueError("--cohort-root needs --cohort. Give the list whose paths are relative to --cohort-root.")
     _check_target_folder(arguments.model, arguments.output)
     check_trial_lists(arguments.pairs)
     check_folder(arguments.audio_root, "--audio-root")

@@ -261,10 +261,10 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
         metadata: CSV file for `read_metadata`, or a mapping from each file to its columns. The column `speaker_id`
             contains the speaker of the file. None infers the speakers from the file names.
-        cohort: folder or CSV file for `find_cohort` with recordings of a few hundred other speakers, or a `Cohort` of
-            this model; None uses the model's cohort, if it has one. If files are given, speakers who occur in the
-            trials are left out of the cohort.
-        cohort_root: folder to which the paths in the CSV file of `cohort` are relative.
+        cohort: folder or list of recordings for `find_cohort` with a few hundred other speakers, or a `Cohort` of this
+            model; None uses the model's cohort, if it has one. If files are given, speakers who occur in the trials
+            are left out of the cohort.
+        cohort_root: folder to which the paths in the list of `cohort` are relative.
         normalisation: one of `NORMALISATIONS`, or `"auto"`, which uses AS-norm if it helps.
         top: number of nearest cohort speakers for AS-norm, at least 2; None tries each number in `TOPS`.
         quality: `"auto"` to use the quality measures that help, `"none"` to use none, or keys of `QUALITY_GROUPS`.
