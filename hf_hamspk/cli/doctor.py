@@ -107,7 +107,8 @@ def diagnose(facts: Facts) -> list[str]:
     """Return a description of each problem with its remedy; empty if there are no problems."""
     problems = [f"{name} is not installed: `pip install {name}`." for name, v in facts.versions.items() if v is None]
     version = facts.versions.get("transformers")
-    problems += [] if version is None or (said := wrong_transformers(version)) is None else [said]
+    if version is not None and (said := wrong_transformers(version)) is not None:
+        problems.append(said)
     torch_build, torchaudio_build = facts.torch_build, facts.torchaudio_build
     message = facts.errors.get("torchaudio")
     explained = set()
