@@ -72,10 +72,6 @@ def test_equal_error_rate_equals_a_brute_force_sweep():
 )
 def test_extreme_costs_are_refused_in_one_sentence(prior, costs):
     """Where the quotient of the weighted costs of the errors is no number."""
-    weights = costs[0] * prior, costs[1] * (1 - prior)
-    if min(weights) > 0 and max(weights) / min(weights) < np.inf:
-        assert detection_cost(0.5, 0.5, prior, *costs) > 0
-        return
     with pytest.raises(ValueError, match="are too extreme for a detection cost"):
         detection_cost(0.5, 0.5, prior, *costs)
 
