@@ -80,7 +80,9 @@ class ProfileFolder:
             self._saved[other] = _with_warning(self._saved[other], name)
             self._saved[other].save(self._path(other))
         self._saved[name] = profile
-        self._owners |= dict.fromkeys(profile.recordings, name)
+        # The profile that this one replaced may have had other recordings.
+        others = {recording: owner for recording, owner in self._owners.items() if owner != name}
+        self._owners = others | dict.fromkeys(profile.recordings, name)
         return profile
 
     def _path(self, name: str) -> Path:

@@ -101,6 +101,17 @@ def test_a_converted_recording_under_two_speakers_is_warned_of(hamspk, calibrate
     assert (profiles / "anna.safetensors").read_bytes() == before
 
 
+def test_the_recordings_of_a_replaced_profile_are_free(hamspk, calibrated_folder, voices, tmp_path):
+    profiles = tmp_path / "profiles"
+    hamspk("enrol", calibrated_folder, voices / "a.wav", "--name", "anna", "--profiles", profiles)
+    for name, file in {"anna": "c", "carl": "a"}.items():
+        (tmp_path / name).mkdir()
+        shutil.copy(voices / f"{file}.wav", tmp_path / name)
+    words = ("enrol", calibrated_folder, tmp_path / "anna", tmp_path / "carl", "--profiles", profiles, "--replace")
+    code, out, _ = hamspk(*words)
+    assert code == 0 and "2 speakers enrolled" in out and "is also in the profile of" not in out
+
+
 def test_the_name_in_a_profile_is_said_if_the_file_has_another(hamspk, calibrated_folder, voices, tmp_path):
     hamspk("enrol", calibrated_folder, voices / "a.wav", "--name", "anna", "--profiles", tmp_path)
     renamed = shutil.copy(tmp_path / "anna.safetensors", tmp_path / "carl.safetensors")
