@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 # Tiny models gain nothing from a second thread, and lose much to waiting for it on a busy machine.
@@ -25,6 +26,14 @@ torch.set_num_threads(1)
 def seed():
     """The same random numbers whichever tests run before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps its state for the life of a process; each test starts without."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ import pytest
 import soundfile
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from tiny_models import RATE, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector
@@ -233,14 +232,6 @@ def test_json_of_the_pages_is_a_request(tmp_path):
 
 
 # -- run -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    """Accelerate keeps its state for the life of a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from accelerate.state import AcceleratorState
 from strange_files import cut, encode, speech, with_flac_length, with_nan, with_wav_size
 from tiny_models import RATE
 
@@ -81,13 +80,6 @@ def corpus(tmp_path_factory) -> Path:
 def model(tmp_path, model_folder) -> Path:
     """A copy of the model, in whose folder the commands write."""
     return Path(shutil.copytree(model_folder, tmp_path / "model"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def check_named(text: str) -> None:

@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tiny_models import save_model
 
@@ -19,13 +18,6 @@ from hf_hamspk.data.synthetic import make_corpus
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "finetune.ipynb"
 SCRIPT = ROOT / "examples" / "finetune_job.py"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def header() -> dict:

@@ -2,18 +2,9 @@
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from chords import SPEAKERS, write_chords
 
 from hf_hamspk.study.plan import read_study
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    """Accelerate keeps its state for the life of a process; each test starts without."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,7 @@
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from chords import write_chords
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    """Accelerate keeps its state for the life of a process; each test starts without."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")
