@@ -279,10 +279,10 @@ def test_measuring_and_training_read_the_channel(calls, loaded, tmp_path):
     expected = sweep(model, trials, mono, **options)
     found = sweep(model, trials, stereo, channel="right", **options)
     assert found.points == expected.points != sweep(model, trials, stereo, channel="left", **options).points
-    options = {"progress": False, "quality": "none", "cohort": "train.csv"}
+    options = {"progress": False, "quality": "none"}
     weights = []
     for root, channel in ((mono, None), (stereo, "right")):
-        report = calibrate(model, trials, root, channel=channel, **(options | {"cohort": root / "train.csv"}))
+        report = calibrate(model, trials, root, channel=channel, cohort=root / "train.csv", **options)
         weights.append((report.calibration.weights, report.calibration.offset, report.cohort_skipped))
         assert report.cohort_left_out == 0
     assert weights[0] == weights[1]

@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
 from hf_hamspk.audio_hamspk import MOST_WEIGHED, measure_speech, speech_weights
-from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE
+from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE, LONGEST_RESNET_PIECE
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.geometry_hamspk import mean_direction
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
@@ -112,10 +112,11 @@ def test_a_recording_of_hours_counts_the_pieces_with_speech(monkeypatch):
     assert weights[0] == weights[2] > 0.5 and weights[1] == 0
 
 
-def test_transformers_backbones_have_shorter_pieces():
-    """Their attention takes memory that grows with the square of the length."""
+def test_transformers_backbones_and_resnets_have_shorter_pieces():
+    """The attention of the former takes memory that grows with the square of the length."""
     assert tiny_config().longest_piece == LONGEST_PIECE == 180.0
     assert tiny_config("wavlm").longest_piece == LONGEST_BACKBONE_PIECE == 30.0
+    assert tiny_config("resnet").longest_piece == LONGEST_RESNET_PIECE == 60.0
     # The limit is no field: it is neither saved nor can it be set.
     assert "longest_piece" not in tiny_config().to_dict()
 
