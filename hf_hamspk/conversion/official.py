@@ -38,7 +38,7 @@ OFFICIAL_DILATIONS = (2, 3, 4)
 # The released code computes the filters in float32, this package in float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
-_IN_BLOCK: Rules = [
+_OFFICIAL_BLOCK: Rules = [
     (r"conv1\.", "reduce.conv."),
     (r"bn1\.", "reduce.norm."),
     (r"convs\.(\d+)\.", r"groups.\1.conv."),
@@ -60,7 +60,7 @@ OFFICIAL_NAMES = Renaming(
         (r"fc6\.", "projection."),
         (r"bn6\.", "embedding_norm."),
     ],
-    blocks=[(r"layer([1-3])\.", numbered("backbone.blocks"), _IN_BLOCK)],
+    blocks=[(r"layer([1-3])\.", numbered("backbone.blocks"), _OFFICIAL_BLOCK)],
 )
 
 

@@ -50,7 +50,7 @@ _VARIANCE_OFFSET = 1e-7
 _ECAPA_NAME = re.compile(r"ECAPA_TDNN(?P<context>_GLOB)?(_c(?P<channels>\d+))?")
 _RESNET = re.compile(rf"ResNet(?P<depth>{'|'.join(map(str, RESNET_BLOCKS))})")
 
-_IN_BLOCK: Rules = [
+_WESPEAKER_BLOCK: Rules = [
     (r"0\.conv\.", "reduce.conv."),
     (r"0\.bn\.", "reduce.norm."),
     (r"1\.convs\.(\d+)\.", r"groups.\1.conv."),
@@ -71,7 +71,7 @@ WESPEAKER_NAMES = Renaming(
         (r"linear\.", "projection."),
         (r"bn2\.", "embedding_norm."),
     ],
-    blocks=[(r"layer([2-9])\.se_res2block\.", numbered("backbone.blocks", 2), _IN_BLOCK)],
+    blocks=[(r"layer([2-9])\.se_res2block\.", numbered("backbone.blocks", 2), _WESPEAKER_BLOCK)],
 )
 
 WESPEAKER_RESNET_NAMES = Renaming(
