@@ -1,14 +1,40 @@
-"""Control heads of a study: hyperbolic heads in which one property is removed.
+"""Control heads of a study: hyperbolic heads in which one property is removed, or in which embeddings have a radius.
 
-They compute the plain loss, because the blockwise loss does not know them. They are for studies only: a model that is
-saved with a control cannot be loaded with it.
+The released projection clips nearly all embeddings to the largest radius `R = (1 - 1e-5) / sqrt(c)` of the unit ball,
+so that the loss depends on their directions only. In three control heads the radius is free. They map an embedding `v`
+of size `D` to the point `x` with the radius `r = R tanh(|v| / sqrt(D))`, which is the exponential map at the origin for
+the curvature `-c`. For long embeddings, `x` is the point of the released projection. `u` is a unit vector.
+
+| control         | similarity to a centre `w`                                   | margin on the target |
+|-----------------|--------------------------------------------------------------|----------------------|
+| `angle`         | minus the angle times `2 sqrt(c) / (c - 1)`                  | `m`                  |
+| `rim`           | minus the distance of the clipped embedding and `R w / |w|`  | `m`                  |
+| `exponential`   | minus the distance of `x` and the clipped centre             | `m`                  |
+| `horosphere`    | minus the Busemann function of the ideal point `u = w / |w|` | `m`                  |
+| `radial_margin` | as for `horosphere`                                          | `m tanh(|v|/sqrt(D))`|
+
+The Busemann function `log(|u - x|^2 / (1 - |x|^2))` is the distance of `x` from the ideal point `u` on the boundary of
+the ball, relative to the distance of the origin from it. The softmax of `-s` times the Busemann function is a
+distribution over directions that `x` determines: uniform if `x` is the origin, and concentrated in the direction of `x`
+if `x` is near the boundary. For `s = D - 1` it is the distribution of the point at which hyperbolic Brownian motion that
+starts at `x` reaches the boundary. The radius therefore expresses certainty. An embedding at the origin has the loss
+`log K` of K equally probable speakers, which a constant margin would increase; the margin of `radial_margin` does not.
+
+Control heads compute the plain loss, because the blockwise loss does not know them. They are for studies only: a model
+that is saved with a control is loaded with the head of its configuration. Its embeddings are the same, and their norms
+give the radii.
+
+References: Ghadimi Atigh et al. 2021 (Busemann function as a loss); Kato and McCullagh 2020 (the distribution over
+directions); Meng et al. 2021 (a margin that grows with the norm of the embedding).
 """
 
 import copy
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..configuration_hamspk import HamSpkConfig
 from ..geometry_hamspk import (
@@ -18,10 +44,13 @@ from ..geometry_hamspk import (
     JointHead,
     LinearSimilarity,
     SpeakerHead,
+    conformal_factor,
     distance,
+    limit_entries,
     normalize,
     pairwise_distance,
     project_released,
+    released_radius,
 )
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import make_head
@@ -32,6 +61,8 @@ from ..training.models import RecipeModel
 LONG = 1e3
 # Cosines are kept below 1 by this amount, because the derivative of the arc cosine is infinite at 1.
 SMALLEST_GAP = 1e-6
+# Below this norm the exponential map is linear in float32. As a divisor, a smaller norm would lose its precision.
+SMALLEST_LENGTH = 1e-6
 
 
 class AngleSimilarity(CosineSimilarity):
@@ -59,12 +90,79 @@ class RimSimilarity(HyperbolicSimilarity):
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         c = self.initial_curvature
-        x, centres = project_released(embeddings, c), project_released(LONG * normalize(self.weight), c)
-        distances = pairwise_distance(x, centres)
-        if labels is not None:
-            own = BallPoints(centres.position[labels], centres.conformal[labels])
-            distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
-        return -distances
+        return _minus_distances(
+            project_released(embeddings, c), project_released(LONG * normalize(self.weight), c), labels
+        )
+
+
+class ExponentialSimilarity(HyperbolicSimilarity):
+    """Minus the hyperbolic distance of embeddings with a free radius to the centres of the released projection."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        c = self.initial_curvature
+        return _minus_distances(project_freely(embeddings, c), project_released(self.weight, c), labels)
+
+
+class HorosphereSimilarity(CosineSimilarity):
+    """Minus the Busemann function of embeddings with a free radius; the centres are ideal points.
+
+    The range is from `-2 artanh R` to `2 artanh R`, and the value is 0 for an embedding at the origin.
+
+    Args:
+        speakers, embedding_size: see `CosineSimilarity`.
+        curvature: number `c > 1`, which determines the largest radius `R`.
+    """
+
+    def __init__(self, speakers: int, embedding_size: int, curvature: float):
+        super().__init__(speakers, embedding_size)
+        self.number = curvature
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        points = project_freely(embeddings, self.number).position
+        radius = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+        # |u - x|^2 = (1 - r)^2 + 2 (r - x.u). Rounding errors could make the second term negative.
+        apart = radius - points @ normalize(self.weight).mT
+        apart = torch.where(apart < 0, 0.0, apart)
+        return torch.log1p(radius) - torch.log1p(-radius) - torch.log1p(2 * apart / (1 - radius).square())
+
+
+def project_freely(v: Tensor, c: float) -> BallPoints:
+    """Map features `(..., D)` to the ball so that their norms determine the radius `R tanh(|v| / sqrt(D))`, below `R`.
+
+    Args:
+        v: features.
+        c: number above 1; `R` is the largest radius of the released projection for `c`.
+    """
+    v = limit_entries(v)
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(SMALLEST_LENGTH)
+    position = v * (released_radius(c) * free_share(norm, v.shape[-1]) / norm)
+    return BallPoints(position, conformal_factor(position.square().sum(-1, keepdim=True)))
+
+
+def free_share(norm: Tensor, size: int) -> Tensor:
+    """Return the radius of embeddings with these norms, any shape, as a share of the largest radius, in [0, 1]."""
+    return torch.tanh(norm / math.sqrt(size))
+
+
+def _minus_distances(x: BallPoints, centres: BallPoints, labels: Tensor | None) -> Tensor:
+    distances = pairwise_distance(x, centres)
+    if labels is not None:
+        own = BallPoints(centres.position[labels], centres.conformal[labels])
+        distances = distances.scatter(1, labels[:, None], distance(x, own)[:, None])
+    return -distances
+
+
+class RadialMargin:
+    """Loss of a head whose margin is proportional to the free radius of the embedding."""
+
+    gives_logits = True
+
+    def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+        margin = head.margin * free_share(norm, embeddings.shape[-1])
+        similarity = head.similarity(embeddings, labels)
+        target = similarity.gather(1, labels[:, None]) - margin
+        return F.cross_entropy(head.scale * similarity.scatter(1, labels[:, None], target), labels)
 
 
 class StudyModel(RecipeModel):
@@ -72,7 +170,7 @@ class StudyModel(RecipeModel):
 
     Args:
         recipe: recipe of the run; a control needs a hyperbolic head with the released projection.
-        control: `"angle"`, `"rim"` or None.
+        control: name of a control head, or None.
     """
 
     def __init__(self, recipe: Recipe, control: str | None):
@@ -86,7 +184,7 @@ class StudyModel(RecipeModel):
 
 
 def use_control(head: SpeakerHead | JointHead, control: str | None) -> None:
-    """Replace the similarity of a hyperbolic head; None changes nothing.
+    """Replace the similarity of a hyperbolic head, and its margin if needed; None changes nothing.
 
     Raises:
         ValueError: the head is not hyperbolic, or has another projection than the released one.
@@ -97,12 +195,19 @@ def use_control(head: SpeakerHead | JointHead, control: str | None) -> None:
     if not isinstance(old, HyperbolicSimilarity) or old.projection != "released":
         raise ValueError(f"control {control} needs the head h or ham with projection released.")
     speakers, size = old.weight.shape
-    if control == "angle":
-        head.similarity = AngleSimilarity(speakers, size, old.initial_curvature)
+    if control in ("rim", "exponential"):
+        kind = RimSimilarity if control == "rim" else ExponentialSimilarity
+        head.similarity = kind(speakers, size, old.initial_curvature, old.projection, old.clip_radius, False)
+        head.similarity.load_state_dict(old.state_dict())
     else:
-        new = RimSimilarity(speakers, size, old.initial_curvature, old.projection, old.clip_radius, False)
-        new.load_state_dict(old.state_dict())
-        head.similarity = new
+        kind = AngleSimilarity if control == "angle" else HorosphereSimilarity
+        head.similarity = kind(speakers, size, old.initial_curvature)
+    cast(SpeakerHead, head).engine = control_engine(control)
+
+
+def control_engine(control: str | None) -> RadialMargin | None:
+    """Return the object that computes the loss of a control head; None for the plain loss."""
+    return RadialMargin() if control == "radial_margin" else None
 
 
 def similarity_range(config: HamSpkConfig, control: str | None) -> float:

@@ -19,7 +19,7 @@ from ..files.yaml_files import load_yaml
 
 TUNE, FINAL = "tune", "final"
 MEASURES = ("min_cllr", "eer")
-CONTROLS = ("angle", "rim")
+CONTROLS = ("angle", "rim", "exponential", "horosphere", "radial_margin")
 # Keys of a recipe that depend on the machine and do not change the result of a run.
 MACHINE_KEYS = (
     *("audio_root", "trial_root", "output_dir", "num_workers", "cache_megabytes", "cpu", "log_steps", "report_to"),

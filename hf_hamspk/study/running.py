@@ -31,7 +31,7 @@ from ..training.checkpoints import average_epoch_weights
 from ..training.models import build_config
 from ..training.trainer import Trainer
 from .audio import StudyAudio, device_name, list_errors
-from .controls import StudyModel, similarity_range
+from .controls import StudyModel, control_engine, similarity_range
 from .plan import DERIVED, TUNE, Run, Study
 from .records import (
     LISTS_FILE,
@@ -199,7 +199,7 @@ def make_trainer(
     model = StudyModel(recipe, run.control)
     trainer = Trainer(model, recipe.training, audio.utterances(run.fold), data=data, callbacks=callbacks)
     if run.control is not None:
-        cast(SpeakerHead, trainer.bare_model.head).engine = None
+        cast(SpeakerHead, trainer.bare_model.head).engine = control_engine(run.control)
     return trainer
 
 
