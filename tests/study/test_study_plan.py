@@ -138,6 +138,20 @@ def test_the_studies_of_the_examples_can_be_read(name):
     assert study.final_runs({head: {"learning_rate": 0.001} for head in family})
 
 
+def test_the_study_of_free_radii_shares_the_runs_of_the_study_of_heads():
+    """Equal settings give runs of equal names, whose folders can be copied."""
+    heads, radius = (read_study(STUDIES / f"{name}.yaml") for name in ("heads", "radius"))
+    best = {name: {"learning_rate": 0.001, "reach": 30.0} for name in ("ham", "am")}
+    shared = [run.name for study in (heads, radius) for run in (*study.tuning_runs(), *study.final_runs(best))]
+    for name in ("ham", "am"):
+        own = [one for one in shared if f"-{name}-" in one]
+        assert len(own) == 2 * (radius.tuning.count + radius.final.count) and len(set(own)) == len(own) / 2
+    new = {head.control for head in radius.heads.values()} - {None}
+    assert new == {"exponential", "horosphere", "radial_margin"}
+    ranges = [head.search for head in radius.heads.values() if head.name != "am"]
+    assert all(one == ranges[0] for one in ranges)
+
+
 # -- controls ----------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +165,9 @@ def test_the_studies_of_the_examples_can_be_read(name):
         ({"head": "joint", "curvature": 3.0}, None, 2.063),
         ({"head": "ham", "curvature": 3.0}, "rim", 2.063),
         ({"head": "ham", "curvature": 3.0}, "angle", math.sqrt(3) * math.pi / 2),
+        ({"head": "ham", "curvature": 3.0}, "exponential", 2.063),
+        ({"head": "ham", "curvature": 3.0}, "horosphere", math.log(2 + math.sqrt(3)) + math.log(2)),
+        ({"head": "ham", "curvature": 3.0}, "radial_margin", math.log(2 + math.sqrt(3)) + math.log(2)),
         ({"head": "ham", "projection": "curved", "curvature": 1.0}, None, math.acosh(math.cosh(2) ** 2)),
     ],
 )
