@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..folders.ranks import check_rank
+
 # Copy of a value of the package, because importing the original would import torch. A test compares the two.
 PROFILE_EXTENSION = ".safetensors"
 # Copies of the names and of the largest number of channels in `audio_hamspk`, which a test compares as well.
@@ -42,6 +44,21 @@ def add_channel_argument(parser: argparse.ArgumentParser) -> None:
         help="channel of the recordings to read, for example of one person in a two-channel call; N counts from 1 "
         "(default: the mean of all channels, with a warning if they differ)",
     )
+
+
+def add_rank_arguments(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add --rank and --world-size, the arguments of the commands that several machines can share."""
+    parser.add_argument("--rank", type=int, metavar="R", help=f"{help_text}; R counts from 0")
+    parser.add_argument("--world-size", type=int, metavar="N", help="number of ranks that share the work")
+
+
+def check_rank_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if only one of --rank and --world-size is given, or if they are out of range."""
+    if (arguments.rank is None) != (arguments.world_size is None):
+        missing = "--rank" if arguments.rank is None else "--world-size"
+        raise ValueError(f"{missing} is missing. Give both --rank R, from 0 to N - 1, and --world-size N.")
+    if arguments.rank is not None:
+        check_rank(arguments.rank, arguments.world_size)
 
 
 def parse_channel(text: str) -> str | int:

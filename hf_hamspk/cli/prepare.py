@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_channel_argument, count_of, given_options
+from .options import add_channel_argument, add_rank_arguments, check_rank_arguments, count_of, given_options
 
 if TYPE_CHECKING:
     from ..shards.manifest import Manifest
@@ -37,6 +37,12 @@ _PREPARE_EPILOG = (
     "\n"
     "To resume after an interruption, run the same command again. Files that cannot be used are left out and\n"
     "listed with the reason in unreadable.csv. `hamspk prepare --verify OUTPUT` checks finished shards.\n"
+    "\n"
+    "Several machines, or several jobs of a cluster, share the work with three commands. All machines must see SOURCE\n"
+    "and OUTPUT under the same paths. The result is the same as that of one machine.\n"
+    "  hamspk prepare SOURCE OUTPUT --plan                once, with all options of the shards\n"
+    "  hamspk prepare OUTPUT --rank R --world-size N      once for each R from 0 to N - 1\n"
+    "  hamspk prepare OUTPUT --finish                     once, at the end; it names the ranks that are missing\n"
     "\n"
     "Training can also read Parquet files with audio and WebDataset tars of other projects in place. It needs an\n"
     "index of them, which `hamspk prepare --index hf://datasets/USER/NAME OUTPUT` writes."
@@ -87,6 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write only an index of existing Parquet files or WebDataset tars (paths or URLs), and copy no audio",
     )
+    add("--plan", action="store_true", help="only plan the shards, for ranks that make them (see below)")
+    add_rank_arguments(parser, "make only the shards of rank R of a plan in OUTPUT")
+    add("--finish", action="store_true", help="write the manifest after all ranks have ended")
     add("--restart", action="store_true", help="remove the shards in OUTPUT first")
     add("--verify", action="store_true", help="read the finished shards again and compare them with the manifest")
     parser.epilog = _PREPARE_EPILOG
@@ -104,17 +113,45 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("--index copies no audio, so it cannot be combined with --verify or --restart.")
     if arguments.index and arguments.channel is not None:
         raise ValueError("--index copies no audio, so it cannot choose a --channel. Prepare the files without --index.")
-    if not arguments.sources and (arguments.index or not arguments.verify):
-        raise ValueError("Give SOURCE and OUTPUT. With --verify, OUTPUT alone is enough.")
+    _check_step(arguments)
+    if not arguments.sources and not (arguments.verify or arguments.finish or arguments.rank is not None):
+        raise ValueError("Give SOURCE and OUTPUT. With --verify, --rank and --finish, OUTPUT alone is enough.")
     if arguments.speakers is not None and not Path(arguments.speakers).is_file():
         raise ValueError(f"File not found: {arguments.speakers} (--speakers).")
+
+
+def _check_step(arguments: argparse.Namespace) -> None:
+    """Check the arguments that divide the work among ranks.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+    """
+    check_rank_arguments(arguments)
+    steps = [f"--{name}" for name in ("plan", "finish", "index") if getattr(arguments, name)]
+    steps += ["--rank"] if arguments.rank is not None else []
+    if len(steps) > 1:
+        raise ValueError(f"{steps[0]} and {steps[1]} are separate steps. Give one of them.")
+    if arguments.verify and steps and steps[0] != "--finish":
+        raise ValueError(f"{steps[0]} leaves no complete shards, so --verify has nothing to check. Give it at the end.")
+    if not steps or steps[0] in ("--plan", "--index"):
+        return
+    given = sorted(given_options(arguments, *SAME_FIELDS, "speakers", "shard_size"))
+    if arguments.sources or given or arguments.restart:
+        extra = "SOURCE" if arguments.sources else f"--{given[0].replace('_', '-')}" if given else "--restart"
+        raise ValueError(
+            f"{extra} belongs to the first step, `hamspk prepare SOURCE OUTPUT --plan`. With {steps[0]}, give OUTPUT "
+            "alone."
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the shards, print a summary, and verify the shards if requested."""
     processes = usable_cores() if arguments.processes is None else arguments.processes
     code = 0
-    if arguments.sources:
+    if arguments.plan or arguments.rank is not None:
+        print(_run_step(arguments, processes))
+        return code
+    if arguments.sources or arguments.finish:
         print(summarise_shards(_make_shards(arguments, processes), arguments.output))
         _report_unreadable(arguments.output)
     if arguments.verify:
@@ -130,13 +167,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _make_shards(arguments: argparse.Namespace, processes: int) -> "Manifest":
     from ..shards.indexing import index_shards
-    from ..shards.preparing import prepare
+    from ..shards.preparing import finish_shards, prepare
 
+    if arguments.finish:
+        return finish_shards(arguments.output)
     if arguments.index:
         options = given_options(arguments, "audio_column", "speaker_column", "licence")
         return index_shards(arguments.sources, arguments.output, **options)
     options = _prepare_options(arguments)
     return prepare(arguments.sources, arguments.output, options, processes, restart=arguments.restart)
+
+
+def _run_step(arguments: argparse.Namespace, processes: int) -> str:
+    """Plan the shards, or make the shards of one rank, and return a summary."""
+    from ..shards.preparing import make_shards, plan_shards
+
+    if arguments.plan:
+        options = _prepare_options(arguments)
+        shards = plan_shards(arguments.sources, arguments.output, options, restart=arguments.restart)
+        return f"{arguments.output}: planned {count_of(shards, 'shard')}"
+    made = make_shards(arguments.output, arguments.rank, arguments.world_size, processes)
+    return f"{arguments.output}: rank {arguments.rank} of {arguments.world_size} made {count_of(made, 'shard')}"
 
 
 def usable_cores() -> int:

@@ -55,6 +55,24 @@ def lock_folder(path: Path, folder: Path, work: str) -> Iterator[None]:
         _release(handle)
 
 
+@contextlib.contextmanager
+def share_folder(path: Path, folder: Path) -> Iterator[None]:
+    """Context manager that holds a lock together with other processes, so that `lock_folder` refuses the folder.
+
+    Args:
+        path: path of the lock file, in an existing folder.
+        folder: folder that is locked, named in the error message.
+
+    Raises:
+        ValueError: another process holds the lock alone (see `lock_folder`).
+    """
+    handle = _take(path, folder, shared=True)
+    try:
+        yield
+    finally:
+        _release(handle)
+
+
 def check_unlocked(path: Path, folder: Path) -> None:
     """Check that no process holds the lock of a folder.
 
@@ -90,13 +108,13 @@ def process_is_alive(pid: int) -> bool:
     return True
 
 
-def _take(path: Path, folder: Path) -> int:
+def _take(path: Path, folder: Path, shared: bool = False) -> int:
     """Open and lock a lock file, and return its file descriptor."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         _held.add(handle)
         try:
-            if not _lock_handle(handle, path):
+            if not _lock_handle(handle, path, shared):
                 raise ValueError(_describe_holder(path, folder))
             if _is_at(handle, path):
                 return handle
@@ -112,11 +130,11 @@ def _release(handle: int) -> None:
     os.close(handle)
 
 
-def _lock_handle(handle: int, path: Path) -> bool:
-    """Lock an open file. Return False if another process holds the lock."""
+def _lock_handle(handle: int, path: Path, shared: bool) -> bool:
+    """Lock an open file, alone or together with other processes. Return False if another process holds the lock."""
     if fcntl is not None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             return False

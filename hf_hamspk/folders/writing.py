@@ -37,18 +37,20 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def remove_leftovers(folder: Path, is_ours: Callable[[str], bool]) -> None:
+def remove_leftovers(folder: Path, is_ours: Callable[[str], bool], locked: bool = False) -> None:
     """Remove the temporary files that killed processes left in a folder.
 
     Args:
         folder: folder to search, without its subfolders.
         is_ours: function that returns whether this package writes a file with the given final name into the folder.
+        locked: whether no other process, on any machine, writes these files. Otherwise the files of processes that
+            exist on this machine are kept.
     """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
         found = _TEMPORARY.fullmatch(path.name)
-        if found and is_ours(found["name"]) and path.is_file() and not process_is_alive(int(found["pid"])):
+        if found and is_ours(found["name"]) and path.is_file() and (locked or not process_is_alive(int(found["pid"]))):
             path.unlink(missing_ok=True)
 
 

@@ -29,9 +29,6 @@ from .manifest import Shard, shard_name
 from .planning import Plan, load_plan
 from .writing import ParquetShard, ShardWriter, TarShard
 
-CRASHED_NAME = "crashed.json"
-"""Name of the file in the progress folder that lists the rows whose decoding ended a worker process."""
-
 CRASH_REASON = "the decoder crashed or ran out of memory; convert the file or leave it out"
 
 _PLACE = struct.Struct("<2q")
@@ -66,6 +63,11 @@ def read_place(progress: Path, shard: int) -> tuple[int, int] | None:
         return _PLACE.unpack(place_path(progress, shard).read_bytes())
     except (OSError, struct.error):
         return None
+
+
+def crashed_path(progress: Path, shard: int) -> Path:
+    """Return the path of the file that lists the rows of a shard whose decoding ended a worker process."""
+    return progress / f"crashed-{shard:05d}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _fill_shard(plan: Plan, progress: Path, index: int, writer: ShardWriter) -> 
     start, stop = plan.bounds(index)
     speakers: Counter[str] = Counter()
     unreadable = []
-    crashed = read_crashed(progress)
+    crashed = read_crashed(progress, index)
     with MemberReader(plan.containers) as reader, _noting(progress, index) as note:
         for number, row in enumerate(plan.table.slice(start, stop - start).to_pylist()):
             note(number, start + number)
@@ -176,10 +178,10 @@ def try_row(progress: str, row: int) -> int:
     return row
 
 
-def read_crashed(progress: Path) -> set[int]:
-    """Return the numbers of the rows whose decoding crashed a worker process; none if the list is damaged."""
+def read_crashed(progress: Path, shard: int) -> set[int]:
+    """Return the rows of a shard whose decoding crashed a worker process; none if the list is missing or damaged."""
     try:
-        return set(json.loads((progress / CRASHED_NAME).read_text(encoding="utf-8")))
+        return set(json.loads(crashed_path(progress, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, *DAMAGED):
         # Rows that crash a process are found again.
         return set()
@@ -318,9 +320,9 @@ def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
     Returns:
         True if at least one row crashed its process.
     """
-    crashed = read_crashed(progress)
     found = False
     for index in shards:
+        crashed = read_crashed(progress, index)
         place = read_place(progress, index)
         place_path(progress, index).unlink(missing_ok=True)
         if place is None or place[1] < 0 or place[1] in crashed:
@@ -332,5 +334,5 @@ def _find_crashing(progress: Path, shards: Iterable[int]) -> bool:
             crashed.add(place[1])
             found = True
             text = json.dumps(sorted(crashed))
-            write_atomically(progress / CRASHED_NAME, lambda path, text=text: path.write_text(text))
+            write_atomically(crashed_path(progress, index), lambda path, text=text: path.write_text(text))
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..folders.locks import lock_folder, read_lock
 from ..folders.ownership import remove_own_files
+from ..folders.ranks import RANK_LOCK, check_no_rank, hold_rank
 from ..folders.writing import remove_leftovers
 from .manifest import MANIFEST_NAME, UNREADABLE_NAME, load_manifest
 from .planning import PLAN_NAME, PROGRESS_NAME
@@ -16,9 +17,11 @@ LOCK_NAME = "lock"
 PREPARING = "hamspk prepare"
 _SHARD = re.compile(r"shard-\d{5,}-of-\d{5,}\.(parquet|tar|index\.json)")
 _PROGRESS_FILE = re.compile(
-    r"lock|plan\.json|plan\.arrow|crashed\.json|spool\.json|spool-\d+-\d+\.(?:bin|json|tmp)|shard-\d+\.json|at-\d+|"
-    r".+\.\d+\.tmp|shard-\d+.*\.tmp"
+    r"lock|plan\.json|plan\.arrow|crashed(?:-\d+)?\.json|spool\.json|spool-\d+-\d+\.(?:bin|json|tmp)|shard-\d+\.json|at-\d+|"
+    r".+\.\d+\.tmp|shard-\d+.*\.tmp|" + RANK_LOCK
 )
+# Unfinished files of one shard, in the progress folder or beside the shards.
+_UNFINISHED = re.compile(r"at-(?P<place>\d+)|shard-(?P<shard>\d+)[.-].*\.tmp")
 
 
 def check_shard_folder(output: Path) -> None:
@@ -52,13 +55,37 @@ def lock_shards(output: Path) -> Iterator[Path]:
     Temporary files of killed processes are removed.
 
     Raises:
-        ValueError: another command writes into the folder, or it contains other files.
+        ValueError: another command or a rank writes into the folder, or it contains other files.
     """
     check_shard_folder(output)
     folder = output / PROGRESS_NAME
     folder.mkdir(parents=True, exist_ok=True)
+    check_no_rank(folder, output)
     with lock_folder(folder / LOCK_NAME, output, PREPARING):
         remove_leftovers(output, is_shard_file)
+        yield folder
+
+
+@contextmanager
+def lock_shards_of_rank(output: Path, rank: int, world_size: int) -> Iterator[Path]:
+    """Context manager that locks an output folder for one rank, and returns the progress folder.
+
+    Unfinished files of the rank's shards are removed. Other ranks can be at work in the same folder.
+
+    Args:
+        output: folder for the shards, with a plan.
+        rank: number of the rank, from 0.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: the rank is already at work, or the folder is locked (see `hold_rank`).
+    """
+    folder = output / PROGRESS_NAME
+    with hold_rank(folder / LOCK_NAME, output, PREPARING, rank, world_size):
+        for path in [*folder.iterdir(), *output.glob("*.tmp")]:
+            found = _UNFINISHED.fullmatch(path.name)
+            if found and int(found["place"] or found["shard"]) % world_size == rank:
+                path.unlink(missing_ok=True)
         yield folder
 
 

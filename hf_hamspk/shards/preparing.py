@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..folders.writing import write_atomically
+from ..folders.ranks import check_rank, describe_missing
+from ..folders.writing import remove_leftovers, write_atomically
 from .making import ShardRecord, load_record, record_path, run_workers
 from .manifest import (
     MANIFEST_NAME,
@@ -27,7 +28,14 @@ from .manifest import (
     format_unreadable,
     load_manifest,
 )
-from .owning import lock_shards, remove_progress, remove_shards, tidy_progress
+from .owning import (
+    is_shard_file,
+    lock_shards,
+    lock_shards_of_rank,
+    remove_progress,
+    remove_shards,
+    tidy_progress,
+)
 from .planning import (
     FILES_NAMED,
     PLAN_NAME,
@@ -80,34 +88,141 @@ def prepare(
         OSError: the shards cannot be written, or worker processes were killed from outside several times.
         MissingDecoderError: a package for decoding is missing; install it and run the same command again.
     """
-    options = PrepareOptions() if options is None else options
     output = Path(output)
-    named = [os.fspath(source) for source in sources]
     with lock_shards(output) as folder:
-        if restart:
-            remove_shards(output)
-        try:
-            plan = _plan(named, output, options, progress)
-        except BaseException:
-            if not (folder / PLAN_NAME).exists():
-                remove_progress(output)
-            raise
+        plan = _begin(sources, output, options, progress, restart)
         if isinstance(plan, Manifest):
             remove_progress(output)
             return plan
         tidy_progress(folder)
-        todo = [index for index in range(plan.shards) if load_record(folder, index) is None]
-        done = len(plan.table) - sum(map(plan.size, todo))
-        with (
-            tqdm(
-                total=len(plan.table), initial=done, desc="preparing", unit="utt", smoothing=0.05, disable=not progress
-            ) as bar,
-            _advice_where_full(output),
-        ):
-            run_workers(plan, output, folder, todo, processes, bar)
+        _make(plan, output, range(plan.shards), processes, progress)
         manifest = _finish(plan, output)
         remove_progress(output)
     return manifest
+
+
+def plan_shards(
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    options: PrepareOptions | None = None,
+    progress: bool = True,
+    restart: bool = False,
+) -> int:
+    """Write the plan of a preparation that several ranks carry out, and return the number of shards.
+
+    A rank is a process on this machine or on another one. Call this function once. Then call `make_shards` once in
+    each rank, and finally call `finish_shards` once. The shards and the manifest are the same, byte for byte, as those
+    of `prepare`. All machines must see the sources and `output` under the same paths. Data sets of the library
+    `datasets` are copied into `output` by this function.
+
+    Args:
+        sources: sources of the recordings, see `prepare`.
+        output: folder for the shards, see `prepare`.
+        options: options of the shards, see `PrepareOptions`; None uses the defaults.
+        progress: whether to show progress bars on stderr.
+        restart: whether to remove the shards of an earlier preparation in `output` first.
+
+    Raises:
+        ValueError: a source or an option cannot be used, differs from the earlier plan in `output`, or ranks are at
+            work.
+    """
+    output = Path(output)
+    with lock_shards(output) as folder:
+        plan = _begin(sources, output, options, progress, restart)
+        if isinstance(plan, Manifest):
+            remove_progress(output)
+            return len(plan.shards)
+        tidy_progress(folder)
+    return plan.shards
+
+
+def make_shards(
+    output: str | os.PathLike[str], rank: int, world_size: int, processes: int = 0, progress: bool = True
+) -> int:
+    """Make the shards `rank`, `rank + world_size`, ... of a plan, and return the number of shards that were made.
+
+    Shards that an earlier call finished are kept. To resume after an interruption, even by `kill -9`, call this
+    function again with the same arguments. After all ranks have ended, they can start again with another `world_size`.
+
+    Args:
+        output: folder for the shards, with the plan that `plan_shards` wrote.
+        rank: number of the rank, from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        processes: number of worker processes of this rank, see `prepare`.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        ValueError: there is no plan, the rank is already at work, or other ranks use another number of ranks.
+        OSError, MissingDecoderError: a shard cannot be made, see `prepare`.
+    """
+    output = Path(output)
+    check_rank(rank, world_size)
+    if not (output / PROGRESS_NAME / PLAN_NAME).is_file():
+        if (output / MANIFEST_NAME).is_file():
+            load_manifest(output)
+            return 0
+        raise ValueError(f"{output} contains no plan. Run `hamspk prepare SOURCE {output} --plan` first.")
+    with lock_shards_of_rank(output, rank, world_size) as folder:
+        plan = load_plan(folder)
+        return _make(plan, output, range(rank, plan.shards, world_size), processes, progress)
+
+
+def finish_shards(output: str | os.PathLike[str]) -> Manifest:
+    """Write the manifest of shards that ranks made, and return it.
+
+    Args:
+        output: folder for the shards, see `plan_shards`.
+
+    Raises:
+        ValueError: a rank has never started or was interrupted, a rank is at work, or there is no plan. The message
+            names the ranks, and the commands that make the missing shards.
+    """
+    output = Path(output)
+    if not (output / PROGRESS_NAME / PLAN_NAME).is_file():
+        return load_manifest(output)
+    with lock_shards(output) as folder:
+        plan = load_plan(folder)
+        missing = [index for index in range(plan.shards) if load_record(folder, index) is None]
+        if missing:
+            advice = describe_missing(folder, missing, plan.shards, "shards", f"hamspk prepare {output}")
+            raise ValueError(
+                f"{len(missing)} of the {plan.shards} shards of {output} are missing. {advice} Then finish again."
+            )
+        manifest = _finish(plan, output)
+        # No rank is at work, so unfinished files are those of killed ranks, perhaps of other machines.
+        remove_leftovers(output, is_shard_file, locked=True)
+        remove_progress(output)
+    return manifest
+
+
+def _begin(
+    sources: Sequence[str | os.PathLike[str]],
+    output: Path,
+    options: PrepareOptions | None,
+    progress: bool,
+    restart: bool,
+) -> Plan | Manifest:
+    """Return the plan, or the manifest if the preparation is complete. The folder must be locked."""
+    if restart:
+        remove_shards(output)
+    try:
+        named = [os.fspath(source) for source in sources]
+        return _plan(named, output, PrepareOptions() if options is None else options, progress)
+    except BaseException:
+        if not (output / PROGRESS_NAME / PLAN_NAME).exists():
+            remove_progress(output)
+        raise
+
+
+def _make(plan: Plan, output: Path, shards: range, processes: int, progress: bool) -> int:
+    """Make those of the given shards that are missing, and return their number."""
+    folder = output / PROGRESS_NAME
+    todo = [index for index in shards if load_record(folder, index) is None]
+    total, left = (sum(map(plan.size, some)) for some in (shards, todo))
+    bar = tqdm(total=total, initial=total - left, desc="preparing", unit="utt", smoothing=0.05, disable=not progress)
+    with bar, _advice_where_full(output):
+        run_workers(plan, output, folder, todo, processes, bar)
+    return len(todo)
 
 
 @contextmanager

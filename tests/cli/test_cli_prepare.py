@@ -57,6 +57,47 @@ def test_options_reach_the_shards(hamspk, source, tmp_path):
     assert (manifest.format, manifest.codec, manifest.seed, manifest.licence) == ("webdataset", "opus", 3, "mine")
 
 
+def test_ranks_share_the_work(hamspk, refusal, source, tmp_path):
+    hamspk("prepare", source, tmp_path / "one", "--processes", 0, "--shards", 3)
+    out = tmp_path / "out"
+    assert hamspk("prepare", source, out, "--plan", "--shards", 3)[:2] == (0, f"{out}: planned 3 shards\n")
+    words = ("prepare", out, "--processes", 0, "--world-size", 2, "--rank")
+    assert hamspk(*words, 1)[:2] == (0, f"{out}: rank 1 of 2 made 1 shard\n")
+    assert f"never started: run `hamspk prepare {out} --rank 0 --world-size 2`" in refusal("prepare", out, "--finish")
+    assert hamspk(*words, 0)[:2] == (0, f"{out}: rank 0 of 2 made 2 shards\n")
+    code, printed, err = hamspk("prepare", out, "--finish", "--verify", "--processes", 0)
+    assert code == 0
+    assert f"{out}: 4 utterances of 2 speakers" in printed and "all files agree with the manifest" in printed
+    assert "left out speaker0/text.wav: cannot be decoded" in err
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--rank", 1), "--world-size is missing. Give both"),
+        (("--world-size", 1), "--rank is missing. Give both"),
+        (("--rank", 2, "--world-size", 2), "got rank 2 of 2"),
+        (("--plan", "--finish"), "--plan and --finish are separate steps"),
+        (("--finish", "--rank", 0, "--world-size", 2), "--finish and --rank are separate steps"),
+        (("--finish", "--codec", "opus"), "--codec belongs to the first step, `hamspk prepare SOURCE OUTPUT --plan`"),
+        (("--rank", 0, "--world-size", 2, "--restart"), "--restart belongs to the first step"),
+        (("--rank", 0, "--world-size", 2, "--verify"), "--rank leaves no complete shards"),
+        (("--rank", 0, "--world-size", 2), "contains no plan. Run `hamspk prepare SOURCE"),
+        (("--finish",), "is not a folder of shards"),
+        (("--plan",), "Give SOURCE and OUTPUT"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(refusal, tmp_path, words, problem):
+    assert problem in refusal("prepare", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_source_is_given_once(refusal, source, tmp_path):
+    assert "SOURCE belongs to the first step" in refusal("prepare", source, tmp_path / "out", "--finish")
+
+
 def test_what_is_refused(refusal, source, tmp_path):
     assert "Give SOURCE and OUTPUT" in refusal("prepare", tmp_path / "out")
     assert "source not found: nowhere; give a folder of audio" in refusal("prepare", "nowhere", tmp_path / "out")

@@ -10,7 +10,7 @@ from small_shards import encoded, make_shards, recording
 from hf_hamspk.embedding import EmbeddingParts
 from hf_hamspk.shards.indexing import index_shards
 from hf_hamspk.shards.listing import Listing
-from hf_hamspk.shards.making import CRASHED_NAME, load_record, read_crashed, record_path
+from hf_hamspk.shards.making import crashed_path, load_record, read_crashed, record_path
 from hf_hamspk.shards.planning import PLAN_NAME, PrepareOptions, load_plan, make_plan, save_plan, survey
 from hf_hamspk.shards.reading import open_shards
 from hf_hamspk.shards.sources import find_utterances
@@ -49,8 +49,8 @@ def test_a_plan(damaged, tmp_path):
 def test_a_record_and_the_list_of_crashes_are_made_again(damaged, tmp_path):
     record_path(tmp_path, 3).write_bytes(damaged)
     assert load_record(tmp_path, 3) is None
-    (tmp_path / CRASHED_NAME).write_bytes(damaged if damaged != b'"text"' else b"3")
-    assert read_crashed(tmp_path) == set()
+    crashed_path(tmp_path, 0).write_bytes(damaged if damaged != b'"text"' else b"3")
+    assert read_crashed(tmp_path, 0) == set()
 
 
 def test_the_notes_of_a_copied_data_set(damaged, tmp_path):
