@@ -16,9 +16,10 @@ the curvature `-c`. For long embeddings, `x` is the point of the released projec
 The Busemann function `log(|u - x|^2 / (1 - |x|^2))` is the distance of `x` from the ideal point `u` on the boundary of
 the ball, relative to the distance of the origin from it. The softmax of `-s` times the Busemann function is a
 distribution over directions that `x` determines: uniform if `x` is the origin, and concentrated in the direction of `x`
-if `x` is near the boundary. For `s = D - 1` it is the distribution of the point at which hyperbolic Brownian motion that
-starts at `x` reaches the boundary. The radius therefore expresses certainty. An embedding at the origin has the loss
-`log K` of K equally probable speakers, which a constant margin would increase; the margin of `radial_margin` does not.
+if `x` is near the boundary. For `s = D - 1` it is the distribution of the point at which hyperbolic Brownian motion
+that starts at `x` reaches the boundary. The radius therefore expresses certainty. An embedding at the origin has the
+loss `log K` of K equally probable speakers, which a constant margin would increase; the margin of `radial_margin` does
+not.
 
 Control heads compute the plain loss, because the blockwise loss does not know them. They are for studies only: a model
 that is saved with a control is loaded with the head of its configuration. Its embeddings are the same, and their norms
