@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..audio_hamspk import MINIMUM_SPEECH, Channel
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
@@ -92,7 +93,22 @@ class ChosenCalibration:
                 f"log-likelihood ratios of 0 have {USELESS_COST:g} bit. Do not use it. Check the labels, add pairs of "
                 "more speakers, or use a better model."
             )
-        return lines + [f"{point.flaw} Do not use it." for point in self.calibration.operating_points if point.flaw]
+        for point in self.calibration.operating_points:
+            if point.flaw:
+                lines.append(f"{point.flaw} Do not use it.")
+            elif (cost := held_out_cost(self.chosen, self.trials.labels, point)) > 1:
+                lines.append(
+                    f"The operating point {point.name} is worse than the same decision for all pairs: its actDCF on "
+                    f"held-out speakers is {cost:.3f}, and that of the same decision is 1. Do not use it. Add pairs "
+                    "of more speakers, or use a better model."
+                )
+        return lines
+
+
+def held_out_cost(candidate: CalibrationCandidate, labels: NDArray, point: OperatingPoint) -> float:
+    """Return the normalised detection cost (actDCF) of a candidate at an operating point, on held-out speakers."""
+    costs = point.prior, point.cost_miss, point.cost_false_alarm
+    return actual_detection_cost(candidate.fitted.held_out_ratios, labels, *costs).cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +156,7 @@ class CalibrationReport(ChosenCalibration):
         rows = [["", "setting", "Cllr", "EER %", *(f"actDCF {point.name}" for point in points)]]
         for candidate in self.candidates:
             ratios = candidate.fitted.held_out_ratios
-            costs = [
-                actual_detection_cost(ratios, labels, point.prior, point.cost_miss, point.cost_false_alarm).cost
-                for point in points
-            ]
+            costs = [held_out_cost(candidate, labels, point) for point in points]
             row = ["*" if candidate is self.chosen else "", str(candidate.setting), f"{candidate.fitted.cost:.4f}"]
             row.append(f"{100 * detection_errors(ratios, labels).equal_error_rate().eer:.2f}")
             rows.append(row + [f"{cost:.3f}" for cost in costs])

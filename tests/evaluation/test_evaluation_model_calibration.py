@@ -20,6 +20,7 @@ from hf_hamspk.evaluation.model_calibration import (
     _useless_points,
     calibrate,
     choose_calibration,
+    held_out_cost,
     known_speakers,
 )
 from hf_hamspk.evaluation.scored_trials import CalibrationSetting, ScoredTrials
@@ -94,6 +95,16 @@ def test_a_calibration_that_is_worse_than_none_is_warned_of(model):
     (sentence,) = [one for one in useless.warnings() if "worse than none" in one]
     assert f"its Cllr on held-out speakers is {useless.chosen.fitted.cost:.3f} bits" in sentence
     assert "worse than none" not in str(choose_calibration(scored(model, lambda speaker, speech: 1.0)).warnings())
+
+
+def test_a_point_that_costs_more_than_one_decision_for_all_is_warned_of(model):
+    """A normalised cost above 1 is worse than always accepting or always rejecting."""
+    points = [OperatingPoint("even", 0.5), OperatingPoint("rare", 0.02)]
+    found = choose_calibration(scored(model, lambda speaker, speech: 1.2), operating_points=points)
+    costs = [held_out_cost(found.chosen, found.trials.labels, point) for point in points]
+    warned = [point.name for point in points if any(f"point {point.name} is worse" in one for one in found.warnings())]
+    assert costs[0] < 1 < costs[1]
+    assert warned == ["rare"]
 
 
 def attempt(model, spread, seed):
