@@ -140,6 +140,7 @@ def test_channel_names_of_the_commands():
     assert options.HIGHEST_CHANNEL == MOST_CHANNELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["left", 2])
 def test_every_door_reads_the_channel(channel, loaded, folder, files, tmp_path, capsys):
     model, alone = loaded, files["left" if channel == "left" else "right"]

@@ -156,6 +156,7 @@ def quantised(model):
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [halved, quantised])
 def test_weights_that_lost_precision_after_loading_give_scores_and_no_decisions(folder, change, caplog):
     exact = HamSpkModel.from_pretrained(folder)

@@ -51,6 +51,7 @@ def test_whispering_is_found():
     assert not measure_speech(voiced, RATE).is_whispered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 19.9, 45.0])
 def test_a_function_says_where_the_speech_is(seconds):
     """In seconds or as frames that divide the recording; the same in each block of a long one."""

@@ -33,6 +33,7 @@ def bombs() -> dict[str, bytes]:
     return dict(refused_bombs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [None, {"seconds": 120.0, "values": 1 << 24}], ids=["default", "endpoint"])
 def test_bombs_are_refused_before_they_take_memory(bombs, limits):
     most = Limits(**(limits or {}))
@@ -44,6 +45,7 @@ def test_bombs_are_refused_before_they_take_memory(bombs, limits):
         assert peak < 4 * min(most.values // channels, int(most.seconds * 384_000)) + (40 << 20), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "rate", "channels"), [(119, 96_000, 1), (30, 48_001, 2), (30, 44_100, 8)])
 def test_reading_takes_what_is_derived(seconds, rate, channels):
     content = flac(seconds, rate, channels)

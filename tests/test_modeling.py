@@ -54,6 +54,7 @@ PADDING_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "fields", "norm"), PADDING_CASES)
 def test_embeddings_do_not_depend_on_the_padding(backbone, fields, norm):
     model = build(backbone, norm, **fields)

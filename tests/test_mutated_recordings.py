@@ -214,6 +214,7 @@ def through_every_door(doors: Doors, contents: Iterator[bytes], path: Path) -> C
     return outcomes
 
 
+@pytest.mark.slow
 def test_a_sample_of_damaged_recordings(doors, monkeypatch, tmp_path, folder):
     model = HamSpkModel.from_pretrained(folder)
     monkeypatch.setattr(hf_hamspk.loading.models, "load_model", lambda name, device: model)

@@ -80,6 +80,7 @@ def server(voices):
         served.shutdown()
 
 
+@pytest.mark.slow
 def test_every_way_to_hand_a_recording_over(verify, voices, tmp_path, server):
     soundfile.write(tmp_path / "a.wav", voices[0], RATE, subtype="FLOAT")
     content = (tmp_path / "a.wav").read_bytes()
@@ -107,6 +108,7 @@ def test_every_way_to_hand_a_recording_over(verify, voices, tmp_path, server):
         verify((f"{server}/b.wav", voices[0]))
 
 
+@pytest.mark.slow
 def test_datasets_and_streams(verify, voices):
     datasets = pytest.importorskip("datasets")
     rows = [{"bytes": file_bytes(voice, RATE, "WAV", "FLOAT"), "path": None} for voice in voices]

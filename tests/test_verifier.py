@@ -188,6 +188,7 @@ def test_two_people_at_once_get_a_decision_and_no_warning(verifier, voices):
     assert not about(answer, "several voices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [lambda w: w.copy(), lambda w: w * np.float32(0.25), lambda w: np.round(w * 2048) / 2048]
 )
@@ -235,6 +236,7 @@ def test_several_recordings_and_their_profile_are_the_same(verifier, voices):
     assert (profile.name, profile.utterances, profile.fingerprint) == ("Anna", 3, verifier.fingerprint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", ["mean", "length_weighted", "barycentre"])
 def test_more_recordings_are_nearer_to_the_speaker(voices, combine):
     verifier = SpeakerVerifier(noisy := KnownSpeakers(noise=1.0), calibration_of(noisy))
@@ -348,6 +350,7 @@ def test_a_verifier_of_normalised_scores(model, voices):
 # -- all pairs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_pairs_have_the_scores_of_single_pairs(verifier, model, voices):
     """Row against column; recordings without enough speech have no scores, and the others keep their places."""
     weights = {"score": 20.0, "log_enrolment_utterances": 1.0, "snr_max": 0.01}

@@ -27,6 +27,7 @@ def words(model, corpus, *more) -> tuple:
     return ("calibrate", model, corpus / "trials.txt", "--audio-root", corpus, *more)
 
 
+@pytest.mark.slow
 def test_the_calibration_lies_beside_the_weights_and_is_used(tmp_path, hamspk, model, corpus):
     cohort = ("--cohort", corpus / "train.csv", "--cohort-root", corpus)
     output = tmp_path / "calibrated"

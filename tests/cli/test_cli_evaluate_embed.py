@@ -115,6 +115,7 @@ def test_the_choices_and_defaults_of_the_help_are_those_of_the_package(capsys):
     assert inspect.signature(sweep).parameters["replicates"].default == settings.replicates
 
 
+@pytest.mark.slow
 def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monkeypatch):
     asked = []
     embed = evaluating.embed_files
@@ -136,6 +137,7 @@ def test_each_file_is_embedded_once(tmp_path, hamspk, model_folder, audio, monke
     assert "one/list" in out and "two/list" in out
 
 
+@pytest.mark.slow
 def test_every_list_may_have_its_own_audio_root(tmp_path, hamspk, refusal, model_folder, audio):
     """The same names in two lists are different recordings in different folders."""
     for name, other in zip("abcd", "bcda", strict=True):
@@ -167,6 +169,7 @@ def alone_settings() -> evaluating.EvaluationSettings:
     return evaluating.EvaluationSettings(replicates=0)
 
 
+@pytest.mark.slow
 def test_the_record_is_in_the_folder_of_the_model_and_grows(tmp_path, hamspk, calibrated_folder, voices):
     """By default; another list adds to it, and nothing raw changes where a model is calibrated."""
     folder = shutil.copytree(calibrated_folder, tmp_path / "final")

@@ -16,6 +16,7 @@ def lists(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["model_folder", "calibrated_folder"])
 def test_models_are_enrolled_from_several_files(request, hamspk, voices, lists, folder):
     model = request.getfixturevalue(folder)

@@ -18,6 +18,7 @@ def people(tmp_path, voices):
     return tmp_path / "people"
 
 
+@pytest.mark.slow
 def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, people, voices, tmp_path):
     profiles = tmp_path / "profiles"
     code, out, _ = hamspk("enrol", calibrated_folder, people / "anna", people / "carl", "--profiles", profiles)

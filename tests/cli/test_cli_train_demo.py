@@ -33,6 +33,7 @@ def corpus(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_train_prints_results(tmp_path, hamspk, corpus):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"train_data: {corpus}\noutput_dir: {tmp_path / 'wrong'}\n")

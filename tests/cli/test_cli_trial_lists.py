@@ -19,6 +19,7 @@ def trials(request, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_evaluate(hamspk, model_folder, voices, trials, tmp_path):
     words = ("evaluate", model_folder, trials, "--audio-root", voices, "--replicates", 0, "--output", tmp_path / "out")
     code, _, err = hamspk(*words)

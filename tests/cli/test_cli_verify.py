@@ -68,6 +68,7 @@ def test_without_calibration_no_decision(hamspk, refusal, model_folder, voices):
     assert "no operating point 'strict': this model is not calibrated" in refusal(*words, "--operating-point", "strict")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["model_folder", "calibrated_folder"])
 @pytest.mark.parametrize("name", ["silence", "noise", "short"])
 def test_not_enough_speech(request, hamspk, voices, model, name):
@@ -93,6 +94,7 @@ def test_a_recording_is_itself(hamspk, calibrated_folder, voices):
     assert answer["decision"] == "same speaker"
 
 
+@pytest.mark.slow
 def test_profiles_are_kept_and_belong_to_one_model(tmp_path, hamspk, refusal, calibrated_folder, voices):
     profile = tmp_path / "anna.safetensors"
     enrolment = (voices / "a.wav", voices / "b.wav")
@@ -206,6 +208,7 @@ def test_bad_device(model_folder):
         load_model(str(model_folder), "abacus")
 
 
+@pytest.mark.slow
 def test_example_needs_only_transformers(capsys, monkeypatch, model_folder, calibrated_folder, audio, voices):
     def run(model: Path, *files: Path) -> str:
         monkeypatch.setattr("sys.argv", ["verify.py", str(model), *map(str, files)])

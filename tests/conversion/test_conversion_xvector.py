@@ -23,6 +23,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, relative: float = 
     assert error < relative, f"{error:.2e} of the largest entry"
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted-layers", "last-layer"])
 def test_embeddings_are_those_of_transformers(kind, norm, weighted, tmp_path):
@@ -39,6 +40,7 @@ def test_embeddings_are_those_of_transformers(kind, norm, weighted, tmp_path):
     assert converted.read == ["config.json", "preprocessor_config.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 @every_family
 def test_embeddings_do_not_depend_on_the_padding(kind, norm, tmp_path):
     model = convert(write_xvector(tmp_path / "model", tiny_xvector(kind, norm))).model

@@ -54,6 +54,7 @@ def released_reference(scores, labels, prior):
     return max(misses[nearest], alarms[nearest]), cost
 
 
+@pytest.mark.slow
 def test_speechbrains_convention():
     rng = np.random.default_rng(1)
     for _ in range(CASES):
@@ -89,6 +90,7 @@ def test_speechbrain_agrees_up_to_a_step_on_usual_lists():
     assert errors.minimum_detection_cost(0.01).cost == pytest.approx(cost / 0.01, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_convention_of_the_released_code():
     """The minDCF is ours; its EER is ours where the nearest point is not dropped."""
     rng = np.random.default_rng(4)

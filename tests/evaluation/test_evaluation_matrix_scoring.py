@@ -63,6 +63,7 @@ def test_scores_are_those_of_single_trials(drawn, monkeypatch, similarity, segme
     np.testing.assert_allclose(scores, one_by_one(model, embeddings, enrolment, test), atol=2e-6)
 
 
+@pytest.mark.slow
 @every_similarity
 @pytest.mark.parametrize("segments", [0, 5])
 def test_all_pairs_are_those_of_single_trials(drawn, monkeypatch, similarity, segments):

@@ -179,6 +179,7 @@ def test_lists_are_joined_and_contradictions_refused():
         join_trials([first, Trials(np.array([1]), ("a",), ("c",))])
 
 
+@pytest.mark.slow
 def test_calibrate_sets_the_calibration_and_returns_what_was_measured(tmp_path, model):
     folder = make_corpus(tmp_path / "corpus", 10, 4, 3, (1.7, 2.1), test_share=0.8)
     model.save_pretrained(tmp_path / "model")

@@ -94,6 +94,7 @@ def test_a_model_in_the_cache_loads_without_network(tmp_path, saved):
     assert "onnection" not in done.stderr and "etry" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "header", "message"),
     [

@@ -224,6 +224,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_losses_import_no_transformers():
     names = sorted({kind.__name__ for kind, _ in LOSSES.values()})
     assert set(names) == {name for name in hf_hamspk.__all__ if name.endswith("SoftmaxLoss")}

@@ -3,6 +3,7 @@
 import ast
 import json
 
+import pytest
 from forks import is_within_functions, swap_code
 from modules import MODULES
 from mutants import draw, mutants
@@ -56,6 +57,7 @@ def test_comparisons_operators_and_names():
     assert changed("x = math.sqrt(y)\ny = 'a' + b\nimport c") == []
 
 
+@pytest.mark.slow
 def test_mutants_parse_keep_the_lines_and_are_drawn_again_by_their_seed():
     path = REPOSITORY / "hf_hamspk" / "geometry_hamspk.py"
     source = path.read_text(encoding="utf-8")

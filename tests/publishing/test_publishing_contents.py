@@ -259,6 +259,7 @@ def test_a_damaged_folder_is_refused(model_folder, break_it, message):
         plan_upload(model_folder, NAME)
 
 
+@pytest.mark.slow
 def test_the_code_of_an_older_version_is_renewed(model_folder):
     config = json.loads((model_folder / "config.json").read_text())
     del config["custom_pipelines"]

@@ -69,6 +69,7 @@ def same(first, second):
         assert torch.equal(one["input_values"], two["input_values"]) and torch.equal(one["labels"], two["labels"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [None, Augmentation(probability=0.7, most=2)], ids=["clean", "augmented"])
 @pytest.mark.parametrize("container", ["parquet", "webdataset"])
 def test_shards_give_the_crops_of_the_files_in_the_same_order(tmp_path, container, augmentation, monkeypatch):
@@ -187,6 +188,7 @@ def test_only_what_coming_batches_need_is_in_memory(tmp_path, monkeypatch):
     assert max(held) <= 4 * (stream.window + 1) + 30_000 // size + 1
 
 
+@pytest.mark.slow
 def test_each_group_is_fetched_once_but_where_lanes_meet(tmp_path, monkeypatch):
     make_shards(tmp_path, [[4] * 30] * 2, samples=(1_600, 1_700))
     read, fetched = ShardReader.read, []

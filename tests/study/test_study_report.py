@@ -87,6 +87,7 @@ def plan_with(**changes):
     return parse_study("made_up", copy.deepcopy(PLAN) | changes)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_finished_study(tmp_path):
     study = plan_with()
     fill(study, tmp_path / "study")

@@ -56,6 +56,7 @@ def assert_same(first: Path, second: Path) -> None:
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_dataset_a_stream_and_a_saved_folder_give_the_same_weights(rows, tmp_path):
     run(tmp_path / "dataset", rows)
     run(tmp_path / "stream", rows.to_iterable_dataset(num_shards=3), num_workers=2, gradient_accumulation_steps=1)
@@ -65,6 +66,7 @@ def test_a_dataset_a_stream_and_a_saved_folder_give_the_same_weights(rows, tmp_p
     assert_same(tmp_path / "dataset", tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_the_digest_of_the_recordings_follows_them(rows, tmp_path, corpus):
     """Whatever form the recordings have, one that is replaced changes the digest, and nothing else does."""
     plain = rows.cast_column("audio", Audio(decode=False))
@@ -225,6 +227,7 @@ def test_another_rate_needs_no_torchcodec(corpus, tmp_path, monkeypatch, rate):
     run(tmp_path / "run", data.to_iterable_dataset(), epochs=1, batch_size=4)
 
 
+@pytest.mark.slow
 def test_a_bad_row_is_replaced_and_reported(rows, tmp_path):
     def spoil(row, number):
         return row if number != 7 else row | {"audio": {"path": "bad.flac", "bytes": b"fLaC and nothing"}}

@@ -44,6 +44,7 @@ def test_divided_centres_train_as_whole_ones_and_resume_with_other_processes(tmp
             )
 
 
+@pytest.mark.slow
 def test_class_sampling_trains(tmp_path, run_words):
     train(run_words(tmp_path / "run", class_sampling=0.5, epochs=1))
     assert all(loss > 0 for loss in losses(tmp_path / "run"))

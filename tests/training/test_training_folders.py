@@ -283,6 +283,7 @@ def test_the_number_of_epochs_may_change_unless_the_schedule_depends_on_it(tmp_p
         read_progress(folder, expected)
 
 
+@pytest.mark.slow
 def test_cheap_checks_come_before_the_audio(tmp_path, run_words, monkeypatch):
     train(run_words(tmp_path / "run", epochs=1, lr_schedule="exponential"))
 

@@ -78,6 +78,7 @@ def same(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_program_gets_a_head_for_the_speakers_and_learns(make_trainer, tmp_path, capsys):
     trainer = make_trainer(model=tiny_model(head="am"))
     assert "new am head for 6 training speakers" in capsys.readouterr().out
@@ -99,6 +100,7 @@ def test_a_head_for_the_same_speakers_is_kept(make_trainer, tmp_path, capsys):
     assert before is None or torch.equal(model.head.similarity.weight, before)
 
 
+@pytest.mark.slow
 def test_callbacks_receive_the_events_of_transformers_in_order(make_trainer):
     recorder = Recorder()
     make_trainer(callbacks=[recorder], epochs=1, gradient_accumulation_steps=2, freeze_batch_norm=True).train()
@@ -109,6 +111,7 @@ def test_callbacks_receive_the_events_of_transformers_in_order(make_trainer):
     assert set(recorder.metrics[0]) >= {"eval_eer", "eval_min_dcf_0.01"}
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_and_its_patience_survives_a_resumption(make_trainer, tmp_path):
     class NoBetter(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
@@ -150,7 +153,8 @@ def test_a_callback_that_fails_is_named_and_the_checkpoint_stays_usable(make_tra
     assert same(tmp_path / "run" / "final", tmp_path / "other" / "final")
 
 
-@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 4, 6])
 def test_sigterm_leaves_a_checkpoint_and_the_same_final_weights(make_trainer, tmp_path, at):
     class Terminate(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -215,6 +219,7 @@ class LogEER(TrainerCallback):
         self.found.append((state.global_step, metrics["eval_eer"]))
 
 
+@pytest.mark.slow
 def test_trackers_and_a_callback_of_the_user_receive_the_eer(make_trainer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -53,6 +53,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.slow
 def test_run_leaves_models_results_and_logs(tmp_path, run_words, corpus):
     results = train(run_words(tmp_path / "run", epochs=4, test_trials=corpus / "dev.txt"))
     folder = tmp_path / "run"
@@ -245,6 +246,7 @@ def test_pretrained_backbone_and_fine_tuning(tmp_path, run_words):
     assert (second.config.head, second.config.num_labels) == ("aam", 12)
 
 
+@pytest.mark.slow
 def test_bad_files_are_skipped_and_reported(tmp_path, run_words, corpus, capsys):
     shutil.copytree(corpus, tmp_path / "data")
     (tmp_path / "data/audio/s0/0.flac").write_bytes(b"this is no audio")
@@ -349,6 +351,7 @@ def test_trial_lists_of_one_kind_are_refused_before_training(tmp_path, run_words
         train(run_words(tmp_path / "run", dev_trials="nowhere.txt"))
 
 
+@pytest.mark.slow
 def test_resuming_on_other_data_is_refused(tmp_path, run_words, corpus):
     rows = (corpus / "train.csv").read_text().splitlines()
     swapped = [rows[0], *(row[:-1] + str((int(row[-1]) + 1) % 6) for row in rows[1:])]
