@@ -1,6 +1,12 @@
-"""Encoders beside ECAPA-TDNN: CAM++ and ResNet, for padded batches. `make_encoder` creates the encoder of a model.
+"""Encoders of filter banks: ECAPA-TDNN, CAM++ and ResNet, for padded batches. `make_encoder` creates that of a model.
 
 Letters: `B` batch, `T` frames, `F` mel bins, `C` channels, `S` segments.
+
+**ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is a convolution, then ReLU, then batch
+normalisation. After each layer, frames outside the mask are set to zero, so an utterance has the same embedding in a
+padded batch as alone. Batch statistics in training use valid frames only. The defaults of the configuration give the
+encoder and pooling of the released code of arXiv 2601.19709 (with C = 1024). Other options give the models of
+SpeechBrain and WeSpeaker.
 
 **CAM++** (Wang et al. 2023, arXiv 2303.00332): a small convolutional network over time and frequency, then a densely
 connected time-delay network whose layers are multiplied by context-aware masks. A mask depends on the mean over the
@@ -16,7 +22,7 @@ padded batch as alone. If a layer has a stride over time, every second frame of 
 training use valid frames only.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +30,129 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_weights
 
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
-from .networks_hamspk import Ecapa, batch_norm, folded_norm, keep_valid, overwrites
+from .networks_hamspk import batch_norm, folded_norm, keep_valid, masked_mean, overwrites, reflected_positions
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
+
+
+class ConvBlock(nn.Module):
+    """Convolution that keeps the number of frames, then ReLU and batch normalisation: `(B, C, T)` to `(B, C', T)`.
+
+    If `reflect` is True, each utterance is padded with its mirror image instead of zeros.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1, reflect: bool = False):
+        super().__init__()
+        padding = dilation * (kernel_size - 1) // 2
+        self.margin = padding if reflect else 0
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, padding=padding - self.margin, dilation=dilation)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Return the output, 0 outside `mask` `(B, T)`, in `out`, which may be `x`, if `overwrites` permits it."""
+        if self.margin:
+            x = mirrored(x, self.margin, mask)
+        x = F.relu(self.conv(x), inplace=True)
+        if overwrites(self.norm, x):
+            return folded_norm(self.norm, x, mask, x if out is None else out)
+        return keep_valid(batch_norm(self.norm, x, mask), mask)
+
+
+def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
+    """Extend frames `(B, C, T)` by a mirror image at both ends of each utterance: `(B, C, T + 2 * margin)`."""
+    lengths = None if mask is None else mask.sum(-1)
+    at = reflected_positions(x.shape[-1], margin, lengths, x.device)
+    if mask is None:
+        return x.index_select(-1, at[0])
+    return x.gather(-1, at[:, None].expand(-1, x.shape[1], -1))
+
+
+class SqueezeExcitation(nn.Module):
+    """Layer that multiplies each channel of `(B, C, T)` by a gate. The gates depend on the means over valid frames."""
+
+    def __init__(self, channels: int, bottleneck: int):
+        super().__init__()
+        self.down = nn.Conv1d(channels, bottleneck, 1)
+        self.up = nn.Conv1d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Return `residual + gate * x`, written to `out` if given; `x` and `residual` must be 0 outside `mask`."""
+        gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
+        return torch.addcmul(residual, x, gate, out=out)
+
+
+class SERes2Block(nn.Module):
+    """Residual block of a Res2Net convolution and squeeze-and-excitation: `(B, C, T)` to `(B, C, T)`."""
+
+    def __init__(self, config: HamSpkConfig, dilation: int):
+        super().__init__()
+        channels, groups = config.ecapa_channels, config.ecapa_groups
+        width = channels // groups
+        reflect = config.ecapa_padding == "reflect"
+        self.reduce = ConvBlock(channels, channels)
+        # The last group is not convolved.
+        self.groups = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect) for _ in range(groups - 1))
+        self.expand = ConvBlock(channels, channels)
+        self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Return the output `(B, C, T)`. It is written to `out` if `out` is given and `overwrites` permits it."""
+        frames = self.reduce(x, mask)
+        if overwrites(self.reduce.norm, frames):
+            return self._overwrite(frames, x, mask, out)
+        *parts, last = frames.chunk(len(self.groups) + 1, dim=1)
+        outputs: list[Tensor] = []
+        for part, group in zip(parts, self.groups, strict=True):
+            outputs.append(group(part + outputs[-1] if outputs else part, mask))
+        return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
+
+    def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
+        """Compute the layers after `reduce` with less memory: the output of each channel group overwrites its input."""
+        before = None
+        for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
+            before = group(part if before is None else part.add_(before), mask, out=part)
+        expanded = self.expand(frames, mask)
+        return self.excitation(expanded, x, mask, out=expanded if out is None else out)
+
+
+class Ecapa(nn.Module):
+    """ECAPA-TDNN encoder of frames: `(B, F, T)` to `(B, ecapa_output_channels, T)`."""
+
+    stride = 1
+
+    def __init__(self, config: HamSpkConfig):
+        super().__init__()
+        channels, self.output_channels = config.ecapa_channels, config.ecapa_output_channels
+        self.sums_inputs = config.ecapa_block_input == "sum"
+        self.input = ConvBlock(config.num_mel_bins, channels, 5, reflect=config.ecapa_padding == "reflect")
+        self.blocks = nn.ModuleList(SERes2Block(config, dilation) for dilation in config.ecapa_dilations)
+        self.aggregate = nn.Conv1d(len(self.blocks) * channels, config.ecapa_output_channels, 1)
+        normalize = config.ecapa_normalize_aggregate
+        self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
+        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`, and add layers `(B, T, C)` to `hidden`."""
+        first = x = self.input(x, mask)
+        slots: list[Tensor | None] = [None] * len(self.blocks)
+        together = None
+        if overwrites(self.input.norm, x):
+            # The blocks write their outputs into one common tensor, so that `torch.cat` is not needed.
+            together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
+            slots = list(together.chunk(len(slots), dim=1))
+        outputs = []
+        for block, slot in zip(self.blocks, slots, strict=True):
+            outputs.append(block(x, mask, slot))
+            x = x + outputs[-1] if self.sums_inputs else outputs[-1]
+        if together is None or any(output is not slot for output, slot in zip(outputs, slots, strict=True)):
+            together = torch.cat(outputs, dim=1)
+        if hidden is not None:
+            hidden += [layer.mT for layer in (first, *outputs)]
+        frames = F.relu(self.aggregate(together), inplace=True)
+        if self.aggregate_norm is not None:
+            frames = batch_norm(self.aggregate_norm, frames, mask)
+        return keep_valid(frames, mask)
 
 
 class ConvNorm(nn.Module):
@@ -46,7 +170,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the output. Its padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
-        norm, conv = self.norm, self.conv
+        norm: Any = self.norm
+        conv = self.conv
         # The normalisation is part of the convolution if it takes longer to normalise the output than the weights.
         if not overwrites(norm, x) or conv.weight[0].numel() > x.numel() // x.shape[1]:
             return batch_norm(norm, conv(x), mask)

@@ -6,7 +6,8 @@ from tiny_models import noises, padded, settle, tiny_config
 from torch import nn
 
 from hf_hamspk import HamSpkModel
-from hf_hamspk.networks_hamspk import Ecapa, batch_norm
+from hf_hamspk.encoders_hamspk import Ecapa
+from hf_hamspk.networks_hamspk import batch_norm
 
 
 def features(*frames: int) -> tuple[torch.Tensor, torch.Tensor]:
