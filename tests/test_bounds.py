@@ -195,6 +195,7 @@ def test_hostile_configurations_are_refused_without_taking_memory(tmp_path):
     assert found["grown_kilobytes"] < 200_000
 
 
+@pytest.mark.slow
 def test_the_published_sizes_are_in_range():
     HamSpkConfig(num_labels=1_000_000, ecapa_channels=2048, ecapa_output_channels=3072)
     largest = copy.deepcopy(WAVLM) | {"hidden_size": 1920, "num_hidden_layers": 48, "intermediate_size": 7680}

@@ -342,6 +342,7 @@ def test_wrong_channels_at_the_command_line(folder, files, capsys):
         assert "must be left, right, mean or a number from 1 to 32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "said"), [("call", OPTION), ("quiet", "is too quiet: its loudest second has -")])
 def test_every_door_gives_the_warning(name, said, loaded, folder, files, tmp_path, capsys, caplog):
     model, path, other = loaded, files[name], files["other"]

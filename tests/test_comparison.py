@@ -39,6 +39,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HamSpkModel, HamSpkForXVector])
 def test_saved_and_loaded_again(tmp_path, folder, kind):
     saved = calibrate(make())

@@ -176,6 +176,7 @@ def test_calibration_and_cohort_are_read(kind):
     assert model.cohort.checksum == model.calibration.cohort
 
 
+@pytest.mark.slow
 @each_kind
 def test_decisions_are_the_same(kind, waves):
     model = HamSpkModel.from_pretrained(FOLDER / kind)

@@ -58,6 +58,7 @@ def test_overwriting_changes_nothing(fields):
     assert torch.equal(x, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", CASES, ids=str)
 def test_training_does_not_see_the_padding(fields):
     """More padding changes neither the output of a training step, nor its statistics, nor its gradients."""
@@ -208,6 +209,7 @@ def test_initialisation_sets_every_buffer(backbone):
 # --- precisions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ENCODERS)
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 @pytest.mark.filterwarnings("ignore::FutureWarning")

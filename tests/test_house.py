@@ -64,7 +64,8 @@ HOMES = {
 BY_FULL_NAME = {"evaluation/speaker_verification.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
 # All travelling files together. What is in them runs wherever a model runs: reading within limits, measures of speech,
-# front-ends and pooling, plain heads, scores, decisions with their warnings, and the checks of what callers and files can get wrong.
+# front-ends, pooling, plain heads, scores, decisions with their warnings, and checks of what callers and files can get
+# wrong.
 LONGEST_TRUNK = 5475
 # The travelling file of the encoders is not counted: it grows with every encoder.
 ENCODER_FILES = {"encoders_hamspk.py"}

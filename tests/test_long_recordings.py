@@ -121,6 +121,7 @@ def test_transformers_backbones_and_resnets_have_shorter_pieces():
     assert "longest_piece" not in tiny_config().to_dict()
 
 
+@pytest.mark.slow
 def test_every_answer_says_so(model, short_pieces, tmp_path):
     long, short = make_speech(1, 1, 9.0), make_speech(1, 2, 3.9)
     sentence = "lasts 9 s. It was embedded in pieces of at most 4 s, which were averaged."

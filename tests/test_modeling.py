@@ -135,7 +135,7 @@ def test_length_batches():
 
 FAST_STEPS = {("ecapa", "ham"), ("ecapa", "joint"), ("ecapa", "aam"), ("wavlm", "ham"), ("wav2vec2", "am")}
 FAST_STEPS |= {("hubert", "softmax"), ("ecapa", "h"), ("wavlm", "ram")}
-FAST_STEPS |= {(encoder, head) for encoder in ("campplus", "resnet") for head in HEADS}
+FAST_STEPS |= {("campplus", "ham"), ("resnet", "am")}
 
 
 @pytest.mark.parametrize(

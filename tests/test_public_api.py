@@ -165,6 +165,7 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "block"), examples())
 def test_examples_of_docstrings_run(module, block, workplace, monkeypatch):
     """With the names of their module at hand, as in doctest."""

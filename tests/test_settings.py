@@ -250,6 +250,7 @@ EDITS = {"sampling_rate": 8000, "frontend": "kaldi", "curvature": 2.0, "ecapa_bl
 each_edit = pytest.mark.parametrize("name", EDITS)
 
 
+@pytest.mark.slow
 @each_edit
 def test_an_edited_configuration_is_said_at_every_door(name, tmp_path, capsys):
     decisions(tmp_path)
@@ -275,6 +276,7 @@ def test_an_edited_configuration_is_said_at_every_door(name, tmp_path, capsys):
     assert re.search(CHANGED, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @each_edit
 def test_a_configuration_that_changes_after_loading_is_said(name, tmp_path):
     decisions(tmp_path)

@@ -202,6 +202,7 @@ def test_saved_again_it_is_what_was_saved(journey, tmp_path):
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [None, False, True])
 def test_here_the_installed_classes_win(trust, tmp_path, caplog):
     model = build("ecapa")

@@ -9,6 +9,7 @@ from transformers import AutoModel
 PREFIX = "state_dict."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["speechbrain", "wespeaker", "official"])
 def test_golden_embeddings_through_the_command_line(source, hamspk, golden, tmp_path):
     tensors, _ = golden(f"ecapa_{source}_c64")
@@ -43,6 +44,7 @@ def test_what_it_says_of_speechbrain(hamspk, tmp_path):
     assert config.source_licence == "apache-2.0"
 
 
+@pytest.mark.slow
 def test_what_it_says_of_an_unknown_licence_and_a_classifier(hamspk, tmp_path):
     file = write("official", tmp_path / "pretrain.model", weights_of("official", small_model("official")))
     _, out, _ = hamspk("convert", file, tmp_path / "out")

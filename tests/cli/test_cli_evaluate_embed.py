@@ -37,6 +37,7 @@ def write(folder, name: str, text: str):
     return folder / name
 
 
+@pytest.mark.slow
 def test_table_numbers_report_and_plots(tmp_path, hamspk, model_folder, audio):
     first = write(tmp_path, "first.txt", TRIALS)
     second = write(tmp_path, "second.txt", "1 a.wav b.wav\n0 a.wav d.wav\n0 a.wav silence.wav\n")

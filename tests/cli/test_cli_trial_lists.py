@@ -28,6 +28,7 @@ def test_evaluate(hamspk, model_folder, voices, trials, tmp_path):
     assert (record["trials"], record["targets"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_sweep(hamspk, model_folder, voices, trials, tmp_path):
     words = ("sweep", model_folder, trials, "--audio-root", voices, "--replicates", 0, "--over", "duration")
     code, _, err = hamspk(*words, "--values", 1, "--output", tmp_path / "out")

@@ -86,6 +86,7 @@ def test_live_agreement_with_speechbrain():
             assert error(model(wave).embeddings, expected) < 1e-4, seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 def test_weights_come_back_bit_for_bit(source, half, tmp_path):
@@ -127,6 +128,7 @@ def test_the_encoder_alone_is_a_source_too(tmp_path):
     assert torch.equal(converted.model.projection.weight, model.projection.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"])
 def test_an_encoder_of_other_filters_is_refused(name, tmp_path):
     model = small_model("official")

@@ -18,6 +18,7 @@ def test_speech_is_a_function_of_its_seeds():
     assert all(abs(np.corrcoef(speech, other)[0, 1]) < 0.3 for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 48_000])
 @pytest.mark.parametrize("duration", [0.1, 0.777, 3.0, 30.0])
 def test_length_range_and_level(rate, duration):
@@ -33,6 +34,7 @@ def test_extreme_speakers_stay_in_range():
         assert np.isfinite(speech).all() and 1e-3 < np.abs(speech).max() < 1.0
 
 
+@pytest.mark.slow
 def test_the_pitch_is_that_of_the_speaker():
     found, wanted = [], []
     for seed in range(30):

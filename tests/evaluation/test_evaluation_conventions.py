@@ -104,6 +104,7 @@ def test_convention_of_the_released_code():
     assert CASES / 6 < same < CASES // 3
 
 
+@pytest.mark.slow
 def test_released_code_agrees_on_usual_lists():
     rng = np.random.default_rng(5)
     labels = rng.random(20_000) < 0.5

@@ -76,6 +76,7 @@ def test_extreme_costs_are_refused_in_one_sentence(prior, costs):
         detection_cost(0.5, 0.5, prior, *costs)
 
 
+@pytest.mark.slow
 def test_minimum_detection_cost_equals_a_brute_force_sweep():
     rng = np.random.default_rng(3)
     for _ in range(CASES):
@@ -92,6 +93,7 @@ def test_minimum_detection_cost_equals_a_brute_force_sweep():
         assert costs[result.threshold] == cheapest
 
 
+@pytest.mark.slow
 def test_minimum_detection_cost_equals_a_float_sweep_bit_for_bit():
     rng = np.random.default_rng(4)
     for _ in range(CASES):

@@ -88,6 +88,7 @@ def test_thinning_moves_no_curve_by_a_pixel(scored):
         assert np.abs(np.diff(places))[skipped].max() < span / 1600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "labels"),
     [

@@ -68,6 +68,7 @@ def test_whole_utterances_are_scored_by_their_cosine(folder):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_paper_protocol_averages_the_whole_and_all_pairs_of_segments(folder):
     model = build()
     scores = score_trials(model, TRIALS, embed_files(model, TRIALS.files, folder, "paper", progress=False))

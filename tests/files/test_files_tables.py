@@ -58,6 +58,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(DELIMITERS), st.lists(st.tuples(cells, cells), min_size=1, max_size=5))
 def test_what_a_writer_of_csv_wrote_is_read(delimiter, rows):

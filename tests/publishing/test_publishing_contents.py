@@ -95,6 +95,7 @@ def test_names_of_speakers_become_numbers_unless_wanted(trained):
     assert {k: v for k, v in kept.items() if "label" not in k} == {k: v for k, v in config.items() if "label" not in k}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "what"),
     [

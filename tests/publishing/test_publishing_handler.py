@@ -97,6 +97,7 @@ def test_it_is_published_with_what_it_needs(pushed):
     assert re.match(r"soundfile\b", (pushed / "requirements.txt").read_text())
 
 
+@pytest.mark.slow
 def test_a_pair_and_a_recording(handler, pushed):
     enrolment, test = voices()
     model = HamSpkModel.from_pretrained(pushed)

@@ -75,6 +75,7 @@ def test_nothing_private_is_in_a_card(card):
         assert find_leaks(path.name, path.read_text(encoding="utf-8"), Private((), ())) == []
 
 
+@pytest.mark.slow
 @every_card
 def test_the_python_of_a_card_runs(card, tmp_path, monkeypatch, capsys):
     """With a tiny model in the place that the card names."""

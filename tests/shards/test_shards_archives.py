@@ -220,6 +220,7 @@ def test_a_zip_that_lies_is_found_out_on_reading(fields, reason):
         read_member(archive, first, zipped=True)
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_is_not_inflated(tmp_path):
     """Zeros without end, said and unsaid."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -223,6 +223,7 @@ def test_the_interval_contains_the_variance_between_seeds():
     assert np.mean(widths) == pytest.approx(2 * 1.96 * 0.05 / np.sqrt(6), rel=0.12)
 
 
+@pytest.mark.slow
 def test_without_an_effect_few_studies_find_one_and_a_large_effect_is_found():
     """60 studies; `python tests/study/simulated_studies.py` makes 1,000."""
     found = [min(study_p_values(seed, 5)[0]) for seed in range(60)]

@@ -213,6 +213,7 @@ def test_formats_of_datasets_change_nothing(rows, format_):
     np.testing.assert_array_equal(*(source.cut(3, 8000, next(draws)) for source in (plain, formatted)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_another_rate_needs_no_torchcodec(corpus, tmp_path, monkeypatch, rate):
     """Files of another rate than the model's, in a column that `datasets` would decode to a third one."""

@@ -76,6 +76,7 @@ def make_checkpoint(output_dir: Path, step: int, keep: int = 9, names: tuple[str
     return output_dir / "checkpoints" / f"step-{step:08d}"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FILES), st.sampled_from(DAMAGES), st.booleans())
 def test_each_damage_of_each_file_is_refused_by_name(tmp_path_factory, name, kind, alone):

@@ -103,6 +103,7 @@ def test_every_adapter_has_a_gradient(name):
     assert all(".lora_" in key for key in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_merged_model_equals_the_adapted_one(name):
     model = adapted(name)

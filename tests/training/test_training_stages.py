@@ -168,6 +168,7 @@ def test_a_new_head_of_as_many_speakers_is_new(tmp_path, run_words):
     assert not torch.equal(centres(trainer.bare_model), centres(first))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
