@@ -16,7 +16,9 @@ from ..loading.names import check_model
 from .options import (
     add_channel_argument,
     add_model_arguments,
+    add_rank_arguments,
     add_table_arguments,
+    check_rank_arguments,
     check_trial_lists,
     count_of,
     given_options,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from ..embedding import EmbeddingParts, Speed
+    from ..embedding.sources import Source
     from ..modeling_hamspk import HamSpkModel
 
 # Copies of values of the package, because importing the originals would import torch. A test compares them.
@@ -78,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_channel_argument(parser)
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
+    add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
+    parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
     parser.epilog = (
         "Recordings that cannot be used are skipped and reported. The exit code is 1 if nothing was embedded, or if\n"
         "one of FILES does not exist or contains no audio. Until the command ends, the finished embeddings are kept\n"
@@ -85,7 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "again.\n"
         "\n"
         "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
-        "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`"
+        "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`\n"
+        "\n"
+        "Several machines, or several jobs of a cluster, share the work if they see the same files and the folder of\n"
+        "the output. Run the same command with `--rank R --world-size N` for each R from 0 to N - 1, and then once\n"
+        "with `--finish`, which names the ranks that are missing."
     )
 
 
@@ -110,6 +119,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{tables[0]} is a table. Embed its recordings in a separate command, without other FILES.")
     if arguments.files and not any(os.path.exists(split_segment(name)[0]) or "://" in name for name in arguments.files):
         raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
+    check_rank_arguments(arguments)
+    if arguments.rank is not None and arguments.finish:
+        raise ValueError("--rank and --finish are separate steps. Give one of them.")
+    if (arguments.rank is not None or arguments.finish) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "torchrun and accelerate set the rank themselves. Remove --rank and --finish, or start without them."
+        )
     check_trial_lists(arguments.trials)
     check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")
     check_model(arguments.model)
@@ -117,10 +133,58 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed all usable files, write the output, and report the skipped files."""
+    if arguments.rank is not None:
+        return _embed_rank(arguments)
+    if arguments.finish:
+        return _finish_ranks(arguments)
     state = _process_state()
     with ExitStack() as lock:
         _lock_parts(Path(arguments.output).with_suffix(".parts"), lock, state)
         return _embed_and_write(arguments, state)
+
+
+def _embed_rank(arguments: argparse.Namespace) -> int:
+    """Embed the share of one rank, and print its speed."""
+    from ..embedding import embed_share
+
+    model, source, _ = _load(arguments, arguments.device)
+    _speed_up(model, arguments.precision, arguments.compile)
+    options = given_options(arguments, "batch_seconds", "workers")
+    place = arguments.output, arguments.rank, arguments.world_size
+    speed = embed_share(model, source, *place, arguments.precision, **options)
+    share = f"{count_of(speed.utterances, 'file')} embedded or skipped"
+    print(f"{arguments.output}: rank {arguments.rank} of {arguments.world_size}: {share}")
+    if speed.audio_seconds:
+        print(speed)
+    return 0
+
+
+def _finish_ranks(arguments: argparse.Namespace) -> int:
+    """Write the output after all ranks have ended, and return the exit code."""
+    from ..embedding import Speed
+    from ..embedding.parts import check_complete, lock_parts
+    from ..embedding.sharing import open_parts, parts_folder
+
+    model, source, missing = _load(arguments, arguments.device)
+    with lock_parts(parts_folder(arguments.output)):
+        parts = open_parts(model, source, arguments.output, arguments.precision)
+        check_complete(parts, source)
+        return _write_output(parts, Path(arguments.output), _about(arguments, model), missing, Speed(), 0)
+
+
+def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkModel, Source, dict[str, str]]":
+    """Return the model, the source, and the dictionary of `_find_source`."""
+    from ..loading.models import load_model
+
+    source_of, missing = _find_source(arguments)
+    model = load_model(arguments.model, device)
+    return model, source_of(model.config.sampling_rate), missing
+
+
+def _about(arguments: argparse.Namespace, model: "HamSpkModel") -> dict[str, str]:
+    """Return the metadata that the output stores."""
+    name, precision = Path(arguments.model).name, arguments.precision
+    return {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
 
 
 def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> None:
@@ -148,23 +212,17 @@ def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> 
 
 
 def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None") -> int:
-    from ..embedding import EmbeddingParts, extract
-    from ..loading.models import load_model
+    from ..embedding import extract
+    from ..embedding.sharing import change_precision, open_parts
 
     output = Path(arguments.output)
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
-    source_of, missing = _find_source(arguments)
-    model = load_model(arguments.model, device)
-    source = source_of(model.config.sampling_rate)
-    about = {"model": Path(arguments.model).name, "fingerprint": model.fingerprint(), "precision": arguments.precision}
-    parts = EmbeddingParts(
-        output.with_suffix(".parts"),
-        source.sizes,
-        model.config.embedding_size,
-        {"weights": about["fingerprint"], "files": source.fingerprint(), "precision": arguments.precision},
-    )
+    model, source, missing = _load(arguments, device)
+    about = _about(arguments, model)
+    parts = open_parts(model, source, output, arguments.precision)
     _speed_up(model, arguments.precision, arguments.compile)
+    change_precision(model, arguments.precision)
     options = given_options(arguments, "batch_seconds", "workers")
     speed = extract(model, source, parts, rank=rank, world_size=world_size, progress=rank == 0, **options)
     if state is not None:
@@ -255,6 +313,7 @@ def print_contents(contents: FolderContents) -> None:
 
 
 def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
+    """Compile the model if requested, and warn if bfloat16 is slow on this processor."""
     import torch
 
     if precision == "bfloat16":
@@ -265,7 +324,6 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
                 "(avx512_bf16, amx_bf16)",
                 file=sys.stderr,
             )
-        torch.nn.Module.to(model, dtype=torch.bfloat16)
     if compiled:
         model.backbone.compile(dynamic=True)
         model.pooling.compile(dynamic=True)

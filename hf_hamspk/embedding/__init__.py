@@ -2,6 +2,7 @@
 
 from .extracting import Speed, extract
 from .parts import EmbeddingParts
+from .sharing import embed_share, finish_embeddings
 from .sources import AudioFiles, DecodedUtterance, ShardedCorpus
 from .writing import EMBEDDING_FORMATS, write_embeddings
 
@@ -12,6 +13,8 @@ __all__ = [
     "EmbeddingParts",
     "ShardedCorpus",
     "Speed",
+    "embed_share",
     "extract",
+    "finish_embeddings",
     "write_embeddings",
 ]

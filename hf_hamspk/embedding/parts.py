@@ -7,7 +7,7 @@ the number of processes, so a run can be resumed with more or fewer processes.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from ..folders.locks import RUN_LOCK, lock_folder
 from ..folders.ownership import remove_own_files
+from ..folders.ranks import RANK_LOCK, check_no_rank, describe_missing, hold_rank
 from ..folders.writing import remove_leftovers, write_atomically
-from .sources import DecodedUtterance
+from .sources import DecodedUtterance, Source
 
 PART_UTTERANCES = 128
 """Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
@@ -25,7 +26,9 @@ PART_UTTERANCES = 128
 RUN_FILE = "run.json"
 # Key of the metadata of a part with the state of its pieces.
 _STATE = b"hamspk_state"
-_PART_FILE = re.compile(r"(?:part-\d{6,}\.parquet|run\.json)(?:\.\d+\.(?:tmp|unfinished))?|\.lock")
+EMBEDDING = "hamspk embed"
+_PART_FILE = re.compile(r"(?:part-\d{6,}\.parquet|run\.json)(?:\.\d+\.(?:tmp|unfinished))?|\.lock|" + RANK_LOCK)
+_UNFINISHED_PART = re.compile(r"part-(\d+)\.parquet\.\d+\.tmp")
 
 
 class EmbeddingParts:
@@ -66,8 +69,10 @@ class EmbeddingParts:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            # All processes of a run write the same content.
-            _replace(path, json.dumps(run, indent=2).encode())
+            # All processes of a run write the same content. A process of another machine can have the same number, and
+            # thus have renamed the temporary file.
+            with suppress(FileNotFoundError):
+                _replace(path, json.dumps(run, indent=2).encode())
             return
         except (ValueError, RecursionError):
             found = None
@@ -176,12 +181,57 @@ def lock_parts(folder: Path) -> AbstractContextManager[None]:
     """Remove the unfinished files of killed processes, and return a context manager that locks the folder of the parts.
 
     Raises:
-        ValueError: another process embeds into the folder, or the folder contains other files.
+        ValueError: another process or a rank embeds into the folder, or the folder contains other files.
     """
     check_parts_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    check_no_rank(folder, folder)
     remove_leftovers(folder, is_part_file)
-    return lock_folder(folder / RUN_LOCK, folder, "hamspk embed")
+    return lock_folder(folder / RUN_LOCK, folder, EMBEDDING)
+
+
+@contextmanager
+def lock_parts_of_rank(folder: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Context manager that locks the folder of the parts for one rank, together with other ranks.
+
+    Unfinished files of the rank's parts are removed.
+
+    Args:
+        folder: folder of the parts. It is created if it does not exist.
+        rank: number of the rank, from 0.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: the rank is already at work, the folder is locked (see `hold_rank`), or it contains other files.
+    """
+    check_parts_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_rank(folder / RUN_LOCK, folder, EMBEDDING, rank, world_size):
+        for path in folder.iterdir():
+            found = _UNFINISHED_PART.fullmatch(path.name)
+            if found and int(found[1]) % world_size == rank:
+                path.unlink(missing_ok=True)
+        yield
+
+
+def check_complete(parts: EmbeddingParts, source: Source) -> None:
+    """Check that all parts are complete.
+
+    Args:
+        parts: parts of the run.
+        source: source of the utterances.
+
+    Raises:
+        ValueError: parts are missing, or their audio files have changed. The message names the ranks that must run.
+    """
+    total = len(parts.pieces)
+    missing = [part for part in range(total) if not parts.is_done(part, source.state(parts.pieces[part]))]
+    if missing:
+        advice = describe_missing(parts.folder, missing, total, "parts", "hamspk embed ...")
+        raise ValueError(
+            f"{len(missing)} of the {total} parts in {parts.folder} are missing, or their audio files have changed. "
+            f"{advice} Keep the other arguments. Then finish again."
+        )
 
 
 def is_part_file(name: str) -> bool:

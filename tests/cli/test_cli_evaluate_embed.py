@@ -264,6 +264,39 @@ def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
         torch.testing.assert_close(torch.from_numpy(stored[str(file)]), row, rtol=1e-4, atol=1e-5)
 
 
+def test_ranks_share_an_embedding(tmp_path, hamspk, refusal, model_folder, audio):
+    files = [audio / name for name in ("a.wav", "b.wav", "silence.wav")]
+    hamspk("embed", model_folder, *files, "--output", tmp_path / "one.parquet")
+    output = tmp_path / "two.parquet"
+    words = ("embed", model_folder, *files, "--output", output)
+    code, out, _ = hamspk(*words, "--rank", 0, "--world-size", 2)
+    assert code == 0 and f"{output}: rank 0 of 2: 3 files embedded or skipped" in out
+    assert not output.exists()
+    # All files are in one part, so the second rank has nothing to do and need not start.
+    code, out, err = hamspk(*words, "--finish")
+    assert code == 0 and "2 files embedded (5.5 s of audio), 1 skipped: 24 numbers each" in out
+    assert "silence.wav" in err
+    assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert "No rank has started" in refusal(*words, "--finish")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--rank", 1), "--world-size is missing. Give both"),
+        (("--rank", 0, "--world-size", 2, "--finish"), "--rank and --finish are separate steps"),
+    ],
+)
+def test_steps_of_ranks_that_do_not_fit_are_refused(refusal, model_folder, audio, tmp_path, words, problem):
+    assert problem in refusal("embed", model_folder, audio / "a.wav", "--output", tmp_path / "e.npz", *words)
+
+
+def test_ranks_of_torchrun_are_not_set_by_hand(refusal, monkeypatch, model_folder, audio, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("embed", model_folder, audio / "a.wav", "--output", tmp_path / "e.npz", "--rank", 0, "--world-size", 2)
+    assert "torchrun and accelerate set the rank themselves" in refusal(*words)
+
+
 def read_embeddings(output) -> dict[str, np.ndarray]:
     if output.suffix == ".parquet":
         table = pq.read_table(output)

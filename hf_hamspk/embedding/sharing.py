@@ -1,0 +1,121 @@
+"""Share the embedding of a corpus among ranks, on one machine or on several with a common folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..modeling_hamspk import HamSpkPreTrainedModel
+from .extracting import Speed, extract
+from .parts import EmbeddingParts, check_complete, lock_parts, lock_parts_of_rank
+from .sources import Source
+from .writing import write_embeddings
+
+
+def parts_folder(output: str | os.PathLike[str]) -> Path:
+    """Return the path of the folder in which the finished embeddings are kept until the output is written."""
+    return Path(output).with_suffix(".parts")
+
+
+def open_parts(
+    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+) -> EmbeddingParts:
+    """Return the parts of a run, after checking that an interrupted run in the same folder has the same settings.
+
+    The folder must be locked. Call this before the precision of the model is changed.
+
+    Args:
+        model: model, in float32.
+        source: source of the utterances.
+        output: path of the file of embeddings.
+        precision: number format of the computation, "float32" or "bfloat16".
+    """
+    run: dict[str, str | int] = {
+        "weights": model.fingerprint(),
+        "files": source.fingerprint(),
+        "precision": precision,
+    }
+    return EmbeddingParts(parts_folder(output), source.sizes, model.config.embedding_size, run)
+
+
+def change_precision(model: HamSpkPreTrainedModel, precision: str) -> None:
+    """Convert the weights of a model to bfloat16 if `precision` is "bfloat16"."""
+    if precision == "bfloat16":
+        torch.nn.Module.to(model, dtype=torch.bfloat16)
+
+
+def embed_share(
+    model: HamSpkPreTrainedModel,
+    source: Source,
+    output: str | os.PathLike[str],
+    rank: int,
+    world_size: int,
+    precision: str = "float32",
+    **options: Any,
+) -> Speed:
+    """Embed the share of one rank, and return its speed.
+
+    The embeddings are kept in a folder beside `output`. Call this function once in each rank, with the same arguments
+    except `rank`, and then `finish_embeddings` once. To resume after an interruption, even by `kill -9`, call it again.
+
+    Args:
+        model: model in float32, on the device of this rank. Its precision is changed to `precision`.
+        source: source of the utterances, at the sampling rate of the model. All ranks need the same source.
+        output: path of the file of embeddings, in a folder that all ranks share.
+        rank: number of the rank, from 0 to `world_size - 1`.
+        world_size: number of ranks.
+        precision: number format of the computation, "float32" or "bfloat16".
+        options: further arguments of `extract`.
+
+    Raises:
+        ValueError: the rank is already at work, or the settings or `world_size` differ from those of other ranks.
+
+    Example:
+        ```python
+        from hf_hamspk import HamSpkModel
+        from hf_hamspk.embedding import AudioFiles, embed_share, finish_embeddings
+
+        model = HamSpkModel.from_pretrained("model").eval()
+        source = AudioFiles(["a.wav", "b.wav", "c.wav"], model.config.sampling_rate)
+        for rank in range(2):  # usually in two jobs
+            embed_share(model, source, "voices.parquet", rank, 2, progress=False)
+        count, failures = finish_embeddings(model, source, "voices.parquet")
+        ```
+    """
+    with lock_parts_of_rank(parts_folder(output), rank, world_size):
+        parts = open_parts(model, source, output, precision)
+        change_precision(model, precision)
+        return extract(model, source, parts, rank=rank, world_size=world_size, **options)
+
+
+def finish_embeddings(
+    model: HamSpkPreTrainedModel,
+    source: Source,
+    output: str | os.PathLike[str],
+    precision: str = "float32",
+    name: str = "",
+) -> tuple[int, dict[str, str]]:
+    """Write the file of embeddings after all ranks have ended, and remove the folder of its parts.
+
+    Args:
+        model: model, in float32.
+        source: source of the utterances.
+        output: path of the file of embeddings.
+        precision: number format of the computation of the ranks.
+        name: name of the model, which is stored in the file.
+
+    Returns:
+        The number of embeddings, and a dictionary that maps each utterance without an embedding to the reason.
+
+    Raises:
+        ValueError: a rank has never started, was interrupted or is at work; the message names it.
+    """
+    with lock_parts(parts_folder(output)):
+        parts = open_parts(model, source, output, precision)
+        check_complete(parts, source)
+        about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
+        count = write_embeddings(parts, Path(output), about)
+        failures = parts.failures()
+        parts.remove()
+    return count, failures

@@ -1,0 +1,124 @@
+"""Embedding divided among ranks: the bytes of one machine, and missing ranks are named."""
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from small_shards import RATE, recording
+from tiny_models import settle, tiny_config
+
+from hf_hamspk import HamSpkModel
+from hf_hamspk.embedding import AudioFiles, embed_share, extract, finish_embeddings, parts, write_embeddings
+from hf_hamspk.embedding.parts import lock_parts, lock_parts_of_rank
+from hf_hamspk.embedding.sharing import open_parts, parts_folder
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 3)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return settle(HamSpkModel(tiny_config()))
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Seventeen files in six parts; one is damaged."""
+    lengths = np.random.default_rng(0).integers(2_000, 9_000, 17)
+    for number, length in enumerate(lengths):
+        sf.write(tmp_path / f"{number:02d}.wav", recording(number, int(length)), RATE)
+    (tmp_path / "07.wav").write_bytes(b"no audio")
+    return AudioFiles([f"{number:02d}.wav" for number in range(17)], RATE, tmp_path)
+
+
+def share(model, source, output, rank, world_size, **options):
+    return embed_share(model, source, output, rank, world_size, progress=False, **options).utterances
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_three_ranks_write_the_bytes_of_one(tmp_path, model, source, precision):
+    fingerprint = model.fingerprint()
+    for rank, utterances in ((2, 5), (0, 6), (1, 6)):
+        own = copy.deepcopy(model)  # each rank loads the model
+        assert share(own, source, tmp_path / "three.parquet", rank, 3, precision=precision) == utterances
+    count, failures = finish_embeddings(model, source, tmp_path / "three.parquet", precision, name="tiny")
+    assert count == 16 and list(failures) == ["07.wav"]
+    kept = open_parts(model, source, tmp_path / "one.parquet", precision)
+    if precision == "bfloat16":
+        torch.nn.Module.to(model, dtype=torch.bfloat16)
+    extract(model, source, kept, progress=False)
+    about = {"model": "tiny", "fingerprint": fingerprint, "precision": precision}
+    write_embeddings(kept, tmp_path / "one.parquet", about)
+    assert (tmp_path / "three.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert not parts_folder(tmp_path / "three.parquet").exists()
+
+
+def test_a_missing_rank_is_named_with_its_command(tmp_path, model, source):
+    output = tmp_path / "e.parquet"
+    with pytest.raises(ValueError, match=r"^6 of the 6 parts in .*e.parts are missing.*No rank has started"):
+        finish_embeddings(model, source, output)
+    share(model, source, output, 0, 3)
+    share(model, source, output, 1, 3)
+    (parts_folder(output) / "part-000004.parquet").unlink()
+    advice = (
+        r"^3 of the 6 parts in \S+ are missing, or their audio files have changed. Rank 1 of 3 stopped after 1 of its "
+        r"2 parts: run `hamspk embed ... --rank 1 --world-size 3`. Rank 2 of 3 never started: run `hamspk embed ... "
+        r"--rank 2 --world-size 3`. Keep the other arguments. Then finish again.$"
+    )
+    with pytest.raises(ValueError, match=advice):
+        finish_embeddings(model, source, output)
+    # A rank that starts again embeds only what is missing.
+    assert [share(model, source, output, rank, 3) for rank in range(3)] == [0, 3, 5]
+    # A file that is replaced meanwhile is embedded again.
+    sf.write(tmp_path / "16.wav", recording(99, 5_000), RATE)
+    with pytest.raises(ValueError, match=r"^1 of the 6 parts in .* have changed. Rank 2 of 3 stopped after 1 of its 2"):
+        finish_embeddings(model, source, output)
+    assert share(model, source, output, 2, 3) == 2
+    assert finish_embeddings(model, source, output)[0] == 16
+
+
+def test_what_is_at_work_is_not_disturbed(tmp_path, model, source):
+    output = tmp_path / "e.parquet"
+    folder = parts_folder(output)
+    with lock_parts_of_rank(folder, 1, 2):
+        with pytest.raises(ValueError, match=r"hamspk embed, rank 1 of 2 \(process \d+ on .*\) is writing into"):
+            share(model, source, output, 1, 2)
+        with pytest.raises(ValueError, match=r"so rank 0 of 3 cannot start. Give the same --world-size to all ranks"):
+            share(model, source, output, 0, 3)
+        with pytest.raises(ValueError, match=r"Rank 1 of 2 is at work in .*Wait until all ranks have ended"):
+            finish_embeddings(model, source, output)
+        assert share(model, source, output, 0, 2) == 9
+    with lock_parts(folder), pytest.raises(ValueError, match=r"hamspk embed \(process \d+ on .*\) is writing into"):
+        share(model, source, output, 1, 2)
+
+
+def test_ranks_with_other_files_or_precision_are_refused(tmp_path, model, source):
+    output = tmp_path / "e.parquet"
+    share(model, source, output, 0, 2)
+    fewer = AudioFiles(source.names[:9], RATE, tmp_path)
+    with pytest.raises(ValueError, match=r"interrupted run with different settings \(files\)"):
+        share(model, fewer, output, 1, 2)
+    with pytest.raises(ValueError, match=r"interrupted run with different settings \(precision\)"):
+        share(model, source, output, 1, 2, precision="bfloat16")
+
+
+def test_a_rank_removes_its_own_unfinished_parts_only(tmp_path, model, source):
+    output = tmp_path / "e.parquet"
+    left = [parts_folder(output) / f"part-{number:06d}.parquet.1.tmp" for number in range(2)]
+    with lock_parts_of_rank(parts_folder(output), 1, 2):
+        for path in left:
+            path.write_bytes(b"part")
+    with lock_parts_of_rank(parts_folder(output), 1, 2):
+        assert [path.exists() for path in left] == [True, False]
+    for rank in range(2):
+        share(model, source, output, rank, 2)
+    # As a rank of another machine would leave it, with the number of a process that exists here.
+    (parts_folder(output) / f"part-000003.parquet.{os.getpid()}.tmp").write_bytes(b"part")
+    finish_embeddings(model, source, output)
+    assert not parts_folder(output).exists()
