@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.corpora import base_folder, is_table, read_table
-from ..files.recordings import AUDIO_SUFFIXES, FolderContents, describe_ignored, find_recordings
+from ..files.corpora import is_table
+from ..files.recordings import FolderContents, describe_ignored
 from ..files.tables import split_segment
 from ..folders.recognising import check_replaceable, is_embeddings_file
 from ..loading.names import check_model
@@ -37,6 +37,20 @@ OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
 PRECISIONS = ("float32", "bfloat16")
 # Longest wait of the first process for the others. Each embeds its own share, so they may finish days apart.
 LONGEST_WAIT = timedelta(days=30)
+
+_EMBED_EPILOG = (
+    "Recordings that cannot be used are skipped and reported. The exit code is 1 if nothing was embedded, or if\n"
+    "one of FILES does not exist or contains no audio. Until the command ends, the finished embeddings are kept\n"
+    "in a folder beside the output, with the suffix .parts. To resume after an interruption, run the same command\n"
+    "again.\n"
+    "\n"
+    "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
+    "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`\n"
+    "\n"
+    "Several machines, or several jobs of a cluster, share the work if they see the same files and the folder of\n"
+    "the output. Run the same command with `--rank R --world-size N` for each R from 0 to N - 1, and then once\n"
+    "with `--finish`, which names the ranks that are missing."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,19 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
     parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
-    parser.epilog = (
-        "Recordings that cannot be used are skipped and reported. The exit code is 1 if nothing was embedded, or if\n"
-        "one of FILES does not exist or contains no audio. Until the command ends, the finished embeddings are kept\n"
-        "in a folder beside the output, with the suffix .parts. To resume after an interruption, run the same command\n"
-        "again.\n"
-        "\n"
-        "On several GPUs: `accelerate launch --multi_gpu -m hf_hamspk embed ...`\n"
-        "On several CPU processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hf_hamspk embed ...`\n"
-        "\n"
-        "Several machines, or several jobs of a cluster, share the work if they see the same files and the folder of\n"
-        "the output. Run the same command with `--rank R --world-size N` for each R from 0 to N - 1, and then once\n"
-        "with `--finish`, which names the ranks that are missing."
-    )
+    parser.epilog = _EMBED_EPILOG
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -163,11 +165,11 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     """Write the output after all ranks have ended, and return the exit code."""
     from ..embedding import Speed
     from ..embedding.parts import check_complete, lock_parts
-    from ..embedding.sharing import open_parts, parts_folder
+    from ..embedding.sharing import open_embedding_parts, parts_folder
 
     model, source, missing = _load(arguments, arguments.device)
     with lock_parts(parts_folder(arguments.output)):
-        parts = open_parts(model, source, arguments.output, arguments.precision)
+        parts = open_embedding_parts(model, source, arguments.output, arguments.precision)
         check_complete(parts, source)
         return _write_output(parts, Path(arguments.output), _about(arguments, model), missing, Speed(), 0)
 
@@ -213,14 +215,14 @@ def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> 
 
 def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None") -> int:
     from ..embedding import extract
-    from ..embedding.sharing import change_precision, open_parts
+    from ..embedding.sharing import change_precision, open_embedding_parts
 
     output = Path(arguments.output)
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
     about = _about(arguments, model)
-    parts = open_parts(model, source, output, arguments.precision)
+    parts = open_embedding_parts(model, source, output, arguments.precision)
     _speed_up(model, arguments.precision, arguments.compile)
     change_precision(model, arguments.precision)
     options = given_options(arguments, "batch_seconds", "workers")
@@ -249,59 +251,18 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         A function that takes a sampling rate in Hz and returns the source of the utterances, and a dictionary that
         maps each of FILES that does not exist or contains no audio to the reason for skipping it.
     """
-    from ..embedding import AudioFiles, ShardedCorpus
+    from ..embedding import AudioFiles
+    from ..embedding.finding import find_source
     from ..evaluation.trials import read_trials
-    from ..shards.reading import open_shards
 
     if arguments.trials:
         lists = [read_trials(path) for path in arguments.trials]
         names = sorted({name for trials in lists for name in trials.files})
         root = "." if arguments.audio_root is None else arguments.audio_root
         return lambda rate: AudioFiles(names, rate, root, channel=arguments.channel), {}
-    if len(arguments.files) == 1 and is_table(arguments.files[0]):
-        table = Path(arguments.files[0])
-        names, speakers = read_table(table, **table_columns(arguments), needs_speakers=False)
-        root = base_folder(table) if arguments.audio_root is None else arguments.audio_root
-        return lambda rate: AudioFiles(names, rate, root, speakers if speakers else None, arguments.channel), {}
-    readers = [open_shards(name) for name in arguments.files]
-    found = [reader for reader in readers if reader is not None]
-    if found and len(arguments.files) > 1:
-        raise ValueError(
-            f"{found[0].folder} is a folder of shards. Embed it in a separate command, without other FILES."
-        )
-    if found and arguments.channel is not None:
-        raise ValueError("--channel is for audio files; shards contain one channel. Remove it.")
-    if found:
-        return lambda rate: ShardedCorpus(found[0], rate), {}
-    contents, missing = find_audio(arguments.files)
-    print_contents(contents)
-    return lambda rate: AudioFiles(contents.files, rate, channel=arguments.channel), missing
-
-
-def find_audio(given: list[str]) -> tuple[FolderContents, dict[str, str]]:
-    """Find audio files.
-
-    Args:
-        given: audio files, and folders to search for them.
-
-    Returns:
-        The audio files, and a dictionary that maps each of `given` that does not exist or contains no audio to the
-        reason. The audio files follow the order of `given`, without repetitions, and those of each folder are sorted.
-    """
-    found = FolderContents()
-    missing = {}
-    for name in given:
-        if os.path.isdir(name):
-            contents = find_recordings(name)
-            found.add(contents)
-            if not contents.files:
-                missing[name] = f"the folder contains no file that ends in {', '.join(AUDIO_SUFFIXES)}"
-        else:
-            found.files.append(name)
-            if not os.path.lexists(split_segment(name)[0]) and "://" not in name:
-                missing[name] = ""
-    found.files = list(dict.fromkeys(found.files))
-    return found, missing
+    found = find_source(arguments.files, arguments.audio_root, arguments.channel, **table_columns(arguments))
+    print_contents(found.contents)
+    return found.open, found.missing
 
 
 def print_contents(contents: FolderContents) -> None:

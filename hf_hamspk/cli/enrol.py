@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files.corpora import base_folder, is_table, read_table
+from ..files.recordings import find_audio
 from ..files.same import find_shared
 from ..files.tables import clean_speaker, split_segment
 from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
-from .embed import find_audio, print_contents
+from .embed import print_contents
 from .options import (
     PROFILE_EXTENSION,
     add_channel_argument,

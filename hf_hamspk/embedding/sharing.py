@@ -18,7 +18,7 @@ def parts_folder(output: str | os.PathLike[str]) -> Path:
     return Path(output).with_suffix(".parts")
 
 
-def open_parts(
+def open_embedding_parts(
     model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
 ) -> EmbeddingParts:
     """Return the parts of a run, after checking that an interrupted run in the same folder has the same settings.
@@ -84,7 +84,7 @@ def embed_share(
         ```
     """
     with lock_parts_of_rank(parts_folder(output), rank, world_size):
-        parts = open_parts(model, source, output, precision)
+        parts = open_embedding_parts(model, source, output, precision)
         change_precision(model, precision)
         return extract(model, source, parts, rank=rank, world_size=world_size, **options)
 
@@ -112,7 +112,7 @@ def finish_embeddings(
         ValueError: a rank has never started, was interrupted or is at work; the message names it.
     """
     with lock_parts(parts_folder(output)):
-        parts = open_parts(model, source, output, precision)
+        parts = open_embedding_parts(model, source, output, precision)
         check_complete(parts, source)
         about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
         count = write_embeddings(parts, Path(output), about)

@@ -6,8 +6,10 @@ corpus in an unknown format does not go unnoticed.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from .tables import split_segment
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".sph", ".w64", ".caf"),
@@ -151,3 +153,29 @@ def describe_ignored(ignored: Mapping[str, int]) -> list[str]:
         return []
     files = "1 file was" if total == 1 else f"{total} files were"
     return [f"{files} not read, because the suffix is not that of audio: {count_suffixes(ignored)}"]
+
+
+def find_audio(given: Sequence[str]) -> tuple[FolderContents, dict[str, str]]:
+    """Find audio files.
+
+    Args:
+        given: audio files, and folders to search for them.
+
+    Returns:
+        The audio files, and a dictionary that maps each of `given` that does not exist or contains no audio to the
+        reason. The audio files follow the order of `given`, without repetitions, and those of each folder are sorted.
+    """
+    found = FolderContents()
+    missing = {}
+    for name in given:
+        if os.path.isdir(name):
+            contents = find_recordings(name)
+            found.add(contents)
+            if not contents.files:
+                missing[name] = f"the folder contains no file that ends in {', '.join(AUDIO_SUFFIXES)}"
+        else:
+            found.files.append(name)
+            if not os.path.lexists(split_segment(name)[0]) and "://" not in name:
+                missing[name] = ""
+    found.files = list(dict.fromkeys(found.files))
+    return found, missing

@@ -1,19 +1,28 @@
-"""Embedding divided among ranks: the bytes of one machine, and missing ranks are named."""
+"""Embedding divided among ranks: the bytes of one machine, and missing ranks are named.
+
+`HAMSPK_FULL_SIZE=1` takes 5,000 files in place of 600 in the test that kills ranks.
+"""
 
 import copy
+import functools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from many_ranks import run_and_kill, tiny
 from small_shards import RATE, recording
-from tiny_models import settle, tiny_config
+from tiny_models import save_model, settle, tiny_config
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.embedding import AudioFiles, embed_share, extract, finish_embeddings, parts, write_embeddings
+from hf_hamspk.embedding.finding import find_source
 from hf_hamspk.embedding.parts import lock_parts, lock_parts_of_rank
-from hf_hamspk.embedding.sharing import open_parts, parts_folder
+from hf_hamspk.embedding.sharing import open_embedding_parts, parts_folder
+
+FULL = os.environ.get("HAMSPK_FULL_SIZE") == "1"
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +58,7 @@ def test_three_ranks_write_the_bytes_of_one(tmp_path, model, source, precision):
         assert share(own, source, tmp_path / "three.parquet", rank, 3, precision=precision) == utterances
     count, failures = finish_embeddings(model, source, tmp_path / "three.parquet", precision, name="tiny")
     assert count == 16 and list(failures) == ["07.wav"]
-    kept = open_parts(model, source, tmp_path / "one.parquet", precision)
+    kept = open_embedding_parts(model, source, tmp_path / "one.parquet", precision)
     if precision == "bfloat16":
         torch.nn.Module.to(model, dtype=torch.bfloat16)
     extract(model, source, kept, progress=False)
@@ -122,3 +131,37 @@ def test_a_rank_removes_its_own_unfinished_parts_only(tmp_path, model, source):
     (parts_folder(output) / f"part-000003.parquet.{os.getpid()}.tmp").write_bytes(b"part")
     finish_embeddings(model, source, output)
     assert not parts_folder(output).exists()
+
+
+def embed_tiny(model_folder: str, files: Path, output: Path, rank: int, world_size: int = 4) -> None:
+    """What a rank does, in a process of its own; parts of eight files."""
+    torch.set_num_threads(1)
+    parts.PART_UTTERANCES = 8
+    model = HamSpkModel.from_pretrained(model_folder).eval()
+    embed_share(model, find_source([str(files)]).open(RATE), output, rank, world_size, progress=False)
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_and_one_that_never_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 8)
+    root = tiny(tmp_path / "wav", 5000 if FULL else 600)
+    folder = str(save_model(tmp_path / "model"))
+    output = tmp_path / "four.parquet"
+    kept = parts_folder(output)
+    run_and_kill(
+        functools.partial(embed_tiny, folder, root, output),
+        ranks=3,
+        kills=10,
+        undo=lambda rank: (kept / f"part-{rank:06d}.parquet").unlink(missing_ok=True),
+        longest=1.0 if FULL else 0.3,
+    )
+    model = HamSpkModel.from_pretrained(folder).eval()
+    source = find_source([str(root)]).open(RATE)
+    with pytest.raises(ValueError, match=r"Rank 3 of 4 never started: run `hamspk embed ... --rank 3 --world-size 4`"):
+        finish_embeddings(model, source, output)
+    embed_tiny(folder, root, output, 3)
+    count, failures = finish_embeddings(model, source, output)
+    assert (count, len(failures)) == ((4949, 51) if FULL else (594, 6))
+    embed_tiny(folder, root, tmp_path / "one.parquet", 0, 1)
+    finish_embeddings(model, source, tmp_path / "one.parquet")
+    assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()

@@ -3,14 +3,13 @@
 `HAMSPK_FULL_SIZE=1` takes 5,000 files in place of 600 in the test that kills ranks.
 """
 
-import multiprocessing
+import functools
 import os
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from prepare_sources import as_file, noise, voxceleb, write
+from many_ranks import contents, run_and_kill, tiny
+from prepare_sources import voxceleb
 
 from hf_hamspk.folders.locks import lock_folder
 from hf_hamspk.folders.ranks import hold_rank
@@ -18,18 +17,6 @@ from hf_hamspk.shards import PrepareOptions, finish_shards, load_manifest, make_
 from hf_hamspk.shards.owning import lock_shards_of_rank
 
 FULL = os.environ.get("HAMSPK_FULL_SIZE") == "1"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def tiny(root: Path, files: int) -> Path:
-    """`files` short recordings of 20 speakers; one in 97 is damaged."""
-    for number in range(files):
-        content = b"no audio" if number % 97 == 50 else as_file(noise(number, 0.12))
-        write(root, f"s{number % 20:02d}/{number:05d}.wav", content)
-    return root
 
 
 @pytest.fixture
@@ -40,6 +27,10 @@ def tree(tmp_path) -> Path:
 
 def work(output: Path, rank: int, world_size: int) -> int:
     return make_shards(output, rank, world_size, progress=False)
+
+
+def work_of_four(output: Path, rank: int) -> int:
+    return work(output, rank, 4)
 
 
 @pytest.mark.parametrize(("files", "options"), [(200, {}), (60, {"format": "webdataset", "codec": "source"})])
@@ -159,31 +150,15 @@ def test_ranks_killed_at_random_and_one_that_never_started(tmp_path):
     prepare([root], tmp_path / "one", options, progress=False)
     out = tmp_path / "four"
     plan_shards([root], out, options, progress=False)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_hamspk.shards.preparing", "prepare_sources"])
-    draw = np.random.default_rng()
-
-    def start(rank: int) -> multiprocessing.Process:
-        child = context.Process(target=work, args=(out, rank, 4))
-        child.start()
-        return child
-
-    kills = 0
-    running = {rank: start(rank) for rank in range(3)}
-    while kills < 10:
-        rank = int(draw.integers(3))
-        time.sleep(draw.uniform(0.0, 1.0 if FULL else 0.1))
-        if running[rank].is_alive():
-            running[rank].kill()
-            kills += 1
-        else:
-            # This rank has ended already: as if its last shard had never been recorded.
-            (out / ".progress" / f"shard-{rank + 28:05d}.json").unlink(missing_ok=True)
-        running[rank].join()
-        running[rank] = start(rank)
-    for child in running.values():
-        child.join()
-    assert [child.exitcode for child in running.values()] == [0, 0, 0]
+    last = out / ".progress"
+    run_and_kill(
+        functools.partial(work_of_four, out),
+        ranks=3,
+        kills=10,
+        # As if its last shard had never been recorded.
+        undo=lambda rank: (last / f"shard-{rank + 28:05d}.json").unlink(missing_ok=True),
+        longest=1.0 if FULL else 0.1,
+    )
     with pytest.raises(ValueError, match=r"^8 of the 32 shards of \S+ are missing. Rank 3 of 4 never started: run `"):
         finish_shards(out)
     work(out, 3, 4)
