@@ -147,12 +147,19 @@ class CorpusUtterances:
         return range(len(self))
 
     def cut(self, utterance: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+        return random_crop(self.whole(utterance), samples, generator)
+
+    def whole(self, utterance: int) -> np.ndarray:
+        """Return a complete utterance, `(L,)` float32.
+
+        Raises:
+            InputError: the utterance cannot be read.
+        """
         try:
-            waveform = self._read(utterance)
+            return self._read(utterance)
         except InputError:
             self._failed[utterance] = True
             raise
-        return random_crop(waveform, samples, generator)
 
     def failed(self) -> list[str]:
         return [self.name(index) for index in torch.nonzero(self._failed).flatten().tolist()]

@@ -21,6 +21,7 @@ from ..evaluation.trials import Trials, check_trial_files, read_trials
 from ..modeling_hamspk import HamSpkForXVector
 from ..training.arguments import DataArguments
 from ..training.corpora import open_corpus
+from ..training.frames import FrameStore
 from ..training.trial_lists import trial_root
 
 # Decoded audio is kept without a limit: 100 hours take 11 GB.
@@ -52,11 +53,15 @@ class ListSounds:
         """Return the trials and their speakers, by the name of the list."""
         return {name: (trials, find_speakers(trials)) for name, trials in self.lists.items()}
 
-    def score(self, model: HamSpkForXVector, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Return the scores, `(N,)`, of the named lists."""
+    def score(
+        self, model: HamSpkForXVector, names: Sequence[str], frames: FrameStore | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the scores, `(N,)`, of the named lists. If `frames` of this model are given, they are used."""
         files = sorted({file for name in names for file in self.lists[name].files})
         row = {file: number for number, file in enumerate(files)}
-        embeddings = model.embed_waveforms([self._read(file) for file in files]).cpu()[:, None]
+        waveforms = [self._read(file) for file in files]
+        found = model.embed_waveforms(waveforms) if frames is None else frames.embed(waveforms)
+        embeddings = found.cpu()[:, None]
         scores = {}
         for name in names:
             trials = self.lists[name]

@@ -23,8 +23,10 @@ CONTROLS = ("angle", "rim", "exponential", "horosphere", "radial_margin")
 # Keys of a recipe that depend on the machine and do not change the result of a run.
 MACHINE_KEYS = (
     *("audio_root", "trial_root", "output_dir", "num_workers", "cache_megabytes", "cpu", "log_steps", "report_to"),
-    *("check_audio", "keep_checkpoints", "save_steps"),
+    *("check_audio", "keep_checkpoints", "save_steps", "frame_folder"),
 )
+# Keys of a recipe whose value is a path, of which only the name counts.
+PATH_KEYS = ("train_data", "initial_model")
 # Keys of a recipe that a study sets itself.
 OWN_KEYS = ("seed", "epochs", "output_dir", "resume", "dev_trials", "test_trials", "evaluate_every", "report_to")
 # Values that a search can draw besides the keys of a recipe; see `Head`.
@@ -135,8 +137,9 @@ class Run:
     def digest(self) -> str:
         """Hash of everything that determines the result of the run, in 8 hexadecimal digits."""
         settings = {key: value for key, value in self.recipe.items() if key not in MACHINE_KEYS}
-        if "train_data" in settings:
-            settings["train_data"] = Path(str(settings["train_data"])).name
+        settings |= {key: Path(str(settings[key])).name for key in PATH_KEYS if key in settings}
+        if "frame_folder" in self.recipe:
+            settings["frame_folder"] = True
         parts = [settings, self.values, self.control, self.fold, self.evaluate, self.budgets]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -28,6 +28,8 @@ from ..folders.writing import write_atomically
 from ..geometry_hamspk import SpeakerHead
 from ..training.arguments import Recipe, change_recipe, parse_fields
 from ..training.checkpoints import average_epoch_weights
+from ..training.frames import FrameStore
+from ..training.frozen import DividedModel
 from ..training.models import build_config
 from ..training.trainer import Trainer
 from .audio import StudyAudio, device_name, list_errors
@@ -248,7 +250,10 @@ class Watcher(TrainerCallback):
         averaged.load_state_dict(weights)
         sounds, names = self.audio.dev_sounds(self.run.fold)
         tests = self.audio.tests if epoch in self.run.budgets else []
-        scores = sounds.score(averaged, [*names, *tests])
+        folder, frames = self.run.recipe.get("frame_folder"), None
+        if folder is not None:
+            frames = FrameStore(folder, DividedModel(averaged, args.train_last_blocks))
+        scores = sounds.score(averaged, [*names, *tests], frames)
         if not all(np.isfinite(values).all() for values in scores.values()):
             raise ValueError(f"The scores after epoch {epoch} are not finite: the run {DIVERGENCE}.")
         entry = {

@@ -56,6 +56,7 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "average_last": (1, 10_000),
     "log_steps": (1, 10**12),
     "freeze_backbone_epochs": (0, 1_000_000),
+    "train_last_blocks": (0, 1000),
     "backbone_learning_rate": (1e-12, 1e6),
     "layer_decay": (1e-3, 1),
     "lora_rank": (0, 10_000),
@@ -149,6 +150,9 @@ class DataArguments:
         trial_root: base folder of the paths in the trial lists.
         protocol: evaluation protocol. `"whole"` embeds the complete utterance. `"paper"` also embeds five 3 s segments.
         cache_megabytes: memory in megabytes for decoded audio in each loading process.
+        frame_folder: folder for the output of the frozen layers, which is computed once for each recording, without
+            augmentation, and read in all further steps and runs; needs `train_last_blocks`. None computes it in every
+            step.
         num_workers: number of loading processes per training process.
         shuffle: whether each epoch has a new random order. If False, the samples have the order of the rows. The rows
             of a streamed data set are shuffled only if its method `shuffle` was called. Shards are always shuffled.
@@ -181,6 +185,7 @@ class DataArguments:
     trial_root: str | None = None
     protocol: Literal["whole", "paper"] = "whole"
     cache_megabytes: int = 0
+    frame_folder: str | None = None
     num_workers: int = 0
     shuffle: bool = True
     samples_per_epoch: int = 0
@@ -257,6 +262,9 @@ class TrainingArguments:
         keep_centres: whether training speakers whose names the initial model knows keep their centres. Other training
             speakers get new centres, and the centres of all other speakers leave the head. If False, the head is new.
         freeze_backbone_epochs: number of first epochs in which the backbone is not trained, and is in evaluation mode.
+        train_last_blocks: number of the last blocks of an encoder of this package that are trained, with pooling,
+            projection and head; 0 trains only these. The other layers keep their weights and batch statistics. Needs
+            `initial_model` in a recipe. None trains all layers.
         backbone_learning_rate: largest learning rate of the backbone, which follows the same schedule; None for
             `learning_rate`.
         layer_decay: factor of the learning rate from each layer of a transformers backbone to the layer before it, so
@@ -312,6 +320,7 @@ class TrainingArguments:
     hub_private: bool = True
     keep_centres: bool = False
     freeze_backbone_epochs: int = 0
+    train_last_blocks: int | None = None
     backbone_learning_rate: float | None = None
     layer_decay: float = 1.0
     lora_rank: int = 0
@@ -489,6 +498,11 @@ def _check_initial_model(initial_model: str | None, training: TrainingArguments)
         if training.keep_centres:
             raise ValueError(
                 "keep_centres needs initial_model, the model whose centres are kept. Set both, or neither."
+            )
+        if training.train_last_blocks is not None:
+            raise ValueError(
+                "train_last_blocks needs initial_model, because the other layers keep their weights. Set both, or for "
+                "a pretrained encoder of transformers, use freeze_backbone."
             )
         return
     if Path(initial_model).expanduser().resolve().is_relative_to(Path(training.output_dir).resolve()):

@@ -40,6 +40,7 @@ MODEL_FOLDERS = ("best", "last", "final")
 ADAPTER_FOLDER = "adapter"
 TRAINING = "hamspk train"
 RECORDINGS = "training_recordings"
+FROZEN_PART = "frozen_part"
 DATA_FACTS = ("training_samples", "training_data", RECORDINGS)
 """Settings of a run that are known only after the data have been read."""
 SCHEDULES_OF_ALL_EPOCHS = ("exponential",)
@@ -383,7 +384,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
         found = dict(progress.config)
     except (ValueError, TypeError, RecursionError, OSError) as error:
         raise damaged(checkpoint, error) from error
-    names = (found.keys() | expected.keys()) - (set(DATA_FACTS) - expected.keys())
+    names = (found.keys() | expected.keys()) - ({*DATA_FACTS, FROZEN_PART} - expected.keys())
     if RECORDINGS not in found:
         # Checkpoints of earlier versions do not contain it.
         names.discard(RECORDINGS)

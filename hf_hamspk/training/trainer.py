@@ -50,6 +50,7 @@ from .building import (
 from .callbacks import Callbacks
 from .checkpoints import (
     ADAPTER_FOLDER,
+    FROZEN_PART,
     METRICS_FILE,
     RECIPE_COPY,
     Progress,
@@ -69,6 +70,8 @@ from .checkpoints import (
 )
 from .decisions import calibrate_on
 from .divided import clip_gradient, divide_centres, whole_centres
+from .frames import FrameCrops, FrameStore
+from .frozen import DividedModel, check_frozen_part
 from .interruption import EXIT_STATUS, Interruption
 from .lora import (
     add_adapters,
@@ -150,6 +153,7 @@ class Trainer:
         check_run(self.args, self.accelerator.num_processes)
         check_stages(self.args, source.config)
         check_lora(self.args, source.config)
+        check_frozen_part(self.recipe, source.config)
         self.settings = run_settings(self.recipe, source.config)
         self.checkpoint: Path | None = on_main(
             self.accelerator, lambda: find_checkpoint(self.output_dir, self.settings, self.args.resume, unlocked=True)
@@ -178,15 +182,21 @@ class Trainer:
         set_class_sampling(use_blocks(model.head), self.args.class_sampling)
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
-        self.stage = BackboneStage(model, self.args.freeze_backbone_epochs)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.divided = None if self.args.train_last_blocks is None else DividedModel(model, self.args.train_last_blocks)
+        self.stage = BackboneStage(model, self.args.freeze_backbone_epochs)
         optimizer, self.scheduler = optimizers
         if optimizer is not None:
             check_optimizer(optimizer, model, self.args)
-        self.model, self.optimizer = self.accelerator.prepare(
-            model, build_optimizer(self.args, model) if optimizer is None else optimizer
-        )
+        optimizer = build_optimizer(self.args, model) if optimizer is None else optimizer
+        if self.divided is not None:
+            # The hash is compared when the run is resumed.
+            self.identity |= {FROZEN_PART: None}
+        if self.divided is not None and self.data.frame_folder is not None:
+            self._use_frames(self.divided, self.data.frame_folder)
+            model = self.divided
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Masking and dropout differ between ranks from here on.
         set_seed(self.args.seed, device_specific=True)
         self.progress = Progress(config=self.identity)
@@ -194,6 +204,18 @@ class Trainer:
         if self.scheduler is not None:
             self.accelerator.register_for_checkpointing(self.scheduler)
         self.callbacks.start(self.accelerator, self.bare_model, self.optimizer, self.scheduler)
+
+    def _use_frames(self, divided: DividedModel, folder: str) -> None:
+        """Replace the training crops by crops of the frozen part's output, which is computed if it is missing."""
+        divided.model.to(self.accelerator.device)
+        store = FrameStore(folder, divided)
+        with self.accelerator.main_process_first():
+            self.crops = FrameCrops(self.crops, store, self.accelerator.is_local_main_process)
+        self.identity |= {FROZEN_PART: store.prefix}
+        self._print(
+            f"The frames of {len(self.crops)} recordings take {self.crops.megabytes:.0f} MB in {store.folder}; "
+            f"{store.computed} were computed now."
+        )
 
     @classmethod
     def from_recipe(
@@ -404,7 +426,7 @@ class Trainer:
         """
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
-        passes = [view for batch in micro_batches for view in views(batch)]
+        passes = [view for batch in micro_batches for view in (views(batch) if self.crops.pairs else [batch])]
         for number, batch in enumerate(passes, start=1):
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             if number < len(passes):
@@ -465,11 +487,14 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         self.stage.enter(self.progress.epoch)
+        if self.divided is not None:
+            self.divided.frozen_training_mode()
 
     @property
     def bare_model(self) -> HamSpkForXVector:
-        """Return the model without the wrappers of Accelerate."""
-        return self.accelerator.unwrap_model(self.model)
+        """Return the model without wrappers."""
+        bare = self.accelerator.unwrap_model(self.model)
+        return bare.model if isinstance(bare, DividedModel) else bare
 
     def _whole_centres(self) -> AbstractContextManager[None]:
         return whole_centres(self.bare_model.head, self.optimizer)

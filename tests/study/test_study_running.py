@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from tiny_models import settle, tiny_config
 from transformers import TrainerCallback
 
+from hf_hamspk import HamSpkForXVector
 from hf_hamspk.folders.locks import lock_folder
 from hf_hamspk.study.audio import StudyAudio
 from hf_hamspk.study.plan import read_study
@@ -217,3 +220,28 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path):
             (tmp_path / f"{name}.npz").write_bytes(content)
             with pytest.raises(ValueError, match=rf"{name}\.npz is damaged"):
                 read(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.slow
+def test_heads_are_compared_on_the_frames_of_a_pretrained_encoder(tiny_study, tmp_path):
+    """Training and evaluation read the frames; a run trained on them has the scores of its model on the recordings."""
+    torch.manual_seed(0)
+    settle(HamSpkForXVector(tiny_config("campplus", embedding_size=16))).save_pretrained(tmp_path / "start")
+    content = yaml.safe_load(tiny_study().read_text())
+    drop = ("ecapa_channels", "ecapa_output_channels", "pooling_channels", "embedding_size", "augment_probability")
+    recipe = {key: value for key, value in content["recipe"].items() if key not in drop}
+    start = {"initial_model": str(tmp_path / "start"), "train_last_blocks": 0, "frame_folder": str(tmp_path / "frames")}
+    study = read_study(tiny_study(recipe=recipe | start))
+    moved = read_study(tiny_study(recipe=recipe | start | {"frame_folder": "elsewhere", "initial_model": "x/start"}))
+    assert [run.name for run in study.tuning_runs()] == [run.name for run in moved.tuning_runs()]
+    assert run_study(study, tmp_path / "study", quiet=True) == 0
+    computed = list((tmp_path / "frames").iterdir())
+    assert len(computed) == 24  # All heads and seeds share the files.
+    run = study.final_runs(best_settings(study, tmp_path / "study"))[0]
+    audio = audio_of(study)
+    made = make_trainer(run, tmp_path / "again", audio, [])
+    made.train()
+    averaged = HamSpkForXVector.from_pretrained(tmp_path / "again" / "final")
+    scores = audio.sounds.score(averaged, ["test"])["test"]
+    kept = read_scores(tmp_path / "study" / run.name / "scores.npz")["test@2"]
+    np.testing.assert_allclose(scores, kept, atol=1e-3)
