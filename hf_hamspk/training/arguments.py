@@ -265,6 +265,8 @@ class TrainingArguments:
         train_last_blocks: number of the last blocks of an encoder of this package that are trained, with pooling,
             projection and head; 0 trains only these. The other layers keep their weights and batch statistics. Needs
             `initial_model` in a recipe. None trains all layers.
+        initial_centres: `"random"`, or `"mean"` to let each centre of a new head begin at the mean embedding of its
+            speaker, so that the first steps do not disturb a pretrained model; needs `frame_folder`.
         backbone_learning_rate: largest learning rate of the backbone, which follows the same schedule; None for
             `learning_rate`.
         layer_decay: factor of the learning rate from each layer of a transformers backbone to the layer before it, so
@@ -321,6 +323,7 @@ class TrainingArguments:
     keep_centres: bool = False
     freeze_backbone_epochs: int = 0
     train_last_blocks: int | None = None
+    initial_centres: Literal["random", "mean"] = "random"
     backbone_learning_rate: float | None = None
     layer_decay: float = 1.0
     lora_rank: int = 0

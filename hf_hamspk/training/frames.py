@@ -60,10 +60,14 @@ class FrameStore:
 
     def embed(self, waveforms: Iterable[NDArray[np.float32]]) -> Tensor:
         """Return the embeddings `(N, D)` of complete waveforms `(L,)`, computed from their frames."""
+        return self.embed_files(map(self.find, waveforms))
+
+    def embed_files(self, files: Iterable[Path]) -> Tensor:
+        """Return the embeddings `(N, D)` of the frames in files."""
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            embeddings = [self._embed_one(self.find(waveform)) for waveform in waveforms]
+            embeddings = [self._embed_one(file) for file in files]
         self.model.train(was_training)
         return torch.cat(embeddings)
 
@@ -129,6 +133,12 @@ class FrameCrops(SpeakerCrops):
         except InputError as error:
             self._note_failure(error.name if error.name else utterances.name(number), error.reason)
             return None
+
+    def embeddings(self, store: FrameStore) -> tuple[Tensor, Tensor]:
+        """Return the embeddings `(N, D)` and the labels `(N,)` of all readable recordings."""
+        held = [(number, file) for number, file in enumerate(self._files) if file is not None]
+        labels = [self.label_of[self.utterances.speaker(number)] for number, _ in held]
+        return store.embed_files([file for _, file in held]).clone(), torch.tensor(labels)
 
     @property
     def megabytes(self) -> float:

@@ -33,6 +33,9 @@ def check_frozen_part(recipe: Recipe, config: HamSpkConfig) -> None:
             other.
     """
     args, data, blocks = recipe.training, recipe.data, recipe.training.train_last_blocks
+    if args.initial_centres == "mean" and (data.frame_folder is None or args.keep_centres):
+        other = "needs frame_folder" if data.frame_folder is None else "cannot be combined with keep_centres"
+        raise ValueError(f"initial_centres mean {other}. Change one of them, or set initial_centres to random.")
     if blocks is None:
         if data.frame_folder is not None:
             raise ValueError(

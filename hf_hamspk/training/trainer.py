@@ -48,6 +48,7 @@ from .building import (
     without_gradient,
 )
 from .callbacks import Callbacks
+from .centres import start_at_means, training_embeddings
 from .checkpoints import (
     ADAPTER_FOLDER,
     FROZEN_PART,
@@ -210,10 +211,14 @@ class Trainer:
         divided.model.to(self.accelerator.device)
         store = FrameStore(folder, divided)
         with self.accelerator.main_process_first():
-            self.crops = FrameCrops(self.crops, store, self.accelerator.is_local_main_process)
+            self.crops = crops = FrameCrops(self.crops, store, self.accelerator.is_local_main_process)
         self.identity |= {FROZEN_PART: store.prefix}
+        if self.args.initial_centres == "mean" and self.checkpoint is None:
+            embeddings, labels = crops.embeddings(store)
+            norm, is_frozen = divided.model.hamspk.embedding_norm, self.args.freeze_batch_norm
+            start_at_means(divided.model.head, training_embeddings(embeddings, norm, is_frozen), labels)
         self._print(
-            f"The frames of {len(self.crops)} recordings take {self.crops.megabytes:.0f} MB in {store.folder}; "
+            f"The frames of {len(crops)} recordings take {crops.megabytes:.0f} MB in {store.folder}; "
             f"{store.computed} were computed now."
         )
 

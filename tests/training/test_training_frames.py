@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_models import noises, settle, tiny_config
+from tiny_models import cosine, noises, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel, Trainer
+from hf_hamspk.losses.engine import head_parts
 from hf_hamspk.training import read_recipe
+from hf_hamspk.training.centres import start_at_means, training_embeddings
 from hf_hamspk.training.frames import FrameStore, read_frames
 from hf_hamspk.training.frozen import DividedModel, count_blocks
 
@@ -118,7 +120,7 @@ def test_the_hash_of_the_frozen_part_ignores_the_trained_part_and_the_head():
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_frozen_part_keeps_its_weights_and_statistics(tmp_path, frame_words, start, cached):
-    changes = {} if cached else {"frame_folder": None}
+    changes = {"initial_centres": "mean"} if cached else {"frame_folder": None}
     trainer = train(frame_words(tmp_path / "run", epochs=1, dev_trials=None, **changes))
     before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run" / "final"))
     before = {name: tensor for name, tensor in before.items() if not name.startswith("head.")}
@@ -167,12 +169,38 @@ def test_the_command_trains_on_frames(tmp_path, frame_words):
     HamSpkModel.from_pretrained(tmp_path / "run" / "best")
 
 
+@pytest.mark.parametrize("head", ["ham", "am", "softmax", "joint"])
+def test_centres_start_at_the_mean_embeddings_of_the_speakers(head):
+    model = made("campplus", head=head)
+    embeddings, labels = torch.randn(8, 24), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    before = [part.similarity.weight.detach().clone() for part in head_parts(model.head)]
+    start_at_means(model.head, embeddings, labels)
+    directions = torch.nn.functional.normalize(embeddings, dim=1).unflatten(0, (4, 2)).mean(1)
+    for part, old in zip(head_parts(model.head), before, strict=True):
+        weight = part.similarity.weight.detach()
+        torch.testing.assert_close(cosine(weight[:4], directions), torch.ones(4, dtype=torch.float64))
+        assert torch.equal(weight[4], old[4])  # No recording of this speaker.
+        length = 3**-0.5 if part.similarity.kind == "hyperbolic" else old.norm(dim=1).mean()
+        torch.testing.assert_close(weight[:4].norm(dim=1), torch.as_tensor(length).expand(4), atol=1e-4, rtol=1e-4)
+
+
+def test_embeddings_for_the_centres_are_those_of_training():
+    """Up to the last batch normalisation, which uses the statistics of the batch in training."""
+    norm = settle(torch.nn.BatchNorm1d(24))
+    values = 3 * torch.randn(40, 24) + 1
+    in_evaluation = norm(values).detach()
+    assert training_embeddings(in_evaluation, norm, True) is in_evaluation
+    found = training_embeddings(in_evaluation, norm, False)
+    torch.testing.assert_close(found, norm.train()(values).detach(), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"initial_model": None}, "train_last_blocks needs initial_model"),
         ({"train_last_blocks": None}, "frame_folder needs train_last_blocks"),
         ({"train_last_blocks": 3}, "train_last_blocks must be at most 2, the blocks of campplus, got 3"),
+        ({"initial_centres": "mean", "frame_folder": None}, "initial_centres mean needs frame_folder"),
         ({"train_last_blocks": -1}, "train_last_blocks must be between 0 and"),
         ({"train_last_blocks": 0, "freeze_backbone_epochs": 1}, "train_last_blocks 0 excludes the encoder"),
         ({"train_last_blocks": 0, "backbone_learning_rate": 1e-4}, "train_last_blocks 0 excludes the encoder"),
