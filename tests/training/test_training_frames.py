@@ -118,6 +118,7 @@ def test_the_hash_of_the_frozen_part_ignores_the_trained_part_and_the_head():
     assert DividedModel(model, 1).digest() != digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_frozen_part_keeps_its_weights_and_statistics(tmp_path, frame_words, start, cached):
     changes = {"initial_centres": "mean"} if cached else {"frame_folder": None}
