@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration_hamspk import RESNET_BLOCKS, HamSpkConfig
-from ..encoders_hamspk import CamPlusPlus, ResNet, norm_relu, segment_sizes
+from ..encoders_hamspk import CamPlusPlus, Ecapa, ResNet, norm_relu, segment_sizes
 from ..modeling_hamspk import HamSpkForXVector
-from ..networks_hamspk import Ecapa, batch_norm
+from ..networks_hamspk import batch_norm
 from .arguments import DataArguments, Recipe
 
 DIGEST_DIGITS = 16
