@@ -184,7 +184,7 @@ class Trainer:
         if self.args.shard_centres and self.accelerator.num_processes > 1:
             divide_centres(model, self.accelerator)
         if self.args.sync_batch_norm and self.accelerator.num_processes > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.divided = None if self.args.train_last_blocks is None else DividedModel(model, self.args.train_last_blocks)
         self.stage = BackboneStage(model, self.args.freeze_backbone_epochs)
         optimizer, self.scheduler = optimizers
