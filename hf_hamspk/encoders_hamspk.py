@@ -22,19 +22,26 @@ padded batch as alone. If a layer has a stride over time, every second frame of 
 training use valid frames only.
 """
 
+import json
+import os
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_weights
+from transformers.modeling_outputs import XVectorOutput
 
+from .audio_hamspk import plain_number
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
 from .networks_hamspk import batch_norm, folded_norm, keep_valid, masked_mean, overwrites, reflected_positions
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
+# Names of the inputs and the output of an exported graph, and of its description in the metadata of the file.
+INPUTS, OUTPUT, METADATA_KEY = ("input_values", "attention_mask"), "embeddings", "hamspk"
 
 
 class ConvBlock(nn.Module):
@@ -429,3 +436,64 @@ def make_encoder(config: HamSpkConfig) -> Ecapa | CamPlusPlus | ResNet:
     """Create the encoder `config.backbone` of a model without a transformers backbone."""
     kinds: dict[str | None, type[Ecapa | CamPlusPlus | ResNet]] = {"campplus": CamPlusPlus, "resnet": ResNet}
     return kinds.get(config.backbone, Ecapa)(config)
+
+
+@dataclass(frozen=True)
+class OnnxDescription:
+    """Metadata of an exported file. A graph that is not `masked` accepts only batches without padding."""
+
+    fingerprint: str
+    sampling_rate: int
+    embedding_size: int
+    masked: bool
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
+        """Parse the metadata of a file; raise a ValueError with the file's name if they are invalid."""
+        try:
+            return cls(**json.loads(metadata[METADATA_KEY]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{name} was not written by `hamspk export`. Export the model with it.") from error
+
+
+class OnnxEncoder(nn.Module):
+    """Encoder that runs a file of `hamspk export` in ONNX Runtime and is called like the model that was exported.
+
+    Each operation uses `threads` threads, or all cores if it is None.
+    """
+
+    def __init__(self, file: str | os.PathLike, threads: int | None = None):
+        super().__init__()
+        threads = plain_number(threads)
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"The number of ONNX Runtime threads must be an integer of at least 1, got {threads!r}.")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "ONNX Runtime is not installed. Run `pip install onnxruntime`, or omit onnx_file to use torch."
+            ) from error
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        name = os.path.basename(os.fspath(file))
+        try:
+            self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # The exceptions of ONNX Runtime share no other base class.
+            raise ValueError(
+                f"ONNX Runtime cannot read {name} ({type(error).__name__}). Export the model again."
+            ) from error
+        self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
+        """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""
+        if attention_mask is not None and not self.description.masked:
+            # The graph accepts no padding, so each utterance runs alone.
+            rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
+            return XVectorOutput(embeddings=torch.cat([row.embeddings for row in rows]))
+        feed = {INPUTS[0]: input_values.detach().cpu().float().numpy()}
+        if self.description.masked:
+            mask = torch.ones_like(input_values) if attention_mask is None else attention_mask
+            feed[INPUTS[1]] = mask.cpu().long().numpy()
+        return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))

@@ -6,7 +6,6 @@ embedding size, `K` number of speakers or of test embeddings, `N` recordings.
 """
 
 import hashlib
-import json
 import math
 import os
 import threading
@@ -32,12 +31,11 @@ from .audio_hamspk import (
     Limits,
     Vad,
     choose_channel,
-    plain_number,
     speech_weights,
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
-from .encoders_hamspk import make_encoder, subsampled
+from .encoders_hamspk import OnnxEncoder, make_encoder, subsampled
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -78,8 +76,6 @@ MOST_PADDING = 0.1
 HELD_SECONDS = 600.0
 # Lock for the number of threads that embed with a model, which together decide its mode.
 MODE_LOCK = threading.Lock()
-INPUTS, OUTPUT = ("input_values", "attention_mask"), "embeddings"
-METADATA_KEY = "hamspk"
 # Largest accepted difference of ONNX embeddings, relative to their largest value. Rounding errors are far smaller.
 LARGEST_DIFFERENCE = 1e-4
 # Arguments of `from_pretrained` that determine where a file is found.
@@ -816,67 +812,6 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         logits, loss = self.head(encoded.embeddings, labels, return_logits)
         output = XVectorOutput(loss, logits, encoded.embeddings, encoded.hidden_states)
         return output.to_tuple() if return_dict is False else output
-
-
-@dataclass(frozen=True)
-class OnnxDescription:
-    """Metadata of an exported file. A graph that is not `masked` accepts only batches without padding."""
-
-    fingerprint: str
-    sampling_rate: int
-    embedding_size: int
-    masked: bool
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Parse the metadata of a file; raise a ValueError with the file's name if they are invalid."""
-        try:
-            return cls(**json.loads(metadata[METADATA_KEY]))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{name} was not written by `hamspk export`. Export the model with it.") from error
-
-
-class OnnxEncoder(nn.Module):
-    """Encoder that runs a file of `hamspk export` in ONNX Runtime and is called like the model that was exported.
-
-    Each operation uses `threads` threads, or all cores if it is None.
-    """
-
-    def __init__(self, file: str | os.PathLike, threads: int | None = None):
-        super().__init__()
-        threads = plain_number(threads)
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"The number of ONNX Runtime threads must be an integer of at least 1, got {threads!r}.")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                "ONNX Runtime is not installed. Run `pip install onnxruntime`, or omit onnx_file to use torch."
-            ) from error
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        name = os.path.basename(os.fspath(file))
-        try:
-            self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # The exceptions of ONNX Runtime share no other base class.
-            raise ValueError(
-                f"ONNX Runtime cannot read {name} ({type(error).__name__}). Export the model again."
-            ) from error
-        self.description = OnnxDescription.from_metadata(self.session.get_modelmeta().custom_metadata_map, name)
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
-        """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""
-        if attention_mask is not None and not self.description.masked:
-            # The graph accepts no padding, so each utterance runs alone.
-            rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
-            return XVectorOutput(embeddings=torch.cat([row.embeddings for row in rows]))
-        feed = {INPUTS[0]: input_values.detach().cpu().float().numpy()}
-        if self.description.masked:
-            mask = torch.ones_like(input_values) if attention_mask is None else attention_mask
-            feed[INPUTS[1]] = mask.cpu().long().numpy()
-        return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
 
 
 class OnnxSpeakerModel(SpeakerModelMixin):

@@ -16,9 +16,9 @@ from tiny_models import tiny_config
 from hf_hamspk import Calibration, HamSpkConfig, SpeakerProfile
 from hf_hamspk.calibration_hamspk import CHECKSUM, Cohort, OperatingPoint, dict_checksum, save_array
 from hf_hamspk.conversion.checkpoints import read_yaml
+from hf_hamspk.encoders_hamspk import METADATA_KEY, OnnxDescription
 from hf_hamspk.evaluation.results import EvaluationRecord
 from hf_hamspk.loading.models import load_model
-from hf_hamspk.modeling_hamspk import METADATA_KEY, OnnxDescription
 from hf_hamspk.publishing.about import About
 from hf_hamspk.publishing.facts import CardFacts, read_json_object, read_public_recipe
 from hf_hamspk.shards.manifest import Manifest, Shard

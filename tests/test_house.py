@@ -24,7 +24,7 @@ TRUNK = [
 LEVEL = {name: level for level, names in enumerate(TRUNK) for name in names}
 TRUNK_PACKAGES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
 # What a trunk file may use where it is installed. The Hub's loader asks nobody for what is imported within `try`.
-OPTIONAL_PACKAGES = {"soundfile": {"audio_hamspk"}, "av": {"audio_hamspk"}, "onnxruntime": {"modeling_hamspk"}}
+OPTIONAL_PACKAGES = {"soundfile": {"audio_hamspk"}, "av": {"audio_hamspk"}, "onnxruntime": {"encoders_hamspk"}}
 
 # Which rooms a room may import besides the trunk.
 ROOMS = {

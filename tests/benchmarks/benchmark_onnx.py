@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from hf_hamspk import HamSpkConfig, HamSpkModel
+from hf_hamspk.encoders_hamspk import OnnxEncoder
 from hf_hamspk.export.onnx_graph import export_onnx
-from hf_hamspk.modeling_hamspk import OnnxEncoder
 
 
 def main() -> None:
