@@ -1,6 +1,7 @@
 """Encoders of filter banks: ECAPA-TDNN, CAM++ and ResNet, for padded batches. `make_encoder` creates that of a model.
+`OnnxEncoder` runs an exported file. `OverlapDetector` is an optional detector of two people who speak at the same time.
 
-Letters: `B` batch, `T` frames, `F` mel bins, `C` channels, `S` segments.
+Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `S` segments, `N` recordings.
 
 **ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is a convolution, then ReLU, then batch
 normalisation. After each layer, frames outside the mask are set to zero, so an utterance has the same embedding in a
@@ -20,28 +21,50 @@ blocks of three. The encoder has one frame for every eight frames of the feature
 Frames outside the mask are set to zero before each convolution over time, so an utterance has the same embedding in a
 padded batch as alone. If a layer has a stride over time, every second frame of the mask is kept. Batch statistics in
 training use valid frames only.
+
+**Segmentation** (Bredin 2023, Plaquet and Bredin 2023; the network of pyannote's `segmentation-3.0`): convolutions of
+the waveform, a bidirectional LSTM, and a class for each frame: nobody, one of three people, or two of them at once. The
+convolutions are normalised over the utterance, so a batch contains utterances of one length, without padding.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_weights
 from transformers.modeling_outputs import XVectorOutput
 
-from .audio_hamspk import plain_number
+from .audio_hamspk import Sound, plain_number, resample
+from .calibration_hamspk import replacing
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
 from .networks_hamspk import batch_norm, folded_norm, keep_valid, masked_mean, overwrites, reflected_positions
+from .verification_hamspk import overlap_warnings
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
 # Names of the inputs and the output of an exported graph, and of its description in the metadata of the file.
 INPUTS, OUTPUT, METADATA_KEY = ("input_values", "attention_mask"), "embeddings", "hamspk"
+OVERLAP_FILE, OVERLAP_KIND = "overlap_detector.safetensors", "overlap detector"
+# Sampling rate of the segmentation in Hz, samples from one frame to the next, and sizes of its layers.
+SEGMENTATION_RATE, SEGMENTATION_STEP = 16_000, 270
+SEGMENTATION_FILTERS, SEGMENTATION_KERNEL, SEGMENTATION_STRIDE = 80, 251, 10
+SEGMENTATION_CHANNELS, SEGMENTATION_WIDTH, SEGMENTATION_LAYERS = 60, 128, 4
+# Classes of a frame: nobody, three people, three pairs of them. The pairs begin at this number.
+SEGMENTATION_CLASSES, FIRST_PAIR = 7, 4
+# Samples of a window, of the shortest recording that is measured, and windows that are computed at once.
+WINDOW_SAMPLES, SHORTEST_WINDOW, WINDOWS_AT_ONCE = 10 * SEGMENTATION_RATE, 1600, 8
+# Share of the speech above which two people at once are reported; see `tests/benchmarks/measure_two_voices.py`.
+OVERLAP_SHARE = 0.2
 
 
 class ConvBlock(nn.Module):
@@ -497,3 +520,149 @@ class OnnxEncoder(nn.Module):
             mask = torch.ones_like(input_values) if attention_mask is None else attention_mask
             feed[INPUTS[1]] = mask.cpu().long().numpy()
         return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
+
+
+class Segmentation(nn.Module):
+    """Network that finds who speaks when: waveforms `(B, L)` at 16 kHz to log probabilities `(B, T, 7)`.
+
+    A frame has 61.9 ms, and the next frame begins 16.9 ms later. The classes are nobody, persons 1, 2 and 3, and the
+    pairs 1 and 2, 1 and 3, 2 and 3. The numbers of the persons are valid within a waveform only.
+    """
+
+    def __init__(self):
+        super().__init__()
+        filters, channels, width = SEGMENTATION_FILTERS, SEGMENTATION_CHANNELS, SEGMENTATION_WIDTH
+        self.input_norm = nn.InstanceNorm1d(1, affine=True)
+        first = nn.Conv1d(1, filters, SEGMENTATION_KERNEL, SEGMENTATION_STRIDE, bias=False)
+        self.convs = nn.ModuleList([first, nn.Conv1d(filters, channels, 5), nn.Conv1d(channels, channels, 5)])
+        self.norms = nn.ModuleList(nn.InstanceNorm1d(size, affine=True) for size in (filters, channels, channels))
+        self.lstm = nn.LSTM(channels, width, SEGMENTATION_LAYERS, batch_first=True, bidirectional=True)
+        self.layers = nn.ModuleList([nn.Linear(2 * width, width), nn.Linear(width, width)])
+        self.classes = nn.Linear(width, SEGMENTATION_CLASSES)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Return log probabilities `(B, T, 7)` of waveforms `(B, L)` without padding; L is at least 1,600."""
+        x = self.input_norm(waveforms[:, None])
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = conv(x)
+            x = F.leaky_relu(norm(F.max_pool1d(x if number else x.abs(), 3)))
+        x = self.lstm(x.mT)[0]
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x))
+        return self.classes(x).log_softmax(-1)
+
+
+class OverlapDetector:
+    """Detector of two people who speak at the same time, stored beside a model in the file `OVERLAP_FILE`.
+
+    It is not a part of the model: it has no effect on embeddings, and `model.to(device)` does not move it.
+
+    Example:
+        ```python
+        detector = OverlapDetector(Segmentation(), "my own training", "apache-2.0")
+        detector.save("overlap_detector.safetensors")
+        print(OverlapDetector.load("overlap_detector.safetensors").licence)
+        ```
+
+    Args:
+        network: network with trained weights.
+        origin: name of the project or checkpoint that the weights are from.
+        licence: licence of the weights; None if unknown.
+    """
+
+    def __init__(self, network: Segmentation, origin: str, licence: str | None = None):
+        self.network, self.origin, self.licence = network.eval().requires_grad_(False), origin, licence
+
+    def mark(self, groups: Sequence[Sequence[Any]], sampling_rate: int) -> list[list[Any]]:
+        """Return groups of `MeasuredRecording` with the `overlap` of each recording that has enough speech."""
+        samples = {one.digest: one.samples for group in groups for one in group if one.embedding is not None}
+        found = dict(zip(samples, self.find(list(samples.values()), sampling_rate), strict=True))
+        return [[one._replace(overlap=found.get(one.digest, 0.0)) for one in group] for group in groups]
+
+    def warnings(self, sound: Sound, label: str) -> list[str]:
+        """Return a warning if two people speak at once in a recording; otherwise an empty list."""
+        return overlap_warnings(self.find([sound.waveform], sound.sampling_rate)[0], label)
+
+    def find(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
+        """Return for each waveform `(L,)` in [-1, 1] the seconds in which two people speak at once.
+
+        The result is 0.0 unless they are more than `OVERLAP_SHARE` of the seconds of speech.
+        """
+        seconds = self.measure(waveforms, sampling_rate).tolist()
+        return [overlap if overlap > OVERLAP_SHARE * speech else 0.0 for speech, overlap in seconds]
+
+    def measure(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> np.ndarray:
+        """Return seconds `(N, 2)` of speech, and of two people who speak at once, in waveforms `(L,)`.
+
+        They are expected values under the probabilities of the network. A waveform of more than 10 s is cut into
+        windows of 10 s; the last window begins earlier and overlaps with the window before it. The seconds of a
+        waveform do not depend on the other waveforms. They are 0 if it is shorter than 0.1 s.
+        """
+        windows: dict[tuple[int, int], np.ndarray] = {}
+        for number, waveform in enumerate(waveforms):
+            wave = resample(waveform, sampling_rate, SEGMENTATION_RATE)
+            last = len(wave) - WINDOW_SAMPLES
+            starts = [*range(0, last, WINDOW_SAMPLES), last] if last > 0 else [0] * (len(wave) >= SHORTEST_WINDOW)
+            windows |= {(number, start): wave[start : start + WINDOW_SAMPLES] for start in starts}
+        found, of_length = np.zeros((len(waveforms), 2)), dict[int, list[tuple[int, int]]]()
+        for key, window in windows.items():
+            of_length.setdefault(len(window), []).append(key)
+        for keys in of_length.values():
+            for first in range(0, len(keys), WINDOWS_AT_ONCE):
+                batch = keys[first : first + WINDOWS_AT_ONCE]
+                probabilities = self._probabilities([windows[key] for key in batch])
+                for (number, start), frames in zip(batch, probabilities, strict=True):
+                    # Frames that also belong to the window before are not counted again.
+                    own = frames[round(-start % WINDOW_SAMPLES / SEGMENTATION_STEP) :]
+                    found[number] += (1 - own[:, 0]).sum(), own[:, FIRST_PAIR:].sum()
+        return found * (SEGMENTATION_STEP / SEGMENTATION_RATE)
+
+    def _probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        values = torch.from_numpy(np.stack(windows)).to(self.network.classes.weight.device)
+        with torch.inference_mode():
+            return self.network(values).exp().cpu().double().numpy()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the detector to a safetensors file, with its origin, its licence and a checksum."""
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        described = {"kind": OVERLAP_KIND, "origin": self.origin, "licence": self.licence}
+        described["checksum"] = _weights_checksum(state)
+        with replacing(path) as temporary:
+            save_file(state, temporary, {"description": json.dumps(described, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "OverlapDetector":
+        """Read a saved detector; raise a ValueError if the file is damaged or contains something else."""
+        with torch.device("meta"):
+            network = Segmentation()
+        shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+        remedy = "Store the detector again with `hamspk convert FILE --into MODEL`, or delete the file."
+        try:
+            with safe_open(path, "pt") as file:
+                metadata, names = file.metadata(), list(file.keys())
+                # The shapes come before the tensors, so that no more than a detector is read.
+                stored = {name: file.get_slice(name) for name in names}
+                is_detector = {
+                    name: one.get_shape() for name, one in stored.items() if one.get_dtype() == "F32"
+                } == shapes
+                state = {name: file.get_tensor(name) for name in names} if is_detector else {}
+            described = json.loads("{}" if metadata is None else metadata.get("description", "{}"))
+            origin, licence = described["origin"], described["licence"]
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)} is not an overlap detector: {str(error)[:200]}. {remedy}") from error
+        texts = all(isinstance(one, str) and one.isprintable() for one in (origin, "" if licence is None else licence))
+        if not is_detector or not texts or described.get("kind") != OVERLAP_KIND:
+            raise ValueError(f"{os.fspath(path)} is not an overlap detector: it has other weights or fields. {remedy}")
+        if described.get("checksum") != _weights_checksum(state):
+            raise ValueError(f"{os.fspath(path)} was altered: its checksum does not match its weights. {remedy}")
+        network.load_state_dict(state, assign=True)
+        return cls(network, origin, licence)
+
+
+def _weights_checksum(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names and values of float32 weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -35,7 +35,7 @@ from .audio_hamspk import (
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
-from .encoders_hamspk import OnnxEncoder, make_encoder, subsampled
+from .encoders_hamspk import OVERLAP_FILE, OnnxEncoder, OverlapDetector, make_encoder, subsampled
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -91,6 +91,7 @@ class SpeakerModelMixin(nn.Module):
         calibration, cohort: calibration of the model and its cohort; None if it has none.
         vad: detector of speech that replaces the detector of this package; see `measure_speech`. Set it before
             calibrating, and whenever a model that was calibrated with it is loaded. It is not saved.
+        overlap_detector: detector of two people who speak at once, loaded and saved with the model; None if missing.
     """
 
     config: HamSpkConfig
@@ -99,6 +100,7 @@ class SpeakerModelMixin(nn.Module):
     calibration: Calibration | None = None
     cohort: Cohort | None = None
     vad: Vad = None
+    overlap_detector: OverlapDetector | None = None
     _known_fingerprint: tuple[Any, str] | None = None
     _embedding_threads, _was_training = 0, False
 
@@ -209,9 +211,10 @@ class SpeakerModelMixin(nn.Module):
         sampling_rate: int | None = None,
         limits: Limits | None = None,
         channel: Channel = None,
+        check_voices: bool | str = True,
     ) -> SpeakerProfile:
-        """Return the profile of a speaker, made from recordings; see `SpeakerVerifier.enrol`."""
-        return self.verifier().enrol(recordings, sampling_rate, combine, name, limits, channel)
+        """Return the profile of a speaker, made from recordings; see `SpeakerVerifier.enrol` and `verify`."""
+        return self.verifier(check_voices).enrol(recordings, sampling_rate, combine, name, limits, channel)
 
     def verify(
         self,
@@ -223,6 +226,7 @@ class SpeakerModelMixin(nn.Module):
         sampling_rate: int | None = None,
         limits: Limits | None = None,
         channel: Channel = None,
+        check_voices: bool | str = True,
     ) -> Verification:
         """Decide whether two recordings, or the recordings of an enrolment and a test, are of the same speaker.
 
@@ -236,13 +240,15 @@ class SpeakerModelMixin(nn.Module):
             limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
             channel: channel of the recordings to read; see `read_sound`. To read different channels of the two sides,
                 read them with `read_sound` first.
+            check_voices: True warns of several voices in a recording, False does not check for them. "refuse" gives the
+                decision "several voices" and no score if `overlap_detector` finds two people who speak at once.
 
         Raises:
             ValueError: a recording cannot be used, the profile is of another model, or the operating point does not
                 exist. Silence and short recordings are not errors.
         """
         options = (sampling_rate, operating_point, threshold, combine, limits, channel)
-        return self.verifier().verify(enrolment, test, *options)
+        return self.verifier(check_voices).verify(enrolment, test, *options)
 
     def identify(self, recording: Any, profiles: Sequence[SpeakerProfile], **options: Any) -> Identification:
         """Decide which enrolled speaker, if any, is speaking; for `options` see `SpeakerIdentifier.identify`."""
@@ -310,11 +316,11 @@ class SpeakerModelMixin(nn.Module):
             self._known_fingerprint = (key, digest.hexdigest())
         return self._known_fingerprint[1]
 
-    def verifier(self, check_voices: bool = True) -> SpeakerVerifier:
+    def verifier(self, check_voices: bool | str = True) -> SpeakerVerifier:
         """Return a `SpeakerVerifier`; raise a ValueError if the calibration or cohort was made with other weights."""
         return SpeakerVerifier(self, *self.usable_calibration(), check_voices)
 
-    def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool = True) -> SpeakerIdentifier:
+    def identifier(self, profiles: Sequence[SpeakerProfile], check_voices: bool | str = True) -> SpeakerIdentifier:
         """Return a `SpeakerIdentifier` of the speakers with these `profiles`; its class documents the errors."""
         return SpeakerIdentifier(self, profiles, *self.usable_calibration(), check_voices)
 
@@ -473,14 +479,14 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, calibrated: bool = True, **kwargs
     ):
-        """Load a model from safetensors, with the calibration and cohort from the same folder or repository.
+        """Load a model from safetensors, with its calibration, cohort and overlap detector if they are stored with it.
 
         Args:
             pretrained_model_name_or_path, args, kwargs: see `PreTrainedModel.from_pretrained` of transformers.
-            calibrated: whether to load the calibration and cohort; False is useful before further training.
+            calibrated: whether to load calibration, cohort and overlap detector; False is useful before training.
 
         Raises:
-            ValueError: the calibration or the cohort was altered or belongs to another model.
+            ValueError: one of these files was altered or belongs to another model.
         """
         # Loading a pickle can execute code.
         kwargs.setdefault("use_safetensors", True)
@@ -493,7 +499,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
-        """Save the model as transformers does, with its feature extractor, calibration, cohort and pipeline name."""
+        """Save the model as transformers does, with feature extractor, calibration, cohort, detector and pipeline."""
         announce_pipeline(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
@@ -502,6 +508,8 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     def _save_beside(self, folder: str | os.PathLike) -> None:
         make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(folder))
         self.save_verification(folder)
+        if self.overlap_detector is not None:
+            self.overlap_detector.save(os.path.join(os.fspath(folder), OVERLAP_FILE))
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
         # With `push_to_hub=True`, transformers uploads the folder before its `save_pretrained` returns.
@@ -509,15 +517,17 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def load_verification(self, source: str | os.PathLike, **where) -> None:
-        """Load the calibration and the cohort that are stored with the weights, if these files exist.
+        """Load the calibration, cohort and overlap detector that are stored with the weights, if these files exist.
 
         Args:
             source: folder of the model, or its name on the Hub.
             where: arguments of `from_pretrained` that determine where files are found, such as revision or token.
         """
         where = {key: value for key, value in where.items() if key in FETCHING_ARGUMENTS}
-        found = {name: _find_file(source, name, **where) for name in (CALIBRATION_FILE, COHORT_FILE)}
+        found = {name: _find_file(source, name, **where) for name in (CALIBRATION_FILE, COHORT_FILE, OVERLAP_FILE)}
         files = {name: path for name, path in found.items() if path is not None}
+        if OVERLAP_FILE in files:
+            self.overlap_detector = OverlapDetector.load(files.pop(OVERLAP_FILE))
         if not files:
             return
         if not self._keeps_fingerprint():
@@ -829,6 +839,7 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         if not is_same_model(encoder.description.fingerprint, own):
             raise ValueError(f"{name} was exported from another model, or before it changed. Export this model again.")
         self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
+        self.overlap_detector = model.overlap_detector
         self.base_model: Any = encoder
         self._weights, difference = own.partition("-")[0], _onnx_difference(encoder, model)
         if difference <= LARGEST_DIFFERENCE:

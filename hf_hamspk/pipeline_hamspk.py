@@ -49,7 +49,7 @@ class SpeakerVerificationPipeline(Pipeline):
         ```
 
     Args:
-        check_voices: whether to check long recordings for several voices, which about doubles the time.
+        check_voices: whether to check recordings for several voices, or "refuse"; see `SpeakerModelMixin.verify`.
         onnx_file: file that `hamspk export` wrote, used to compute embeddings with ONNX Runtime. It is a path, or the
             name of a file in the folder of the weights.
         onnx_threads: number of threads of ONNX Runtime; None uses all cores.
@@ -67,7 +67,7 @@ class SpeakerVerificationPipeline(Pipeline):
     def __init__(
         self,
         *args: Any,
-        check_voices: bool = True,
+        check_voices: bool | str = True,
         onnx_file: str | os.PathLike | None = None,
         onnx_threads: int | None = None,
         **kwargs: Any,
@@ -107,6 +107,7 @@ class SpeakerVerificationPipeline(Pipeline):
                 errors: `"raise"`, or `"return"` to return `{"error": message}` for an input that cannot be used.
                 limits: limits on each recording, a `Limits` or a dictionary with some of its fields.
                 channel: channel to read: "left", "right", "mean", or its number, counted from 1.
+                check_voices: replaces the value that was given to the pipeline.
                 batch_size, num_workers: batch size and number of loader processes for lists and streams.
 
         Returns:
@@ -133,15 +134,17 @@ class SpeakerVerificationPipeline(Pipeline):
         errors: str | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         channel: Channel = None,
+        check_voices: bool | str | None = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         if unknown:
             known = "operating_point, threshold, combine, return_embeddings, sampling_rate, errors, limits, channel"
-            raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}.")
+            raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}, check_voices.")
         try:
             # With ONNX Runtime, the calibration may not apply.
             decider = getattr(self, "embedder", self.model)
             decision_rule(getattr(decider, "calibration", None), operating_point, threshold)
+            _ = check_voices if check_voices is None else decider.verifier(check_voices)
         except ValueError as error:
             raise InputError(str(error)) from error
         for name, value, known in (("combine", combine, COMBINATIONS), ("errors", errors, ERRORS)):
@@ -151,7 +154,7 @@ class SpeakerVerificationPipeline(Pipeline):
             limits = choose_channel(limits, channel)
         reading = {"return_embeddings": return_embeddings, "sampling_rate": sampling_rate, "errors": errors}
         deciding = {"operating_point": operating_point, "threshold": threshold, "combine": combine}
-        groups = (reading | {"limits": limits}, deciding)
+        groups = (reading | {"limits": limits}, deciding | {"check_voices": check_voices})
         given = [{name: value for name, value in group.items() if value is not None} for group in groups]
         return given[0], given[1], {}
 
@@ -188,9 +191,11 @@ class SpeakerVerificationPipeline(Pipeline):
         operating_point: str | None = None,
         threshold: float | None = None,
         combine: str = "mean",
+        check_voices: bool | str | None = None,
     ) -> list[dict[str, Any]]:
+        verifier = self.verifier if check_voices is None else self.embedder.verifier(check_voices)
         pairs = [(one.enrolment, one.test) for one in input_tensors if isinstance(one, _Pair) and one.enrolment]
-        decided = iter(self.verifier.verify_pairs(pairs, None, operating_point, threshold, combine))
+        decided = iter(verifier.verify_pairs(pairs, None, operating_point, threshold, combine))
         alone = [one.test for one in input_tensors if isinstance(one, _Pair) and one.enrolment is None]
         embedded = iter(self.embedder.embed_waveforms([sound.waveform for sound in alone]).cpu().float().numpy())
         answers = []
@@ -202,6 +207,8 @@ class SpeakerVerificationPipeline(Pipeline):
                 vad = speech_detector(self.embedder, getattr(self.embedder, "calibration", None))
                 speech = measure_speech(sound.waveform, sound.sampling_rate, vad).speech
                 warnings = [*sound.warnings, *pieces_warnings(sound.duration, "The recording", longest)]
+                if verifier.check_voices and verifier.detector is not None:
+                    warnings += verifier.detector.warnings(sound, "The recording")
                 answers.append({"embedding": next(embedded), "speech": speech, "warnings": warnings})
             else:
                 answers.append(next(decided).to_dict())

@@ -6,7 +6,8 @@
   speech". No score is returned, so that it cannot be compared with a threshold by mistake.
 - Two people who take turns: a decision, with a warning if the model is calibrated and the recording is long enough
   (see `lowest_piece_ratio`). The warning does not replace diarisation.
-- Two people who speak at the same time: a decision without a warning, because this is not detected.
+- Two people who speak at the same time: if the model has a detector (`OverlapDetector`), a decision with a warning, or
+  on request the decision "several voices" without a score. Otherwise they are not detected.
 - The same recording twice: a decision, nearly always "same speaker", with a warning that it proves nothing.
 - Clipped recordings: a decision, with a warning that contains the share of clipped samples.
 
@@ -84,6 +85,8 @@ VOICE_SECONDS = 2.0
 # Log-likelihood ratio of two pieces, corrected for the number of pairs, below which a warning reports two voices.
 TWO_VOICES = -2.0
 SAME, DIFFERENT, NOT_ENOUGH_SPEECH = "same speaker", "different speakers", "not enough speech"
+# Decision about a recording in which two people speak at once, and the value of `check_voices` that asks for it.
+SEVERAL_VOICES, REFUSE = "several voices", "refuse"
 IDENTIFIED, UNKNOWN, AMBIGUOUS = "identified", "unknown speaker", "ambiguous"
 # Least lead over the runner-up: a factor of 3 in likelihood ratios, or 0 for scores, which have no fixed scale.
 LEAST_MARGIN, NO_MARGIN = math.log(3.0), 0.0
@@ -195,7 +198,7 @@ class MeasuredRecording(NamedTuple):
     """A recording `samples` `(L,)` with the SHA-256 of the samples, its measurements, and the warnings of `read_sound`.
 
     The embedding `(D,)` is None if there is too little speech. The embeddings `(N, D)` of consecutive pieces are None
-    if there are fewer than two pieces, or if they were not requested.
+    if there are fewer than two pieces, or if they were not requested. `overlap` is the result of an `OverlapDetector`.
     """
 
     digest: str
@@ -204,6 +207,7 @@ class MeasuredRecording(NamedTuple):
     embedding: Tensor | None
     pieces: Tensor | None
     warnings: list[str]
+    overlap: float = 0.0
 
     def quality(self, model: SpeakerModel) -> Quality:
         """Return the quality measures of the recording, which a calibration can use."""
@@ -312,6 +316,11 @@ def pieces_warnings(seconds: float, label: str, longest: float) -> list[str]:
     return [f"{label} lasts {seconds:.0f} s. It was embedded in pieces of at most {longest:g} s, which were averaged."]
 
 
+def overlap_warnings(seconds: float, label: str) -> list[str]:
+    """Return a warning if two people speak at once in a recording for `seconds`; empty if 0."""
+    return [f"{label} contains two voices: two people speak at once for {seconds:.1f} s."] if seconds else []
+
+
 def copy_warnings(recordings: Sequence[MeasuredRecording], labels: Sequence[str]) -> list[str]:
     """Return a warning for each recording that is the same as an earlier one."""
     sentences = []
@@ -391,10 +400,11 @@ class Verification:
         ```
 
     Attributes:
-        score: similarity of the embeddings, larger for more similar voices; None if there is not enough speech.
+        score: similarity of the embeddings, larger for more similar voices; None if a recording is not compared.
         normalised_score: score after normalisation with the cohort; None if the calibration uses no cohort.
         log_likelihood_ratio: natural log-likelihood ratio; None if the model is not calibrated.
-        decision: `SAME`, `DIFFERENT` or `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
+        decision: `SAME`, `DIFFERENT`, `NOT_ENOUGH_SPEECH` or `SEVERAL_VOICES`; None without a calibration and without a
+            threshold.
         operating_point: name of the operating point; None if a threshold was given, or nothing was decided.
         threshold: smallest log-likelihood ratio (or score, if a threshold was given) for the decision "same speaker".
         enrolment_speech: seconds of speech of each enrolment recording.
@@ -441,7 +451,9 @@ class _CalibratedModel:
 
     Args:
         model, calibration, cohort: see `Scorer`.
-        check_voices: whether to check long recordings for several voices, which about doubles the time.
+        check_voices: whether to check recordings for several voices: with the calibration, which about doubles the time
+            for long recordings, and with the model's `overlap_detector`, if it has one. "refuse" also refuses
+            recordings in which this detector finds two people who speak at once.
     """
 
     def __init__(
@@ -449,9 +461,15 @@ class _CalibratedModel:
         model: SpeakerModel,
         calibration: Calibration | None = None,
         cohort: Cohort | None = None,
-        check_voices: bool = True,
+        check_voices: bool | str = True,
     ):
         self.model, self.rate = model, model.config.sampling_rate
+        self.detector = getattr(model, "overlap_detector", None)
+        if check_voices not in (True, False) and (check_voices != REFUSE or self.detector is None):
+            raise InputError(
+                f"check_voices must be True, False or, if the model has an overlap detector, {REFUSE!r}, got "
+                f"{check_voices!r}. `hamspk convert FILE --into MODEL` stores a detector beside a model."
+            )
         self.calibration, self.check_voices = calibration, check_voices
         self.minimum_speech = MINIMUM_SPEECH if calibration is None else calibration.minimum_speech
         self.scorer = Scorer(model, calibration, cohort)
@@ -459,16 +477,21 @@ class _CalibratedModel:
 
     def _measure(self, groups: Sequence[Sequence[Sound]]) -> list[list[MeasuredRecording]]:
         # Without a calibration, no threshold separates the pieces of one voice from several voices.
-        with_pieces = self.check_voices and self.calibration is not None
-        return measure_and_embed(self.model, groups, with_pieces, speech_detector(self.model, self.calibration))
+        with_pieces = bool(self.check_voices) and self.calibration is not None
+        found = measure_and_embed(self.model, groups, with_pieces, speech_detector(self.model, self.calibration))
+        return self.detector.mark(found, self.rate) if self.detector is not None and self.check_voices else found
 
     def _has_enough(self, recording: MeasuredRecording) -> bool:
         return recording.embedding is not None and recording.measures.speech >= self.minimum_speech
+
+    def _refuses(self, *recordings: MeasuredRecording) -> bool:
+        return self.check_voices == REFUSE and any(recording.overlap for recording in recordings)
 
     def _warnings(self, recording: MeasuredRecording, label: str, with_length: bool = True) -> list[str]:
         sentences = [*recording.warnings, *quality_warnings(recording, label, with_length)]
         sentences += pieces_warnings(recording.measures.duration, label, self.model.config.longest_piece)
         ratio = lowest_piece_ratio(recording, self.scorer)
+        sentences += overlap_warnings(recording.overlap, label)
         if ratio is not None and ratio < TWO_VOICES:
             said = "seems to contain several voices: parts of it do not sound like one speaker. Listen to it."
             sentences.append(f"{label} {said}")
@@ -534,10 +557,15 @@ class SpeakerVerifier(_CalibratedModel):
             Profile of the speaker; its `warnings` describe problems of the recordings.
 
         Raises:
-            ValueError: there is no recording, a recording cannot be used, or they contain too little speech in all.
+            ValueError: there is no recording, a recording cannot be used, they contain too little speech in all, or
+                `check_voices` is "refuse" and two people speak at once in one of them.
         """
         sounds: Any = read_enrolment_side(list(recordings), self.rate, choose_channel(limits, channel), sampling_rate)
-        enrolled = self._enrol(self._measure([sounds])[0], combine, name)
+        measured = self._measure([sounds])[0]
+        for position, recording in enumerate(measured):
+            if self._refuses(recording):
+                raise InputError(*overlap_warnings(recording.overlap, _enrolment_label(position, len(measured))))
+        enrolled = self._enrol(measured, combine, name)
         if enrolled.profile is None:
             raise ValueError(
                 f"Not enough speech to enrol a speaker: at least {self.minimum_speech:g} s are needed, got "
@@ -676,15 +704,16 @@ class SpeakerVerifier(_CalibratedModel):
     def _answer(
         self, enrolled: _Enrolled, test: MeasuredRecording, rule: DecisionRule, scores: tuple[float, Any, Any]
     ) -> Verification:
-        raw, normalised, ratio = scores
-        accepted = rule.accepts(raw, ratio)
+        accepted, has_score = rule.accepts(scores[0], scores[2]), not self._refuses(*enrolled.recordings, test)
+        raw, normalised, ratio = scores if has_score else (None, None, None)
+        decision = None if accepted is None else (SAME if accepted else DIFFERENT)
         return Verification(
             score=raw,
             normalised_score=normalised,
             log_likelihood_ratio=ratio,
-            decision=None if accepted is None else (SAME if accepted else DIFFERENT),
-            operating_point=rule.name,
-            threshold=rule.threshold,
+            decision=decision if has_score else SEVERAL_VOICES,
+            operating_point=rule.name if has_score else None,
+            threshold=rule.threshold if has_score else None,
             enrolment_speech=enrolled.seconds,
             test_speech=test.measures.speech,
             warnings=[
@@ -760,7 +789,7 @@ class Identification:
     Attributes:
         speaker: name of the enrolled speaker; None unless the decision is `IDENTIFIED`.
         decision: `IDENTIFIED`, `UNKNOWN`, `AMBIGUOUS` (an enrolled speaker, but the two best candidates are too
-            close) or `NOT_ENOUGH_SPEECH`; None without a calibration and without a threshold.
+            close), `NOT_ENOUGH_SPEECH` or `SEVERAL_VOICES`; None without a calibration and without a threshold.
         candidates: best candidates, the best one first.
         enrolled_ratio: natural log-likelihood ratio of "one of the enrolled speakers" to "none of them"; None if the
             model is not calibrated.
@@ -797,7 +826,7 @@ class SpeakerIdentifier(_CalibratedModel):
         profiles: Sequence[SpeakerProfile],
         calibration: Calibration | None = None,
         cohort: Cohort | None = None,
-        check_voices: bool = True,
+        check_voices: bool | str = True,
     ):
         super().__init__(model, calibration, cohort, check_voices)
         if not profiles:
@@ -867,6 +896,9 @@ class SpeakerIdentifier(_CalibratedModel):
             warning = f"The recording has {speech:.1f} s of speech; a decision needs {self.minimum_speech:g} s or more."
             warnings = [warning, *recording.warnings]
             return Identification(None, NOT_ENOUGH_SPEECH, [], None, None, None, None, count, speech, warnings)
+        warnings = self._warnings(recording, "The recording")
+        if self._refuses(recording):
+            return Identification(None, SEVERAL_VOICES, [], None, None, None, None, count, speech, warnings)
         found = self.scorer.scores(
             self._embeddings,
             recording.embedding.expand(count, -1),
@@ -903,7 +935,7 @@ class SpeakerIdentifier(_CalibratedModel):
             margin=None if rule.threshold is None else margin,
             enrolled=count,
             test_speech=speech,
-            warnings=[*self._warnings(recording, "The recording"), *self._copies(recording), *explained],
+            warnings=[*warnings, *self._copies(recording), *explained],
         )
 
     def _copies(self, recording: MeasuredRecording) -> list[str]:

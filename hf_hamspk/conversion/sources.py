@@ -10,6 +10,7 @@ from .building import Converted
 from .campplus import CAMPPLUS_FILE, convert_campplus, is_campplus
 from .checkpoints import read_tensors
 from .official import convert_official, is_official
+from .segmentation import SEGMENTATION_SOURCE, is_segmentation
 from .speechbrain import SPEECHBRAIN_YAML, convert_speechbrain
 from .wespeaker import WESPEAKER_YAML, convert_wespeaker
 from .wheels import WHEEL
@@ -94,6 +95,11 @@ def detect(source: Path) -> str:
         return "official"
     if is_campplus(tensors):
         return "campplus"
+    if is_segmentation(tensors):
+        raise ValueError(
+            f"{source} is not a speaker model but {SEGMENTATION_SOURCE}. Store it beside a model with `hamspk convert "
+            f"{source} --into MODEL`."
+        )
     raise ValueError(f"{source} is not recognised. {_EXPECTED}. Name its project with --from {'|'.join(SOURCES)}.")
 
 

@@ -26,7 +26,7 @@ _RUN_FILE = re.compile(
 )
 _ADAPTER_FILE = re.compile(r"config\.json|adapter_config\.json|adapter_model\.safetensors")
 _MODEL_FILE = re.compile(
-    r"(?:config|generation_config|preprocessor_config|verification|evaluation)\.json|cohort\.safetensors|report\.html|"
+    r"(?:config|generation_config|preprocessor_config|verification|evaluation)\.json|(?:cohort|overlap_detector)\.safetensors|report\.html|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|[a-z]+_hamspk\.py|"
     r"plots/(?:det|(?:scores|ratios|costs|sweep)-[^/]+)\.png"
 )

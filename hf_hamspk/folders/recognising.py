@@ -48,7 +48,7 @@ def safetensors_metadata(path: Path) -> dict[str, Any]:
 
 
 def kind_of_array(path: Path) -> str | None:
-    """Return the kind that a file of `calibration_hamspk.save_array` declares; None if it declares none."""
+    """Return the kind that a safetensors file of this package declares in its description; None if it declares none."""
     try:
         found = json.loads(safetensors_metadata(path)["description"])
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -64,6 +64,11 @@ def is_profile_file(path: Path) -> bool:
 def is_index_file(path: Path) -> bool:
     """Return whether a file is an index of speakers."""
     return kind_of_array(path) == "speaker index"
+
+
+def is_detector_file(path: Path) -> bool:
+    """Return whether a file is an overlap detector."""
+    return kind_of_array(path) == "overlap detector"
 
 
 def is_embeddings_file(path: Path) -> bool:

@@ -238,6 +238,10 @@ def _model_rows(facts: CardFacts) -> list[list[str]]:
         rows.append(["Size", f"{numbers} values without the training head; {size} bytes of safetensors with it"])
     licence = chosen_licence(facts)
     rows.append(["Licence of the weights", "not stated" if licence is None else licence])
+    if facts.overlap_detector is not None:
+        licence = facts.overlap_detector.get("licence")
+        origin = f"{facts.overlap_detector.get('origin')} (licence: {'not stated' if licence is None else licence})"
+        rows.append(["Recordings in which two people speak at once", f"a warning, by the network of {origin}"])
     return rows
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from ..calibration_hamspk import CALIBRATION_FILE, COHORT_FILE
 from ..configuration_hamspk import HamSpkConfig
+from ..encoders_hamspk import OVERLAP_FILE
 from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER
 from ..folders.ownership import EARLIER_CODE
 from .about import About
@@ -31,7 +32,7 @@ from .facts import (
     weight_files,
 )
 from .leaks import Private, find_leaks, refuse_leaks
-from .licences import dropped_conditions
+from .licences import MIT_LICENCE, dropped_conditions
 from .origin import check_origin
 
 CARD_FILE, LICENCE_FILE, HANDLER_FILE, REQUIREMENTS_FILE = "README.md", "LICENSE", "handler.py", "requirements.txt"
@@ -49,7 +50,7 @@ _FILE_REASONS = ("unusable_files", "short_files", "unreadable_files")
 _PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 # Files besides the code that this package writes into a repository, and may therefore delete there.
 _MANAGED = re.compile(
-    r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|"
+    r"(?:preprocessor_config|verification|evaluation)\.json|recipe\.yaml|cohort\.safetensors|overlap_detector\.safetensors|"
     r"model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|plots/[^/]+\.png"
 )
 
@@ -141,7 +142,7 @@ def plan_upload(
     files |= {path.name: path for path in weight_files(folder)}
     files |= code.files
     optional = [WEIGHTS_INDEX, EXTRACTOR_FILE, *([] if facts.verification is None else [CALIBRATION_FILE])]
-    optional += [COHORT_FILE] if cohort else []
+    optional += [OVERLAP_FILE, *([COHORT_FILE] if cohort else [])]
     if "model.safetensors" in files:
         optional.remove(WEIGHTS_INDEX)
     files |= {name: folder / name for name in optional if (folder / name).is_file()}
@@ -276,9 +277,19 @@ def _licence_text(facts: CardFacts) -> str:
     text = "https://www.apache.org/licenses/LICENSE-2.0" if code is None else f"the text follows.\n\n{code}"
     return (
         f"Weights (*.safetensors): {weights}{link}.\n"
+        + _licence_of_detector(facts)
         + (f"Licences of the training data:\n{data}" if data else "")
         + f"Code (*.py): Apache License 2.0, {text}"
     ).rstrip() + "\n"
+
+
+def _licence_of_detector(facts: CardFacts) -> str:
+    """Return the line of the licence file about the overlap detector; empty if there is none."""
+    if facts.overlap_detector is None:
+        return ""
+    origin, licence = facts.overlap_detector.get("origin"), facts.overlap_detector.get("licence")
+    text = f" This licence:\n\n{MIT_LICENCE}\n" if licence == "mit" else ""
+    return f"Except {OVERLAP_FILE} ({origin}): {'not stated' if licence is None else licence}.{text}\n"
 
 
 def check_contents(files: list[PlannedFile], private: Private) -> None:

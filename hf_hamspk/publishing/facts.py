@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from ..calibration_hamspk import CALIBRATION_FILE, CHECKSUM, COHORT_FILE
 from ..configuration_hamspk import ENCODERS, HamSpkConfig
+from ..encoders_hamspk import OVERLAP_FILE, OverlapDetector
 from ..evaluation.results import EVALUATION_FILE, EvaluationRecord
 from ..files.yaml_files import load_yaml
 from .about import About
@@ -43,6 +44,7 @@ class CardFacts:
         weights: number of stored values without the training head (`numbers`), and file size (`bytes`); None if the
             model has no weights.
         cohort: number of embeddings in the published cohort; None if no cohort is published.
+        overlap_detector: `origin` and `licence` of the overlap detector; None if the folder contains none.
         about: facts stated by the authors.
     """
 
@@ -54,6 +56,7 @@ class CardFacts:
     recipe: dict[str, Any] | None = None
     weights: dict[str, int] | None = None
     cohort: int | None = None
+    overlap_detector: dict[str, str | None] | None = None
     about: About = field(default_factory=About)
 
     @property
@@ -68,6 +71,8 @@ class CardFacts:
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {
             "about": self.about.to_dict()
         }
+        if self.overlap_detector is None:
+            del values["overlap_detector"]
         return json.dumps({"schema": CARD_SCHEMA} | values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -93,7 +98,7 @@ class CardFacts:
             if values.get("evaluation") is not None:
                 record = EvaluationRecord.from_dict(values["evaluation"], f"{where}: evaluation")
                 values["evaluation"] = record.to_dict()
-            for key in ("config", "verification", "recipe", "weights"):
+            for key in ("config", "verification", "recipe", "weights", "overlap_detector"):
                 if not isinstance(values.get(key, {}), dict | None):
                     raise TypeError(f"{key} is a {type(values[key]).__name__}, expected a JSON object")
             return cls(**values, about=about)
@@ -131,7 +136,8 @@ def gather_facts(
         verification = None
     if record is not None:
         _drop_other_decisions(record, verification)
-    cohort_file = folder / COHORT_FILE
+    cohort_file, detector_file = folder / COHORT_FILE, folder / OVERLAP_FILE
+    detector = OverlapDetector.load(detector_file) if detector_file.is_file() else None
     return CardFacts(
         name=_recipe_model(recipe) if name is None else name,
         published=name is not None,
@@ -141,6 +147,7 @@ def gather_facts(
         recipe=recipe,
         weights=measure_weights(weight_files(folder)),
         cohort=_count_rows(cohort_file) if with_cohort and cohort_file.is_file() else None,
+        overlap_detector=None if detector is None else {"origin": detector.origin, "licence": detector.licence},
         about=About() if about is None else about,
     )
 

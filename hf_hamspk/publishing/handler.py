@@ -33,7 +33,7 @@ LONGEST_MESSAGE = 500
 # Number of requests processed at once, and the longest time that a further request waits. Besides its body, a request
 # needs at most 400 MB to read and measure its recordings, and the memory of the encoder for 120 s of audio.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
-PARAMETERS = ("operating_point", "threshold", "combine")
+PARAMETERS = ("operating_point", "threshold", "combine", "check_voices")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,22 @@ _PERMISSIVE = frozenset(
 )
 _ATTRIBUTION = frozenset({"odc-by"})
 _CREATIVE_COMMONS = re.compile(r"cc-by(?P<nc>-nc)?(?P<sa>-sa)?(?P<nd>-nd)?-\d\.\d")
+# The MIT licence without its copyright notice. It must accompany copies of what is licensed.
+MIT_LICENCE = (
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated\n"
+    'documentation files (the "Software"), to deal in the Software without restriction, including without limitation\n'
+    "the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and\n"
+    "to permit persons to whom the Software is furnished to do so, subject to the following conditions:\n"
+    "\n"
+    "The above copyright notice and this permission notice shall be included in all copies or substantial portions of\n"
+    "the Software.\n"
+    "\n"
+    'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO\n'
+    "THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE\n"
+    "AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF\n"
+    "CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER\n"
+    "DEALINGS IN THE SOFTWARE."
+)
 DEFAULT = "apache-2.0"
 OTHER = "other"
 _CC_BY, _CC_BY_SA, _CC_BY_NC, _CC_BY_NC_SA = "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"
