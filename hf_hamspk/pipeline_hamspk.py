@@ -142,7 +142,7 @@ class SpeakerVerificationPipeline(Pipeline):
             raise InputError(f"Unknown argument {', '.join(unknown)}; expected {known}, check_voices.")
         try:
             # With ONNX Runtime, the calibration may not apply.
-            decider = getattr(self, "embedder", self.model)
+            decider: Any = getattr(self, "embedder", self.model)
             decision_rule(getattr(decider, "calibration", None), operating_point, threshold)
             _ = check_voices if check_voices is None else decider.verifier(check_voices)
         except ValueError as error:

@@ -18,6 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import overlaps
 import pytest
 import soundfile
 import torch
@@ -245,11 +246,15 @@ def template(tmp_path_factory) -> Path:
         model.save_pretrained(root / name)
     shutil.copytree(root / "MODEL", root / "hamspk-demo" / "run" / "final")
     shutil.copytree(root / "MODEL", root / "campplus")
+    overlaps.store(root / "campplus", found=False)
     for speaker, name in enumerate(PEOPLE):
         for utterance in range(3):
             say(root / "people" / name / f"{utterance + 1}.wav", speaker, utterance)
     for number, name in enumerate(RECORDINGS):
         say(root / name, number % 3, 10 + number)
+    say(root / "call.wav", 1, 20, 6.0)
+    lines = [f"SPEAKER call 1 {start} 3 <NA> <NA> {name} <NA> <NA>\n" for start, name in ((0, "A"), (3, "B"))]
+    (root / "call.rttm").write_text("".join(lines))
     rows = []
     for speaker in range(100, 108):
         for utterance in range(2):

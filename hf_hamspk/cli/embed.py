@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.corpora import is_table
 from ..files.recordings import FolderContents, describe_ignored
-from ..files.tables import split_segment
+from ..files.tables import join_segment, split_segment
 from ..folders.recognising import check_replaceable, is_embeddings_file
 from ..loading.names import check_model
 from .options import (
     add_channel_argument,
     add_model_arguments,
     add_rank_arguments,
+    add_segments_argument,
     add_table_arguments,
     check_rank_arguments,
     check_trial_lists,
     count_of,
+    find_segments,
     given_options,
     table_columns,
 )
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for trial lists, the folder of the list of recordings)",
     )
     add_table_arguments(parser)
+    add_segments_argument(parser, "each segment is embedded, with the name PATH#t=START,END")
     parser.add_argument(
         "--output",
         required=True,
@@ -129,6 +132,10 @@ def check(arguments: argparse.Namespace) -> None:
             "torchrun and accelerate set the rank themselves. Remove --rank and --finish, or start without them."
         )
     check_trial_lists(arguments.trials)
+    if arguments.segments is not None:
+        if arguments.trials or arguments.audio_root is not None:
+            raise ValueError("--segments is for recordings FILES, without --trials and --audio-root.")
+        arguments.segments = find_segments(arguments)
     check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")
     check_model(arguments.model)
 
@@ -260,6 +267,10 @@ def _find_source(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         names = sorted({name for trials in lists for name in trials.files})
         root = "." if arguments.audio_root is None else arguments.audio_root
         return lambda rate: AudioFiles(names, rate, root, channel=arguments.channel), {}
+    if arguments.segments is not None:
+        names = [join_segment(one.recording, one.segment) for one in arguments.segments]
+        who = [one.speaker for one in arguments.segments]
+        return lambda rate: AudioFiles(names, rate, speakers=who if any(who) else None, channel=arguments.channel), {}
     found = find_source(arguments.files, arguments.audio_root, arguments.channel, **table_columns(arguments))
     print_contents(found.contents)
     return found.open, found.missing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..files.corpora import base_folder, is_table, read_table
 from ..files.recordings import find_audio
 from ..files.same import find_shared
-from ..files.tables import clean_speaker, split_segment
+from ..files.tables import clean_speaker, join_segment, split_segment
 from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .embed import print_contents
@@ -16,16 +16,20 @@ from .options import (
     PROFILE_EXTENSION,
     add_channel_argument,
     add_model_arguments,
+    add_segments_argument,
     add_table_arguments,
+    add_voices_argument,
     count_of,
+    find_segments,
     given_options,
     table_columns,
+    voices_option,
 )
 from .profiles import ProfileFolder, add_replace_argument
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
-    from ..audio_hamspk import Channel
+    from ..audio_hamspk import Channel, Sound
     from ..modeling_hamspk import HamSpkModel
 
 SPEAKERS, SESSIONS = "speakers", "sessions"
@@ -59,19 +63,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio-root", metavar="DIR", help="base folder of the paths in a list (default: the folder of the list)"
     )
     add_table_arguments(parser)
+    add_segments_argument(parser, "all segments of a speaker in the one recording are joined and enrolled")
     parser.add_argument(
         "--combine",
         choices=COMBINE_CHOICES,
         help="method that combines the embeddings of several recordings into one (default: mean)",
     )
     add_channel_argument(parser)
+    add_voices_argument(parser)
     add_replace_argument(parser)
     parser.epilog = (
         "With --name, all recordings are from that speaker. Without --name, each of FILES is a folder with the\n"
         "recordings of one speaker, and the folder name becomes the name of the speaker. A list of recordings names\n"
         "the speaker of each recording, and its start and end times select segments in seconds.\n"
         "\n"
-        "Unreadable recordings are skipped, speakers without enough speech are not enrolled, and both are reported.\n"
+        "Unreadable recordings are skipped. With --voices refuse, recordings in which two people speak at once are\n"
+        "skipped as well. Speakers without enough speech are not enrolled. All of them are reported.\n"
         "A profile of other recordings is replaced only with --replace. The exit code is 1 if a speaker was not\n"
         "enrolled. A profile is biometric data."
     )
@@ -85,6 +92,9 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if arguments.name is not None:
         _check_name(arguments.name, "--name")
+    if arguments.segments is not None:
+        arguments.speakers = _group_by_segments(arguments)
+    elif arguments.name is not None:
         arguments.speakers = {arguments.name: _files_in(arguments.files)}
     elif len(arguments.files) == 1 and is_table(arguments.files[0]):
         arguments.speakers = _group_by_table(arguments)
@@ -131,6 +141,29 @@ def _group_by_table(arguments: argparse.Namespace) -> dict[str, list[str]]:
     for name, speaker in zip(names, speakers, strict=True):
         _check_name(speaker, f"The name of a speaker in {table}")
         groups.setdefault(speaker, []).append(str(root / name))
+    return groups
+
+
+def _group_by_segments(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    if len(arguments.files) > 1:
+        raise ValueError(
+            f"Expected one recording with --segments, got {len(arguments.files)}. A diarisation names the speakers of "
+            "each recording independently. Run the command once for each recording."
+        )
+    groups: dict[str, list[str]] = {}
+    for one in find_segments(arguments):
+        groups.setdefault(one.speaker, []).append(join_segment(one.recording, one.segment))
+    if arguments.name is not None:
+        if len(groups) > 1:
+            raise ValueError(
+                f"--name is for one speaker, but {arguments.segments} has {len(groups)}. Leave --name out, or keep the "
+                "rows of one speaker."
+            )
+        return {arguments.name: next(iter(groups.values()))}
+    if "" in groups:
+        raise ValueError(f"{arguments.segments} does not name the speaker of each row. Give the name with --name.")
+    for speaker in groups:
+        _check_name(speaker, f"The name of a speaker in {arguments.segments}")
     return groups
 
 
@@ -193,9 +226,14 @@ def run(arguments: argparse.Namespace) -> int:
     speakers = arguments.speakers
     model = load_model(arguments.model, arguments.device)
     folder = ProfileFolder(Path(arguments.profiles), arguments.replace)
-    options = given_options(arguments, "combine")
+    options = given_options(arguments, "combine") | voices_option(arguments)
+    if "check_voices" in options:
+        # Raises an error if the model has no detector and is asked to refuse several voices.
+        model.verifier(options["check_voices"])
+    read = _read_joined if arguments.segments is not None else _read_each
     used = {
-        name: _enrol_speaker(model, name, files, folder, arguments.channel, options) for name, files in speakers.items()
+        name: _enrol_speaker(model, name, folder, read(model, files, arguments.channel, options), options)
+        for name, files in speakers.items()
     }
     enrolled = sum(count > 0 for count in used.values())
     partly = sum(0 < count < len(speakers[name]) for name, count in used.items())
@@ -209,11 +247,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _enrol_speaker(
-    model: "HamSpkModel", name: str, files: list[str], folder: ProfileFolder, channel: "Channel", options: dict
+    model: "HamSpkModel", name: str, folder: ProfileFolder, read: tuple[list["Sound"], int], options: dict
 ) -> int:
-    """Enrol a speaker, and return the number of recordings used, which is 0 if the speaker was not enrolled."""
+    """Enrol a speaker, and return the number of recordings or segments used; 0 if the speaker was not enrolled.
+
+    Args:
+        read: recordings of the speaker, and the number of recordings or segments that they contain.
+    """
+    sounds, count = read
+    try:
+        profile = folder.save(model.enrol(sounds, name=name, **options))
+    except ValueError as error:
+        print(f"not enrolled: {name}: {error}", file=sys.stderr)
+        return 0
+    of = count_of(profile.utterances, "recording") if count == len(sounds) else count_of(count, "segment")
+    print(f"{name}: {of}, {sum(profile.seconds):.1f} s of speech")
+    for warning in profile.warnings:
+        print(f"  warning: {warning}")
+    return count
+
+
+def _read_each(model: "HamSpkModel", files: list[str], channel: "Channel", options: dict) -> tuple[list["Sound"], int]:
+    """Read recordings and segments, each for itself; print the skipped ones to stderr."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
+    from ..verification_hamspk import REFUSE
 
     sounds, rate = [], model.config.sampling_rate
     for file in files:
@@ -222,17 +280,39 @@ def _enrol_speaker(
             label = "The enrolment" if len(files) == 1 else f"Enrolment recording {len(sounds) + 1}"
             if split_segment(file)[1] is None:
                 # Of several recordings, a silent, short or truncated one is left out instead of averaged.
-                sounds.append(read_sound(file, rate, label, strict=len(files) > 1, channel=channel))
+                sound = read_sound(file, rate, label, strict=len(files) > 1, channel=channel)
             else:
-                sounds.append(read_utterance(file, rate, label, channel=channel))
+                sound = read_utterance(file, rate, label, channel=channel)
+            if options.get("check_voices") == REFUSE:
+                _require_one_voice(model, sound)
+            sounds.append(sound)
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
+    return sounds, len(sounds)
+
+
+def _read_joined(
+    model: "HamSpkModel", files: list[str], channel: "Channel", options: dict
+) -> tuple[list["Sound"], int]:
+    """Read segments of one recording, and join them; print the skipped ones to stderr."""
+    from ..audio_hamspk import InputError
+    from ..data.audio import join_segments, read_utterance
+
+    path = split_segment(files[0])[0]
     try:
-        profile = folder.save(model.enrol(sounds, name=name, **options))
-    except ValueError as error:
-        print(f"not enrolled: {name}: {error}", file=sys.stderr)
-        return 0
-    print(f"{name}: {count_of(profile.utterances, 'recording')}, {sum(profile.seconds):.1f} s of speech")
-    for warning in profile.warnings:
-        print(f"  warning: {warning}")
-    return len(sounds)
+        whole = read_utterance(path, model.config.sampling_rate, "The enrolment", channel=channel)
+    except InputError as error:
+        raise ValueError(f"{path}: {error.reason}") from error
+    segments = [segment for _, segment in map(split_segment, files) if segment is not None]
+    joined, skipped = join_segments(whole, segments)
+    for segment, reason in skipped.items():
+        print(f"skipped {path}{segment}: {reason}", file=sys.stderr)
+    return ([joined] if len(joined.waveform) else []), len(segments) - len(skipped)
+
+
+def _require_one_voice(model: "HamSpkModel", sound: "Sound") -> None:
+    from ..audio_hamspk import InputError
+
+    detector = model.overlap_detector
+    if detector is not None and (seconds := detector.find([sound.waveform], sound.sampling_rate)[0]):
+        raise InputError(f"two people speak at once for {seconds:.1f} s")

@@ -12,9 +12,11 @@ from .options import (
     PROFILE_EXTENSION,
     add_channel_argument,
     add_model_arguments,
+    add_voices_argument,
     check_folder,
     check_ways_to_decide,
     given_options,
+    voices_option,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--candidates", type=int, metavar="K", help="number of candidates to print (default: 5)")
     add_channel_argument(parser)
+    add_voices_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the answers as JSON")
     parser.epilog = (
         "The decision has two steps. The first step decides whether the speaker is enrolled at all. --prior is the\n"
@@ -97,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prior is not None:
         options["operating_point"] = OperatingPoint("--prior", arguments.prior)
     model = load_model(arguments.model, arguments.device)
-    identifier = model.identifier(read_profiles(arguments.profiles, model.fingerprint()))
+    profiles = read_profiles(arguments.profiles, model.fingerprint())
+    identifier = model.identifier(profiles, **voices_option(arguments))
     sounds, rate = {}, model.config.sampling_rate
     for name in dict.fromkeys(arguments.test):
         try:

@@ -2,16 +2,23 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files.corpora import is_table
+from ..files.diarisation import SpeakerSegment, read_speaker_segments
 from ..folders.ranks import check_rank
 
 # Copy of a value of the package, because importing the original would import torch. A test compares the two.
 PROFILE_EXTENSION = ".safetensors"
 # Copies of the names and of the largest number of channels in `audio_hamspk`, which a test compares as well.
 CHANNEL_NAMES, HIGHEST_CHANNEL = ("left", "right", "mean"), 32
+# Values of `check_voices` by their names at the command line.
+CHECKS_OF_VOICES = {"warn": True, "refuse": "refuse", "ignore": False}
+# Number of skipped rows of --segments that are printed; the others are counted.
+SKIPPED_ROWS_SHOWN = 20
 # Longer names are shortened in messages, as in the messages of `audio_hamspk.read_sound`.
 LONGEST_NAME = 200
 
@@ -59,6 +66,50 @@ def check_rank_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{missing} is missing. Give both --rank R, from 0 to N - 1, and --world-size N.")
     if arguments.rank is not None:
         check_rank(arguments.rank, arguments.world_size)
+
+
+def add_segments_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add --segments, the argument of the commands that use the result of a diarisation; `meaning` ends its help."""
+    parser.add_argument(
+        "--segments",
+        metavar="FILE",
+        help="segments of the recordings FILES, from a diarisation: an RTTM file, or a CSV file with the columns start "
+        f"and end in seconds, and perhaps speaker and path; {meaning}",
+    )
+
+
+def find_segments(arguments: argparse.Namespace) -> list[SpeakerSegment]:
+    """Return the segments in the file --segments, and print the rows that were skipped to stderr.
+
+    Raises:
+        ValueError: FILES are not recordings, or the file has no usable row (see `read_speaker_segments`).
+    """
+    for name in arguments.files:
+        if is_table(name):
+            raise ValueError(f"--segments is for recordings, but {name} is a list of recordings. Give one of the two.")
+        check_recording(name)
+    found = read_speaker_segments(Path(arguments.segments), arguments.files)
+    for line, reason in list(found.skipped.items())[:SKIPPED_ROWS_SHOWN]:
+        print(f"skipped {arguments.segments}, line {line}: {reason}", file=sys.stderr)
+    if found.skipped:
+        rows = count_of(len(found.found) + len(found.skipped), "row")
+        print(f"skipped {len(found.skipped)} of {rows} of {arguments.segments}", file=sys.stderr)
+    return found.found
+
+
+def add_voices_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --voices, the argument of the commands that check recordings for several voices."""
+    parser.add_argument(
+        "--voices",
+        choices=tuple(CHECKS_OF_VOICES),
+        help="what to do about recordings with several voices: warn (the default), refuse recordings in which two "
+        "people speak at once (the model needs an overlap detector, see `hamspk convert --into`), or ignore",
+    )
+
+
+def voices_option(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the argument `check_voices` of the models that --voices asks for; empty if it was not given."""
+    return {} if arguments.voices is None else {"check_voices": CHECKS_OF_VOICES[arguments.voices]}
 
 
 def parse_channel(text: str) -> str | int:

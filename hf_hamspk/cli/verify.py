@@ -12,11 +12,13 @@ from .options import (
     PROFILE_EXTENSION,
     add_channel_argument,
     add_model_arguments,
+    add_voices_argument,
     check_enrolment,
     check_recording,
     check_ways_to_decide,
     count_of,
     given_options,
+    voices_option,
 )
 from .profiles import add_replace_argument, save_profile
 
@@ -41,8 +43,9 @@ _VERIFY_EPILOG = (
     "operating point. That threshold follows from the prior probability of the same speaker and from the costs of\n"
     "the two errors.\n"
     "\n"
-    "Recordings with too little speech get no score, and the decision is 'not enough speech'. A speaker profile\n"
-    "works only with the model that made it. It is biometric data."
+    "Recordings with too little speech get no score, and the decision is 'not enough speech'. With --voices refuse,\n"
+    "the decision about a recording in which two people speak at once is 'several voices'. A speaker profile works\n"
+    "only with the model that made it. It is biometric data."
 )
 
 
@@ -92,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="method that combines the embeddings of several enrolment recordings (default: mean)",
     )
     add_channel_argument(parser)
+    add_voices_argument(parser)
     parser.add_argument("--save-profile", metavar=f"FILE{PROFILE_EXTENSION}", help="file in which to save the profile")
     add_replace_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -158,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
         enrolment = SpeakerProfile.load(enrolment[0])
         if enrolment.name not in (None, Path(arguments.enrolment[0]).stem):
             remarks = [f"{arguments.enrolment[0]} contains the profile of {enrolment.name!r}."]
-    options = given_options(arguments, "combine", "channel")
+    options = given_options(arguments, "combine", "channel") | voices_option(arguments)
     if arguments.save_profile is not None:
         enrolment = model.enrol(enrolment, **options)
         save_profile(enrolment, Path(arguments.save_profile), arguments.replace)

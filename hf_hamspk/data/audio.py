@@ -89,7 +89,7 @@ def _read_segment(path: str, segment: Segment, label: str, channel: Channel) -> 
         return *found, channel
     # The length of the file is unknown, or its decoder cannot seek.
     whole = read_sound(path, None, label, CORPUS_LIMITS, channel=channel)
-    start, stop = _bounds(segment, whole.sampling_rate, len(whole.waveform), label)
+    start, stop = segment_bounds(segment, whole.sampling_rate, len(whole.waveform), label)
     return whole.waveform[start:stop], whole.sampling_rate, None
 
 
@@ -99,7 +99,7 @@ def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
         # By its number, because soundfile takes a file for raw samples if its name ends in ".raw".
         with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(cast(Any, QuietFile(raw))) as file:
             rate, frames = check_rate(file.samplerate, ""), file.frames
-            start, stop = _bounds(segment, rate, frames, "")
+            start, stop = segment_bounds(segment, rate, frames, "")
             # Otherwise soundfile seeks after each block.
             file.seekable = lambda: False
             if (stop - start) * file.channels > CORPUS_LIMITS.values:
@@ -124,7 +124,23 @@ def _skip(file: soundfile.SoundFile, frames: int) -> None:
         frames -= found
 
 
-def _bounds(segment: Segment, rate: int, frames: int, label: str) -> tuple[int, int]:
+def join_segments(sound: Sound, segments: Sequence[Segment]) -> tuple[Sound, dict[Segment, str]]:
+    """Return the samples of segments of a recording, one after the other.
+
+    Returns:
+        The joined recording, and a dictionary that maps each segment that cannot be used to the reason.
+    """
+    parts, skipped = [np.empty(0, np.float32)], {}
+    for segment in segments:
+        try:
+            start, stop = segment_bounds(segment, sound.sampling_rate, len(sound.waveform), "")
+            parts.append(sound.waveform[start:stop])
+        except InputError as error:
+            skipped[segment] = error.reason
+    return Sound(np.concatenate(parts), sound.sampling_rate, sound.warnings), skipped
+
+
+def segment_bounds(segment: Segment, rate: int, frames: int, label: str) -> tuple[int, int]:
     """Return the first sample of a segment and the sample after its last one.
 
     Raises:
