@@ -60,7 +60,7 @@ PARSED_ONLY = {
     "pytest": "these tests",
 }
 # Blocks that import one of these are left out if it is not installed; tests/losses then skips them with that reason.
-OTHER_LIBRARIES = ("speechbrain", "pytorch_metric_learning")
+OTHER_LIBRARIES = ("speechbrain", "pytorch_metric_learning", "datatrove")
 PROGRAMS = {"hamspk", "pip", "pytest", "accelerate", "python", "python3", "torchrun", "tensorboard"}
 
 
@@ -230,6 +230,79 @@ def test_json_of_the_pages_is_a_request(tmp_path):
     for page in PAGES:
         for block in blocks(page, "json"):
             assert json.loads(block.text).keys() <= {"inputs", "parameters"}
+
+
+# Programs of clusters, which only write down their words; those that start other programs run them as well.
+STUBS = {
+    "hamspk": "",
+    "pip": "",
+    "ray": "",
+    "sbatch": "echo Submitted batch job 1",
+    "srun": 'SLURM_PROCID=3 SLURM_NTASKS=8 "$@"',
+    "hf": 'for i in "$@"; do if [ "$1" = bash ]; then "$@"; fi; shift; done',
+}
+
+
+def write_stubs(folder: Path) -> Path:
+    """Write the stubs; their words are in `words`, one call a line."""
+    for name, rest in STUBS.items():
+        path = folder / name
+        path.write_text(f'#!/bin/bash\nprintf "%s\\0" {name} "$@" >> {folder}/words\necho >> {folder}/words\n{rest}\n')
+        path.chmod(0o755)
+    return folder
+
+
+def hf_accepts(words: list[str]) -> None:
+    from click import Context
+    from huggingface_hub.cli.hf import app
+
+    command, left = app, list(words)
+    while hasattr(command, "get_command"):
+        command = command.get_command(Context(command), left.pop(0))
+    command.make_context("hf", left)
+
+
+def ray_accepts(words: list[str]) -> None:
+    job = pytest.importorskip("ray.dashboard.modules.job.cli", reason="the extra `ray` is not installed")
+    context = job.submit.make_context("submit", words[2:])
+    script = list(context.params["entrypoint"])
+    names: dict = {"__name__": "script"}
+    exec(compile((ROOT / script[1]).read_text(), script[1], "exec"), names)
+    names["make_parser"]().parse_args(script[2:])
+
+
+@pytest.mark.slow
+def test_commands_of_clusters_are_accepted(tmp_path):
+    """Blocks of `sh` are run with stubs of `hamspk`, `srun`, `hf` and the like, and the words are given to parsers."""
+    folder = write_stubs(tmp_path)
+    found = [block.text for page in PAGES for block in blocks(page, "sh")]
+    for text in found:
+        environment = {"PATH": f"{folder}:/usr/bin:/bin"}
+        subprocess.run(["bash", "-eu"], input=text, text=True, env=environment, cwd=tmp_path, check=True)
+    calls = [line.split("\0")[:-1] for line in (folder / "words").read_text().splitlines()]
+    assert {words[0] for words in calls} == {"hamspk", "pip", "ray", "srun", "hf"}
+    checks = {"hamspk": hamspk_accepts, "hf": hf_accepts, "ray": ray_accepts}
+    for program, *words in calls:
+        if program in checks:
+            checks[program](words)
+    ranks = [words[words.index("--rank") + 1] for words in calls if words[0] == "hamspk" and "--rank" in words]
+    assert ranks == ["3", "3", "0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_python_of_clusters_submits_jobs(tmp_path, monkeypatch):
+    """Blocks of `py` are run with a stub of `sbatch`."""
+    pytest.importorskip("datatrove", reason="the extra `datatrove` is not installed")
+    folder = write_stubs(tmp_path)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        for block in blocks(page, "py"):
+            exec(compile(block.text, page.name, "exec"), {"__name__": page.name})
+    calls = [line.split("\0")[0] for line in (folder / "words").read_text().splitlines()]
+    # Two jobs, each followed by one that adds up the statistics.
+    assert calls == ["sbatch"] * 4
+    assert (tmp_path / "logs" / "embed" / "launch_script.slurm").is_file()
 
 
 # -- run -------------------------------------------------------------------------------------------------------------
