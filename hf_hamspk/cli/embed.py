@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="FILE",
-        help=f"file for the embeddings; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}",
+        help=f"file for the embeddings; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}; for ranks also a "
+        "URL of fsspec, such as s3://bucket/voices.parquet",
     )
     parser.add_argument(
         "--batch-seconds", type=float, metavar="S", help="seconds of padded audio per forward pass (default: 120)"
@@ -125,6 +126,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.files and not any(os.path.exists(split_segment(name)[0]) or "://" in name for name in arguments.files):
         raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
     check_rank_arguments(arguments)
+    if "://" in arguments.output and arguments.rank is None and not arguments.finish:
+        raise ValueError(
+            f"--output {arguments.output} is a URL, which needs ranks. Give --rank 0 --world-size 1, and then --finish."
+        )
     if arguments.rank is not None and arguments.finish:
         raise ValueError("--rank and --finish are separate steps. Give one of them.")
     if (arguments.rank is not None or arguments.finish) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -136,7 +141,8 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.trials or arguments.audio_root is not None:
             raise ValueError("--segments is for recordings FILES, without --trials and --audio-root.")
         arguments.segments = find_segments(arguments)
-    check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")
+    if "://" not in arguments.output:
+        check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")
     check_model(arguments.model)
 
 
@@ -175,10 +181,11 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     from ..embedding.sharing import open_embedding_parts, parts_folder
 
     model, source, missing = _load(arguments, arguments.device)
-    with lock_parts(parts_folder(arguments.output)):
+    folder = parts_folder(arguments.output)
+    with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
         parts = open_embedding_parts(model, source, arguments.output, arguments.precision)
         check_complete(parts, source)
-        return _write_output(parts, Path(arguments.output), _about(arguments, model), missing, Speed(), 0)
+        return _write_output(parts, arguments.output, _about(arguments, model), missing, Speed(), 0)
 
 
 def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkModel, Source, dict[str, str]]":
@@ -224,7 +231,7 @@ def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None"
     from ..embedding import extract
     from ..embedding.sharing import change_precision, open_embedding_parts
 
-    output = Path(arguments.output)
+    output = arguments.output
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
@@ -303,16 +310,16 @@ def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
 
 def _write_output(
     parts: "EmbeddingParts",
-    output: Path,
+    output: str,
     about: dict[str, str],
     missing: dict[str, str],
     speed: "Speed",
     processes: int,
 ) -> int:
     """Write the output, report the skipped files and the speed, and return the exit code."""
-    from ..embedding import write_embeddings
+    from ..embedding.sharing import write_output
 
-    count = write_embeddings(parts, output, about)
+    count = write_output(parts, output, about)
     skipped = missing | parts.failures()
     audio = sum(sum(table["seconds"].to_pylist()) for table in parts.tables("seconds"))
     earlier = sum(parts.sizes) - speed.utterances if processes == 1 else 0

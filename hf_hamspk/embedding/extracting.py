@@ -94,7 +94,7 @@ def extract(
     # Determined before the files are read, so that a file that changes meanwhile is embedded again after a resume.
     states = {part: source.state(parts.pieces[part]) for part in own}
     todo = [part for part in own if not parts.is_done(part, states[part])]
-    _warn_of_changes([part for part in todo if parts.path(part).exists()], parts)
+    _warn_of_changes([part for part in todo if parts.exists(part)], parts)
     total, left = (sum(parts.utterances(part) for part in some) for some in (own, todo))
     rate = model.config.sampling_rate
     speed, start = Speed(), time.perf_counter()

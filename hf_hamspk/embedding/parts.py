@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..folders.locks import RUN_LOCK, lock_folder
-from ..folders.ownership import remove_own_files
 from ..folders.ranks import RANK_LOCK, check_no_rank, describe_missing, hold_rank
-from ..folders.writing import remove_leftovers, write_atomically
+from ..folders.writing import remove_leftovers
 from .sources import DecodedUtterance, Source
+from .stores import RemoteStore, is_url, open_store
 
 PART_UTTERANCES = 128
 """Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
@@ -35,7 +35,7 @@ class EmbeddingParts:
     """Folder in which one embedding run saves its parts.
 
     Args:
-        folder: path of the folder. It is created if it does not exist.
+        folder: path of the folder, or a URL of fsspec. It is created if it does not exist.
         sizes: number of utterances in each piece of the source, see `Source.sizes`.
         dimension: dimension D of the embeddings.
         run: names and values of all settings that change the embeddings. A run can be resumed only with the same
@@ -48,7 +48,8 @@ class EmbeddingParts:
         ValueError: the folder contains parts of a run with other settings, or other files.
     """
 
-    def __init__(self, folder: Path, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
+    def __init__(self, folder: Path | str, sizes: Sequence[int], dimension: int, run: dict[str, str | int]):
+        self.store = open_store(folder)
         self.folder, self.sizes, self.dimension = folder, sizes, dimension
         self.pieces = list(_cut_parts(sizes))
         self.schema = pa.schema(
@@ -63,21 +64,24 @@ class EmbeddingParts:
         self._begin(run | {"dimension": dimension, "part_utterances": PART_UTTERANCES})
 
     def _begin(self, run: dict[str, str | int]) -> None:
-        check_parts_folder(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / RUN_FILE
+        if not is_url(self.folder):
+            check_parts_folder(Path(self.folder))
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(self.store.read(RUN_FILE).decode("utf-8"))
         except FileNotFoundError:
             # All processes of a run write the same content. A process of another machine can have the same number, and
             # thus have renamed the temporary file.
             with suppress(FileNotFoundError):
-                _replace(path, json.dumps(run, indent=2).encode())
+                self.store.write(RUN_FILE, json.dumps(run, indent=2).encode())
             return
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"{path} is damaged. Move it away or delete the folder, and run the same command again.")
+            raise ValueError(
+                f"{RUN_FILE} in {self.folder} is damaged. Move it away or delete the folder, and run the same command "
+                "again."
+            )
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
             raise ValueError(
@@ -86,8 +90,12 @@ class EmbeddingParts:
             )
 
     def path(self, part: int) -> Path:
-        """Return the path of a part."""
-        return self.folder / f"part-{part:06d}.parquet"
+        """Return the path of a part in a folder of this machine."""
+        return Path(self.folder) / part_name(part)
+
+    def exists(self, part: int) -> bool:
+        """Return whether a part exists, perhaps of files that have changed since then."""
+        return self.store.exists(part_name(part))
 
     def is_done(self, part: int, state: str = "") -> bool:
         """Return whether a part is complete, and the files of its pieces still have the given state.
@@ -97,7 +105,7 @@ class EmbeddingParts:
             state: state of the pieces, see `Source.state`.
         """
         try:
-            found = pq.read_schema(self.path(part)).metadata
+            found = pq.read_schema(self.store.open(part_name(part))).metadata
         except (OSError, pa.ArrowException):
             return False
         return found is not None and found.get(_STATE) == state.encode()
@@ -135,12 +143,12 @@ class EmbeddingParts:
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_STATE: state}), sink)
-        _replace(self.path(part), sink.getvalue())
+        self.store.write(part_name(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """Yield the table of each part, in the order of the parts. Without arguments, a table has all columns."""
         for part in range(len(self.pieces)):
-            table = pq.ParquetFile(self.path(part)).read(list(columns) if columns else None)
+            table = pq.ParquetFile(self.store.open(part_name(part))).read(list(columns) if columns else None)
             yield table.replace_schema_metadata(None)
 
     def failures(self) -> dict[str, str]:
@@ -157,7 +165,12 @@ class EmbeddingParts:
 
         Call this after the embeddings have been written elsewhere.
         """
-        remove_own_files(self.folder, is_part_file)
+        self.store.remove(is_part_file)
+
+
+def part_name(part: int) -> str:
+    """Return the name of the file of a part."""
+    return f"part-{part:06d}.parquet"
 
 
 def check_parts_folder(folder: Path) -> None:
@@ -191,19 +204,24 @@ def lock_parts(folder: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def lock_parts_of_rank(folder: Path, rank: int, world_size: int) -> Iterator[None]:
+def lock_parts_of_rank(folder: Path | str, rank: int, world_size: int) -> Iterator[None]:
     """Context manager that locks the folder of the parts for one rank, together with other ranks.
 
-    Unfinished files of the rank's parts are removed.
+    Unfinished files of the rank's parts are removed. At a URL, the rank is only marked, because there are no locks.
 
     Args:
-        folder: folder of the parts. It is created if it does not exist.
+        folder: folder of the parts, or a URL of fsspec. It is created if it does not exist.
         rank: number of the rank, from 0.
         world_size: number of ranks.
 
     Raises:
         ValueError: the rank is already at work, the folder is locked (see `hold_rank`), or it contains other files.
     """
+    if is_url(folder):
+        with RemoteStore(str(folder)).mark_rank(rank, world_size):
+            yield
+        return
+    folder = Path(folder)
     check_parts_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with hold_rank(folder / RUN_LOCK, folder, EMBEDDING, rank, world_size):
@@ -227,7 +245,7 @@ def check_complete(parts: EmbeddingParts, source: Source) -> None:
     total = len(parts.pieces)
     missing = [part for part in range(total) if not parts.is_done(part, source.state(parts.pieces[part]))]
     if missing:
-        advice = describe_missing(parts.folder, missing, total, "parts", "hamspk embed ...")
+        advice = describe_missing(parts.store.started(), missing, total, "parts", "hamspk embed ...")
         raise ValueError(
             f"{len(missing)} of the {total} parts in {parts.folder} are missing, or their audio files have changed. "
             f"{advice} Keep the other arguments. Then finish again."
@@ -249,8 +267,3 @@ def _cut_parts(sizes: Sequence[int]) -> Iterator[range]:
             first, held = piece + 1, 0
     if first < len(sizes):
         yield range(first, len(sizes))
-
-
-def _replace(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file atomically, so that it is never incomplete, even after a kill or a power cut."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))

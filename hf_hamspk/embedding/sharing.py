@@ -1,6 +1,8 @@
 """Share the embedding of a corpus among ranks, on one machine or on several with a common folder."""
 
 import os
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,35 @@ from ..modeling_hamspk import HamSpkPreTrainedModel
 from .extracting import Speed, extract
 from .parts import EmbeddingParts, check_complete, lock_parts, lock_parts_of_rank
 from .sources import Source
+from .stores import RemoteStore, is_url
 from .writing import write_embeddings
 
 
-def parts_folder(output: str | os.PathLike[str]) -> Path:
-    """Return the path of the folder in which the finished embeddings are kept until the output is written."""
+def parts_folder(output: str | os.PathLike[str]) -> Path | str:
+    """Return the path or URL of the folder in which finished embeddings are kept until the output is written."""
+    if is_url(output):
+        folder, _, name = str(output).rpartition("/")
+        return f"{folder}/{Path(name).with_suffix('.parts')}"
     return Path(output).with_suffix(".parts")
+
+
+def write_output(parts: EmbeddingParts, output: str | os.PathLike[str], about: dict[str, str]) -> int:
+    """Write the embeddings of all parts into one file, see `write_embeddings`. The output may be a URL of fsspec.
+
+    Raises:
+        ValueError: a file exists at the URL, or see `write_embeddings`.
+    """
+    if not is_url(output):
+        return write_embeddings(parts, Path(output), about)
+    folder, _, name = str(output).rpartition("/")
+    store = RemoteStore(folder)
+    if store.exists(name):
+        raise ValueError(f"{output} already exists, and files at a URL are not replaced. Choose another name.")
+    with tempfile.TemporaryDirectory() as scratch:
+        count = write_embeddings(parts, Path(scratch, name), about)
+        if count:
+            store.put(Path(scratch, name), name)
+    return count
 
 
 def open_embedding_parts(
@@ -62,7 +87,8 @@ def embed_share(
     Args:
         model: model in float32, on the device of this rank. Its precision is changed to `precision`.
         source: source of the utterances, at the sampling rate of the model. All ranks need the same source.
-        output: path of the file of embeddings, in a folder that all ranks share.
+        output: path of the file of embeddings, in a folder that all ranks share, or a URL of fsspec, such as
+            `s3://bucket/voices.parquet`. At a URL there are no locks: do not run the same rank twice at once.
         rank: number of the rank, from 0 to `world_size - 1`.
         world_size: number of ranks.
         precision: number format of the computation, "float32" or "bfloat16".
@@ -101,7 +127,7 @@ def finish_embeddings(
     Args:
         model: model, in float32.
         source: source of the utterances.
-        output: path of the file of embeddings.
+        output: path or URL of the file of embeddings.
         precision: number format of the computation of the ranks.
         name: name of the model, which is stored in the file.
 
@@ -111,11 +137,12 @@ def finish_embeddings(
     Raises:
         ValueError: a rank has never started, was interrupted or is at work; the message names it.
     """
-    with lock_parts(parts_folder(output)):
+    folder = parts_folder(output)
+    with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
         parts = open_embedding_parts(model, source, output, precision)
         check_complete(parts, source)
         about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
-        count = write_embeddings(parts, Path(output), about)
+        count = write_output(parts, output, about)
         failures = parts.failures()
         parts.remove()
     return count, failures

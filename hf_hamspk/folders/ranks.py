@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from .locks import check_unlocked, lock_folder, read_lock, share_folder
 
@@ -20,6 +21,36 @@ RANKS_NAMED = 8
 """Largest number of ranks that an error message describes."""
 
 _NUMBERS = re.compile(r"rank-(\d+)-of-(\d+)\.lock")
+
+
+class StartedRank(NamedTuple):
+    """Rank that has started, at work or not.
+
+    Attributes:
+        rank: number of the rank, from 0.
+        world_size: number of ranks.
+        started: time of the last start or end in nanoseconds.
+    """
+
+    rank: int
+    world_size: int
+    started: int
+
+
+def rank_lock_name(rank: int, world_size: int) -> str:
+    """Return the name of the lock file of a rank."""
+    return f"rank-{rank:05d}-of-{world_size:05d}.lock"
+
+
+def parse_rank_lock(name: str) -> tuple[int, int] | None:
+    """Return the rank and the number of ranks in the name of a lock file; None for another name."""
+    found = _NUMBERS.fullmatch(name)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def started_ranks(folder: Path) -> list[StartedRank]:
+    """Return the ranks whose lock files are in a folder."""
+    return [StartedRank(rank, count, path.stat().st_mtime_ns) for rank, count, path in _rank_locks(folder)]
 
 
 def check_rank(rank: int, world_size: int) -> None:
@@ -51,7 +82,7 @@ def hold_rank(lock: Path, output: Path, work: str, rank: int, world_size: int) -
             command needs the folder alone.
     """
     check_rank(rank, world_size)
-    own = lock.with_name(f"rank-{rank:05d}-of-{world_size:05d}.lock")
+    own = lock.with_name(rank_lock_name(rank, world_size))
     with share_folder(lock, output), lock_folder(own, output, f"{work}, rank {rank} of {world_size}"):
         for other, count, path in _rank_locks(lock.parent):
             if count != world_size and _is_held(path, output):
@@ -83,25 +114,26 @@ def check_no_rank(folder: Path, output: Path) -> None:
         )
 
 
-def describe_missing(folder: Path, missing: Sequence[int], total: int, unit: str, command: str) -> str:
+def describe_missing(
+    started: Sequence[StartedRank], missing: Sequence[int], total: int, unit: str, command: str
+) -> str:
     """Return sentences that name the ranks whose pieces are missing, and the commands that make these pieces.
 
     Args:
-        folder: folder with the lock files of the ranks.
+        started: ranks that have started, see `started_ranks`.
         missing: numbers of the missing pieces.
         total: number of all pieces.
         unit: name of the pieces, such as "shards".
         command: command of a rank, without its number and the number of ranks.
     """
-    started = _rank_locks(folder)
     if not started:
         return (
             "No rank has started. Run each of N ranks, for example the first one of 4 with "
             f"`{command} --rank 0 --world-size 4`."
         )
     # After a change of the number of ranks, lock files of the earlier ranks are left.
-    count = max(started, key=lambda one: one[2].stat().st_mtime_ns)[1]
-    known = {rank for rank, number, _ in started if number == count}
+    count = max(started, key=lambda one: one.started).world_size
+    known = {one.rank for one in started if one.world_size == count}
     ranks = sorted({piece % count for piece in missing})
     sentences = []
     for rank in ranks[:RANKS_NAMED]:
@@ -118,8 +150,8 @@ def _rank_locks(folder: Path) -> list[tuple[int, int, Path]]:
     """Return the rank, the number of ranks and the path of each lock file in a folder."""
     if not folder.is_dir():
         return []
-    found = [(_NUMBERS.fullmatch(path.name), path) for path in folder.iterdir()]
-    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name is not None)
+    found = [(parse_rank_lock(path.name), path) for path in folder.iterdir()]
+    return sorted((*numbers, path) for numbers, path in found if numbers is not None)
 
 
 def _is_held(path: Path, output: Path) -> bool:

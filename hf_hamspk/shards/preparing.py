@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..folders.ranks import check_rank, describe_missing
+from ..folders.ranks import check_rank, describe_missing, started_ranks
 from ..folders.writing import remove_leftovers, write_atomically
 from .making import ShardRecord, load_record, record_path, run_workers
 from .manifest import (
@@ -184,7 +184,7 @@ def finish_shards(output: str | os.PathLike[str]) -> Manifest:
         plan = load_plan(folder)
         missing = [index for index in range(plan.shards) if load_record(folder, index) is None]
         if missing:
-            advice = describe_missing(folder, missing, plan.shards, "shards", f"hamspk prepare {output}")
+            advice = describe_missing(started_ranks(folder), missing, plan.shards, "shards", f"hamspk prepare {output}")
             raise ValueError(
                 f"{len(missing)} of the {plan.shards} shards of {output} are missing. {advice} Then finish again."
             )

@@ -291,6 +291,14 @@ def test_steps_of_ranks_that_do_not_fit_are_refused(refusal, model_folder, audio
     assert problem in refusal("embed", model_folder, audio / "a.wav", "--output", tmp_path / "e.npz", *words)
 
 
+def test_an_output_at_a_url_needs_ranks(hamspk, refusal, model_folder, audio):
+    words = ("embed", model_folder, audio / "a.wav", "--output", "memory://here/e.parquet")
+    assert "is a URL, which needs ranks. Give --rank 0 --world-size 1, and then --finish." in refusal(*words)
+    assert hamspk(*words, "--rank", 0, "--world-size", 1)[0] == 0
+    code, out, _ = hamspk(*words, "--finish")
+    assert code == 0 and "1 file embedded (2.5 s of audio): 24 numbers each, in memory://here/e.parquet" in out
+
+
 def test_ranks_of_torchrun_are_not_set_by_hand(refusal, monkeypatch, model_folder, audio, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     words = ("embed", model_folder, audio / "a.wav", "--output", tmp_path / "e.npz", "--rank", 0, "--world-size", 2)

@@ -8,6 +8,7 @@ import functools
 import os
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile as sf
@@ -165,3 +166,27 @@ def test_ranks_killed_at_random_and_one_that_never_started(tmp_path, monkeypatch
     embed_tiny(folder, root, tmp_path / "one.parquet", 0, 1)
     finish_embeddings(model, source, tmp_path / "one.parquet")
     assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+def test_parts_and_output_at_a_url(tmp_path, model, source):
+    """The bytes of a local folder; as there, missing ranks are named and other settings are refused."""
+    url = "memory://bucket/deep/voices.parquet"
+    memory = fsspec.filesystem("memory")
+    share(model, source, url, 1, 3)
+    with pytest.raises(
+        ValueError, match=r"in memory://bucket/deep/voices.parts are missing.*Rank 0 of 3 never started"
+    ):
+        finish_embeddings(model, source, url)
+    with pytest.raises(ValueError, match=r"voices.parts contains embeddings of an interrupted run .* \(files\)"):
+        share(model, AudioFiles(source.names[:9], RATE, tmp_path), url, 0, 3)
+    assert [share(model, source, url, rank, 3) for rank in range(3)] == [6, 0, 5]
+    assert finish_embeddings(model, source, url)[0] == 16
+    share(model, source, tmp_path / "here.parquet", 0, 1)
+    finish_embeddings(model, source, tmp_path / "here.parquet")
+    assert memory.cat_file("/bucket/deep/voices.parquet") == (tmp_path / "here.parquet").read_bytes()
+    assert memory.find("/bucket/deep") == ["/bucket/deep/voices.parquet"]
+    share(model, source, url, 0, 1)
+    with pytest.raises(
+        ValueError, match=r"^memory://bucket/deep/voices.parquet already exists, and files at a URL are"
+    ):
+        finish_embeddings(model, source, url)
