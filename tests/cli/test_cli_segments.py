@@ -93,6 +93,7 @@ def test_other_uses_of_segments_are_refused(refusal, call, model_folder, calibra
     assert not (call / "p").exists() and not (call / "e.npz").exists()
 
 
+@pytest.mark.slow
 def test_voices_are_refused_where_asked_for(hamspk, refusal, overlapping, calibrated_folder, voices, tmp_path):
     a, b = voices / "a.wav", voices / "b.wav"
     _, out, _ = hamspk("verify", overlapping, a, b)
