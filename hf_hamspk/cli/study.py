@@ -10,6 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the study, with a folder per run")
     parser.add_argument("--runs", type=int, metavar="N", help="end after N runs (default: when no run is left)")
     parser.add_argument("--hours", type=float, metavar="H", help="begin no further run after H hours")
+    parser.add_argument(
+        "--keep-models", action="store_true", help="keep the model of each final run, in the folder model of the run"
+    )
     parser.add_argument("--report", action="store_true", help="write and print the report instead of running")
     parser.add_argument(
         "--open", action="store_true", help="with --report: open the test lists although runs are missing"
@@ -51,6 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from ..study.running import run_study
 
-    left = run_study(arguments.plan, arguments.output, hours=arguments.hours, runs=arguments.runs)
+    left = run_study(
+        arguments.plan,
+        arguments.output,
+        hours=arguments.hours,
+        runs=arguments.runs,
+        keep_models=arguments.keep_models,
+    )
     print(f"{left} of the planned runs are left" if left else "all planned runs are finished")
     return 0

@@ -66,7 +66,8 @@ class Head:
         recipe: keys of a training recipe that differ from the common recipe.
         search: ranges of the searched values. A value is a key of a recipe, or `reach`, the difference of the logits
             between an angle of 0 and of 90 degrees, which sets the scale, or `relative_margin`, the margin divided by
-            the difference of the similarities between these angles.
+            the difference of the similarities between these angles. A head with neither `search` nor `like` is not
+            tuned.
         like: name of the head whose best setting this head uses; None if the head has its own search.
         control: name of a changed similarity, one of `CONTROLS`; None for the heads of the package.
         seeds: number of seeds in the stage `final`.
@@ -182,7 +183,7 @@ class Study:
         keys = list(dict.fromkeys(key for head in self.heads.values() for key in head.search))
         for number in range(1, self.tuning.count + 1):
             for head in self.heads.values():
-                if head.like is not None:
+                if not head.search:
                     continue
                 shares = {key: setting_share(place, number) for place, key in enumerate(keys)}
                 values = {key: _rounded(at.at(shares[key])) for key, at in head.search.items()}

@@ -5,6 +5,7 @@ FOLDER/
   lists.npz                 labels and speakers of the trial lists, so that a report needs neither audio nor lists
   RUN/record.json           settings, errors on the development lists after some epochs, seconds, commit
   RUN/scores.npz            scores of the test trials, for runs of the stage `final`
+  RUN/model/                model of the run, if models are kept
   RUN/training/             files of a run that has not finished; removed at its end, with partial.json and log.txt
 ```
 """
@@ -179,8 +180,13 @@ def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float
 
 
 def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of the best setting of each head all of whose settings have been tried."""
-    winners = {}
+    """Return the values of the best setting of each head all of whose settings have been tried.
+
+    A head without a search has the only setting {}.
+    """
+    winners: dict[str, dict[str, Any]] = {
+        name: {} for name, head in study.heads.items() if not head.search and head.like is None
+    }
     for head, settings in tuning_scores(study, folder).items():
         if len(settings) == study.tuning.count:
             winners[head] = dict(min(settings.values(), key=lambda pair: pair[0])[1].values)

@@ -34,7 +34,7 @@ from ..training.models import build_config
 from ..training.trainer import Trainer
 from .audio import StudyAudio, device_name, list_errors
 from .controls import StudyModel, control_engine, similarity_range
-from .plan import DERIVED, TUNE, Run, Study
+from .plan import DERIVED, FINAL, TUNE, Run, Study
 from .records import (
     LISTS_FILE,
     SCORES_FILE,
@@ -48,6 +48,7 @@ from .records import (
 )
 
 LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "partial.json", "log.txt"
+MODEL_FOLDER = "model"
 WORK = "hamspk study"
 # Seconds between two looks for a run, while other processes hold all of them.
 LOOK_SECONDS = 10.0
@@ -62,6 +63,7 @@ def run_study(
     hours: float | None = None,
     runs: int | None = None,
     quiet: bool = False,
+    keep_models: bool = False,
 ) -> int:
     """Run the runs of a study that are neither finished nor held by another process, until none is left.
 
@@ -71,6 +73,7 @@ def run_study(
         hours: hours after which no further run is begun; None for no limit.
         runs: largest number of runs that this process makes; None for no limit.
         quiet: whether to show no progress bar.
+        keep_models: whether to keep the model of each run of the stage `final`, in the subfolder `model` of its folder.
 
     Returns:
         The number of planned runs that are not finished.
@@ -94,7 +97,7 @@ def run_study(
                 break
             with _claim_next(study, home, bar) as (run, left):
                 if run is not None:
-                    _make_run(run, home / run.name, audio, bar)
+                    _make_run(run, home / run.name, audio, bar, keep_models and run.stage == FINAL)
                     made += 1
             if run is None and not left:
                 break
@@ -152,8 +155,8 @@ def recipe_of(run: Run, output_dir: Path) -> Recipe:
     return change_recipe(recipe, changes)
 
 
-def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
-    """Train a run, or resume it, and write its record."""
+def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: bool) -> None:
+    """Train a run, or resume it, and write its record; keep its model if asked."""
     watcher = Watcher(run, place, audio, bar)
     bar.set_postfix_str(run.name)
     reason = None
@@ -185,6 +188,9 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm) -> None:
         "control": run.control,
         **watcher.content(),
     }
+    if keep_model and reason is None:
+        shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
+        os.replace(place / TRAINING_FOLDER / "final", place / MODEL_FOLDER)
     write_record(place, content | ({} if reason is None else {"diverged": reason}))
     shutil.rmtree(place / TRAINING_FOLDER, ignore_errors=True)
     for name in (PARTIAL_FILE, LOG_FILE):

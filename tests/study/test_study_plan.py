@@ -12,6 +12,7 @@ from hf_hamspk import HamSpkConfig
 from hf_hamspk.networks_hamspk import make_head
 from hf_hamspk.study.controls import similarity_range, use_control
 from hf_hamspk.study.plan import parse_study, read_study, setting_share
+from hf_hamspk.study.records import best_settings
 
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 SMALL = {
@@ -80,6 +81,14 @@ def test_final_runs_go_seed_by_seed_and_controls_use_the_best_setting_of_their_h
     assert [run.head for run in study.final_runs({"am": winners["am"]})] == ["am"] * 4
 
 
+def test_a_head_without_a_search_is_not_tuned(tmp_path):
+    heads = {"ham": {"recipe": {"head": "ham"}}, "rim": {"like": "ham", "control": "rim"}, "am": SMALL["heads"]["am"]}
+    study = parse_study("small", changed("heads", value=heads) | {"search": {}})
+    assert {run.head for run in study.tuning_runs()} == {"am"}
+    assert best_settings(study, tmp_path) == {"ham": {}}
+    assert [run.head for run in study.final_runs(best_settings(study, tmp_path))] == ["ham", "rim"] * 4
+
+
 def test_the_name_of_a_run_changes_with_its_settings_but_not_with_the_machine():
     name = parse_study("small", SMALL).tuning_runs()[0].name
     moved = changed("recipe", "train_data", value="/elsewhere/train.csv")
@@ -136,6 +145,12 @@ def test_the_studies_of_the_examples_can_be_read(name):
     assert {head for pair in study.comparisons["claims"] for head in pair} == family
     assert study.measure == "min_cllr" and study.tests
     assert study.final_runs({head: {"learning_rate": 0.001} for head in family})
+
+
+def test_the_study_for_hierarchies_tunes_nothing_and_opens_no_test_list():
+    study = read_study(STUDIES / "hierarchy.yaml")
+    assert not study.tuning_runs() and not study.tests and study.final.count == 1
+    assert {"softmax", "am", "ham", "curved", "exponential", "horosphere", "radial_margin"} == set(study.heads)
 
 
 def test_the_study_of_free_radii_shares_the_runs_of_the_study_of_heads():

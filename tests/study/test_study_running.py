@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.folders.locks import lock_folder
+from hf_hamspk.loading.models import load_with_head
 from hf_hamspk.study.audio import StudyAudio
 from hf_hamspk.study.plan import read_study
 from hf_hamspk.study.records import (
@@ -112,6 +113,18 @@ def test_a_study_runs_to_its_end_and_is_not_repeated(finished):
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")}
     assert run_study(study, folder, quiet=True) == 0
     assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*/record.json")}
+
+
+@pytest.mark.slow
+def test_models_of_heads_without_a_search_are_kept_and_can_be_loaded(tiny_study, tmp_path):
+    heads = {"ham": {"recipe": {"head": "ham"}}, "radial": {"recipe": {"head": "ham"}, "control": "radial_margin"}}
+    changes = {"heads": heads, "search": {}, "comparisons": {}, "test_trials": [], "final": {"seeds": 1, "epochs": 1}}
+    study = read_study(tiny_study(**changes))
+    assert run_study(study, tmp_path, quiet=True, keep_models=True) == 0
+    for run in study.final_runs({"ham": {}, "radial": {}}):
+        model, has_centres = load_with_head(tmp_path / run.name / "model", "cpu")
+        assert has_centres and len(model.head.similarity.weight) == 6
+    assert "final-radial-01" in {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
