@@ -18,6 +18,7 @@ COMMANDS = {
     "calibrate": "calibrate a model with pairs of your own recordings, so that it gives decisions besides scores",
     "evaluate": "measure EER and minDCF of a model on trial lists, and draw plots",
     "study": "compare training heads with equal search budgets and paired seeds",
+    "hierarchy": "compare embeddings and speaker centres with trees and labels, and their radii with properties",
     "sweep": "measure how error rates depend on duration, noise, reverberation, codec and bandwidth",
     "embed": "compute speaker embeddings of audio files",
     "verify": "decide whether recordings are of the same speaker",

@@ -37,6 +37,7 @@ ROOMS = {
     "shards": {"data", "files", "folders"},
     "training": {"losses", "shards", "evaluation", "data", "files", "folders", "loading", "publishing"},
     "study": {"training", "evaluation", "data", "files", "folders"},
+    "hierarchy": {"study", "evaluation", "data", "files", "folders"},
     "embedding": {"shards", "data", "files", "folders"},
     "clusters": {"shards", "embedding", "loading"},
     "conversion": {"files", "loading"},
@@ -45,7 +46,7 @@ ROOMS = {
     "export": {"folders"},
     "cli": {
         *("shards", "embedding", "training", "evaluation", "data", "conversion", "publishing", "search", "export"),
-        *("files", "folders", "loading", "study"),
+        *("files", "folders", "loading", "study", "hierarchy"),
     },
 }
 # Third-party packages with one home: paths, or folders that end in a slash.
@@ -54,7 +55,7 @@ HOMES = {
     "datasets": ("data/", "shards/"),
     "av": ("audio_hamspk.py", "shards/"),
     "matplotlib": ("evaluation/plots.py",),
-    "scipy": ("evaluation/",),
+    "scipy": ("evaluation/", "hierarchy/"),
     "datatrove": ("clusters/",),
     "faiss": ("search/",),
     "peft": ("training/lora.py",),

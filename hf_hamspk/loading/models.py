@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
-from ..modeling_hamspk import HamSpkModel
+from ..modeling_hamspk import HamSpkForXVector, HamSpkModel
 from .names import find_model, read_config
 
 MISSING_SHOWN = 3
@@ -32,7 +33,33 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
         ValueError: the model is not found, is not a speaker model of this package, or is damaged or incomplete, or the
             device is not available.
     """
-    name = os.fspath(name)
+    model, missing = _load(HamSpkModel, os.fspath(name), device)
+    if missing:
+        raise ValueError(_missing_message(os.fspath(name), missing))
+    return model
+
+
+def load_with_head(name: str | os.PathLike[str], device: str | None = None) -> tuple[HamSpkForXVector, bool]:
+    """Load a speaker model with its training head, for inference.
+
+    Args:
+        name, device: see `load_model`.
+
+    Returns:
+        The model in evaluation mode, and whether its files contain the centres of the head. If not, they are random.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    model, missing = _load(HamSpkForXVector, os.fspath(name), device)
+    others = [key for key in missing if not key.startswith("head.")]
+    if others:
+        raise ValueError(_missing_message(os.fspath(name), others))
+    return model, not missing
+
+
+def _load(kind: type[Any], name: str, device: str | None) -> tuple[Any, list[str]]:
+    """Return a model of a class in evaluation mode on its device, and the sorted names of the missing tensors."""
     target = find_device(device)
     local = find_model(name)
     config = read_config(name, local)
@@ -44,9 +71,7 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
         )
     try:
         with quiet_transformers():
-            model, info = HamSpkModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                name, local_files_only=local, output_loading_info=True
-            )
+            model, info = kind.from_pretrained(name, local_files_only=local, output_loading_info=True)
     except RecursionError as error:
         raise ValueError(f"config.json of {name} is nested too deeply. Copy or download the model again.") from error
     except StrictDataclassError as error:
@@ -60,14 +85,15 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
             f"config.json of {name} contains an invalid value ({type(error).__name__}: {error!s:.200}). Copy or "
             "download the model again."
         ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
-        raise ValueError(
-            f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The weights "
-            "and config.json belong to different models. Copy or download the model again."
-        )
-    return model.eval().to(target)
+    return model.eval().to(target), sorted(info["missing_keys"])
+
+
+def _missing_message(name: str, missing: list[str]) -> str:
+    shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
+    return (
+        f"The weights of {name} lack {len(missing)} tensors that its config.json requires ({shown}). The weights and "
+        "config.json belong to different models. Copy or download the model again."
+    )
 
 
 @contextmanager

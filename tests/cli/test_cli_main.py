@@ -23,7 +23,7 @@ def test_help_lists_all_commands(hamspk):
         assert name in out
         assert summary[:20] in out
     names = "train prepare evaluate calibrate embed verify enrol identify sweep push card convert export doctor demo"
-    assert {*names.split(), "study"} == set(COMMANDS)
+    assert {*names.split(), "study", "hierarchy"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -26,6 +26,7 @@ RESULTS = [
     *("evaluation.json", "report.html", "plots/det.png", "plots/scores-trials.png", "verification.json"),
     *("x.parquet", "x.safetensors", "x.npz", "x.onnx", "x.md", "x.json", "anna.safetensors", "cohort.safetensors"),
     *("x.parts/part-000000.txt", "manifest.json", "metrics.jsonl", "recipe.yaml", ".lock", "unreadable.csv"),
+    *("hierarchy.json", "hierarchy.txt", "hierarchy.html", "plots/disk.png"),
     *("shard-00000-of-00001.parquet", ".progress/notes.txt", "config.json", "model.safetensors", "corpus/train.csv"),
 ]
 
@@ -118,6 +119,12 @@ INTO = {
     "convert": [lambda m, c, s, f: ("convert", s, f)],
     "demo": [lambda m, c, s, f: ("demo", "--quick", "--output", f)],
     "doctor": [lambda m, c, s, f: ("doctor",)],
+    "hierarchy": [
+        lambda m, c, s, f: (
+            *("hierarchy", m, c / "train.csv", "--audio-root", c, "--output", f, "--labels", "speaker_id"),
+            *("--permutations", "19", "--draws", "19"),
+        )
+    ],
     "study": [lambda m, c, s, f: ("study", study_file(c), "--output", f)],
 }
 RUNS = [(command, number) for command, made in INTO.items() for number in range(len(made))]

@@ -1,0 +1,164 @@
+"""Directions, radii and distances of embeddings and centres, as the head of a model sees them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..configuration_hamspk import HamSpkConfig
+from ..geometry_hamspk import HEAD_PARTS, BallPoints, JointHead, SpeakerHead, pairwise_distance, project
+from ..study.controls import project_freely
+
+SPACES = ("released", "curved", "free", "sphere", "euclidean")
+# Smallest norm by which a vector is divided to get its direction.
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of a space.
+
+    Attributes:
+        vectors: features `(N, D)`, float64, before any projection.
+        space: space that gives the features their meaning.
+    """
+
+    vectors: NDArray[np.float64]
+    space: "Space"
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def directions(self) -> NDArray[np.float64]:
+        """Unit vectors `(N, D)`."""
+        return unit(self.vectors)
+
+    @property
+    def radii(self) -> NDArray[np.float64]:
+        """Distances `(N,)` from the origin: of the ball in its metric, otherwise Euclidean norms."""
+        return self.space.radii(self.vectors)
+
+    def distances(self) -> NDArray[np.float64]:
+        """Return the distances `(N, N)` in the space."""
+        return self.space.distances(self.vectors)
+
+    def take(self, places: NDArray) -> "Points":
+        """Return the points at some places."""
+        return Points(self.vectors[places], self.space)
+
+    def with_directions(self, directions: NDArray[np.float64]) -> "Points":
+        """Return points with the same norms and other directions `(N, D)`, which need not have unit norm."""
+        return Points(unit(directions) * np.linalg.norm(self.vectors, axis=1, keepdims=True), self.space)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Space in which a head compares embeddings with centres.
+
+    Attributes:
+        name: `"released"`, `"curved"` or `"free"` for a Poincaré ball with this projection, `"sphere"` for angles, or
+            `"euclidean"`.
+        curvature, clip_radius: settings of the projection; see `geometry_hamspk.project`.
+    """
+
+    name: str
+    curvature: float = 3.0
+    clip_radius: float = 1.0
+
+    @property
+    def is_ball(self) -> bool:
+        """Whether the space is a Poincaré ball."""
+        return self.name in SPACES[:3]
+
+    def ball_points(self, vectors: NDArray[np.float64]) -> tuple[BallPoints, float]:
+        """Return the projected features, and the factor of their distances."""
+        features = torch.from_numpy(np.ascontiguousarray(vectors))
+        if self.name == "free":
+            return project_freely(features, self.curvature), 1.0
+        points, factor = project(features, self.name, self.curvature, self.clip_radius)
+        return points, float(factor)
+
+    def positions(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the positions `(N, D)` in the unit ball; for other spaces, vectors divided by the largest norm."""
+        if self.is_ball:
+            return self.ball_points(vectors)[0].position.numpy()
+        return vectors / max(float(np.linalg.norm(vectors, axis=1).max()), _SMALLEST)
+
+    def radii(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the distances `(N,)` from the origin; Euclidean norms if the space is not a ball."""
+        if not self.is_ball:
+            return np.linalg.norm(vectors, axis=1)
+        points, factor = self.ball_points(vectors)
+        return 2 * factor * np.arctanh(points.position.norm(dim=-1).numpy())
+
+    def distances(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the distances `(N, N)`; angles in radians for `"sphere"`."""
+        if self.is_ball:
+            points, factor = self.ball_points(vectors)
+            found = factor * pairwise_distance(points, points).numpy()
+        elif self.name == "sphere":
+            found = np.arccos(np.clip(unit(vectors) @ unit(vectors).T, -1, 1))
+        else:
+            squares = (vectors**2).sum(1)
+            found = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * vectors @ vectors.T, 0))
+        found = (found + found.T) / 2
+        np.fill_diagonal(found, 0)
+        return found
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return vectors `(..., D)` divided by their norms."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST)
+
+
+def space_of(config: HamSpkConfig, name: str | None = None) -> Space:
+    """Return the space of a configuration, or the named space with the settings of the configuration.
+
+    Args:
+        config: configuration of the model.
+        name: one of `SPACES`; None for the space of the head.
+
+    Raises:
+        ValueError: the space is unknown, or needs another curvature.
+    """
+    if name is None:
+        kind = HEAD_PARTS["ham" if config.head == "joint" else config.head][0]
+        name = {"linear": "euclidean", "cosine": "sphere"}.get(kind, config.projection)
+    if name not in SPACES:
+        raise ValueError(f"The space must be one of {', '.join(SPACES)}, got {name!r}.")
+    curvature = 3.0 if config.curvature is None else float(config.curvature)
+    if name in ("released", "free") and not curvature > 1:
+        raise ValueError(f"The space {name} needs a model with a curvature above 1, got {curvature}.")
+    return Space(name, curvature, float(config.clip_radius))
+
+
+def centre_weights(head: SpeakerHead | JointHead | Any) -> NDArray[np.float64]:
+    """Return the centres `(K, D)` of a head; of `joint`, those of its hyperbolic head."""
+    own = head.hyperbolic if isinstance(head, JointHead) else head
+    return own.similarity.weight.detach().cpu().double().numpy()
+
+
+def uniform_directions(points: Points) -> Callable[[np.random.Generator], Points]:
+    """Return a function that draws points with uniform random directions and the same norms."""
+    return lambda generator: points.with_directions(generator.standard_normal(points.vectors.shape))
+
+
+def matched_directions(points: Points) -> Callable[[np.random.Generator], Points]:
+    """Return a function that draws points with the same norms and normally distributed directions.
+
+    Mean and covariance of the directions are those of the points. Such points have the same effective dimension, but
+    no hierarchy.
+    """
+    directions = points.directions
+    mean = directions.mean(0)
+    # Combinations of the N deviations with standard normal weights have their covariance, also if N is below D.
+    deviations = (directions - mean) / np.sqrt(max(1, len(points) - 1))
+
+    def draw(generator: np.random.Generator) -> Points:
+        return points.with_directions(mean + generator.standard_normal((len(points), len(points))) @ deviations)
+
+    return draw
