@@ -51,6 +51,8 @@ PARSED_ONLY = {
     "hamspk train my_recipe.yaml --train_data vox2/": "VoxCeleb2: tests/training",
     "hamspk train my_recipe.yaml --backbone": "an encoder of the Hub: tests/training/test_training_lora.py",
     "hamspk study": "hours: tests/study",
+    "hamspk hierarchy": "a trained model: tests/cli/test_cli_hierarchy.py",
+    "python examples/studies/radii.py": "a trained model: tests/examples/test_examples_radii.py",
     "hamspk doctor": "looks at, and changes, the environment: tests/cli/test_cli_doctor.py",
     "hamspk push MODEL you/name --public": "the Hub: tests/publishing",
     "hamspk push runs/mine/final": "the Hub: tests/publishing",

@@ -33,7 +33,7 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
         ValueError: the model is not found, is not a speaker model of this package, or is damaged or incomplete, or the
             device is not available.
     """
-    model, missing = _load(HamSpkModel, os.fspath(name), device)
+    model, missing = _load_kind(HamSpkModel, os.fspath(name), device)
     if missing:
         raise ValueError(_missing_message(os.fspath(name), missing))
     return model
@@ -51,14 +51,14 @@ def load_with_head(name: str | os.PathLike[str], device: str | None = None) -> t
     Raises:
         ValueError: see `load_model`.
     """
-    model, missing = _load(HamSpkForXVector, os.fspath(name), device)
+    model, missing = _load_kind(HamSpkForXVector, os.fspath(name), device)
     others = [key for key in missing if not key.startswith("head.")]
     if others:
         raise ValueError(_missing_message(os.fspath(name), others))
     return model, not missing
 
 
-def _load(kind: type[Any], name: str, device: str | None) -> tuple[Any, list[str]]:
+def _load_kind(kind: type[Any], name: str, device: str | None) -> tuple[Any, list[str]]:
     """Return a model of a class in evaluation mode on its device, and the sorted names of the missing tensors."""
     target = find_device(device)
     local = find_model(name)
