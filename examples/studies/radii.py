@@ -75,6 +75,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--crops", type=int, default=8, help="random crops of each utterance")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a crop")
     parser.add_argument("--permutations", type=int, default=999)
+    parser.add_argument("--draws", type=int, default=99, help="random sets of points for --shape")
     parser.add_argument("--shape", action="store_true", help="measure the hierarchy of each head, with the first seed")
     return parser.parse_args(words)
 
@@ -213,7 +214,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if options.shape and seed == 0:
                 found = EmbeddedRecordings(table, embeddings, pooled.seconds, np.full(len(of_speaker), np.nan), {})
                 own_centres = dict(zip(map(str, speakers), centres, strict=True))
-                settings = HierarchySettings(tuple(columns), options.group, options.permutations)
+                settings = HierarchySettings(tuple(columns), options.group, options.permutations, options.draws)
                 result["heads"].setdefault(head, {})["hierarchy"] = analyse(found, own_centres, space, settings).record
         before, after, arms = (np.concatenate(radii[name]) for name in ("before", "after", "arms"))
         rows = compare(after - before, arms, options.permutations)
