@@ -24,7 +24,7 @@ def tiny(root: Path, files: int, seconds: float = 0.12) -> Path:
         samples = np.random.default_rng(number).normal(0.0, 0.06, round(seconds * RATE))
         buffer = io.BytesIO()
         sf.write(buffer, samples, RATE, format="WAV", subtype="PCM_16")
-        path.write_bytes(b"no audio" if number % 97 == 50 else buffer.getvalue())
+        path.write_bytes(f"no audio {number}".encode() if number % 97 == 50 else buffer.getvalue())
     return root
 
 
