@@ -67,6 +67,7 @@ def test_the_executor_of_ray(expected, tmp_path, monkeypatch):
     try:
         ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     except Exception as error:  # Ray gives its own processes seconds to start, whatever else the machine does
+        ray.shutdown()
         pytest.skip(f"Ray does not start on this machine: {error}")
     try:
         run_steps(RayPipelineExecutor, expected, tmp_path, mem_per_cpu_gb=0.25)

@@ -11,7 +11,7 @@ The parts are, in this order:
 - head speed: HAM against eager and compiled AM-Softmax, forward and backward
 - training speed: utterances per second of encoders, their share of the matrix peak, and their memory traffic
 - embedding speed: real-time factor of `extract` on files, with reading and decoding
-- trainer: the trainer on synthetic speech; a resumed run against an uninterrupted one; share of time waiting for data
+- trainer: the trainer on files of noise; a resumed run against an uninterrupted one; share of time waiting for data
 
 A part that the time limit leaves out is named in the table. The exit code is 1 if an error is above its bound. The
 errors of bfloat16 and TF32 are bounded by the errors of bfloat16 on the CPU, for the same weights and recordings.
@@ -435,15 +435,28 @@ def train(folder: Path, corpus: Path, run: Run, epochs: int, **options: Any) -> 
     return folder
 
 
+def noise_corpus(folder: Path, speakers: int, utterances: int) -> Path:
+    """Write files of noise, which cost no time to make, and their list `train.csv`."""
+    import soundfile
+
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["path,speaker_id"]
+    for number in range(speakers * utterances):
+        samples = 0.05 * draw.standard_normal(int(draw.uniform(2.1, 3.0) * RATE))
+        soundfile.write(folder / f"{number:05d}.flac", samples, RATE)
+        lines.append(f"{number:05d}.flac,s{number % speakers}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def trainer(run: Run) -> dict:
     from safetensors.torch import load_file
-
-    from hf_hamspk.data.synthetic import make_corpus
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        corpus = make_corpus(folder / "corpus", run.size(60, 6), run.size(20, 4), 0, (2.0, 2.5), test_share=0.34)
+        corpus = noise_corpus(folder / "corpus", run.size(64, 4), run.size(20, 4))
         for setting in ("no", "bf16"):
             whole = train(folder / f"whole-{setting}", corpus, run, 2, mixed_precision=setting)
             train(folder / f"parts-{setting}", corpus, run, 1, mixed_precision=setting)
@@ -484,7 +497,7 @@ def main() -> int:
     parser.add_argument("--reduced", action="store_true", help="small sizes, on the CPU")
     parser.add_argument("--output", default="gpu-results", help="folder for table.md and results.json")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--limit", type=float, default=340.0, help="seconds; a part starts only within this time")
+    parser.add_argument("--limit", type=float, default=290.0, help="seconds; a part starts only within this time")
     parser.add_argument("--wespeaker", help="checkout of WeSpeaker, whose class HAM is measured as well")
     run = Run(parser.parse_args())
     if run.device.type == "cpu" and not run.reduced:

@@ -40,4 +40,7 @@ if compgen -G "$wheels/*.whl" > /dev/null; then
 fi
 export PYTHONPATH="$site:$root:$root/tests:$root/tests/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-"$python" "$here/measure.py" "$@"
+case " $* " in
+  *" --reduced "*) "$python" "$here/measure.py" "$@" ;;
+  *) timeout 345 "$python" "$here/measure.py" "$@" ;;
+esac
