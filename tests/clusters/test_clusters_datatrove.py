@@ -18,20 +18,20 @@ pytest.importorskip("datatrove", reason="the extra `datatrove` is not installed"
 from hf_hamspk.clusters import EmbedShare, FinishEmbeddings, FinishShards, MakeShards, PlanShards  # noqa: E402
 
 SHARDS = PrepareOptions(shards=6)
-TASKS = 3
+TASKS = 2
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> Path:
     """Recordings in `wav`, a model, and the shards and embeddings of one process in `one` and `one.parquet`."""
     root = tmp_path_factory.mktemp("expected")
-    tiny(root / "wav", 400)
+    tiny(root / "wav", 300)
     prepare([root / "wav"], root / "one", SHARDS, progress=False)
     model = load_model(save_model(root / "model"), "cpu")
     source = find_source([str(root / "wav")]).open(RATE)
     embed_share(model, source, root / "one.parquet", 0, 1, progress=False)
     finish_embeddings(model, source, root / "one.parquet", name="model")
-    assert -(-400 // parts.PART_UTTERANCES) == TASKS + 1
+    assert -(-300 // parts.PART_UTTERANCES) == TASKS + 1
     return root
 
 
