@@ -28,8 +28,9 @@ from .geometry_hamspk import (
 )
 
 # Seconds of the longest recording that is embedded as a whole. For it, an ECAPA-TDNN of 1024 channels and a base
-# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length.
-LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE = 180.0, 30.0, 60.0
+# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length. In
+# w2v-BERT, each pair of frames has a vector.
+LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE, LONGEST_W2V_BERT_PIECE = 180.0, 30.0, 60.0, 20.0
 # Encoders of filter banks, which the field `backbone` names.
 ENCODERS = ("ecapa", "campplus", "resnet")
 # Number of residual blocks in each of the four stages of a ResNet, and the ratio of output channels to inner channels
@@ -62,7 +63,12 @@ RANGES: dict[str, tuple[Number, Number]] = {
 BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("hidden_size", "conv_dim", "intermediate_size"), (1, 65_536)),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "conv_kernel", "conv_stride"), (1, 1024)),
+    **{"feature_projection_input_dim": (1, 65_536), "conv_depthwise_kernel_size": (1, 1024)},
+    **dict.fromkeys(("left_max_position_embeddings", "right_max_position_embeddings"), (0, 10_000)),
+    "max_source_positions": (1, 100_000),
 }
+# Default front-end by encoder or type of transformers backbone; `"waveform"` for all other transformers backbones.
+FRONTENDS = {"ecapa": "fbank", "campplus": "kaldi", "resnet": "kaldi", "wav2vec2-bert": "seamless"}
 # Fields that change neither embeddings nor scores, except by training.
 NEUTRAL_FIELDS = {
     *("freeze_backbone", "freeze_feature_encoder", "mask_mel_bins", "mask_frames", "head", "scale", "margin"),
@@ -87,7 +93,7 @@ class HamSpkConfig(PreTrainedConfig):
         backbone: encoder of filter banks: `"ecapa"` (ECAPA-TDNN), `"campplus"` (CAM++) or `"resnet"`, which the fields
             with its name describe; None for `"ecapa"`, or for the encoder that `backbone_config` describes.
         backbone_config: configuration (or its dict, with `model_type`) of a transformers speech encoder such as WavLM,
-            wav2vec2 or HuBERT; None for the other encoders.
+            wav2vec2, HuBERT or w2v-BERT 2.0; None for the other encoders.
         ecapa_channels: channels of the convolutional blocks, a multiple of `ecapa_groups`; 1024 in the paper.
         ecapa_output_channels: channels after multi-layer feature aggregation.
         ecapa_bottleneck: channels inside squeeze-and-excitation.
@@ -112,8 +118,9 @@ class HamSpkConfig(PreTrainedConfig):
 
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
-            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones). None uses the default of the backbone:
-            `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet.
+            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
+            (`"seamless"`, Kaldi's filter bank with normalised bins, as SeamlessM4TFeatureExtractor in transformers).
+            None uses the default of the backbone: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
         kaldi_window: window of `"kaldi"`: `"hamming"` (WeSpeaker), or `"povey"` (Kaldi's default, 3D-Speaker).
@@ -191,7 +198,7 @@ class HamSpkConfig(PreTrainedConfig):
     freeze_backbone: bool = False
     freeze_feature_encoder: bool = True
 
-    frontend: Literal["fbank", "kaldi", "speechbrain", "waveform"] | None = None
+    frontend: Literal["fbank", "kaldi", "speechbrain", "waveform", "seamless"] | None = None
     sampling_rate: int = 16000
     num_mel_bins: int = 80
     kaldi_window: Literal["hamming", "povey"] = "hamming"
@@ -250,7 +257,8 @@ class HamSpkConfig(PreTrainedConfig):
             self.backbone = "ecapa"
         has_planes = self.backbone in ("campplus", "resnet")
         if self.frontend is None:
-            self.frontend = "kaldi" if has_planes else "fbank" if self.backbone_config is None else "waveform"
+            encoder = getattr(self.backbone_config, "model_type", "") if self.backbone is None else self.backbone
+            self.frontend = FRONTENDS.get(encoder, "waveform")
         if self.pooling is None:
             self.pooling = "statistics" if has_planes else "attentive"
         self.scale = PUBLISHED_SCALE.get(self.head, OTHER_SCALE) if self.scale is None else self.scale
@@ -287,6 +295,8 @@ class HamSpkConfig(PreTrainedConfig):
         """Length in seconds of the longest recording that is not cut; see `SpeakerModelMixin.embed_waveforms`."""
         if self.backbone == "resnet":
             return LONGEST_RESNET_PIECE
+        if self.frontend == "seamless":
+            return LONGEST_W2V_BERT_PIECE
         return LONGEST_PIECE if self.backbone_config is None else LONGEST_BACKBONE_PIECE
 
     def validate_sizes(self) -> None:
@@ -339,19 +349,19 @@ class HamSpkConfig(PreTrainedConfig):
     def validate_frontend(self) -> None:
         """Check that front-end, backbone and pooling can be combined."""
         backbone = self.backbone_config
-        if backbone is None and self.frontend == "waveform":
-            raise ValueError(
-                "frontend 'waveform' needs a backbone_config. The other encoders need a filter bank such as 'fbank'."
-            )
+        if backbone is None and self.frontend in ("waveform", "seamless"):
+            needs = "needs a backbone_config. The other encoders need a filter bank such as 'fbank'."
+            raise ValueError(f"frontend {self.frontend!r} {needs}")
         if backbone is not None and self.backbone is not None:
             raise ValueError(f"backbone {self.backbone!r} and backbone_config are two encoders. Set only one of them.")
-        if backbone is not None and not hasattr(backbone, "conv_kernel"):
+        kind = getattr(backbone, "model_type", "?")
+        if backbone is not None and kind not in FRONTENDS and not hasattr(backbone, "conv_kernel"):
             raise ValueError(
                 "backbone_config must describe a speech encoder that takes waveforms, such as 'wavlm', 'wav2vec2' or "
-                f"'hubert', got {getattr(backbone, 'model_type', '?')!r}."
+                f"'hubert', or 'wav2vec2-bert', got {kind!r}."
             )
-        if backbone is not None and self.frontend != "waveform":
-            raise ValueError(f"With a backbone_config, frontend must be 'waveform', got {self.frontend!r}.")
+        if backbone is not None and self.frontend != (needed := FRONTENDS.get(kind, "waveform")):
+            raise ValueError(f"With a backbone_config of {kind!r}, frontend must be {needed!r}, got {self.frontend!r}.")
         if backbone is None and self.pooling == "mhfa":
             raise ValueError("pooling 'mhfa' needs a transformers backbone. Choose another pooling.")
         if backbone is None and self.freeze_backbone:

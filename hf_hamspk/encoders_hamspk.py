@@ -18,6 +18,9 @@ normalisation and ReLU precede each convolution. The encoder has one frame for e
 over time and frequency. Layers 18 and 34 have residual blocks of two convolutions, deeper networks have bottleneck
 blocks of three. The encoder has one frame for every eight frames of the features.
 
+**w2v-BERT 2.0** (Barrault et al. 2023, arXiv 2312.05187) is an encoder of transformers whose input is features, not
+samples. `StackedFilterBank` computes them from waveforms, as the `SeamlessM4TFeatureExtractor` of transformers does.
+
 Frames outside the mask are set to zero before each convolution over time, so an utterance has the same embedding in a
 padded batch as alone. If a layer has a stride over time, every second frame of the mask is kept. Batch statistics in
 training use valid frames only.
@@ -46,7 +49,19 @@ from transformers.modeling_outputs import XVectorOutput
 from .audio_hamspk import Sound, plain_number, resample
 from .calibration_hamspk import replacing
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
-from .networks_hamspk import batch_norm, folded_norm, keep_valid, masked_mean, overwrites, reflected_positions
+from .geometry_hamspk import length_mask
+from .networks_hamspk import (
+    VARIANCE_OFFSET,
+    Features,
+    FilterBank,
+    Waveform,
+    batch_norm,
+    folded_norm,
+    keep_valid,
+    masked_mean,
+    overwrites,
+    reflected_positions,
+)
 from .verification_hamspk import overlap_warnings
 
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
@@ -459,6 +474,67 @@ def make_encoder(config: HamSpkConfig) -> Ecapa | CamPlusPlus | ResNet:
     """Create the encoder `config.backbone` of a model without a transformers backbone."""
     kinds: dict[str | None, type[Ecapa | CamPlusPlus | ResNet]] = {"campplus": CamPlusPlus, "resnet": ResNet}
     return kinds.get(config.backbone, Ecapa)(config)
+
+
+class StackedFilterBank(FilterBank):
+    """Front-end of w2v-BERT: `(B, L)` to `(B, T, N * F)`, where N is the number of frames that are stacked.
+
+    Each mel bin of Kaldi's filter bank is normalised to mean 0 and variance 1 over the utterance. Then each N adjacent
+    frames are joined to one. Frames at the end that do not fill a joined frame are left out, after they were used for
+    mean and variance. Transformers pads them instead, and masks them.
+
+    As in transformers, the computation is in float64: in a loud frame, the rounding errors of a Fourier transform in
+    float32 are as large as the weakest bins of 16-bit audio. Devices without float64 use float32.
+
+    Args:
+        config: configuration with `num_mel_bins`, and a `backbone_config` whose `feature_projection_input_dim` is N
+            times as large.
+    """
+
+    def __init__(self, config: HamSpkConfig):
+        options = {name: getattr(config, name) for name in ("sampling_rate", "num_mel_bins", "level_db")}
+        # The backbone itself masks features in training.
+        super().__init__(
+            HamSpkConfig(frontend="kaldi", kaldi_window="povey", mask_mel_bins=0, mask_frames=0, **options)
+        )
+        backbone: Any = config.backbone_config
+        width = backbone.feature_projection_input_dim
+        if width % config.num_mel_bins:
+            raise ValueError(
+                f"num_mel_bins ({config.num_mel_bins}) must divide feature_projection_input_dim of backbone_config, "
+                f"{width}."
+            )
+        if backbone.position_embeddings_type == "rotary":
+            # Transformers keeps these positions from one call to the next, in another mode or precision as well.
+            raise ValueError("w2v-BERT with position_embeddings_type 'rotary' is not supported, only 'relative_key'.")
+        self.stacked = width // config.num_mel_bins
+        self.smallest_length = self.window_length + (self.stacked - 1) * self.hop
+
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, constants: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
+        if constants is None:
+            window, bank = self.constants(np.float32 if waveforms.device.type == "mps" else np.float64)
+            constants = window.to(waveforms.device), bank.to(waveforms.device)
+        values, lengths = super().forward(waveforms, lengths, constants)
+        with torch.autocast(waveforms.device.type, enabled=False):
+            freedom = values.shape[-1] - 1 if lengths is None else (lengths - 1)[:, None, None]
+            values = values / (values.square().sum(-1, keepdim=True) / freedom + VARIANCE_OFFSET).sqrt()
+            # Indices, because the exporter of PyTorch cannot divide the number of frames of a view.
+            first = self.stacked * torch.arange(values.shape[-1] // self.stacked, device=values.device)
+            at = first[:, None] + torch.arange(self.stacked, device=values.device)
+            values = values.mT[:, at].flatten(2)
+            if lengths is not None:
+                lengths = torch.div(lengths, self.stacked, rounding_mode="floor")
+                values = values * length_mask(lengths, values.shape[1])[..., None]
+        return Features(values, lengths)
+
+
+def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform | StackedFilterBank:
+    """Create the front-end with the name `config.frontend`."""
+    kinds = {"waveform": Waveform, "seamless": StackedFilterBank}
+    return kinds.get(cast(str, config.frontend), FilterBank)(config)
 
 
 @dataclass(frozen=True)

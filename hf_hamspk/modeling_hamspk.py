@@ -35,7 +35,7 @@ from .audio_hamspk import (
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
-from .encoders_hamspk import OVERLAP_FILE, OnnxEncoder, OverlapDetector, make_encoder, subsampled
+from .encoders_hamspk import OVERLAP_FILE, OnnxEncoder, OverlapDetector, make_encoder, make_frontend, subsampled
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -53,7 +53,6 @@ from .networks_hamspk import (
     LayerMix,
     batch_norm,
     keep_valid,
-    make_frontend,
     make_head,
     make_pooling,
 )

@@ -46,7 +46,7 @@ LEVEL_OFFSET = 1e-12
 
 
 class Features(NamedTuple):
-    """Features `(B, F, T)` or samples `(B, L)` of a batch, 0 in the padding, and their valid lengths `(B,)` or None."""
+    """Features `(B, F, T)` or `(B, T, F)`, or samples `(B, L)`, 0 in the padding, and valid lengths `(B,)` or None."""
 
     values: Tensor
     lengths: Tensor | None
@@ -97,8 +97,8 @@ class FilterBank(nn.Module):
         for name, constant in zip(("window", "bank"), self.constants(), strict=True):
             self.register_buffer(name, constant, persistent=False)
 
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in float32."""
+    def constants(self, kind: type[np.floating] = np.float32) -> tuple[Tensor, Tensor]:
+        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` as numbers of a `kind`."""
         # torch may build a model on the meta device, where tensors have no values, but NumPy arrays do.
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
@@ -106,7 +106,7 @@ class FilterBank(nn.Module):
         if self.is_povey:
             window = (0.5 - 0.5 * np.cos(2 * np.pi * n / period)) ** POVEY_POWER
         bank = mel_bank(self.kind, self.bins, self.points, self.sampling_rate)
-        return torch.from_numpy(window.astype(np.float32)), torch.from_numpy(bank.astype(np.float32))
+        return torch.from_numpy(window.astype(kind)), torch.from_numpy(bank.astype(kind))
 
     def restore_constants(self) -> None:
         """Compute the constants again after building the model on the meta device, where buffers have no values."""
@@ -121,14 +121,17 @@ class FilterBank(nn.Module):
             self.window, self.bank = (constant.to(self.window.device) for constant in self.constants())
         return self
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, constants: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
         """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
+        window, bank = (self.window, self.bank) if constants is None else constants
         with torch.autocast(waveforms.device.type, enabled=False):
-            samples = valid_samples(waveforms.to(self.window.dtype), lengths, self.level_db)
-            frames = self._frames(samples, lengths) * self.window
+            samples = valid_samples(waveforms.to(window.dtype), lengths, self.level_db)
+            frames = self._frames(samples, lengths) * window
             power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
             frame_lengths = None if lengths is None else self.frame_lengths(lengths)
-            values = self._logarithm((power @ self.bank).mT, frame_lengths)
+            values = self._logarithm((power @ bank).mT, frame_lengths)
             values = remove_mean(values, frame_lengths)
         if self.training:
             values = mask_bands(values, frame_lengths, self.mask_mel_bins, self.mask_frames)
@@ -232,11 +235,6 @@ def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
     start = (torch.rand_like(width, dtype=torch.float32) * (lengths - width + 1).clamp_min(1)).long()[:, None]
     at = torch.arange(size, device=lengths.device)
     return (at >= start) & (at < start + width[:, None])
-
-
-def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform:
-    """Create the front-end with the name `config.frontend`."""
-    return Waveform(config) if config.frontend == "waveform" else FilterBank(config)
 
 
 class Deviation(NamedTuple):

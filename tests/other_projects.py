@@ -15,7 +15,9 @@ from transformers import (
     AutoModelForAudioXVector,
     Data2VecAudioConfig,
     PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
     UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
@@ -28,6 +30,7 @@ XVECTORS = {
     "wav2vec2": Wav2Vec2Config,
     "unispeech-sat": UniSpeechSatConfig,
     "data2vec-audio": Data2VecAudioConfig,
+    "wav2vec2-bert": Wav2Vec2BertConfig,
 }
 
 _SPEECHBRAIN = {
@@ -277,6 +280,8 @@ def tiny_xvector(kind: str, norm: str = "layer", **fields) -> PreTrainedModel:
     }
     if kind == "data2vec-audio":
         small |= {"num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 9, "num_conv_pos_embedding_groups": 2}
+    elif kind == "wav2vec2-bert":
+        small |= {"conv_depthwise_kernel_size": 7, "conformer_conv_dropout": 0.0}
     else:
         small |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
         small |= {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
@@ -294,7 +299,10 @@ def tiny_xvector(kind: str, norm: str = "layer", **fields) -> PreTrainedModel:
 def write_xvector(folder: Path, model: PreTrainedModel, do_normalize: bool = True) -> Path:
     """The layout of the Hub."""
     model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True).save_pretrained(folder)
+    if model.config.model_type == "wav2vec2-bert":
+        SeamlessM4TFeatureExtractor().save_pretrained(folder)
+    else:
+        Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True).save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["architectures"]
     return folder
 

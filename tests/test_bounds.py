@@ -12,7 +12,7 @@ import typing
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import save_model, tiny_backbone
+from tiny_models import W2V_BERT, save_model, tiny_backbone
 
 from hf_hamspk import DataArguments, HamSpkConfig, HamSpkForXVector, TrainingArguments
 from hf_hamspk.configuration_hamspk import BACKBONE_RANGES, LONGEST_LIST, RANGES
@@ -128,7 +128,7 @@ def test_a_recipe_with_a_strange_number_is_refused(tmp_path, line, message):
 # --- the configuration of a stranger
 
 
-WAVLM = tiny_backbone("wavlm").to_dict()
+WAVLM, BERT = tiny_backbone("wavlm").to_dict(), tiny_backbone(W2V_BERT).to_dict()
 
 
 def with_backbone(**fields) -> dict:
@@ -154,7 +154,10 @@ HOSTILE = [
     {"id2label": 5},
     *(with_backbone(**{name: 10**9}) for name in WAVLM if type(WAVLM[name]) is int),
     *(with_backbone(**{name: [10**9] * 7}) for name in ("conv_dim", "conv_kernel", "conv_stride")),
-    *(with_backbone(**{name: 0}) for name in BACKBONE_RANGES if not isinstance(WAVLM[name], list | tuple)),
+    *(with_backbone(**{name: 0}) for name in BACKBONE_RANGES if isinstance(WAVLM.get(name), int)),
+    *({"backbone_config": BERT | {name: 10**9}, "frontend": "seamless"} for name in BERT if type(BERT[name]) is int),
+    {"backbone_config": BERT | {"feature_projection_input_dim": 100}, "frontend": "seamless"},
+    {"backbone_config": BERT | {"position_embeddings_type": "rotary"}, "frontend": "seamless"},
     with_backbone(conv_dim=[2] * 100_000),
     with_backbone(layer_norm_eps=math.nan),
     with_backbone(hidden_act="evil"),

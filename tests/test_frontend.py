@@ -7,8 +7,9 @@ import torchaudio
 from tiny_models import RATE, noises, padded, tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
+from hf_hamspk.encoders_hamspk import make_frontend
 from hf_hamspk.geometry_hamspk import length_mask
-from hf_hamspk.networks_hamspk import FilterBank, make_frontend, mask_bands, mel_bank
+from hf_hamspk.networks_hamspk import FilterBank, mask_bands, mel_bank
 
 FILTER_BANKS = ["fbank", "kaldi", "speechbrain"]
 FRONTENDS = [*FILTER_BANKS, "waveform"]

@@ -15,7 +15,12 @@ from transformers import pipeline
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
 from hf_hamspk.audio_hamspk import MOST_WEIGHED, measure_speech, speech_weights
-from hf_hamspk.configuration_hamspk import LONGEST_BACKBONE_PIECE, LONGEST_PIECE, LONGEST_RESNET_PIECE
+from hf_hamspk.configuration_hamspk import (
+    LONGEST_BACKBONE_PIECE,
+    LONGEST_PIECE,
+    LONGEST_RESNET_PIECE,
+    LONGEST_W2V_BERT_PIECE,
+)
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.geometry_hamspk import mean_direction
 from hf_hamspk.modeling_hamspk import SpeakerModelMixin
@@ -117,6 +122,7 @@ def test_transformers_backbones_and_resnets_have_shorter_pieces():
     assert tiny_config().longest_piece == LONGEST_PIECE == 180.0
     assert tiny_config("wavlm").longest_piece == LONGEST_BACKBONE_PIECE == 30.0
     assert tiny_config("resnet").longest_piece == LONGEST_RESNET_PIECE == 60.0
+    assert tiny_config("wav2vec2-bert").longest_piece == LONGEST_W2V_BERT_PIECE == 20.0
     # The limit is no field: it is neither saved nor can it be set.
     assert "longest_piece" not in tiny_config().to_dict()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import noises, padded, settle, tiny_config
+from tiny_models import W2V_BERT, noises, padded, settle, tiny_config
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioXVector
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -146,7 +146,9 @@ def visit(source: str | Path, home: Path, work: Path) -> tuple[dict[str, torch.T
     return load_file(work / "results.safetensors"), json.loads((work / "report.json").read_text()), done.stderr
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in (*ENCODERS, "wavlm")])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in (*ENCODERS, "wavlm", W2V_BERT)]
+)
 def journey(request, tmp_path_factory):
     """A model, and what came of it on the other side, from the Hub's cache."""
     torch.manual_seed(3)

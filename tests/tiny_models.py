@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
-from transformers import HubertConfig, PreTrainedConfig, Wav2Vec2Config, WavLMConfig
+from transformers import HubertConfig, PreTrainedConfig, Wav2Vec2BertConfig, Wav2Vec2Config, WavLMConfig
 
 from hf_hamspk import Calibration, HamSpkConfig, HamSpkForXVector
 
 RATE = 16000
-BACKBONES = {"wavlm": WavLMConfig, "wav2vec2": Wav2Vec2Config, "hubert": HubertConfig}
+W2V_BERT = "wav2vec2-bert"
+BACKBONES = {"wavlm": WavLMConfig, "wav2vec2": Wav2Vec2Config, "hubert": HubertConfig, W2V_BERT: Wav2Vec2BertConfig}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 def tiny_backbone(name: str, norm: str = "layer", **fields) -> PreTrainedConfig:
@@ -24,14 +26,15 @@ def tiny_backbone(name: str, norm: str = "layer", **fields) -> PreTrainedConfig:
             "layerdrop",
             "mask_time_prob",
             "mask_feature_prob",
+            "conformer_conv_dropout",
         ),
         0.0,
     )
+    if name == W2V_BERT:
+        sizes = {"left_max_position_embeddings": 8, "right_max_position_embeddings": 3}
+        return Wav2Vec2BertConfig(**TINY, conv_depthwise_kernel_size=7, **(sizes | switched_off | fields))
     return BACKBONES[name](
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
+        **TINY,
         conv_dim=(32,) * 7,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2,

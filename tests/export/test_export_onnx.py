@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_models import RATE, noises, settle, tiny_config
+from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 from transformers import pipeline
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
@@ -112,7 +112,7 @@ def test_a_file_that_does_not_agree_is_refused(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["campplus", "resnet"])
+@pytest.mark.parametrize("backbone", ["campplus", "resnet", W2V_BERT])
 def test_the_other_encoders_agree_at_four_lengths_and_two_batch_sizes(backbone, tmp_path):
     model = settle(HamSpkModel(tiny_config(backbone)))
     found = export_onnx(model, tmp_path / "model.onnx")
