@@ -28,8 +28,7 @@ from .geometry_hamspk import (
 )
 
 # Seconds of the longest recording that is embedded as a whole. For it, an ECAPA-TDNN of 1024 channels and a base
-# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length. In
-# w2v-BERT, each pair of frames has a vector.
+# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length.
 LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE, LONGEST_W2V_BERT_PIECE = 180.0, 30.0, 60.0, 20.0
 # Encoders of filter banks, which the field `backbone` names.
 ENCODERS = ("ecapa", "campplus", "resnet")
@@ -118,9 +117,8 @@ class HamSpkConfig(PreTrainedConfig):
 
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
-            (`"speechbrain"`), or samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
-            (`"seamless"`, Kaldi's filter bank with normalised bins, as SeamlessM4TFeatureExtractor in transformers).
-            None uses the default of the backbone: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet.
+            (`"speechbrain"`), samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
+            (`"seamless"`). None uses the default of the backbone: `"kaldi"` for CAM++ and ResNet, or else `"fbank"`.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
         kaldi_window: window of `"kaldi"`: `"hamming"` (WeSpeaker), or `"povey"` (Kaldi's default, 3D-Speaker).
