@@ -844,7 +844,7 @@ class SpeakerIdentifier(_CalibratedModel):
                 f"Several profiles are named {', '.join(twice)}; expected one profile for each speaker. Enrol each "
                 "speaker once, from all recordings."
             )
-        self.profiles = list(profiles)
+        self.profiles, self.enrolled = list(profiles), len(profiles)
         self._embeddings = torch.stack([profile.embedding for profile in profiles]).to(model.device)
         self._qualities = [profile.quality for profile in profiles]
 
@@ -895,10 +895,10 @@ class SpeakerIdentifier(_CalibratedModel):
         if recording.embedding is None or not self._has_enough(recording):
             warning = f"The recording has {speech:.1f} s of speech; a decision needs {self.minimum_speech:g} s or more."
             warnings = [warning, *recording.warnings]
-            return Identification(None, NOT_ENOUGH_SPEECH, [], None, None, None, None, count, speech, warnings)
+            return Identification(None, NOT_ENOUGH_SPEECH, [], None, None, None, None, self.enrolled, speech, warnings)
         warnings = self._warnings(recording, "The recording")
         if self._refuses(recording):
-            return Identification(None, SEVERAL_VOICES, [], None, None, None, None, count, speech, warnings)
+            return Identification(None, SEVERAL_VOICES, [], None, None, None, None, self.enrolled, speech, warnings)
         found = self.scorer.scores(
             self._embeddings,
             recording.embedding.expand(count, -1),
@@ -910,7 +910,7 @@ class SpeakerIdentifier(_CalibratedModel):
         # Candidates with equal scores keep their order, so that the answer is deterministic.
         order = np.argsort(-compared, kind="stable")
         best = int(order[0])
-        enrolled_ratio = None if ratios is None else float(np.logaddexp.reduce(ratios) - math.log(count))
+        enrolled_ratio = None if ratios is None else float(np.logaddexp.reduce(ratios) - math.log(self.enrolled))
         accepted, decision = rule.accepts(float(found.raw[best]), enrolled_ratio), None
         if accepted is not None:
             is_near = count > 1 and compared[best] - compared[order[1]] < margin
@@ -933,7 +933,7 @@ class SpeakerIdentifier(_CalibratedModel):
             operating_point=rule.name,
             threshold=rule.threshold,
             margin=None if rule.threshold is None else margin,
-            enrolled=count,
+            enrolled=self.enrolled,
             test_speech=speech,
             warnings=[*warnings, *self._copies(recording), *explained],
         )

@@ -9,6 +9,7 @@ from ..files.corpora import base_folder, is_table, read_table
 from ..files.recordings import find_audio
 from ..files.same import find_shared
 from ..files.tables import clean_speaker, join_segment, split_segment
+from ..folders.addresses import is_store
 from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .embed import print_contents
@@ -25,7 +26,7 @@ from .options import (
     table_columns,
     voices_option,
 )
-from .profiles import ProfileFolder, add_replace_argument
+from .profiles import ProfileFolder, ProfileStore, add_replace_argument, open_profiles
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of recordings, one folder per speaker; or one list of recordings: a CSV file with the columns "
         "path and speaker_id, and perhaps start and stop; JSON lines as of NeMo; or a Kaldi folder",
     )
-    parser.add_argument("--profiles", required=True, metavar="DIR", help="folder for the profiles, NAME.safetensors")
+    parser.add_argument(
+        "--profiles",
+        required=True,
+        metavar="DIR|URL",
+        help="folder for the profiles, NAME.safetensors, or database: lancedb://FOLDER or postgresql://USER@HOST/NAME",
+    )
     parser.add_argument(
         "--name",
         help="name of the only speaker; with --name, FILES may be recordings of this speaker as well as folders",
@@ -100,7 +106,7 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.speakers = _group_by_table(arguments)
     else:
         arguments.speakers = _group_by_folder(arguments.files, arguments.subfolders)
-    for name in arguments.speakers:
+    for name in () if is_store(arguments.profiles) else arguments.speakers:
         check_replaceable(Path(arguments.profiles, f"{name}{PROFILE_EXTENSION}"), is_profile_file, "a speaker profile")
     _check_shared(arguments.speakers)
     check_model(arguments.model)
@@ -225,7 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     speakers = arguments.speakers
     model = load_model(arguments.model, arguments.device)
-    folder = ProfileFolder(Path(arguments.profiles), arguments.replace)
+    folder = open_profiles(arguments.profiles, model, arguments.replace)
     options = given_options(arguments, "combine") | voices_option(arguments)
     if "check_voices" in options:
         # Raises an error if the model has no detector and is asked to refuse several voices.
@@ -247,7 +253,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _enrol_speaker(
-    model: "HamSpkModel", name: str, folder: ProfileFolder, read: tuple[list["Sound"], int], options: dict
+    model: "HamSpkModel",
+    name: str,
+    folder: ProfileFolder | ProfileStore,
+    read: tuple[list["Sound"], int],
+    options: dict,
 ) -> int:
     """Enrol a speaker, and return the number of recordings or segments used; 0 if the speaker was not enrolled.
 

@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..folders.addresses import is_store
 from ..loading.names import check_model
 from .options import (
     PROFILE_EXTENSION,
@@ -20,6 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..modeling_hamspk import HamSpkModel
     from ..verification_hamspk import Identification, SpeakerProfile
 
 DECISION_NEEDS = (
@@ -37,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profiles",
         required=True,
-        metavar="DIR",
-        help="folder of profiles, written by `hamspk enrol` or `hamspk verify --save-profile`",
+        metavar="DIR|URL",
+        help="folder of profiles, written by `hamspk enrol` or `hamspk verify --save-profile`, or a database of "
+        "`hamspk enrol`: lancedb://FOLDER or postgresql://USER@HOST/NAME",
     )
     parser.add_argument(
         "--operating-point", metavar="NAME", help="operating point of the model's calibration (default: the first)"
@@ -86,7 +90,8 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: options contradict each other, or the profiles or the model do not exist.
     """
     check_ways_to_decide(arguments)
-    find_profiles(arguments.profiles)
+    if not is_store(arguments.profiles):
+        find_profiles(arguments.profiles)
     check_model(arguments.model)
 
 
@@ -100,22 +105,39 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prior is not None:
         options["operating_point"] = OperatingPoint("--prior", arguments.prior)
     model = load_model(arguments.model, arguments.device)
-    profiles = read_profiles(arguments.profiles, model.fingerprint())
-    identifier = model.identifier(profiles, **voices_option(arguments))
+    identify = identify_among(model, arguments.profiles, voices_option(arguments))
     sounds, rate = {}, model.config.sampling_rate
     for name in dict.fromkeys(arguments.test):
         try:
             sounds[name] = read_sound(name, rate, "The recording", channel=arguments.channel)
         except InputError as error:
             print(f"skipped {name}: {error.reason}", file=sys.stderr)
-    answers = identifier.identify(list(sounds.values()), **options)
-    named = dict(zip(sounds, answers, strict=True))
+    named = dict(zip(sounds, identify(list(sounds.values()), **options), strict=True))
     if arguments.json:
         print(json.dumps({name: answer.to_dict() for name, answer in named.items()}, indent=2))
     else:
         for name, answer in named.items():
             print(format_identification(name, answer))
     return 1 if len(sounds) < len(set(arguments.test)) else 0
+
+
+def identify_among(model: "HamSpkModel", address: str, voices: dict[str, Any]) -> Callable[..., list["Identification"]]:
+    """Return the function that identifies recordings among the profiles of a folder or a database.
+
+    Args:
+        model: model that made the profiles.
+        address: folder or address of a database.
+        voices: argument `check_voices` of `model.identifier`, or empty.
+
+    Raises:
+        ValueError: there are no profiles, they cannot be read, or another model made them.
+    """
+    if not is_store(address):
+        return model.identifier(read_profiles(address, model.fingerprint()), **voices).identify
+    from ..search import SpeakerStore
+
+    store = SpeakerStore.open(address, model)
+    return lambda recordings, **options: [store.identify(one, **voices, **options) for one in recordings]
 
 
 def find_profiles(folder: str) -> list[Path]:

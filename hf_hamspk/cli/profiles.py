@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders.addresses import is_store
 from ..folders.recognising import is_profile_file, safetensors_metadata
 from .options import PROFILE_EXTENSION
 
 if TYPE_CHECKING:
+    from ..modeling_hamspk import HamSpkModel
+    from ..search import SpeakerStore
     from ..verification_hamspk import SpeakerProfile
 
 
@@ -87,6 +90,43 @@ class ProfileFolder:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{PROFILE_EXTENSION}"
+
+
+class ProfileStore:
+    """Database in which profiles are saved, one transaction each.
+
+    Args:
+        store: opened database.
+        can_replace: whether profiles of the same name are replaced.
+    """
+
+    def __init__(self, store: "SpeakerStore", can_replace: bool):
+        self._store, self._can_replace = store, can_replace
+
+    def save(self, profile: "SpeakerProfile") -> "SpeakerProfile":
+        """Save a profile under its name, and return it.
+
+        Raises:
+            ValueError: a speaker of this name is enrolled and must not be replaced.
+        """
+        try:
+            self._store.add_profiles([profile], self._can_replace)
+        except ValueError as error:
+            raise ValueError(f"{error} To replace it, use --replace.") from error
+        return profile
+
+
+def open_profiles(address: str, model: "HamSpkModel", can_replace: bool) -> ProfileFolder | ProfileStore:
+    """Open a folder or a database for the profiles of a model, and create it if it is missing.
+
+    Raises:
+        ValueError: the database cannot be used, or contains the speakers of another model.
+    """
+    if not is_store(address):
+        return ProfileFolder(Path(address), can_replace)
+    from ..search import SpeakerStore
+
+    return ProfileStore(SpeakerStore.open(address, model, create=True), can_replace)
 
 
 def _with_warning(profile: "SpeakerProfile", other: str) -> "SpeakerProfile":

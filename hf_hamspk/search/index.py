@@ -129,6 +129,11 @@ class SpeakerIndex:
         """Return the number of enrolled embeddings."""
         return len(self._embeddings)
 
+    @property
+    def embeddings(self) -> Tensor:
+        """Enrolled embeddings, `(N, D)` float32."""
+        return self._embeddings
+
     def search(self, queries: Tensor, k: int = 10) -> SearchResult:
         """Find the `k` nearest enrolled embeddings of each query, or all of them if there are fewer than `k`.
 

@@ -48,6 +48,30 @@ def test_enrol_and_identify(hamspk, refusal, calibrated_folder, model_folder, pe
     assert "was altered" in refusal(*words)
 
 
+@pytest.mark.slow
+def test_speakers_in_a_database_are_identified_as_those_in_a_folder(
+    hamspk, refusal, calibrated_folder, model_folder, people, voices, tmp_path
+):
+    pytest.importorskip("lancedb", reason="pip install 'hf_hamspk[lancedb]'")
+    enrol = ("enrol", calibrated_folder, people / "anna", people / "carl", "--profiles")
+    folder, address = str(tmp_path / "profiles"), f"lancedb://{tmp_path / 'speakers'}"
+    assert hamspk(*enrol, folder)[0] == 0
+    code, out, _ = hamspk(*enrol, address)
+    assert code == 0 and out.splitlines()[-1] == f"2 speakers enrolled in {address}"
+    tests = [voices / "a.wav", voices / "silence.wav"]
+    for more in ((), ("--threshold=-1", "--candidates", "1")):
+        answers = []
+        for profiles in (folder, address):
+            code, out, _ = hamspk("identify", calibrated_folder, "--profiles", profiles, *tests, *more, "--json")
+            answers.append(json.loads(out))
+        assert code == 0 and answers[0] == answers[1]
+    code, _, err = hamspk(*enrol, address)
+    assert code == 1 and "not enrolled: anna: 'anna' is enrolled already. Choose another name. To replace it" in err
+    assert hamspk(*enrol, address, "--replace")[0] == 0
+    nothing = f"lancedb://{tmp_path / 'nothing'}"
+    assert "No speakers in" in refusal("identify", calibrated_folder, "--profiles", nothing, voices / "a.wav")
+
+
 def test_names_and_bad_folders(hamspk, refusal, model_folder, people, voices, tmp_path):
     profiles = tmp_path / "profiles"
     code, out, err = hamspk("enrol", model_folder, voices / "silence.wav", "--name", "nobody", "--profiles", profiles)

@@ -143,7 +143,7 @@ def test_a_run_with_adapters(name, tmp_path, lora_words, encoders):
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
     start = load_file(encoders(name) / "model.safetensors")
     moved = [k for k, t in start.items() if not torch.equal(t, final.state_dict()[f"hamspk.backbone.{k}"])]
-    assert moved and all(re.search(r"(_dense|_proj)\.weight$", key) for key in moved)
+    assert moved and all(re.search(r"(_dense|_proj|linear_[a-z]+)\.weight$", key) for key in moved)
 
 
 @pytest.mark.slow

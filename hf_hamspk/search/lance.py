@@ -1,0 +1,93 @@
+"""Speakers in LanceDB, an embedded database whose files lie in a folder or on an object store."""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .stores import StoredRows
+
+TABLE, DESCRIPTION = "speakers", b"hf_hamspk"
+# Queries that are searched at once.
+QUERIES_AT_ONCE = 64
+
+
+class LanceDatabase:
+    """See `Database`. Each change is a new version of the table, which becomes valid as a whole."""
+
+    def __init__(self, folder: str):
+        try:
+            import lancedb
+        except ImportError as error:
+            raise ValueError("LanceDB is not installed. Run `pip install 'hf_hamspk[lancedb]'`.") from error
+        if not folder:
+            raise ValueError("Expected lancedb://FOLDER, got an address without a folder.")
+        self._connection = lancedb.connect(folder)
+        names = self._connection.list_tables().tables
+        self._table: Any = self._connection.open_table(TABLE) if TABLE in names else None
+
+    def describe(self) -> dict[str, Any] | None:
+        """See `Database`."""
+        if self._table is None:
+            return None
+        found = (self._table.schema.metadata or {}).get(DESCRIPTION)
+        return {} if found is None else json.loads(found) | {"cells": bool(self._table.list_indices())}
+
+    def create(self, description: dict[str, Any], size: int, length: int) -> None:
+        """See `Database`."""
+        import pyarrow
+
+        columns = [("name", pyarrow.string()), ("embedding", pyarrow.list_(pyarrow.float32(), size))]
+        columns += [("key", pyarrow.list_(pyarrow.float32(), length)), ("profile", pyarrow.string())]
+        schema = pyarrow.schema(columns, metadata={DESCRIPTION: json.dumps(description).encode()})
+        mode = "create" if self._table is None else "overwrite"
+        self._table = self._connection.create_table(TABLE, schema=schema, mode=mode)
+
+    def count(self) -> int:
+        """See `Database`."""
+        return self._table.count_rows()
+
+    def insert(self, rows: StoredRows, can_replace: bool) -> None:
+        """See `Database`."""
+        import pyarrow
+        from pyarrow import compute
+
+        def vectors(values: NDArray[np.float32]) -> Any:
+            return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), values.shape[1])
+
+        columns = {"name": rows.names, "embedding": vectors(rows.embeddings), "key": vectors(np.asarray(rows.keys))}
+        columns["profile"] = pyarrow.array(rows.profiles, pyarrow.string())
+        data = pyarrow.table(columns)
+        known = self._table.search().select(["name"]).limit(max(1, self.count())).to_arrow()["name"]
+        both = data["name"].filter(compute.is_in(data["name"], value_set=known.combine_chunks()))
+        if not len(both):
+            self._table.add(data)
+        elif can_replace:
+            merge = self._table.merge_insert("name").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(data)
+        else:
+            raise ValueError(f"{both[0].as_py()!r} is enrolled already. Choose another name.")
+
+    def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
+        """See `Database`."""
+        found = []
+        for start in range(0, len(vectors), QUERIES_AT_ONCE):
+            block = vectors[start : start + QUERIES_AT_ONCE]
+            # One vector more than needed, because LanceDB returns no query numbers for a single one.
+            query = self._table.search([*block, block[0]], vector_column_name="key").distance_type("dot")
+            query = query.bypass_vector_index() if probes is None else query.nprobes(probes)
+            table = query.select(["name", "embedding", "profile", "_distance"]).limit(count).to_arrow()
+            numbers = table["query_index"].to_numpy()
+            for number in range(len(block)):
+                part = table.take(np.flatnonzero(numbers == number))
+                embeddings = part["embedding"].combine_chunks()
+                values = np.array(embeddings.flatten(), np.float32).reshape(len(part), -1)
+                found.append(StoredRows(part["name"].to_pylist(), values, None, part["profile"].to_pylist()))
+        return found
+
+    def make_cells(self, cells: int) -> None:
+        """See `Database`."""
+        from lancedb.index import IvfFlat
+
+        self._table.create_index("key", config=IvfFlat(distance_type="dot", num_partitions=cells), replace=True)

@@ -1,0 +1,118 @@
+"""Speakers in PostgreSQL with the extension pgvector."""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .stores import StoredRows
+
+# Tables of this package, in the first schema of the search path.
+MODELS, SPEAKERS, CELLS = "hamspk_model", "hamspk_speakers", "hamspk_cells"
+
+
+class PostgresDatabase:
+    """See `Database`. Each change is one transaction of the server."""
+
+    def __init__(self, address: str):
+        try:
+            import pgvector.psycopg
+            import psycopg
+        except ImportError as error:
+            raise ValueError(f"{error}. Run `pip install 'hf_hamspk[pgvector]'`.") from error
+        try:
+            self._connection: Any = psycopg.connect(address, autocommit=True)
+            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"PostgreSQL with pgvector does not answer ({reason}). Check the address.") from error
+        pgvector.psycopg.register_vector(self._connection)
+
+    def describe(self) -> dict[str, Any] | None:
+        """See `Database`."""
+        if not self._exists(MODELS):
+            return None
+        import psycopg
+
+        try:
+            found = self._connection.execute(f"SELECT description FROM {MODELS}").fetchone()
+        except psycopg.Error:
+            # The table has other columns, so another program created it.
+            return {}
+        return {} if found is None else json.loads(found[0]) | {"cells": self._exists(CELLS)}
+
+    def create(self, description: dict[str, Any], size: int, length: int) -> None:
+        """See `Database`."""
+        if self._exists(SPEAKERS) and not self._exists(MODELS):
+            raise ValueError(
+                f"The database has a table {SPEAKERS} that this package did not create. Choose another schema with "
+                "?options=-csearch_path%3DNAME."
+            )
+        with self._connection.transaction():
+            self._connection.execute(f"DROP TABLE IF EXISTS {MODELS}, {SPEAKERS}")
+            self._connection.execute(f"CREATE TABLE {MODELS} (description text NOT NULL)")
+            self._connection.execute(
+                f"CREATE TABLE {SPEAKERS} (name text PRIMARY KEY, embedding vector({size}) NOT NULL, "
+                f"key vector({length}) NOT NULL, profile text)"
+            )
+            self._connection.execute(f"INSERT INTO {MODELS} VALUES (%s)", [json.dumps(description)])
+
+    def count(self) -> int:
+        """See `Database`."""
+        found: Any = self._connection.execute(f"SELECT count(*) FROM {SPEAKERS}").fetchone()
+        return int(found[0])
+
+    def insert(self, rows: StoredRows, can_replace: bool) -> None:
+        """See `Database`."""
+        import psycopg
+
+        values = zip(rows.names, rows.embeddings, np.asarray(rows.keys), rows.profiles, strict=True)
+        try:
+            with self._connection.transaction(), self._connection.cursor() as cursor:
+                if can_replace:
+                    cursor.execute(f"DELETE FROM {SPEAKERS} WHERE name = ANY(%s)", [rows.names])
+                with cursor.copy(f"COPY {SPEAKERS} FROM STDIN WITH (FORMAT BINARY)") as copy:
+                    copy.set_types(["text", "vector", "vector", "text"])
+                    for row in values:
+                        copy.write_row(row)
+        except psycopg.errors.UniqueViolation as error:
+            detail = str(error.diag.message_detail)
+            name = detail.partition("=(")[2].rpartition(")")[0]
+            raise ValueError(f"{name!r} is enrolled already. Choose another name.") from error
+
+    def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
+        """See `Database`."""
+        found = []
+        with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
+            if probes is None:
+                cursor.execute("SET LOCAL enable_indexscan = off")
+            else:
+                cursor.execute("SET LOCAL enable_seqscan = off")
+                cursor.execute(f"SET LOCAL ivfflat.probes = {int(probes)}")
+            for vector in vectors:
+                # `<#>` is the negative inner product. A prepared statement would keep the plan of earlier settings.
+                select = f"SELECT name, embedding, profile FROM {SPEAKERS} ORDER BY key <#> %s LIMIT %s"
+                cursor.execute(select, [vector, count], prepare=False)
+                rows = cursor.fetchall()
+                embeddings = [_as_array(row[1]) for row in rows]
+                size = len(embeddings[0]) if embeddings else len(vector)
+                values = np.array(embeddings, np.float32).reshape(len(rows), size)
+                found.append(StoredRows([row[0] for row in rows], values, None, [row[2] for row in rows]))
+        return found
+
+    def make_cells(self, cells: int) -> None:
+        """See `Database`."""
+        with self._connection.transaction():
+            self._connection.execute(f"DROP INDEX IF EXISTS {CELLS}")
+            self._connection.execute(
+                f"CREATE INDEX {CELLS} ON {SPEAKERS} USING ivfflat (key vector_ip_ops) WITH (lists = {int(cells)})"
+            )
+
+    def _exists(self, relation: str) -> bool:
+        found: Any = self._connection.execute("SELECT to_regclass(%s) IS NOT NULL", [relation]).fetchone()
+        return bool(found[0])
+
+
+def _as_array(vector: Any) -> NDArray[np.float32]:
+    return vector if isinstance(vector, np.ndarray) else vector.to_numpy()
