@@ -60,7 +60,8 @@ class LanceDatabase:
         columns["profile"] = pyarrow.array(rows.profiles, pyarrow.string())
         data = pyarrow.table(columns)
         known = self._table.search().select(["name"]).limit(max(1, self.count())).to_arrow()["name"]
-        both = data["name"].filter(compute.is_in(data["name"], value_set=known.combine_chunks()))
+        is_known = compute.is_in(data["name"], value_set=known.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+        both = data["name"].filter(is_known)
         if not len(both):
             self._table.add(data)
         elif can_replace:

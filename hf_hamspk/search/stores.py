@@ -250,7 +250,7 @@ class SpeakerStore:
         count = CANDIDATES_PER_NEIGHBOUR * k + MORE_CANDIDATES
         found = self._database.nearest(self.similarity.query_vectors(queries).numpy(), count, probes)
         ranked = [self._rank(*one, k) for one in zip(queries, found, strict=True)]
-        return StoredSpeakers(*([one[column] for one in ranked] for column in range(3)))
+        return StoredSpeakers([one[0] for one in ranked], [one[1] for one in ranked], [one[2] for one in ranked])
 
     def identify(
         self, recording: Any, sampling_rate: int | None = None, check_voices: bool | str = True, **options: Any
