@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .stores import StoredRows
 
 # Tables of this package, in the first schema of the search path.
-MODELS, SPEAKERS, CELLS = "hamspk_model", "hamspk_speakers", "hamspk_cells"
+MODEL_TABLE, SPEAKER_TABLE, CELL_INDEX = "hamspk_model", "hamspk_speakers", "hamspk_cells"
 
 
 class PostgresDatabase:
@@ -31,36 +31,36 @@ class PostgresDatabase:
 
     def describe(self) -> dict[str, Any] | None:
         """See `Database`."""
-        if not self._exists(MODELS):
+        if not self._exists(MODEL_TABLE):
             return None
         import psycopg
 
         try:
-            found = self._connection.execute(f"SELECT description FROM {MODELS}").fetchone()
+            found = self._connection.execute(f"SELECT description FROM {MODEL_TABLE}").fetchone()
         except psycopg.Error:
             # The table has other columns, so another program created it.
             return {}
-        return {} if found is None else json.loads(found[0]) | {"cells": self._exists(CELLS)}
+        return {} if found is None else json.loads(found[0]) | {"cells": self._exists(CELL_INDEX)}
 
     def create(self, description: dict[str, Any], size: int, length: int) -> None:
         """See `Database`."""
-        if self._exists(SPEAKERS) and not self._exists(MODELS):
+        if self._exists(SPEAKER_TABLE) and not self._exists(MODEL_TABLE):
             raise ValueError(
-                f"The database has a table {SPEAKERS} that this package did not create. Choose another schema with "
-                "?options=-csearch_path%3DNAME."
+                f"The database has a table {SPEAKER_TABLE} that this package did not create. Choose another schema "
+                "with ?options=-csearch_path%3DNAME."
             )
         with self._connection.transaction():
-            self._connection.execute(f"DROP TABLE IF EXISTS {MODELS}, {SPEAKERS}")
-            self._connection.execute(f"CREATE TABLE {MODELS} (description text NOT NULL)")
+            self._connection.execute(f"DROP TABLE IF EXISTS {MODEL_TABLE}, {SPEAKER_TABLE}")
+            self._connection.execute(f"CREATE TABLE {MODEL_TABLE} (description text NOT NULL)")
             self._connection.execute(
-                f"CREATE TABLE {SPEAKERS} (name text PRIMARY KEY, embedding vector({size}) NOT NULL, "
+                f"CREATE TABLE {SPEAKER_TABLE} (name text PRIMARY KEY, embedding vector({size}) NOT NULL, "
                 f"key vector({length}) NOT NULL, profile text)"
             )
-            self._connection.execute(f"INSERT INTO {MODELS} VALUES (%s)", [json.dumps(description)])
+            self._connection.execute(f"INSERT INTO {MODEL_TABLE} VALUES (%s)", [json.dumps(description)])
 
     def count(self) -> int:
         """See `Database`."""
-        found: Any = self._connection.execute(f"SELECT count(*) FROM {SPEAKERS}").fetchone()
+        found: Any = self._connection.execute(f"SELECT count(*) FROM {SPEAKER_TABLE}").fetchone()
         return int(found[0])
 
     def insert(self, rows: StoredRows, can_replace: bool) -> None:
@@ -71,8 +71,8 @@ class PostgresDatabase:
         try:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 if can_replace:
-                    cursor.execute(f"DELETE FROM {SPEAKERS} WHERE name = ANY(%s)", [rows.names])
-                with cursor.copy(f"COPY {SPEAKERS} FROM STDIN WITH (FORMAT BINARY)") as copy:
+                    cursor.execute(f"DELETE FROM {SPEAKER_TABLE} WHERE name = ANY(%s)", [rows.names])
+                with cursor.copy(f"COPY {SPEAKER_TABLE} FROM STDIN WITH (FORMAT BINARY)") as copy:
                     copy.set_types(["text", "vector", "vector", "text"])
                     for row in values:
                         copy.write_row(row)
@@ -92,7 +92,7 @@ class PostgresDatabase:
                 cursor.execute(f"SET LOCAL ivfflat.probes = {int(probes)}")
             for vector in vectors:
                 # `<#>` is the negative inner product. A prepared statement would keep the plan of earlier settings.
-                select = f"SELECT name, embedding, profile FROM {SPEAKERS} ORDER BY key <#> %s LIMIT %s"
+                select = f"SELECT name, embedding, profile FROM {SPEAKER_TABLE} ORDER BY key <#> %s LIMIT %s"
                 cursor.execute(select, [vector, count], prepare=False)
                 rows = cursor.fetchall()
                 embeddings = [_as_array(row[1]) for row in rows]
@@ -104,9 +104,10 @@ class PostgresDatabase:
     def make_cells(self, cells: int) -> None:
         """See `Database`."""
         with self._connection.transaction():
-            self._connection.execute(f"DROP INDEX IF EXISTS {CELLS}")
+            self._connection.execute(f"DROP INDEX IF EXISTS {CELL_INDEX}")
             self._connection.execute(
-                f"CREATE INDEX {CELLS} ON {SPEAKERS} USING ivfflat (key vector_ip_ops) WITH (lists = {int(cells)})"
+                f"CREATE INDEX {CELL_INDEX} ON {SPEAKER_TABLE} USING ivfflat (key vector_ip_ops) "
+                f"WITH (lists = {int(cells)})"
             )
 
     def _exists(self, relation: str) -> bool:

@@ -26,7 +26,7 @@ from .products import ScoringModel, Similarity
 
 STORE_KIND = "speaker store"
 # Speakers that are written in one transaction.
-ROWS_AT_ONCE = 20_000
+SPEAKERS_AT_ONCE = 20_000
 # Speakers that `identify` compares with a recording, with the quality measures of both if the calibration uses them.
 COMPARED_SPEAKERS = 100
 
@@ -292,8 +292,8 @@ class SpeakerStore:
         embeddings = _checked(embeddings, self._model.config.embedding_size)
         if len(names) != len(embeddings) or len(set(names)) < len(names) or not all(names):
             raise ValueError(f"Expected {len(embeddings)} different names, one for each embedding, got {len(names)}.")
-        for start in range(0, len(names), ROWS_AT_ONCE):
-            at = slice(start, start + ROWS_AT_ONCE)
+        for start in range(0, len(names), SPEAKERS_AT_ONCE):
+            at = slice(start, start + SPEAKERS_AT_ONCE)
             keys = self.similarity.key_vectors(embeddings[at]).numpy()
             self._database.insert(StoredRows(names[at], embeddings[at].numpy(), keys, profiles[at]), can_replace)
 
