@@ -63,7 +63,7 @@ def _coloured(values: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     legend = {f"{names[one]} ({sizes[one]})": colour[one] for one in shown}
     others = int(sum(classes == -1)) + int(sum(sizes)) - int(sum(sizes[one] for one in shown))
     if others:
-        legend[f"other ({others})"] = _OTHER
+        legend[f"other or unknown ({others})"] = _OTHER
     return [colour.get(int(one), _OTHER) for one in classes], legend
 
 
@@ -81,7 +81,7 @@ def _draw_disks(measured: Measured, path: Path) -> bool:
     radius = np.linalg.norm(points.space.positions(points.vectors), axis=1)
     angle = leading_angles(points)
     shown = list(measured.labels)[:_MOST_DISKS] or [""]
-    figure = new_figure(4.4 * len(shown), 5.2)
+    figure = new_figure(4.4 * len(shown), 5.4)
     sizes = 10 + 30 * measured.counts[places] / measured.counts[places].max()
     for number, label in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
@@ -102,7 +102,9 @@ def _draw_disks(measured: Measured, path: Path) -> bool:
 def _add_legend(axes: Any, legend: dict[str, str]) -> None:
     for name, colour in legend.items():
         axes.scatter([], [], s=25, c=colour, label=name)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), frameon=False, fontsize=7, ncols=2)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.02), frameon=False, fontsize=7, ncols=2 if len(legend) <= 4 else 4
+    )
 
 
 def _draw_radii(measured: Measured, path: Path) -> bool:
