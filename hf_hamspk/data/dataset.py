@@ -120,6 +120,8 @@ class CorpusUtterances:
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
         self._cached_bytes = 0
+        # A column is read once, because reading one row takes about a millisecond.
+        self._speaker_column: list[str] | None = None
         # In shared memory, so that failures in the worker processes of the data loader are recorded as well.
         self._failed = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
 
@@ -134,7 +136,9 @@ class CorpusUtterances:
         return str(self.corpus[utterance]["path"])
 
     def speaker(self, utterance: int) -> str:
-        return self.corpus[utterance]["speaker"]
+        if self._speaker_column is None:
+            self._speaker_column = list(self.corpus["speaker"])
+        return self._speaker_column[utterance]
 
     def source(self, utterance: int) -> Any:
         """Return the recording of an utterance in a form that `read_utterance` accepts."""

@@ -6,13 +6,13 @@ same frozen part share the files. A step reads only the frames of its crops.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..audio_hamspk import InputError
@@ -60,24 +60,37 @@ class FrameStore:
 
     def embed(self, waveforms: Iterable[NDArray[np.float32]]) -> Tensor:
         """Return the embeddings `(N, D)` of complete waveforms `(L,)`, computed from their frames."""
-        return self.embed_files(map(self.find, waveforms))
+        return self.embed_files([self.find(waveform) for waveform in waveforms])
 
-    def embed_files(self, files: Iterable[Path]) -> Tensor:
+    def embed_files(self, files: Sequence[Path]) -> Tensor:
         """Return the embeddings `(N, D)` of the frames in files."""
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            embeddings = [self._embed_one(file) for file in files]
+            pooled = torch.stack([self._pool_file(file) for file in files])
+            embeddings = self.model.embed_pooled(pooled.to(self.model.model.device)).float()
         self.model.train(was_training)
-        return torch.cat(embeddings)
+        return embeddings
 
-    def _embed_one(self, file: Path) -> Tensor:
+    def _pool_file(self, file: Path) -> Tensor:
+        if self.model.pools_frozen_frames:
+            return _frozen_statistics(file, self.model.model.hamspk.pooling)
         frames = torch.from_numpy(np.array(read_frames(file))).to(self.model.model.device)
-        return self.model.embed_frames(frames.mT[None]).float()
+        return self.model.pool(frames.mT[None])[0]
 
     def crop_frames(self, samples: int) -> int:
         """Return the number of frames of a crop of `samples` samples."""
         return self.model.frozen_output(torch.zeros(1, samples)).shape[-1]
+
+
+_STATISTICS: dict[Path, Tensor] = {}
+
+
+def _frozen_statistics(file: Path, pooling: nn.Module) -> Tensor:
+    """Return the pooled statistics `(P,)` of all frames in a file, computed once in a process by a fixed pooling."""
+    if file not in _STATISTICS:
+        _STATISTICS[file] = pooling(torch.from_numpy(np.array(read_frames(file))).mT[None])[0]
+    return _STATISTICS[file]
 
 
 def _save_frames(path: Path, frames: NDArray[np.float32]) -> None:
@@ -120,6 +133,7 @@ class FrameCrops(SpeakerCrops):
             )
         super().__init__(utterances, crops.label_of, crops.crop_samples, crops.seed, sampling_rate=crops.sampling_rate)
         self.crop_frames = store.crop_frames(crops.crop_samples)
+        self._pooling = store.model.model.hamspk.pooling if store.model.pools_frozen_frames else None
         self._files: list[Path | None] = []
         for number in tqdm(range(len(utterances)), desc="frames", unit="file", disable=not progress, delay=1):
             self._files.append(self._find(utterances, number, store.find))
@@ -146,7 +160,10 @@ class FrameCrops(SpeakerCrops):
         return sum(file.stat().st_size for file in self._files if file is not None) / 1e6
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, object]:
-        """Return a random crop of the frames, float32 `(C, T)`, and the label; see `SpeakerCrops`."""
+        """Return a random crop of the frames, float32 `(C, T)`, and the label; see `SpeakerCrops`.
+
+        If pooling has nothing to learn, its statistics `(P,)` take the place of the frames.
+        """
         epoch, sample = index
         generator = np.random.default_rng((self.seed, epoch, sample))
         for utterance in self.utterances.candidates(sample):
@@ -155,5 +172,8 @@ class FrameCrops(SpeakerCrops):
                 frames = read_frames(file)
                 at = random_crop(np.arange(len(frames)), self.crop_frames, generator)
                 label = self.label_of[self.utterances.speaker(utterance)]
-                return {"input_values": np.ascontiguousarray(frames[at].T), "labels": label}
+                crop = np.asarray(frames[at]).T
+                if self._pooling is not None:
+                    crop = self._pooling(torch.from_numpy(crop)[None])[0].numpy()
+                return {"input_values": np.ascontiguousarray(crop), "labels": label}
         raise InputError(f"none of the {len(self._files)} recordings can be read")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..configuration_hamspk import RESNET_BLOCKS, HamSpkConfig
 from ..encoders_hamspk import CamPlusPlus, Ecapa, ResNet, norm_relu, segment_sizes
 from ..modeling_hamspk import HamSpkForXVector
-from ..networks_hamspk import batch_norm
+from ..networks_hamspk import StatisticsPooling, batch_norm
 from .arguments import DataArguments, Recipe
 
 DIGEST_DIGITS = 16
@@ -156,10 +156,19 @@ class DividedModel(nn.Module):
         kept = hidden[: len(hidden) - self.blocks]
         return torch.cat([one.mT for one in kept], dim=1) if isinstance(model.backbone, Ecapa) else kept[-1].mT
 
-    def embed_frames(self, frames: Tensor) -> Tensor:
-        """Return embeddings `(B, D)`, given the output `(B, C, T)` of the frozen part without padding."""
+    @property
+    def pools_frozen_frames(self) -> bool:
+        """Whether pooling has nothing to learn, so that pooled statistics can take the place of frames."""
+        return self.blocks == 0 and isinstance(self.model.hamspk.pooling, StatisticsPooling)
+
+    def pool(self, frames: Tensor) -> Tensor:
+        """Return the pooled statistics `(B, P)` of the output `(B, C, T)` of the frozen part without padding."""
         model = self.model.hamspk
-        pooled = model.pooling(self._last_blocks(frames.to(model.dtype)), None)
+        return model.pooling(self._last_blocks(frames.to(model.dtype)), None)
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Return the embeddings `(B, D)` of pooled statistics `(B, P)`."""
+        model = self.model.hamspk
         pooled = batch_norm(model.pooled_norm, pooled.to(model.dtype), None)
         return model.embedding_norm(model.projection(pooled))
 
@@ -198,10 +207,11 @@ class DividedModel(nn.Module):
         """Return the loss of a training step.
 
         Args:
-            input_values: output `(B, C, T)` of the frozen part.
+            input_values: output `(B, C, T)` of the frozen part, or its pooled statistics `(B, P)`.
             labels: class indices `(B,)`.
 
         Returns:
             Output of the head, with the scalar `loss`.
         """
-        return self.model.head(self.embed_frames(input_values), labels, False)
+        pooled = input_values if input_values.ndim == 2 else self.pool(input_values)
+        return self.model.head(self.embed_pooled(pooled), labels, False)
