@@ -117,7 +117,8 @@ def gather_facts(
 
     Args:
         model_folder: folder written by `save_pretrained`.
-        name: name on the Hub; None if the model is not published. The code examples then use the folder of the recipe.
+        name: name on the Hub; None if the model is not published. The code examples then use the folder of the recipe,
+            or the name of the model folder if there is no recipe.
         run_folder: folder of the training run, with `recipe.yaml` and `evaluation.json` if the model folder lacks them.
         about: facts stated by the authors.
         with_cohort: whether the cohort is published.
@@ -139,7 +140,7 @@ def gather_facts(
     cohort_file, detector_file = folder / COHORT_FILE, folder / OVERLAP_FILE
     detector = OverlapDetector.load(detector_file) if detector_file.is_file() else None
     return CardFacts(
-        name=_recipe_model(recipe) if name is None else name,
+        name=name if name is not None else folder.resolve().name if recipe is None else _recipe_model(recipe),
         published=name is not None,
         config=_card_config(read_json_object(folder / CONFIG_FILE)),
         evaluation=None if record is None else record.to_dict(),

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "not measured"
+# Cell of a measure that raw scores do not have, because it needs log-likelihood ratios.
+NOT_DEFINED = "-"
 CardRow = list[str]
 Lists = Mapping[str, Mapping[str, Any]]
 
@@ -107,9 +109,9 @@ def _number_cells(values: Mapping[str, Any], lists: Lists) -> CardRow:
     row = [cell(values.get(name)) for name in ("trials", "targets", "speakers")]
     row.append(with_interval(values.get("eer"), values.get("eer_interval")))
     row += [with_interval(smallest.get(prior), of_smallest.get(prior), decimal) for prior in priors(lists)]
-    row += [with_interval(actual.get(prior), of_actual.get(prior), decimal) for prior in _actual_priors(lists)]
-    if _any(lists, "cllr"):
-        row.append(with_interval(values.get("cllr"), values.get("cllr_interval"), decimal))
+    costs = [(actual.get(prior), of_actual.get(prior)) for prior in _actual_priors(lists)]
+    costs += [(values.get("cllr"), values.get("cllr_interval"))] if _any(lists, "cllr") else []
+    row += [NOT_DEFINED if value is None else with_interval(value, interval, decimal) for value, interval in costs]
     return row + ([decimal(values.get("min_cllr"))] if _any(lists, "min_cllr") else [])
 
 
