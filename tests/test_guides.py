@@ -52,6 +52,7 @@ PARSED_ONLY = {
     "hamspk train my_recipe.yaml --backbone": "an encoder of the Hub: tests/training/test_training_lora.py",
     "hamspk study": "hours: tests/study",
     "hamspk train examples/recipes/": "real speech: tests/training",
+    "hamspk calibrate campplus/ dev-o.txt": "real speech: tests/cli",
     "hamspk calibrate runs/campplus_ham/final": "the model of such a recipe: tests/cli",
     "hamspk evaluate runs/campplus_ham/final": "the model of such a recipe: tests/cli",
     "hamspk hierarchy": "a trained model: tests/cli/test_cli_hierarchy.py",

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hf_hamspk.evaluation.calibration_metrics import convex_hull
 from hf_hamspk.evaluation.metrics import equal_error_rate
 from hf_hamspk.evaluation.speakers import find_speakers
 from hf_hamspk.evaluation.trials import Trials
-from hf_hamspk.study.plan import FINAL, parse_study
+from hf_hamspk.study.plan import FINAL, parse_study, read_study
 from hf_hamspk.study.records import (
     planned_runs,
     read_record,
@@ -230,3 +232,14 @@ def test_without_an_effect_few_studies_find_one_and_a_large_effect_is_found():
     assert sum(p <= 0.05 for p in found) <= 8
     strong = [study_p_values(seed, 5, effect=0.3)[0][0] for seed in range(10)]
     assert sum(p <= 0.05 for p in strong) >= 9
+
+
+def test_the_records_of_the_study_of_campplus_belong_to_its_file():
+    """All tuning runs, and the same number of seeds of every head."""
+    root = Path(__file__).parents[2] / "examples" / "studies"
+    study = read_study(root / "campplus.yaml")
+    folder = root / "records" / "campplus"
+    runs = [run for run in planned_runs(study, folder) if read_record(folder / run.name) is not None]
+    assert len(runs) == len(list(folder.glob("*/record.json"))) and set(read_study_lists(folder)) > {"test-o", "test-x"}
+    finals = Counter(run.head for run in runs if run.stage == "final")
+    assert len(runs) - finals.total() == len(study.tuning_runs()) and set(finals.values()) == {5}
