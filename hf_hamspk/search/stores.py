@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..audio_hamspk import InputError
 from ..calibration_hamspk import check_same_model
 from ..folders.addresses import LANCE_ADDRESS, POSTGRES_ADDRESSES
 from ..geometry_hamspk import as_tensor
@@ -271,7 +272,12 @@ class SpeakerStore:
             ValueError: the store is empty or contains embeddings without profiles, or see `SpeakerIdentifier`.
         """
         model: Any = self._model
-        near = self.search(model.embed([recording], sampling_rate), COMPARED_SPEAKERS)
+        try:
+            query = model.embed([recording], sampling_rate)
+        except InputError:
+            # Silence has no embedding, and its answer does not depend on the speakers. Other errors are raised below.
+            query = torch.ones(1, model.config.embedding_size)
+        near = self.search(query, COMPARED_SPEAKERS)
         profiles = [one for one in near.profiles[0] if one is not None]
         if not profiles or len(profiles) < len(near.names[0]):
             raise ValueError(
