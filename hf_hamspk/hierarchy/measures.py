@@ -150,7 +150,7 @@ def ranks_within(values: NDArray, strata: NDArray[np.int64]) -> NDArray[np.float
     return ranks
 
 
-def rank_effect(ranks: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
+def rank_effect(ranks: NDArray, classes: NDArray) -> float:
     """Return the share of the variance of ranks that the classes explain, in [0, 1] (eta squared; Kruskal-Wallis)."""
     centred = ranks - ranks.mean()
     counts = np.bincount(classes)
