@@ -105,6 +105,8 @@ class PostgresDatabase:
         """See `Database`."""
         with self._connection.transaction():
             self._connection.execute(f"DROP INDEX IF EXISTS {CELL_INDEX}")
+            # The default, 64 MB, holds the sample of about 300 cells.
+            self._connection.execute("SET LOCAL maintenance_work_mem = '1GB'")
             self._connection.execute(
                 f"CREATE INDEX {CELL_INDEX} ON {SPEAKER_TABLE} USING ivfflat (key vector_ip_ops) "
                 f"WITH (lists = {int(cells)})"
