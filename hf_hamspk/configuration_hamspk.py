@@ -67,6 +67,7 @@ BACKBONE_RANGES: dict[str, tuple[Number, Number]] = {
     "max_source_positions": (1, 100_000),
 }
 # Default front-end by encoder or type of transformers backbone; `"waveform"` for all other transformers backbones.
+FRONTENDS: dict[str, Literal["fbank", "kaldi", "speechbrain", "waveform", "seamless"]]
 FRONTENDS = {"ecapa": "fbank", "campplus": "kaldi", "resnet": "kaldi", "wav2vec2-bert": "seamless"}
 # Fields that change neither embeddings nor scores, except by training.
 NEUTRAL_FIELDS = {

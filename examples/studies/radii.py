@@ -124,7 +124,8 @@ def train(
     torch.manual_seed(seed)
     fields, control, space = HEADS[head]
     size = model.config.embedding_size
-    config = HamSpkConfig(num_labels=int(labels.max()) + 1, embedding_size=size, **fields)
+    values: dict[str, Any] = fields | {"num_labels": int(labels.max()) + 1, "embedding_size": size}
+    config = HamSpkConfig(**values)
     layer, classifier = EmbeddingLayer(model), make_head(config)
     use_control(classifier, control)
     optimizer = torch.optim.Adam(
