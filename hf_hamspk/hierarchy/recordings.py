@@ -72,7 +72,8 @@ def read_labelled_table(
         audio_column, speaker_column: names of these columns; None for the usual ones.
 
     Raises:
-        ValueError: the list cannot be read, a column or cell is missing, or two rows of a recording differ.
+        ValueError: the list cannot be read, a column or cell is missing, a column is empty, or two rows of a recording
+            differ.
     """
     rows: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -91,6 +92,8 @@ def read_labelled_table(
                 raise ValueError(f"{path}, line {row.line}: {full} has other labels in an earlier line. Correct one.")
             counts[full] = counts.get(full, 0) + 1
     columns = {label: [row[1 + place] for row in rows.values()] for place, label in enumerate(labels)}
+    if empty := [label for label, values in columns.items() if rows and not any(values)]:
+        raise ValueError(f"{path}: the column {empty[0]!r} has no values. Remove it from the labels, or fill it.")
     return LabelledTable(list(rows), [row[0] for row in rows.values()], columns, list(counts.values()))
 
 

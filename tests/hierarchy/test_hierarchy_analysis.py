@@ -175,6 +175,9 @@ def test_rows_of_a_table_are_counted_and_must_agree(tmp_path):
     assert (found.names, found.repetitions, found.labels) == (["a.wav", "b.wav"], [2, 1], {"gender": ["f", "f"]})
     with pytest.raises(ValueError, match="has no column 'age'"):
         read_labelled_table(path, ["age"])
+    path.write_text("path,speaker_id,gender,age\na.wav,s,f,\nb.wav,s,f, \n")
+    with pytest.raises(ValueError, match="the column 'age' has no values"):
+        read_labelled_table(path, ["gender", "age"])
     path.write_text("path,speaker_id,gender\na.wav,s,f\na.wav,s,m\n")
     with pytest.raises(ValueError, match=r"line 3: a\.wav has other labels in an earlier line"):
         read_labelled_table(path, ["gender"])
