@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -180,13 +180,7 @@ def analyse(
             "centres": len(with_centre),
             "unusable": len(found.unusable),
         },
-        "settings": {
-            "labels": list(settings.labels),
-            "within": settings.within,
-            "permutations": settings.permutations,
-            "draws": settings.draws,
-            "seed": settings.seed,
-        },
+        "settings": asdict(settings) | {"labels": list(settings.labels)},
         "radii": {name: _summary(points.radii) for name, points in sets.items()},
         "shape": shapes,
         "radius_relations": radii,
@@ -410,11 +404,10 @@ def _own_cosines(
     found: EmbeddedRecordings, of_speaker: NDArray, centres: Points, with_centre: NDArray, count: int
 ) -> NDArray[np.float64]:
     """Return the mean cosine of the embeddings of each speaker to the centre of the speaker; NaN without a centre."""
-    own, result = dict(zip(with_centre.tolist(), centres.directions, strict=True)), np.full(count, np.nan)
-    directions = unit(found.embeddings)
-    for speaker, centre in own.items():
-        result[speaker] = float((directions[of_speaker == speaker] @ centre).mean())
-    return result
+    directions = np.full((count, found.embeddings.shape[1]), np.nan)
+    directions[with_centre] = centres.directions
+    cosines = (unit(found.embeddings) * directions[of_speaker]).sum(1)
+    return np.bincount(of_speaker, cosines, minlength=count) / np.bincount(of_speaker, minlength=count)
 
 
 def _leave_one_out(found: EmbeddedRecordings, of_speaker: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -447,19 +440,19 @@ def _tree_rows(
         if name not in sets:
             continue
         kept = generator.permutation(len(places))[:MOST_POINTS]
-        tree, where = sets[name].take(kept).distances(), places[kept]
+        distances, where = sets[name].take(kept).distances(), places[kept]
         for label, values in labels.items():
             classes = label_classes([str(values[i]) for i in where])[0]
-            rows += _agree(name, label, tree, classes, np.zeros(len(where), int), None, settings, generator)
+            rows += _agree(name, label, distances, classes, np.zeros(len(where), int), None, settings, generator)
             if settings.within is not None and label != settings.within:
-                rows += _agree(name, label, tree, classes, strata[where], settings.within, settings, generator)
+                rows += _agree(name, label, distances, classes, strata[where], settings.within, settings, generator)
     chosen = _whole_speakers(of_speaker, generator)
-    tree = sets[EMBEDDINGS].take(chosen).distances()
+    distances = sets[EMBEDDINGS].take(chosen).distances()
     one = np.zeros(len(chosen), int)
-    rows += _agree(EMBEDDINGS, SPEAKER, tree, of_speaker[chosen], one, None, settings, generator)
+    rows += _agree(EMBEDDINGS, SPEAKER, distances, of_speaker[chosen], one, None, settings, generator)
     for label in varying:
         classes = label_classes([found.table.labels[label][i] for i in chosen])[0]
-        rows += _agree(EMBEDDINGS, label, tree, classes, of_speaker[chosen], SPEAKER, settings, generator)
+        rows += _agree(EMBEDDINGS, label, distances, classes, of_speaker[chosen], SPEAKER, settings, generator)
     for key in ("purity", "agreement"):
         for row, corrected in zip(rows, holm([row[key]["p"] for row in rows]), strict=True):
             row[key]["holm"] = round(corrected, 6)

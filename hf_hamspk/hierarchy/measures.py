@@ -100,7 +100,7 @@ class Dendrogram:
     """
 
     def __init__(self, tree: Matrix):
-        self.tree, count = tree, len(tree) + 1
+        count = len(tree) + 1
         self.children = tree[:, :2].astype(int)
         members = np.zeros((2 * count - 1, count), np.float32)
         members[np.arange(count), np.arange(count)] = 1
@@ -182,8 +182,6 @@ def permutation_p_value(observed: float, drawn: Sequence[float] | NDArray, tail:
 
 def permute_within(strata: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
     """Return a random permutation `(N,)` that only exchanges places within the same stratum."""
-    order = np.arange(len(strata))
-    for stratum in np.unique(strata):
-        own = np.flatnonzero(strata == stratum)
-        order[own] = generator.permutation(own)
+    order = np.empty(len(strata), np.int64)
+    order[np.argsort(strata, kind="stable")] = np.lexsort((generator.random(len(strata)), strata))
     return order
