@@ -26,7 +26,7 @@ from .measures import (
     tree_distortion,
 )
 from .points import Points, Space, centre_weights, matched_directions, space_of, uniform_directions, unit
-from .recordings import EmbeddedRecordings, embed_table, read_labelled_table, table_root
+from .recordings import EmbeddedRecordings, LabelledTable, embed_table, read_labelled_table, table_root
 
 HIERARCHY_SCHEMA = 1
 CENTRES, MEANS, EMBEDDINGS = "centres", "means of speakers", "embeddings"
@@ -48,8 +48,8 @@ class HierarchySettings:
 
     Attributes:
         labels: columns of the table.
-        within: column of `labels`. Permutations exchange only speakers with the same value, and ranks compare only
-            these; None for all speakers.
+        within: column of `labels` that has one value for each speaker. Permutations exchange only speakers with the
+            same value, and ranks compare only these; None for all speakers.
         permutations: number of permutations of labels and radii.
         draws: number of random sets of points for each null distribution of the shape; 0 to leave the shape out.
         seed: random seed.
@@ -121,6 +121,7 @@ def measure_hierarchy(
     """
     where = space_of(model.config, space)
     rows = read_labelled_table(table, settings.labels, **({} if columns is None else columns))
+    _check_within(rows, settings.within)
     found = embed_table(model, rows, table_root(table, audio_root), channel, progress)
     weights = centre_weights(model.head) if centres else np.empty((0, 0))
     names: Any = model.config.id2label
@@ -150,8 +151,9 @@ def analyse(
         settings: settings of the measurement.
 
     Raises:
-        ValueError: fewer than 4 speakers.
+        ValueError: there are fewer than 4 speakers, or a speaker has several values of the column `within`.
     """
+    _check_within(found.table, settings.within)
     generator = np.random.default_rng(settings.seed)
     speakers, of_speaker = np.unique(np.array(found.table.speakers), return_inverse=True)
     if len(speakers) < FEWEST_POINTS:
@@ -265,6 +267,17 @@ def _speaker_labels(
         else:
             of_speakers[name] = [next(iter(one), "") for one in values]
     return of_speakers, varying
+
+
+def _check_within(table: LabelledTable, within: str | None) -> None:
+    """Raise a ValueError if a speaker has several values of the column `within`."""
+    first: dict[str, str] = {}
+    for speaker, value in zip(table.speakers, table.labels[within] if within else table.speakers, strict=True):
+        if value and first.setdefault(speaker, value) != value:
+            raise ValueError(
+                f"Expected one value of the column {within!r} for each speaker, but {speaker} has {first[speaker]!r} "
+                f"and {value!r}. Choose another column for within."
+            )
 
 
 def label_classes(values: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:

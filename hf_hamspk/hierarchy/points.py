@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..configuration_hamspk import HamSpkConfig
-from ..geometry_hamspk import HEAD_PARTS, BallPoints, JointHead, SpeakerHead, pairwise_distance, project
+from ..geometry_hamspk import HEAD_PARTS, BallPoints, JointHead, pairwise_distance, project
 from ..study.controls import project_freely
 
 SPACES = ("released", "curved", "free", "sphere", "euclidean")
@@ -136,7 +136,7 @@ def space_of(config: HamSpkConfig, name: str | None = None) -> Space:
     return Space(name, curvature, float(config.clip_radius))
 
 
-def centre_weights(head: SpeakerHead | JointHead | Any) -> NDArray[np.float64]:
+def centre_weights(head: Any) -> NDArray[np.float64]:
     """Return the centres `(K, D)` of a head; of `joint`, those of its hyperbolic head."""
     own = head.hyperbolic if isinstance(head, JointHead) else head
     return own.similarity.weight.detach().cpu().double().numpy()

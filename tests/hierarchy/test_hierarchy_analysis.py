@@ -204,6 +204,12 @@ def test_few_speakers_are_refused():
         analyse(small, centres, BALL, HierarchySettings(**QUICK))
 
 
+def test_speakers_cannot_be_compared_within_a_label_that_varies_within_speakers():
+    found, centres = simulated()
+    with pytest.raises(ValueError, match="Expected one value of the column 'session' for each speaker, but s00 has"):
+        analyse(found, centres, BALL, HierarchySettings(("session",), "session", **QUICK))
+
+
 @pytest.mark.slow
 def test_the_report_has_all_numbers_and_pictures_and_replaces_only_itself(planted, tmp_path):
     for _ in range(2):
