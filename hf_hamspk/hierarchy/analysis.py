@@ -272,7 +272,8 @@ def _speaker_labels(
 def _check_within(table: LabelledTable, within: str | None) -> None:
     """Raise a ValueError if a speaker has several values of the column `within`."""
     first: dict[str, str] = {}
-    for speaker, value in zip(table.speakers, table.labels[within] if within else table.speakers, strict=True):
+    values = [] if within is None else zip(table.speakers, table.labels[within], strict=True)
+    for speaker, value in values:
         if value and first.setdefault(speaker, value) != value:
             raise ValueError(
                 f"Expected one value of the column {within!r} for each speaker, but {speaker} has {first[speaker]!r} "
