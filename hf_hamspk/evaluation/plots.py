@@ -417,12 +417,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
-def finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
-    """Add a grid and the title to a plot, write the PNG file and return its path."""
+def finish_axes(axes: Axes) -> None:
+    """Add a grid to axes, and remove the lines above them and to their right."""
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def finish_plot(figure: Figure, axes: Axes, title: str | None, target: Path) -> Path:
+    """Add a grid and the title to a plot, write the PNG file and return its path."""
+    finish_axes(axes)
     if title is not None:
         figure.suptitle(title)
     write_atomically(

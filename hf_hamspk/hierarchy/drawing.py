@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram
 
-from ..evaluation.plots import COLOURS, finish_plot, new_figure, png_path
+from ..evaluation.plots import COLOURS, finish_axes, finish_plot, new_figure, png_path
 from .analysis import CENTRES, EMBEDDINGS, MEANS, MOST_POINTS, Measured, label_classes
 from .measures import average_linkage
 from .points import Points
@@ -48,8 +48,7 @@ def main_set(measured: Measured) -> str:
 
 def _speakers_of(measured: Measured) -> NDArray[np.int64]:
     """Return the places of the speakers of the drawn set."""
-    everyone = np.arange(len(measured.speakers))
-    return measured.centre_speakers if CENTRES in measured.sets else everyone
+    return measured.centre_speakers if CENTRES in measured.sets else np.arange(len(measured.speakers))
 
 
 def _coloured(values: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -120,16 +119,9 @@ def _draw_radii(measured: Measured, path: Path) -> bool:
         axes.set_xlabel(f"{_RADIUS_NAMES[points.space.is_ball]} of the {name}")
         axes.set_ylabel("number")
         if number < len(names) - 1:
-            _finish_axes(axes)
+            finish_axes(axes)
     finish_plot(figure, figure.axes[-1], None, path)
     return True
-
-
-def _finish_axes(axes: Any) -> None:
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _draw_relations(measured: Measured, path: Path) -> bool:
@@ -150,7 +142,7 @@ def _draw_relations(measured: Measured, path: Path) -> bool:
         axes.set_xlabel(_UNITS.get(name, name))
         if number == 0:
             axes.set_ylabel(f"{_RADIUS_NAMES[points.space.is_ball]} of the {main_set(measured)}")
-        _finish_axes(axes)
+        finish_axes(axes)
     for name, colour in legend.items():
         figure.axes[0].scatter([], [], s=25, c=colour, label=name)
     figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
