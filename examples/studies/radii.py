@@ -134,10 +134,9 @@ def train(
     draw = np.random.default_rng(seed)
     for _ in range(options.epochs):
         order = draw.permutation(rows)
+        # A last batch of one row is left out, because batch normalisation needs two.
         for first in range(0, len(order) - 1, BATCH):
             batch = torch.from_numpy(order[first : first + BATCH])
-            if len(batch) < 2:
-                continue
             crops = pooled.crops[batch, torch.from_numpy(draw.integers(0, options.crops, len(batch)))]
             loss = classifier(layer(crops), labels[batch]).loss
             optimizer.zero_grad()

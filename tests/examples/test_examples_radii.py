@@ -52,21 +52,8 @@ def test_the_script_trains_heads_and_prints_the_effects_of_the_arms(radii, tmp_p
     header, *rows = (root / "train.csv").read_text().split()
     (root / "train.csv").write_text("\n".join([f"{header},corpus", *(f"{row},x" for row in rows)]))
     words = (save_model(tmp_path / "model"), root / "train.csv", "--audio-root", root / "audio", "--output", tmp_path)
-    options = (
-        "--heads",
-        "ham",
-        "radial_margin",
-        "--seeds",
-        "1",
-        "--epochs",
-        "1",
-        "--keep",
-        "2",
-        "--crops",
-        "2",
-        "--shape",
-    )
-    assert radii.main([str(word) for word in (*words, *options, "--permutations", "19")]) == 0
+    options = "--heads ham radial_margin --seeds 1 --epochs 1 --keep 2 --crops 2 --shape --permutations 19"
+    assert radii.main([str(word) for word in (*words, *options.split())]) == 0
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "radii.json").read_text())["heads"]
     assert set(found) == {"ham", "radial_margin"}
