@@ -465,11 +465,11 @@ class _CalibratedModel:
     ):
         self.model, self.rate = model, model.config.sampling_rate
         self.detector = getattr(model, "overlap_detector", None)
-        if check_voices not in (True, False) and (check_voices != REFUSE or self.detector is None):
-            raise InputError(
-                f"check_voices must be True, False or, if the model has an overlap detector, {REFUSE!r}, got "
-                f"{check_voices!r}. `hamspk convert FILE --into MODEL` stores a detector beside a model."
-            )
+        if check_voices not in (True, False, REFUSE):
+            raise InputError(f"check_voices must be True, False or {REFUSE!r}, got {check_voices!r}.")
+        if check_voices == REFUSE and self.detector is None:
+            missing = "The model has no overlap detector, which --voices refuse (check_voices='refuse') needs."
+            raise InputError(f"{missing} Store one beside the model with `hamspk convert FILE --into MODEL`.")
         self.calibration, self.check_voices = calibration, check_voices
         self.minimum_speech = MINIMUM_SPEECH if calibration is None else calibration.minimum_speech
         self.scorer = Scorer(model, calibration, cohort)
