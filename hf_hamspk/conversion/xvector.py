@@ -104,12 +104,13 @@ def convert_xvector(folder: Path) -> Converted:
         embedding_size=theirs.config.xvector_output_dim,
         normalize_embedding=False,
     )
-    joined = preprocessor.get("stride", 2) * config.num_mel_bins
-    if config.frontend == "seamless" and joined != theirs.config.feature_projection_input_dim:
-        raise ValueError(
-            f"{PREPROCESSOR} describes features of {joined} values, but the model of {XVECTOR_JSON} takes "
-            f"{theirs.config.feature_projection_input_dim}. Use the files of one model."
-        )
+    if config.frontend == "seamless":
+        stride, size = preprocessor.get("stride", 2), theirs.config.feature_projection_input_dim
+        if stride != size / config.num_mel_bins:
+            raise ValueError(
+                f"{PREPROCESSOR} describes features of {stride!r:.40} times {config.num_mel_bins} values, but the "
+                f"model of {XVECTOR_JSON} takes {size}. Use the files of one model."
+            )
     read = [XVECTOR_JSON, *([PREPROCESSOR] if preprocessor else []), weights]
     left_out = {"classifier.*, objective.*": "the classifier of the training speakers"}
     return Converted(fill_model(config, convert_xvector_weights(theirs)), source, read, left_out, notes)

@@ -83,9 +83,17 @@ def test_w2v_bert_embeds_as_in_transformers_and_computes_its_features(weighted, 
 
 def test_features_of_another_size_are_refused(tmp_path):
     folder = write_xvector(tmp_path / "model", tiny_xvector(BERT))
-    SeamlessM4TFeatureExtractor(num_mel_bins=40).save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"describes features of 80 values, but the model of config\.json takes 160"):
-        convert(folder)
+    for options, found in (({"num_mel_bins": 40}, "2 times 40"), ({"stride": None}, "None times 80")):
+        SeamlessM4TFeatureExtractor(**options).save_pretrained(folder)
+        with pytest.raises(ValueError, match=rf"features of {found} values, but the model of config\.json takes 160"):
+            convert(folder)
+
+
+def test_a_stride_in_the_settings_of_other_features_is_ignored(tmp_path):
+    folder = write_xvector(tmp_path / "model", tiny_xvector("wavlm"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"stride": None}))
+    assert convert(folder).read[1] == "preprocessor_config.json"
 
 
 def test_where_transformers_sees_the_padding_and_we_do_not(tmp_path):
