@@ -18,6 +18,7 @@ from earlier_version.reading import RATE, answers, enrol, machine, numbers, read
 from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.torch import load_file
+from strangers import without
 
 import hf_hamspk
 from hf_hamspk import HamSpkForXVector, HamSpkModel
@@ -52,15 +53,10 @@ WARNING_KINDS = {
 LATER_KINDS = {"close candidates", "useless operating point", "quiet"}
 
 # A process in which the package cannot be imported, with one thread and no network.
-STRANGER = """
+STRANGER = (
+    without("hf_hamspk")
+    + """
 import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_hamspk":
-            raise ModuleNotFoundError("hf_hamspk is not installed here", name=name)
-
-sys.meta_path.insert(0, Absent())
 import soundfile, torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForAudioXVector, pipeline
@@ -89,6 +85,7 @@ seen = sorted(name for name in sys.modules if name.split(".")[0] == "hf_hamspk")
 save_file(tensors, results)
 print(json.dumps({"reports": reports, "seen": seen}))
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from other_projects import (
     write_xvector,
 )
 from safetensors.torch import load_file, save_file
+from strangers import without
 from tiny_models import noises, padded, settle
 
 from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel
@@ -39,15 +40,10 @@ SOURCES = [
 ]
 SPEAKERS = ["ann", "bob", "eve"]
 
-STRANGER = """
+STRANGER = (
+    without("hf_hamspk", "speechbrain", "wespeaker")
+    + """
 import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("hf_hamspk", "speechbrain", "wespeaker"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-
-sys.meta_path.insert(0, Absent())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -62,6 +58,7 @@ for folder in sys.argv[3:]:
 save_file(results, sys.argv[2])
 print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "hf_hamspk")))
 """
+)
 
 
 def converted(source: str, folder: Path) -> HamSpkModel:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from strangers import without
 from tiny_models import RATE
 
 from hf_hamspk import HamSpkModel
@@ -21,19 +22,15 @@ from hf_hamspk.data.synthetic import make_speech
 pytestmark = pytest.mark.slow
 PATIENCE = 180
 # As a user starts it, but where this package cannot be imported.
-STRANGER = """
+STRANGER = (
+    without("hf_hamspk")
+    + """
 import runpy, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_hamspk":
-            raise ModuleNotFoundError("hf_hamspk is not installed here", name=name)
-
-sys.meta_path.insert(0, Absent())
 sys.path.insert(0, ".")
 sys.argv = ["app.py", *sys.argv[1:]]
 runpy.run_path("app.py", run_name="__main__")
 """
+)
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1100,1700"

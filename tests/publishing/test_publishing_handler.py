@@ -17,22 +17,18 @@ import pytest
 from bombs import refused_bombs
 from card_recordings import voices
 from strange_recordings import damaged_files, file_bytes, odd_bytes, silent_bomb
+from strangers import without
 from tiny_models import RATE
 
 from hf_hamspk import HamSpkModel
 from hf_hamspk.publishing.contents import HANDLER, plan_upload
 
 # As the toolkit serves: the body is read whole, an exception is an answer with status 400 and its message.
-SERVER = """
+SERVER = (
+    without("hf_hamspk")
+    + """
 import importlib.util, json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_hamspk":
-            raise ModuleNotFoundError("hf_hamspk is not installed here", name=name)
-
-sys.meta_path.insert(0, Absent())
 import torch
 
 torch.set_num_threads(1)
@@ -68,6 +64,7 @@ server = Server(("127.0.0.1", 0), Serve)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
+)
 
 
 def text_of(content: bytes) -> str:
