@@ -24,7 +24,6 @@ installed. The weights have these names in 3D-Speaker and in this package:
 one utterance at a time.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +33,7 @@ import torch
 from torch import Tensor
 
 from .building import RESIDUAL_RULES, Converted, Renaming, Rules, converted_config, fill_model, numbered, shown
-from .checkpoints import read_tensors
-from .wheels import WHEEL, read_from_wheel
+from .wheels import read_checkpoint
 
 CAMPPLUS_SOURCE = "3D-Speaker CAM++"
 # Names of the files that 3D-Speaker publishes.
@@ -150,20 +148,18 @@ def convert_campplus(path: Path) -> Converted:
     """
     if path.is_dir():
         path = _find_checkpoint(path)
-    name, content = read_from_wheel(path, CAMPPLUS_FILE) if path.suffix == WHEEL else (path.name, None)
-    label = path if content is None else path / name
-    tensors = read_tensors(label, content)
+    tensors, label, digest = read_checkpoint(path, CAMPPLUS_FILE)
     if not is_campplus(tensors):
         raise ValueError(
             f"{label} does not contain a CAM++ of 3D-Speaker: expected {_FIRST} and {_TDNN}, found "
             f"{shown(sorted(tensors))}."
         )
-    origin = PUBLISHED.get(hashlib.sha256(path.read_bytes() if content is None else content).hexdigest())
+    origin = PUBLISHED.get(digest)
     config = converted_config(CAMPPLUS_SOURCE, **_campplus_fields(tensors, label))
     model = fill_model(config, convert_campplus_state_dict(tensors))
     if origin is not None:
         config.converted_from, config.source_licence = f"{CAMPPLUS_SOURCE} ({origin.name})", origin.licence
-    read = [name if content is None else f"{name} in {path.name}"]
+    read = [label.name if label == path else f"{label.name} in {path.name}"]
     return Converted(model, CAMPPLUS_SOURCE, read, {}, [])
 
 

