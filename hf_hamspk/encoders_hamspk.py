@@ -1,13 +1,13 @@
-"""Encoders of filter banks: ECAPA-TDNN, CAM++ and ResNet, for padded batches. `make_encoder` creates that of a model.
-`OnnxEncoder` runs an exported file. `OverlapDetector` is an optional detector of two people who speak at the same time.
+"""Encoders of filter banks (ECAPA-TDNN, CAM++ and ResNet) for padded batches, and networks that run beside a model.
+
+`make_encoder` and `make_frontend` create the encoder and the front-end of a model. `OnnxEncoder` runs an exported file.
+`OverlapDetector` is an optional detector of two people who speak at the same time.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `S` segments, `N` recordings.
 
 **ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is a convolution, then ReLU, then batch
-normalisation. After each layer, frames outside the mask are set to zero, so an utterance has the same embedding in a
-padded batch as alone. Batch statistics in training use valid frames only. The defaults of the configuration give the
-encoder and pooling of the released code of arXiv 2601.19709 (with C = 1024). Other options give the models of
-SpeechBrain and WeSpeaker.
+normalisation. The defaults of the configuration give the encoder and pooling of the released code of arXiv 2601.19709
+(with C = 1024). Other options give the models of SpeechBrain and WeSpeaker.
 
 **CAM++** (Wang et al. 2023, arXiv 2303.00332): a small convolutional network over time and frequency, then a densely
 connected time-delay network whose layers are multiplied by context-aware masks. A mask depends on the mean over the
@@ -18,12 +18,12 @@ normalisation and ReLU precede each convolution. The encoder has one frame for e
 over time and frequency. Layers 18 and 34 have residual blocks of two convolutions, deeper networks have bottleneck
 blocks of three. The encoder has one frame for every eight frames of the features.
 
+In all three encoders, frames outside the mask are set to zero before each convolution over time, so an utterance has
+the same embedding in a padded batch as alone. If a layer has a stride over time, every second frame of the mask is
+kept. Batch statistics in training use valid frames only.
+
 **w2v-BERT 2.0** (Barrault et al. 2023, arXiv 2312.05187) is an encoder of transformers whose input is features, not
 samples. `StackedFilterBank` computes them from waveforms, as the `SeamlessM4TFeatureExtractor` of transformers does.
-
-Frames outside the mask are set to zero before each convolution over time, so an utterance has the same embedding in a
-padded batch as alone. If a layer has a stride over time, every second frame of the mask is kept. Batch statistics in
-training use valid frames only.
 
 **Segmentation** (Bredin 2023, Plaquet and Bredin 2023; the network of pyannote's `segmentation-3.0`): convolutions of
 the waveform, a bidirectional LSTM, and a class for each frame: nobody, one of three people, or two of them at once. The
@@ -479,9 +479,9 @@ def make_encoder(config: HamSpkConfig) -> Ecapa | CamPlusPlus | ResNet:
 class StackedFilterBank(FilterBank):
     """Front-end of w2v-BERT: `(B, L)` to `(B, T, N * F)`, where N is the number of frames that are stacked.
 
-    Each mel bin of Kaldi's filter bank is normalised to mean 0 and variance 1 over the utterance. Then each N adjacent
-    frames are joined to one. Frames at the end that do not fill a joined frame are left out, after they were used for
-    mean and variance. Transformers pads them instead, and masks them.
+    Each mel bin of Kaldi's filter bank is normalised to mean 0 and variance 1 over the utterance. Then every N adjacent
+    frames are joined to one. Frames at the end that do not fill a joined frame contribute to mean and variance, but are
+    left out of the output. Transformers pads and masks them instead.
 
     As in transformers, the computation is in float64: in a loud frame, the rounding errors of a Fourier transform in
     float32 are as large as the weakest bins of 16-bit audio. Devices without float64 use float32.

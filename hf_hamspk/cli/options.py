@@ -108,7 +108,7 @@ def add_voices_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def voices_option(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the argument `check_voices` of the models that --voices asks for; empty if it was not given."""
+    """Return the argument `check_voices` that --voices corresponds to, as a dictionary; empty if it was not given."""
     return {} if arguments.voices is None else {"check_voices": CHECKS_OF_VOICES[arguments.voices]}
 
 

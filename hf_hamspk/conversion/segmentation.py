@@ -4,17 +4,17 @@ The checkpoint is a file of `torch.save` with the weights, alone or under the ke
 contains it. The filters of SincNet, which the checkpoint describes by their frequencies, are computed here. The other
 weights have these names:
 
-| pyannote                                  | `OverlapDetector.network` |
-|-------------------------------------------|-------------------------|
-| `sincnet.wav_norm1d`                      | `input_norm`            |
-| `sincnet.conv1d.N`                        | `convs.N`               |
-| `sincnet.norm1d.N`                        | `norms.N`               |
-| `lstm`                                    | `lstm`                  |
-| `linear.N`                                | `layers.N`              |
-| `classifier`                              | `classes`               |
+| pyannote             | `OverlapDetector.network` |
+|----------------------|---------------------------|
+| `sincnet.wav_norm1d` | `input_norm`              |
+| `sincnet.conv1d.N`   | `convs.N`                 |
+| `sincnet.norm1d.N`   | `norms.N`                 |
+| `lstm`               | `lstm`                    |
+| `linear.N`           | `layers.N`                |
+| `classifier`         | `classes`                 |
 
-The formula of the filters is that of asteroid-filterbanks (`ParamSincFB`), whose ideas are M. Ravanelli and Y. Bengio,
-"Speaker recognition from raw waveform with SincNet", SLT 2018.
+The filters are computed as in asteroid-filterbanks (`ParamSincFB`), which follows M. Ravanelli and Y. Bengio, "Speaker
+recognition from raw waveform with SincNet", SLT 2018.
 """
 
 import re

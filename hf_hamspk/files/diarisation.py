@@ -118,7 +118,7 @@ def _rttm_rows(source: Path) -> Iterator[tuple[int, str, str, Segment | str]]:
 
 
 def _csv_rows(source: Path) -> Iterator[tuple[int, str, str, Segment | str]]:
-    """Yield the same for a CSV file.
+    """Yield the same values as `_rttm_rows`, for a CSV file.
 
     Raises:
         ValueError: the file is not a CSV file with times.
