@@ -83,12 +83,13 @@ def test_choices_are_those_of_the_package():
     from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
+    from hf_hamspk.encoders_hamspk import OVERLAP_FILE
     from hf_hamspk.evaluation.model_calibration import AUTO, NONE
     from hf_hamspk.evaluation.scored_trials import QUALITY_GROUPS
     from hf_hamspk.geometry_hamspk import COMBINATIONS
     from hf_hamspk.shards import manifest
     from hf_hamspk.shards.listing import LAYOUTS
-    from hf_hamspk.verification_hamspk import PROFILE_SUFFIX
+    from hf_hamspk.verification_hamspk import PROFILE_SUFFIX, REFUSE
 
     assert verify.COMBINE_CHOICES == COMBINATIONS
     assert options.PROFILE_EXTENSION == PROFILE_SUFFIX
@@ -102,6 +103,8 @@ def test_choices_are_those_of_the_package():
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
     assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
     assert tuple(SOURCES) == convert.SOURCE_KINDS
+    assert convert.OVERLAP_DETECTOR_FILE == OVERLAP_FILE
+    assert options.CHECKS_OF_VOICES["refuse"] == REFUSE
 
 
 def help_of(command: str) -> dict[str, str]:
