@@ -119,7 +119,7 @@ class HamSpkConfig(PreTrainedConfig):
     Front-end
         frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
             (`"speechbrain"`), samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
-            (`"seamless"`). None uses `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet, or the only possible one.
+            (`"seamless"`). None: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet, else the only possible one.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
         kaldi_window: window of `"kaldi"`: `"hamming"` (WeSpeaker), or `"povey"` (Kaldi's default, 3D-Speaker).
