@@ -84,6 +84,13 @@ class EmbeddingParts:
             )
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
+            if different == ["files"]:
+                raise ValueError(
+                    f"{self.folder} contains embeddings of an interrupted run with other recordings. Since it began, "
+                    "files were added, removed or renamed, or the command names other recordings. To complete that run, "
+                    "restore its files and use its own command. To embed the present recordings, delete the folder "
+                    "when no rank is at work."
+                )
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "
                 f"({', '.join(different)}). Complete that run with its own command, or delete the folder."

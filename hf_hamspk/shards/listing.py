@@ -278,6 +278,9 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
     return len(added), len(lost), len(changed), [*added[:2], *lost[:2], *changed[:2]]
 
 
+START_OVER = "start over with --restart (with ranks: --plan --restart)"
+
+
 class SourceChanged(ValueError):
     """Error for a file that was altered or removed after the source was listed."""
 
@@ -319,7 +322,7 @@ class MemberReader:
             except FileNotFoundError as error:
                 raise SourceChanged(
                     f"{container.paths[0]} or a later part of the archive is missing; restore it and run the same "
-                    "command again"
+                    f"command again, or {START_OVER}"
                 ) from error
         member = Member(row["name"], row["offset"], row["stored"], row["size"], row["method"], row["check"])
         return read_member(self._open[row["container"]], member, container.kind == "zip")
@@ -353,11 +356,11 @@ def _open_unchanged(path: str, size: int, changed: int) -> BinaryIO:
     except FileNotFoundError as error:
         raise SourceChanged(
             f"{path} was removed after the source was listed; restore it (is its disk mounted?) and run the same "
-            "command again"
+            f"command again, or {START_OVER}"
         ) from error
     # Check the size before reading, because a larger file may have replaced the listed one.
     stat = os.fstat(file.fileno())
     if (stat.st_size, stat.st_mtime_ns) != (size, changed):
         file.close()
-        raise SourceChanged(f"{path} was altered after the source was listed; restore it, or start over with --restart")
+        raise SourceChanged(f"{path} was altered after the source was listed; restore it, or {START_OVER}")
     return file

@@ -157,11 +157,8 @@ def make_shards(
     """
     output = Path(output)
     check_rank(rank, world_size)
-    if not (output / PROGRESS_NAME / PLAN_NAME).is_file():
-        if (output / MANIFEST_NAME).is_file():
-            load_manifest(output)
-            return 0
-        raise ValueError(f"{output} contains no plan. Run `hamspk prepare SOURCE {output} --plan` first.")
+    if _finished(output) is not None:
+        return 0
     with lock_shards_of_rank(output, rank, world_size) as folder:
         plan = load_plan(folder)
         return _make(plan, output, range(rank, plan.shards, world_size), processes, progress)
@@ -178,8 +175,9 @@ def finish_shards(output: str | os.PathLike[str]) -> Manifest:
             names the ranks, and the commands that make the missing shards.
     """
     output = Path(output)
-    if not (output / PROGRESS_NAME / PLAN_NAME).is_file():
-        return load_manifest(output)
+    manifest = _finished(output)
+    if manifest is not None:
+        return manifest
     with lock_shards(output) as folder:
         plan = load_plan(folder)
         missing = [index for index in range(plan.shards) if load_record(folder, index) is None]
@@ -193,6 +191,19 @@ def finish_shards(output: str | os.PathLike[str]) -> Manifest:
         remove_leftovers(output, is_shard_file, locked=True)
         remove_progress(output)
     return manifest
+
+
+def _finished(output: Path) -> Manifest | None:
+    """Return the manifest of a finished preparation; None if there is a plan that ranks carry out.
+
+    Raises:
+        ValueError: the folder contains neither a plan nor a manifest.
+    """
+    if (output / PROGRESS_NAME / PLAN_NAME).is_file():
+        return None
+    if (output / MANIFEST_NAME).is_file():
+        return load_manifest(output)
+    raise ValueError(f"{output} contains no plan. Run `hamspk prepare SOURCE {output} --plan` first.")
 
 
 def _begin(
@@ -252,8 +263,8 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
         if found.fingerprint != manifest.fingerprint:
             raise ValueError(
                 f"{output} contains shards of another source or with other options ({manifest.source}, "
-                f"{manifest.format}, {manifest.codec}, {manifest.utterances} utterances); choose another folder, or "
-                "replace the shards with --restart"
+                f"{manifest.format}, {manifest.codec}, {manifest.utterances} utterances), or files of the source were "
+                "added, removed or altered since then; choose another folder, or replace the shards with --restart"
             )
         return manifest
     if (folder / PLAN_NAME).is_file():

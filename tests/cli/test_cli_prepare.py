@@ -85,7 +85,7 @@ def test_ranks_share_the_work(hamspk, refusal, source, tmp_path):
         (("--rank", 0, "--world-size", 2, "--restart"), "--restart belongs to the first step"),
         (("--rank", 0, "--world-size", 2, "--verify"), "--rank leaves no complete shards"),
         (("--rank", 0, "--world-size", 2), "contains no plan. Run `hamspk prepare SOURCE"),
-        (("--finish",), "is not a folder of shards"),
+        (("--finish",), "contains no plan. Run `hamspk prepare SOURCE"),
         (("--plan",), "Give SOURCE and OUTPUT"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_missing_rank_is_named_with_its_command(tree, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"contains no plan. Run `hamspk prepare SOURCE .*/out --plan` first"):
         work(out, 0, 2)
-    with pytest.raises(ValueError, match=r"is not a folder of shards"):
+    with pytest.raises(ValueError, match=r"contains no plan. Run `hamspk prepare SOURCE .*/out --plan` first"):
         finish_shards(out)
     plan_shards([tree], out, PrepareOptions(shards=6), progress=False)
     with pytest.raises(ValueError, match=r"6 of the 6 shards of .* are missing. No rank has started"):
