@@ -21,7 +21,9 @@ _PROGRESS_FILE = re.compile(
     r".+\.\d+\.tmp|shard-\d+.*\.tmp|" + RANK_LOCK
 )
 # Unfinished files of one shard, in the progress folder or beside the shards.
-_UNFINISHED = re.compile(r"at-(?P<place>\d+)|shard-(?P<shard>\d+)[.-].*\.tmp")
+_UNFINISHED = re.compile(
+    r"at-(?P<place>\d+)|shard-(?P<shard>\d{5,})(?:-of-\d{5,}\.(?:parquet|tar|index\.json)|\.json)\.\d+\.tmp"
+)
 
 
 def check_shard_folder(output: Path) -> None:

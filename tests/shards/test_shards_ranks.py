@@ -75,6 +75,16 @@ def test_a_missing_rank_is_named_with_its_command(tree, tmp_path):
     assert finish_shards(out).utterances == 20
 
 
+def test_a_file_removed_after_the_plan_is_named_with_what_to_do(tree, tmp_path):
+    plan_shards([tree], tmp_path / "out", PrepareOptions(shards=1), progress=False)
+    gone = min(tree.rglob("*.wav"))
+    gone.unlink()
+    with pytest.raises(
+        ValueError, match=rf"{gone.name} was removed .* start over with .*\(with ranks: --plan --restart\)"
+    ):
+        work(tmp_path / "out", 0, 2)
+
+
 def test_ranks_that_have_nothing_to_do_need_not_start(tree, tmp_path):
     out = tmp_path / "out"
     plan_shards([tree], out, PrepareOptions(shards=2), progress=False)
@@ -133,8 +143,11 @@ def test_a_rank_removes_the_unfinished_files_of_its_own_shards_only(tree, tmp_pa
     ]
     for path in left:
         path.write_bytes(b"part")
+    foreign = out / "shard-1-notes.tmp"
+    foreign.write_bytes(b"notes")
     with lock_shards_of_rank(out, 1, 2):
         assert [path.exists() for path in left] == [False, True] * 3
+    foreign.unlink()
     for rank in (0, 1):
         work(out, rank, 2)
     # As a rank of another machine would leave it, with the number of a process that exists here.
