@@ -55,6 +55,9 @@ fields of `archives.Member`. For a plain file, `check` is the modification time 
 FLUSHED = 50_000
 """Number of rows that are collected as Python objects before they are converted to Arrow arrays."""
 
+START_OVER = "start over with --restart (with ranks: --plan --restart)"
+"""Advice at the end of error messages about a source that changed after it was listed."""
+
 
 @dataclass(frozen=True)
 class Container:
@@ -276,9 +279,6 @@ def differences(old: pa.Table, new: pa.Table) -> tuple[int, int, int, list[str]]
     lost = sorted(before.keys() - after.keys())
     changed = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])
     return len(added), len(lost), len(changed), [*added[:2], *lost[:2], *changed[:2]]
-
-
-START_OVER = "start over with --restart (with ranks: --plan --restart)"
 
 
 class SourceChanged(ValueError):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..folders.ranks import check_rank, describe_missing, started_ranks
 from ..folders.writing import remove_leftovers, write_atomically
+from .listing import START_OVER
 from .making import ShardRecord, load_record, record_path, run_workers
 from .manifest import (
     MANIFEST_NAME,
@@ -28,14 +29,7 @@ from .manifest import (
     format_unreadable,
     load_manifest,
 )
-from .owning import (
-    is_shard_file,
-    lock_shards,
-    lock_shards_of_rank,
-    remove_progress,
-    remove_shards,
-    tidy_progress,
-)
+from .owning import is_shard_file, lock_shards, lock_shards_of_rank, remove_progress, remove_shards, tidy_progress
 from .planning import (
     FILES_NAMED,
     PLAN_NAME,
@@ -300,7 +294,7 @@ def _finish(plan: Plan, output: Path) -> Manifest:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:FILES_NAMED])
         raise ValueError(
             f"all {len(unreadable)} files were left out, so there are no utterances ({reasons}). Correct the source or "
-            "the options, and run the command again with --restart"
+            f"the options, and {START_OVER}"
         )
     manifest = Manifest(
         format=options.format,
