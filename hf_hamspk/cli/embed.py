@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,14 +177,10 @@ def _embed_rank(arguments: argparse.Namespace) -> int:
 def _finish_ranks(arguments: argparse.Namespace) -> int:
     """Write the output after all ranks have ended, and return the exit code."""
     from ..embedding import Speed
-    from ..embedding.parts import check_complete, lock_parts
-    from ..embedding.sharing import open_embedding_parts, parts_folder
+    from ..embedding.sharing import complete_parts
 
     model, source, missing = _load(arguments, arguments.device)
-    folder = parts_folder(arguments.output)
-    with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
-        parts = open_embedding_parts(model, source, arguments.output, arguments.precision)
-        check_complete(parts, source)
+    with complete_parts(model, source, arguments.output, arguments.precision) as parts:
         return _write_output(parts, arguments.output, _about(arguments, model), missing, Speed(), 0)
 
 

@@ -87,9 +87,9 @@ class EmbeddingParts:
             if different == ["files"]:
                 raise ValueError(
                     f"{self.folder} contains embeddings of an interrupted run with other recordings. Since it began, "
-                    "files were added, removed or renamed, or the command names other recordings. To complete that run, "
-                    "restore its files and use its own command. To embed the present recordings, delete the folder "
-                    "when no rank is at work."
+                    "files were added, removed or renamed, or the command names other recordings. To complete that "
+                    "run, restore its files and use its own command. To embed the present recordings, delete the "
+                    "folder when no rank is at work."
                 )
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "
@@ -225,8 +225,8 @@ def lock_parts_of_rank(folder: Path | str, rank: int, world_size: int) -> Iterat
         ValueError: the rank is already at work, the folder is locked (see `hold_rank`), or it contains other files.
     """
     if is_url(folder):
-        with RemoteStore(str(folder)).mark_rank(rank, world_size):
-            yield
+        RemoteStore(str(folder)).mark_rank(rank, world_size)
+        yield
         return
     folder = Path(folder)
     check_parts_folder(folder)

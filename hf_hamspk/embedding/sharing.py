@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def open_embedding_parts(
         "precision": precision,
     }
     return EmbeddingParts(parts_folder(output), source.sizes, model.config.embedding_size, run)
+
+
+@contextmanager
+def complete_parts(
+    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+) -> Iterator[EmbeddingParts]:
+    """Context manager that locks the folder of the parts, and returns the parts if all are complete.
+
+    Its arguments are those of `open_embedding_parts`. At a URL there are no locks.
+
+    Raises:
+        ValueError: a rank has never started, was interrupted or is at work; the message names it.
+    """
+    folder = parts_folder(output)
+    with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
+        parts = open_embedding_parts(model, source, output, precision)
+        check_complete(parts, source)
+        yield parts
 
 
 def change_precision(model: HamSpkPreTrainedModel, precision: str) -> None:
@@ -137,10 +156,7 @@ def finish_embeddings(
     Raises:
         ValueError: a rank has never started, was interrupted or is at work; the message names it.
     """
-    folder = parts_folder(output)
-    with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
-        parts = open_embedding_parts(model, source, output, precision)
-        check_complete(parts, source)
+    with complete_parts(model, source, output, precision) as parts:
         about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
         count = write_output(parts, output, about)
         failures = parts.failures()

@@ -6,10 +6,8 @@ twice at once, both write the same parts.
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -19,52 +17,30 @@ from ..folders.ranks import StartedRank, check_rank, parse_rank_lock, rank_lock_
 from ..folders.writing import write_atomically
 
 
-class PartStore(Protocol):
-    """Interface of a folder for parts. A file in it is either complete or absent."""
-
-    def open(self, name: str) -> Path | BinaryIO:
-        """Return the path of a file, or the file opened for reading. Raises OSError if it does not exist."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file. Raises FileNotFoundError if it does not exist."""
-        ...
-
-    def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file as a whole."""
-        ...
-
-    def exists(self, name: str) -> bool:
-        """Return whether a file exists."""
-        ...
-
-    def started(self) -> list[StartedRank]:
-        """Return the ranks that have started, see `folders.ranks.started_ranks`."""
-        ...
-
-
 class LocalStore:
-    """Folder of this machine, or of a disk that several machines share."""
+    """Folder of this machine, or of a disk that several machines share. A file in it is either complete or absent."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def __str__(self) -> str:
-        return str(self.folder)
-
     def open(self, name: str) -> Path:
+        """Return the path of a file."""
         return self.folder / name
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file. Raises FileNotFoundError if it does not exist."""
         return (self.folder / name).read_bytes()
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a complete file."""
         write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def exists(self, name: str) -> bool:
+        """Return whether a file exists."""
         return (self.folder / name).exists()
 
     def started(self) -> list[StartedRank]:
+        """Return the ranks that have started, see `folders.ranks.started_ranks`."""
         return started_ranks(self.folder)
 
     def remove(self, is_ours: Any) -> None:
@@ -73,14 +49,10 @@ class LocalStore:
 
 
 class RemoteStore:
-    """Folder at a URL of fsspec, such as `s3://bucket/voices.parts` or `hf://buckets/you/voices.parts`."""
+    """Folder at a URL of fsspec, such as `s3://bucket/voices.parts`. It has the methods of `LocalStore`."""
 
     def __init__(self, url: str):
-        self.url = url
         self.system, self.root = fsspec.core.url_to_fs(url)
-
-    def __str__(self) -> str:
-        return self.url
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
@@ -94,6 +66,7 @@ class RemoteStore:
             return []
 
     def open(self, name: str) -> BinaryIO:
+        """Return a file opened for reading. Raises OSError if it does not exist."""
         return self.system.open(self._path(name), "rb")
 
     def read(self, name: str) -> bytes:
@@ -125,12 +98,10 @@ class RemoteStore:
         if own:
             self.system.rm([self._path(name) for name in own])
 
-    @contextmanager
-    def mark_rank(self, rank: int, world_size: int) -> Iterator[None]:
-        """Context manager that marks a rank as started."""
+    def mark_rank(self, rank: int, world_size: int) -> None:
+        """Mark a rank as started."""
         check_rank(rank, world_size)
         self.write(rank_lock_name(rank, world_size), json.dumps({"started": time.time_ns()}).encode())
-        yield
 
 
 def is_url(path: object) -> bool:
