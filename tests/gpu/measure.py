@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from benchmark_head import eager_am, make_head
-from rivals import forget_peak, memory_of
+from benchmark_losses import TheirLoss
+from rivals import forget_peak, memory_of, wespeaker_projections
 from tiny_models import BACKBONES, attuned, noises, tiny_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -221,8 +222,9 @@ def encoder_step(model: HamSpkModel, waves: Tensor, mask: Tensor, direction: Ten
 
 
 def encoders(run: Run) -> dict:
-    waves = torch.nn.utils.rnn.pad_sequence(noises(*((1.0, 0.7) if run.reduced else (4.0, 3.1, 2.2, 4.0))), True)
-    lengths = torch.tensor([len(w) for w in noises(*((1.0, 0.7) if run.reduced else (4.0, 3.1, 2.2, 4.0)))])
+    recordings = noises(*((1.0, 0.7) if run.reduced else (4.0, 3.1, 2.2, 4.0)))
+    waves = torch.nn.utils.rnn.pad_sequence(recordings, True)
+    lengths = torch.tensor([len(wave) for wave in recordings])
     mask = (torch.arange(waves.shape[1]) < lengths[:, None]).long()
     found: dict[str, Any] = {}
     for name in (*ENCODERS, *BACKBONES):
@@ -305,7 +307,8 @@ def head_speed(run: Run) -> dict:
             works["AM compiled"] = lambda x=x, y=y, centres=centres: compiled(x, centres, y)
             works["HAM compiled, plain"] = lambda x=x, y=y, plain=plain: plain(x, y)
         if run.wespeaker is not None and speakers <= 5994:
-            works["HAM of WeSpeaker"] = wespeaker_ham(run, speakers, x, y)
+            theirs = TheirLoss(wespeaker_projections(Path(run.wespeaker)), speakers).to(run.device)
+            works["HAM of WeSpeaker"] = lambda x=x, y=y, theirs=theirs: theirs(x, y)
         taken = {}
         for name, work in works.items():
             with contextlib.suppress(torch.OutOfMemoryError):
@@ -316,14 +319,6 @@ def head_speed(run: Run) -> dict:
             text = f"{1000 * value:.2f} ms, {value / base:.2f} x AM eager"
             run.say("head speed", f"{name}, {speakers} speakers, batch {batch}", text)
     return found
-
-
-def wespeaker_ham(run: Run, speakers: int, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-    """Loss of WeSpeaker's class HAM."""
-    from rivals import wespeaker_projections
-
-    module = wespeaker_projections(Path(run.wespeaker)).HyperbolicAddMarginProduct(192, speakers).to(run.device)
-    return lambda: torch.nn.functional.cross_entropy(module(x, y), y)
 
 
 # --- speed of training and embedding
@@ -498,11 +493,12 @@ def main() -> int:
     parser.add_argument("--output", default="gpu-results", help="folder for table.md and results.json")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--limit", type=float, default=290.0, help="seconds; a part starts only within this time")
-    parser.add_argument("--wespeaker", help="checkout of WeSpeaker, whose class HAM is measured as well")
-    run = Run(parser.parse_args())
+    parser.add_argument("--wespeaker", help="checkout of WeSpeaker; its HyperbolicAMSoftmax is measured as well")
+    arguments = parser.parse_args()
+    run = Run(arguments)
     if run.device.type == "cpu" and not run.reduced:
         parser.error("no GPU was found: torch.cuda.is_available() is False. Use --reduced to try the script on the CPU")
-    for name in parser.parse_args().parts:
+    for name in arguments.parts:
         if run.left() <= 0:
             run.say(name, "", "left out: no time")
             continue
