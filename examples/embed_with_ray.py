@@ -5,7 +5,7 @@
 FILES are audio files and folders, or one list of recordings (CSV, JSON lines of NeMo, a Kaldi folder). All machines
 must see them under the same paths. The output is a folder of Parquet files with the columns name, seconds, embedding
 and reason; recordings that cannot be used have a reason instead of an embedding. `hamspk embed --rank` needs no Ray,
-resumes after an interruption, and gives the bytes of one machine; here, the rows have no fixed order.
+resumes after an interruption, and writes the same bytes as one machine. The rows of this script have no fixed order.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a model that all machines see, or its name on the Hub")
     parser.add_argument("files", nargs="+", help="audio files and folders, or one list of recordings")
-    parser.add_argument("--output", required=True, help="folder for Parquet files, or a URL such as s3://bucket/folder")
+    parser.add_argument("--output", required=True, help="new folder for Parquet files, or a URL like s3://bucket/name")
     parser.add_argument("--actors", type=int, default=1, help="number of processes that embed (default: 1)")
     parser.add_argument("--gpus-per-actor", type=float, default=0.0, help="0 embeds on CPUs (default)")
     parser.add_argument("--batch-files", type=int, default=64, help="recordings per call of an actor (default: 64)")
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = find_source(arguments.files).open(16_000)
     if not isinstance(source, AudioFiles):
-        parser.error("a folder of shards is embedded with `hamspk embed`, by ranks")
+        parser.error("this script cannot embed a folder of shards; use `hamspk embed` with --rank")
     names = ray.data.from_items([{"name": name} for name in source.names])
     device = "cuda" if arguments.gpus_per_actor else "cpu"
     rows = names.map_batches(

@@ -1,9 +1,9 @@
 """Steps of datatrove, whose executors run them on one machine, a Slurm cluster, a Ray cluster or Hugging Face Jobs.
 
-Each step has an executor of its own, because a step must have ended in all ranks before the next one begins. To
-prepare, run `PlanShards` with one task, `MakeShards` with any number of tasks, and `FinishShards` with one task. To
-embed, run `EmbedShare` with any number of tasks, and `FinishEmbeddings` with one task. The argument `depends` of an
-executor sets this order.
+Give each step its own executor, because a step must have ended in all ranks before the next step begins. To prepare a
+corpus, run `PlanShards` with one task, `MakeShards` with any number of tasks, and `FinishShards` with one task. To
+embed a corpus, run `EmbedShare` with any number of tasks, and `FinishEmbeddings` with one task. The argument `depends`
+of an executor sets this order.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class _Step(PipelineStep):
 
 
 class PlanShards(_Step):
-    """Plan the shards of a corpus. Run it with `tasks=1`. It has the arguments of `shards.plan_shards`."""
+    """Plan the shards of a corpus. Run this step with `tasks=1`. Its arguments are those of `shards.plan_shards`."""
 
     name = "plan shards"
 
@@ -59,9 +59,12 @@ class PlanShards(_Step):
 
 
 class MakeShards(_Step):
-    """Make the planned shards of one rank. The number of tasks is free; it has the arguments of `shards.make_shards`.
+    """Make the planned shards of one rank, see `shards.make_shards`. Run this step with any number of tasks.
 
-    Executors start the tasks in processes that cannot start further ones, so `processes` is 0. Use more tasks instead.
+    Executors start the tasks in processes that cannot start worker processes. To use more cores, run more tasks.
+
+    Args:
+        output: folder for the shards, with a plan.
     """
 
     name = "make shards"
@@ -76,7 +79,7 @@ class MakeShards(_Step):
 
 
 class FinishShards(_Step):
-    """Write the manifest after all ranks have ended. Run it with `tasks=1`."""
+    """Write the manifest after all ranks have ended. Run this step with `tasks=1`."""
 
     name = "finish shards"
 
@@ -90,7 +93,7 @@ class FinishShards(_Step):
 
 
 class EmbedShare(_Step):
-    """Embed the share of one rank. The number of tasks is free.
+    """Embed the share of one rank. Run this step with any number of tasks.
 
     Args:
         model: folder of a model, or its name on the Hub.
@@ -133,9 +136,9 @@ class EmbedShare(_Step):
 
 
 class FinishEmbeddings(EmbedShare):
-    """Write the file of embeddings after all ranks have ended. Run it with `tasks=1` and the arguments of `EmbedShare`.
+    """Write the file of embeddings after all ranks have ended. Run this step with `tasks=1`.
 
-    Utterances that could not be embedded are counted in the statistics.
+    Its arguments are those of `EmbedShare`. The statistics contain the number of utterances that were skipped.
     """
 
     name = "finish embeddings"

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/benchmark_ranks.py [--files 2000] [--ranks 1 2 3 4 6 8] [--json FILE] [--plot FILE]
 
-The ranks are simulated: they run one after the other in this process, and the processor time of each is taken, so that
-other work on the machine matters little. "Slowest" is the time of the slowest rank plus those of the steps that run
-once (plan and finish, or finish), which is what machines like this one would need together, one core each, without the
-start of Python (a few seconds each) and without the wait for a shared disk. "Sum" is the time of all of them; what it
-exceeds the sum of one rank by is what the division costs.
+The ranks are simulated. They run one after the other in this process, and the processor time of each is measured, so
+that other work on the machine matters little. "Slowest" is the time of the slowest rank plus the time of the steps that
+run once (plan and finish for `prepare`, finish for `embed`). It estimates the time of as many machines with one core
+each, without the start of Python (a few seconds each) and without waiting for a shared disk. "Sum" is the time of all
+ranks and steps. The division costs the difference between this sum and the sum for one rank.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 # Check and measure the package on a GPU in at most six minutes, on a machine that has PyTorch and no network.
 #
 #   bash tests/gpu/run.sh --fetch-wheels [FOLDER]   on a machine with a network: download what PyTorch machines often lack
-#   bash tests/gpu/run.sh [--output FOLDER] [...]   on the machine with the GPU; further options are of measure.py
-#   bash tests/gpu/run.sh --reduced                 on any machine: every part in small, on the CPU
+#   bash tests/gpu/run.sh [--output FOLDER] [...]   on the machine with the GPU; see measure.py for further options
+#   bash tests/gpu/run.sh --reduced                 on any machine: every part in a small size, on the CPU
 #
-# The wheels lie in tests/gpu/wheels (WHEELS names another folder), which travels with the checkout and is ignored by
-# git. They are installed into a temporary folder, and only those that the machine lacks or has in an older version.
-# PyTorch, NumPy, SciPy, PyArrow and pandas must be there already. The results are a table (table.md) and a JSON file
-# (results.json) in the output folder; both are written after each part, so an interrupted run keeps what it has.
+# The wheels are stored in tests/gpu/wheels (WHEELS names another folder), which git ignores; copy it with the checkout.
+# Only wheels of packages that the machine lacks, or has in an older version, are installed, into a temporary folder.
+# PyTorch, NumPy, SciPy, PyArrow and pandas must be installed already. The results are a table (table.md) and a JSON file
+# (results.json) in the output folder. Both are written after each part, so an interrupted run keeps its results so far.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
@@ -17,7 +17,7 @@ wheels="${WHEELS:-$here/wheels}"
 
 if [ "${1:-}" = "--fetch-wheels" ]; then
   wheels="${2:-$wheels}"
-  # The Python of the machine with the GPU, such as 3.12; by default the one of this machine.
+  # The Python of the machine with the GPU, such as 3.12; by default the Python of this machine.
   version="${GPU_PYTHON:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
   platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64)
   mkdir -p "$wheels"

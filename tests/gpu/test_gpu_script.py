@@ -1,4 +1,4 @@
-"""`tests/gpu/run.sh` runs to its end: in small on the CPU here; on a GPU it is started by hand."""
+"""`tests/gpu/run.sh --reduced` runs to its end on the CPU. On a GPU, the script is started by hand."""
 
 import json
 import os
