@@ -1,6 +1,7 @@
 """Speakers in LanceDB, an embedded database whose files lie in a folder or on an object store."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ class LanceDatabase:
             raise ValueError("LanceDB is not installed. Run `pip install 'hf_hamspk[lancedb]'`.") from error
         if not folder:
             raise ValueError("Expected lancedb://FOLDER, got an address without a folder.")
-        self._connection = lancedb.connect(folder)
-        names = self._connection.list_tables().tables
-        self._table: Any = self._connection.open_table(TABLE) if TABLE in names else None
+        self._folder, self._table = folder, None
+        # Connecting creates a missing local folder, so only `create` connects to one.
+        if "://" in folder or Path(folder).expanduser().is_dir():
+            connection = lancedb.connect(folder)
+            if TABLE in connection.list_tables().tables:
+                self._table = connection.open_table(TABLE)
 
     def describe(self) -> dict[str, Any] | None:
         """See `Database`."""
@@ -36,13 +40,14 @@ class LanceDatabase:
 
     def create(self, description: dict[str, Any], size: int, length: int) -> None:
         """See `Database`."""
+        import lancedb
         import pyarrow
 
         columns = [("name", pyarrow.string()), ("embedding", pyarrow.list_(pyarrow.float32(), size))]
         columns += [("key", pyarrow.list_(pyarrow.float32(), length)), ("profile", pyarrow.string())]
         schema = pyarrow.schema(columns, metadata={DESCRIPTION: json.dumps(description).encode()})
         mode = "create" if self._table is None else "overwrite"
-        self._table = self._connection.create_table(TABLE, schema=schema, mode=mode)
+        self._table = lancedb.connect(self._folder).create_table(TABLE, schema=schema, mode=mode)
 
     def count(self) -> int:
         """See `Database`."""

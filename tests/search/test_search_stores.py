@@ -132,10 +132,11 @@ def test_profiles_come_back_whole_and_names_are_unique(address):
     assert len(store) == 4
 
 
-def test_another_model_is_refused_until_the_speakers_are_enrolled_again(address):
+def test_another_model_is_refused_until_the_speakers_are_enrolled_again(address, tmp_path):
     model, other = comparing("cosine"), comparing("cosine", "b" * 64)
     with pytest.raises(ValueError, match=r"No speakers in .* Enrol them with `hamspk enrol MODEL"):
         SpeakerStore.open(address, model)
+    assert not list(tmp_path.iterdir())  # A reader creates no folder.
     store = SpeakerStore.open(address, model, create=True)
     store.add(drawn(50), [f"speaker{row}" for row in range(50)])
     with pytest.raises(ValueError, match=r"was made with other weights .* enrol the speakers again"):
@@ -152,6 +153,14 @@ def test_another_model_is_refused_until_the_speakers_are_enrolled_again(address)
     assert len(renewed) == 1 and SpeakerStore.open(address, other).search(drawn(1), 1).names == [["anna"]]
     with pytest.raises(ValueError, match="was made with other weights"):
         SpeakerStore.open(address, model)
+
+
+@pytest.mark.parametrize("address", ["postgresql"], indirect=True)
+def test_a_reader_needs_no_right_to_write(address):
+    model, enrolled = comparing("cosine"), drawn(3)
+    SpeakerStore.open(address, model, create=True).add(enrolled, ["anna", "ben", "carl"])
+    reader = SpeakerStore.open(f"{address}%20-cdefault_transaction_read_only%3Don", model)
+    assert reader.search(enrolled, 1).names == [["anna"], ["ben"], ["carl"]]
 
 
 @pytest.mark.slow
