@@ -23,7 +23,10 @@ class PostgresDatabase:
             raise ValueError(f"{error}. Run `pip install 'hf_hamspk[pgvector]'`.") from error
         try:
             self._connection: Any = psycopg.connect(address, autocommit=True)
-            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            # A reader may have no right to create the extension, and needs none if it exists.
+            found: Any = self._connection.execute("SELECT to_regtype('vector') IS NULL").fetchone()
+            if found[0]:
+                self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.Error as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"PostgreSQL with pgvector does not answer ({reason}). Check the address.") from error
