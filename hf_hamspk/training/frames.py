@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..audio_hamspk import InputError
 from ..data.crops import random_crop
 from ..data.dataset import CorpusUtterances, SpeakerCrops
 from ..folders.writing import write_atomically
+from ..networks_hamspk import Deviation, StatisticsPooling
 from .frozen import DIGEST_DIGITS, DividedModel
 
 
@@ -73,8 +74,8 @@ class FrameStore:
         return embeddings
 
     def _pool_file(self, file: Path) -> Tensor:
-        if self.model.pools_frozen_frames:
-            return _frozen_statistics(file, self.model.model.hamspk.pooling)
+        if self.model.fixed_pooling is not None:
+            return _frozen_statistics(file, self.model.fixed_pooling)
         frames = torch.from_numpy(np.array(read_frames(file))).to(self.model.model.device)
         return self.model.pool(frames.mT[None])[0]
 
@@ -83,14 +84,15 @@ class FrameStore:
         return self.model.frozen_output(torch.zeros(1, samples)).shape[-1]
 
 
-_STATISTICS: dict[Path, Tensor] = {}
+_STATISTICS: dict[tuple[Path, Deviation], Tensor] = {}
 
 
-def _frozen_statistics(file: Path, pooling: nn.Module) -> Tensor:
+def _frozen_statistics(file: Path, pooling: StatisticsPooling) -> Tensor:
     """Return the pooled statistics `(P,)` of all frames in a file, computed once in a process by a fixed pooling."""
-    if file not in _STATISTICS:
-        _STATISTICS[file] = pooling(torch.from_numpy(np.array(read_frames(file))).mT[None])[0]
-    return _STATISTICS[file]
+    key = file, pooling.deviation
+    if key not in _STATISTICS:
+        _STATISTICS[key] = pooling(torch.from_numpy(np.array(read_frames(file))).mT[None])[0]
+    return _STATISTICS[key]
 
 
 def _save_frames(path: Path, frames: NDArray[np.float32]) -> None:
@@ -133,7 +135,7 @@ class FrameCrops(SpeakerCrops):
             )
         super().__init__(utterances, crops.label_of, crops.crop_samples, crops.seed, sampling_rate=crops.sampling_rate)
         self.crop_frames = store.crop_frames(crops.crop_samples)
-        self._pooling = store.model.model.hamspk.pooling if store.model.pools_frozen_frames else None
+        self._pooling = store.model.fixed_pooling
         self._files: list[Path | None] = []
         for number in tqdm(range(len(utterances)), desc="frames", unit="file", disable=not progress, delay=1):
             self._files.append(self._find(utterances, number, store.find))

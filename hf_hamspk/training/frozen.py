@@ -157,9 +157,10 @@ class DividedModel(nn.Module):
         return torch.cat([one.mT for one in kept], dim=1) if isinstance(model.backbone, Ecapa) else kept[-1].mT
 
     @property
-    def pools_frozen_frames(self) -> bool:
-        """Whether pooling has nothing to learn, so that pooled statistics can take the place of frames."""
-        return self.blocks == 0 and isinstance(self.model.hamspk.pooling, StatisticsPooling)
+    def fixed_pooling(self) -> StatisticsPooling | None:
+        """Pooling of frozen frames without parameters, so that its statistics can replace the frames; otherwise None."""
+        pooling = self.model.hamspk.pooling
+        return pooling if self.blocks == 0 and isinstance(pooling, StatisticsPooling) else None
 
     def pool(self, frames: Tensor) -> Tensor:
         """Return the pooled statistics `(B, P)` of the output `(B, C, T)` of the frozen part without padding."""

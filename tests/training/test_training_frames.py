@@ -69,6 +69,15 @@ def test_frames_from_files_give_the_embeddings_of_the_model(tmp_path, backbone, 
     assert store.computed == len(list(tmp_path.iterdir())) == 3
 
 
+def test_models_with_the_same_frozen_part_and_another_pooling_share_only_frames(tmp_path):
+    waves = [wave.numpy() for wave in noises(0.4)]
+    for offset in (0.0, 0.5):
+        model = made("campplus", pooling="statistics", pooling_variance_offset=offset)
+        found = FrameStore(tmp_path, DividedModel(model, 0)).embed(waves)
+        torch.testing.assert_close(found, model.embed_waveforms(waves), atol=1e-5, rtol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("fields", [{"ecapa_block_input": "previous", "ecapa_normalize_aggregate": True}])
 def test_the_other_form_of_ecapa_is_divided_as_well(tmp_path, fields):
     model = made("ecapa", **fields)
