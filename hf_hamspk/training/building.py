@@ -60,16 +60,8 @@ _FREE_ARGUMENTS = {
 # Arguments that checkpoints of earlier versions do not contain.
 _LATER_ARGUMENTS = (
     *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay", "train_last_blocks"),
-    *(
-        "initial_centres",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_targets",
-        "channel",
-        "level_range_db",
-        "shuffle",
-    ),
+    *("initial_centres", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    *("channel", "level_range_db", "shuffle"),
 )
 _SHARED_DATA_ARGUMENTS = (
     "crop_seconds",
