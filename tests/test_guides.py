@@ -54,6 +54,7 @@ PARSED_ONLY = {
     "hamspk train examples/recipes/": "real speech: tests/training",
     "hamspk calibrate campplus/ dev-o.txt": "real speech: tests/cli",
     "hamspk calibrate runs/campplus_ham/final": "the model of such a recipe: tests/cli",
+    "hamspk evaluate calibrated/": "real speech: tests/cli",
     "hamspk evaluate runs/campplus_ham/final": "the model of such a recipe: tests/cli",
     "hamspk hierarchy": "a trained model: tests/cli/test_cli_hierarchy.py",
     "python examples/studies/radii.py": "a trained model: tests/examples/test_examples_radii.py",
