@@ -158,7 +158,7 @@ class DividedModel(nn.Module):
 
     @property
     def fixed_pooling(self) -> StatisticsPooling | None:
-        """Pooling of frozen frames without parameters, so that its statistics can replace the frames; otherwise None."""
+        """Pooling of frozen frames without parameters, so that its statistics can stand for the frames; else None."""
         pooling = self.model.hamspk.pooling
         return pooling if self.blocks == 0 and isinstance(pooling, StatisticsPooling) else None
 
