@@ -24,7 +24,8 @@ class LanceDatabase:
             raise ValueError("LanceDB is not installed. Run `pip install 'hf_hamspk[lancedb]'`.") from error
         if not folder:
             raise ValueError("Expected lancedb://FOLDER, got an address without a folder.")
-        self._folder, self._table = folder, None
+        self._folder = folder
+        self._table: Any = None
         # Connecting creates a missing local folder, so only `create` connects to one.
         if "://" in folder or Path(folder).expanduser().is_dir():
             connection = lancedb.connect(folder)
