@@ -813,9 +813,10 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
             logits that are not computed are None, and missing from a plain tuple.
 
         Raises:
-            ValueError: a label is out of range (checked only on the CPU), or an input is invalid (see `HamSpkModel`).
+            ValueError: a label is out of range (checked only on the CPU, and not in a compiled model), or an input is
+                invalid (see `HamSpkModel`).
         """
-        if labels is not None and labels.device.type == "cpu":
+        if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_labels(labels, cast(int, self.config.num_labels))
         encoded = self.hamspk(input_values, attention_mask, output_hidden_states=output_hidden_states)
         logits, loss = self.head(encoded.embeddings, labels, return_logits)

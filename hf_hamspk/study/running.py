@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -171,12 +172,16 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: b
                 if OTHER_RUN not in str(error):
                     raise
                 trainer = make_trainer(run, place / TRAINING_FOLDER, audio, [watcher], resume=False)
+            watcher.kept |= _arithmetic(trainer.accelerator)
             trainer.train()
         # Errors of the callback arrive as a RuntimeError.
         except (ValueError, RuntimeError) as error:
             if DIVERGENCE not in str(error):
                 raise
             reason = str(error)
+        finally:
+            # Without this, PyTorch compiles no further model after a few runs.
+            torch.compiler.reset()
     content: dict[str, Any] = {
         "run": run.name,
         "stage": run.stage,
@@ -195,6 +200,13 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: b
     shutil.rmtree(place / TRAINING_FOLDER, ignore_errors=True)
     for name in (PARTIAL_FILE, LOG_FILE):
         (place / name).unlink(missing_ok=True)
+
+
+def _arithmetic(accelerator: Accelerator) -> dict[str, str]:
+    """Return the precision and the compiler of a run, which Accelerate takes from its own settings."""
+    plugin = accelerator.state.dynamo_plugin
+    compiler = "no" if plugin is None else plugin.backend.value.lower()
+    return {"mixed_precision": accelerator.mixed_precision, "dynamo_backend": compiler}
 
 
 def make_trainer(
