@@ -49,17 +49,15 @@ from transformers.modeling_outputs import XVectorOutput
 from .audio_hamspk import Sound, plain_number, resample
 from .calibration_hamspk import replacing
 from .configuration_hamspk import RESNET_BLOCKS, RESNET_EXPANSION, HamSpkConfig
-from .geometry_hamspk import length_mask
+from .geometry_hamspk import at_least_float32, length_mask
 from .networks_hamspk import (
     VARIANCE_OFFSET,
     Features,
     FilterBank,
     Waveform,
     batch_norm,
-    folded_norm,
     keep_valid,
     masked_mean,
-    overwrites,
     reflected_positions,
 )
 from .verification_hamspk import overlap_warnings
@@ -80,6 +78,25 @@ SEGMENTATION_CLASSES, FIRST_PAIR = 7, 4
 WINDOW_SAMPLES, SHORTEST_WINDOW, WINDOWS_AT_ONCE = 10 * SEGMENTATION_RATE, 1600, 8
 # Share of the speech above which two people at once are reported; see `tests/benchmarks/measure_two_voices.py`.
 OVERLAP_SHARE = 0.2
+
+
+def overwrites(norm: nn.Module, x: Tensor) -> bool:
+    """Return whether the layer `norm` may overwrite its input `x`, provided that no other layer reads `x`.
+
+    Overwriting is allowed only in evaluation mode, without gradients, on a CPU and in float32 or float64. On a CPU,
+    allocating new memory takes longer than the arithmetic. Compilers and exporters plan the memory themselves.
+    """
+    plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
+    return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+    """Apply a batch normalisation in evaluation mode as a product and a sum. The result is 0 outside `mask`."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
+    shift = cast(Tensor, norm.bias) - mean * scale
+    torch.addcmul(shift[:, None], x, scale[:, None], out=out)
+    return out if mask is None else out.mul_(mask[:, None])
 
 
 class ConvBlock(nn.Module):

@@ -263,25 +263,6 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.zeros_like(frames, dtype=valid.dtype).masked_scatter(places, valid).movedim(1, -1)
 
 
-def overwrites(norm: nn.Module, x: Tensor) -> bool:
-    """Return whether the layer `norm` may overwrite its input `x`, provided that no other layer reads `x`.
-
-    Overwriting is allowed only in evaluation mode, without gradients, on a CPU and in float32 or float64. On a CPU,
-    allocating new memory takes longer than the arithmetic. Compilers and exporters plan the memory themselves.
-    """
-    plain = x.device.type == "cpu" and x.dtype == norm.weight.dtype == at_least_float32(x).dtype
-    return plain and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-
-
-def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
-    """Apply a batch normalisation in evaluation mode as a product and a sum. The result is 0 outside `mask`."""
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
-    shift = cast(Tensor, norm.bias) - mean * scale
-    torch.addcmul(shift[:, None], x, scale[:, None], out=out)
-    return out if mask is None else out.mul_(mask[:, None])
-
-
 def keep_valid(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set the frames of `x` `(B, ..., T)` outside `mask` `(B, T)` to zero, the value that convolutions pad with."""
     return x if mask is None else x * mask.view(mask.shape[0], *[1] * (x.ndim - 2), mask.shape[1]).to(x.dtype)
