@@ -32,6 +32,7 @@ convolutions are normalised over the utterance, so a batch contains utterances o
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ from .verification_hamspk import overlap_warnings
 # Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
 # of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
+# Largest accepted difference of ONNX embeddings, relative to their largest value. Rounding errors are far smaller.
+LARGEST_DIFFERENCE = 1e-4
 # Names of the inputs and the output of an exported graph, and of its description in the metadata of the file.
 INPUTS, OUTPUT, METADATA_KEY = ("input_values", "attention_mask"), "embeddings", "hamspk"
 OVERLAP_FILE, OVERLAP_KIND = "overlap_detector.safetensors", "overlap detector"
@@ -613,6 +616,21 @@ class OnnxEncoder(nn.Module):
             mask = torch.ones_like(input_values) if attention_mask is None else attention_mask
             feed[INPUTS[1]] = mask.cpu().long().numpy()
         return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
+
+    def difference(self, model: Any) -> float:
+        """Return the largest difference to the embeddings of `model`, relative to the largest value of `model`."""
+        rate = model.config.sampling_rate
+        noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
+        signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
+        was_training = model.training
+        try:
+            with torch.inference_mode():
+                expected = model.eval().base_model(signal.to(model.device)).embeddings.float().cpu()
+                found = self(signal).embeddings
+        finally:
+            model.train(was_training)
+        is_like = found.shape == expected.shape
+        return float((found - expected).abs().max() / expected.abs().max()) if is_like else math.inf
 
 
 class Segmentation(nn.Module):

@@ -35,7 +35,15 @@ from .audio_hamspk import (
 )
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
-from .encoders_hamspk import OVERLAP_FILE, OnnxEncoder, OverlapDetector, make_encoder, make_frontend, subsampled
+from .encoders_hamspk import (
+    LARGEST_DIFFERENCE,
+    OVERLAP_FILE,
+    OnnxEncoder,
+    OverlapDetector,
+    make_encoder,
+    make_frontend,
+    subsampled,
+)
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -75,8 +83,6 @@ MOST_PADDING = 0.1
 HELD_SECONDS = 600.0
 # Lock for the number of threads that embed with a model, which together decide its mode.
 MODE_LOCK = threading.Lock()
-# Largest accepted difference of ONNX embeddings, relative to their largest value. Rounding errors are far smaller.
-LARGEST_DIFFERENCE = 1e-4
 # Arguments of `from_pretrained` that determine where a file is found.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
@@ -841,7 +847,7 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
         self.overlap_detector = model.overlap_detector
         self.base_model: Any = encoder
-        self._weights, difference = own.partition("-")[0], _onnx_difference(encoder, model)
+        self._weights, difference = own.partition("-")[0], encoder.difference(model)
         if difference <= LARGEST_DIFFERENCE:
             self.calibration, self.cohort = model.usable_calibration()
             return
@@ -856,22 +862,6 @@ class OnnxSpeakerModel(SpeakerModelMixin):
 
     def _hash_weights(self) -> str:
         return self._weights
-
-
-def _onnx_difference(encoder: OnnxEncoder, model: SpeakerModelMixin) -> float:
-    """Return the largest difference of embeddings by `encoder` and `model`, relative to `model`'s largest value."""
-    rate = model.config.sampling_rate
-    noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
-    signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            expected = model.eval().base_model(signal.to(model.device)).embeddings.float().cpu()
-            found = encoder(signal).embeddings
-    finally:
-        model.train(was_training)
-    is_like = found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max()) if is_like else math.inf
 
 
 def _is_weight(tensor: Tensor) -> bool:

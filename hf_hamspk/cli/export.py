@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def format_exported(exported: "Exported") -> list[str]:
     """Return the lines to print: the differences from torch, the path of the file, and code that loads the file."""
-    from ..modeling_hamspk import LARGEST_DIFFERENCE
+    from ..encoders_hamspk import LARGEST_DIFFERENCE
 
     lines = ["seconds  batch  difference from torch"]
     lines += [f"{one.seconds:7g}  {one.batch:5d}  {one.difference:.1e}" for one in exported.agreements]

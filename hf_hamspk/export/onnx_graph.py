@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..encoders_hamspk import INPUTS, METADATA_KEY, OUTPUT, OnnxDescription, OnnxEncoder
+from ..encoders_hamspk import INPUTS, LARGEST_DIFFERENCE, METADATA_KEY, OUTPUT, OnnxDescription, OnnxEncoder
 from ..folders.recognising import check_replaceable, is_onnx_file
 from ..folders.writing import write_atomically
 from ..geometry_hamspk import length_mask
-from ..modeling_hamspk import LARGEST_DIFFERENCE, HamSpkModel, HamSpkPreTrainedModel
+from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
 
 CHECKED_SECONDS, CHECKED_BATCHES = (0.5, 2.0, 7.3, 20.0), (1, 4)
 # Durations of the utterances with which the graph is traced. The graph accepts other lengths and batch sizes.

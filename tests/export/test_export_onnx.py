@@ -12,9 +12,9 @@ from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
 from hf_hamspk.calibration_hamspk import Calibration, Cohort
 from hf_hamspk.data.synthetic import make_speech
-from hf_hamspk.encoders_hamspk import OnnxEncoder
+from hf_hamspk.encoders_hamspk import LARGEST_DIFFERENCE, OnnxEncoder
 from hf_hamspk.export.onnx_graph import CHECKED_SECONDS, check_agreement, export_onnx
-from hf_hamspk.modeling_hamspk import LARGEST_DIFFERENCE, OnnxSpeakerModel
+from hf_hamspk.modeling_hamspk import OnnxSpeakerModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
