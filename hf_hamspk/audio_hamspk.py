@@ -81,9 +81,6 @@ Channel = str | int | None
 # Level in dBFS of the loudest second, without its mean, below which embeddings of filter banks change with the level,
 # and power of rounding errors, up to which a recording is digital silence; 16-bit samples in 32 bits have more.
 QUIET_DB, SILENT_POWER = -45.0, 1e-14
-NO_SUCH_FILE = (
-    "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
-)
 # Seconds of speech below which no decision is made by default; see `verification_hamspk`.
 MINIMUM_SPEECH = 1.0
 # Range of signal-to-noise ratios in dB: below it speech is not detected, above it 16-bit audio has too few bits.
@@ -303,10 +300,8 @@ def read_sound(
         waveform, found = mixdown.waveform(label, warnings, min_duration if strict else None), mixdown.rate
         rate = found if rate is None else rate
         if found < rate:
-            warnings.append(
-                f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: frequencies above "
-                f"{found / 2000:g} kHz are missing."
-            )
+            missing = f"frequencies above {found / 2000:g} kHz are missing"
+            warnings.append(f"{label} was sampled at {found} Hz, but the model expects {rate} Hz: {missing}.")
         return Sound(resample(waveform, found, rate), rate, warnings)
     except InputError as error:  # The functions below raise errors without a name.
         raise type(error)(error.reason, _input_name(source, label)) from error.__cause__
@@ -378,19 +373,14 @@ class _Mixdown:
         If `min_duration` is given, the recording must not be truncated, silent or shorter (in seconds).
         """
         if self.frames < DECODED_SHARE * self.promised:
-            if min_duration is not None:
-                raise InputError(
-                    f"is cut short: its header declares {self.promised} samples, but only {self.frames} could be "
-                    "decoded; copy it again"
-                )
             declared, decoded = self.promised / self.rate, self.frames / self.rate
-            warnings.append(
-                f"{label} is cut short: its header declares {declared:.1f} s, but only {decoded:.1f} s were decoded."
-            )
+            said = f"is cut short: its header declares {declared:.1f} s, but only {decoded:.1f} s were decoded"
+            if min_duration is not None:
+                raise InputError(f"{said}; copy it again")
+            warnings.append(f"{label} {said}.")
         if self.bad:
-            samples = self.frames * self.averaged
-            said = f"contains {self.bad} NaN or infinite samples of {samples}; convert it again from the original"
-            raise InputError(said)
+            said = f"contains {self.bad} NaN or infinite samples of {self.frames * self.averaged}"
+            raise InputError(f"{said}; convert it again from the original")
         if self.loudest > LOUDEST:
             said = f"contains samples up to {self.loudest:.4g}; expected floating point in [-1, 1]"
             raise InputError(f"{said}. Divide 16-bit audio by 32768")
@@ -491,10 +481,8 @@ def _read_mapping(source: Mapping, array_rate: Any, limits: Limits) -> _Mixdown:
             if isinstance(source[key], kind):
                 return _read(source[key], array_rate, limits)
             raise InputError(f"has {type(source[key]).__name__} under the key {key!r}; expected {expected}")
-    keys = ", ".join(map(repr, list(source)[:5])) if source else "no keys"
-    raise InputError(
-        f'is a dictionary with {keys}; expected "array" (or "raw") and "sampling_rate", or "bytes" or "path"'
-    )
+    keys = ", ".join(map(repr, list(source)[:5])) if source else "none"
+    raise InputError(f'has the keys {keys}; expected "array" (or "raw") and "sampling_rate", or "bytes" or "path"')
 
 
 def _read_path(path: str | bytes, limits: Limits) -> _Mixdown:
@@ -506,7 +494,7 @@ def _read_path(path: str | bytes, limits: Limits) -> _Mixdown:
     if os.path.isdir(path):
         raise InputError("is a folder; give one audio file")
     if not os.path.exists(path):
-        raise InputError(NO_SUCH_FILE)
+        raise InputError("no such file; check the path and its base folder (a URL begins with http:// or https://)")
     if not os.path.isfile(path):
         raise InputError("is not a regular file (a pipe or a device); give an audio file")
     try:
@@ -625,9 +613,7 @@ def _decode(file: Any, limits: Limits) -> _Mixdown:
 
 def _decode_soundfile(file: Any, limits: Limits) -> _Mixdown:
     if soundfile is None:
-        raise MissingDecoderError(
-            "cannot be decoded: soundfile is not installed. Run `pip install soundfile`, or give an array of samples"
-        )
+        raise MissingDecoderError("cannot be decoded without soundfile. Run `pip install soundfile`, or give an array")
     in_header = wav_frames(file)
     try:
         with soundfile.SoundFile(file) as sound:

@@ -51,12 +51,7 @@ SCORE_KINDS = ("cosine", "hyperbolic")
 SHORTEST_SPEECH = 0.1
 # Quality measures in the order of `quality_features`. For all but the last, enrolment and test can be exchanged.
 QUALITY_FEATURES = (
-    "log_speech_min",
-    "log_speech_max",
-    "snr_min",
-    "snr_max",
-    "magnitude_min",
-    "magnitude_max",
+    *("log_speech_min", "log_speech_max", "snr_min", "snr_max", "magnitude_min", "magnitude_max"),
     "log_enrolment_utterances",
 )
 SCORE = "score"
@@ -98,10 +93,7 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Raise a ValueError if the checksum of a dictionary, read from `path`, is missing or does not match the values."""
     if values.get(CHECKSUM) != dict_checksum(values):
         state = "has no checksum" if CHECKSUM not in values else "was altered: its checksum does not match its values"
-        raise ValueError(
-            f"{path} {state}. Files that decisions depend on must not be edited by hand. Download or create the file "
-            "again, or delete it to work without it."
-        )
+        raise ValueError(f"{path} {state}. Download or create the file again, or delete it to work without it.")
 
 
 @contextmanager
@@ -180,10 +172,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
     if scores.shape[1] < SMALLEST_COHORT:
-        raise ValueError(
-            f"The cohort has {scores.shape[1]} embeddings. A standard deviation needs at least {SMALLEST_COHORT}, "
-            "and a useful normalisation needs several hundred speakers."
-        )
+        raise ValueError(f"The cohort has {scores.shape[1]} embeddings. Use several hundred, 2 at the very least.")
     if top is not None and top < SMALLEST_COHORT:
         raise ValueError(f"top must be at least {SMALLEST_COHORT}, got {top}.")
     scores = at_least_float32(scores)
@@ -194,10 +183,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     deviation, mean = torch.std_mean(scores, dim=1, correction=0)
     if bool((deviation < SMALLEST_COHORT_SPREAD).any()):
         row = int((deviation < SMALLEST_COHORT_SPREAD).nonzero()[0])
-        raise ValueError(
-            f"All cohort scores of embedding {row} are alike, so they cannot be used for normalisation. Check that the "
-            "cohort contains different recordings."
-        )
+        raise ValueError(f"All cohort scores of embedding {row} are alike. Check that the cohort has several speakers.")
     return CohortStatistics(mean, deviation)
 
 
@@ -234,10 +220,8 @@ class Cohort:
     def __post_init__(self) -> None:
         embeddings = as_tensor(self.embeddings)
         if embeddings.ndim != 2 or embeddings.shape[0] < SMALLEST_COHORT:
-            raise ValueError(
-                f"A cohort needs embeddings of shape (C, D) with C at least {SMALLEST_COHORT}, got "
-                f"{tuple(embeddings.shape)}."
-            )
+            shape = tuple(embeddings.shape)
+            raise ValueError(f"Expected embeddings of shape (C, D) with C at least {SMALLEST_COHORT}, got {shape}.")
         if not bool(torch.isfinite(embeddings).all()):
             raise ValueError("The embeddings of a cohort must be finite. Leave out those that are not.")
         object.__setattr__(self, "embeddings", embeddings.detach().to("cpu", torch.float32).contiguous())
@@ -540,9 +524,8 @@ class Calibration:
                 "Install the version of hf_hamspk that wrote it, or calibrate again."
             )
         check_dict(values, path)
-        given: dict[str, Any] = {"detector": VOICED} | {
-            k: value for k, value in values.items() if k not in ("schema", CHECKSUM)
-        }
+        given: dict[str, Any] = {"detector": VOICED, **values}
+        del given["schema"], given[CHECKSUM]
         expected = {field.name for field in fields(cls)}
         if given.keys() != expected:
             raise ValueError(
@@ -684,9 +667,7 @@ class Scorer:
     """
 
     def __init__(self, model: SpeakerModel, calibration: Calibration | None = None, cohort: Cohort | None = None):
-        self.model = model
-        self.calibration = calibration
-        self.fingerprint = model.fingerprint()
+        self.model, self.calibration, self.fingerprint = model, calibration, model.fingerprint()
         self._cohort: Tensor | None = None
         if calibration is not None:
             calibration.check_model(self.fingerprint, model.config.similarity)
@@ -694,17 +675,11 @@ class Scorer:
             cohort.check_model(self.fingerprint)
         if calibration is None or calibration.normalisation == "none":
             return
+        remedy = "Load the cohort from the folder of the calibration, or calibrate again."
         if cohort is None:
-            raise ValueError(
-                f"This calibration needs scores with normalisation {calibration.normalisation!r}, but no cohort was "
-                "given. Load the cohort from the folder of the calibration (cohort.safetensors), or calibrate without "
-                "normalisation."
-            )
+            raise ValueError(f"This calibration needs a cohort, but no cohort was given. {remedy}")
         if cohort.checksum != calibration.cohort:
-            raise ValueError(
-                "The cohort is not the one that the calibration was fitted with. Load the cohort from the folder of "
-                "the calibration, or calibrate again with this cohort."
-            )
+            raise ValueError(f"The cohort is not the one that the calibration was fitted with. {remedy}")
         self._cohort = cohort.embeddings.to(model.device)
 
     def scores(
@@ -714,8 +689,7 @@ class Scorer:
         raw = self.model.score(enrolment, test)
         if self.calibration is None:
             return Scores(_float64(raw), None, None)
-        sides = self.statistics(enrolment), self.statistics(test)
-        statistics = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+        statistics: Any = None if self._cohort is None else (self.statistics(enrolment), self.statistics(test))
         quality = _stack_qualities(enrolment_quality), _stack_qualities(test_quality)
         return Scores(_float64(raw), *self.calibrated(raw, statistics, quality))
 

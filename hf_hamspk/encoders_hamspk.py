@@ -617,8 +617,11 @@ class OnnxEncoder(nn.Module):
             feed[INPUTS[1]] = mask.cpu().long().numpy()
         return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
 
-    def difference(self, model: Any) -> float:
-        """Return the largest difference to the embeddings of `model`, relative to the largest value of `model`."""
+    def difference_from(self, model: Any) -> float:
+        """Return the largest difference to the embeddings of `model`, relative to their largest value.
+
+        The result is 0.0 unless it is more than `LARGEST_DIFFERENCE`.
+        """
         rate = model.config.sampling_rate
         noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
         signal = 0.1 * noise + 0.1 * torch.sin(torch.arange(2 * rate) * (2 * math.pi * 150 / rate))
@@ -629,8 +632,10 @@ class OnnxEncoder(nn.Module):
                 found = self(signal).embeddings
         finally:
             model.train(was_training)
-        is_like = found.shape == expected.shape
-        return float((found - expected).abs().max() / expected.abs().max()) if is_like else math.inf
+        if found.shape != expected.shape:
+            return math.inf
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        return 0.0 if difference <= LARGEST_DIFFERENCE else difference
 
 
 class Segmentation(nn.Module):

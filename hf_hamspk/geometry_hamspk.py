@@ -132,9 +132,8 @@ def released_radius(c: float) -> float:
     """Return the largest norm of the released projection, `(1 - 1e-5) / sqrt(c)`; raise a ValueError unless `c > 1`."""
     if not c > 1:
         raise ValueError(
-            f"The released distance needs curvature > 1, got {c}. It clips vectors to the norm (1 - 1e-5) / sqrt(c), "
-            "and with c <= 1 they could come too close to the rim of the unit ball or leave it. Published values are 3 "
-            "(HAM) and 5 (H). For smaller values set projection='curved', which accepts any curvature above 0."
+            f"The released distance needs curvature > 1, got {c}: otherwise vectors could leave the unit ball. The "
+            "published values are 3 (HAM) and 5 (H). projection='curved' accepts any curvature above 0."
         )
     return (1 - RELEASED_MARGIN) / math.sqrt(c)
 
@@ -286,9 +285,7 @@ def normalize(embeddings: Tensor) -> Tensor:
 def project(
     embeddings: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> tuple[BallPoints, float | Tensor]:
-    """Map features `(..., D)` to points of the ball.
-
-    The docstring of this module defines the projections. `clip_radius` is the largest feature norm for `"curved"`.
+    """Map features `(..., D)` to points of the ball; see the docstring of this module for the projections.
 
     Returns:
         The points, and the factor by which their distances in the unit ball must be multiplied (1, or `1 / sqrt(c)`).
@@ -350,9 +347,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
     embeddings, shares = limit_entries(at_least_float32(embeddings)), _shares(embeddings, weights)
     direction = (shares[:, None] * normalize(embeddings)).sum(0)
     if float(direction.detach().norm()) < SMALLEST_NORM:
-        raise ValueError(
-            "The directions of these embeddings cancel, so they have no mean. Check that all are of the same speaker."
-        )
+        raise ValueError("The directions of these embeddings cancel. Check that all are of the same speaker.")
     return normalize(direction) * (shares * embeddings.norm(dim=-1)).sum()
 
 
@@ -369,12 +364,11 @@ def barycentre(
 def _shares(embeddings: Tensor, weights: Tensor | None) -> Tensor:
     if embeddings.ndim != 2 or embeddings.shape[0] == 0:
         raise ValueError(f"Expected embeddings of shape (N, D) with N at least 1, got {tuple(embeddings.shape)}.")
+    count = embeddings.shape[0]
     if weights is None:
-        return torch.full(embeddings.shape[:1], 1 / embeddings.shape[0], device=embeddings.device)
-    if weights.shape != embeddings.shape[:1] or not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
-        raise ValueError(
-            f"Expected {embeddings.shape[0]} weights of at least 0, not all of them 0, got {weights.tolist()}."
-        )
+        return torch.full((count,), 1 / count, device=embeddings.device)
+    if weights.shape != (count,) or not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
+        raise ValueError(f"Expected {count} weights of at least 0, not all of them 0, got {weights.tolist()}.")
     weights = at_least_float32(weights).to(embeddings.device)
     return weights / weights.sum()
 
@@ -464,9 +458,7 @@ def check_projection(projection: str, curvature: float, clip_radius: float, lear
     """Raise a ValueError if the settings of a projection are out of range (see `project` and `SpeakerHead`)."""
     if projection == "released":
         if learnable_curvature:
-            raise ValueError(
-                "learnable_curvature needs projection='curved'. With 'released', curvature only limits the norm."
-            )
+            raise ValueError("learnable_curvature needs projection='curved', got 'released', which only limits norms.")
         if not curvature < math.inf:
             raise ValueError(f"curvature must be finite, got {curvature}.")
         released_radius(curvature)
@@ -489,7 +481,7 @@ class LinearSimilarity(nn.Module):
     def __init__(self, speakers: int, embedding_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(speakers, embedding_size))
-        self.bias = nn.Parameter(torch.empty(self.weight.shape[0]))
+        self.bias = nn.Parameter(torch.empty(speakers))
         self.reset_centres()
 
     def curvature(self) -> None:
@@ -620,13 +612,11 @@ class SpeakerHead(nn.Module):
         super().__init__()
         check_head(scale, margin, clip_radius)
         similarity, self.margin_kind = HEAD_PARTS[head]
+        sizes, geometry = (speakers, embedding_size), (curvature, projection, clip_radius, learnable_curvature)
         if similarity == "hyperbolic":
-            self.similarity = HyperbolicSimilarity(
-                speakers, embedding_size, curvature, projection, clip_radius, learnable_curvature
-            )
+            self.similarity = HyperbolicSimilarity(*sizes, *geometry)
         else:
-            euclidean = LinearSimilarity if similarity == "linear" else CosineSimilarity
-            self.similarity = euclidean(speakers, embedding_size)
+            self.similarity = (LinearSimilarity if similarity == "linear" else CosineSimilarity)(*sizes)
         self.scale, self.margin = scale, float(margin)
         self.projection, self.clip_radius = projection, float(clip_radius)
         self.engine: Any = None

@@ -24,26 +24,10 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .audio_hamspk import (
-    SHORTEST_SECONDS,
-    Channel,
-    InputError,
-    Limits,
-    Vad,
-    choose_channel,
-    speech_weights,
-)
+from .audio_hamspk import SHORTEST_SECONDS, Channel, InputError, Limits, Vad, choose_channel, speech_weights
 from .calibration_hamspk import CALIBRATION_FILE, COHORT_FILE, Calibration, Cohort, OperatingPoint, is_same_model
 from .configuration_hamspk import HamSpkConfig
-from .encoders_hamspk import (
-    LARGEST_DIFFERENCE,
-    OVERLAP_FILE,
-    OnnxEncoder,
-    OverlapDetector,
-    make_encoder,
-    make_frontend,
-    subsampled,
-)
+from .encoders_hamspk import OVERLAP_FILE, OnnxEncoder, OverlapDetector, make_encoder, make_frontend, subsampled
 from .geometry_hamspk import (
     CosineSimilarity,
     HyperbolicSimilarity,
@@ -85,6 +69,11 @@ HELD_SECONDS = 600.0
 MODE_LOCK = threading.Lock()
 # Arguments of `from_pretrained` that determine where a file is found.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+# Rest of a warning about a calibration.
+NOT_APPLICABLE = (
+    "does not apply to quantised or float16 weights. The model gives scores but no decisions. For decisions, load the "
+    "model in float32 or bfloat16, or calibrate these weights."
+)
 
 logger = logging.get_logger(__name__)
 
@@ -124,10 +113,8 @@ class SpeakerModelMixin(nn.Module):
 
         Args:
             recordings: paths, arrays, dictionaries or other inputs that `read_sound` accepts.
-            sampling_rate: sampling rate in Hz of arrays that have none; None assumes the model's rate.
             batch_seconds: seconds of audio, including padding, in one forward pass.
-            limits: limits on the length and size of each recording; None uses the defaults of `Limits`.
-            channel: channel of the recordings to read; see `read_sound`.
+            sampling_rate, limits, channel: see `verify`. Arrays without a sampling rate cause no warning.
 
         Returns:
             Embeddings `(N, D)` in the order of the input, float32 on the model's device. Each embedding is independent
@@ -138,13 +125,10 @@ class SpeakerModelMixin(nn.Module):
                 number of the recording, counted from 1.
         """
         if isinstance(recordings, str | bytes | os.PathLike | dict):
-            raise InputError(
-                f"embed expects a list of recordings, got one ({type(recordings).__name__}): put it in a list"
-            )
-        rate = self.config.sampling_rate
+            raise InputError(f"embed expects a list of recordings, got one ({type(recordings).__name__})")
+        rate, limits = self.config.sampling_rate, choose_channel(limits, channel)
         assumed = rate if sampling_rate is None else sampling_rate
-        limits, warnings = choose_channel(limits, channel), []
-        rows, held = [], []
+        rows, held, warnings = [], [], []
         for number, one in enumerate(recordings, 1):
             sound = read_recording(one, rate, f"Recording {number}", limits, assumed, strict=True)
             held.append(sound.waveform)
@@ -309,13 +293,11 @@ class SpeakerModelMixin(nn.Module):
     def _hash_weights(self) -> str:
         state = _embedding_state(self.base_model)
         # The sums reveal changes that do not increase a tensor's version (`parameter.data.mul_(2)`).
-        key: list[Any] = [
-            (name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in sorted(state.items())
-        ]
-        key.append(level := self.config.level_db)
+        tensors, level = sorted(state.items()), self.config.level_db
+        key = level, [(name, t.data_ptr(), t.dtype, tuple(t.shape), float(t.sum())) for name, t in tensors]
         if self._known_fingerprint is None or self._known_fingerprint[0] != key:
             digest = hashlib.sha256(b"" if level is None else f"level_db {float(level)}".encode())
-            for name, tensor in sorted(state.items()):
+            for name, tensor in tensors:
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy())
             self._known_fingerprint = (key, digest.hexdigest())
@@ -338,10 +320,7 @@ class SpeakerModelMixin(nn.Module):
         own = [part for part in (self.calibration, self.cohort) if part is not None]
         if self._keeps_fingerprint() or all(is_same_model(part.fingerprint, self.fingerprint()) for part in own):
             return self.calibration, self.cohort
-        logger.warning(
-            "The calibration is not used: it does not apply to quantised or float16 weights. The model gives scores "
-            "but no decisions. Use float32 or bfloat16 weights, or calibrate these weights."
-        )
+        logger.warning(f"The calibration {NOT_APPLICABLE}")
         return None, None
 
     def _keeps_fingerprint(self) -> bool:
@@ -371,29 +350,24 @@ def check_batch(input_values: Tensor, attention_mask: Tensor | None, smallest_le
 
     The values of the mask are checked only on the CPU, because reading them from another device would block.
     """
-    if input_values.ndim != 2:
-        raise ValueError(
-            f"input_values must be mono audio of shape (batch, samples), got shape {tuple(input_values.shape)}."
-        )
-    too_short = (
-        f"expected at least {smallest_length} (one analysis window); {SHORTEST_SECONDS} s or more are recommended."
-    )
-    if input_values.shape[1] < smallest_length:
-        raise ValueError(f"input_values has {input_values.shape[1]} samples; {too_short}")
+    shape = tuple(input_values.shape)
+    if len(shape) != 2:
+        raise ValueError(f"input_values must be mono audio of shape (batch, samples), got shape {shape}.")
+    least = f"expected at least {smallest_length} (one analysis window); {SHORTEST_SECONDS} s or more are recommended."
+    if shape[1] < smallest_length:
+        raise ValueError(f"input_values has {shape[1]} samples; {least}")
     if attention_mask is None:
         return
-    if attention_mask.shape != input_values.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_values, {tuple(input_values.shape)}, got "
-            f"{tuple(attention_mask.shape)}."
-        )
+    if attention_mask.shape != shape:
+        given = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must have the shape of input_values, {shape}, got {given}.")
     if attention_mask.device.type == "cpu" and attention_mask.shape[0] and not torch.compiler.is_compiling():
         mask = attention_mask.long()
         if bool((mask[:, 1:] > mask[:, :-1]).any()):
             raise ValueError("attention_mask has 0 before 1; expected utterances that are padded on the right.")
         shortest = int(mask.sum(-1).min())
         if shortest < smallest_length:
-            raise ValueError(f"attention_mask marks only {shortest} samples of an utterance; {too_short}")
+            raise ValueError(f"attention_mask marks only {shortest} samples of an utterance; {least}")
 
 
 def check_labels(labels: Tensor, speakers: int) -> None:
@@ -536,10 +510,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
         if not files:
             return
         if not self._keeps_fingerprint():
-            logger.warning(
-                f"The calibration in {source} is not loaded: it does not apply to quantised or float16 weights. Load "
-                "the model in float32 or bfloat16 to use it."
-            )
+            logger.warning(f"The calibration in {source} {NOT_APPLICABLE}")
             return
         fingerprint = self.fingerprint()
         try:
@@ -547,10 +518,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 calibration = Calibration.load(files[CALIBRATION_FILE])
                 calibration.check_model(fingerprint, self.config.similarity)
                 if calibration.normalisation != "none" and COHORT_FILE not in files:
-                    logger.warning(
-                        f"The calibration in {source} needs a cohort, but {COHORT_FILE} is missing: the model gives "
-                        "scores but no decisions. Calibrate the model again to get decisions."
-                    )
+                    logger.warning(f"Without {COHORT_FILE}, the model gives scores but no decisions. Calibrate it.")
                     return
                 self.calibration = calibration
             if COHORT_FILE in files:
@@ -811,16 +779,14 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
         Args:
             input_values, attention_mask, return_dict, output_hidden_states: see `HamSpkModel.forward`.
             labels: speakers `(B,)` in [0, num_labels); None computes no loss.
-            return_logits: whether to compute logits. None computes them, unless the model is in training mode and
-                `labels` are given; leaving the logits out saves memory.
+            return_logits: whether to compute logits; see `SpeakerHead.forward`.
 
         Returns:
             Scalar `loss` with margin, scaled `logits` `(B, K)` without margin, and `embeddings` `(B, D)`. A loss or
             logits that are not computed are None, and missing from a plain tuple.
 
         Raises:
-            ValueError: a label is out of range (checked only on the CPU, and not in a compiled model), or an input is
-                invalid (see `HamSpkModel`).
+            ValueError: a label is out of range (checked only on the CPU and without a compiler), or an input is invalid.
         """
         if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_labels(labels, cast(int, self.config.num_labels))
@@ -834,8 +800,8 @@ class OnnxSpeakerModel(SpeakerModelMixin):
     """Speaker model that computes embeddings with ONNX Runtime.
 
     The graph may compute other embeddings than `model`, for example because it was quantised. If the embeddings of a
-    test signal differ by more than `LARGEST_DIFFERENCE`, the graph has its own fingerprint, and the calibration, cohort
-    and profiles of `model` do not apply to it.
+    test signal differ (see `OnnxEncoder.difference_from`), the graph has its own fingerprint, and the calibration,
+    cohort and profiles of `model` do not apply to it.
     """
 
     def __init__(self, model: SpeakerModelMixin, file: str | os.PathLike, threads: int | None = None):
@@ -847,8 +813,8 @@ class OnnxSpeakerModel(SpeakerModelMixin):
         self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
         self.overlap_detector = model.overlap_detector
         self.base_model: Any = encoder
-        self._weights, difference = own.partition("-")[0], encoder.difference(model)
-        if difference <= LARGEST_DIFFERENCE:
+        self._weights, difference = own.partition("-")[0], encoder.difference_from(model)
+        if not difference:
             self.calibration, self.cohort = model.usable_calibration()
             return
         with open(file, "rb") as graph:
@@ -895,8 +861,5 @@ def _find_beside(file: str | os.PathLike, config: Any) -> str | os.PathLike:
     commit = getattr(config, "_commit_hash", None)
     found = _find_file(config.name_or_path, file, revision=commit) if config.name_or_path else None
     if found is None:
-        raise ValueError(
-            f"{os.fspath(file)} not found, neither as a path nor in the folder or repository of the weights. Run "
-            "`hamspk export MODEL OUT.onnx`."
-        )
+        raise ValueError(f"{os.fspath(file)} not found, neither as a path nor beside the weights. Run `hamspk export`.")
     return found

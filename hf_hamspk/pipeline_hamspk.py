@@ -36,9 +36,8 @@ class _Pair:
 class SpeakerVerificationPipeline(Pipeline):
     """Pipeline that verifies pairs of recordings, or embeds recordings with `return_embeddings=True`.
 
-    A recording is a path, a URL, the bytes of an audio file, an array or tensor of samples in [-1, 1], a decoder of
-    torchcodec, or a dictionary with "array" (or "raw") and "sampling_rate", or with "bytes" or "path", as in
-    `datasets`. Channels are averaged, and the audio is resampled to the sampling rate of the model.
+    A recording is a path, a URL, the bytes of an audio file, an array, or another input that `read_sound` accepts. It
+    is resampled to the sampling rate of the model.
 
     Example:
         ```python
@@ -98,15 +97,10 @@ class SpeakerVerificationPipeline(Pipeline):
                 a list of recordings of one speaker, or a profile. With `return_embeddings=True`, the inputs are single
                 recordings instead of pairs.
             kwargs:
-                operating_point: name of an operating point of the calibration; the first one by default.
-                threshold: threshold on the score, instead of an operating point. If neither is given and the model
-                    is not calibrated, no decision is made.
-                combine: `"mean"`, `"length_weighted"` or `"barycentre"`, for several enrolment recordings.
+                operating_point, threshold, combine, sampling_rate, channel: see `SpeakerModelMixin.verify`.
                 return_embeddings: whether to return embeddings instead of decisions.
-                sampling_rate: rate in Hz of arrays that have none; by default the model's rate, with a warning.
                 errors: `"raise"`, or `"return"` to return `{"error": message}` for an input that cannot be used.
                 limits: limits on each recording, a `Limits` or a dictionary with some of its fields.
-                channel: channel to read: "left", "right", "mean", or its number, counted from 1.
                 check_voices: replaces the value that was given to the pipeline.
                 batch_size, num_workers: batch size and number of loader processes for lists and streams.
 
@@ -234,9 +228,8 @@ class SpeakerVerificationPipeline(Pipeline):
     ) -> Iterator[dict[str, Any]]:
         """Yield one answer for each input. Unlike in transformers, a batch is a list: the model itself pads it."""
         numbered: Any = list(enumerate(inputs)) if isinstance(inputs, Sized) else enumerate(inputs)
-        dataset = (PipelineDataset if isinstance(numbered, list) else PipelineIterator)(
-            numbered, self._preprocess_numbered, preprocess_params
-        )
+        kind = PipelineDataset if isinstance(numbered, list) else PipelineIterator
+        dataset = kind(numbered, self._preprocess_numbered, preprocess_params)
         workers = num_workers if isinstance(numbered, list) else min(num_workers, 1)
         for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list):
             answers: Any = self.forward(batch, **forward_params)

@@ -23,6 +23,7 @@ enrolled, the margin between the two best candidates decides whether the best on
 Symbols in shapes: `L` samples, `N` recordings, utterances or enrolled speakers, `D` embedding size.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -137,9 +138,7 @@ class SpeakerProfile:
             raise ValueError(f"A profile needs one finite embedding (D,), got shape {tuple(embedding.shape)}.")
         numbers = (*self.seconds, self.snr_db, self.magnitude)
         if not self.seconds or not all(is_number(number) for number in numbers):
-            raise ValueError(
-                f"A profile needs at least one utterance, and finite seconds, SNR and magnitude, got {numbers}."
-            )
+            raise ValueError(f"Expected at least one utterance, finite seconds, SNR and magnitude, got {numbers}.")
         if self.combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine!r}.")
         object.__setattr__(self, "embedding", embedding.detach().to("cpu", torch.float32).contiguous())
@@ -173,9 +172,7 @@ class SpeakerProfile:
         warnings = description.setdefault("warnings", [])
         expected = {one.name for one in fields(cls)} - {"embedding"}
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != expected:
-            raise ValueError(
-                f"{os.fspath(path)} is not a speaker profile: its fields are {sorted(description)!s:.200}."
-            )
+            raise ValueError(f"{os.fspath(path)} is not a speaker profile. Its fields: {sorted(description)!s:.200}.")
         try:
             if not isinstance(warnings, list) or not all(isinstance(x, str) and x.isprintable() for x in warnings):
                 raise ValueError("Its warnings are not a list of printable sentences.")
@@ -300,10 +297,8 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
         seconds = min(measures.speech, SHORT_SPEECH - 0.1)
         sentences.append(f"{label} has {seconds:.1f} s of speech. Errors are more frequent below {SHORT_SPEECH:g} s.")
     if measures.snr_db < LOW_SNR_DB:
-        sentences.append(
-            f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise. Errors are more frequent below "
-            f"{LOW_SNR_DB:g} dB."
-        )
+        noisy = f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise."
+        sentences.append(f"{noisy} Errors are more frequent below {LOW_SNR_DB:g} dB.")
     if measures.is_whispered:
         sentences.append(f"{label} has no voice: it is whispered, or noise. Errors are more frequent.")
     return sentences
@@ -346,18 +341,17 @@ def cohesion_warnings(
     count = len(labels)
     if scorer.calibration is None or count < 2:
         return []
-    rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
-    fits = leave_one_out_scores(
-        embeddings, combine, lambda others, own: torch.from_numpy(scorer.ratios(others, own, rest, qualities))
-    )
-    outside = [i for i in range(count) if float(fits[i]) < 0]
-    if not outside:
-        return []
-    if count == 2 or len(outside) > count / 2:
+
+    def ratios(others: Tensor, own: Tensor) -> Tensor:
+        rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
+        return torch.from_numpy(scorer.ratios(others, own, rest, qualities))
+
+    fits = leave_one_out_scores(embeddings, combine, ratios)
+    outside = [label for label, fit in zip(labels, fits, strict=True) if float(fit) < 0]
+    if outside and (count == 2 or len(outside) > count / 2):
         return [f"The {count} enrolment recordings do not fit each other and may be of several speakers. Check them."]
-    return [
-        f"{labels[i]} does not fit the other recordings and may be of another speaker. Listen to it." for i in outside
-    ]
+    said = "does not fit the other recordings and may be of another speaker. Listen to it."
+    return [f"{label} {said}" for label in outside]
 
 
 def leave_one_out_scores(
@@ -546,15 +540,12 @@ class SpeakerVerifier(_CalibratedModel):
         limits: Limits | None = None,
         channel: Channel = None,
     ) -> SpeakerProfile:
-        """Create the profile of a speaker from recordings.
+        """Create the profile of a speaker from recordings; its `warnings` describe problems of the recordings.
 
         Args:
             recordings: recordings of the speaker, in any form that `read_sound` accepts.
             name: name of the speaker.
             sampling_rate, combine, limits, channel: see `SpeakerModelMixin.verify`.
-
-        Returns:
-            Profile of the speaker; its `warnings` describe problems of the recordings.
 
         Raises:
             ValueError: there is no recording, a recording cannot be used, they contain too little speech in all, or
@@ -596,15 +587,12 @@ class SpeakerVerifier(_CalibratedModel):
                 enrolled.check_model(self.fingerprint)
             read.append((enrolled, read_recording(test, self.rate, "The test", limits, sampling_rate)))
         measured = self._measure([[*(e if isinstance(e, list) else []), test] for e, test in read])
-        sides = [
-            (
-                self._enrol(recordings[:-1], combine, None)
-                if isinstance(enrolled, list)
-                else _Enrolled(enrolled, [], list(enrolled.seconds), enrolment_warnings(enrolled)),
-                recordings[-1],
-            )
-            for (enrolled, _), recordings in zip(read, measured, strict=True)
-        ]
+        sides = []
+        for (enrolled, _), (*recordings, test) in zip(read, measured, strict=True):
+            if isinstance(enrolled, list):
+                sides.append((self._enrol(recordings, combine, None), test))
+            else:
+                sides.append((_Enrolled(enrolled, [], list(enrolled.seconds), enrolment_warnings(enrolled)), test))
         return self._answers(sides, rule)
 
     def compare(
@@ -616,22 +604,17 @@ class SpeakerVerifier(_CalibratedModel):
     ) -> Comparison:
         """Score all pairs of recordings; see `SpeakerModelMixin.compare`."""
         limits = choose_channel(limits, channel)
-        sounds = [
-            read_recording(one, self.rate, f"Recording {number}", limits, sampling_rate)
-            for number, one in enumerate(recordings, 1)
-        ]
-        measured = self._measure([sounds])[0]
-        count = len(measured)
+        numbered = ((one, f"Recording {number}") for number, one in enumerate(recordings, 1))
+        sounds = [read_recording(one, self.rate, label, limits, sampling_rate) for one, label in numbered]
+        measured, count = self._measure([sounds])[0], len(sounds)
         scores, ratios = (np.full((count, count), np.nan) for _ in range(2))
         rows = [i for i, recording in enumerate(measured) if self._has_enough(recording)]
         if rows:
             table = torch.stack([e for i in rows if (e := measured[i].embedding) is not None])
             qualities = [measured[i].quality(self.model) for i in rows]
             first, second = (axis.ravel().tolist() for axis in np.indices((len(rows), len(rows))))
-            found = self.scorer.scores(
-                table[first], table[second], [qualities[i] for i in first], [qualities[i] for i in second]
-            )
-            place = np.ix_(rows, rows)
+            of_first, of_second = ([qualities[i] for i in axis] for axis in (first, second))
+            found, place = self.scorer.scores(table[first], table[second], of_first, of_second), np.ix_(rows, rows)
             scores[place] = found.raw.reshape(len(rows), -1)
             if found.log_likelihood_ratio is not None:
                 ratios[place] = found.log_likelihood_ratio.reshape(len(rows), -1)
@@ -651,11 +634,8 @@ class SpeakerVerifier(_CalibratedModel):
         used = [i for i, recording in enumerate(recordings) if recording.embedding is not None]
         if sum(seconds[i] for i in used) < self.minimum_speech:
             return _Enrolled(None, recordings, seconds, [])
-        warnings = [
-            f"{labels[i]} was ignored: it has only {seconds[i]:.1f} s of speech."
-            for i in range(len(recordings))
-            if i not in used
-        ]
+        ignored = [i for i in range(len(recordings)) if i not in used]
+        warnings = [f"{labels[i]} was ignored: it has only {seconds[i]:.1f} s of speech." for i in ignored]
         for i in used:
             # Several short utterances together are long enough.
             warnings += self._warnings(recordings[i], labels[i], with_length=len(used) == 1)
@@ -663,10 +643,9 @@ class SpeakerVerifier(_CalibratedModel):
         spoken, named = [seconds[i] for i in used], [labels[i] for i in used]
         qualities = [recordings[i].quality(self.model) for i in used]
         # Leave-one-out combinations are not weighted by length.
-        way = "mean" if combine == "length_weighted" else combine
-        warnings += cohesion_warnings(
-            embeddings, qualities, named, lambda part: self._combine(part, way, ()), self.scorer
-        )
+        unweighted = "mean" if combine == "length_weighted" else combine
+        combined = functools.partial(self._combine, combine=unweighted, seconds=())
+        warnings += cohesion_warnings(embeddings, qualities, named, combined, self.scorer)
         warnings += copy_warnings([recordings[i] for i in used], named)
         quality = combine_qualities(qualities)
         profile = SpeakerProfile(
@@ -696,10 +675,8 @@ class SpeakerVerifier(_CalibratedModel):
                 [test.quality(self.model) for test in tests],
             )
             scored = {i: _score_row(scores, row) for row, i in enumerate(whole)}
-        return [
-            self._answer(*side, rule, scored[i]) if i in scored else self._refusal(*side)
-            for i, side in enumerate(sides)
-        ]
+        ones = enumerate(sides)
+        return [self._answer(*one, rule, scored[i]) if i in scored else self._refusal(*one) for i, one in ones]
 
     def _answer(
         self, enrolled: _Enrolled, test: MeasuredRecording, rule: DecisionRule, scores: tuple[float, Any, Any]
@@ -707,6 +684,7 @@ class SpeakerVerifier(_CalibratedModel):
         accepted, has_score = rule.accepts(scores[0], scores[2]), not self._refuses(*enrolled.recordings, test)
         raw, normalised, ratio = scores if has_score else (None, None, None)
         decision = None if accepted is None else (SAME if accepted else DIFFERENT)
+        warnings = [*self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)]
         return Verification(
             score=raw,
             normalised_score=normalised,
@@ -716,10 +694,7 @@ class SpeakerVerifier(_CalibratedModel):
             threshold=rule.threshold if has_score else None,
             enrolment_speech=enrolled.seconds,
             test_speech=test.measures.speech,
-            warnings=[
-                *(*enrolled.warnings, *self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)),
-                *self._rule_warnings(rule),
-            ],
+            warnings=[*enrolled.warnings, *warnings, *self._rule_warnings(rule)],
         )
 
     def _refusal(self, enrolled: _Enrolled, test: MeasuredRecording) -> Verification:
@@ -743,10 +718,9 @@ class SpeakerVerifier(_CalibratedModel):
         if calibration is None or profile is None or profile.utterances == calibration.enrolment_utterances:
             return warnings
         if "log_enrolment_utterances" not in calibration.weights:
-            warnings.append(
-                f"The enrolment has {profile.utterances} recordings, but the calibration was measured with "
-                f"{calibration.enrolment_utterances}. The log-likelihood ratio is less accurate."
-            )
+            fitted = f"but the calibration was measured with {calibration.enrolment_utterances}"
+            less = "The log-likelihood ratio is less accurate."
+            warnings.append(f"The enrolment has {profile.utterances} recordings, {fitted}. {less}")
         return warnings
 
 
@@ -835,15 +809,11 @@ class SpeakerIdentifier(_CalibratedModel):
             profile.check_model(self.fingerprint)
         self.names = [profile.name for profile in profiles if profile.name is not None]
         if len(self.names) < len(profiles):
-            raise ValueError(
-                f"{len(profiles) - len(self.names)} of {len(profiles)} profiles have no name; give one when enrolling."
-            )
-        twice = sorted(name for name, number in Counter(self.names).items() if number > 1)
+            unnamed = len(profiles) - len(self.names)
+            raise ValueError(f"{unnamed} of {len(profiles)} profiles have no name; give one when enrolling.")
+        twice = ", ".join(sorted(name for name, number in Counter(self.names).items() if number > 1))
         if twice:
-            raise ValueError(
-                f"Several profiles are named {', '.join(twice)}; expected one profile for each speaker. Enrol each "
-                "speaker once, from all recordings."
-            )
+            raise ValueError(f"Several profiles are named {twice}. Enrol each speaker once, from all recordings.")
         self.profiles, self.enrolled = list(profiles), len(profiles)
         self._embeddings = torch.stack([profile.embedding for profile in profiles]).to(model.device)
         self._qualities = [profile.quality for profile in profiles]
@@ -880,8 +850,8 @@ class SpeakerIdentifier(_CalibratedModel):
         rule = decision_rule(self.calibration, operating_point, threshold)
         if margin is not None and rule.threshold is None:
             raise ValueError(
-                "This model is not calibrated, and a margin between two candidates cannot reject an unknown speaker. "
-                "Calibrate the model (`hamspk calibrate`), or give a threshold on the score."
+                "This model is not calibrated, and a margin alone cannot reject unknown speakers. Calibrate it "
+                "(`hamspk calibrate`), or give a threshold on the score."
             )
         least = margin if margin is not None else (NO_MARGIN if rule.point is None else LEAST_MARGIN)
         limits = choose_channel(limits, channel)
@@ -899,12 +869,8 @@ class SpeakerIdentifier(_CalibratedModel):
         warnings = self._warnings(recording, "The recording")
         if self._refuses(recording):
             return Identification(None, SEVERAL_VOICES, [], None, None, None, None, self.enrolled, speech, warnings)
-        found = self.scorer.scores(
-            self._embeddings,
-            recording.embedding.expand(count, -1),
-            self._qualities,
-            [recording.quality(self.model)] * count,
-        )
+        copies, qualities = recording.embedding.expand(count, -1), [recording.quality(self.model)] * count
+        found = self.scorer.scores(self._embeddings, copies, self._qualities, qualities)
         ratios = found.log_likelihood_ratio
         compared = found.raw if rule.point is None or ratios is None else ratios
         # Candidates with equal scores keep their order, so that the answer is deterministic.
@@ -926,9 +892,7 @@ class SpeakerIdentifier(_CalibratedModel):
         return Identification(
             speaker=self.names[best] if decision == IDENTIFIED else None,
             decision=decision,
-            candidates=[
-                IdentificationCandidate(self.names[row], *_score_row(found, int(row))) for row in order[:candidates]
-            ],
+            candidates=[IdentificationCandidate(self.names[i], *_score_row(found, int(i))) for i in order[:candidates]],
             enrolled_ratio=enrolled_ratio,
             operating_point=rule.name,
             threshold=rule.threshold,
@@ -939,8 +903,5 @@ class SpeakerIdentifier(_CalibratedModel):
         )
 
     def _copies(self, recording: MeasuredRecording) -> list[str]:
-        return [
-            f"{profile.name} was enrolled with this same recording, so the score proves nothing."
-            for profile in self.profiles
-            if recording.digest in profile.recordings
-        ]
+        names = [profile.name for profile in self.profiles if recording.digest in profile.recordings]
+        return [f"{name} was enrolled with this same recording, so the score proves nothing." for name in names]

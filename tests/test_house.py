@@ -72,7 +72,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 1000, 50
 # All travelling files together. What is in them runs wherever a model runs: reading within limits, measures of speech,
 # front-ends, pooling, plain heads, scores, decisions with their warnings, and checks of what callers and files can get
 # wrong.
-LONGEST_TRUNK = 5475
+LONGEST_TRUNK = 5300
 # The travelling file of the encoders is not counted: it grows with every encoder.
 ENCODER_FILES = {"encoders_hamspk.py"}
 # Names that several files define: the parts of a command, and the logger of a module.
