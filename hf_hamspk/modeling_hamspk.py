@@ -786,7 +786,7 @@ class HamSpkForXVector(HamSpkPreTrainedModel):
             logits that are not computed are None, and missing from a plain tuple.
 
         Raises:
-            ValueError: a label is out of range (checked only on the CPU and without a compiler), or an input is invalid.
+            ValueError: a label is out of range (checked only on the CPU, not when compiled), or an input is invalid.
         """
         if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_labels(labels, cast(int, self.config.num_labels))
