@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..geometry_hamspk import JointHead, SpeakerHead
+from .compiled import can_compile, compiled_loss
 from .fused import fused_losses
 from .lifting import HeadSettings
 from .sharding import CentreShard, choose_rows, gather_batches, gather_embeddings, shard_rows
@@ -57,6 +58,9 @@ class BlockwiseEngine:
         whole = shard is None and not is_sampling
         if torch.compiler.is_compiling() and whole and labels.shape[0] * len(similarity.weight) <= COMPILED_LOGITS:
             # The compiler fuses these operations itself.
+            settings, curvature = head_settings(head), similarity.curvature()
+            if can_compile(settings, curvature):
+                return compiled_loss(embeddings, similarity.weight, labels, cast(float, curvature), settings)
             return head.plain_loss(embeddings, labels)
         if shard is not None:
             embeddings, labels = gather_embeddings(embeddings, shard), gather_batches(labels, shard)

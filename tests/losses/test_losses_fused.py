@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from hf_hamspk import HamSpkConfig
 from hf_hamspk.geometry_hamspk import HEAD_PARTS, released_radius
 from hf_hamspk.losses import blocks
+from hf_hamspk.losses.compiled import can_compile, compiled_loss
 from hf_hamspk.losses.engine import head_settings, set_class_sampling, use_blocks
 from hf_hamspk.losses.fused import fused_losses
 from hf_hamspk.networks_hamspk import make_head
@@ -148,12 +149,58 @@ def test_no_tensor_of_batch_by_speakers_is_made(head, monkeypatch):
     assert largest.numel == 2000 * SIZE
 
 
+COMPILED = [
+    {"head": "h"},
+    {"head": "ham"},
+    {"head": "ham", "projection": "curved"},
+    {"head": "ham", "projection": "curved", "curvature": 0.7, "clip_radius": 0.3},
+]
+
+
+@pytest.mark.parametrize("speakers", [1, SPEAKERS])
+@pytest.mark.parametrize("fields", COMPILED, ids=str)
+def test_the_form_for_compilers_gives_the_same_loss_and_gradients(fields, speakers):
+    module, embeddings, labels = make(speakers=speakers, **fields)
+    similarity, settings = module.similarity, head_settings(module)
+    assert can_compile(settings, similarity.curvature())
+    loss = compiled_loss(embeddings, similarity.weight, labels, similarity.curvature(), settings)
+    expected = module(embeddings, labels).loss
+    assert_alike(loss, expected, 1e-12)
+    for ours, theirs in zip(gradients(loss, module, embeddings), gradients(expected, module, embeddings), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("at", "size"), [("centre", 0.0), ("zero", 0.0), ("far", 1e30)])
+def test_the_form_for_compilers_has_finite_gradients(at, size):
+    module, _, labels = make(torch.float32, head="ham")
+    weight = module.similarity.weight
+    embeddings = (weight.detach()[labels] if at == "centre" else torch.full((BATCH, SIZE), size)).requires_grad_()
+    loss = compiled_loss(embeddings, weight, labels, module.similarity.curvature(), head_settings(module))
+    for gradient in torch.autograd.grad(loss, [embeddings, weight]):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"head": "am"}, {"head": "ham", "scale": 64.0}, LEARNED | {"curvature": 1.0}], ids=str
+)
+def test_other_heads_have_no_form_for_compilers(fields):
+    module, embeddings, labels = make(**fields)
+    similarity, settings = module.similarity, head_settings(module)
+    assert not can_compile(settings, similarity.curvature())
+    if fields.get("scale"):
+        with pytest.raises(ValueError, match="bounded logits"):
+            compiled_loss(embeddings, similarity.weight, labels, similarity.curvature(), settings)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["ham", "joint"])
 def test_compiled_the_loss_is_the_same(head):
     module, embeddings, labels = make(head=head)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    assert_alike(compiled(embeddings, labels).loss, module(embeddings, labels).loss, 1e-12)
+    loss, expected = compiled(embeddings, labels).loss, module(embeddings, labels).loss
+    assert_alike(loss, expected, 1e-12)
+    for ours, theirs in zip(gradients(loss, module, embeddings), gradients(expected, module, embeddings), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
 
 
 # --- a part of the speakers
