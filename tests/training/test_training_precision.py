@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+
+from hf_hamspk import HamSpkForXVector
 
 SCRIPT = """
 import sys
@@ -107,8 +108,10 @@ def test_a_compiled_run_gives_the_same_model_and_can_be_resumed_without_the_comp
                 check=False,
             )
             assert done.returncode == 0, done.stderr
-        models[name] = load_file(tmp_path / name / "final" / "model.safetensors")
-    assert models["plain"].keys() == models["compiled"].keys()
-    # Adam amplifies rounding errors of gradients that are close to 0.
-    for key, value in models["plain"].items():
-        torch.testing.assert_close(models["compiled"][key], value, rtol=1e-2, atol=1e-3)
+        models[name] = HamSpkForXVector.from_pretrained(tmp_path / name / "final").eval()
+    plain, compiled = (model.state_dict() for model in models.values())
+    assert plain.keys() == compiled.keys()
+    # Adam turns rounding errors of gradients into steps, where a bias precedes a batch normalisation, for example.
+    waveforms = torch.randn(4, 16000)
+    embeddings = [model.embed_waveforms(list(waveforms)) for model in models.values()]
+    assert torch.cosine_similarity(*embeddings).min() > 0.999
