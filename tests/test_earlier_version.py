@@ -25,6 +25,7 @@ from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.publishing.code import renew_code
 from hf_hamspk.publishing.contents import HANDLER_FILE, plan_upload
 from hf_hamspk.publishing.push import push_to_hub, stale_files
+from hf_hamspk.publishing.sentences import MODULE_FILE
 from hf_hamspk.verification_hamspk import SpeakerProfile
 
 FOLDER = Path(__file__).parent / "earlier_version" / "0.1.0"
@@ -226,7 +227,7 @@ def test_a_push_plans_the_new_code_alone(kind, old):
     folder = old(kind)
     assert code_in(folder) == OLD_CODE
     plan = plan_upload(folder, REPOSITORY)
-    assert {name for name in plan.names if name.endswith(".py")} - {HANDLER_FILE} == NEW_CODE
+    assert {name for name in plan.names if name.endswith(".py")} - {HANDLER_FILE, MODULE_FILE} == NEW_CODE
     for file in plan.files:
         if file.name in NEW_CODE:
             assert file.read() == (PACKAGE / file.name).read_bytes()
@@ -249,7 +250,7 @@ def test_a_push_over_an_earlier_one_leaves_no_old_code(old, monkeypatch):
         assert hub.files(REPOSITORY).keys() > OLD_CODE
         push_to_hub(folder, REPOSITORY, api=api)
         names = hub.files(REPOSITORY).keys()
-    assert {name for name in names if name.endswith(".py")} == NEW_CODE | {HANDLER_FILE}
+    assert {name for name in names if name.endswith(".py")} == NEW_CODE | {HANDLER_FILE, MODULE_FILE}
     assert {"config.json", "model.safetensors", "verification.json", "cohort.safetensors"} < names
 
 

@@ -67,7 +67,7 @@ PARSED_ONLY = {
     "pytest": "these tests",
 }
 # Blocks that import one of these are left out if it is not installed; tests/losses then skips them with that reason.
-OTHER_LIBRARIES = ("speechbrain", "pytorch_metric_learning", "datatrove")
+OTHER_LIBRARIES = ("speechbrain", "pytorch_metric_learning", "datatrove", "sentence_transformers")
 PROGRAMS = {"hamspk", "pip", "pytest", "accelerate", "python", "python3", "torchrun", "tensorboard"}
 
 

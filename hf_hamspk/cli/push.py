@@ -1,6 +1,7 @@
 """`hamspk push`: publish a model folder on the Hub."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import given_options
@@ -65,7 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--message", metavar="TEXT", help="commit message (default: Upload a speaker model with its card)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the files without sending them; needs no network")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="list the files without sending them; needs no network")
+    instead.add_argument(
+        "--output",
+        metavar="DIR",
+        help="write the files into this new or empty folder without sending them; needs no network",
+    )
     parser.epilog = (
         "One commit contains the weights (safetensors only), code, configuration, calibration, cohort, recipe,\n"
         "evaluation, plots, model card and licence. Audio is never sent. If a file contains a path of this machine\n"
@@ -76,11 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the files to upload, and upload them to the Hub unless --dry-run is given."""
-    from ..publishing.contents import plan_upload
+    """Print the files to upload, and upload them to the Hub unless --dry-run or --output is given."""
+    from ..publishing.contents import plan_upload, write_plan
     from ..publishing.push import check_repository, send
 
     check_repository(arguments.repository)
+    folder = None if arguments.output is None else Path(arguments.output)
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output must be a new or empty folder, but {folder} already exists. Choose another one.")
     plan = plan_upload(
         arguments.model,
         arguments.repository,
@@ -92,6 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(format_plan(plan))
     if arguments.dry_run:
         print("dry run: nothing was sent")
+        return 0
+    if folder is not None:
+        write_plan(plan, folder)
+        print(f"written: {folder} (nothing was sent)")
         return 0
     commit = send(plan, arguments.repository, not arguments.public, **given_options(arguments, "message"))
     print(f"{arguments.repository} is at revision {commit.oid}: {commit.commit_url}")

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ..configuration_hamspk import HamSpkConfig
 from ..encoders_hamspk import OVERLAP_FILE
 from ..evaluation.results import EVALUATION_FILE, PLOT_FOLDER
 from ..folders.ownership import EARLIER_CODE
+from ..folders.writing import write_atomically
 from .about import About
 from .card import chosen_licence, evaluation_files, given_licences, render_card
 from .code import TravellingCode, dump_config, travelling_code
@@ -34,6 +36,7 @@ from .facts import (
 from .leaks import Private, find_leaks, refuse_leaks
 from .licences import MIT_LICENCE, dropped_conditions
 from .origin import check_origin
+from .sentences import sentence_transformers_files
 
 CARD_FILE, LICENCE_FILE, HANDLER_FILE, REQUIREMENTS_FILE = "README.md", "LICENSE", "handler.py", "requirements.txt"
 HANDLER = Path(__file__).with_name(HANDLER_FILE)
@@ -155,6 +158,7 @@ def plan_upload(
     if HANDLER.is_file():
         files[HANDLER_FILE] = HANDLER
         files[REQUIREMENTS_FILE] = "".join(f"{line}\n" for line in _requirements()).encode()
+    files |= sentence_transformers_files(_required_packages())
     files |= {name: text.encode() for name, text in evaluation_files(facts).items()}
     files[LICENCE_FILE] = folder / LICENCE_FILE if (folder / LICENCE_FILE).is_file() else _licence_text(facts).encode()
     files[CARD_FILE] = render_card(facts).encode()
@@ -170,6 +174,19 @@ def plan_upload(
     if facts.recipe is None and run_folder is None and (folder.parent / RECIPE_FILE).is_file():
         notes.append(f"{folder.parent} contains {RECIPE_FILE}; give --run {folder.parent} to include the recipe")
     return UploadPlan(planned, _left_out(folder, files, cohort), notes, facts)
+
+
+def write_plan(plan: UploadPlan, folder: Path) -> None:
+    """Write the files of an upload into a folder, in which files with the same names are replaced."""
+    for file in plan.files:
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file.source, bytes):
+            content = file.source
+            write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
+        else:
+            source = file.source
+            write_atomically(path, lambda temporary, source=source: shutil.copyfile(source, temporary))
 
 
 def check_model_folder(folder: Path, run_folder: str | os.PathLike[str] | None) -> None:
@@ -254,13 +271,14 @@ def _plots(folder: Path, run_folder: str | os.PathLike[str] | None) -> dict[str,
 
 def _requirements() -> list[str]:
     """Return the packages that an endpoint installs for the handler, with the versions that this package requires."""
-    found = {re.split(r"[^\w-]", one, maxsplit=1)[0]: one for one in _required_packages() if ";" not in one}
-    return [found.get(name, name) for name in HANDLER_PACKAGES]
+    return [f"{name}{_required_packages().get(name, '')}" for name in HANDLER_PACKAGES]
 
 
-def _required_packages() -> list[str]:
+def _required_packages() -> dict[str, str]:
+    """Map each package that this package always requires to its versions, such as `>=5.18,<6`."""
     required = importlib.metadata.requires("hf_hamspk")
-    return [] if required is None else required
+    found = (re.fullmatch(r"([\w.-]+)(.*)", one) for one in ([] if required is None else required) if ";" not in one)
+    return {one[1]: one[2] for one in found if one is not None}
 
 
 def _licence_text(facts: CardFacts) -> str:

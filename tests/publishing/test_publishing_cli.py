@@ -12,6 +12,7 @@ from transformers import AutoModel
 from hf_hamspk import HamSpkForXVector
 from hf_hamspk.__main__ import main
 from hf_hamspk.publishing.card import render_card
+from hf_hamspk.publishing.contents import plan_upload
 from hf_hamspk.publishing.facts import CardFacts
 from hf_hamspk.publishing.speed import measure_speed
 
@@ -41,6 +42,18 @@ def test_a_dry_run_lists_everything_and_needs_no_network(hamspk, trained):
     assert "not sent: ann.wav (not part of a published model)" in out
     assert "note: no licence is stated; give --licence" in out
     assert out.endswith("dry run: nothing was sent\n")
+
+
+def test_a_push_into_a_folder_needs_no_network(hamspk, trained, tmp_path):
+    output = tmp_path / "some" / "published"
+    code, out, _ = hamspk("push", trained[0], NAME, "--run", trained[1], "--output", output)
+    assert code == 0 and out.endswith(f"written: {output} (nothing was sent)\n")
+    written = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    plan = plan_upload(trained[0], NAME, trained[1])
+    assert {name: path.read_bytes() for name, path in written.items()} == {one.name: one.read() for one in plan.files}
+    assert HamSpkForXVector.from_pretrained(output).calibration is not None
+    code, _, err = hamspk("push", trained[0], NAME, "--output", output)
+    assert code == 2 and "--output must be a new or empty folder" in err
 
 
 def test_a_push_says_where_it_is(hamspk, trained, hub, monkeypatch):

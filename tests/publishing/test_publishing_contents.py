@@ -16,9 +16,11 @@ from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.publishing.about import About, TrainingData
 from hf_hamspk.publishing.code import renew_code
 from hf_hamspk.publishing.contents import HANDLER, HANDLER_FILE, REQUIREMENTS_FILE, is_managed_file, plan_upload
+from hf_hamspk.publishing.sentences import MODULE_FILE, MODULES_FILE, SETTINGS_FILE
 
 NAME = "tester/tiny"
 TRUNK = {path.name for path in Path(hf_hamspk.__file__).parent.glob("*.py") if not path.name.startswith("__")}
+SENTENCES = {MODULE_FILE, MODULES_FILE, SETTINGS_FILE}
 EXPECTED = (
     TRUNK
     | {
@@ -33,6 +35,7 @@ EXPECTED = (
         "README.md",
         "LICENSE",
     }
+    | SENTENCES
     | ({HANDLER_FILE, REQUIREMENTS_FILE} if HANDLER.is_file() else set())
 )
 
@@ -329,7 +332,7 @@ def test_a_licence_file_of_the_user_is_taken(model_folder):
 def test_only_files_of_this_package_may_be_taken_away():
     assert all(
         is_managed_file(name)
-        for name in EXPECTED - {"README.md", "LICENSE", "config.json", "requirements.txt", HANDLER_FILE}
+        for name in EXPECTED - SENTENCES - {"README.md", "LICENSE", "config.json", "requirements.txt", HANDLER_FILE}
     )
     for name in (
         ".gitattributes",

@@ -17,6 +17,7 @@ from hf_hamspk.folders.ownership import EARLIER_CODE
 from hf_hamspk.publishing.about import About, TrainingData
 from hf_hamspk.publishing.contents import HANDLER_FILE, plan_upload
 from hf_hamspk.publishing.push import check_repository, push_to_hub, send
+from hf_hamspk.publishing.sentences import MODULE_FILE
 
 NAME = "tester/tiny"
 TRUNK = {path.name for path in Path(hf_hamspk.__file__).parent.glob("*.py") if not path.name.startswith("__")}
@@ -98,7 +99,7 @@ def test_the_code_files_of_version_0_1_0_are_taken_away(hub, api):
     api.create_commit(NAME, operations, commit_message="version 0.1.0")
     push_to_hub(folder, NAME, api=api)
     code = {name for name in hub.files(NAME) if name.endswith(".py")}
-    assert code == TRUNK | {HANDLER_FILE, "app.py"}
+    assert code == TRUNK | {HANDLER_FILE, MODULE_FILE, "app.py"}
     assert json.loads(hub.files(NAME)["config.json"])["auto_map"]["AutoModel"] == "modeling_hamspk.HamSpkModel"
 
 
