@@ -1,7 +1,6 @@
 """Reading of checkpoint files of other projects. Code that such a file contains is never run."""
 
 import io
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -106,8 +105,9 @@ def read_tensors(path: Path, stored: bytes | None = None) -> dict[str, Tensor]:
         converted to float32.
 
     Raises:
-        ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, or contains
-            Python objects that are not plain data and could run code when they are loaded.
+        ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, contains
+            sparse, quantised or complex tensors, or contains Python objects that are not plain data and could run code
+            when they are loaded.
     """
     if stored is None and not path.is_file():
         raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
@@ -121,12 +121,32 @@ def read_tensors(path: Path, stored: bytes | None = None) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path}: expected a state dict (weights by name), found no tensors.")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        _check_plain(path, name, tensor)
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
             raise ValueError(
                 f"{path}: {name} contains NaN or infinite values. The training probably diverged. Use another "
                 "checkpoint."
             )
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise ValueError if a tensor is not a dense array of real numbers."""
+    kinds = {
+        "sparse": tensor.layout not in (torch.strided, torch.jagged),
+        "nested": tensor.is_nested,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without values": tensor.is_meta,
+    }
+    found = [kind for kind, is_this_kind in kinds.items() if is_this_kind]
+    if found:
+        raise ValueError(
+            f"{path}: expected dense tensors of real numbers, but {name} is {found[0]}. Save the weights of the model "
+            "before it was changed into this form."
+        )
 
 
 def _load_checkpoint(path: Path, stored: bytes | None) -> Any:
@@ -140,7 +160,7 @@ def _load_checkpoint(path: Path, stored: bytes | None) -> Any:
             # torch warns about TorchScript archives before it refuses them.
             warnings.simplefilter("ignore")
             return torch.load(path if stored is None else io.BytesIO(stored), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, AttributeError, KeyError, ValueError) as error:
+    except Exception as error:  # torch raises many kinds of errors for damaged files.
         raise ValueError(refusal(path, error)) from error
 
 

@@ -1,6 +1,7 @@
 """What is read of other projects' files, what is refused, and how a source is told."""
 
 import json
+import random
 import re
 
 import pytest
@@ -66,12 +67,37 @@ def test_a_damaged_file_is_refused(name, content, tmp_path):
             {"a": torch.tensor([1.0, torch.nan])},
             "a contains NaN or infinite values. The training probably diverged",
         ),
+        ({"a": torch.eye(3).to_sparse()}, "expected dense tensors of real numbers, but a is sparse"),
+        ({"a": torch.eye(3).to_sparse_csr()}, "a is sparse"),
+        ({"a": torch.eye(3).to(torch.complex64)}, "a is complex"),
+        ({"a": torch.eye(3, device="meta")}, "a is without values"),
+        ({"a": torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, "a is quantised"),
+        ({"a": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])}, "a is nested"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=message):
         read_tensors(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("of_zip", [True, False])
+def test_each_damage_is_a_sentence(of_zip, tmp_path):
+    """Files of both formats of torch, with changed bytes or an end too early."""
+    path, generator = tmp_path / "model.pt", random.Random(0)
+    torch.save({"layer.weight": torch.ones(3, 3), "x": [1, "a"]}, path, _use_new_zipfile_serialization=of_zip)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(3):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        path.write_bytes(content[: generator.choice([len(content), generator.randrange(len(content))])])
+        try:
+            read_tensors(path)
+        except ValueError as error:
+            refused += 1
+            assert "model.pt" in str(error) and "\n" not in str(error)
+    assert refused > 75
 
 
 def test_wrappers_prefixes_and_precisions(tmp_path):
