@@ -443,7 +443,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
             options = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
             is_wavlm = getattr(self.config.backbone_config, "model_type", None) == "wavlm"
             if enable and is_wavlm and options.get("use_reentrant") is not False:
-                raise ValueError("Reentrant checkpointing never ends with WavLM. Pass {'use_reentrant': False}.")
+                raise ValueError("Reentrant checkpointing hangs with WavLM. Pass {'use_reentrant': False}.")
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
         elif enable:
             raise ValueError(

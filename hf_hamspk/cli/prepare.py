@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write only an index of existing Parquet files or WebDataset tars (paths or URLs), and copy no audio",
     )
-    add("--plan", action="store_true", help="only plan the shards, for ranks that make them (see below)")
+    add("--plan", action="store_true", help="plan the shards but do not make them; ranks make them later (see below)")
     add_rank_arguments(parser, "make only the shards of rank R of a plan in OUTPUT")
     add("--finish", action="store_true", help="write the manifest after all ranks have ended")
     add("--restart", action="store_true", help="remove the shards in OUTPUT first")

@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 class _Step(PipelineStep):
-    """Step that passes on the documents of earlier steps, if there are any, and then works by itself."""
+    """Step that first passes on the documents of earlier steps, if there are any, and then does its own work."""
 
     type = "hf_hamspk"
 
@@ -59,12 +59,12 @@ class PlanShards(_Step):
 
 
 class MakeShards(_Step):
-    """Make the planned shards of one rank, see `shards.make_shards`. Run this step with any number of tasks.
+    """Make the planned shards of one rank (see `shards.make_shards`). Run this step with any number of tasks.
 
     Executors start the tasks in processes that cannot start worker processes. To use more cores, run more tasks.
 
     Args:
-        output: folder for the shards, with a plan.
+        output: folder for the shards. It must contain a plan.
     """
 
     name = "make shards"

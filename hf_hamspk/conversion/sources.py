@@ -106,7 +106,7 @@ def detect(source: Path) -> str:
 def stated_licence(source: Path) -> str | None:
     """Return the licence that the metadata of the source's `README.md` states; None if it states no licence.
 
-    A `README.md` beside a wheel does not belong to it.
+    The result is None for a wheel, because a `README.md` beside it belongs to something else.
     """
     if source.suffix == WHEEL:
         return None
@@ -123,7 +123,7 @@ def stated_licence(source: Path) -> str | None:
 
 
 def _front_matter(readme: Path) -> Any:
-    """Return the metadata of a model card, which stands between two lines `---`; None if the card has no metadata."""
+    """Return the metadata of a model card, between two lines `---`; None if the card has no metadata."""
     with open(readme, "rb") as file:
         found = _FRONT_MATTER.match(file.read(LARGEST_YAML))
     return None if found is None else parse_yaml(found[1])

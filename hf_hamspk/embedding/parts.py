@@ -159,7 +159,7 @@ class EmbeddingParts:
             yield table.replace_schema_metadata(None)
 
     def failures(self) -> dict[str, str]:
-        """Return a dictionary from the name of each utterance that could not be embedded to the reason."""
+        """Return a dictionary that maps the name of each utterance that could not be embedded to the reason."""
         return {
             name: reason
             for table in self.tables("name", "reason")

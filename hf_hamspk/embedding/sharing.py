@@ -26,7 +26,7 @@ def parts_folder(output: str | os.PathLike[str]) -> Path | str:
 
 
 def write_output(parts: EmbeddingParts, output: str | os.PathLike[str], about: dict[str, str]) -> int:
-    """Write the embeddings of all parts into one file, see `write_embeddings`. The output may be a URL of fsspec.
+    """Write the embeddings of all parts into one file (see `write_embeddings`). The output may be a URL of fsspec.
 
     Raises:
         ValueError: a file exists at the URL, or see `write_embeddings`.

@@ -77,9 +77,9 @@ class Measured:
         record: numbers, as JSON values.
         sets: the sets of points, by name.
         labels: for each label, the text of each speaker of the sets of centres and means; "" if unknown.
-        counts: number of rows of each of these speakers.
+        counts: number of rows of each of these speakers in the table.
         speakers: names of these speakers, in the order of the means.
-        centre_speakers: places of the speakers of the centres among them.
+        centre_speakers: index in `speakers` of the speaker of each centre.
         numbers: properties `(N,)` of the speakers by name, NaN if unknown; see `_speaker_numbers`.
     """
 
@@ -219,7 +219,7 @@ def measure_shape(points: Points, settings: HierarchySettings, generator: np.ran
 
     Returns:
         For each of `SHAPE_STATISTICS` the observed `value`, and for each null `"uniform"` and `"matched"` the mean of
-        the draws and the p-value of being more like a tree.
+        the draws, and the p-value: how often a draw is at least as similar to a tree.
     """
     if len(points) > MOST_POINTS:
         points = points.take(generator.permutation(len(points))[:MOST_POINTS])
@@ -474,7 +474,7 @@ def _tree_rows(
 
 
 def _whole_speakers(of_speaker: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the places of the embeddings of random speakers, at most `MOST_POINTS` and those of one more speaker."""
+    """Return the indices of all embeddings of random speakers, who are added until there are `MOST_POINTS` or more."""
     chosen: list[int] = []
     for speaker in generator.permutation(int(of_speaker.max()) + 1):
         chosen += np.flatnonzero(of_speaker == speaker).tolist()

@@ -47,7 +47,7 @@ def main_set(measured: Measured) -> str:
 
 
 def _speakers_of(measured: Measured) -> NDArray[np.int64]:
-    """Return the places of the speakers of the drawn set."""
+    """Return the indices of the speakers whose points are drawn."""
     return measured.centre_speakers if CENTRES in measured.sets else np.arange(len(measured.speakers))
 
 

@@ -51,7 +51,7 @@ def four_point(distances: Matrix) -> FourPoint:
 
 @functools.lru_cache(maxsize=4)
 def _opposite_pairs(count: int) -> NDArray[np.intp]:
-    """Return the places `(3, 2, Q)` of opposite distances of all quadruples in a flat matrix of distances."""
+    """Return the indices `(3, 2, Q)` of the opposite distances of all quadruples in a flattened distance matrix."""
     i, j, k, m = np.array(list(itertools.combinations(range(count), 4)), np.intp).T
     return np.array([[i * count + j, k * count + m], [i * count + k, j * count + m], [i * count + m, j * count + k]])
 

@@ -45,7 +45,7 @@ class StoredRows(NamedTuple):
 
 
 class Database(Protocol):
-    """Table of speakers in a database. Each change is one transaction: after it was interrupted, nothing is changed."""
+    """Table of speakers in a database. Each change is one transaction. An interrupted change has no effect."""
 
     def describe(self) -> dict[str, Any] | None:
         """Return the description of the table; None if the table does not exist."""
@@ -60,7 +60,7 @@ class Database(Protocol):
         ...
 
     def insert(self, rows: StoredRows, can_replace: bool) -> None:
-        """Add speakers; a ValueError names one that exists already, unless `can_replace`."""
+        """Add speakers. If `can_replace` is False, a ValueError names a speaker that exists already."""
         ...
 
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
@@ -195,11 +195,11 @@ class SpeakerStore:
         return self._database.count()
 
     def add(self, embeddings: Tensor, names: Sequence[str], can_replace: bool = False) -> None:
-        """Add speakers as embeddings `(N, D)`. When this returns, they are stored, and remain if the process is killed.
+        """Add speakers as embeddings `(N, D)`. They are stored permanently when this method returns.
 
         Raises:
             ValueError: the embeddings or names are invalid, or a speaker exists already and `can_replace` is False.
-                The speakers before it may have been added.
+                Speakers before this one in the list may have been added.
         """
         self._add(embeddings, list(names), [None] * len(names), can_replace)
 
@@ -246,7 +246,7 @@ class SpeakerStore:
         queries = _checked(queries, self._model.config.embedding_size)
         if k < 1 or (probes is not None and (probes < 1 or not self.has_cells)):
             raise ValueError(
-                f"k and probes must be at least 1, and probes needs `make_cells` before, got {k} and {probes}."
+                f"k and probes must be at least 1, and probes needs `make_cells` before, got k={k} and probes={probes}."
             )
         count = CANDIDATES_PER_NEIGHBOUR * k + MORE_CANDIDATES
         found = self._database.nearest(self.similarity.query_vectors(queries).numpy(), count, probes)
@@ -259,8 +259,8 @@ class SpeakerStore:
         """Identify the speaker of a recording among all stored speakers.
 
         The nearest hundred speakers are compared as in `SpeakerModelMixin.identify`. The likelihood ratio of "one of
-        the enrolled speakers" is that of these speakers, divided by the number of all speakers. The others could raise
-        it by less than the likelihood ratio of the last of these.
+        the enrolled speakers" is the sum of their likelihood ratios, divided by the number of all stored speakers. The
+        other speakers would raise it by less than the smallest of these hundred likelihood ratios.
 
         Args:
             recording: recording that `read_sound` accepts.

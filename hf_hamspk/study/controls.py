@@ -215,7 +215,7 @@ def similarity_range(config: HamSpkConfig, control: str | None) -> float:
     """Return the similarity at an angle of 0 minus the similarity at 90 degrees, for long vectors.
 
     It is 1 for a cosine. For a hyperbolic head, it is the distance of two points on the rim at a right angle. For
-    `joint`, it belongs to the hyperbolic head.
+    `joint`, it is the range of the hyperbolic head.
 
     Raises:
         ValueError: the head has a linear similarity, whose range is not limited.

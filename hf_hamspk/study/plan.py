@@ -89,7 +89,7 @@ class Stage:
         count: number of settings of each head, or of seeds.
         epochs: number of epochs of a run.
         evaluate: epochs after which the development lists are evaluated, ascending; the last one is `epochs`.
-        budgets: those of the epochs `evaluate` after which the test lists are scored, too.
+        budgets: epochs, a part of `evaluate`, after which the test lists are scored as well.
     """
 
     count: int
@@ -158,7 +158,7 @@ class Study:
         tuning, final: numbers of the two stages.
         comparisons: pairs of heads `(first, second)` of each declared family, by its name. The first head of a pair is
             tested against the second. p-values are corrected within a family.
-        measure: measure that leads, `"min_cllr"` or `"eer"`. It selects the settings.
+        measure: leading measure, `"min_cllr"` or `"eer"`, which selects the settings.
         replicates, confidence: number of bootstrap replicates, and confidence level of the intervals.
         source: content of the file.
     """
@@ -196,8 +196,8 @@ class Study:
     def final_runs(self, winners: Mapping[str, Mapping[str, Any]]) -> list[Run]:
         """Return the runs of the stage `final` of the heads whose best setting is known, in the order of the seeds.
 
-        If some heads have fewer seeds than others, these seeds of the heads with the most seeds come first, then the
-        heads with fewer seeds, then the other seeds.
+        If some heads have fewer seeds than others, the runs with the seeds that all heads have come first, beginning
+        with the heads that have the most seeds. The runs with the other seeds follow.
 
         Args:
             winners: best values by head; heads that are missing have no best setting yet.

@@ -6,7 +6,7 @@ FOLDER/
   RUN/record.json           settings, errors on the development lists after some epochs, seconds, commit
   RUN/scores.npz            scores of the test trials, for runs of the stage `final`
   RUN/model/                model of the run, if models are kept
-  RUN/training/             files of a run that has not finished; removed at its end, with partial.json and log.txt
+  RUN/training/             files of an unfinished run. Its end removes them, partial.json and log.txt
 ```
 """
 
@@ -158,7 +158,7 @@ def list_score(record: Mapping[str, Any], measure: str) -> float:
 
 
 def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float, Run]]]:
-    """Return the score of each finished setting, the mean over its folds, with a run of this setting.
+    """Return the score of each finished setting, which is the mean over its folds, and one run of the setting.
 
     Returns:
         Scores and runs by head and number of the setting.
@@ -180,9 +180,9 @@ def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float
 
 
 def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of the best setting of each head all of whose settings have been tried.
+    """Return the values of the best setting of each head whose settings have all been tried.
 
-    A head without a search has the only setting {}.
+    A head without a search has a single setting, {}.
     """
     winners: dict[str, dict[str, Any]] = {
         name: {} for name, head in study.heads.items() if not head.search and head.like is None

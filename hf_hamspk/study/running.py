@@ -112,7 +112,7 @@ def _claim_next(study: Study, home: Path, bar: tqdm) -> Iterator[tuple[Run | Non
     """Context manager that claims the first free run.
 
     Yields:
-        The run, or None if other processes hold all runs that are left; and the number of runs that are left.
+        The claimed run (None if other processes hold all unfinished runs), and the number of unfinished runs.
     """
     planned = planned_runs(study, home)
     waiting = [run for run in planned if read_record(home / run.name) is None]
@@ -157,7 +157,7 @@ def recipe_of(run: Run, output_dir: Path) -> Recipe:
 
 
 def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: bool) -> None:
-    """Train a run, or resume it, and write its record; keep its model if asked."""
+    """Train or resume a run, and write its record. If `keep_model` is True, keep its model."""
     watcher = Watcher(run, place, audio, bar)
     bar.set_postfix_str(run.name)
     reason = None
@@ -203,7 +203,7 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: b
 
 
 def _arithmetic(accelerator: Accelerator) -> dict[str, str]:
-    """Return the precision and the compiler of a run, which Accelerate takes from its own settings."""
+    """Return the precision and the compiler of a run, as set in the configuration of Accelerate."""
     plugin = accelerator.state.dynamo_plugin
     compiler = "no" if plugin is None else plugin.backend.value.lower()
     return {"mixed_precision": accelerator.mixed_precision, "dynamo_backend": compiler}
@@ -212,7 +212,7 @@ def _arithmetic(accelerator: Accelerator) -> dict[str, str]:
 def make_trainer(
     run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[TrainerCallback], resume: bool = True
 ) -> Trainer:
-    """Return the trainer of a run. It evaluates nothing; the callback `Watcher` does."""
+    """Return the trainer of a run. It does not evaluate; the callback `Watcher` evaluates."""
     recipe = recipe_of(run, output_dir)
     recipe.training.resume = resume
     data = dataclasses.replace(recipe.data, train_data=None, channel=None, dev_trials=None, test_trials=[])

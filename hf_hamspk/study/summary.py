@@ -1,7 +1,7 @@
 """Summarise the records of a study: tuning, learning curves, errors on the test lists, and comparisons.
 
-The test lists are opened once: when all planned runs are finished, or earlier on request. The file `opened.json` keeps
-when that was and how many runs were finished. Before that, no error on a test list is computed.
+The test lists are opened once: when all planned runs are finished, or earlier on request. The file `opened.json`
+records when they were opened, and how many runs were finished. Before that, no error on a test list is computed.
 """
 
 import hashlib

@@ -88,7 +88,7 @@ _STATISTICS: dict[tuple[Path, Deviation], Tensor] = {}
 
 
 def _frozen_statistics(file: Path, pooling: StatisticsPooling) -> Tensor:
-    """Return the pooled statistics `(P,)` of all frames in a file, computed once in a process by a fixed pooling."""
+    """Return the pooled statistics `(P,)` of all frames in a file. A process pools each file only once."""
     key = file, pooling.deviation
     if key not in _STATISTICS:
         _STATISTICS[key] = pooling(torch.from_numpy(np.array(read_frames(file))).mT[None])[0]
@@ -102,7 +102,7 @@ def _save_frames(path: Path, frames: NDArray[np.float32]) -> None:
 
 
 def read_frames(path: Path) -> NDArray[np.float32]:
-    """Return the frames in a file, `(T, C)`, which are read from the disk when they are used.
+    """Return the frames in a file, `(T, C)`, as a memory-mapped array: only frames that are used are read.
 
     Raises:
         ValueError: the file is damaged.

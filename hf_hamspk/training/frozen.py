@@ -61,7 +61,7 @@ def check_frozen_part(recipe: Recipe, config: HamSpkConfig) -> None:
 
 
 def _check_cached(data: DataArguments, shard_centres: bool) -> None:
-    """Raise a ValueError if the audio of the crops would have to change, or if loader processes are requested."""
+    """Raise a ValueError if an argument changes the audio of crops, or requests loader processes."""
     changed = {
         "augment_probability": data.augment_probability > 0,
         "level_range_db": bool(data.level_range_db),
@@ -158,7 +158,7 @@ class DividedModel(nn.Module):
 
     @property
     def fixed_pooling(self) -> StatisticsPooling | None:
-        """Pooling of frozen frames without parameters, so that its statistics can stand for the frames; else None."""
+        """Pooling of frozen frames without parameters, whose statistics can replace the frames; None otherwise."""
         pooling = self.model.hamspk.pooling
         return pooling if self.blocks == 0 and isinstance(pooling, StatisticsPooling) else None
 
