@@ -162,16 +162,23 @@ def _embed_rank(arguments: argparse.Namespace) -> int:
     """Embed the share of one rank, and print its speed."""
     from ..embedding import embed_share
 
-    model, source, _ = _load(arguments, arguments.device)
+    model, source, missing = _load(arguments, arguments.device)
+    if not sum(source.sizes):
+        _print_skipped(missing)
+        print(f"nothing to embed: {', '.join(map(str, arguments.files[:3]))} contains no recordings")
+        return 1
+    if _is_finished(arguments, model, source):
+        return 0
     _speed_up(model, arguments.precision, arguments.compile)
     options = given_options(arguments, "batch_seconds", "workers")
     place = arguments.output, arguments.rank, arguments.world_size
     speed = embed_share(model, source, *place, arguments.precision, **options)
-    share = f"{count_of(speed.utterances, 'file')} embedded or skipped"
+    _print_skipped(missing | speed.skipped)
+    share = f"{count_of(speed.utterances - len(speed.skipped), 'file')} embedded, {len(speed.skipped)} skipped"
     print(f"{arguments.output}: rank {arguments.rank} of {arguments.world_size}: {share}")
     if speed.audio_seconds:
         print(speed)
-    return 0
+    return 1 if missing else 0
 
 
 def _finish_ranks(arguments: argparse.Namespace) -> int:
@@ -180,8 +187,29 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     from ..embedding.sharing import complete_parts
 
     model, source, missing = _load(arguments, arguments.device)
+    if _is_finished(arguments, model, source):
+        return 0
     with complete_parts(model, source, arguments.output, arguments.precision) as parts:
-        return _write_output(parts, arguments.output, _about(arguments, model), missing, Speed(), 0)
+        return _write_output(parts, arguments.output, _about(arguments, model, source), missing, Speed(), 0)
+
+
+def _is_finished(arguments: argparse.Namespace, model: "HamSpkModel", source: "Source") -> bool:
+    """Return whether the output is complete, so that a rank and the last step have nothing to do, and print it."""
+    from ..embedding.sharing import count_finished
+
+    count = count_finished(model, source, arguments.output, arguments.precision)
+    if count is None:
+        return False
+    print(
+        f"{arguments.output} already has {count_of(count, 'embedding')} of these recordings by this model, so nothing "
+        "was done. To embed them again, for example because recordings changed, delete it or choose another --output."
+    )
+    return True
+
+
+def _print_skipped(skipped: dict[str, str]) -> None:
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason or 'no such file or folder'}", file=sys.stderr)
 
 
 def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkModel, Source, dict[str, str]]":
@@ -193,10 +221,11 @@ def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkMod
     return model, source_of(model.config.sampling_rate), missing
 
 
-def _about(arguments: argparse.Namespace, model: "HamSpkModel") -> dict[str, str]:
+def _about(arguments: argparse.Namespace, model: "HamSpkModel", source: "Source") -> dict[str, str]:
     """Return the metadata that the output stores."""
-    name, precision = Path(arguments.model).name, arguments.precision
-    return {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
+    from ..embedding.sharing import describe_embeddings
+
+    return describe_embeddings(model, source, arguments.precision, Path(arguments.model).name)
 
 
 def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> None:
@@ -231,7 +260,7 @@ def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None"
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
-    about = _about(arguments, model)
+    about = _about(arguments, model, source)
     parts = open_embedding_parts(model, source, output, arguments.precision)
     _speed_up(model, arguments.precision, arguments.compile)
     change_precision(model, arguments.precision)
@@ -320,8 +349,7 @@ def _write_output(
     audio = sum(sum(table["seconds"].to_pylist()) for table in parts.tables("seconds"))
     earlier = sum(parts.sizes) - speed.utterances if processes == 1 else 0
     parts.remove()
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+    _print_skipped(skipped)
     also = f", {len(skipped)} skipped" if skipped else ""
     if count:
         embedded = f"{count_of(count, 'file')} embedded ({audio:.1f} s of audio)"

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -36,11 +36,13 @@ class Speed:
         utterances: number of utterances that were embedded or skipped.
         audio_seconds: seconds of audio that were embedded.
         wall_seconds: seconds that the run took, including reading.
+        skipped: dictionary that maps each utterance that was skipped to the reason.
     """
 
     utterances: int = 0
     audio_seconds: float = 0.0
     wall_seconds: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def utterances_per_second(self) -> float:
@@ -105,8 +107,10 @@ def extract(
         for chunk in chunks:
             rows += _embed(model, chunk.recordings, batch_seconds)
             warnings |= {one.name: one.warnings for one in chunk.recordings if one.warnings}
-            speed.utterances += len(chunk.recordings)
-            speed.audio_seconds += sum(seconds for _, seconds, _ in rows[-len(chunk.recordings) :])
+            own_rows = rows[-len(chunk.recordings) :]
+            speed.utterances += len(own_rows)
+            speed.audio_seconds += sum(seconds for _, seconds, _ in own_rows)
+            speed.skipped |= {one.name: one.reason for one, _, _ in own_rows if one.reason is not None}
             speed.wall_seconds = time.perf_counter() - start
             bar.set_postfix_str(f"real-time factor {speed.real_time_factor:.4f}", refresh=False)
             bar.update(len(chunk.recordings))

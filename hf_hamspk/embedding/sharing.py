@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from ..folders.ranks import check_rank
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .extracting import Speed, extract
-from .parts import EmbeddingParts, check_complete, lock_parts, lock_parts_of_rank
+from .parts import RUN_FILE, EmbeddingParts, check_complete, lock_parts, lock_parts_of_rank
 from .sources import Source
-from .stores import RemoteStore, is_url
-from .writing import write_embeddings
+from .stores import RemoteStore, is_url, open_store
+from .writing import read_embeddings_metadata, write_embeddings
 
 
 def parts_folder(output: str | os.PathLike[str]) -> Path | str:
@@ -35,13 +36,51 @@ def write_output(parts: EmbeddingParts, output: str | os.PathLike[str], about: d
         return write_embeddings(parts, Path(output), about)
     folder, _, name = str(output).rpartition("/")
     store = RemoteStore(folder)
-    if store.exists(name):
-        raise ValueError(f"{output} already exists, and files at a URL are not replaced. Choose another name.")
+    _check_new(store, name, output)
     with tempfile.TemporaryDirectory() as scratch:
         count = write_embeddings(parts, Path(scratch, name), about)
         if count:
             store.put(Path(scratch, name), name)
     return count
+
+
+def _check_new(store: RemoteStore, name: str, output: str | os.PathLike[str]) -> None:
+    if store.exists(name):
+        raise ValueError(f"{output} already exists, and files at a URL are not replaced. Choose another name.")
+
+
+def describe_embeddings(
+    model: HamSpkPreTrainedModel, source: Source, precision: str = "float32", name: str = ""
+) -> dict[str, str]:
+    """Return the metadata of a file of embeddings: model, precision, and a digest of the names of the recordings.
+
+    Args:
+        model: model, in float32.
+        source: source of the utterances.
+        precision: number format of the computation.
+        name: name of the model.
+    """
+    about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
+    return about | {"recordings": source.fingerprint()}
+
+
+def count_finished(
+    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+) -> int | None:
+    """Return the number of embeddings in an output that is complete; None if ranks have something to do.
+
+    An output is complete if it has the embeddings of this model for these recordings, and no run has begun since then.
+    Changes of the content of recordings are not noticed. The arguments are those of `open_embedding_parts`.
+    """
+    folder, _, name = str(output).rpartition("/") if is_url(output) else (Path(output).parent, "", Path(output).name)
+    store = open_store(folder)
+    if not store.exists(name) or open_store(parts_folder(output)).exists(RUN_FILE):
+        return None
+    opened = store.open(name)
+    with open(opened, "rb") if isinstance(opened, Path) else opened as file:
+        about, count = read_embeddings_metadata(file, Path(name).suffix)
+    expected = describe_embeddings(model, source, precision)
+    return count if all(about.get(key) == value for key, value in expected.items() if key != "model") else None
 
 
 def open_embedding_parts(
@@ -102,6 +141,7 @@ def embed_share(
 
     The embeddings are kept in a folder beside `output`. Call this function once in each rank, with the same arguments
     except `rank`, and then `finish_embeddings` once. To resume after an interruption, even by `kill -9`, call it again.
+    If the output is already complete (see `count_finished`), nothing is done.
 
     Args:
         model: model in float32, on the device of this rank. Its precision is changed to `precision`.
@@ -114,7 +154,8 @@ def embed_share(
         options: further arguments of `extract`.
 
     Raises:
-        ValueError: the rank is already at work, or the settings or `world_size` differ from those of other ranks.
+        ValueError: the rank is already at work, the settings or `world_size` differ from those of other ranks, or
+            another file exists at the URL.
 
     Example:
         ```python
@@ -128,6 +169,12 @@ def embed_share(
         count, failures = finish_embeddings(model, source, "voices.parquet")
         ```
     """
+    check_rank(rank, world_size)
+    if count_finished(model, source, output, precision) is not None:
+        return Speed()
+    if is_url(output):
+        folder, _, name = str(output).rpartition("/")
+        _check_new(RemoteStore(folder), name, output)
     with lock_parts_of_rank(parts_folder(output), rank, world_size):
         parts = open_embedding_parts(model, source, output, precision)
         change_precision(model, precision)
@@ -143,6 +190,8 @@ def finish_embeddings(
 ) -> tuple[int, dict[str, str]]:
     """Write the file of embeddings after all ranks have ended, and remove the folder of its parts.
 
+    If the output is already complete (see `count_finished`), it is kept, and the dictionary of reasons is empty.
+
     Args:
         model: model, in float32.
         source: source of the utterances.
@@ -156,9 +205,11 @@ def finish_embeddings(
     Raises:
         ValueError: a rank has never started, was interrupted or is at work; the message names it.
     """
+    finished = count_finished(model, source, output, precision)
+    if finished is not None:
+        return finished, {}
     with complete_parts(model, source, output, precision) as parts:
-        about = {"model": name, "fingerprint": model.fingerprint(), "precision": precision}
-        count = write_output(parts, output, about)
+        count = write_output(parts, output, describe_embeddings(model, source, precision, name))
         failures = parts.failures()
         parts.remove()
     return count, failures

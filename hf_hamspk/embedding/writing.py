@@ -38,7 +38,7 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
         parts: parts of the run, all complete.
         output: path of the file, whose suffix selects the format. An existing file of embeddings is replaced, and
             missing parent folders are created.
-        about: metadata to store in the file. It is ignored for `.npz`.
+        about: metadata to store in the file. In `.npz` files, it is the comment of the archive, as JSON.
 
     Returns:
         The number of embeddings. If there are none, no file is written.
@@ -63,6 +63,26 @@ def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str])
 
     write_atomically(output, write)
     return len(names)
+
+
+def read_embeddings_metadata(file: BinaryIO, suffix: str) -> tuple[dict[str, str], int]:
+    """Return the metadata of a file of embeddings and the number of its embeddings; ({}, 0) if it is damaged.
+
+    Args:
+        file: file that `write_embeddings` wrote, opened for reading.
+        suffix: suffix of the file.
+    """
+    try:
+        if suffix == ".parquet":
+            found = pq.ParquetFile(file).metadata
+            return {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}, found.num_rows
+        if suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                return json.loads(archive.comment.partition(b" ")[2]), len(archive.namelist())
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header.pop("__metadata__"), len(header)
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException, zipfile.BadZipFile):
+        return {}, 0
 
 
 def _embedded(parts: EmbeddingParts, *columns: str) -> Iterator[pa.Table]:
@@ -126,7 +146,7 @@ def _write_safetensors(parts: EmbeddingParts, names: list[str], file: BinaryIO, 
 def _write_npz(parts: EmbeddingParts, names: list[str], file: BinaryIO, about: dict[str, str]) -> None:
     # np.savez needs all arrays in memory, and it cannot store an array with the name "file".
     with zipfile.ZipFile(file, "w") as archive:
-        archive.comment = GENERATOR.encode()
+        archive.comment = f"{GENERATOR} {json.dumps(about)}".encode()
         for own, values in _rows(parts):
             for name, embedding in zip(own, values, strict=True):
                 with archive.open(f"{name}.npy", "w") as entry:

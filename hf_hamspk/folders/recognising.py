@@ -78,7 +78,7 @@ def is_embeddings_file(path: Path) -> bool:
     if path.suffix == ".npz":
         try:
             with zipfile.ZipFile(path) as archive:
-                return archive.comment == GENERATOR.encode()
+                return archive.comment.split(b" ")[0] == GENERATOR.encode()
         except (OSError, zipfile.BadZipFile):
             return False
     try:

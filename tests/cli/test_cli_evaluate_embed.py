@@ -269,15 +269,34 @@ def test_ranks_share_an_embedding(tmp_path, hamspk, refusal, model_folder, audio
     hamspk("embed", model_folder, *files, "--output", tmp_path / "one.parquet")
     output = tmp_path / "two.parquet"
     words = ("embed", model_folder, *files, "--output", output)
-    code, out, _ = hamspk(*words, "--rank", 0, "--world-size", 2)
-    assert code == 0 and f"{output}: rank 0 of 2: 3 files embedded or skipped" in out
+    code, out, err = hamspk(*words, "--rank", 0, "--world-size", 2)
+    assert code == 0 and f"{output}: rank 0 of 2: 2 files embedded, 1 skipped" in out
+    assert f"skipped {files[2]}: holds no sound" in err
     assert not output.exists()
     # All files are in one part, so the second rank has nothing to do and need not start.
     code, out, err = hamspk(*words, "--finish")
     assert code == 0 and "2 files embedded (5.5 s of audio), 1 skipped: 24 numbers each" in out
     assert "silence.wav" in err
     assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
-    assert "No rank has started" in refusal(*words, "--finish")
+    # Afterwards, neither a rank nor the last step does anything.
+    before = output.read_bytes()
+    for step in (("--rank", 0, "--world-size", 2), ("--finish",)):
+        code, out, _ = hamspk(*words, *step)
+        assert code == 0 and f"{output} already has 2 embeddings of these recordings by this model, so nothing" in out
+    assert output.read_bytes() == before and not output.with_suffix(".parts").exists()
+    # Other recordings are embedded, and replace the output at the end.
+    hamspk(*words[:-3], "--output", output, "--rank", 0, "--world-size", 1)
+    assert output.with_suffix(".parts").exists()
+
+
+def test_a_rank_without_recordings_or_with_missing_ones_fails(tmp_path, hamspk, model_folder, audio):
+    (tmp_path / "empty").mkdir()
+    share = ("--output", tmp_path / "e.npz", "--rank", 1, "--world-size", 2)
+    code, out, err = hamspk("embed", model_folder, tmp_path / "empty", *share)
+    assert code == 1 and "nothing to embed" in out and f"skipped {tmp_path / 'empty'}: the folder contains no" in err
+    assert not (tmp_path / "e.parts").exists()
+    code, _, err = hamspk("embed", model_folder, audio / "a.wav", tmp_path / "absent.wav", *share)
+    assert code == 1 and f"skipped {tmp_path / 'absent.wav'}: no such file" in err
 
 
 @pytest.mark.parametrize(

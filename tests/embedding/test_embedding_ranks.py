@@ -21,7 +21,7 @@ from hf_hamspk import HamSpkModel
 from hf_hamspk.embedding import AudioFiles, embed_share, extract, finish_embeddings, parts, write_embeddings
 from hf_hamspk.embedding.finding import find_source
 from hf_hamspk.embedding.parts import lock_parts, lock_parts_of_rank
-from hf_hamspk.embedding.sharing import open_embedding_parts, parts_folder
+from hf_hamspk.embedding.sharing import count_finished, describe_embeddings, open_embedding_parts, parts_folder
 
 FULL = os.environ.get("HAMSPK_FULL_SIZE") == "1"
 
@@ -53,7 +53,7 @@ def share(model, source, output, rank, world_size, **options):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_three_ranks_write_the_bytes_of_one(tmp_path, model, source, precision):
-    fingerprint = model.fingerprint()
+    about = describe_embeddings(model, source, precision, "tiny")
     for rank, utterances in ((2, 5), (0, 6), (1, 6)):
         own = copy.deepcopy(model)  # each rank loads the model
         assert share(own, source, tmp_path / "three.parquet", rank, 3, precision=precision) == utterances
@@ -63,7 +63,6 @@ def test_three_ranks_write_the_bytes_of_one(tmp_path, model, source, precision):
     if precision == "bfloat16":
         torch.nn.Module.to(model, dtype=torch.bfloat16)
     extract(model, source, kept, progress=False)
-    about = {"model": "tiny", "fingerprint": fingerprint, "precision": precision}
     write_embeddings(kept, tmp_path / "one.parquet", about)
     assert (tmp_path / "three.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert not parts_folder(tmp_path / "three.parquet").exists()
@@ -185,8 +184,32 @@ def test_parts_and_output_at_a_url(tmp_path, model, source):
     finish_embeddings(model, source, tmp_path / "here.parquet")
     assert memory.cat_file("/bucket/deep/voices.parquet") == (tmp_path / "here.parquet").read_bytes()
     assert memory.find("/bucket/deep") == ["/bucket/deep/voices.parquet"]
-    share(model, source, url, 0, 1)
+    assert share(model, source, url, 0, 1) == 0 and finish_embeddings(model, source, url) == (16, {})
+    fewer = AudioFiles(source.names[:9], RATE, tmp_path)
     with pytest.raises(
         ValueError, match=r"^memory://bucket/deep/voices.parquet already exists, and files at a URL are"
     ):
-        finish_embeddings(model, source, url)
+        share(model, fewer, url, 0, 1)
+    assert memory.find("/bucket/deep") == ["/bucket/deep/voices.parquet"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".safetensors", ".npz"])
+def test_what_is_complete_is_not_embedded_again(tmp_path, model, source, suffix):
+    output = tmp_path / f"e{suffix}"
+    assert count_finished(model, source, output) is None
+    share(model, source, output, 0, 1)
+    assert count_finished(model, source, output) is None
+    finish_embeddings(model, source, output, name="tiny")
+    assert count_finished(model, source, output) == 16
+    content = output.read_bytes()
+    assert share(model, source, output, 2, 3) == 0 and not parts_folder(output).exists()
+    assert finish_embeddings(model, source, output) == (16, {})
+    assert output.read_bytes() == content
+    # Other settings, recordings and weights begin a new run.
+    assert count_finished(model, source, output, "bfloat16") is None
+    assert count_finished(model, AudioFiles(source.names[:9], RATE, tmp_path), output) is None
+    with torch.no_grad():
+        model.projection.weight.add_(0.1)
+    assert count_finished(model, source, output) is None
+    output.write_bytes(content[:40])
+    assert count_finished(model, source, output) is None
