@@ -180,14 +180,27 @@ def _make_shards(arguments: argparse.Namespace, processes: int) -> "Manifest":
 
 def _run_step(arguments: argparse.Namespace, processes: int) -> str:
     """Plan the shards, or make the shards of one rank, and return a summary."""
-    from ..shards.preparing import make_shards, plan_shards
+    from ..shards.preparing import count_shards, is_finished, make_shards, plan_shards
 
+    made = 0
     if arguments.plan:
         options = _prepare_options(arguments)
-        shards = plan_shards(arguments.sources, arguments.output, options, restart=arguments.restart)
-        return f"{arguments.output}: planned {count_of(shards, 'shard')}"
-    made = make_shards(arguments.output, arguments.rank, arguments.world_size, processes)
-    return f"{arguments.output}: rank {arguments.rank} of {arguments.world_size} made {count_of(made, 'shard')}"
+        plan_shards(arguments.sources, arguments.output, options, restart=arguments.restart)
+    else:
+        made = make_shards(arguments.output, arguments.rank, arguments.world_size, processes)
+    total, complete = count_shards(arguments.output)
+    shards = count_of(total, "shard")
+    if not made and is_finished(arguments.output):
+        return f"{arguments.output}: all {shards} and the manifest are complete, so nothing was done"
+    if arguments.plan:
+        kept = f", and {complete} of them are complete already" if complete else ""
+        return f"{arguments.output}: planned {shards}{kept}"
+    own = len(range(arguments.rank, total, arguments.world_size))
+    earlier = f" ({own - made} were complete already)" if made < own else ""
+    rank = f"rank {arguments.rank} of {arguments.world_size}"
+    return (
+        f"{arguments.output}: {rank} made {made} of its {own} shards{earlier}; {complete} of all {shards} are complete"
+    )
 
 
 def usable_cores() -> int:
@@ -224,13 +237,18 @@ def summarise_shards(manifest: "Manifest", output: str) -> str:
     """Return a summary of the shards in one line."""
     # An index contains no durations.
     duration = f"{manifest.seconds / 3600:.2f} h, " if manifest.seconds > 0 else ""
-    size = sum(shard.bytes for shard in manifest.shards)
+    size = format_bytes(sum(shard.bytes for shard in manifest.shards))
     left_out = f"; {count_of(manifest.unreadable, 'file')} left out" if manifest.unreadable else ""
     return (
         f"{output}: {count_of(manifest.utterances, 'utterance')} of {count_of(len(manifest.speakers), 'speaker')}, "
-        f"{duration}{size / MEBIBYTE:.0f} MiB in {count_of(len(manifest.shards), 'shard')} "
+        f"{duration}{size} in {count_of(len(manifest.shards), 'shard')} "
         f"({manifest.format}, {manifest.codec}){left_out}"
     )
+
+
+def format_bytes(count: int) -> str:
+    """Format a number of bytes in MiB, or in KiB if it is below 10 MiB: `12 MiB`, `34 KiB`."""
+    return f"{count / MEBIBYTE:.0f} MiB" if count >= 10 * MEBIBYTE else f"{-(-count // 1024)} KiB"
 
 
 def _report_unreadable(output: str) -> None:

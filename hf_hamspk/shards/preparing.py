@@ -158,6 +158,28 @@ def make_shards(
         return _make(plan, output, range(rank, plan.shards, world_size), processes, progress)
 
 
+def count_shards(output: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the number of shards of a plan, and how many of them are complete.
+
+    Args:
+        output: folder for the shards, see `plan_shards`.
+
+    Raises:
+        ValueError: there is no plan.
+    """
+    output = Path(output)
+    manifest = _finished(output)
+    if manifest is not None:
+        return len(manifest.shards), len(manifest.shards)
+    plan = load_plan(output / PROGRESS_NAME)
+    return plan.shards, sum(load_record(output / PROGRESS_NAME, index) is not None for index in range(plan.shards))
+
+
+def is_finished(output: str | os.PathLike[str]) -> bool:
+    """Return whether a folder has the manifest of finished shards."""
+    return (Path(output) / MANIFEST_NAME).is_file()
+
+
 def finish_shards(output: str | os.PathLike[str]) -> Manifest:
     """Write the manifest of shards that ranks made, and return it.
 
@@ -195,7 +217,7 @@ def _finished(output: Path) -> Manifest | None:
     """
     if (output / PROGRESS_NAME / PLAN_NAME).is_file():
         return None
-    if (output / MANIFEST_NAME).is_file():
+    if is_finished(output):
         return load_manifest(output)
     raise ValueError(f"{output} contains no plan. Run `hamspk prepare SOURCE {output} --plan` first.")
 
@@ -252,7 +274,7 @@ def _plan(sources: list[str], output: Path, options: PrepareOptions, progress: b
     found = survey(listing, options, [stream.identity for stream in streams])
     for remark in survey_remarks(found):
         logger.warning("%s: %s", describe_sources(sources), remark)
-    if (output / MANIFEST_NAME).is_file():
+    if is_finished(output):
         manifest = load_manifest(output)
         if found.fingerprint != manifest.fingerprint:
             raise ValueError(

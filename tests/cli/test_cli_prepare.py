@@ -42,7 +42,8 @@ def test_an_index_of_shards_of_others(hamspk, source, tmp_path):
     words = ("prepare", "--index", tmp_path / "shards" / "*.parquet", tmp_path / "index", "--licence", "CC0")
     code, out, _ = hamspk(*words)
     assert code == 0
-    assert f"{tmp_path / 'index'}: 4 utterances of 2 speakers, 0 MiB in 2 shards (parquet, source)" in out
+    size = -(-sum(shard.bytes for shard in load_manifest(tmp_path / "index").shards) // 1024)
+    assert f"{tmp_path / 'index'}: 4 utterances of 2 speakers, {size} KiB in 2 shards (parquet, source)" in out
     assert load_manifest(tmp_path / "index").licence == "CC0"
     assert not list((tmp_path / "index").glob("*.parquet"))
     code, _, err = hamspk(*words, "--verify")
@@ -62,15 +63,22 @@ def test_ranks_share_the_work(hamspk, refusal, source, tmp_path):
     out = tmp_path / "out"
     assert hamspk("prepare", source, out, "--plan", "--shards", 3)[:2] == (0, f"{out}: planned 3 shards\n")
     words = ("prepare", out, "--processes", 0, "--world-size", 2, "--rank")
-    assert hamspk(*words, 1)[:2] == (0, f"{out}: rank 1 of 2 made 1 shard\n")
+    made = f"{out}: rank {{}} of 2 made {{}} of its {{}} shards{{}}; {{}} of all 3 shards are complete\n".format
+    assert hamspk(*words, 1)[:2] == (0, made(1, 1, 1, "", 1))
+    assert hamspk(*words, 1)[:2] == (0, made(1, 0, 1, " (1 were complete already)", 1))
+    again = f"{out}: planned 3 shards, and 1 of them are complete already\n"
+    assert hamspk("prepare", source, out, "--plan", "--shards", 3)[:2] == (0, again)
     assert f"never started: run `hamspk prepare {out} --rank 0 --world-size 2`" in refusal("prepare", out, "--finish")
-    assert hamspk(*words, 0)[:2] == (0, f"{out}: rank 0 of 2 made 2 shards\n")
+    assert hamspk(*words, 0)[:2] == (0, made(0, 2, 2, "", 3))
     code, printed, err = hamspk("prepare", out, "--finish", "--verify", "--processes", 0)
     assert code == 0
     assert f"{out}: 4 utterances of 2 speakers" in printed and "all files agree with the manifest" in printed
     assert "left out speaker0/text.wav: cannot be decoded" in err
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes()
+    done = (0, f"{out}: all 3 shards and the manifest are complete, so nothing was done\n")
+    assert hamspk(*words, 1)[:2] == done
+    assert hamspk("prepare", source, out, "--plan", "--shards", 3)[:2] == done
 
 
 @pytest.mark.parametrize(
