@@ -1,6 +1,7 @@
 """`hamspk enrol`: make speaker profiles from recordings."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .embed import print_contents
 from .options import (
+    LONGEST_NAME,
     PROFILE_EXTENSION,
     add_channel_argument,
     add_model_arguments,
@@ -120,10 +122,15 @@ def _check_shared(speakers: dict[str, list[str]]) -> None:
         raise ValueError(f"{shared[0]}{more}. Give each recording to one speaker only.")
 
 
+def _is_name(name: str) -> bool:
+    return Path(name).name == name not in ("", "..") and "\0" not in name and len(os.fsencode(name)) <= LONGEST_NAME
+
+
 def _check_name(name: str, place: str) -> None:
-    if not name or Path(name).name != name:
+    if not _is_name(name):
         raise ValueError(
-            f"{place} must not be empty and must not contain a folder, because it becomes a file name, got {name!r}."
+            f"{place} must not be empty or longer than {LONGEST_NAME} bytes and must not contain a folder, because it "
+            f"becomes a file name, got {name!r:.100}."
         )
 
 
@@ -159,23 +166,31 @@ def _group_by_segments(arguments: argparse.Namespace) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for one in find_segments(arguments):
         groups.setdefault(one.speaker, []).append(join_segment(one.recording, one.segment))
-    if arguments.name is not None:
-        if len(groups) > 1:
-            raise ValueError(
-                f"--name is for one speaker, but {arguments.segments} has {len(groups)}. Leave --name out, or keep the "
-                "rows of one speaker."
-            )
+    if arguments.name is not None and len(groups) == 1:
         return {arguments.name: next(iter(groups.values()))}
-    if "" in groups:
-        raise ValueError(f"{arguments.segments} does not name the speaker of each row. Give the name with --name.")
-    for speaker in groups:
-        _check_name(speaker, f"The name of a speaker in {arguments.segments}")
+    if list(groups) == [""]:
+        raise ValueError(f"{arguments.segments} names no speaker. Give the name with --name.")
+    for speaker in [name for name in groups if not _is_name(name)]:
+        rows = count_of(len(groups.pop(speaker)), "row")
+        reason = f"the name {speaker!r:.100} is not a file name" if speaker else "no speaker is named"
+        print(f"skipped {rows} of {arguments.segments}: {reason}", file=sys.stderr)
+    if not groups:
+        raise ValueError(f"{arguments.segments} has no row with a speaker that can be enrolled. Correct the names.")
+    if arguments.name is not None and len(groups) == 1:
+        return {arguments.name: next(iter(groups.values()))}
+    if arguments.name is not None:
+        raise ValueError(
+            f"--name is for one speaker, but {arguments.segments} has {count_of(len(groups), 'speaker')}. Leave --name "
+            "out, or keep the rows of one speaker."
+        )
     return groups
 
 
 def _group_by_folder(folders: list[str], subfolders: str | None) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for folder in folders:
+        if not os.path.lexists(folder):
+            raise ValueError(f"Folder not found: {folder}. Give a folder with the recordings of one speaker.")
         if not Path(folder).is_dir():
             raise ValueError(
                 f"{folder} is not a folder, so the name of the speaker is unknown. Give one folder for each speaker, "
@@ -265,6 +280,9 @@ def _enrol_speaker(
         read: recordings of the speaker, and the number of recordings or segments that they contain.
     """
     sounds, count = read
+    if not sounds:
+        print(f"not enrolled: {name}: none of the recordings can be used; give others", file=sys.stderr)
+        return 0
     try:
         profile = folder.save(model.enrol(sounds, name=name, **options))
     except ValueError as error:

@@ -12,17 +12,22 @@ folder and the suffix. If one recording is given and the file has no names, or o
 """
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from .corpora import FILE_COLUMNS, SPEAKER_COLUMNS
 from .kaldi import text_lines
-from .tables import SEGMENT_COLUMNS, Segment, clean_speaker, open_table, row_segment, with_segments
+from .tables import SEGMENT_COLUMNS, Segment, clean_speaker, open_table, with_segments
 
 RTTM_SUFFIX, RTTM_TYPE, RTTM_COMMENT = ".rttm", "SPEAKER", ";;"
 # Numbers of words in a line of an RTTM file. Some programs leave out the last two, or three.
 RTTM_WORDS = (8, 10)
+RTTM_UNKNOWN = "<NA>"
+RTTM_FORM = (
+    "8 to 10 words `SPEAKER RECORDING CHANNEL START DURATION <NA> <NA> NAME <NA> <NA>` (names must not contain blanks)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,9 @@ def read_speaker_segments(source: Path, recordings: Sequence[str]) -> SpeakerSeg
         else:
             result.found.append(SpeakerSegment(recording, speaker, segment))
     if not result.found:
-        line, reason = next(iter(result.skipped.items()), (1, "the file has no rows"))
+        if not result.skipped:
+            raise ValueError(f"{source} contains no segments: it has no rows. Give the result of a diarisation.")
+        line, reason = next(iter(result.skipped.items()))
         raise ValueError(f"{source} contains no segment of the given recordings (line {line}: {reason}).")
     return result
 
@@ -107,14 +114,25 @@ def _rttm_rows(source: Path) -> Iterator[tuple[int, str, str, Segment | str]]:
         if not words or words[0].startswith(RTTM_COMMENT) or (words[0].isupper() and words[0] != RTTM_TYPE):
             continue
         if words[0] != RTTM_TYPE or not RTTM_WORDS[0] <= len(words) <= RTTM_WORDS[1]:
-            yield line, "", "", f"expected {RTTM_TYPE} and 9 more words, got {len(words)} words ({text[:60]!r})"
+            count = "1 word" if len(words) == 1 else f"{len(words)} words"
+            yield line, "", "", f"expected {RTTM_FORM}, got {count} ({text.strip()[:60]!r})"
             continue
-        try:
-            segment = row_segment({"start": words[3], "duration": words[4]})
-            found: Segment | str = "expected a start and a duration" if segment is None else segment
-        except ValueError as error:
-            found = str(error)
-        yield line, words[1], clean_speaker(words[7]), found
+        start, duration = (_seconds(word) for word in words[3:5])
+        found: Segment | str = (
+            f"expected a start of at least 0 s and a duration above 0 s, got {words[3]!r:.60} and {words[4]!r:.60}"
+        )
+        if start is not None and duration is not None and (stop := round(start + duration, 6)) > start:
+            found = Segment(start, stop)
+        yield line, words[1], clean_speaker(words[7].removeprefix(RTTM_UNKNOWN)), found
+
+
+def _seconds(text: str) -> float | None:
+    """Return a time in seconds; None if the text is not a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < math.inf else None
 
 
 def _csv_rows(source: Path) -> Iterator[tuple[int, str, str, Segment | str]]:

@@ -67,9 +67,21 @@ def test_all_segments_of_a_speaker_are_enrolled_together(hamspk, call, calibrate
 def test_a_csv_file_without_speakers_needs_a_name(hamspk, refusal, call, calibrated_folder):
     (call / "own.csv").write_text("start,end\n0,2.5\n5,7.5\n")
     words = ("enrol", calibrated_folder, call / "call.wav", "--segments", call / "own.csv", "--profiles", call / "p")
-    assert "does not name the speaker of each row. Give the name with --name" in refusal(*words)
+    assert "own.csv names no speaker. Give the name with --name" in refusal(*words)
     code, out, _ = hamspk(*words, "--name", "anna")
     assert code == 0 and "anna: 2 segments" in out
+
+
+def test_rows_with_impossible_names_are_skipped_and_counted(hamspk, call, calibrated_folder):
+    (call / "own.csv").write_text("start,end,speaker\n0,2.5,anna\n1,2,\n2.5,5,a/b\n5,7.5,anna\n6,7,a/b\n6,7,..\n")
+    words = ("enrol", calibrated_folder, call / "call.wav", "--segments", call / "own.csv", "--profiles", call / "p")
+    code, out, err = hamspk(*words)
+    assert code == 0 and "anna: 2 segments" in out and "1 speaker enrolled" in out
+    assert f"skipped 1 row of {call / 'own.csv'}: no speaker is named" in err
+    assert f"skipped 2 rows of {call / 'own.csv'}: the name 'a/b' is not a file name" in err
+    assert [path.name for path in (call / "p").iterdir()] == ["anna.safetensors"]
+    code, out, _ = hamspk(*words, "--name", "ann")
+    assert code == 0 and "ann: 2 segments" in out
 
 
 def test_other_uses_of_segments_are_refused(refusal, call, model_folder, calibrated_folder):
@@ -89,7 +101,7 @@ def test_other_uses_of_segments_are_refused(refusal, call, model_folder, calibra
         assert "File not found" in refusal(*command, recordings[0], *absent, *end)
     (call / "slash.csv").write_text("start,end,speaker\n0,2,a/b\n")
     said = refusal(*enrol, recordings[0], "--segments", call / "slash.csv", *profiles)
-    assert "must not contain a folder" in said
+    assert "slash.csv has no row with a speaker that can be enrolled" in said
     assert not (call / "p").exists() and not (call / "e.npz").exists()
 
 

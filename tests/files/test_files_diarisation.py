@@ -55,6 +55,11 @@ def test_a_csv_file_without_speakers(write):
     assert found(write("start,end\n1,2\n", "a.csv"), "call.wav") == [("call.wav", "", "#t=1,2")]
 
 
+def test_an_unknown_speaker_in_an_rttm_file(write):
+    source = write("SPEAKER call 1 0 1 <NA> <NA> <NA> <NA> <NA>\n")
+    assert found(source, "call.wav") == [("call.wav", "", "#t=0,1")]
+
+
 def test_rows_of_several_recordings(write):
     source = write("path,start,end\nx/one.wav,0,1\ntwo,1,2\nthree.wav,2,3\n", "a.csv")
     result = read_speaker_segments(source, ["x/one.wav", "two.mp3"])
@@ -73,8 +78,11 @@ def test_bad_rows_are_skipped_with_a_reason(write):
     result = read_speaker_segments(write(RTTM + "\n".join(lines)), ["call.wav"])
     assert len(result.found) == 3
     assert sorted(result.skipped) == [7, 8, 9, 10, 11, 12]
-    assert "must contain times in seconds" in result.skipped[7] and "expected SPEAKER and 9 more" in result.skipped[10]
-    assert "ends after its start" in result.skipped[11]
+    times = "expected a start of at least 0 s and a duration above 0 s, got {!r} and {!r}".format
+    for line, words in {7: ("x", "2"), 8: ("4", "-1"), 11: ("4", "0"), 12: ("nan", "1")}.items():
+        assert result.skipped[line] == times(*words)
+    assert "expected 8 to 10 words `SPEAKER RECORDING" in result.skipped[9] and "got 3 words" in result.skipped[9]
+    assert result.skipped[10].endswith("got 1 word ('hello')")
     table = write("start,end,speaker\n0,1,A\n2,,A\n3,2,A\n,,A\nx,2,A\n1,2,A,more\n", "a.csv")
     result = read_speaker_segments(table, ["call.wav"])
     assert len(result.found) == 1 and sorted(result.skipped) == [3, 4, 5, 6, 7]
@@ -86,8 +94,11 @@ def test_other_files_are_refused(write, tmp_path):
         (tmp_path / "absent.rttm", "File not found"),
         (write("a,b\n1,2\n", "a.csv"), "must have the columns start and end, got a, b"),
         (write("", "b.csv"), "must have the columns start and end"),
-        (write("start,end\n", "c.csv"), r"contains no segment of the given recordings \(line 1: the file has no rows"),
-        (write("hello", "d.rttm"), r"contains no segment of the given recordings \(line 1: expected SPEAKER"),
+        (write("start,end\n", "c.csv"), "c.csv contains no segments: it has no rows"),
+        (
+            write("hello", "d.rttm"),
+            r"contains no segment of the given recordings \(line 1: expected 8 to 10 words `SPEAKER",
+        ),
     ]
     (tmp_path / "e.csv").write_bytes(b"start,end\n\xff,1\n")
     (tmp_path / "e.rttm").write_bytes(b"SPEAKER \xff")
