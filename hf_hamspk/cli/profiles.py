@@ -97,7 +97,7 @@ class ProfileStore:
 
     Args:
         store: opened database.
-        can_replace: whether profiles of the same name are replaced.
+        can_replace: whether profiles of other recordings are replaced.
     """
 
     def __init__(self, store: "SpeakerStore", can_replace: bool):
@@ -107,12 +107,15 @@ class ProfileStore:
         """Save a profile under its name, and return it.
 
         Raises:
-            ValueError: a speaker of this name is enrolled and must not be replaced.
+            ValueError: a speaker of this name is enrolled with other recordings, and must not be replaced.
         """
+        earlier = None if self._can_replace else self._store.find(str(profile.name))
+        is_same = earlier is not None and set(earlier.recordings) == set(profile.recordings)
         try:
-            self._store.add_profiles([profile], self._can_replace)
+            self._store.add_profiles([profile], self._can_replace or is_same)
         except ValueError as error:
-            raise ValueError(f"{error} To replace it, use --replace.") from error
+            reason = "" if earlier is None else " Its recordings are others, perhaps of another person."
+            raise ValueError(f"{error}{reason} To replace it, use --replace.") from error
         return profile
 
 

@@ -76,6 +76,12 @@ class LanceDatabase:
         else:
             raise ValueError(f"{both[0].as_py()!r} is enrolled already. Choose another name.")
 
+    def find(self, name: str) -> StoredRows:
+        """See `Database`."""
+        quoted = name.replace("'", "''")
+        query = self._table.search().where(f"name = '{quoted}'").select(["name", "embedding", "profile"])
+        return _as_rows(query.limit(1).to_arrow())
+
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
         """See `Database`."""
         found = []
@@ -87,10 +93,7 @@ class LanceDatabase:
             table = query.select(["name", "embedding", "profile", "_distance"]).limit(count).to_arrow()
             numbers = table["query_index"].to_numpy()
             for number in range(len(block)):
-                part = table.take(np.flatnonzero(numbers == number))
-                embeddings = part["embedding"].combine_chunks()
-                values = np.array(embeddings.flatten(), np.float32).reshape(len(part), -1)
-                found.append(StoredRows(part["name"].to_pylist(), values, None, part["profile"].to_pylist()))
+                found.append(_as_rows(table.take(np.flatnonzero(numbers == number))))
         return found
 
     def make_cells(self, cells: int) -> None:
@@ -98,3 +101,9 @@ class LanceDatabase:
         from lancedb.index import IvfFlat
 
         self._table.create_index("key", config=IvfFlat(distance_type="dot", num_partitions=cells), replace=True)
+
+
+def _as_rows(table: Any) -> StoredRows:
+    embeddings = table["embedding"].combine_chunks()
+    values = np.array(embeddings.flatten(), np.float32).reshape(len(table), embeddings.type.list_size)
+    return StoredRows(table["name"].to_pylist(), values, None, table["profile"].to_pylist())

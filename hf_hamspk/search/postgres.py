@@ -84,6 +84,11 @@ class PostgresDatabase:
             name = detail.partition("=(")[2].rpartition(")")[0]
             raise ValueError(f"{name!r} is enrolled already. Choose another name.") from error
 
+    def find(self, name: str) -> StoredRows:
+        """See `Database`."""
+        select = f"SELECT name, embedding, profile FROM {SPEAKER_TABLE} WHERE name = %s"
+        return _rows_of(self._connection.execute(select, [name]).fetchall(), 0)
+
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
         """See `Database`."""
         found = []
@@ -97,11 +102,7 @@ class PostgresDatabase:
                 # `<#>` is the negative inner product. A prepared statement would keep the plan of earlier settings.
                 select = f"SELECT name, embedding, profile FROM {SPEAKER_TABLE} ORDER BY key <#> %s LIMIT %s"
                 cursor.execute(select, [vector, count], prepare=False)
-                rows = cursor.fetchall()
-                embeddings = [_as_array(row[1]) for row in rows]
-                size = len(embeddings[0]) if embeddings else len(vector)
-                values = np.array(embeddings, np.float32).reshape(len(rows), size)
-                found.append(StoredRows([row[0] for row in rows], values, None, [row[2] for row in rows]))
+                found.append(_rows_of(cursor.fetchall(), len(vector)))
         return found
 
     def make_cells(self, cells: int) -> None:
@@ -118,6 +119,14 @@ class PostgresDatabase:
     def _exists(self, relation: str) -> bool:
         found: Any = self._connection.execute("SELECT to_regclass(%s) IS NOT NULL", [relation]).fetchone()
         return bool(found[0])
+
+
+def _rows_of(rows: list[Any], size_of_none: int) -> StoredRows:
+    """Return rows of names, embeddings and profiles; if there are none, the embeddings have the given size."""
+    embeddings = [_as_array(row[1]) for row in rows]
+    size = len(embeddings[0]) if embeddings else size_of_none
+    values = np.array(embeddings, np.float32).reshape(len(rows), size)
+    return StoredRows([row[0] for row in rows], values, None, [row[2] for row in rows])
 
 
 def _as_array(vector: Any) -> NDArray[np.float32]:

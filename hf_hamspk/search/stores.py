@@ -63,6 +63,10 @@ class Database(Protocol):
         """Add speakers. If `can_replace` is False, a ValueError names a speaker that exists already."""
         ...
 
+    def find(self, name: str) -> StoredRows:
+        """Return the speaker of this name without a key, or no rows."""
+        ...
+
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
         """Return for each vector `(Q, E)` the `count` speakers with the largest inner products.
 
@@ -218,6 +222,11 @@ class SpeakerStore:
             fields = [{key: x for key, x in vars(one).items() if key != "embedding"} for one in profiles]
             embeddings = torch.stack([one.embedding for one in profiles])
             self._add(embeddings, [str(one.name) for one in profiles], [json.dumps(one) for one in fields], can_replace)
+
+    def find(self, name: str) -> SpeakerProfile | None:
+        """Return the profile of a speaker; None if there is no speaker of this name, or one without a profile."""
+        rows = self._database.find(name)
+        return _read_profile(rows.profiles[0], rows.embeddings[0]) if rows.names else None
 
     def make_cells(self, cells: int | None = None) -> None:
         """Divide the speakers into cells for approximate searches. Speakers that are added later are found as well.

@@ -114,8 +114,11 @@ def test_profiles_come_back_whole_and_names_are_unique(address):
     with pytest.raises(ValueError, match=r"'ben' is enrolled already\. Choose another name\."):
         store.add(drawn(2, seed=5), ["new", "ben"])
     assert len(store) == 3
+    found = store.find("çağla")
+    assert found is not None and torch.equal(found.embedding, embeddings[2]) and found.name == "çağla"
+    assert store.find("çag'la") is None
     store.add(drawn(2, seed=5), ["new", "ben"], can_replace=True)
-    assert len(store) == 4
+    assert len(store) == 4 and store.find("new") is None
     assert store.search(drawn(2, seed=5), 1).names == [["new"], ["ben"]]
     for wrong, message in (
         (lambda: store.add(drawn(2), ["one"]), "Expected 2 different names"),
