@@ -58,7 +58,8 @@ def check(arguments: argparse.Namespace) -> None:
     for option in ("permutations", "draws"):
         value = getattr(arguments, option)
         if value is not None and value < FEWEST and not (option == "draws" and value == 0):
-            raise ValueError(f"--{option} must be at least {FEWEST}, so that p can reach 0.05, got {value}.")
+            also = ", or 0 to leave the shape out" if option == "draws" else ""
+            raise ValueError(f"--{option} must be at least {FEWEST}, so that p can reach 0.05{also}, got {value}.")
     if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
         raise ValueError(f"--output must be a folder, got the file {arguments.output}.")
     check_model(arguments.model)

@@ -31,6 +31,8 @@ from .recordings import EmbeddedRecordings, LabelledTable, embed_table, read_lab
 HIERARCHY_SCHEMA = 1
 CENTRES, MEANS, EMBEDDINGS = "centres", "means of speakers", "embeddings"
 SPEAKER, OWN_CENTRE = "speaker", "cosine to own centre"
+EMBEDDING_NUMBERS = ("seconds", "SNR", "cosine to own speaker")
+_TOO_FEW = "too few known values, or no different or no repeated ones"
 # Points of a set for the dendrogram, and of each of the subsets for the four-point condition.
 MOST_POINTS, SUBSETS, SUBSET_POINTS = 400, 4, 40
 # A label with more different numbers than this is a number; for dendrograms it is divided into quarters.
@@ -66,7 +68,10 @@ class HierarchySettings:
             raise ValueError(f"within must be one of the labels {', '.join(self.labels)}, got {self.within!r}.")
         for name, value in (("permutations", self.permutations), ("draws", self.draws)):
             if value < FEWEST_DRAWS and not (name == "draws" and value == 0):
-                raise ValueError(f"{name} must be at least {FEWEST_DRAWS}, so that p can reach 0.05, got {value}.")
+                also = ", or 0 to leave the shape out" if name == "draws" else ""
+                raise ValueError(
+                    f"{name} must be at least {FEWEST_DRAWS}, so that p can reach 0.05{also}, got {value}."
+                )
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,7 @@ def analyse(
         "shape": shapes,
         "radius_relations": radii,
         "trees": trees,
+        "left_out": _left_out(found, sets, labels, own_labels, numbers, radii, trees),
         "unusable_files": found.unusable,
     }
     rows = np.bincount(of_speaker, found.table.repetitions).astype(int)
@@ -338,12 +344,45 @@ def _radius_rows(
             group = np.zeros_like(strata) if note is None else strata
             rows += _relate(name, sets[name].radii, known, labels, places, group, note, settings, generator)
     if not _is_constant(sets[EMBEDDINGS].radii):
-        own = {"seconds": found.seconds, "SNR": found.snr, "cosine to own speaker": _leave_one_out(found, of_speaker)}
+        values = (found.seconds, found.snr, _leave_one_out(found, of_speaker))
+        own = dict(zip(EMBEDDING_NUMBERS, values, strict=True))
         places, radii = np.arange(len(of_speaker)), sets[EMBEDDINGS].radii
         rows += _relate(EMBEDDINGS, radii, own, {}, places, of_speaker, SPEAKER, settings, generator)
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["holm"] = round(corrected, 6)
     return rows
+
+
+def _left_out(
+    found: EmbeddedRecordings,
+    sets: Mapping[str, Points],
+    labels: Mapping[str, Sequence[str]],
+    varying: Sequence[str],
+    numbers: Mapping[str, NDArray[np.float64]],
+    radii: Sequence[Mapping[str, Any]],
+    trees: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Return the parts of the tables that are missing, each with the reason."""
+    sentences = []
+    for name in [*labels, *varying]:
+        empty = found.table.labels[name].count("")
+        if empty:
+            sentences.append(f"{empty} of {len(found.embeddings)} recordings, which have no value in the column {name}")
+    sentences += [f"relations of radii with {name}, which varies within speakers" for name in varying]
+    for points in sets:
+        of_speakers = points != EMBEDDINGS
+        own = {*numbers, *labels} if of_speakers else {*EMBEDDING_NUMBERS}
+        own -= set() if points == CENTRES else {OWN_CENTRE}
+        missing = sorted(own - {row["what"] for row in radii if row["points"] == points})
+        if _is_constant(sets[points].radii):
+            sentences.append(f"relations of the radii of {points}, which are all equal")
+        elif missing:
+            sentences.append(f"relations of the radii of {points} with {', '.join(missing)}: {_TOO_FEW}")
+        known = {row["label"] for row in trees if row["points"] == points}
+        missing = sorted({*(labels if of_speakers else varying)} - known)
+        if missing:
+            sentences.append(f"dendrograms of {points} and {', '.join(missing)}: {_TOO_FEW}")
+    return sentences
 
 
 def _is_constant(radii: NDArray[np.float64]) -> bool:

@@ -103,11 +103,14 @@ def hierarchy_remarks(record: Mapping[str, Any]) -> list[str]:
     remarks = [
         "The null 'uniform' has points with the same radii and uniformly distributed directions. The null 'matched' "
         "has directions with the same mean and covariance. p is the probability that such points are at least as "
-        f"similar to a tree, from {settings['draws']} draws.",
+        f"similar to a tree, from {settings['draws']} draws."
+        if settings["draws"]
+        else "The shape of the distances was not measured, because the number of draws is 0.",
         "Relations compare ranks. p is from "
         f"{settings['permutations']} permutations, within speakers or labels where the table says so. Holm's p is "
         "corrected for all rows of the table.",
     ]
+    remarks += [f"Left out: {one}." for one in record.get("left_out", ())]
     if not counts["centres"]:
         remarks.append("The head has no centres of these speakers, so no centres are measured.")
     if counts["unusable"]:

@@ -92,6 +92,24 @@ def test_radii_of_clipped_embeddings_are_constant_and_have_no_relations(planted)
     assert not relations(planted, EMBEDDINGS) and not relations(planted, MEANS)
 
 
+def test_what_the_tables_leave_out_is_stated(planted, tmp_path):
+    left_out = planted.record["left_out"]
+    assert f"{UTTERANCES} of {SPEAKERS * UTTERANCES} recordings, which have no value in the column age" in left_out
+    assert "relations of radii with session, which varies within speakers" in left_out
+    assert [f"relations of the radii of {points}, which are all equal" in left_out for points in (CENTRES, MEANS)] == [
+        False,
+        True,
+    ]
+    found, centres = simulated()
+    found.table.labels["room"] = ["x" if row < 3 else "" for row in range(len(found.embeddings))]
+    measured = analyse(found, centres, BALL, HierarchySettings(("room",), permutations=19, draws=0))
+    text, _ = write_hierarchy_report(measured, tmp_path / "report")
+    few = "too few known values, or no different or no repeated ones."
+    assert f"Left out: relations of the radii of {CENTRES} with room: {few}" in text
+    assert f"Left out: dendrograms of {MEANS} and room: {few}" in text
+    assert "The shape of the distances was not measured, because the number of draws is 0." in text
+
+
 def test_a_radius_that_follows_the_number_of_utterances_is_found_within_corpora():
     found, centres = simulated(
         counts=lambda corpus, draw: draw.integers(1, 9, SPEAKERS),
@@ -188,7 +206,7 @@ def test_rows_of_a_table_are_counted_and_must_agree(tmp_path):
     [
         ({"within": "corpus"}, "within must be one of"),
         ({"permutations": 5}, "permutations must be at least 19"),
-        ({"draws": 1}, "draws must be at least 19"),
+        ({"draws": 1}, "draws must be at least 19, so that p can reach 0.05, or 0 to leave the shape out, got 1"),
     ],
 )
 def test_invalid_settings_are_refused(fields, message):
