@@ -85,6 +85,13 @@ def test_names_and_bad_folders(hamspk, refusal, model_folder, people, voices, tm
     assert "No profile (.safetensors) in" in refusal("identify", model_folder, "--profiles", profiles, voices / "a.wav")
     assert "Folder not found" in refusal("identify", model_folder, "--profiles", tmp_path / "x", voices / "a.wav")
     assert "is not a folder" in refusal("enrol", model_folder, voices / "a.wav", "--profiles", profiles)
+    missing = refusal("enrol", model_folder, tmp_path / "missing/", "--profiles", profiles)
+    assert f"Folder not found: {tmp_path / 'missing'}" in missing
+    (tmp_path / "bad").mkdir()
+    for name in ("1.wav", "2.wav"):
+        (tmp_path / "bad" / name).write_bytes(b"no audio")
+    code, _, err = hamspk("enrol", model_folder, tmp_path / "bad", "--profiles", profiles)
+    assert code == 1 and "not enrolled: bad: none of the recordings can be used" in err and "got 0" not in err
     assert "must not contain a folder" in refusal(
         "enrol", model_folder, voices / "a.wav", "--profiles", profiles, "--name", "../x"
     )
