@@ -192,7 +192,7 @@ def analyse(
         "shape": shapes,
         "radius_relations": radii,
         "trees": trees,
-        "left_out": _left_out(found, sets, labels, own_labels, numbers, radii, trees),
+        "left_out": _omissions(found, sets, labels, own_labels, numbers, radii, trees),
         "unusable_files": found.unusable,
     }
     rows = np.bincount(of_speaker, found.table.repetitions).astype(int)
@@ -353,7 +353,7 @@ def _radius_rows(
     return rows
 
 
-def _left_out(
+def _omissions(
     found: EmbeddedRecordings,
     sets: Mapping[str, Points],
     labels: Mapping[str, Sequence[str]],
