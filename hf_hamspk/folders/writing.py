@@ -15,6 +15,9 @@ _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<pid>\d{1,10})\.(?:tmp|unfinished)")
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name in the folder of `path`, flush it to disk and rename it to `path`.
 
+    The file has the permissions of other new files, even if `write` makes a file that only its owner can read, as
+    safetensors does.
+
     Args:
         path: final path of the file; an existing file is replaced.
         write: function that writes the file; it is called with the temporary path.
@@ -25,7 +28,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = temporary_path(path)
     try:
         with name_file(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             write(temporary)
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(mode)
             publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

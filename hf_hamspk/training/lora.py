@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..configuration_hamspk import HamSpkConfig
+from ..folders.writing import write_atomically
 from ..loading.names import read_config
 from ..modeling_hamspk import HamSpkForXVector
 from .arguments import TrainingArguments
@@ -158,7 +159,8 @@ def save_adapter(model: HamSpkForXVector, args: TrainingArguments, base: str | N
     adapters = {name: one for name, one in model.state_dict().items() if ADAPTER_MARK in name}
     whole.get_base_model().load_state_dict(adapters, strict=False)
     weights = get_peft_model_state_dict(whole, save_embedding_layers=False)
-    save_file({name: one.detach().cpu().contiguous() for name, one in weights.items()}, folder / ADAPTER_WEIGHTS)
+    tensors = {name: one.detach().cpu().contiguous() for name, one in weights.items()}
+    write_atomically(folder / ADAPTER_WEIGHTS, lambda path: save_file(tensors, path))
     settings.save_pretrained(str(folder))
     model.config.save_pretrained(folder)
 

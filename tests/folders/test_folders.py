@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from hf_hamspk.folders import locks
 from hf_hamspk.folders.locks import check_unlocked, lock_folder, process_is_alive, read_lock
@@ -223,3 +225,11 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, error):
     with pytest.raises(type(error)):
         write_atomically(tmp_path / "file", fails)
     assert tree(tmp_path) == {"file": b"whole"}
+
+
+def test_files_of_safetensors_have_the_permissions_of_other_files(tmp_path):
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "weights", lambda path: save_file({"x": np.zeros(2, np.float32)}, path))
+    write_atomically(tmp_path / "text", lambda path: path.write_text("x"))
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 3 and len(set(modes.values())) == 1
