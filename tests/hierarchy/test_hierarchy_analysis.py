@@ -105,7 +105,7 @@ def test_what_the_tables_leave_out_is_stated(planted, tmp_path):
     measured = analyse(found, centres, BALL, HierarchySettings(("room",), permutations=19, draws=0))
     text, _ = write_hierarchy_report(measured, tmp_path / "report")
     few = "too few known values, or no different or no repeated ones."
-    assert f"Left out: relations of the radii of {CENTRES} with room: {few}" in text
+    assert f"Left out: relations of the radii of {CENTRES} with room, utterances: {few}" in text
     assert f"Left out: dendrograms of {MEANS} and room: {few}" in text
     assert "The shape of the distances was not measured, because the number of draws is 0." in text
 
