@@ -9,8 +9,10 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import rivals
 
 from hf_hamspk.calibration_hamspk import OperatingPoint
 from hf_hamspk.evaluation.calibration_metrics import convex_hull, log_likelihood_ratio_cost
@@ -71,8 +73,8 @@ def available() -> dict[str, Contender]:
     return contenders
 
 
-def measure(count: int, rounds: int) -> None:
-    """Print the table for `count` scores, half of them targets."""
+def measure(count: int, rounds: int) -> list[dict]:
+    """Print the table for `count` scores, half of them targets, and return its ratios."""
     rng = np.random.default_rng(0)
     labels = (rng.random(count) < 0.5).astype(np.int64)
     scores = rng.normal(size=count) + 3.0 * labels
@@ -91,6 +93,9 @@ def measure(count: int, rounds: int) -> None:
         rate, cost = results[name]
         times_shown = f"{min(times):>8.3f} s{float(np.median(times)):>8.3f} s{min(times) / base:>8.1f}x"
         print(f"{name:24}{times_shown}{rate:>12.7f}{cost:>12.7f}")
+    what = f"EER and minDCF of {count:,} scores"
+    others = [name for name in seconds if name != "hf_hamspk"]
+    return [{"what": what, "rival": name, "ratio": min(seconds[name]) / base} for name in others]
 
 
 def measure_costs(count: int) -> None:
@@ -137,14 +142,17 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="ten million scores as well")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--intervals", action="store_true", help="confidence intervals of a million scores as well")
+    parser.add_argument("--json", type=Path, help="write the ratios there")
     arguments = parser.parse_args()
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
     sizes = (1_000_000, 10_000_000) if arguments.large else (1_000_000,)
+    rows = []
     for count in sizes:
-        measure(count, arguments.rounds)
+        rows += measure(count, arguments.rounds)
         measure_costs(count)
     if arguments.intervals:
         measure_intervals(1_000_000, 1000)
+    rivals.write_json(arguments.json, "metrics", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from rivals import write_json
 
 from hf_hamspk import HamSpkConfig, HamSpkModel
 from hf_hamspk.encoders_hamspk import OnnxEncoder
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the ratios there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -36,6 +38,7 @@ def main() -> None:
         sizes = f"{exported.size / 1e6:.1f} MB ONNX, {weights / 1e6:.1f} MB safetensors"
         print(f"size: {sizes}, {exported.size / weights:.2f} x")
         session = OnnxEncoder(exported.path, arguments.threads)
+        rows = []
         print("seconds  batch  difference  torch ms  ONNX ms  torch / ONNX")
         for one in exported.agreements:
             values = 0.1 * torch.randn(one.batch, round(one.seconds * model.config.sampling_rate))
@@ -51,6 +54,9 @@ def main() -> None:
                 f"{one.seconds:7g}  {one.batch:5d}  {one.difference:10.1e}  "
                 f"{slow:8.0f}  {fast:7.0f}  {slow / fast:12.2f}"
             )
+            what = f"ONNX Runtime, {one.batch} x {one.seconds:g} s"
+            rows.append({"what": what, "rival": "PyTorch", "ratio": slow / fast})
+    write_json(arguments.json, "onnx", {"rows": rows})
 
 
 if __name__ == "__main__":

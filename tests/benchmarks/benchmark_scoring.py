@@ -13,8 +13,10 @@ import os
 import resource
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
+import rivals
 import torch
 
 from hf_hamspk import HamSpkConfig
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--loop-trials", type=int, default=2000, help="of the rival (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=100_000_000, help="all of a square, 0 for none")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the ratios there")
     arguments = parser.parse_args()
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads")
     rng = np.random.default_rng(0)
@@ -75,6 +78,7 @@ def main() -> None:
     each = (time.perf_counter() - start) / count
     print(f"{arguments.trials:,} trials of {FILES:,} files, median of {arguments.rounds} rounds")
     print(f"{'loop, cosine':16}{each * arguments.trials:>10.2f} s  (by {count:,} trials)")
+    rows = []
     for similarity in SIMILARITIES:
         model, seconds = Comparing(similarity), []
         scores = np.empty(0)
@@ -83,9 +87,12 @@ def main() -> None:
             scores = score_pairs(model, embeddings, enrolment, test)
             seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds)
-        print(f"{similarity:16}{median:>10.2f} s{each * arguments.trials / median:>9.0f}x", flush=True)
+        ratio = each * arguments.trials / median
+        print(f"{similarity:16}{median:>10.2f} s{ratio:>9.0f}x", flush=True)
+        rows.append({"what": f"{arguments.trials:,} trials, {similarity}", "rival": "loop, cosine", "ratio": ratio})
         if similarity == "cosine":
             print(f"    differs from the loop by at most {abs(scores[:count] - expected).max():.1e}")
+    rivals.write_json(arguments.json, "scoring", {"rows": rows})
     if arguments.pairs == 0:
         return
     side = torch.from_numpy(rng.normal(size=(round(arguments.pairs**0.5), 1, SIZE)).astype(np.float32)) / SIZE**0.5

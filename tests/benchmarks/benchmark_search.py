@@ -1,6 +1,10 @@
 """Search among many enrolled speakers against brute force, in one run.
 
     python tests/benchmarks/benchmark_search.py [--enrolled 1000000] [--similarity cosine released curved]
+    python tests/benchmarks/benchmark_search.py --plot FILE [--sizes 1000 10000 100000 1000000] [--similarity cosine]
+
+The second command draws the time of a query against the number of enrolled speakers, for brute force, the exact index
+and the approximate one, whose recall it prints.
 
 The rival is what one writes without an index: the model's `score_matrix` in float32, block by block, and `topk`. What
 is right is decided by all inner products in float64, the best of which are scored by `score`: an index agrees if its
@@ -16,7 +20,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import rivals
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -103,18 +109,18 @@ def disagreements(found: SearchResult, truth: SearchResult) -> tuple[float, int,
     return abs(found.scores - truth.scores[:, :NEAREST]).max(), int((other & alone).sum()), int((~alone).sum())
 
 
-def clock(search: Callable[[], SearchResult], rounds: int) -> tuple[SearchResult, float]:
+def clock(search: Callable[[], SearchResult], rounds: int, name: str = "wall") -> tuple[SearchResult, float]:
     """What was found, and the median of the seconds."""
-    seconds = []
+    seconds, now = [], rivals.CLOCKS[name]
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = now()
         found = search()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
     return found, statistics.median(seconds)
 
 
-def measure(similarity: str, arguments: argparse.Namespace) -> None:
-    """Print the table of one similarity."""
+def measure(similarity: str, arguments: argparse.Namespace) -> list[dict]:
+    """Print the table of one similarity, and return its ratios."""
     model, rounds, queries = Comparing(similarity), arguments.rounds, arguments.queries
     enrolled, tests, speakers = make_speakers(arguments.enrolled, queries)
     truth = truth_of(model, enrolled, tests, NEAREST + 1)
@@ -124,6 +130,7 @@ def measure(similarity: str, arguments: argparse.Namespace) -> None:
     few = tests[: min(queries, arguments.rival_queries)]
     _, base = clock(lambda: brute_force(model, enrolled, few, NEAREST), rounds)
     base /= len(few)
+    rows: list[dict] = []
 
     def show(name: str, found: SearchResult, seconds: float, build: float) -> None:
         pairs = zip(found.rows.tolist(), truth.rows[:, :NEAREST].tolist(), strict=True)
@@ -132,6 +139,8 @@ def measure(similarity: str, arguments: argparse.Namespace) -> None:
         each = seconds / queries
         numbers = f"{build:>7.1f} s{1000 * each:>8.2f} ms{base / each:>7.1f}x{recall:>9.4f}{right:>9.3f}"
         print(f"{name:28}{numbers}", flush=True)
+        what = f"{len(enrolled):,} speakers, {similarity}: {name}, recall {recall:.3f}"
+        rows.append({"what": what, "rival": "brute force, float32", "ratio": base / each})
 
     print(f"{'brute force, float64':28}{'':>9}{'':>11}{'':>8}{1.0:>9.4f}{first:>9.3f}")
     print(f"{f'brute force, float32 ({len(few)})':28}{'':>9}{1000 * base:>8.2f} ms{1:>7.1f}x", flush=True)
@@ -149,7 +158,7 @@ def measure(similarity: str, arguments: argparse.Namespace) -> None:
         del index
     if import_faiss() is None:
         print("FAISS is not installed: no approximate index")
-        return
+        return rows
     start = time.perf_counter()
     index = SpeakerIndex(model, enrolled, kind="cells", cells=arguments.cells)
     build = time.perf_counter() - start
@@ -157,6 +166,36 @@ def measure(similarity: str, arguments: argparse.Namespace) -> None:
         index.set_probes(number)
         found, seconds = clock(lambda: index.search(tests, NEAREST), rounds)
         show(f"cells, {number} probes", found, seconds, build)
+    return rows
+
+
+def measure_growth(arguments: argparse.Namespace) -> None:
+    """Print and draw the time of a query against the number of enrolled speakers."""
+    similarity, now = arguments.similarity[0], rivals.CLOCKS[arguments.clock]
+    model, queries, rounds = Comparing(similarity), arguments.queries, arguments.rounds
+    curves: dict[str, dict[float, float]] = {}
+    for size in arguments.sizes:
+        enrolled, tests, _ = make_speakers(size, queries)
+        rival, exact, approximate = "brute force, float32", "exact index", f"cells, {arguments.probes[0]} probes"
+        few = tests[: min(queries, arguments.rival_queries)]
+        _, seconds = clock(lambda: brute_force(model, enrolled, few, NEAREST), rounds, arguments.clock)  # noqa: B023
+        curves.setdefault(rival, {})[size] = 1000 * seconds / len(few)
+        print(f"\n{size:,} enrolled\n{rival:28}{curves[rival][size]:>9.3f} ms", flush=True)
+        truth: SearchResult | None = None
+        for name in (exact, approximate)[: 1 if import_faiss() is None else 2]:
+            start = now()
+            index = SpeakerIndex(model, enrolled, kind="exact" if name == exact else "cells")
+            build = now() - start
+            if name == approximate:
+                index.set_probes(arguments.probes[0])
+            found, seconds = clock(lambda: index.search(tests, NEAREST), rounds, arguments.clock)  # noqa: B023
+            truth = found if truth is None else truth
+            pairs = zip(found.rows.tolist(), truth.rows.tolist(), strict=True)
+            recall = sum(len(set(a) & set(b)) for a, b in pairs) / truth.rows.size
+            curves.setdefault(name, {})[size] = 1000 * seconds / queries
+            print(f"{name:28}{curves[name][size]:>9.3f} ms, built in {build:.1f} s, recall {recall:.3f}", flush=True)
+    title = f"Ten nearest speakers, {similarity}, {torch.get_num_threads()} thread(s), {arguments.clock} time"
+    rivals.plot(arguments.plot, title, "enrolled speakers", "ms for a query", curves)
 
 
 def main() -> None:
@@ -169,10 +208,20 @@ def main() -> None:
     parser.add_argument("--probes", type=int, nargs="+", default=[8, 32, 128], help="(default: %(default)s)")
     parser.add_argument("--cells", type=int, help="of the approximate index (default: its own)")
     parser.add_argument("--rival-queries", type=int, default=1000, help="that brute force is timed on, at most")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth with --sizes, and measure only this")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--json", type=Path, help="write the ratios there")
+    parser.add_argument("--threads", type=int, help="of torch (default: one for each core)")
+    parser.add_argument("--clock", choices=rivals.CLOCKS, default="wall", help="time of --plot (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads")
-    for similarity in arguments.similarity:
-        measure(similarity, arguments)
+    if arguments.plot is not None:
+        measure_growth(arguments)
+        return
+    rows = [row for similarity in arguments.similarity for row in measure(similarity, arguments)]
+    rivals.write_json(arguments.json, "search", {"rows": rows})
 
 
 if __name__ == "__main__":

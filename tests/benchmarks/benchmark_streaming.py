@@ -37,6 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from rivals import write_json
 
 from hf_hamspk.data import Augmentation, SpeakerCrops, make_speech, random_crop, read_utterance
 from hf_hamspk.shards.encoding import Encoded, encode_waveform
@@ -313,7 +314,8 @@ def run(reader: str, folder: Path, core: int) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def compare(root: Path, rounds: int, core: int) -> None:
+def compare(root: Path, rounds: int, core: int) -> list[dict]:
+    """Print the speeds, and return the ratios."""
     cases = [("ours", name) for name in FORMATS] + [("datasets", name) for name in FORMATS]
     rival = "wespeaker" if "WESPEAKER" in os.environ else "tar"
     cases += [(rival, name) for name in RIVAL_TARS]
@@ -330,10 +332,13 @@ def compare(root: Path, rounds: int, core: int) -> None:
         wall = statistics.median(row["samples"] / row["wall"] for row in rows)
         peak = statistics.median(row["peak"] for row in rows) / 1e6
         print(f"{reader:10} {name:14} {speed[reader, name]:10.0f} {wall:7.0f} {peak:8.0f}")
+    ratios = []
     for codec in SUFFIXES:
         mine = max(value for (reader, name), value in speed.items() if reader == "ours" and codec in name)
         best = max(value for (reader, name), value in speed.items() if reader != "ours" and codec in name)
         print(f"{codec}: ours {mine:.0f}, best of the others {best:.0f}, ratio {mine / best:.2f}")
+        ratios.append({"what": f"crops from shards, {codec}", "rival": "best of the others", "ratio": mine / best})
+    return ratios
 
 
 def compare_memory(root: Path, core: int) -> None:
@@ -356,6 +361,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the ratios there")
     parser.add_argument("--reader", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -369,7 +375,8 @@ def main() -> None:
         if arguments.memory:
             compare_memory(Path(root), arguments.core)
         else:
-            compare(Path(root), arguments.rounds, arguments.core)
+            rows = compare(Path(root), arguments.rounds, arguments.core)
+            write_json(arguments.json, "streaming", {"rows": rows})
 
 
 if __name__ == "__main__":
