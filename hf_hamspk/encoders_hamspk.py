@@ -746,6 +746,19 @@ class OverlapDetector:
         with replacing(path) as temporary:
             save_file(state, temporary, {"description": json.dumps(described, sort_keys=True)})
 
+    @staticmethod
+    def save_beside_weights(detector: "OverlapDetector | None", folder: str | os.PathLike) -> None:
+        """Save a detector, if there is one, beside the weights, and give all weights the permissions of `config.json`.
+
+        Newer versions of safetensors write files that only their owner can read.
+        """
+        if detector is not None:
+            detector.save(os.path.join(folder, OVERLAP_FILE))
+        mode = os.stat(os.path.join(folder, "config.json")).st_mode
+        for path in (os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".safetensors")):
+            if os.stat(path).st_mode != mode:
+                os.chmod(path, mode)
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "OverlapDetector":
         """Read a saved detector; raise a ValueError if the file is damaged or contains something else."""

@@ -487,8 +487,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
     def _save_beside(self, folder: str | os.PathLike) -> None:
         make_feature_extractor(self.config.sampling_rate).save_pretrained(os.fspath(folder))
         self.save_verification(folder)
-        if self.overlap_detector is not None:
-            self.overlap_detector.save(os.path.join(os.fspath(folder), OVERLAP_FILE))
+        OverlapDetector.save_beside_weights(self.overlap_detector, folder)
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
         # With `push_to_hub=True`, transformers uploads the folder before its `save_pretrained` returns.

@@ -274,6 +274,9 @@ def test_the_model_without_head_loads_from_the_one_with_it_and_back(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert same_weights(bare, model.hamspk)
     bare.save_pretrained(tmp_path / "without")
+    # Weights have the permissions of other files.
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "without" / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     again = HamSpkForXVector.from_pretrained(tmp_path / "without")
     assert same_weights(again.hamspk, model.hamspk)
 
