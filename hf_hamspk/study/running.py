@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -202,7 +201,7 @@ def _make_run(run: Run, place: Path, audio: StudyAudio, bar: tqdm, keep_model: b
         (place / name).unlink(missing_ok=True)
 
 
-def _arithmetic(accelerator: Accelerator) -> dict[str, str]:
+def _arithmetic(accelerator: Any) -> dict[str, str]:
     """Return the precision and the compiler of a run, as set in the configuration of Accelerate."""
     plugin = accelerator.state.dynamo_plugin
     compiler = "no" if plugin is None else plugin.backend.value.lower()
