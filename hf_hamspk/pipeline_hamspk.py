@@ -52,14 +52,12 @@ class SpeakerVerificationPipeline(Pipeline):
         onnx_file: file that `hamspk export` wrote, used to compute embeddings with ONNX Runtime. It is a path, or the
             name of a file in the folder of the weights.
         onnx_threads: number of threads of ONNX Runtime; None uses all cores.
+        embedder: speaker model that embeds instead of `model`, such as the result of `hf_hamspk.backends.with_backend`.
         kwargs: arguments of `transformers.Pipeline`, and default values for the arguments of `__call__`.
     """
 
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_processor = False
+    _load_tokenizer = _load_feature_extractor = _load_processor = False
+    _load_image_processor = _load_video_processor = False
     # Errors that the caller can correct; all others are internal.
     input_error = InputError
 
@@ -69,13 +67,14 @@ class SpeakerVerificationPipeline(Pipeline):
         check_voices: bool | str = True,
         onnx_file: str | os.PathLike | None = None,
         onnx_threads: int | None = None,
+        embedder: Any = None,
         **kwargs: Any,
     ):
         self._verifier: SpeakerVerifier | None = None
         self._check_voices = check_voices
         super().__init__(*args, **kwargs)
         # The type that transformers declares for `self.model` has no speaker methods.
-        self.embedder: Any = self.model
+        self.embedder: Any = self.model if embedder is None else embedder
         if onnx_file is not None:
             if not isinstance(onnx_file, str | os.PathLike):
                 raise InputError(f"onnx_file must be a path or a file name, got {type(onnx_file).__name__}.")

@@ -44,9 +44,10 @@ ROOMS = {
     "search": {"folders"},
     "publishing": {"evaluation", "files", "folders", "loading"},
     "export": {"folders"},
+    "backends": {"export", "folders"},
     "cli": {
         *("shards", "embedding", "training", "evaluation", "data", "conversion", "publishing", "search", "export"),
-        *("files", "folders", "loading", "study", "hierarchy"),
+        *("files", "folders", "loading", "study", "hierarchy", "backends"),
     },
 }
 # Third-party packages with one home: paths, or folders that end in a slash.
@@ -62,7 +63,9 @@ HOMES = {
     "psycopg": ("search/postgres.py",),
     "pgvector": ("search/postgres.py",),
     "peft": ("training/lora.py",),
-    "onnx": ("export/",),
+    "onnx": ("export/", "backends/"),
+    "onnxruntime": ("encoders_hamspk.py", "backends/"),
+    "openvino": ("backends/",),
     "onnxscript": ("export/",),
     "evaluate": ("evaluation/speaker_verification.py",),
 }

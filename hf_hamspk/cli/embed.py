@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
     from ..embedding import EmbeddingParts, Speed
     from ..embedding.sources import Source
-    from ..modeling_hamspk import HamSpkModel
+    from ..modeling_hamspk import HamSpkModel, SpeakerModelMixin
 
 # Copies of values of the package, because importing the originals would import torch. A test compares them.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
-PRECISIONS = ("float32", "bfloat16")
+BACKENDS = ("auto", "torch", "onnx", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 # Longest wait of the first process for the others. Each embeds its own share, so they may finish days apart.
 LONGEST_WAIT = timedelta(days=30)
 
@@ -90,18 +91,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="number of threads that read and decode audio (default: 2)"
     )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
-        help="number format of the computation (default: float32); bfloat16 is faster on processors that support it, "
-        "but embeddings then depend slightly on the other recordings in the batch",
-    )
+    _add_backend_arguments(parser)
     add_channel_argument(parser)
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
     add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
     parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
     parser.epilog = _EMBED_EPILOG
+
+
+def _add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="torch",
+        help="software that computes the embeddings (default: torch); onnx (ONNX Runtime) and openvino are for CPUs "
+        "and need `pip install 'hf_hamspk[onnx]'` or `'hf_hamspk[openvino]'`; auto measures the installed ones on this "
+        "machine and takes the fastest",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="number format of the computation (default: float32); bfloat16 is faster on processors that support it; "
+        "auto takes the faster one of both by measurement; int8 needs --int8-file",
+    )
+    parser.add_argument(
+        "--int8-file", metavar="FILE.onnx", help="file of `hamspk export MODEL FILE.onnx --int8 RECORDINGS`"
+    )
+
+
+def _check_backend(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if --backend, --precision, --int8-file and other options do not match."""
+    backend, precision = arguments.backend, arguments.precision
+    if (precision == "int8") != (arguments.int8_file is not None):
+        raise ValueError("--precision int8 and --int8-file FILE.onnx belong together. Give both or neither.")
+    if precision == "int8" and backend == "torch":
+        raise ValueError("--precision int8 needs --backend onnx, openvino or auto.")
+    if backend == "onnx" and precision == "bfloat16":
+        raise ValueError("--backend onnx has no bfloat16 on a CPU. Use --backend torch or openvino.")
+    if "auto" in (backend, precision) and (arguments.rank is not None or arguments.finish):
+        raise ValueError("All ranks need the same backend and precision. Name them instead of auto.")
+    if arguments.compile and (backend != "torch" or precision in ("auto", "int8")):
+        raise ValueError("--compile is for --backend torch with --precision float32 or bfloat16.")
+    if arguments.int8_file is not None and not os.path.isfile(arguments.int8_file):
+        raise ValueError(f"File not found: --int8-file {arguments.int8_file}.")
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -126,6 +159,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.files and not any(os.path.exists(split_segment(name)[0]) or "://" in name for name in arguments.files):
         raise ValueError(f"File or folder not found: {', '.join(arguments.files[:3])}.")
     check_rank_arguments(arguments)
+    _check_backend(arguments)
     if "://" in arguments.output and arguments.rank is None and not arguments.finish:
         raise ValueError(
             f"--output {arguments.output} is a URL, which needs ranks. Give --rank 0 --world-size 1, and then --finish."
@@ -167,12 +201,12 @@ def _embed_rank(arguments: argparse.Namespace) -> int:
         _print_skipped(missing)
         print(f"nothing to embed: {', '.join(map(str, arguments.files[:3]))} contains no recordings")
         return 1
-    if _is_finished(arguments, model, source):
+    model, label = _prepare(arguments, model)
+    if _is_finished(arguments, model, source, label):
         return 0
-    _speed_up(model, arguments.precision, arguments.compile)
     options = given_options(arguments, "batch_seconds", "workers")
     place = arguments.output, arguments.rank, arguments.world_size
-    speed = embed_share(model, source, *place, arguments.precision, **options)
+    speed = embed_share(model, source, *place, label, **options)
     _print_skipped(missing | speed.skipped)
     share = f"{count_of(speed.utterances - len(speed.skipped), 'file')} embedded, {len(speed.skipped)} skipped"
     print(f"{arguments.output}: rank {arguments.rank} of {arguments.world_size}: {share}")
@@ -187,17 +221,18 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     from ..embedding.sharing import complete_parts
 
     model, source, missing = _load(arguments, arguments.device)
-    if _is_finished(arguments, model, source):
+    model, label = _prepare(arguments, model)
+    if _is_finished(arguments, model, source, label):
         return 0
-    with complete_parts(model, source, arguments.output, arguments.precision) as parts:
-        return _write_output(parts, arguments.output, _about(arguments, model, source), missing, Speed(), 0)
+    with complete_parts(model, source, arguments.output, label) as parts:
+        return _write_output(parts, arguments.output, _about(arguments, model, source, label), missing, Speed(), 0)
 
 
-def _is_finished(arguments: argparse.Namespace, model: "HamSpkModel", source: "Source") -> bool:
+def _is_finished(arguments: argparse.Namespace, model: "SpeakerModelMixin", source: "Source", label: str) -> bool:
     """Return whether the output is complete, so that a rank and the last step have nothing to do, and print it."""
     from ..embedding.sharing import count_finished
 
-    count = count_finished(model, source, arguments.output, arguments.precision)
+    count = count_finished(model, source, arguments.output, label)
     if count is None:
         return False
     print(
@@ -221,11 +256,11 @@ def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkMod
     return model, source_of(model.config.sampling_rate), missing
 
 
-def _about(arguments: argparse.Namespace, model: "HamSpkModel", source: "Source") -> dict[str, str]:
+def _about(arguments: argparse.Namespace, model: "SpeakerModelMixin", source: "Source", label: str) -> dict[str, str]:
     """Return the metadata that the output stores."""
     from ..embedding.sharing import describe_embeddings
 
-    return describe_embeddings(model, source, arguments.precision, Path(arguments.model).name)
+    return describe_embeddings(model, source, label, Path(arguments.model).name)
 
 
 def _lock_parts(folder: Path, lock: ExitStack, state: "PartialState | None") -> None:
@@ -260,10 +295,10 @@ def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None"
     rank, world_size = (0, 1) if state is None else (state.process_index, state.num_processes)
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
-    about = _about(arguments, model, source)
-    parts = open_embedding_parts(model, source, output, arguments.precision)
-    _speed_up(model, arguments.precision, arguments.compile)
-    change_precision(model, arguments.precision)
+    model, label = _prepare(arguments, model)
+    about = _about(arguments, model, source, label)
+    parts = open_embedding_parts(model, source, output, label)
+    change_precision(model, label)
     options = given_options(arguments, "batch_seconds", "workers")
     speed = extract(model, source, parts, rank=rank, world_size=world_size, progress=rank == 0, **options)
     if state is not None:
@@ -316,21 +351,41 @@ def print_contents(contents: FolderContents) -> None:
         print(f"skipped {name}: {reason}", file=sys.stderr)
 
 
-def _speed_up(model: "HamSpkModel", precision: str, compiled: bool) -> None:
-    """Compile the model if requested, and warn if bfloat16 is slow on this processor."""
+def _prepare(arguments: argparse.Namespace, model: "HamSpkModel") -> "tuple[SpeakerModelMixin, str]":
+    """Return the model that embeds, and the name of its computation, which must not change in a run.
+
+    The choice by `auto` is printed to stderr. It is not a part of the name, because an interrupted run may resume with
+    another backend. The embeddings of the backends agree.
+    """
     import torch
 
-    if precision == "bfloat16":
-        capabilities = torch.cpu.get_capabilities()
-        if model.device.type == "cpu" and not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
-            print(
-                "hamspk: warning: float32 is faster on this processor, because it has no bfloat16 instructions "
-                "(avx512_bf16, amx_bf16)",
-                file=sys.stderr,
-            )
-    if compiled:
+    from ..backends import with_backend
+    from ..backends.choosing import has_bfloat16
+    from ..backends.rows import supports_rows
+
+    backend, precision = arguments.backend, arguments.precision
+    if precision == "bfloat16" and model.device.type == "cpu" and not has_bfloat16():
+        print(
+            "hamspk: warning: float32 is faster on this processor, because it has no bfloat16 instructions "
+            "(avx512_bf16, amx_bf16)",
+            file=sys.stderr,
+        )
+    if arguments.compile:
         model.backbone.compile(dynamic=True)
         model.pooling.compile(dynamic=True)
+    is_plain = backend == "torch" and precision in ("float32", "bfloat16")
+    if arguments.compile or (is_plain and not (model.device.type == "cpu" and supports_rows(model))):
+        return model, precision
+    if model.device.type != "cpu":
+        raise ValueError(
+            f"--backend {backend} --precision {precision} is for CPUs, but the model is on {model.device}. Add "
+            "--device cpu, or use --backend torch."
+        )
+    fast = with_backend(model, backend, precision, arguments.int8_file, torch.get_num_threads())
+    if "auto" in (backend, precision):
+        print(fast.choice, file=sys.stderr)
+    named = "" if backend in ("auto", "torch") else f", {backend}"
+    return fast, f"{fast.choice.dtype}{named}"
 
 
 def _write_output(

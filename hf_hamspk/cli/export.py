@@ -1,6 +1,7 @@
 """`hamspk export`: export a model to an ONNX file."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `hamspk export`."""
     parser.add_argument("model", metavar="MODEL", help="folder of a trained model, or its name on the Hub")
     parser.add_argument("output", metavar="OUT.onnx", help="file to write; an earlier export is replaced")
+    parser.add_argument(
+        "--int8",
+        nargs="+",
+        metavar="RECORDINGS",
+        help="write the encoder in int8, for `hamspk embed --backend onnx --precision int8 --int8-file OUT.onnx`. Its "
+        "ranges are measured with these audio files and folders, of which at most 64 are read. They should be like the "
+        "recordings to embed, and of several speakers",
+    )
     parser.epilog = "The export needs additional packages. Install them with `pip install 'hf_hamspk[onnx]'`."
 
 
@@ -38,8 +47,41 @@ def run(arguments: argparse.Namespace) -> int:
     from ..export.onnx_graph import export_onnx
     from ..loading.models import load_model
 
+    if arguments.int8 is not None:
+        return _quantise_model(arguments)
     for line in format_exported(export_onnx(load_model(arguments.model, "cpu"), Path(arguments.output))):
         print(line)
+    return 0
+
+
+def _quantise_model(arguments: argparse.Namespace) -> int:
+    """Write the model in int8, and print how far its embeddings are from float32."""
+    from ..audio_hamspk import InputError
+    from ..backends import quantise_onnx
+    from ..backends.quantising import LARGEST_CALIBRATION, spread
+    from ..data.audio import read_utterance
+    from ..files.recordings import find_audio
+    from ..loading.models import load_model
+
+    found, missing = find_audio(arguments.int8)
+    for name, reason in missing.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    model, waveforms = load_model(arguments.model, "cpu"), []
+    for name in spread(found.files, LARGEST_CALIBRATION):
+        try:
+            waveforms.append(read_utterance(name, model.config.sampling_rate, str(name)).waveform)
+        except InputError as error:
+            print(f"skipped {error}", file=sys.stderr)
+    cosines = quantise_onnx(model, arguments.output, waveforms)
+    size = Path(arguments.output).stat().st_size / 1e6
+    print(
+        f"int8, calibrated with {len(waveforms)} recordings; cosine of their embeddings with float32: "
+        f"{cosines['smallest']:.6f} or more, median {cosines['median']:.6f}"
+    )
+    print(f"written: {arguments.output} ({size:.1f} MB; input: features of one recording)")
+    print(
+        f"to use it: hamspk embed {arguments.model} ... --backend onnx --precision int8 --int8-file {arguments.output}"
+    )
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
+from ..modeling_hamspk import BATCH_SECONDS, SpeakerModelMixin
 
 NO_MEMORY = "needs more memory to embed than this process can get; cut it into shorter files"
 # Words in the RuntimeError of torch if the operating system gives no memory. On a GPU, the error has its own class.
@@ -13,7 +13,7 @@ _NO_MEMORY_WORDS = "can't allocate memory"
 
 
 def embed_what_fits(
-    model: HamSpkPreTrainedModel, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS
+    model: SpeakerModelMixin, waveforms: Sequence[np.ndarray], batch_seconds: float = BATCH_SECONDS
 ) -> list[torch.Tensor | None]:
     """Embed waveforms like `model.embed_waveforms`. If the memory is not sufficient, embed each waveform alone.
 
@@ -28,7 +28,7 @@ def embed_what_fits(
 
 
 def _embed_or_none(
-    model: HamSpkPreTrainedModel, waveforms: Sequence[np.ndarray], batch_seconds: float
+    model: SpeakerModelMixin, waveforms: Sequence[np.ndarray], batch_seconds: float
 ) -> torch.Tensor | None:
     try:
         return model.embed_waveforms(waveforms, batch_seconds).cpu()

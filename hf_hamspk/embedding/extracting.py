@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.audio import log_warnings
 from ..data.fitting import NO_MEMORY, embed_what_fits
-from ..modeling_hamspk import BATCH_SECONDS, HamSpkPreTrainedModel
+from ..modeling_hamspk import BATCH_SECONDS, SpeakerModelMixin
 from .parts import EmbeddingParts
 from .sources import DecodedUtterance, Source
 
@@ -65,7 +65,7 @@ class _Chunk:
 
 
 def extract(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     source: Source,
     parts: EmbeddingParts,
     *,
@@ -132,7 +132,7 @@ def _warn_of_changes(changed: list[int], parts: EmbeddingParts) -> None:
 
 
 def _embed(
-    model: HamSpkPreTrainedModel, recordings: list[DecodedUtterance], batch_seconds: float
+    model: SpeakerModelMixin, recordings: list[DecodedUtterance], batch_seconds: float
 ) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
     """Embed recordings. Return each utterance (without its waveform), its duration in seconds and its embedding.
 

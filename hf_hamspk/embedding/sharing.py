@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..folders.ranks import check_rank
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .extracting import Speed, extract
 from .parts import RUN_FILE, EmbeddingParts, check_complete, lock_parts, lock_parts_of_rank
 from .sources import Source
@@ -50,7 +50,7 @@ def _check_new(store: RemoteStore, name: str, output: str | os.PathLike[str]) ->
 
 
 def describe_embeddings(
-    model: HamSpkPreTrainedModel, source: Source, precision: str = "float32", name: str = ""
+    model: SpeakerModelMixin, source: Source, precision: str = "float32", name: str = ""
 ) -> dict[str, str]:
     """Return the metadata of a file of embeddings: model, precision, and a digest of the names of the recordings.
 
@@ -65,7 +65,7 @@ def describe_embeddings(
 
 
 def count_finished(
-    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+    model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str], precision: str = "float32"
 ) -> int | None:
     """Return the number of embeddings in an output that is complete; None if ranks have something to do.
 
@@ -84,7 +84,7 @@ def count_finished(
 
 
 def open_embedding_parts(
-    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+    model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str], precision: str = "float32"
 ) -> EmbeddingParts:
     """Return the parts of a run, after checking that an interrupted run in the same folder has the same settings.
 
@@ -106,7 +106,7 @@ def open_embedding_parts(
 
 @contextmanager
 def complete_parts(
-    model: HamSpkPreTrainedModel, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+    model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str], precision: str = "float32"
 ) -> Iterator[EmbeddingParts]:
     """Context manager that locks the folder of the parts, and returns the parts if all are complete.
 
@@ -122,14 +122,14 @@ def complete_parts(
         yield parts
 
 
-def change_precision(model: HamSpkPreTrainedModel, precision: str) -> None:
-    """Convert the weights of a model to bfloat16 if `precision` is "bfloat16"."""
+def change_precision(model: SpeakerModelMixin, precision: str) -> None:
+    """Convert the weights of a model to bfloat16 if `precision` is "bfloat16". A `BackendModel` has no weights."""
     if precision == "bfloat16":
         torch.nn.Module.to(model, dtype=torch.bfloat16)
 
 
 def embed_share(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     source: Source,
     output: str | os.PathLike[str],
     rank: int,
@@ -150,7 +150,8 @@ def embed_share(
             `s3://bucket/voices.parquet`. At a URL there are no locks: do not run the same rank twice at once.
         rank: number of the rank, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        precision: number format of the computation, "float32" or "bfloat16".
+        precision: number format of the computation, "float32" or "bfloat16". For a `BackendModel`, which has its own
+            number format, it is a name for the computation that all ranks must share.
         options: further arguments of `extract`.
 
     Raises:
@@ -182,7 +183,7 @@ def embed_share(
 
 
 def finish_embeddings(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     source: Source,
     output: str | os.PathLike[str],
     precision: str = "float32",

@@ -134,7 +134,7 @@ def _write_graph(encoder: HamSpkModel, path: str, description: OnnxDescription) 
     inputs = (values, mask) if description.masked else (values[:, : int(mask.sum(-1).min())],)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_export(), torch.no_grad():
             program: Any = torch.onnx.export(
                 _Embedder(encoder),
                 inputs,
@@ -152,7 +152,7 @@ def _write_graph(encoder: HamSpkModel, path: str, description: OnnxDescription) 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Suppress the warnings of PyTorch's ONNX exporter about torchvision and about future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

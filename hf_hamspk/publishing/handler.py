@@ -16,6 +16,7 @@ endpoint contains the details under this id.
 import base64
 import binascii
 import logging
+import os
 import threading
 import uuid
 from typing import Any
@@ -33,6 +34,8 @@ LONGEST_MESSAGE = 500
 # Number of requests processed at once, and the longest time that a further request waits. Besides its body, a request
 # needs at most 400 MB to read and measure its recordings, and the memory of the encoder for 120 s of audio.
 REQUESTS_AT_ONCE, PATIENCE_SECONDS = 2, 60.0
+# Environment variable with the name of a file of `hamspk export` beside the weights, which then computes embeddings.
+ONNX_VARIABLE = "HAMSPK_ONNX_FILE"
 PARAMETERS = ("operating_point", "threshold", "combine", "check_voices")
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -52,9 +55,11 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         limits = {"seconds": LONGEST_SECONDS, "size": LARGEST_BYTES, "values": LARGEST_VALUES, "remote": False}
+        file = os.environ.get(ONNX_VARIABLE, "")
+        options = {"onnx_file": file} if file else {}
         # The overloads of transformers' `pipeline` do not include this task.
         make: Any = pipeline
-        self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits)
+        self.pipeline = make("speaker-verification", model=path, trust_remote_code=True, limits=limits, **options)
         # Build the verifier now, so that the first request does not wait for it.
         _ = self.pipeline.verifier
         self._slots = threading.BoundedSemaphore(REQUESTS_AT_ONCE)

@@ -7,6 +7,8 @@ each round every contender embeds the same files, decoding included: this packag
 file by file and in padded batches of 16; WeSpeaker as its command line does, `torchaudio.compliance.kaldi.fbank` and
 the encoder file by file (decoded by soundfile, as here everybody's files are). All in float32, with the same number of
 threads and the same allocator; SpeechBrain needs `pip install speechbrain`. The ratio is the median over the rounds.
+`--backends` chooses how our model runs: hf_hamspk (without a backend), or BACKEND:DTYPE, for example torch:bfloat16 or
+onnx:int8 (quantised with 24 of the recordings). How many times as fast as WeSpeaker each is, is printed as well.
 `--lengths` measures single utterances of so many seconds, too. Our model has WeSpeaker's weights where there is a
 checkout, and the largest difference of the embeddings is printed.
 
@@ -24,11 +26,14 @@ import soundfile as sf
 import torch
 from torch import nn
 
+from hf_hamspk.backends import quantise_onnx, with_backend
 from hf_hamspk.embedding import AudioFiles, EmbeddingParts, extract, write_embeddings
 
 RATE = 16_000
 SHORTEST, LONGEST, MEAN = 2.0, 23.0, 8.0
-SPEECHBRAIN_BATCH = 16
+SPEECHBRAIN_BATCH, CALIBRATING = 16, 24
+# Our model without a backend.
+PLAIN = "hf_hamspk"
 BOUNDS = {"speechbrain": 1.3, "wespeaker": 1.3}
 
 
@@ -91,11 +96,29 @@ def embed_ours(model, paths: list[Path], folder: Path) -> None:
     parts.remove()
 
 
+def in_backend(model, backend: str, dtype: str, folder: Path):
+    """Our model in a backend; int8 is quantised with the recordings in the folder."""
+    if dtype != "int8":
+        return with_backend(model, backend, dtype)
+    waves = [sf.read(path, dtype="float32")[0] for path in sorted(folder.rglob("*.flac"))[:CALIBRATING]]
+    found = quantise_onnx(model, folder / f"{backend}.onnx", waves)
+    print(f"{backend}:{dtype}: cosine with float32 {found['smallest']:.6f} or more, median {found['median']:.6f}")
+    return with_backend(model, backend, dtype, folder / f"{backend}.onnx")
+
+
 def contenders(arguments, folder: Path) -> dict:
     """What each does with a list of files."""
+    torch.manual_seed(0)
     theirs = rivals.wespeaker_encoder(arguments.wespeaker, arguments.channels) if arguments.wespeaker else None
     model = rivals.our_model(arguments.channels, theirs)
-    works = {"hf_hamspk": lambda paths: embed_ours(model, paths, folder)}
+    works = {}
+    for name in arguments.backends:
+        if name == PLAIN:
+            works[name] = lambda paths: embed_ours(model, paths, folder)
+            continue
+        fast = in_backend(model, *name.split(":"), folder)
+        print(f"{name}: {fast.choice}")
+        works[name] = lambda paths, fast=fast: embed_ours(fast, paths, folder)
     if arguments.compile:
         compiled = rivals.our_model(arguments.channels, theirs)
         compiled.backbone.compile(dynamic=True)
@@ -150,6 +173,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="our encoder compiled, too")
     parser.add_argument("--bfloat16", action="store_true", help="our encoder in bfloat16, too")
+    parser.add_argument(
+        "--backends",
+        nargs="*",
+        default=[PLAIN],
+        metavar="BACKEND:DTYPE",
+        help=f"our model in backends; {PLAIN} is without one",
+    )
     rivals.add_conditions(parser)
     parser.add_argument("--lengths", type=float, nargs="*", default=[], help="seconds of single utterances to time")
     parser.add_argument("--plots", type=Path, help="folder for the plot of time against length")
@@ -158,27 +188,39 @@ def main() -> None:
     rivals.use_conditions(arguments)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         folder = Path(scratch)
-        works, model, theirs = contenders(arguments, folder)
         (folder / "audio").mkdir()
         paths, seconds = make_recordings(folder / "audio", arguments.utterances, arguments.speech)
+        with torch.inference_mode(False), torch.no_grad():
+            # The exporter of PyTorch refuses tensors of the inference mode.
+            works, model, theirs = contenders(arguments, folder)
         found = differences(model, theirs, paths[:8])
         for work in works.values():
             work(paths[:2])
         times: dict[str, list[float]] = {name: [] for name in works}
         for number in range(arguments.rounds):
+            print(
+                f"round {number + 1} of {arguments.rounds}", {k: round(sum(v), 2) for k, v in times.items()}, flush=True
+            )
             own = paths[number :: arguments.rounds]
             turns = {name: partial(work, own) for name, work in works.items()}
             for name, spent in rivals.take_turns(turns, 1, arguments.clock, warm_up=0).items():
                 times[name] += spent
         curves = over_length(works, folder, arguments)
-    factors = rivals.ratios(times, "hf_hamspk")
+    factors = rivals.ratios(times, next(iter(times)))
     print(
         f"{len(paths)} recordings, {seconds:.0f} s, ECAPA-TDNN of {arguments.channels} channels, float32, "
         f"{rivals.conditions_in_words(arguments)}"
     )
     for name, spent in times.items():
-        factor = f"{factors[name]:>8.2f} x ours" if name in factors else ""
+        factor = f"{factors[name]:>8.2f} x the first" if name in factors else ""
         print(f"{name:<22}{len(paths) / sum(spent):>8.1f} utterances/s{seconds / sum(spent):>8.1f} x real time{factor}")
+    if "wespeaker" in times:
+        against = {name: np.array(times["wespeaker"]) / np.array(spent) for name, spent in times.items()}
+        for name, of_rounds in against.items():
+            print(
+                f"{name:<22}{np.median(of_rounds):>8.2f} x as fast as wespeaker ({min(of_rounds):.2f} to "
+                f"{max(of_rounds):.2f} by round)"
+            )
     for name, value in found.items():
         print(f"largest difference, {name}: {value:.1e}")
     for name, points in curves.items():

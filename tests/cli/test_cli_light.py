@@ -80,6 +80,7 @@ def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, mon
 
 def test_choices_are_those_of_the_package():
     from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
+    from hf_hamspk.backends.choosing import BACKENDS, DTYPES
     from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
@@ -100,6 +101,7 @@ def test_choices_are_those_of_the_package():
     assert calibrate._STALE[0] == CALIBRATION_FILE
     assert f"(default: {MINIMUM_SPEECH:g})" in help_of("calibrate")["minimum_speech"]
     assert embed.OUTPUT_FORMATS == EMBEDDING_FORMATS
+    assert (embed.BACKENDS, embed.PRECISIONS) == (BACKENDS, DTYPES)
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
     assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
     assert tuple(SOURCES) == convert.SOURCE_KINDS

@@ -1,0 +1,217 @@
+"""Choice of the backend and the number format of a model, by a short measurement on this machine if requested."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
+from .graphs import Embedder, check_installed, features_of, missing_packages, open_onnx, open_openvino, write_graph
+from .models import BackendModel, torch_embedder
+from .quantising import read_description
+
+BACKENDS = ("auto", "torch", "onnx", "openvino")
+DTYPES = ("auto", "float32", "bfloat16", "int8")
+SMALLEST_COSINE = {"float32": 1 - 1e-4, "bfloat16": 0.999}
+"""Smallest cosine of embeddings of a test signal by a backend and by the model. Others are refused."""
+
+MEASURED_SECONDS = (2.0, 4.0, 8.0)
+"""Durations of the recordings that choose a backend. In each round, they are longer by one frame."""
+
+ROUNDS = 3
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Backend and number format of a model.
+
+    Attributes:
+        backend: "torch", "onnx" or "openvino".
+        dtype: "float32", "bfloat16" or "int8".
+        threads: number of threads.
+        milliseconds: dictionary that maps each measured backend and number format to the milliseconds that it takes
+            for a second of audio, features included; empty if nothing was measured.
+    """
+
+    backend: str
+    dtype: str
+    threads: int
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        text = f"backend {self.backend}, {self.dtype}, {threads}"
+        if not self.milliseconds:
+            return text
+        measured = ", ".join(f"{name} {value:.1f}" for name, value in self.milliseconds.items())
+        return f"{text}; chosen by milliseconds for a second of audio: {measured}"
+
+
+def with_backend(
+    model: HamSpkPreTrainedModel,
+    backend: str = "auto",
+    dtype: str = "float32",
+    int8_file: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> BackendModel:
+    """Return a model that embeds in a backend on the CPU.
+
+    Args:
+        model: model in float32 on the CPU.
+        backend: "torch", "onnx" (ONNX Runtime) or "openvino". "auto" measures the backends that are installed, and
+            takes the fastest.
+        dtype: number format of the encoder: "float32", "bfloat16" (not with "onnx") or "int8". "auto" measures float32,
+            and bfloat16 if the processor has instructions for it. The front-end is in float32.
+        int8_file: file of `quantise_onnx`, for int8 only.
+        threads: number of threads; None takes the number of threads of torch.
+
+    Raises:
+        ImportError: packages of the backend are not installed.
+        ValueError: an argument is unknown, the arguments do not match, the model is not in float32 on the CPU, or the
+            backend computes other embeddings than the model.
+
+    Example:
+        ```python
+        from hf_hamspk import HamSpkModel
+        from hf_hamspk.backends import with_backend
+
+        fast = with_backend(HamSpkModel.from_pretrained("model"), "torch")
+        print(fast.choice, fast.embed(["a.wav", "b.wav"]).shape)
+        ```
+    """
+    check_choice(backend, dtype, int8_file)
+    encoder: Any = model.base_model
+    if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+        raise ValueError("A backend needs a model in float32 on the CPU. Convert it with model.float().cpu().")
+    count = torch.get_num_threads() if threads is None else threads
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            if dtype == "int8":
+                return _int8_model(model, backend, Path(str(int8_file)), count)
+            return _float_model(model, backend, dtype, count)
+    finally:
+        encoder.train(was_training)
+
+
+def check_choice(backend: str, dtype: str, int8_file: str | os.PathLike[str] | None = None) -> None:
+    """Raise an error if a backend, a number format and a file do not match, or packages are missing."""
+    for name, value, known in (("backend", backend, BACKENDS), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    if backend == "onnx" and dtype == "bfloat16":
+        raise ValueError("ONNX Runtime has no bfloat16 on a CPU. Use the backend 'torch' or 'openvino'.")
+    if dtype == "int8" and backend == "torch":
+        raise ValueError("The backend 'torch' has no int8. Use the backend 'onnx', 'openvino' or 'auto'.")
+    if (dtype == "int8") != (int8_file is not None):
+        raise ValueError(
+            "int8 needs a file that was quantised with recordings, and other number formats need none. Make it with "
+            "`hamspk export MODEL OUT.onnx --int8 RECORDINGS`, and give it together with the number format int8."
+        )
+    if backend in ("onnx", "openvino"):
+        check_installed(backend)
+
+
+def has_bfloat16() -> bool:
+    """Return whether this processor has instructions for bfloat16 matrix products."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads: int) -> BackendModel:
+    encoder: Any = model.base_model
+    dtypes = [dtype] if dtype != "auto" else ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    backends = [backend] if backend != "auto" else [one for one in BACKENDS[1:] if not missing_packages(one)]
+    pairs = [(one, kind) for one in backends for kind in dtypes if (one, kind) != ("onnx", "bfloat16")]
+    graph: list[Path] = []
+    found: dict[tuple[str, str], Embedder] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for one, kind in pairs:
+            if one != "torch" and not graph:
+                graph.append(Path(scratch, "encoder.onnx"))
+                write_graph(encoder, graph[0], {})
+            try:
+                embedder = _open(encoder, one, kind, graph[0] if graph else None, threads)
+                _check_cosine(encoder, embedder, one, kind)
+            except Exception as error:
+                if len(pairs) == 1:
+                    raise
+                # The packages share no base class of errors.
+                logger.warning(f"The backend {one} in {kind} is not measured: {str(error)[:200]}")
+                continue
+            found[one, kind] = embedder
+    if not found:
+        raise ValueError("No backend can run this model. Use model.embed without a backend.")
+    times = _measure(encoder, found) if len(pairs) > 1 else {}
+    best = min(times, key=lambda pair: times[pair]) if times else pairs[0]
+    choice = Choice(*best, threads, {" ".join(pair): value for pair, value in times.items()})
+    logger.info(str(choice))
+    return BackendModel(model, found[best], choice)
+
+
+def _int8_model(model: HamSpkPreTrainedModel, backend: str, file: Path, threads: int) -> BackendModel:
+    encoder: Any = model.base_model
+    read_description(file, model.fingerprint())
+    backends = [backend] if backend != "auto" else [one for one in ("onnx", "openvino") if not missing_packages(one)]
+    if not backends:
+        check_installed("onnx")
+    found = {(one, "int8"): _open(encoder, one, "int8", file, threads) for one in backends}
+    times = _measure(encoder, found) if len(found) > 1 else {}
+    best = min(times, key=lambda pair: times[pair]) if times else (backends[0], "int8")
+    choice = Choice(*best, threads, {" ".join(pair): value for pair, value in times.items()})
+    logger.info(str(choice))
+    return BackendModel(model, found[best], choice, file.read_bytes())
+
+
+def _open(encoder: HamSpkModel, backend: str, dtype: str, graph: Path | None, threads: int) -> Embedder:
+    if graph is None or backend == "torch":
+        return torch_embedder(encoder, dtype)
+    return open_onnx(graph, threads) if backend == "onnx" else open_openvino(graph, threads, dtype)
+
+
+def _noise(seconds: float, rate: int) -> torch.Tensor:
+    return 0.1 * torch.randn(round(seconds * rate), generator=torch.Generator().manual_seed(0))
+
+
+def _check_cosine(encoder: HamSpkModel, embedder: Embedder, backend: str, dtype: str) -> None:
+    """Raise a ValueError if a backend and the model compute different embeddings of noise."""
+    waveform = _noise(MEASURED_SECONDS[0], encoder.config.sampling_rate)
+    expected, found = encoder(waveform[None]).embeddings, embedder(features_of(encoder, waveform))
+    cosine = float(torch.cosine_similarity(found, expected).min())
+    if not cosine >= SMALLEST_COSINE[dtype]:
+        raise ValueError(
+            f"The backend {backend!r} in {dtype} computes other embeddings than the model: their cosine is "
+            f"{cosine:.6f}, at least {SMALLEST_COSINE[dtype]:g} is needed. Use the backend 'torch' in float32."
+        )
+
+
+def _measure(encoder: HamSpkModel, found: dict[tuple[str, str], Embedder]) -> dict[tuple[str, str], float]:
+    """Return the milliseconds that each backend takes for a second of audio, the shortest time of each duration.
+
+    The backends take turns. Each length is new to a backend, as most lengths of a corpus are, because OpenVINO prepares
+    its kernels again for each length.
+    """
+    rate = encoder.config.sampling_rate
+    shortest = {pair: [float("inf")] * len(MEASURED_SECONDS) for pair in found}
+    for number in range(ROUNDS):
+        for i, seconds in enumerate(MEASURED_SECONDS):
+            waveform = _noise(seconds + number / 100, rate)
+            for pair, embedder in found.items():
+                took = _time(lambda run=embedder, wave=waveform: run(features_of(encoder, wave)))
+                shortest[pair][i] = min(shortest[pair][i], took)
+    return {pair: 1000 * sum(times) / sum(MEASURED_SECONDS) for pair, times in shortest.items()}
+
+
+def _time(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,136 @@
+"""Encoders as ONNX graphs, which ONNX Runtime and OpenVINO run: features of one recording to its embedding.
+
+The front-end stays in PyTorch and in float32. A graph accepts features of one recording of any length, so it needs no
+mask.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..encoders_hamspk import METADATA_KEY
+from ..export.onnx_graph import quiet_export
+from ..modeling_hamspk import HamSpkModel
+from ..networks_hamspk import Features, Waveform
+
+FEATURES, EMBEDDINGS = "features", "embeddings"
+# Duration of the recording with which a graph is traced. The graph accepts other durations.
+TRACED_SECONDS = 3.0
+# What to install for each backend. `pip install 'hf_hamspk[openvino]'` installs the packages of both.
+PACKAGES = {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
+
+Embedder = Callable[[Tensor], Tensor]
+
+
+def missing_packages(backend: str) -> list[str]:
+    """Return the packages of a backend that are not installed."""
+    return [name for name in PACKAGES.get(backend, ()) if importlib.util.find_spec(name) is None]
+
+
+def check_installed(backend: str) -> None:
+    """Raise an ImportError with the command to run if packages of a backend are not installed."""
+    missing = missing_packages(backend)
+    if missing:
+        raise ImportError(
+            f"The backend {backend!r} needs {', '.join(missing)}. Run `pip install 'hf_hamspk[{backend}]'`, or use the "
+            "backend 'torch'."
+        )
+
+
+class _GivenFeatures(nn.Module):
+    """Front-end that takes features instead of waveforms. `smallest_length` is in frames."""
+
+    smallest_length = 1
+
+    def __init__(self, are_samples: bool):
+        super().__init__()
+        self.are_samples = are_samples
+
+    def forward(self, values: Tensor, lengths: Tensor | None = None) -> Features:
+        return Features(values if self.are_samples else values[None], lengths)
+
+
+class WithoutFrontend(nn.Module):
+    """Module that maps the features of one recording to its embedding `(1, D)`, with the layers of a model.
+
+    The features are `(F, T)`, or `(T, F)`, or samples `(1, L)`, as the front-end of the model returns them.
+    """
+
+    def __init__(self, model: HamSpkModel):
+        super().__init__()
+        self.layers = copy.copy(model)
+        self.layers._modules = model._modules | {"frontend": _GivenFeatures(takes_samples(model))}
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features).embeddings
+
+
+def takes_samples(model: HamSpkModel) -> bool:
+    """Return whether the front-end of a model returns samples `(B, L)` and not features of frames."""
+    return isinstance(model.frontend, Waveform)
+
+
+def features_of(model: HamSpkModel, waveform: Tensor) -> Tensor:
+    """Return the features of a waveform `(L,)`, in the form that `WithoutFrontend` takes."""
+    values = model.frontend(waveform[None]).values
+    return values if takes_samples(model) else values[0]
+
+
+def write_graph(model: HamSpkModel, path: Path, description: dict[str, Any]) -> None:
+    """Write the encoder of a model to an ONNX file, with a description in its metadata."""
+    noise = 0.1 * torch.randn(round(TRACED_SECONDS * model.config.sampling_rate))
+    with quiet_export(), torch.no_grad():
+        features = features_of(model, noise)
+        # The number of mel bins is fixed, and the number of frames or samples is not.
+        axis = 0 if model.config.frontend == "seamless" else 1
+        program: Any = torch.onnx.export(
+            WithoutFrontend(model),
+            (features,),
+            input_names=[FEATURES],
+            output_names=[EMBEDDINGS],
+            dynamic_shapes=({axis: torch.export.Dim.DYNAMIC},),
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props[METADATA_KEY] = json.dumps(description)
+    program.save(str(path), external_data=False)
+
+
+def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
+    """Return a function that runs a graph in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return lambda features: torch.from_numpy(session.run([EMBEDDINGS], {FEATURES: features.numpy()})[0])
+
+
+def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str) -> Embedder:
+    """Return a function that runs a graph in OpenVINO."""
+    import openvino
+
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+    }
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(os.fspath(path)), "CPU", options)
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def run(features: Tensor) -> Tensor:
+        # A request holds the results of one call.
+        with lock:
+            return torch.from_numpy(np.array(request.infer([features.numpy()])[0]))
+
+    return run

@@ -1,0 +1,81 @@
+"""Speaker models whose encoder runs in another backend or number format."""
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import XVectorOutput
+from transformers.utils import logging
+
+from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel, SpeakerModelMixin, check_batch
+from .graphs import Embedder, WithoutFrontend, features_of
+from .rows import RowEcapa, supports_rows
+
+logger = logging.get_logger(__name__)
+
+
+class BackendModel(SpeakerModelMixin):
+    """Speaker model that embeds recordings one by one in a backend. `with_backend` creates it.
+
+    It has the inference methods of the model, such as `embed`, `verify` and `identify`, and cannot be trained or saved.
+    Each recording is computed without padding, so an embedding does not depend on the other recordings. Later changes
+    of the weights of the model have no effect.
+
+    Attributes:
+        choice: backend and number format, and the measurement that chose them (see `Choice`).
+    """
+
+    def __init__(self, model: HamSpkPreTrainedModel, embedder: Embedder, choice: Any, graph: bytes | None = None):
+        super().__init__()
+        encoder: Any = model.base_model
+        self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
+        self.overlap_detector, self.choice = model.overlap_detector, choice
+        self.base_model: Any = _OneByOne(encoder, embedder)
+        self._weights = model.fingerprint().partition("-")[0]
+        if graph is None:
+            self.calibration, self.cohort = model.usable_calibration()
+            return
+        self._weights = hashlib.sha256(self._weights.encode() + hashlib.sha256(graph).digest()).hexdigest()
+        if model.calibration is not None or model.cohort is not None:
+            logger.warning(
+                "The int8 model computes other embeddings than the model, so the calibration of the model does not "
+                "apply. It gives scores but no decisions. Give the int8 model its own calibration, or use float32 or "
+                "bfloat16."
+            )
+
+    def _hash_weights(self) -> str:
+        return self._weights
+
+
+class _OneByOne(nn.Module):
+    """Encoder that is called like a model and computes each recording of a batch alone."""
+
+    def __init__(self, encoder: HamSpkModel, embedder: Embedder):
+        super().__init__()
+        # A list hides the model from `parameters` and `state_dict`, which are for weights of this module.
+        self._model, self._embedder = [encoder], embedder
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
+        """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""
+        model = self._model[0]
+        check_batch(input_values, attention_mask, model.frontend.smallest_length)
+        full = input_values.shape[1]
+        lengths = [full] * len(input_values) if attention_mask is None else attention_mask.sum(-1).tolist()
+        rows = [
+            self._embedder(features_of(model, row[:length])) for row, length in zip(input_values, lengths, strict=True)
+        ]
+        return XVectorOutput(embeddings=torch.cat(rows).float())
+
+
+def torch_embedder(model: HamSpkModel, dtype: str) -> Embedder:
+    """Return a function that computes embeddings `(1, D)` of features in PyTorch."""
+    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    if supports_rows(model):
+        rows = RowEcapa(model, kind)
+        projection, norms = copy.deepcopy(model.projection), copy.deepcopy((model.pooled_norm, model.embedding_norm))
+        return lambda features: norms[1](projection(norms[0](rows(features.mT.contiguous())[None])))
+    # A copy, because the precision of the user's model must not change.
+    layers = WithoutFrontend(nn.Module.to(copy.deepcopy(model).eval(), dtype=kind))
+    return lambda features: layers(features).float()

@@ -1,0 +1,155 @@
+"""Quantisation of an encoder to int8, calibrated with recordings."""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calibration_hamspk import is_same_model
+from ..encoders_hamspk import METADATA_KEY
+from ..folders.recognising import check_replaceable, is_onnx_file
+from ..folders.writing import write_atomically
+from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
+from .graphs import FEATURES, check_installed, features_of, open_onnx, write_graph
+
+CALIBRATION_SECONDS = 6.0
+"""Largest part in seconds of each recording that calibrates the quantisation."""
+
+LARGEST_CALIBRATION = 64
+"""Largest number of recordings that calibrate the quantisation; of more, equally spaced ones are taken."""
+
+
+def quantise_onnx(
+    model: HamSpkPreTrainedModel, path: str | os.PathLike[str], waveforms: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Write the encoder of a model with its convolutions and matrix products in int8 to an ONNX file.
+
+    The ranges of the activations are measured with recordings, which should be like those that are embedded later, and
+    include different speakers. Weights have a scale for each output channel. Pass the file to `with_backend`.
+
+    Args:
+        model: model in float32 on the CPU.
+        path: path of the new file. An earlier export is replaced.
+        waveforms: waveforms `(L,)` of about 16 to 64 recordings, as `read_sound` returns them.
+
+    Returns:
+        Smallest and median cosine of the embeddings of these recordings with those of the model.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: the model is not in float32 on the CPU, there are no recordings, or the path is another file.
+    """
+    check_installed("onnx")
+    encoder: Any = model.base_model
+    if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+        raise ValueError("The quantisation needs a model in float32 on the CPU. Convert it with model.float().cpu().")
+    if not waveforms:
+        raise ValueError("The quantisation needs recordings, got none. Give about 16 to 64 recordings of speech.")
+    check_replaceable(Path(path), is_onnx_file, "an exported model")
+    rate = encoder.config.sampling_rate
+    chosen = spread(waveforms, LARGEST_CALIBRATION)
+    tensors = [torch.from_numpy(wave[: round(CALIBRATION_SECONDS * rate)].copy()) for wave in chosen]
+    description = {
+        "fingerprint": encoder.fingerprint(),
+        "sampling_rate": rate,
+        "embedding_size": encoder.config.embedding_size,
+        "dtype": "int8",
+    }
+    with _evaluating(encoder):
+        features = [features_of(encoder, tensor) for tensor in tensors]
+        expected = torch.cat([encoder(tensor[None]).embeddings for tensor in tensors])
+        write_atomically(Path(path), lambda partial: _quantise(encoder, partial, features, description))
+    run = open_onnx(path, torch.get_num_threads())
+    cosines = torch.cosine_similarity(torch.cat([run(one) for one in features]), expected)
+    return {"smallest": float(cosines.min()), "median": float(cosines.median())}
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most `most` items, equally spaced in their order."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))] if len(items) else []
+
+
+@contextlib.contextmanager
+def _evaluating(encoder: HamSpkModel) -> Iterator[None]:
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        encoder.train(was_training)
+
+
+def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], description: dict[str, Any]) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(features)
+
+        def get_next(self) -> dict[str, np.ndarray]:
+            found = next(self.left, None)
+            return {} if found is None else {FEATURES: found.numpy()}
+
+    with tempfile.TemporaryDirectory() as scratch, _quiet_quantisation():
+        write_graph(encoder, plain := Path(scratch, "plain.onnx"), description)
+        quantize_static(
+            plain,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    written = onnx.load(str(path))
+    if not any(one.key == METADATA_KEY for one in written.metadata_props):
+        one = written.metadata_props.add()
+        one.key, one.value = METADATA_KEY, json.dumps(description)
+        onnx.save(written, str(path))
+
+
+@contextlib.contextmanager
+def _quiet_quantisation() -> Iterator[None]:
+    """Suppress the advice of ONNX Runtime to process the graph first."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def read_description(path: Path, fingerprint: str) -> dict[str, Any]:
+    """Return the description of a file of `quantise_onnx`.
+
+    Raises:
+        ValueError: the file does not exist, was not written by `quantise_onnx`, or is of other weights.
+    """
+    import onnx
+
+    remedy = "Make it again with `hamspk export MODEL OUT.onnx --int8 RECORDINGS`."
+    try:
+        stored = {one.key: one.value for one in onnx.load(str(path), load_external_data=False).metadata_props}
+        found = json.loads(stored[METADATA_KEY])
+        is_own = found["dtype"] == "int8" and is_same_model(found["fingerprint"], fingerprint)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} not found. {remedy}") from error
+    except Exception as error:
+        # The errors of protobuf share no base class.
+        raise ValueError(f"{path} is not an int8 file of `hamspk export`. {remedy}") from error
+    if not is_own:
+        raise ValueError(f"{path} is of other weights than the model. {remedy}")
+    return found

@@ -1,0 +1,243 @@
+"""Backends compute the embeddings of the model, one recording at a time, and say what they chose."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
+
+from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk.__main__ import main
+from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, with_backend
+from hf_hamspk.backends.rows import RowEcapa
+from hf_hamspk.calibration_hamspk import Calibration
+from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.pipeline_hamspk import SpeakerVerificationPipeline
+from hf_hamspk.publishing import handler
+
+SECONDS = (0.1, 0.7, 2.0, 1.1)
+SPEECHBRAIN = {"ecapa_padding": "reflect", "ecapa_block_input": "sum", "ecapa_normalize_aggregate": True}
+
+
+def ecapa(**fields) -> HamSpkModel:
+    torch.manual_seed(0)
+    model = settle(HamSpkModel(tiny_config(**fields)))
+    # Negative factors of a normalisation turn a maximum into a minimum.
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.weight[::2] *= -1
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ecapa()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, SPEECHBRAIN, {"pooling_context": False}, {"pooling_hidden_norm": False, "pooling_unbiased": False}]
+)
+def test_rows_are_the_encoder(fields):
+    model = ecapa(**fields)
+    waves = noises(*SECONDS)
+    expected = torch.cat([model.embed([wave], RATE) for wave in waves])
+    found = with_backend(model, "torch").embed(waves, RATE)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_embedding_depends_on_no_other_recording(model):
+    waves = noises(*SECONDS)
+    for dtype in ("float32", "bfloat16"):
+        fast = with_backend(model, "torch", dtype)
+        alone = torch.cat([fast.embed([wave], RATE) for wave in waves])
+        torch.testing.assert_close(fast.embed(waves, RATE), alone, atol=0, rtol=0)
+
+
+def test_bfloat16_is_close_and_leaves_the_model_alone(model):
+    waves = noises(*SECONDS)
+    before = model.embed(waves, RATE)
+    fast = with_backend(model, "torch", "bfloat16")
+    assert torch.cosine_similarity(fast.embed(waves, RATE), before).min() > 0.999
+    assert fast.embed(waves, RATE).dtype == torch.float32
+    assert fast.fingerprint() == model.fingerprint()
+    torch.testing.assert_close(model.embed(waves, RATE), before, atol=0, rtol=0)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_it_decides_as_the_model():
+    torch.manual_seed(0)
+    model = settle(HamSpkForXVector(tiny_config()))
+    model.calibration = Calibration(model.fingerprint(), "cosine", -2.0, {"score": 8.0}, trials=99, targets=9)
+    fast = with_backend(model, "torch")
+    pair = make_speech(0, 0, 3.2, RATE), make_speech(1, 0, 3.4, RATE)
+    expected, found = (one.verify(*pair, sampling_rate=RATE) for one in (model, fast))
+    assert found.decision == expected.decision
+    assert found.log_likelihood_ratio == pytest.approx(expected.log_likelihood_ratio, abs=1e-3)
+
+
+def test_another_encoder_runs_in_torch():
+    model = settle(HamSpkModel(tiny_config("campplus")))
+    waves = noises(*SECONDS)
+    found = with_backend(model, "torch").embed(waves, RATE)
+    torch.testing.assert_close(found, model.embed(waves, RATE), atol=1e-5, rtol=1e-4)
+
+
+def test_too_short_a_recording_is_refused(model):
+    with pytest.raises(ValueError, match="has 100 samples; expected at least 400"):
+        with_backend(model, "torch").base_model(torch.zeros(1, 100))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "tensorrt"}, "backend must be one of auto, torch, onnx, openvino, got 'tensorrt'"),
+        ({"dtype": "float16"}, "dtype must be one of auto, float32, bfloat16, int8, got 'float16'"),
+        ({"backend": "onnx", "dtype": "bfloat16"}, "ONNX Runtime has no bfloat16 on a CPU"),
+        ({"backend": "torch", "dtype": "int8", "int8_file": "a.onnx"}, "'torch' has no int8"),
+        ({"backend": "onnx", "dtype": "int8"}, "int8 needs a file"),
+        ({"backend": "torch", "int8_file": "a.onnx"}, "other number formats need none"),
+    ],
+)
+def test_what_does_not_match_is_refused(model, options, said):
+    with pytest.raises(ValueError, match=said):
+        with_backend(model, **options)
+
+
+def test_a_missing_package_is_named_with_the_command(model, monkeypatch):
+    monkeypatch.setattr(graphs, "missing_packages", lambda backend: ["openvino"])
+    with pytest.raises(ImportError, match=r"needs openvino\. Run `pip install 'hf_hamspk\[openvino\]'`"):
+        with_backend(model, "openvino")
+
+
+def test_a_model_in_half_precision_is_refused():
+    with pytest.raises(ValueError, match="needs a model in float32 on the CPU"):
+        with_backend(torch.nn.Module.to(settle(HamSpkModel(tiny_config())), torch.bfloat16), "torch")
+
+
+def test_auto_takes_the_fastest_and_says_so(model, monkeypatch):
+    """Times are given, because a test must not depend on them."""
+    times = {("torch", "float32"): 3.0, ("torch", "bfloat16"): 1.0}
+    monkeypatch.setattr(choosing, "missing_packages", lambda backend: ["it"] if backend != "torch" else [])
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(choosing, "_measure", lambda encoder, found: {pair: times[pair] for pair in found})
+    fast = with_backend(model, "auto", "auto", threads=2)
+    assert isinstance(fast, BackendModel) and (fast.choice.backend, fast.choice.dtype) == ("torch", "bfloat16")
+    assert str(fast.choice) == (
+        "backend torch, bfloat16, 2 threads; chosen by milliseconds for a second of audio: torch float32 3.0, "
+        "torch bfloat16 1.0"
+    )
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda: False)
+    assert with_backend(model, "auto", "auto").choice.dtype == "float32"
+
+
+def test_auto_leaves_out_a_backend_that_computes_something_else(model, monkeypatch, caplog):
+    monkeypatch.setattr(choosing, "missing_packages", lambda backend: [])
+    monkeypatch.setattr(choosing, "write_graph", lambda *_: None)
+    monkeypatch.setattr(choosing, "open_onnx", lambda *_: lambda features: -torch.ones(1, 24))
+
+    def fails(*_):
+        raise RuntimeError("an unsupported layer")
+
+    monkeypatch.setattr(choosing, "open_openvino", fails)
+    assert with_backend(model, "auto").choice.backend == "torch"
+    assert "The backend onnx in float32 is not measured" in caplog.text
+    assert "an unsupported layer" in caplog.text
+    with pytest.raises(ValueError, match="'onnx' in float32 computes other embeddings than the model"):
+        with_backend(model, "onnx")
+
+
+def test_it_measures_every_backend(model):
+    found = {("torch", "float32"): choosing.torch_embedder(model, "float32")}
+    with torch.no_grad():
+        assert 0 < choosing._measure(model, found)["torch", "float32"] < float("inf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, W2V_BERT])
+def test_graphs_agree_with_torch(kind, tmp_path):
+    """OpenVINO is tested if it is installed."""
+    for package in graphs.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    model = ecapa() if kind is None else settle(HamSpkModel(tiny_config(kind)))
+    graphs.write_graph(model, tmp_path / "encoder.onnx", {})
+    opened = {"onnx": graphs.open_onnx(tmp_path / "encoder.onnx", 1)}
+    if find_spec("openvino") is not None:
+        opened["openvino"] = graphs.open_openvino(tmp_path / "encoder.onnx", 1, "float32")
+    with torch.no_grad():
+        for wave in noises(*SECONDS):
+            wave = torch.as_tensor(wave)
+            expected, features = model(wave[None]).embeddings, graphs.features_of(model, wave)
+            for embedder in opened.values():
+                assert torch.cosine_similarity(embedder(features), expected).min() > 1 - 1e-4
+
+
+@pytest.mark.slow
+def test_int8_is_another_model_of_its_own_file(model, tmp_path, caplog):
+    for package in graphs.PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    path, waves = tmp_path / "int8.onnx", noises(0.7, 2.0, 1.1)
+    cosines = quantise_onnx(model, path, [np.asarray(wave) for wave in waves])
+    assert 0.9 < cosines["smallest"] <= cosines["median"] <= 1
+    model.calibration = Calibration(model.fingerprint(), "cosine", -2.0, {"score": 8.0}, trials=99, targets=9)
+    try:
+        fast = with_backend(model, "onnx", "int8", path)
+    finally:
+        model.calibration = None
+    assert fast.calibration is None and "does not apply" in caplog.text
+    assert fast.fingerprint() != model.fingerprint()
+    assert torch.cosine_similarity(fast.embed(waves, RATE), model.embed(waves, RATE)).min() > 0.9
+    torch.manual_seed(5)
+    with pytest.raises(ValueError, match="is of other weights than the model"):
+        with_backend(settle(HamSpkModel(tiny_config())), "onnx", "int8", path)
+    (tmp_path / "else.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is not an int8 file of `hamspk export`"):
+        with_backend(model, "onnx", "int8", tmp_path / "else.onnx")
+    with pytest.raises(ValueError, match="needs recordings, got none"):
+        quantise_onnx(model, path, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--precision", "int8"], "--precision int8 and --int8-file FILE.onnx belong together"),
+        (["--backend", "onnx", "--precision", "bfloat16"], "--backend onnx has no bfloat16 on a CPU"),
+        (["--backend", "auto", "--rank", "0", "--world-size", "2"], "All ranks need the same backend and precision"),
+        (["--backend", "auto", "--compile"], "--compile is for --backend torch"),
+        (["--backend", "onnx", "--precision", "int8", "--int8-file", "nowhere.onnx"], "File not found: --int8-file"),
+    ],
+)
+def test_the_command_refuses_at_once(words, said, tmp_path, capsys):
+    (tmp_path / "a.wav").write_bytes(b"")
+    assert main(["embed", str(tmp_path), str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.npz"), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_pipeline_takes_it_as_its_embedder(model):
+    fast = with_backend(model, "torch")
+    embed = SpeakerVerificationPipeline(model, device="cpu", embedder=fast)
+    found = embed({"array": make_speech(0, 0, 3.2, RATE), "sampling_rate": RATE}, return_embeddings=True)
+    assert embed.embedder is fast and found["embedding"].shape == (model.config.embedding_size,)
+
+
+def test_the_endpoint_takes_the_file_that_its_environment_names(monkeypatch):
+    given = {}
+
+    class Made:
+        verifier = None
+
+        def __init__(self, task, **options):
+            given.update(options)
+
+    monkeypatch.setattr(handler, "pipeline", Made)
+    handler.EndpointHandler("folder")
+    assert "onnx_file" not in given
+    monkeypatch.setenv("HAMSPK_ONNX_FILE", "model.onnx")
+    handler.EndpointHandler("folder")
+    assert given["onnx_file"] == "model.onnx"
+
+
+def test_the_rows_have_the_channels_of_the_pooling(model):
+    features = torch.randn(50, model.config.num_mel_bins)
+    assert RowEcapa(model, torch.float32)(features).shape == (model.pooling.output_size,)
