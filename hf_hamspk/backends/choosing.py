@@ -206,12 +206,12 @@ def _measure(encoder: HamSpkModel, found: dict[tuple[str, str], Embedder]) -> di
         for i, seconds in enumerate(MEASURED_SECONDS):
             waveform = _noise(seconds + number / 100, rate)
             for pair, embedder in found.items():
-                took = _time(lambda run=embedder, wave=waveform: run(features_of(encoder, wave)))
+                took = _seconds_of(lambda run=embedder, wave=waveform: run(features_of(encoder, wave)))
                 shortest[pair][i] = min(shortest[pair][i], took)
     return {pair: 1000 * sum(times) / sum(MEASURED_SECONDS) for pair, times in shortest.items()}
 
 
-def _time(work: Callable[[], Any]) -> float:
+def _seconds_of(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -22,18 +22,18 @@ from ..export.onnx_graph import quiet_export
 from ..modeling_hamspk import HamSpkModel
 from ..networks_hamspk import Features, Waveform
 
-FEATURES, EMBEDDINGS = "features", "embeddings"
+GRAPH_INPUT, GRAPH_OUTPUT = "features", "embeddings"
 # Duration of the recording with which a graph is traced. The graph accepts other durations.
 TRACED_SECONDS = 3.0
 # What to install for each backend. `pip install 'hf_hamspk[openvino]'` installs the packages of both.
-PACKAGES = {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
+BACKEND_PACKAGES = {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 
 Embedder = Callable[[Tensor], Tensor]
 
 
 def missing_packages(backend: str) -> list[str]:
     """Return the packages of a backend that are not installed."""
-    return [name for name in PACKAGES.get(backend, ()) if importlib.util.find_spec(name) is None]
+    return [name for name in BACKEND_PACKAGES.get(backend, ()) if importlib.util.find_spec(name) is None]
 
 
 def check_installed(backend: str) -> None:
@@ -95,8 +95,8 @@ def write_graph(model: HamSpkModel, path: Path, description: dict[str, Any]) -> 
         program: Any = torch.onnx.export(
             WithoutFrontend(model),
             (features,),
-            input_names=[FEATURES],
-            output_names=[EMBEDDINGS],
+            input_names=[GRAPH_INPUT],
+            output_names=[GRAPH_OUTPUT],
             dynamic_shapes=({axis: torch.export.Dim.DYNAMIC},),
             dynamo=True,
             verbose=False,
@@ -112,7 +112,7 @@ def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    return lambda features: torch.from_numpy(session.run([EMBEDDINGS], {FEATURES: features.numpy()})[0])
+    return lambda features: torch.from_numpy(session.run([GRAPH_OUTPUT], {GRAPH_INPUT: features.numpy()})[0])
 
 
 def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str) -> Embedder:

@@ -17,7 +17,7 @@ from ..encoders_hamspk import METADATA_KEY
 from ..folders.recognising import check_replaceable, is_onnx_file
 from ..folders.writing import write_atomically
 from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
-from .graphs import FEATURES, check_installed, features_of, open_onnx, write_graph
+from .graphs import GRAPH_INPUT, check_installed, features_of, open_onnx, write_graph
 
 CALIBRATION_SECONDS = 6.0
 """Largest part in seconds of each recording that calibrates the quantisation."""
@@ -98,7 +98,7 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
 
         def get_next(self) -> dict[str, np.ndarray]:
             found = next(self.left, None)
-            return {} if found is None else {FEATURES: found.numpy()}
+            return {} if found is None else {GRAPH_INPUT: found.numpy()}
 
     with tempfile.TemporaryDirectory() as scratch, _quiet_quantisation():
         write_graph(encoder, plain := Path(scratch, "plain.onnx"), description)

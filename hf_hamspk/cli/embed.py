@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Copies of values of the package, because importing the originals would import torch. A test compares them.
 OUTPUT_FORMATS = (".parquet", ".safetensors", ".npz")
-BACKENDS = ("auto", "torch", "onnx", "openvino")
+EMBEDDING_BACKENDS = ("auto", "torch", "onnx", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 # Longest wait of the first process for the others. Each embeds its own share, so they may finish days apart.
 LONGEST_WAIT = timedelta(days=30)
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        choices=EMBEDDING_BACKENDS,
         default="torch",
         help="software that computes the embeddings (default: torch); onnx (ONNX Runtime) and openvino are for CPUs "
         "and need `pip install 'hf_hamspk[onnx]'` or `'hf_hamspk[openvino]'`; auto measures the installed ones on this "

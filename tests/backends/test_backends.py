@@ -158,7 +158,7 @@ def test_it_measures_every_backend(model):
 @pytest.mark.parametrize("kind", [None, W2V_BERT])
 def test_graphs_agree_with_torch(kind, tmp_path):
     """OpenVINO is tested if it is installed."""
-    for package in graphs.PACKAGES["onnx"]:
+    for package in graphs.BACKEND_PACKAGES["onnx"]:
         pytest.importorskip(package)
     model = ecapa() if kind is None else settle(HamSpkModel(tiny_config(kind)))
     graphs.write_graph(model, tmp_path / "encoder.onnx", {})
@@ -175,7 +175,7 @@ def test_graphs_agree_with_torch(kind, tmp_path):
 
 @pytest.mark.slow
 def test_int8_is_another_model_of_its_own_file(model, tmp_path, caplog):
-    for package in graphs.PACKAGES["onnx"]:
+    for package in graphs.BACKEND_PACKAGES["onnx"]:
         pytest.importorskip(package)
     path, waves = tmp_path / "int8.onnx", noises(0.7, 2.0, 1.1)
     cosines = quantise_onnx(model, path, [np.asarray(wave) for wave in waves])

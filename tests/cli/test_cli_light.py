@@ -101,7 +101,7 @@ def test_choices_are_those_of_the_package():
     assert calibrate._STALE[0] == CALIBRATION_FILE
     assert f"(default: {MINIMUM_SPEECH:g})" in help_of("calibrate")["minimum_speech"]
     assert embed.OUTPUT_FORMATS == EMBEDDING_FORMATS
-    assert (embed.BACKENDS, embed.PRECISIONS) == (BACKENDS, DTYPES)
+    assert (embed.EMBEDDING_BACKENDS, embed.PRECISIONS) == (BACKENDS, DTYPES)
     assert tuple(manifest.FORMATS) == prepare.SHARD_FORMATS
     assert (prepare.SHARD_CODECS, prepare.SHARD_LAYOUTS) == (manifest.CODECS, LAYOUTS)
     assert tuple(SOURCES) == convert.SOURCE_KINDS
