@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 
@@ -212,6 +213,17 @@ def test_the_command_refuses_at_once(words, said, tmp_path, capsys):
     (tmp_path / "a.wav").write_bytes(b"")
     assert main(["embed", str(tmp_path), str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.npz"), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_says_what_auto_chose(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choosing, "missing_packages", lambda backend: ["it"] if backend != "torch" else [])
+    model.save_pretrained(tmp_path / "model")
+    sf.write(tmp_path / "a.wav", make_speech(0, 0, 3.2, RATE), RATE)
+    words = [str(tmp_path / "model"), str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.npz")]
+    assert main(["embed", *words, "--backend", "auto"]) == 0
+    assert "backend torch, float32, " in capsys.readouterr().err
+    found = np.load(tmp_path / "e.npz")[words[1]]
+    np.testing.assert_allclose(found, model.embed([words[1]])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_pipeline_takes_it_as_its_embedder(model):

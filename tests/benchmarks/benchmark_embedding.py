@@ -92,7 +92,7 @@ def embed_ours(model, paths: list[Path], folder: Path) -> None:
     source = AudioFiles([str(path) for path in paths], RATE)
     parts = EmbeddingParts(folder / "e.parts", source.sizes, rivals.EMBEDDING, {})
     extract(model, source, parts, progress=False)
-    write_embeddings(parts, folder / "e.parquet", {})
+    write_embeddings(parts, folder / "e.parquet", {"fingerprint": "", "precision": ""})
     parts.remove()
 
 
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--wespeaker", type=Path, help="checkout of WeSpeaker; without it, it is left out")
     parser.add_argument("--speech", type=Path, help="folder of FLAC files to cut the recordings from")
     parser.add_argument("--utterances", type=int, default=100)
+    parser.add_argument("--part", type=int, nargs=2, metavar=("K", "N"), default=(0, 1), help="only part K of N")
     parser.add_argument("--channels", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="our encoder compiled, too")
@@ -190,6 +191,9 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "audio").mkdir()
         paths, seconds = make_recordings(folder / "audio", arguments.utterances, arguments.speech)
+        number, count = arguments.part
+        paths = paths[number::count]
+        seconds = sum(sf.info(path).duration for path in paths)
         with torch.inference_mode(False), torch.no_grad():
             # The exporter of PyTorch refuses tensors of the inference mode.
             works, model, theirs = contenders(arguments, folder)
