@@ -103,17 +103,16 @@ def _add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=EMBEDDING_BACKENDS,
-        default="torch",
-        help="software that computes the embeddings (default: torch); onnx (ONNX Runtime) and openvino are for CPUs "
-        "and need `pip install 'hf_hamspk[onnx]'` or `'hf_hamspk[openvino]'`; auto measures the installed ones on this "
-        "machine and takes the fastest",
+        help="software that computes the embeddings on a CPU, one recording at a time: torch, onnx (ONNX Runtime, needs "
+        "`pip install 'hf_hamspk[onnx]'`) or openvino (`pip install 'hf_hamspk[openvino]'`); auto measures the "
+        "installed ones on this machine and takes the fastest (default: the model itself, in batches, also on a GPU)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="float32",
         help="number format of the computation (default: float32); bfloat16 is faster on processors that support it; "
-        "auto takes the faster one of both by measurement; int8 needs --int8-file",
+        "with --backend, auto takes the faster one of both by measurement, and int8 needs --int8-file",
     )
     parser.add_argument(
         "--int8-file", metavar="FILE.onnx", help="file of `hamspk export MODEL FILE.onnx --int8 RECORDINGS`"
@@ -125,14 +124,16 @@ def _check_backend(arguments: argparse.Namespace) -> None:
     backend, precision = arguments.backend, arguments.precision
     if (precision == "int8") != (arguments.int8_file is not None):
         raise ValueError("--precision int8 and --int8-file FILE.onnx belong together. Give both or neither.")
-    if precision == "int8" and backend == "torch":
+    if precision == "int8" and backend in (None, "torch"):
         raise ValueError("--precision int8 needs --backend onnx, openvino or auto.")
+    if precision == "auto" and backend is None:
+        raise ValueError("--precision auto needs --backend, for example --backend auto.")
     if backend == "onnx" and precision == "bfloat16":
         raise ValueError("--backend onnx has no bfloat16 on a CPU. Use --backend torch or openvino.")
     if "auto" in (backend, precision) and (arguments.rank is not None or arguments.finish):
         raise ValueError("All ranks need the same backend and precision. Name them instead of auto.")
-    if arguments.compile and (backend != "torch" or precision in ("auto", "int8")):
-        raise ValueError("--compile is for --backend torch with --precision float32 or bfloat16.")
+    if arguments.compile and backend is not None:
+        raise ValueError("--compile is for the model itself. Remove --compile or --backend.")
     if arguments.int8_file is not None and not os.path.isfile(arguments.int8_file):
         raise ValueError(f"File not found: --int8-file {arguments.int8_file}.")
 
@@ -361,7 +362,6 @@ def _prepare(arguments: argparse.Namespace, model: "HamSpkModel") -> "tuple[Spea
 
     from ..backends import with_backend
     from ..backends.choosing import has_bfloat16
-    from ..backends.rows import supports_rows
 
     backend, precision = arguments.backend, arguments.precision
     if precision == "bfloat16" and model.device.type == "cpu" and not has_bfloat16():
@@ -373,18 +373,16 @@ def _prepare(arguments: argparse.Namespace, model: "HamSpkModel") -> "tuple[Spea
     if arguments.compile:
         model.backbone.compile(dynamic=True)
         model.pooling.compile(dynamic=True)
-    is_plain = backend == "torch" and precision in ("float32", "bfloat16")
-    if arguments.compile or (is_plain and not (model.device.type == "cpu" and supports_rows(model))):
+    if backend is None:
         return model, precision
     if model.device.type != "cpu":
         raise ValueError(
-            f"--backend {backend} --precision {precision} is for CPUs, but the model is on {model.device}. Add "
-            "--device cpu, or use --backend torch."
+            f"--backend {backend} is for CPUs, but the model is on {model.device}. Add --device cpu or remove --backend."
         )
     fast = with_backend(model, backend, precision, arguments.int8_file, torch.get_num_threads())
     if "auto" in (backend, precision):
         print(fast.choice, file=sys.stderr)
-    named = "" if backend in ("auto", "torch") else f", {backend}"
+    named = "" if backend == "auto" else f", {backend}"
     return fast, f"{fast.choice.dtype}{named}"
 
 
