@@ -103,7 +103,7 @@ def _add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=EMBEDDING_BACKENDS,
-        help="software that computes the embeddings on a CPU, one recording at a time: torch, onnx (ONNX Runtime, needs "
+        help="software that computes the embeddings on a CPU, one recording at a time: torch, onnx (needs "
         "`pip install 'hf_hamspk[onnx]'`) or openvino (`pip install 'hf_hamspk[openvino]'`); auto measures the "
         "installed ones on this machine and takes the fastest (default: the model itself, in batches, also on a GPU)",
     )
@@ -377,7 +377,8 @@ def _prepare(arguments: argparse.Namespace, model: "HamSpkModel") -> "tuple[Spea
         return model, precision
     if model.device.type != "cpu":
         raise ValueError(
-            f"--backend {backend} is for CPUs, but the model is on {model.device}. Add --device cpu or remove --backend."
+            f"--backend {backend} is for CPUs, but the model is on {model.device}. Add --device cpu, or remove "
+            "--backend."
         )
     fast = with_backend(model, backend, precision, arguments.int8_file, torch.get_num_threads())
     if "auto" in (backend, precision):
