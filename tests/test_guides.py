@@ -58,6 +58,7 @@ PARSED_ONLY = {
     "hamspk evaluate runs/campplus_ham/final": "the model of such a recipe: tests/cli",
     "hamspk hierarchy": "a trained model: tests/cli/test_cli_hierarchy.py",
     "python examples/studies/radii.py": "a trained model: tests/examples/test_examples_radii.py",
+    "python examples/studies/norm_calibration.py": "a finished study: tests/examples/test_examples_norms.py",
     "hamspk doctor": "looks at, and changes, the environment: tests/cli/test_cli_doctor.py",
     "hamspk push MODEL you/name --public": "the Hub: tests/publishing",
     "hamspk push runs/mine/final": "the Hub: tests/publishing",

@@ -59,7 +59,7 @@ class ListSounds:
         """Return the scores, `(N,)`, of the named lists. If `frames` of this model are given, they are used."""
         files = sorted({file for name in names for file in self.lists[name].files})
         row = {file: number for number, file in enumerate(files)}
-        waveforms = [self._read(file) for file in files]
+        waveforms = [self.read(file) for file in files]
         found = model.embed_waveforms(waveforms) if frames is None else frames.embed(waveforms)
         embeddings = found.cpu()[:, None]
         scores = {}
@@ -69,7 +69,8 @@ class ListSounds:
             scores[name] = score_pairs(model, embeddings, enrolment, test)
         return scores
 
-    def _read(self, file: str) -> NDArray[np.float32]:
+    def read(self, file: str) -> NDArray[np.float32]:
+        """Return the samples `(L,)` of a recording of the lists."""
         if file not in self._sounds:
             waveform = read_utterance(Path(self.root) / file, self.rate, channel=self.channel).waveform
             self._sounds[file] = np.clip(np.rint(waveform * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(
