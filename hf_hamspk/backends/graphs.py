@@ -117,7 +117,7 @@ def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
 
 def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str) -> Embedder:
     """Return a function that runs a graph in OpenVINO."""
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     options = {
         "INFERENCE_NUM_THREADS": threads,

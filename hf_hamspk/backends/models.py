@@ -77,5 +77,6 @@ def torch_embedder(model: HamSpkModel, dtype: str) -> Embedder:
         projection, norms = copy.deepcopy(model.projection), copy.deepcopy((model.pooled_norm, model.embedding_norm))
         return lambda features: norms[1](projection(norms[0](rows(features.mT.contiguous())[None])))
     # A copy, because the precision of the user's model must not change.
-    layers = WithoutFrontend(nn.Module.to(copy.deepcopy(model).eval(), dtype=kind))
+    own: Any = copy.deepcopy(model).eval()
+    layers = WithoutFrontend(nn.Module.to(own, dtype=kind))
     return lambda features: layers(features).float()
