@@ -118,15 +118,22 @@ def tree(name: str) -> ast.Module:
     return ast.parse(source(name))
 
 
+@functools.cache
+def nodes(name: str) -> list[ast.AST]:
+    """All nodes of a file, walked once for all rules."""
+    return list(ast.walk(tree(name)))
+
+
 def room_of(name: str) -> str | None:
     return name.split("/")[0] if "/" in name else None
 
 
+@functools.cache
 def imports(name: str) -> list[tuple[str, ast.stmt]]:
     """What a file imports, relative imports resolved: `hf_hamspk.data.audio`, `torch.nn`, ..."""
     package = ["hf_hamspk", *name.split("/")[:-1]]
     found = []
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             found += [(alias.name, node) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -197,7 +204,7 @@ def test_a_trunk_file_imports_from_a_lower_line_only(name):
 
 def tried(name: str) -> set[int]:
     """Lines of the imports within `try`."""
-    bodies = [node.body for node in ast.walk(tree(name)) if isinstance(node, ast.Try)]
+    bodies = [node.body for node in nodes(name) if isinstance(node, ast.Try)]
     return {node.lineno for body in bodies for node in body if isinstance(node, ast.Import | ast.ImportFrom)}
 
 
@@ -224,7 +231,7 @@ def test_a_trunk_file_imports_at_its_top(name):
 def test_no_line_of_a_trunk_file_looks_like_a_relative_import_without_being_one(name):
     """The Hub's loader reads the raw text, docstrings included."""
     text = source(name)
-    real = {node.lineno for node in ast.walk(tree(name)) if isinstance(node, ast.ImportFrom)}
+    real = {node.lineno for node in nodes(name) if isinstance(node, ast.ImportFrom)}
     for number, line in enumerate(text.splitlines(), 1):
         if re.match(r"\s*(from|import)\s+\.", line):
             assert number in real, f"{name}:{number}: {line!r}"
@@ -238,12 +245,12 @@ def test_a_trunk_file_holds_no_state(name):
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_optional = isinstance(node, ast.Try) and all(isinstance(one, ast.Import) for one in node.body)
         assert isinstance(node, allowed) or is_docstring or is_optional, f"{name}:{node.lineno}"
-    assert not any(isinstance(node, ast.Global) for node in ast.walk(tree(name)))
+    assert not any(isinstance(node, ast.Global) for node in nodes(name))
 
 
 @every_file
 def test_nobody_imports_a_whole_folder(name):
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.ImportFrom):
             assert node.module is not None, f"{name}:{node.lineno}: from . import"
             assert all(alias.name != "*" for alias in node.names), f"{name}:{node.lineno}: import *"
@@ -286,14 +293,14 @@ def test_packages_are_imported_in_their_homes_only(name):
 def test_only_the_command_line_prints(name):
     if name.startswith("cli/") or name == "__main__.py":
         return
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{name}:{node.lineno}: print"
 
 
 @every_file
 def test_errors_are_no_assertions(name):
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         assert not isinstance(node, ast.Assert), f"{name}:{node.lineno}: raise a ValueError that teaches"
 
 
@@ -301,7 +308,7 @@ def test_errors_are_no_assertions(name):
 def test_files_and_functions_are_short(name):
     lines = len(source(name).splitlines())
     assert lines <= LONGEST_FILE, f"{name}: {lines} lines"
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
             length = node.end_lineno - body[0].lineno + 1 if body else 0
@@ -325,7 +332,7 @@ def _defaulted_by_or(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[i
 @every_file
 def test_no_parameter_is_defaulted_by_or(name):
     """`x or default` takes the default for 0 as well."""
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert not _defaulted_by_or(node), f"{name}:{_defaulted_by_or(node)}"
 

@@ -160,7 +160,7 @@ def test_embed_reads_about_ten_minutes_at_once(model, monkeypatch):
 @pytest.mark.parametrize("is_training", [False, True])
 def test_threads_embed_a_model_in_training_mode(is_training, with_head):
     model = settle(HamSpkForXVector(tiny_config()) if with_head else HamSpkModel(tiny_config()))
-    waves = [make_speech(1, number, 0.5 + 0.1 * number) for number in range(4)]
+    waves = [make_speech(1, number, 0.2 + 0.05 * number) for number in range(4)]
     expected = model.embed_waveforms(waves)
     model.train(is_training)
     before = copy.deepcopy(model.state_dict())

@@ -178,13 +178,13 @@ def test_a_learned_curvature_returns_after_a_huge_step(runaway, engine):
     with torch.no_grad():
         similarity.log_curvature.fill_(runaway)
     assert bounds[0] * 0.999 <= similarity.recorded_curvature() <= bounds[1] * 1.001
-    for _ in range(20):
+    for _ in range(5):
         similarity.log_curvature.grad = None
         assert_finite(*backward(head, directions(0, BATCH), labels))
         assert bounds[0] * 0.999 <= similarity.recorded_curvature() <= bounds[1] * 1.001
         with torch.no_grad():
             # A step of the usual size, always back.
-            similarity.log_curvature -= 0.05 * math.copysign(1.0, runaway)
+            similarity.log_curvature -= 0.2 * math.copysign(1.0, runaway)
     moved = math.log(similarity.recorded_curvature()) - math.log(bounds[runaway > 0])
     assert moved == pytest.approx(-math.copysign(1.0, runaway), rel=1e-3)
 
