@@ -431,6 +431,7 @@ def workspace(template, tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_readme_runs(workspace, capsys):
     run_page(ROOT / "README.md", capsys)
     assert (workspace / "runs" / "people" / "final" / "model.safetensors").is_file()

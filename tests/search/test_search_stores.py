@@ -56,7 +56,8 @@ def server(tmp_path_factory):
     running.cleanup()
 
 
-@pytest.fixture(params=list(NEEDS))
+# A PostgreSQL takes seconds to start.
+@pytest.fixture(params=["lancedb", pytest.param("postgresql", marks=pytest.mark.slow)])
 def address(request, tmp_path):
     """Address of a new database of each kind."""
     if request.param == "lancedb":
