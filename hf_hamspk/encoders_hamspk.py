@@ -234,7 +234,7 @@ class ConvNorm(nn.Module):
         self.stride = int(conv.stride[-1])
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the output. Its padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
+        """Return the output, whose padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
         norm: Any = self.norm
         conv = self.conv
         # The normalisation is part of the convolution if it takes longer to normalise the output than the weights.

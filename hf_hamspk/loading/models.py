@@ -59,7 +59,7 @@ def load_with_head(name: str | os.PathLike[str], device: str | None = None) -> t
 
 
 def _load_kind(kind: type[Any], name: str, device: str | None) -> tuple[Any, list[str]]:
-    """Return a model of a class in evaluation mode on its device, and the sorted names of the missing tensors."""
+    """Load a model of the class `kind` in evaluation mode. Return it, and the sorted names of missing tensors."""
     target = find_device(device)
     local = find_model(name)
     config = read_config(name, local)
