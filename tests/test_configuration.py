@@ -141,7 +141,7 @@ def test_masks_are_not_negative(name):
         ({"head": "am", "similarity": "hyperbolic", "curvature": 0.5}, "The released distance needs curvature > 1"),
         (
             {"learnable_curvature": True},
-            "learnable_curvature needs projection='curved'. With 'released', curvature only limits",
+            "learnable_curvature needs projection='curved', got 'released', which only limits",
         ),
         (
             {"learnable_curvature": True, "head": "am", "projection": "curved"},

@@ -159,9 +159,7 @@ def check_recording(name: str, label: str = "The recording") -> None:
     elif os.path.exists(name):
         reason = "is not a regular file (a pipe or a device); give an audio file"
     else:
-        reason = (
-            "no such file; check the path and the folder that it is relative to (a URL begins with http:// or https://)"
-        )
+        reason = "no such file; check the path and its base folder (a URL begins with http:// or https://)"
     shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     raise ValueError(f"{label} {shown}: {reason}" if name.isprintable() else f"{label}: {reason}")
 

@@ -338,7 +338,7 @@ def _add_row(
     elif stat is not None and not S_ISREG(stat.st_mode):
         listing.refuse(container, name, NO_FILE)
     elif stat is None:
-        listing.refuse(container, name, "no such file; check the path and the folder that it is relative to")
+        listing.refuse(container, name, "no such file; check the path and its base folder")
     else:
         name = name.replace(os.sep, "/")
         file, segment = split_segment(name)

@@ -48,7 +48,7 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path, model_folder, au
         "Expected two recordings, got 1 recording": ["verify", model, a],
         "Model folder not found: ./nope": ["verify", "./nope", a, b],
         "Folder not found: nope (--profiles)": ["identify", model, a, "--profiles", "nope"],
-        "nowhere is not a folder": ["enrol", model, "nowhere", "--profiles", str(tmp_path)],
+        "Folder not found: nowhere": ["enrol", model, "nowhere", "--profiles", str(tmp_path)],
         "Trial list not found: nowhere.txt": ["embed", model, "--trials", "nowhere.txt", "--output", "e.npz"],
         "Trial list not found: nope.txt": ["calibrate", model, "nope.txt", "--audio-root", str(audio)],
         "Trial list not found: none.txt": ["evaluate", model, "none.txt", "--audio-root", str(audio)],
