@@ -182,7 +182,8 @@ def measure_growth(arguments: argparse.Namespace) -> None:
         curves.setdefault(rival, {})[size] = 1000 * seconds / len(few)
         print(f"\n{size:,} enrolled\n{rival:28}{curves[rival][size]:>9.3f} ms", flush=True)
         truth: SearchResult | None = None
-        for name in (exact, approximate)[: 1 if import_faiss() is None else 2]:
+        has_cells = import_faiss() is not None and size <= arguments.most_in_cells
+        for name in (exact, approximate)[: 1 + has_cells]:
             start = now()
             index = SpeakerIndex(model, enrolled, kind="exact" if name == exact else "cells")
             build = now() - start
@@ -211,6 +212,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth with --sizes, and measure only this")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--json", type=Path, help="write the ratios there")
+    parser.add_argument(
+        "--most-in-cells", type=int, default=10**9, help="--plot measures the approximate index up to this size"
+    )
     parser.add_argument("--threads", type=int, help="of torch (default: one for each core)")
     parser.add_argument("--clock", choices=rivals.CLOCKS, default="wall", help="time of --plot (default: %(default)s)")
     arguments = parser.parse_args()
