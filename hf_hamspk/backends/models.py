@@ -78,5 +78,6 @@ def torch_embedder(model: HamSpkModel, dtype: str) -> Embedder:
         return lambda features: norms[1](projection(norms[0](rows(features.mT.contiguous())[None])))
     # A copy, because the precision of the user's model must not change.
     own: Any = copy.deepcopy(model).eval()
-    layers = WithoutFrontend(nn.Module.to(own, dtype=kind))
+    nn.Module.to(own, dtype=kind)
+    layers = WithoutFrontend(own)
     return lambda features: layers(features).float()

@@ -345,7 +345,7 @@ def _radius_rows(
             rows += _relate(name, sets[name].radii, known, labels, places, group, note, settings, generator)
     if not _is_constant(sets[EMBEDDINGS].radii):
         values = (found.seconds, found.snr, _leave_one_out(found, of_speaker))
-        own = dict(zip(EMBEDDING_NUMBERS, values, strict=True))
+        own: dict[str, NDArray[np.float64]] = dict(zip(EMBEDDING_NUMBERS, values, strict=True))
         places, radii = np.arange(len(of_speaker)), sets[EMBEDDINGS].radii
         rows += _relate(EMBEDDINGS, radii, own, {}, places, of_speaker, SPEAKER, settings, generator)
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
