@@ -4,7 +4,7 @@
     python tests/benchmarks/benchmark_search.py --plot FILE [--sizes 1000 10000 100000 1000000] [--similarity cosine]
 
 The second command draws the time of a query against the number of enrolled speakers, for brute force, the exact index
-and the approximate one, whose recall it prints.
+with PyTorch and with FAISS, and the approximate one, whose recall it prints.
 
 The rival is what one writes without an index: the model's `score_matrix` in float32, block by block, and `topk`. What
 is right is decided by all inner products in float64, the best of which are scored by `score`: an index agrees if its
@@ -176,16 +176,18 @@ def measure_growth(arguments: argparse.Namespace) -> None:
     curves: dict[str, dict[float, float]] = {}
     for size in arguments.sizes:
         enrolled, tests, _ = make_speakers(size, queries)
-        rival, exact, approximate = "brute force, float32", "exact index", f"cells, {arguments.probes[0]} probes"
+        rival, approximate = "brute force, float32", f"cells, {arguments.probes[0]} probes"
+        exact = {"exact index, PyTorch": False, "exact index, FAISS": True}
         few = tests[: min(queries, arguments.rival_queries)]
         _, seconds = clock(lambda: brute_force(model, enrolled, few, NEAREST), rounds, arguments.clock)  # noqa: B023
         curves.setdefault(rival, {})[size] = 1000 * seconds / len(few)
         print(f"\n{size:,} enrolled\n{rival:28}{curves[rival][size]:>9.3f} ms", flush=True)
         truth: SearchResult | None = None
-        has_cells = import_faiss() is not None and size <= arguments.most_in_cells
-        for name in (exact, approximate)[: 1 + has_cells]:
+        names = [*exact, approximate] if size <= arguments.most_in_cells else list(exact)
+        for name in names if import_faiss() is not None else names[:1]:
             start = now()
-            index = SpeakerIndex(model, enrolled, kind="exact" if name == exact else "cells")
+            options = {"kind": "cells"} if name == approximate else {"use_faiss": exact[name]}
+            index = SpeakerIndex(model, enrolled, **options)
             build = now() - start
             if name == approximate:
                 index.set_probes(arguments.probes[0])
@@ -195,7 +197,7 @@ def measure_growth(arguments: argparse.Namespace) -> None:
             recall = sum(len(set(a) & set(b)) for a, b in pairs) / truth.rows.size
             curves.setdefault(name, {})[size] = 1000 * seconds / queries
             print(f"{name:28}{curves[name][size]:>9.3f} ms, built in {build:.1f} s, recall {recall:.3f}", flush=True)
-    title = f"Ten nearest speakers, {similarity}, {torch.get_num_threads()} thread(s), {arguments.clock} time"
+    title = f"Ten nearest speakers, {similarity}, {queries} queries at once"
     rivals.plot(arguments.plot, title, "enrolled speakers", "ms for a query", curves)
 
 
