@@ -99,8 +99,8 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_bottleneck: channels inside squeeze-and-excitation.
         ecapa_groups: number of channel groups in a block (the scale of Res2Net).
         ecapa_dilations: dilation of each block, in frames. The number of values is the number of blocks.
-        ecapa_block_input: input of a block: the `"sum"` of the outputs of all earlier layers, as in the released
-            encoder, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
+        ecapa_block_input: input of a block: the `"sum"` of the outputs of all earlier layers, as in the
+            HAM-Softmax code, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
         ecapa_padding: padding of an utterance: `"zeros"`, or its mirror image (`"reflect"`, as in SpeechBrain).
         ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
         campplus_head_channels: channels of the two-dimensional convolutions at the input of CAM++.
@@ -117,7 +117,7 @@ class HamSpkConfig(PreTrainedConfig):
             False if the backbone is not pretrained.
 
     Front-end
-        frontend: log mel filter banks as in the released code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
+        frontend: log mel filter banks as in the HAM-Softmax code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
             (`"speechbrain"`), samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
             (`"seamless"`). None: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet, else the only possible one.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
@@ -147,7 +147,7 @@ class HamSpkConfig(PreTrainedConfig):
         normalize_pooled: whether batch normalisation follows the pooling.
         mhfa_heads: number of attention heads of MHFA.
         embedding_size: size of the embeddings.
-        normalize_embedding: whether batch normalisation is applied to the embedding, as in the released encoder.
+        normalize_embedding: whether batch normalisation is applied to the embedding, as in the HAM-Softmax code.
 
     Head (training only)
         head: name of the training loss; `geometry_hamspk.py` lists the heads in a table.

@@ -5,7 +5,7 @@ transformers backbone, `D` embedding size.
 
 **Front-ends** map waveforms `(B, L)` in [-1, 1], padded on the right, and their numbers of valid samples to features.
 Valid frames do not depend on the padding. The constants of a front-end are float32 buffers, which are not saved but
-computed when a model is built, loaded or cast. `"fbank"` computes the features of the released encoder (torchaudio's
+computed when a model is built, loaded or cast. `"fbank"` computes the features of the HAM-Softmax code (torchaudio's
 MelSpectrogram after pre-emphasis), `"kaldi"` the features of Kaldi's compute-fbank-feats without dither, and
 `"speechbrain"` the features of SpeechBrain's Fbank with normalisation of each sentence.
 

