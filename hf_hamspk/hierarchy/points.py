@@ -39,7 +39,7 @@ class Points:
 
     @property
     def radii(self) -> NDArray[np.float64]:
-        """Distances `(N,)` from the origin: of the ball in its metric, otherwise Euclidean norms."""
+        """Hyperbolic distances `(N,)` from the origin of a ball; in other spaces, Euclidean norms."""
         return self.space.radii(self.vectors)
 
     def distances(self) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ class Points:
         return Points(self.vectors[places], self.space)
 
     def with_directions(self, directions: NDArray[np.float64]) -> "Points":
-        """Return points with the same norms and other directions `(N, D)`, which need not have unit norm."""
+        """Return points with the norms of these points and the given directions `(N, D)`, which may have any norm."""
         return Points(unit(directions) * np.linalg.norm(self.vectors, axis=1, keepdims=True), self.space)
 
 
@@ -89,7 +89,7 @@ class Space:
         return vectors / max(float(np.linalg.norm(vectors, axis=1).max()), _SMALLEST)
 
     def radii(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the distances `(N,)` from the origin; Euclidean norms if the space is not a ball."""
+        """Return the hyperbolic distances `(N,)` from the origin of a ball; in other spaces, Euclidean norms."""
         if not self.is_ball:
             return np.linalg.norm(vectors, axis=1)
         points, factor = self.ball_points(vectors)
@@ -137,21 +137,21 @@ def space_of(config: HamSpkConfig, name: str | None = None) -> Space:
 
 
 def centre_weights(head: Any) -> NDArray[np.float64]:
-    """Return the centres `(K, D)` of a head; of `joint`, those of its hyperbolic head."""
+    """Return the centres `(K, D)` of a head; for `joint`, the centres of its hyperbolic head."""
     own = head.hyperbolic if isinstance(head, JointHead) else head
     return own.similarity.weight.detach().cpu().double().numpy()
 
 
 def uniform_directions(points: Points) -> Callable[[np.random.Generator], Points]:
-    """Return a function that draws points with uniform random directions and the same norms."""
+    """Return a function that draws points with the norms of `points` and uniformly distributed directions."""
     return lambda generator: points.with_directions(generator.standard_normal(points.vectors.shape))
 
 
 def matched_directions(points: Points) -> Callable[[np.random.Generator], Points]:
-    """Return a function that draws points with the same norms and normally distributed directions.
+    """Return a function that draws points with the norms of `points` and normally distributed directions.
 
-    Mean and covariance of the directions are those of the points. Such points have the same effective dimension, but
-    no hierarchy.
+    The directions have the mean and the covariance of the directions of `points`. The drawn points have the effective
+    dimension of `points`, but no hierarchy.
     """
     directions = points.directions
     mean = directions.mean(0)

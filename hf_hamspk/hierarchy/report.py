@@ -101,9 +101,10 @@ def hierarchy_remarks(record: Mapping[str, Any]) -> list[str]:
     """Return sentences that explain the tables."""
     settings, counts = record["settings"], record["counts"]
     remarks = [
-        "The null 'uniform' has points with the same radii and uniformly distributed directions. The null 'matched' "
-        "has directions with the same mean and covariance. p is the probability that such points are at least as "
-        f"similar to a tree, from {settings['draws']} draws."
+        "The null 'uniform' keeps the radii of the points and draws uniformly distributed directions. The null "
+        "'matched' draws directions with the mean and covariance of the directions of the points. p is the "
+        "probability that points of the null are at least as similar to a tree, "
+        f"from {settings['draws']} draws."
         if settings["draws"]
         else "The shape of the distances was not measured, because the number of draws is 0.",
         "Relations compare ranks. p is from "
