@@ -29,10 +29,10 @@ class SharedRecording(NamedTuple):
     """Recording that occurs under two speakers.
 
     Attributes:
-        path: path of the recording where it first occurs.
-        speaker: speaker of the recording at its first occurrence.
-        other_path: path of the recording where it occurs under another speaker; it can equal `path`.
-        other_speaker: speaker of the recording at this later occurrence.
+        path: first path of the recording in the list.
+        speaker: speaker that the list gives for this first path.
+        other_path: later path of the recording, under another speaker; it can equal `path`.
+        other_speaker: speaker that the list gives for the later path.
     """
 
     path: str
@@ -49,16 +49,16 @@ class SharedRecording(NamedTuple):
 def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRecording]:
     """Return the recordings that occur under two speakers.
 
-    Two recordings are the same if they are the same file (also by a link) and the same segment, or if they are whole
-    files with the same bytes. The bytes are compared only if at most `MOST_COMPARED` files have the same size as a file
-    of another speaker.
+    Two paths are the same recording if they lead to the same file (perhaps through a link) and name the same segment,
+    or if they name whole files with the same bytes. Only files of equal size under different speakers can have the same
+    bytes. If there are more than `MOST_COMPARED` such files, no bytes are compared.
 
     Args:
         paths: paths of the recordings, perhaps with segments (see `tables`).
         speakers: speaker of each recording.
 
     Returns:
-        One entry for each recording whose first occurrence in `paths` has another speaker.
+        One entry for each path whose recording occurs earlier in `paths` and first occurs under another speaker.
     """
     with ThreadPoolExecutor(READING_THREADS) as pool:
         found = enumerate(pool.map(_place, paths))
