@@ -792,7 +792,7 @@ class Identification:
 
 
 class SpeakerIdentifier(_CalibratedModel):
-    """Identifier of the speakers of profiles, which need different names; `model.identifier(profiles)` returns one."""
+    """Identifier of the speakers of profiles with different names; `model.identifier(profiles)` returns one."""
 
     def __init__(
         self,

@@ -163,7 +163,8 @@ def check(arguments: argparse.Namespace) -> None:
     _check_backend(arguments)
     if "://" in arguments.output and arguments.rank is None and not arguments.finish:
         raise ValueError(
-            f"--output {arguments.output} is a URL, which needs ranks. Give --rank 0 --world-size 1, and then --finish."
+            f"--output {arguments.output} is a URL. Run the command with --rank 0 --world-size 1, and then again with "
+            "--finish."
         )
     if arguments.rank is not None and arguments.finish:
         raise ValueError("--rank and --finish are separate steps. Give one of them.")

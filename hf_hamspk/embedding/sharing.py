@@ -30,7 +30,7 @@ def write_output(parts: EmbeddingParts, output: str | os.PathLike[str], about: d
     """Write the embeddings of all parts into one file (see `write_embeddings`). The output may be a URL of fsspec.
 
     Raises:
-        ValueError: a file exists at the URL, or see `write_embeddings`.
+        ValueError: a file exists at the URL; see also `write_embeddings`.
     """
     if not is_url(output):
         return write_embeddings(parts, Path(output), about)

@@ -165,10 +165,10 @@ class SpeakerStore:
 
     @classmethod
     def of_index(cls, address: str, model: ScoringModel, index: SpeakerIndex) -> "SpeakerStore":
-        """Write the speakers of an index, which needs names, to a new table.
+        """Write the speakers of an index to a new or empty table. The index must have names.
 
         Raises:
-            ValueError: the index has no names or was made with another model, or the table contains speakers.
+            ValueError: the index has no names or was made with another model, or the table contains speakers already.
         """
         check_same_model(index.fingerprint, model.fingerprint(), "The index", "make the index again")
         if index.names is None:
@@ -208,7 +208,7 @@ class SpeakerStore:
         self._add(embeddings, list(names), [None] * len(names), can_replace)
 
     def add_profiles(self, profiles: Sequence[SpeakerProfile], can_replace: bool = False) -> None:
-        """Add profiles, which need names. `identify` needs profiles, because a calibration may use their quality.
+        """Add profiles. Each must have a name. `identify` needs profiles, because a calibration may use their quality.
 
         Raises:
             ValueError: a profile has no name or was made by another model; see also `add`.
@@ -267,9 +267,10 @@ class SpeakerStore:
     ) -> Identification:
         """Identify the speaker of a recording among all stored speakers.
 
-        The nearest hundred speakers are compared as in `SpeakerModelMixin.identify`. The likelihood ratio of "one of
-        the enrolled speakers" is the sum of their likelihood ratios, divided by the number of all stored speakers. The
-        other speakers would raise it by less than the smallest of these hundred likelihood ratios.
+        Only the hundred speakers with the highest scores are compared, as in `SpeakerModelMixin.identify`. The
+        likelihood ratio of "one of the enrolled speakers" is the sum of the hundred likelihood ratios, divided by the
+        number of all stored speakers. All other speakers together would usually raise it by less than the smallest of
+        the hundred likelihood ratios.
 
         Args:
             recording: recording that `read_sound` accepts.
@@ -278,7 +279,7 @@ class SpeakerStore:
             options: further arguments of `SpeakerIdentifier.identify`, such as operating_point and candidates.
 
         Raises:
-            ValueError: the store is empty or contains embeddings without profiles, or see `SpeakerIdentifier`.
+            ValueError: the store is empty or contains embeddings without profiles; see also `SpeakerIdentifier`.
         """
         model: Any = self._model
         try:

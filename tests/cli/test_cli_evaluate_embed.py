@@ -312,7 +312,7 @@ def test_steps_of_ranks_that_do_not_fit_are_refused(refusal, model_folder, audio
 
 def test_an_output_at_a_url_needs_ranks(hamspk, refusal, model_folder, audio):
     words = ("embed", model_folder, audio / "a.wav", "--output", "memory://here/e.parquet")
-    assert "is a URL, which needs ranks. Give --rank 0 --world-size 1, and then --finish." in refusal(*words)
+    assert "is a URL. Run the command with --rank 0 --world-size 1, and then again with --finish." in refusal(*words)
     assert hamspk(*words, "--rank", 0, "--world-size", 1)[0] == 0
     code, out, _ = hamspk(*words, "--finish")
     assert code == 0 and "1 file embedded (2.5 s of audio): 24 numbers each, in memory://here/e.parquet" in out
