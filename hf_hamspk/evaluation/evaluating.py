@@ -75,7 +75,7 @@ class EvaluationSettings:
         group_by: names of columns of `metadata`; the trials are also measured separately for each value of each column.
         subtract_mean: whether to subtract the mean of the model's cohort from every embedding. The calibration does not
             apply to the resulting scores, so decisions are not measured.
-        calibrated: whether to measure decisions as well, if the model is calibrated.
+        calibrated: whether to measure the errors and costs of decisions as well, if the model is calibrated.
         progress: whether to show progress bars.
         channel: channel of the recordings to read; see `read_sound`.
 

@@ -287,8 +287,8 @@ def plot_sweep(
 def draw_evaluation(evaluation: Evaluation, folder: Path) -> dict[str, str]:
     """Draw a DET plot of all trial lists and a score histogram of each list.
 
-    For lists whose decisions were measured, also draw a histogram of the log-likelihood ratios and a plot of the
-    detection costs.
+    If decisions of the calibrated model were measured on a list, also draw a histogram of its log-likelihood ratios and
+    a plot of its detection costs.
 
     Returns:
         A dictionary that maps the name of each new file in the folder to its caption.

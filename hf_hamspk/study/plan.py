@@ -158,7 +158,7 @@ class Study:
         tuning, final: numbers of the two stages.
         comparisons: pairs of heads `(first, second)` of each declared family, by its name. The first head of a pair is
             tested against the second. p-values are corrected within a family.
-        measure: leading measure, `"min_cllr"` or `"eer"`, which selects the settings.
+        measure: primary measure, `"min_cllr"` or `"eer"`, which selects the settings.
         replicates, confidence: number of bootstrap replicates, and confidence level of the intervals.
         source: content of the file.
     """

@@ -60,7 +60,7 @@ def _draw_search(summary: Mapping[str, Any], path: Path) -> bool:
 
 def _draw_budgets(summary: Mapping[str, Any], path: Path) -> bool:
     lines: dict[str, tuple[list[int], list[float]]] = {}
-    for row in _leading_rows(summary):
+    for row in _primary_rows(summary):
         epochs, values = lines.setdefault(f"{row['first']} - {row['second']}", ([], []))
         epochs.append(row["budget"])
         values.append(100 * row["relative"])
@@ -89,7 +89,7 @@ def _draw_lines(
 
 
 def _draw_differences(summary: Mapping[str, Any], path: Path) -> bool:
-    rows = _leading_rows(summary)
+    rows = _primary_rows(summary)
     rows = [row for row in rows if row["budget"] == max(one["budget"] for one in rows)][::-1]
     if not rows:
         return False
@@ -109,7 +109,7 @@ def _draw_differences(summary: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
-def _leading_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the comparisons of the leading measure over all lists."""
+def _primary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the comparisons of the primary measure for the mean over all lists."""
     rows = summary.get("comparisons", [])
     return [row for row in rows if row["list"] == MEAN and row["measure"] == summary["measure"]]
