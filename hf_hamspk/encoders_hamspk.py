@@ -116,7 +116,10 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return the output, 0 outside `mask` `(B, T)`, in `out`, which may be `x`, if `overwrites` permits it."""
+        """Return the output, which is 0 outside `mask` `(B, T)`.
+
+        The output is written to `out` if `overwrites` permits it. `out` may be `x`.
+        """
         if self.margin:
             x = mirrored(x, self.margin, mask)
         x = F.relu(self.conv(x), inplace=True)
@@ -198,7 +201,10 @@ class Ecapa(nn.Module):
         self.aggregate_norm = nn.BatchNorm1d(config.ecapa_output_channels) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
-        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`, and add layers `(B, T, C)` to `hidden`."""
+        """Encode features `(B, F, T)`, which must be 0 outside the bool `mask` `(B, T)`.
+
+        The outputs `(B, T, C)` of the first layer and of each block are added to `hidden`.
+        """
         first = x = self.input(x, mask)
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
@@ -324,7 +330,7 @@ class ResNet(nn.Module):
         self.output_channels = channels * -(-config.num_mel_bins // self.stride)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
-        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`.
+        """Encode features `(B, F, T)`, which must be 0 outside the bool `mask` `(B, T)`.
 
         The outputs `(B, T', C' F')` of the first layer and of each of the four stages are added to `hidden`.
         """
@@ -472,7 +478,7 @@ class CamPlusPlus(nn.Module):
         self.norm, self.output_channels = nn.BatchNorm1d(channels), channels
 
     def forward(self, x: Tensor, mask: Tensor | None = None, hidden: list[Tensor] | None = None) -> Tensor:
-        """Encode features `(B, F, T)`, 0 outside the bool `mask` `(B, T)`.
+        """Encode features `(B, F, T)`, which must be 0 outside the bool `mask` `(B, T)`.
 
         The outputs `(B, ceil(T / 2), C')` of the first time-delay layer and of each block are added to `hidden`.
         """
@@ -500,8 +506,8 @@ class StackedFilterBank(FilterBank):
     """Front-end of w2v-BERT: `(B, L)` to `(B, T, N * F)`, where N is the number of frames that are stacked.
 
     Each mel bin of Kaldi's filter bank is normalised to mean 0 and variance 1 over the utterance. Then every N adjacent
-    frames are joined to one. Frames at the end that do not fill a joined frame contribute to mean and variance, but are
-    left out of the output. Transformers pads and masks them instead.
+    frames are joined into one. Frames at the end that do not fill a joined frame contribute to mean and variance, but
+    are left out of the output. Transformers pads and masks them instead.
 
     As in transformers, the computation is in float64: in a loud frame, the rounding errors of a Fourier transform in
     float32 are as large as the weakest bins of 16-bit audio. Devices without float64 use float32.
@@ -641,8 +647,8 @@ class OnnxEncoder(nn.Module):
 class Segmentation(nn.Module):
     """Network that finds who speaks when: waveforms `(B, L)` at 16 kHz to log probabilities `(B, T, 7)`.
 
-    A frame has 61.9 ms, and the next frame begins 16.9 ms later. The classes are nobody, persons 1, 2 and 3, and the
-    pairs 1 and 2, 1 and 3, 2 and 3. The numbers of the persons are valid within a waveform only.
+    A frame is 61.9 ms long, and the next frame begins 16.9 ms later. The classes are nobody, persons 1, 2 and 3, and
+    the pairs 1 and 2, 1 and 3, 2 and 3. The numbers of the persons are valid within a waveform only.
     """
 
     def __init__(self):

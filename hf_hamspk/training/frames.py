@@ -52,7 +52,7 @@ class FrameStore:
         return path
 
     def compute(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the frames of a waveform `(L,)`, `(T, C)`. A long recording is cut into pieces as for embeddings."""
+        """Return the frames `(T, C)` of a waveform `(L,)`. A long recording is cut into pieces as for embeddings."""
         config = self.model.model.config
         count = max(1, math.ceil(len(waveform) / (config.longest_piece * config.sampling_rate)))
         pieces = [torch.from_numpy(np.array(piece))[None] for piece in np.array_split(waveform, count)]

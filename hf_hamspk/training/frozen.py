@@ -138,7 +138,8 @@ class DividedModel(nn.Module):
     def frozen_output(self, waveforms: Tensor) -> Tensor:
         """Return the output of the frozen part, `(B, C, T)`, for waveforms `(B, L)` without padding.
 
-        If ECAPA blocks are trained, the channels are those of the first layer and of each frozen block in turn.
+        If the last blocks of an ECAPA-TDNN are trained, they need all earlier outputs: the channels of the first layer
+        and of all frozen blocks are joined, in this order.
         """
         model = self.model.hamspk
         frontend_mode, encoder_modes = model.frontend.training, [one.training for one in model.backbone.modules()]
