@@ -144,8 +144,8 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
     found = [kind for kind, is_this_kind in kinds.items() if is_this_kind]
     if found:
         raise ValueError(
-            f"{path}: expected dense tensors of real numbers, but {name} is {found[0]}. Save the weights of the model "
-            "before it was changed into this form."
+            f"{path}: expected dense tensors of real numbers, but {name} is {found[0]}. Save the weights of the "
+            "original, unconverted model."
         )
 
 

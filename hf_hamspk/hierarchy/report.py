@@ -58,7 +58,7 @@ def write_hierarchy_report(
 def check_report_folder(home: Path) -> None:
     """Raise a ValueError if the report would replace a file that this package did not write."""
     if home.exists() and not home.is_dir():
-        raise ValueError(f"The report is written to a folder, got the file {home}. Choose another path.")
+        raise ValueError(f"The report needs a folder, but {home} is a file. Choose another path.")
     numbers = home / NUMBERS_FILE
     check_replaceable(numbers, _is_numbers_file, "the record of a hierarchy")
     check_replaceable(home / WORDS_FILE, lambda path: _is_numbers_file(numbers), "the report of a hierarchy")

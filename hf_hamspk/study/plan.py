@@ -338,7 +338,7 @@ def _families(content: Any, heads: Mapping[str, Head]) -> dict[str, tuple[tuple[
             names = [str(one) for one in _list(pair, f"comparisons, {name}")]
             if len(names) != 2 or not set(names) <= set(heads) or names[0] == names[1]:
                 raise ValueError(
-                    f"comparisons, {name}: expected two different heads of {', '.join(heads)}, got {pair!r:.100}."
+                    f"comparisons, {name}: expected two different names from {', '.join(heads)}; got {pair!r:.100}."
                 )
             pairs.append((names[0], names[1]))
         families[name] = tuple(pairs)

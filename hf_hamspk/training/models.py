@@ -55,8 +55,8 @@ class GivenModel:
             )
         if has_adapters(model):
             raise ValueError(
-                "model has adapters of PEFT, got a model that cannot be saved as it is. Merge them first, or pass the "
-                "model without them and set lora_rank."
+                "model has adapters of PEFT and cannot be saved as it is. Merge them first, or pass the model "
+                "without them and set lora_rank."
             )
         self.model, self.config = model, model.config
 
