@@ -1,4 +1,4 @@
-"""Recordings of a study, decoded once for all runs of a process."""
+"""Recordings of a study. A process decodes each recording once, and uses it in all of its runs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ from ..training.trial_lists import trial_root
 
 # Decoded audio is kept without a limit: 100 hours take 11 GB.
 UNLIMITED = 1 << 40
-# Trials of a held-out fold: all pairs of the first utterances of each speaker, and this many impostor trials.
+# A held-out fold has as target trials all pairs of the first FOLD_UTTERANCES utterances of each speaker, and
+# FOLD_IMPOSTORS random impostor trials.
 FOLD_UTTERANCES, FOLD_IMPOSTORS = 8, 5000
 
 
@@ -34,13 +35,13 @@ class ListSounds:
     """Trial lists of a study and their recordings, which stay in memory as 16-bit integers.
 
     Args:
-        lists: trials of each list.
+        lists: trials of each list, by the name of the list.
         root: base folder of the paths in the lists.
         rate: sampling rate in Hz.
         channel: channel of the recordings to read; see `read_sound`.
 
     Attributes:
-        lists: see above.
+        lists: trials of each list, by the name of the list.
     """
 
     def __init__(self, lists: Mapping[str, Trials], root: str, rate: int, channel: Channel = None):
@@ -50,13 +51,16 @@ class ListSounds:
         self._sounds: dict[str, NDArray[np.int16]] = {}
 
     def speakers(self) -> dict[str, tuple[Trials, TrialSpeakers]]:
-        """Return the trials and their speakers, by the name of the list."""
+        """Return the trials of each list and the speakers of these trials, by the name of the list."""
         return {name: (trials, find_speakers(trials)) for name, trials in self.lists.items()}
 
     def score(
         self, model: HamSpkForXVector, names: Sequence[str], frames: FrameStore | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Return the scores, `(N,)`, of the named lists. If `frames` of this model are given, they are used."""
+        """Return the scores `(N,)` of each of the named lists.
+
+        If `frames` is given, the embeddings are computed from these stored frames of the model and not from the audio.
+        """
         files = sorted({file for name in names for file in self.lists[name].files})
         row = {file: number for number, file in enumerate(files)}
         waveforms = [self.read(file) for file in files]
@@ -85,7 +89,7 @@ class StudyAudio:
     Args:
         data: arguments of the data.
         dev, tests: paths of the development lists and of the test lists.
-        folds: number of folds of the training speakers; 0 without folds.
+        folds: number of folds of the training speakers; 0 if the runs are tuned on the development lists.
         rate: sampling rate in Hz.
     """
 
@@ -104,13 +108,13 @@ class StudyAudio:
             found, _ = open_corpus(self.data, self.rate, lambda text: None, False)
             if not isinstance(found, CorpusUtterances):
                 raise ValueError(
-                    "A study needs train_data as a CSV file or a folder of speaker/.../utterance.flac, got shards."
+                    "train_data of a study must be a CSV file or a folder of speaker/.../utterance.flac, got shards."
                 )
             self._corpus = found.corpus
         return self._corpus
 
     def utterances(self, fold: int | None) -> CorpusUtterances:
-        """Return the training utterances without those of a held-out fold."""
+        """Return the training utterances, except those of the speakers of the held-out fold."""
         if fold not in self._utterances:
             rows = self.corpus()
             if fold is not None:
@@ -121,7 +125,7 @@ class StudyAudio:
         return self._utterances[fold]
 
     def dev_sounds(self, fold: int | None) -> tuple[ListSounds, list[str]]:
-        """Return the recordings and names of the lists on which a run is evaluated."""
+        """Return the recordings and the names of the lists on which a run with this held-out fold is evaluated."""
         if fold is None:
             return self.sounds, self.dev
         name = f"fold{fold}"
@@ -150,7 +154,7 @@ class StudyAudio:
 
 
 def list_errors(scores: NDArray, trials: Trials) -> dict[str, float]:
-    """Return the EER and the minCllr of scores, with six digits."""
+    """Return the EER and the minCllr of scores, rounded to six digits."""
     eer = equal_error_rate(scores, trials.labels).eer
     cost = convex_hull(scores, trials.labels).log_likelihood_ratio_cost()
     return {"eer": round(float(eer), 6), "min_cllr": round(cost, 6)}

@@ -1,9 +1,10 @@
-"""Control heads of a study: hyperbolic heads in which one property is removed, or in which embeddings have a radius.
+"""Control heads of a study: hyperbolic heads in which one property is removed, or in which the radius is free.
 
-The released projection clips nearly all embeddings to the largest radius `R = (1 - 1e-5) / sqrt(c)` of the unit ball,
-so that the loss depends on their directions only. In three control heads the radius is free. They map an embedding `v`
-of size `D` to the point `x` with the radius `r = R tanh(|v| / sqrt(D))`, which is the exponential map at the origin for
-the curvature `-c`. For long embeddings, `x` is the point of the released projection. `u` is a unit vector.
+The projection `released` (see `geometry_hamspk`) clips nearly all embeddings to the largest radius
+`R = (1 - 1e-5) / sqrt(c)` in the unit ball, so that the loss depends only on the directions of the embeddings. In three
+control heads the radius is free. They map an embedding `v` of size `D` to a point `x` with the radius
+`r = R tanh(|v| / sqrt(D))`, which is the exponential map at the origin for the curvature `-c`. A long embedding has the
+same point `x` as with the projection `released`. In the table, `u` is a unit vector.
 
 | control         | similarity to a centre `w`                                   | margin on the target |
 |-----------------|--------------------------------------------------------------|----------------------|
@@ -13,17 +14,17 @@ the curvature `-c`. For long embeddings, `x` is the point of the released projec
 | `horosphere`    | minus the Busemann function of the ideal point `u = w / |w|` | `m`                  |
 | `radial_margin` | as for `horosphere`                                          | `m tanh(|v|/sqrt(D))`|
 
-The Busemann function `log(|u - x|^2 / (1 - |x|^2))` is the distance of `x` from the ideal point `u` on the boundary of
-the ball, relative to the distance of the origin from it. The softmax of `-s` times the Busemann function is a
-distribution over directions that `x` determines: uniform if `x` is the origin, and concentrated in the direction of `x`
-if `x` is near the boundary. For `s = D - 1` it is the distribution of the point at which hyperbolic Brownian motion
-that starts at `x` reaches the boundary. The radius therefore expresses certainty. An embedding at the origin has the
-loss `log K` of K equally probable speakers, which a constant margin would increase; the margin of `radial_margin` does
-not.
+The Busemann function `log(|u - x|^2 / (1 - |x|^2))` compares two distances from the ideal point `u` on the boundary of
+the ball: it is the distance of `x` minus the distance of the origin. The softmax of `-s` times the Busemann function is
+a distribution over directions. The point `x` determines it: the distribution is uniform if `x` is the origin, and
+concentrated in the direction of `x` if `x` is near the boundary. For `s = D - 1` it is the distribution of the point at
+which a hyperbolic Brownian motion that starts at `x` reaches the boundary. The radius therefore expresses certainty. An
+embedding at the origin has the loss `log K`, because all K speakers are equally probable. A constant margin would
+increase this loss; the margin of `radial_margin` does not.
 
-Control heads compute the plain loss, because the blockwise loss does not know them. They are for studies only: a model
-that is saved with a control is loaded with the head of its configuration. Its embeddings are the same, and their norms
-give the radii.
+Control heads compute the plain loss, because the blockwise loss does not support them. They are for studies only: a
+model that is saved with a control head is loaded with the head of its configuration. The loaded model computes the same
+embeddings, and the radii follow from the norms of the embeddings.
 
 References: Ghadimi Atigh et al. 2021 (Busemann function as a loss); Kato and McCullagh 2020 (the distribution over
 directions); Meng et al. 2021 (a margin that grows with the norm of the embedding).
@@ -58,7 +59,7 @@ from ..networks_hamspk import make_head
 from ..training.arguments import Recipe
 from ..training.models import RecipeModel
 
-# Vectors of this length lie outside every clip radius. A linear similarity has no finite reach.
+# Vectors of this length are longer than every clip radius.
 LONG = 1e3
 # Cosines are kept below 1 by this amount, because the derivative of the arc cosine is infinite at 1.
 SMALLEST_GAP = 1e-6
@@ -69,12 +70,12 @@ SMALLEST_LENGTH = 1e-6
 class AngleSimilarity(CosineSimilarity):
     """Minus the angle to the centres, multiplied by the slope of the hyperbolic distance at the angle 0.
 
-    The slope is `sqrt(k) = 2 sqrt(c) / (c - 1)`. This head has the temperature of a hyperbolic head, but neither its
-    geometry nor radii of centres.
+    The slope is `sqrt(k) = 2 sqrt(c) / (c - 1)`. This head has the same temperature as a hyperbolic head, but not its
+    geometry, and its centres have no radii.
 
     Args:
         speakers, embedding_size: see `CosineSimilarity`.
-        curvature: number `c` of the hyperbolic head.
+        curvature: curvature `c` of the hyperbolic head.
     """
 
     def __init__(self, speakers: int, embedding_size: int, curvature: float):
@@ -87,7 +88,7 @@ class AngleSimilarity(CosineSimilarity):
 
 
 class RimSimilarity(HyperbolicSimilarity):
-    """Minus the hyperbolic distance to centres that always have the largest radius of the released projection."""
+    """Minus the hyperbolic distance to centres that always have the largest radius of the projection `released`."""
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         c = self.initial_curvature
@@ -97,7 +98,7 @@ class RimSimilarity(HyperbolicSimilarity):
 
 
 class ExponentialSimilarity(HyperbolicSimilarity):
-    """Minus the hyperbolic distance of embeddings with a free radius to the centres of the released projection."""
+    """Minus the hyperbolic distance between embeddings with a free radius and centres projected by `released`."""
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         c = self.initial_curvature
@@ -128,11 +129,11 @@ class HorosphereSimilarity(CosineSimilarity):
 
 
 def project_freely(v: Tensor, c: float) -> BallPoints:
-    """Map features `(..., D)` to the ball so that their norms determine the radius `R tanh(|v| / sqrt(D))`, below `R`.
+    """Map each feature `v` of `(..., D)` to a point of the ball with the radius `R tanh(|v| / sqrt(D))`, below `R`.
 
     Args:
         v: features.
-        c: number above 1; `R` is the largest radius of the released projection for `c`.
+        c: curvature, above 1. `R` is `released_radius(c)`.
     """
     v = limit_entries(v)
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(SMALLEST_LENGTH)
@@ -141,7 +142,7 @@ def project_freely(v: Tensor, c: float) -> BallPoints:
 
 
 def free_share(norm: Tensor, size: int) -> Tensor:
-    """Return the radius of embeddings with these norms, any shape, as a share of the largest radius, in [0, 1]."""
+    """Return the free radius for each norm, as a share of the largest radius, in [0, 1]. Any shape is accepted."""
     return torch.tanh(norm / math.sqrt(size))
 
 
@@ -154,7 +155,7 @@ def _minus_distances(x: BallPoints, centres: BallPoints, labels: Tensor | None) 
 
 
 class RadialMargin:
-    """Loss of a head whose margin is proportional to the free radius of the embedding."""
+    """Loss of a head with a margin that is proportional to the free radius of the embedding."""
 
     gives_logits = True
 
@@ -170,7 +171,7 @@ class StudyModel(RecipeModel):
     """Model of a recipe whose head is changed to a control head.
 
     Args:
-        recipe: recipe of the run; a control needs a hyperbolic head with the released projection.
+        recipe: recipe of the run. For a control, it must have a hyperbolic head with the projection `released`.
         control: name of a control head, or None.
     """
 
@@ -185,16 +186,16 @@ class StudyModel(RecipeModel):
 
 
 def use_control(head: SpeakerHead | JointHead, control: str | None) -> None:
-    """Replace the similarity of a hyperbolic head, and its margin if needed; None changes nothing.
+    """Replace the similarity of a hyperbolic head, and also its margin for `radial_margin`; None changes nothing.
 
     Raises:
-        ValueError: the head is not hyperbolic, or has another projection than the released one.
+        ValueError: the head is not hyperbolic, or its projection is not `released`.
     """
     if control is None:
         return
     old = None if isinstance(head, JointHead) else head.similarity
     if not isinstance(old, HyperbolicSimilarity) or old.projection != "released":
-        raise ValueError(f"control {control} needs the head h or ham with projection released.")
+        raise ValueError(f"The control {control} needs the head h or ham with the projection 'released'.")
     speakers, size = old.weight.shape
     if control in ("rim", "exponential"):
         kind = RimSimilarity if control == "rim" else ExponentialSimilarity
@@ -212,10 +213,10 @@ def control_engine(control: str | None) -> RadialMargin | None:
 
 
 def similarity_range(config: HamSpkConfig, control: str | None) -> float:
-    """Return the similarity at an angle of 0 minus the similarity at 90 degrees, for long vectors.
+    """Return the similarity of two long vectors at an angle of 0 degrees, minus their similarity at 90 degrees.
 
-    It is 1 for a cosine. For a hyperbolic head, it is the distance of two points on the rim at a right angle. For
-    `joint`, it is the range of the hyperbolic head.
+    The result is 1 for a cosine. For a hyperbolic head, it is the distance of two points with the largest radius at a
+    right angle. For `joint`, it is the range of the hyperbolic head.
 
     Raises:
         ValueError: the head has a linear similarity, whose range is not limited.

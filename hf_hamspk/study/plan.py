@@ -25,15 +25,15 @@ MACHINE_KEYS = (
     *("audio_root", "trial_root", "output_dir", "num_workers", "cache_megabytes", "cpu", "log_steps", "report_to"),
     *("check_audio", "keep_checkpoints", "save_steps", "frame_folder"),
 )
-# Keys of a recipe whose value is a path, of which only the name counts.
+# Keys of a recipe whose value is a path. Only the last part of the path belongs to the identity of a run.
 PATH_KEYS = ("train_data", "initial_model")
 # Keys of a recipe that a study sets itself.
 OWN_KEYS = ("seed", "epochs", "output_dir", "resume", "dev_trials", "test_trials", "evaluate_every", "report_to")
 # Values that a search can draw besides the keys of a recipe; see `Head`.
 DERIVED = ("reach", "relative_margin")
-# Roots of primes are irrational, and not multiples of each other.
+# Square roots of primes are irrational, and no rational multiples of each other.
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-# The seeds of the tuning runs begin here, so that the final runs have fresh seeds.
+# The seeds of the tuning runs begin here, so that the final runs have other seeds.
 FIRST_TUNING_SEED = 1000
 
 
@@ -43,7 +43,7 @@ class SearchRange:
 
     Attributes:
         low, high: limits, with `low <= high`.
-        logarithmic: whether the logarithm of the value is uniformly distributed, not the value itself.
+        logarithmic: whether the logarithm of the value is uniformly distributed. If False, the value itself is.
     """
 
     low: float
@@ -51,7 +51,7 @@ class SearchRange:
     logarithmic: bool = False
 
     def at(self, share: float) -> float:
-        """Return the value at a share of the range, in [0, 1]."""
+        """Return the value at a share of the range, from 0 (`low`) to 1 (`high`)."""
         if self.logarithmic:
             return self.low * (self.high / self.low) ** share
         return self.low + (self.high - self.low) * share
@@ -64,12 +64,12 @@ class Head:
     Attributes:
         name: name in the study.
         recipe: keys of a training recipe that differ from the common recipe.
-        search: ranges of the searched values. A value is a key of a recipe, or `reach`, the difference of the logits
-            between an angle of 0 and of 90 degrees, which sets the scale, or `relative_margin`, the margin divided by
-            the difference of the similarities between these angles. A head with neither `search` nor `like` is not
-            tuned.
+        search: ranges of the searched values, by name. A name is a key of a recipe, or one of two derived values.
+            `reach` is the logit at an angle of 0 degrees minus the logit at 90 degrees; it determines the scale.
+            `relative_margin` is the margin divided by the corresponding difference of the similarities. A head with
+            neither `search` nor `like` is not tuned.
         like: name of the head whose best setting this head uses; None if the head has its own search.
-        control: name of a changed similarity, one of `CONTROLS`; None for the heads of the package.
+        control: name of a control head (see `controls`), one of `CONTROLS`; None for the heads of the package.
         seeds: number of seeds in the stage `final`.
     """
 
@@ -83,13 +83,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Stage:
-    """Numbers of a stage.
+    """Length of a stage, and the epochs after which its runs are evaluated.
 
     Attributes:
-        count: number of settings of each head, or of seeds.
+        count: number of settings of each head in the stage `tune`; number of seeds in the stage `final`.
         epochs: number of epochs of a run.
         evaluate: epochs after which the development lists are evaluated, ascending; the last one is `epochs`.
-        budgets: epochs, a part of `evaluate`, after which the test lists are scored as well.
+        budgets: epochs after which the test lists are scored as well. They are all in `evaluate`.
     """
 
     count: int
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder of the run, which is different for different settings."""
+        """Name of the folder of the run. Runs with different settings have different names."""
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.stage}-{self.head}-{self.number:02d}{fold}-{self.digest}"
 
@@ -150,14 +150,14 @@ class Study:
     """Content of the file of a study.
 
     Attributes:
-        name: name of the study, the name of its file.
+        name: name of the study, which is the name of its file without the suffix.
         recipe: keys of a training recipe, common to all runs.
         dev, tests: paths of the development lists and of the test lists.
-        folds: number of speaker-disjoint folds of the training speakers for tuning; 0 to tune on the lists `dev`.
+        folds: number of folds into which the training speakers are divided for tuning; 0 to tune on the lists `dev`.
         heads: the compared heads, by name, in the order of the file.
-        tuning, final: numbers of the two stages.
-        comparisons: pairs of heads `(first, second)` of each declared family, by its name. The first head of a pair is
-            tested against the second. p-values are corrected within a family.
+        tuning, final: settings of the two stages.
+        comparisons: pairs of heads `(first, second)` of each family of comparisons, by the name of the family. The
+            first head of a pair is tested against the second. p-values are corrected within a family.
         measure: primary measure, `"min_cllr"` or `"eer"`, which selects the settings.
         replicates, confidence: number of bootstrap replicates, and confidence level of the intervals.
         source: content of the file.
@@ -194,13 +194,13 @@ class Study:
         return runs
 
     def final_runs(self, winners: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-        """Return the runs of the stage `final` of the heads whose best setting is known, in the order of the seeds.
+        """Return the runs of the stage `final` for the heads whose best setting is known, in the order of the seeds.
 
-        If some heads have fewer seeds than others, the runs with the seeds that all heads have come first, beginning
-        with the heads that have the most seeds. The runs with the other seeds follow.
+        If some heads have fewer seeds than others, the runs with the seeds that all heads share come first. Among them,
+        the heads with the most seeds come first. The runs with the other seeds follow.
 
         Args:
-            winners: best values by head; heads that are missing have no best setting yet.
+            winners: values of the best setting of each head. Heads without a best setting are left out.
         """
         fewest, most = (limit(head.seeds for head in self.heads.values()) for limit in (min, max))
         ordered = sorted(
@@ -222,10 +222,10 @@ class Study:
 
 
 def setting_share(place: int, number: int) -> float:
-    """Return the share of the range of a searched key that a setting uses, in [0, 1).
+    """Return the place of a setting in the range of a searched key, from 0 (the lower limit) to below 1.
 
-    The settings are a Kronecker sequence, which covers the ranges more evenly than independent draws. All heads have
-    the same shares, so that heads with the same ranges have the same values.
+    The settings are a Kronecker sequence, which covers the ranges more evenly than independent draws. The places are
+    the same for all heads, so that heads with the same ranges get the same values.
 
     Args:
         place: number of the key among all searched keys of the study, from 0.
@@ -235,7 +235,7 @@ def setting_share(place: int, number: int) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Return a value with four significant digits, so that records and file names are exact."""
+    """Return a value rounded to four significant digits, so that the record contains the exact value of the run."""
     return float(f"{value:.4g}")
 
 
@@ -272,7 +272,7 @@ def parse_study(name: str, content: Any) -> Study:
     folds = _whole(top.get("folds", 0), "folds", 0)
     dev, tests = (tuple(map(str, _list(top.get(key, []), key))) for key in ("dev_trials", "test_trials"))
     if folds == 1 or (folds == 0 and not dev):
-        raise ValueError("tuning needs dev_trials, or folds of at least 2; add one of them.")
+        raise ValueError("Tuning needs development lists (dev_trials) or at least 2 folds (folds). Add one of the two.")
     tuning = _stage(top.get("tuning"), "tuning", "settings")
     final = _stage(top.get("final"), "final", "seeds")
     heads = _heads(top.get("heads"), top.get("search", {}), final.count)
@@ -315,7 +315,9 @@ def _heads(content: Any, common: Any, seeds: int) -> dict[str, Head]:
             raise ValueError(f"{where}: control must be one of {', '.join(CONTROLS)}, got {control!r}.")
         if like is not None:
             if like not in heads or heads[like].like is not None or search:
-                raise ValueError(f"{where}: like must name an earlier head with a search, and excludes a search.")
+                raise ValueError(
+                    f"{where}: 'like' must name an earlier head with a search, and cannot be combined with 'search'."
+                )
             own, search = heads[like].recipe | own, {}
         else:
             search = {key: value for key, value in (shared | search).items() if key not in own}

@@ -70,7 +70,7 @@ def _draw_budgets(summary: Mapping[str, Any], path: Path) -> bool:
 def _draw_lines(
     lines: Mapping[str, tuple[list[int], list[float]]], x: str, y: str, path: Path, title: str, zero: bool = False
 ) -> bool:
-    """Draw one line for each entry, and return whether there was any."""
+    """Draw one line for each entry of `lines`, and return whether there was any entry."""
     if not lines:
         return False
     figure = new_figure(7.5, 4.6)
@@ -110,6 +110,6 @@ def _draw_differences(summary: Mapping[str, Any], path: Path) -> bool:
 
 
 def _primary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the comparisons of the primary measure for the mean over all lists."""
+    """Return the comparisons by the primary measure, averaged over all lists."""
     rows = summary.get("comparisons", [])
     return [row for row in rows if row["list"] == MEAN and row["measure"] == summary["measure"]]

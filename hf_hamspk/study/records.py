@@ -2,11 +2,11 @@
 
 ```
 FOLDER/
-  lists.npz                 labels and speakers of the trial lists, so that a report needs neither audio nor lists
+  lists.npz                 labels and speakers of the trials, so that a report needs neither audio nor trial lists
   RUN/record.json           settings, errors on the development lists after some epochs, seconds, commit
   RUN/scores.npz            scores of the test trials, for runs of the stage `final`
   RUN/model/                model of the run, if models are kept
-  RUN/training/             files of an unfinished run. Its end removes them, partial.json and log.txt
+  RUN/training/             files of an unfinished run; deleted at the end of the run, with partial.json and log.txt
 ```
 """
 
@@ -29,11 +29,12 @@ from .plan import Run, Study
 
 SCHEMA = 1
 RECORD_FILE, SCORES_FILE, LISTS_FILE = "record.json", "scores.npz", "lists.npz"
-# Scores are stored as whole multiples of this step. It is far below the differences that matter, and halves the files.
+# Scores are stored as whole multiples of this step, which halves the size of the files. The step is far below the
+# differences that matter.
 SCORE_STEP = 1e-3
-# Errors of a run that diverged: those of a system that cannot tell speakers apart.
+# A run that diverged is recorded with the errors of a system that cannot tell speakers apart.
 WORST = {"eer": 0.5, "min_cllr": 1.0}
-# Names in the folder of a study whose lists are not written yet: runs, and the unfinished file of the lists.
+# Names of the files that a study may contain before LISTS_FILE exists: runs, and the unfinished LISTS_FILE.
 _OWN_NAME = re.compile(rf"(?:tune|final)-.+-[0-9a-f]{{8}}|{re.escape(LISTS_FILE)}\.\d+\.tmp")
 
 
@@ -68,7 +69,7 @@ def write_scores(path: Path, scores: Mapping[str, NDArray]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read scores that `write_scores` wrote; {} if the file does not exist.
+    """Read the scores that `write_scores` wrote. If the file does not exist, return {}.
 
     Raises:
         ValueError: the file is damaged.
@@ -158,10 +159,10 @@ def list_score(record: Mapping[str, Any], measure: str) -> float:
 
 
 def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float, Run]]]:
-    """Return the score of each finished setting, which is the mean over its folds, and one run of the setting.
+    """Return the score of each finished setting (its mean over the folds), and one of the runs of the setting.
 
     Returns:
-        Scores and runs by head and number of the setting.
+        For each head, a dictionary that maps the number of a setting to its score and run.
     """
     found: dict[str, dict[int, list[tuple[float, Run]]]] = {name: {} for name in study.heads}
     for run in study.tuning_runs():
@@ -180,9 +181,9 @@ def tuning_scores(study: Study, folder: Path) -> dict[str, dict[int, tuple[float
 
 
 def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of the best setting of each head whose settings have all been tried.
+    """Return the values of the best setting of each head. Heads with unfinished settings are left out.
 
-    A head without a search has a single setting, {}.
+    A head without a search has a single setting without values, {}.
     """
     winners: dict[str, dict[str, Any]] = {
         name: {} for name, head in study.heads.items() if not head.search and head.like is None
@@ -194,5 +195,5 @@ def best_settings(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def planned_runs(study: Study, folder: Path) -> list[Run]:
-    """Return the runs of the study that are known so far, in their order."""
+    """Return the runs of the study in their order. Final runs are included once their settings are known."""
     return [*study.tuning_runs(), *study.final_runs(best_settings(study, folder))]

@@ -1,4 +1,4 @@
-"""Write the report of a study as text, HTML and JSON. It needs the records, but neither models nor audio."""
+"""Write the report of a study as text, HTML and JSON. This needs only the records of the runs, not models or audio."""
 
 import base64
 import json
@@ -26,15 +26,15 @@ def write_report(
     Args:
         study: study.
         folder: folder of the study.
-        open_tests: whether to open the test lists although runs are missing; see `summary`.
+        open_tests: whether to open the test lists before all runs are finished; see `summary`.
         progress: whether to show a progress bar.
 
     Returns:
         The text of the report, and the paths of the files.
 
     Raises:
-        ValueError: the folder is not the folder of a study, a record is damaged, or a file that another program wrote
-            has the name of a file of the report.
+        ValueError: the folder is not the folder of a study, a record is damaged, or the report would replace a file
+            that this package did not write.
     """
     home = Path(folder)
     _check_replaceable_report(home)
@@ -71,7 +71,7 @@ def _is_summary(path: Path) -> bool:
 
 
 def study_tables(summary: Mapping[str, Any]) -> dict[str, list[TextRow]]:
-    """Return the tables of a study by title; each begins with the names of its columns."""
+    """Return the tables of a study by title. The first row of each table contains the names of the columns."""
     tables = {
         "Tuning on the development lists": _tuning_table(summary),
         "Errors on the development lists": _curve_table(summary),
@@ -102,12 +102,13 @@ def study_remarks(summary: Mapping[str, Any]) -> list[str]:
             "finished."
         )
         if opened["changed_since"]:
-            remarks.append("The file of the study was changed after that.")
+            remarks.append("The file of the study has been changed since then.")
     if summary.get("comparisons"):
         remarks.append(
-            "A relative difference below 0 means that the first head has lower errors. Intervals and p-values resample "
-            "seeds and speakers. P is the probability that a run of the first head is better than the run of the "
-            "second head with the same seed. Holm's p-values are corrected within a family, list and measure."
+            "A relative difference below 0 means that the first head has lower errors. Intervals and p-values are "
+            "computed by resampling seeds and speakers. P is the probability that a run of the first head is better "
+            "than the run of the second head with the same seed. Holm's p-values are corrected within a family, list "
+            "and measure."
         )
     return remarks
 

@@ -1,8 +1,8 @@
 """Run a study: claim the next run, train it, and write its record.
 
-A run is claimed by locking its folder, so that several processes, also on several machines with a common file system,
-share the runs. The lock ends with its process. A run that was killed is resumed from its newest checkpoint by the
-process that claims it next.
+A process claims a run by locking the folder of the run. Several processes can therefore share the runs, also on several
+machines with a common file system. When a process ends, its lock is released. If a process was killed, the process that
+claims the run next resumes it from its newest checkpoint.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ from .records import (
 LOCK_FILE, TRAINING_FOLDER, PARTIAL_FILE, LOG_FILE = ".lock", "training", "partial.json", "log.txt"
 MODEL_FOLDER = "model"
 WORK = "hamspk study"
-# Seconds between two looks for a run, while other processes hold all of them.
+# Seconds after which a process looks for a free run again, while other processes hold all runs.
 LOOK_SECONDS = 10.0
-# Parts of the messages of the trainer: the loss or weights are not finite; the checkpoint of an unfinished run is from
-# another version of this package, with other settings, so that the run begins again.
+# Parts of messages of the trainer. The first says that the loss or the weights are not finite. The second says that the
+# checkpoint has other settings, for example because another version of this package wrote it; the run begins again.
 DIVERGENCE, OTHER_RUN = "diverged", "belongs to a run with other settings"
 
 
@@ -65,12 +65,12 @@ def run_study(
     quiet: bool = False,
     keep_models: bool = False,
 ) -> int:
-    """Run the runs of a study that are neither finished nor held by another process, until none is left.
+    """Make the runs of a study that are neither finished nor held by another process, until none is left.
 
     Args:
         study: study.
         folder: folder of the study, made if necessary.
-        hours: hours after which no further run is begun; None for no limit.
+        hours: number of hours after which no further run begins; None for no limit.
         runs: largest number of runs that this process makes; None for no limit.
         quiet: whether to show no progress bar.
         keep_models: whether to keep the model of each run of the stage `final`, in the subfolder `model` of its folder.
@@ -211,7 +211,7 @@ def _arithmetic(accelerator: Any) -> dict[str, str]:
 def make_trainer(
     run: Run, output_dir: Path, audio: StudyAudio, callbacks: list[TrainerCallback], resume: bool = True
 ) -> Trainer:
-    """Return the trainer of a run. It does not evaluate; the callback `Watcher` evaluates."""
+    """Return the trainer of a run. The trainer itself does not evaluate; the callback `Watcher` does."""
     recipe = recipe_of(run, output_dir)
     recipe.training.resume = resume
     data = dataclasses.replace(recipe.data, train_data=None, channel=None, dev_trials=None, test_trials=[])
@@ -223,7 +223,7 @@ def make_trainer(
 
 
 class Watcher(TrainerCallback):
-    """Callback that evaluates the average of the last epochs, and keeps what the record needs.
+    """Callback that evaluates the average of the weights of the last epochs, and keeps the results for the record.
 
     Args:
         run: run.
@@ -283,7 +283,7 @@ class Watcher(TrainerCallback):
         self.kept["device"] = device_name(averaged)
         if tests:
             path = self.place / SCORES_FILE
-            # The test lists are only scored here. Their errors are first computed by the report.
+            # Only the scores of the test lists are computed here. The report computes the errors.
             write_scores(path, read_scores(path) | {f"{name}@{epoch}": scores[name] for name in tests})
         text = json.dumps(self.content())
         write_atomically(self.place / PARTIAL_FILE, lambda path: path.write_text(text, encoding="utf-8"))

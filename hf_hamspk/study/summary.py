@@ -1,7 +1,8 @@
 """Summarise the records of a study: tuning, learning curves, errors on the test lists, and comparisons.
 
-The test lists are opened once: when all planned runs are finished, or earlier on request. The file `opened.json`
-records when they were opened, and how many runs were finished. Before that, no error on a test list is computed.
+The test lists are opened once: when all planned runs are finished, or earlier if the user asks for it. No error on a
+test list is computed before. The file `opened.json` records when the lists were opened, and how many runs were finished
+then.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from .statistics import FEWEST_SEEDS, MEAN, HeadComparison, compare_heads, expec
 OPENED_FILE = "opened.json"
 SUMMARY_SCHEMA = 1
 
-# Errors of each head and seed by list and measure, `(1 + R,)` each.
+# Errors `(1 + R,)` by head, seed, list and measure.
 SeedErrors = dict[str, dict[int, dict[str, dict[str, NDArray]]]]
 
 
@@ -43,12 +44,12 @@ def summarise(study: Study, folder: Path, open_tests: bool = False, progress: bo
     Args:
         study: study.
         folder: folder of the study.
-        open_tests: whether to open the test lists although runs are missing.
+        open_tests: whether to open the test lists before all runs are finished.
         progress: whether to show a progress bar.
 
     Returns:
-        `runs` (numbers of finished and of planned runs, hours, commits, devices), `tuning`, `curves`, `opened`, and, if
-        the test lists are open, `errors` and `comparisons`.
+        A dictionary with `runs` (numbers of finished and planned runs, hours, commits, devices), `tuning`, `curves` and
+        `opened`. If the test lists are open, it also has `errors` and `comparisons`.
 
     Raises:
         ValueError: the folder is not the folder of a study, or a record is damaged.
@@ -88,7 +89,7 @@ def summarise(study: Study, folder: Path, open_tests: bool = False, progress: bo
 
 
 def _open_tests(study: Study, folder: Path, finished: int, total: int, wanted: bool) -> dict[str, Any] | None:
-    """Return the content of `opened.json`, which is written when the lists are opened; None if they are closed."""
+    """Open the test lists if possible, and return the content of `opened.json`; None if the lists stay closed."""
     path, digest = folder / OPENED_FILE, _plan_digest(study)
     if path.is_file():
         opened = json.loads(path.read_bytes())
@@ -122,7 +123,7 @@ def _summarise_tuning(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def _learning_curves(planned: Iterable[Run], records: dict[str, Any]) -> dict[str, Any]:
-    """Return mean and standard deviation over seeds of the errors on the development lists, by head and epoch."""
+    """Return the mean and the standard deviation, over seeds, of the development errors by head and epoch."""
     found: dict[str, dict[int, list[dict[str, float]]]] = {}
     for run in planned:
         if run.stage != FINAL or run.name not in records:
@@ -152,7 +153,7 @@ def _test_errors(
     budget: int,
     progress: bool,
 ) -> SeedErrors:
-    """Return the errors of all runs after an epoch, for the same draws of the speakers of all lists."""
+    """Return the test errors of all runs after the epoch `budget`. All runs share the same draws of the speakers."""
     names = sorted({name.rpartition("@")[0] for _, scores in scored for name in scores})
     everyone = sorted({speaker for name in names for speaker in lists[name][1].names})
     draws, place = draw_speakers(len(everyone), study.replicates), {name: i for i, name in enumerate(everyone)}
@@ -183,7 +184,7 @@ def _mean_errors(errors: SeedErrors) -> dict[str, Any]:
 
 
 def _compare_all(study: Study, errors: SeedErrors, budget: int) -> list[dict[str, Any]]:
-    """Return the comparisons of all families on each list and over all lists, with p-values corrected per family."""
+    """Return the comparisons of all families, on each list and over all lists; p-values are corrected per family."""
     rows = []
     for family, pairs in study.comparisons.items():
         usable = []

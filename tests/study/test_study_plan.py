@@ -104,8 +104,8 @@ def test_the_name_of_a_run_changes_with_its_settings_but_not_with_the_machine():
     [
         (("colour",), 1, "unknown key 'colour'"),
         (("recipe", "seed"), 1, "recipe must not contain seed"),
-        (("dev_trials",), [], "tuning needs dev_trials"),
-        (("folds",), 1, "folds of at least 2"),
+        (("dev_trials",), [], "Tuning needs development lists"),
+        (("folds",), 1, "at least 2 folds"),
         (("tuning",), {"settings": 3}, "tuning must contain epochs"),
         (("tuning", "settings"), 0, "whole number of at least 1"),
         (("final", "evaluate"), [9], "expected at most 5"),
@@ -198,7 +198,7 @@ def test_the_range_of_a_linear_similarity_is_not_defined():
 
 @pytest.mark.parametrize("fields", [{"head": "am"}, {"head": "softmax"}, {"head": "joint"}, {"projection": "curved"}])
 def test_a_control_of_another_head_is_refused_before_its_range_is_computed(fields):
-    with pytest.raises(ValueError, match="control angle needs the head h or ham with projection released"):
+    with pytest.raises(ValueError, match="The control angle needs the head h or ham"):
         similarity_range(HamSpkConfig(**({"head": "ham"} | fields)), "angle")
 
 

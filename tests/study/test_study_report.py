@@ -148,7 +148,7 @@ def test_test_lists_stay_closed_until_all_runs_are_finished_and_opening_is_noted
     fill(study, folder)
     more = plan_with(final={"seeds": 4, "epochs": 6}, replicates=101)
     text, _ = write_report(more, folder, progress=False)
-    assert "with 13 of 16 runs finished" in text and "The file of the study was changed after that." in text
+    assert "with 13 of 16 runs finished" in text and "The file of the study has been changed since then." in text
 
 
 def test_an_empty_study_and_a_foreign_folder(tmp_path):
