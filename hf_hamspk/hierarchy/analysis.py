@@ -1,4 +1,4 @@
-"""Measure the hierarchy of the embeddings and centres of a model, each statistic beside its null distribution."""
+"""Measure the hierarchy of the embeddings and centres of a model. Each statistic is compared with random points."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +32,16 @@ HIERARCHY_SCHEMA = 1
 CENTRES, MEANS, EMBEDDINGS = "centres", "means of speakers", "embeddings"
 SPEAKER, OWN_CENTRE = "speaker", "cosine to own centre"
 EMBEDDING_NUMBERS = ("seconds", "SNR", "cosine to own speaker")
-_TOO_FEW = "too few known values, or no different or no repeated ones"
-# Points of a set for the dendrogram, and of each of the subsets for the four-point condition.
+_TOO_FEW = "there are too few known values, or all values are equal, or no value occurs twice"
+# Largest number of points in a dendrogram; number of subsets for the four-point condition; points in each subset.
 MOST_POINTS, SUBSETS, SUBSET_POINTS = 400, 4, 40
-# A label with more different numbers than this is a number; for dendrograms it is divided into quarters.
+# A label with more different numbers than this is treated as a number. For dendrograms, the numbers are divided into
+# quarters.
 MOST_CLASSES = 12
 # Fewest draws with which a p-value can reach 0.05.
 FEWEST_DRAWS = 19
 SHAPE_STATISTICS = ("delta_largest", "delta_mean", "cophenetic", "distortion")
-# Tail of each statistic that speaks for a hierarchy.
+# Whether low or high values of each statistic speak for a hierarchy.
 SHAPE_TAILS = {"delta_largest": "low", "delta_mean": "low", "cophenetic": "high", "distortion": "low"}
 
 
@@ -50,10 +51,10 @@ class HierarchySettings:
 
     Attributes:
         labels: columns of the table.
-        within: column of `labels` that has one value for each speaker. Permutations exchange only speakers with the
-            same value, and ranks compare only these; None for all speakers.
+        within: one of `labels`, with one value for each speaker. Speakers are compared, and exchanged by permutations,
+            only with speakers that have the same value. If None, all speakers are compared.
         permutations: number of permutations of labels and radii.
-        draws: number of random sets of points for each null distribution of the shape; 0 to leave the shape out.
+        draws: number of random sets of points for each null distribution of the shape. If 0, the shape is not measured.
         seed: random seed.
     """
 
@@ -79,13 +80,13 @@ class Measured:
     """Result of `measure_hierarchy`.
 
     Attributes:
-        record: numbers, as JSON values.
+        record: all results, as JSON values.
         sets: the sets of points, by name.
-        labels: for each label, the text of each speaker of the sets of centres and means; "" if unknown.
-        counts: number of rows of each of these speakers in the table.
-        speakers: names of these speakers, in the order of the means.
-        centre_speakers: index in `speakers` of the speaker of each centre.
-        numbers: properties `(N,)` of the speakers by name, NaN if unknown; see `_speaker_numbers`.
+        labels: for each label, the text of each speaker in `speakers`; "" if unknown.
+        counts: for each speaker in `speakers`, the number of rows in the table.
+        speakers: names of the speakers, in the order of the means.
+        centre_speakers: for each centre, the index of its speaker in `speakers`.
+        numbers: numeric properties `(N,)` of the speakers by name, NaN if unknown; see `_speaker_numbers`.
     """
 
     record: dict[str, Any]
@@ -111,13 +112,13 @@ def measure_hierarchy(
     """Embed the recordings of a table, and measure the hierarchy of the embeddings and of the centres of the head.
 
     Args:
-        model: model with its head. Centres are measured for the speakers of the table that it was trained on.
+        model: model with its head. Centres are measured only for speakers of the table that the model was trained on.
         table: list of recordings with the speakers and labels.
         settings: settings of the measurement.
         audio_root: base folder of the paths; None for the folder of the table.
         space: space of the head, one of `points.SPACES`; None for the space of the configuration.
         channel: channel of the recordings; see `read_sound`.
-        columns: `audio_column` and `speaker_column` of the table.
+        columns: `audio_column` and `speaker_column` of the table (see `read_labelled_table`).
         centres: whether the model has trained centres.
         progress: whether to show a progress bar.
 
@@ -151,7 +152,7 @@ def analyse(
 
     Args:
         found: embeddings with their speakers and labels.
-        centres: centre `(D,)` of each speaker that has one.
+        centres: centres `(D,)` by speaker. Speakers without a centre are left out.
         space: space of the embeddings and centres.
         settings: settings of the measurement.
 
@@ -224,8 +225,9 @@ def measure_shape(points: Points, settings: HierarchySettings, generator: np.ran
         generator: source of the random draws.
 
     Returns:
-        For each of `SHAPE_STATISTICS` the observed `value`, and for each null `"uniform"` and `"matched"` the mean of
-        the draws, and the p-value: how often a draw is at least as similar to a tree.
+        A dictionary for each of `SHAPE_STATISTICS`. It has the observed `value`. For each of the null distributions
+        `"uniform"` and `"matched"`, it has the `mean` of the draws and the p-value `p`, which is the probability that a
+        draw is at least as similar to a tree.
     """
     if len(points) > MOST_POINTS:
         points = points.take(generator.permutation(len(points))[:MOST_POINTS])
@@ -261,7 +263,7 @@ def _shape_of(points: Points, subsets: Sequence[NDArray]) -> dict[str, float]:
 def _speaker_labels(
     found: EmbeddedRecordings, of_speaker: NDArray, speakers: int, names: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the label of each speaker, for labels that are constant within speakers, and the other labels."""
+    """Return the values of labels that are constant within each speaker, and the names of the other labels."""
     of_speakers: dict[str, list[str]] = {}
     varying = []
     for name in names:
@@ -288,9 +290,9 @@ def _check_within(table: LabelledTable, within: str | None) -> None:
 
 
 def label_classes(values: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the class of each value, -1 for "", and the names of the classes.
+    """Return the number of the class of each value, and the names of the classes. The value "" has the number -1.
 
-    Many different numbers are divided into quarters, whose names are their ranges.
+    If there are many different numbers, they are divided into quarters. The name of a quarter is its range.
     """
     known = [value for value in values if value]
     numbers = label_numbers(values)
@@ -306,7 +308,7 @@ def label_classes(values: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def label_numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    """Return the values as numbers, NaN for ""; None if a value is not a number or if all are equal."""
+    """Return the values as numbers, with NaN for "". Return None if a value is not a number, or if all are equal."""
     try:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:
@@ -333,7 +335,7 @@ def _radius_rows(
     settings: HierarchySettings,
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return the relations of radii with numbers and labels, with p-values that are corrected for their number."""
+    """Return the relations of radii with numbers and labels. The p-values are corrected for the number of relations."""
     everyone = np.arange(len(strata))
     rows = []
     for name, places in ((CENTRES, with_centre), (MEANS, everyone)):
@@ -368,14 +370,14 @@ def _omissions(
         empty = found.table.labels[name].count("")
         if empty:
             sentences.append(f"{empty} of {len(found.embeddings)} recordings, which have no value in the column {name}")
-    sentences += [f"relations of radii with {name}, which varies within speakers" for name in varying]
+    sentences += [f"relations of radii with {name}, because its values vary within a speaker" for name in varying]
     for points in sets:
         of_speakers = points != EMBEDDINGS
         own = {*numbers, *labels} if of_speakers else {*EMBEDDING_NUMBERS}
         own -= set() if points == CENTRES else {OWN_CENTRE}
         missing = sorted(own - {row["what"] for row in radii if row["points"] == points})
         if _is_constant(sets[points].radii):
-            sentences.append(f"relations of the radii of {points}, which are all equal")
+            sentences.append(f"relations of the radii of {points}, because these radii are all equal")
         elif missing:
             sentences.append(f"relations of the radii of {points} with {', '.join(missing)}: {_TOO_FEW}")
         known = {row["label"] for row in trees if row["points"] == points}
@@ -401,7 +403,7 @@ def _relate(
     settings: HierarchySettings,
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return the relations of radii with numbers (rank correlation) and labels (explained share of the ranks)."""
+    """Return how radii are related to numbers (rank correlation) and to labels (share of the rank variance)."""
     given = [(name, values[places], False) for name, values in numbers.items()]
     for name, values in labels.items():
         own = [str(values[i]) for i in places]
@@ -437,7 +439,7 @@ def _relate(
 
 
 def _speaker_numbers(found: EmbeddedRecordings, of_speaker: NDArray[np.int64], count: int) -> dict[str, NDArray]:
-    """Return rows, mean angle within the speaker, mean duration and mean SNR of each speaker."""
+    """Return the number of rows, the mean angle between embeddings, the mean duration and the mean SNR by speaker."""
     sizes = np.bincount(of_speaker, minlength=count)
     spread, directions = np.full(count, np.nan), unit(found.embeddings)
     for one in range(count):
@@ -464,7 +466,7 @@ def _own_cosines(
 
 
 def _leave_one_out(found: EmbeddedRecordings, of_speaker: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the cosine of each embedding to the mean direction of the other embeddings of its speaker, or NaN."""
+    """Return the cosine of each embedding to the mean direction of its speaker's other embeddings; NaN if none."""
     directions = unit(found.embeddings)
     sums = np.zeros((int(of_speaker.max()) + 1, directions.shape[1]))
     np.add.at(sums, of_speaker, directions)
@@ -487,7 +489,7 @@ def _tree_rows(
     settings: HierarchySettings,
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return the agreement of dendrograms with labels, with p-values that are corrected for their number."""
+    """Return the agreement of dendrograms with labels. The p-values are corrected for the number of rows."""
     rows = []
     for name, places in ((CENTRES, with_centre), (MEANS, np.arange(len(strata)))):
         if name not in sets:
@@ -513,7 +515,7 @@ def _tree_rows(
 
 
 def _whole_speakers(of_speaker: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the indices of all embeddings of random speakers, who are added until there are `MOST_POINTS` or more."""
+    """Draw speakers until they have `MOST_POINTS` or more embeddings, and return the indices of these embeddings."""
     chosen: list[int] = []
     for speaker in generator.permutation(int(of_speaker.max()) + 1):
         chosen += np.flatnonzero(of_speaker == speaker).tolist()

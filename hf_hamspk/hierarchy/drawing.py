@@ -42,7 +42,7 @@ def draw_hierarchy(measured: Measured, folder: Path) -> dict[str, str]:
 
 
 def main_set(measured: Measured) -> str:
-    """Return the name of the set that is drawn: the centres, or the means of the speakers if there are no centres."""
+    """Return the name of the set to draw: the centres, or the means of the speakers if there are no centres."""
     return CENTRES if CENTRES in measured.sets else MEANS
 
 
@@ -52,7 +52,7 @@ def _speakers_of(measured: Measured) -> NDArray[np.int64]:
 
 
 def _coloured(values: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the colour of each value, and the colours of the classes by their names with numbers of members."""
+    """Return the colour of each value, and the legend: the colour of each class by its name and size."""
     classes, names = label_classes(values)
     sizes = np.bincount(classes[classes >= 0], minlength=len(names))
     shown = sorted(range(len(names)), key=lambda one: -sizes[one])[: len(COLOURS)]

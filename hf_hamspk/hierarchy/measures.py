@@ -23,8 +23,8 @@ class FourPoint(NamedTuple):
     """Hyperbolicity of a set of points by the four-point condition.
 
     Attributes:
-        largest: `2 delta / diameter`, in [0, 1], where `delta` is the largest value of all quadruples. A tree has 0.
-        mean: mean of `delta` over all quadruples, divided by the mean distance.
+        largest: `2 delta / diameter`, in [0, 1], with the largest `delta` of all quadruples. It is 0 for a tree.
+        mean: mean of `delta` over all quadruples, divided by the mean distance. It is 0 for a tree.
     """
 
     largest: float
@@ -32,15 +32,15 @@ class FourPoint(NamedTuple):
 
 
 def four_point(distances: Matrix) -> FourPoint:
-    """Return Gromov's hyperbolicity of at least four points, exactly, from all quadruples.
+    """Return the exact Gromov hyperbolicity of at least four points, computed from all quadruples.
 
-    For each quadruple, the three sums of opposite distances are sorted; `delta` is half the difference of the two
-    largest (Gromov 1987; Fournier et al. 2015). Time and memory grow with `N^4 / 24`, so `N` should be below 80.
+    Four points have three sums of opposite distances. `delta` is half the difference of the two largest sums (Gromov
+    1987; Fournier et al. 2015). Time and memory grow with `N^4 / 24`, so `N` should be below 80.
     """
     flat = distances.ravel()
     first, second, third = (flat.take(pairs[0]) + flat.take(pairs[1]) for pairs in _opposite_pairs(len(distances)))
     larger, smaller = np.maximum(first, second), np.minimum(first, second)
-    # The larger of two sums and the third are compared; the second largest may be the smaller one.
+    # The largest sum minus the second largest, without sorting.
     delta = (np.maximum(larger, third) - np.maximum(np.minimum(larger, third), smaller)) / 2
     scale = float(distances.max())
     if scale == 0:
@@ -51,7 +51,10 @@ def four_point(distances: Matrix) -> FourPoint:
 
 @functools.lru_cache(maxsize=4)
 def _opposite_pairs(count: int) -> NDArray[np.intp]:
-    """Return the indices `(3, 2, Q)` of the opposite distances of all quadruples in a flattened distance matrix."""
+    """Return the indices, in a flattened distance matrix, of the three pairs of opposite distances of each quadruple.
+
+    The shape is `(3, 2, Q)` for `Q` quadruples.
+    """
     i, j, k, m = np.array(list(itertools.combinations(range(count), 4)), np.intp).T
     return np.array([[i * count + j, k * count + m], [i * count + k, j * count + m], [i * count + m, j * count + k]])
 
@@ -68,15 +71,16 @@ def cophenetic_correlation(distances: Matrix, tree: Matrix) -> float:
 
 
 def tree_distortion(distances: Matrix, base: int) -> float:
-    """Return the mean relative difference of the distances from those in Gromov's tree, in [0, 1]; 0 for a tree.
+    """Return the mean relative difference between the distances and their approximation by Gromov's tree, in [0, 1].
 
-    Gromov's tree keeps the distances from the base point. It replaces each Gromov product
-    `(d(x, base) + d(y, base) - d(x, y)) / 2` by the largest value that a chain of points between `x` and `y` keeps
-    throughout, which is the height of single linkage. No distance becomes larger.
+    The result is 0 if the distances are those of a tree. Gromov's tree keeps the distances from the base point. It
+    replaces the Gromov product `(d(x, base) + d(y, base) - d(x, y)) / 2` of two points by the height at which single
+    linkage joins them: of each chain of points from `x` to `y`, the smallest product between neighbours is taken, and
+    the height is the largest of these values. No distance becomes larger.
 
     Args:
         distances: distances of N points.
-        base: number of the base point.
+        base: index of the base point.
     """
     from_base = distances[base]
     products = (from_base[:, None] + from_base[None, :] - distances) / 2
@@ -93,7 +97,7 @@ def tree_distortion(distances: Matrix, base: int) -> float:
 
 
 class Dendrogram:
-    """Dendrogram with the memberships that its agreement with labels needs.
+    """Dendrogram whose agreement with labels can be measured.
 
     Args:
         tree: dendrogram of N points, from `average_linkage`.
@@ -138,10 +142,11 @@ def correlation(first: NDArray, second: NDArray) -> float:
 
 
 def ranks_within(values: NDArray, strata: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the ranks of values `(N,)` within their strata `(N,)`, as shares of the stratum minus their mean.
+    """Return the centred ranks of values `(N,)` within their strata `(N,)`.
 
-    The correlation of such ranks is Spearman's if there is one stratum. With several, it only compares values within
-    the same stratum. Ranks in strata of one value are 0.
+    A rank is divided by the size of its stratum, and the mean of the stratum is subtracted. With one stratum, the
+    correlation of two such vectors is Spearman's correlation. With several strata, it compares only values in the same
+    stratum. The rank of a value that is alone in its stratum is 0.
     """
     ranks = np.zeros(len(values))
     for stratum in np.unique(strata):
@@ -151,7 +156,10 @@ def ranks_within(values: NDArray, strata: NDArray[np.int64]) -> NDArray[np.float
 
 
 def rank_effect(ranks: NDArray, classes: NDArray) -> float:
-    """Return the share of the variance of ranks that the classes explain, in [0, 1] (eta squared; Kruskal-Wallis)."""
+    """Return the share of the variance of the ranks that the classes explain, in [0, 1].
+
+    It is the eta squared of the Kruskal-Wallis test.
+    """
     centred = ranks - ranks.mean()
     counts = np.bincount(classes)
     means = np.bincount(classes, centred) / np.maximum(counts, 1)
@@ -160,13 +168,13 @@ def rank_effect(ranks: NDArray, classes: NDArray) -> float:
 
 
 def permutation_p_value(observed: float, drawn: Sequence[float] | NDArray, tail: str) -> float:
-    """Return the p-value of an observed statistic among those of random draws.
+    """Return the p-value of an observed statistic from the statistics of random draws.
 
     Args:
         observed: observed statistic.
         drawn: statistics of the draws.
-        tail: `"low"` or `"high"` if low or high values speak against the null hypothesis, or `"both"` for the
-            distance from 0.
+        tail: `"low"` or `"high"` if low or high values speak against the null hypothesis; `"both"` if values far from 0
+            do.
     """
     values = np.asarray(drawn, float)
     # Draws that equal the observed value up to rounding count as at least as extreme.
@@ -181,7 +189,7 @@ def permutation_p_value(observed: float, drawn: Sequence[float] | NDArray, tail:
 
 
 def permute_within(strata: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return a random permutation `(N,)` that only exchanges places within the same stratum."""
+    """Return a random permutation `(N,)` that exchanges only members of the same stratum."""
     order = np.empty(len(strata), np.int64)
     order[np.argsort(strata, kind="stable")] = np.lexsort((generator.random(len(strata)), strata))
     return order

@@ -1,4 +1,4 @@
-"""Directions, radii and distances of embeddings and centres, as the head of a model sees them."""
+"""Directions, radii and distances of embeddings and centres in the space in which the head of a model compares them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Points:
 
     Attributes:
         vectors: features `(N, D)`, float64, before any projection.
-        space: space that gives the features their meaning.
+        space: space to which the features are projected.
     """
 
     vectors: NDArray[np.float64]
@@ -47,11 +47,11 @@ class Points:
         return self.space.distances(self.vectors)
 
     def take(self, places: NDArray) -> "Points":
-        """Return the points at some places."""
+        """Return the points with the given indices."""
         return Points(self.vectors[places], self.space)
 
     def with_directions(self, directions: NDArray[np.float64]) -> "Points":
-        """Return points with the norms of these points and the given directions `(N, D)`, which may have any norm."""
+        """Return points with the norms of these points and the given directions. `directions` need no unit norm."""
         return Points(unit(directions) * np.linalg.norm(self.vectors, axis=1, keepdims=True), self.space)
 
 
@@ -75,7 +75,7 @@ class Space:
         return self.name in SPACES[:3]
 
     def ball_points(self, vectors: NDArray[np.float64]) -> tuple[BallPoints, float]:
-        """Return the projected features, and the factor of their distances."""
+        """Return the projected features, and the factor by which distances in the unit ball are multiplied."""
         features = torch.from_numpy(np.ascontiguousarray(vectors))
         if self.name == "free":
             return project_freely(features, self.curvature), 1.0
@@ -83,7 +83,7 @@ class Space:
         return points, float(factor)
 
     def positions(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the positions `(N, D)` in the unit ball; for other spaces, vectors divided by the largest norm."""
+        """Return the positions `(N, D)` in the unit ball; in other spaces, vectors divided by the largest norm."""
         if self.is_ball:
             return self.ball_points(vectors)[0].position.numpy()
         return vectors / max(float(np.linalg.norm(vectors, axis=1).max()), _SMALLEST)
@@ -96,7 +96,7 @@ class Space:
         return 2 * factor * np.arctanh(points.position.norm(dim=-1).numpy())
 
     def distances(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the distances `(N, N)`; angles in radians for `"sphere"`."""
+        """Return the distances `(N, N)`. In the space `"sphere"`, they are angles in radians."""
         if self.is_ball:
             points, factor = self.ball_points(vectors)
             found = factor * pairwise_distance(points, points).numpy()
@@ -123,7 +123,7 @@ def space_of(config: HamSpkConfig, name: str | None = None) -> Space:
         name: one of `SPACES`; None for the space of the head.
 
     Raises:
-        ValueError: the space is unknown, or needs another curvature.
+        ValueError: the space is unknown, or the curvature of the configuration is not valid in this space.
     """
     if name is None:
         kind = HEAD_PARTS["ham" if config.head == "joint" else config.head][0]
@@ -150,12 +150,12 @@ def uniform_directions(points: Points) -> Callable[[np.random.Generator], Points
 def matched_directions(points: Points) -> Callable[[np.random.Generator], Points]:
     """Return a function that draws points with the norms of `points` and normally distributed directions.
 
-    The directions have the mean and the covariance of the directions of `points`. The drawn points have the effective
-    dimension of `points`, but no hierarchy.
+    The drawn directions have the same mean and covariance as the directions of `points`. The drawn points therefore
+    have the same effective dimension, but no hierarchy.
     """
     directions = points.directions
     mean = directions.mean(0)
-    # Combinations of the N deviations with standard normal weights have their covariance, also if N is below D.
+    # Sums of the N deviations with standard normal weights have the covariance of the deviations, also if N is below D.
     deviations = (directions - mean) / np.sqrt(max(1, len(points) - 1))
 
     def draw(generator: np.random.Generator) -> Points:

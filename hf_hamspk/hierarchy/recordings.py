@@ -30,7 +30,7 @@ class LabelledTable:
         names: paths of the recordings, without repetitions.
         speakers: speaker of each recording.
         labels: for each column, the text of each recording; "" if the cell is empty.
-        repetitions: number of rows of each recording.
+        repetitions: number of rows in which each recording occurs.
     """
 
     names: list[str]
@@ -48,7 +48,7 @@ class EmbeddedRecordings:
         embeddings: embeddings `(N, D)`, float64.
         seconds: durations `(N,)` in seconds.
         snr: signal-to-noise ratios of the speech `(N,)` in dB.
-        unusable: reason for each recording that cannot be used.
+        unusable: dictionary that maps each recording that cannot be used to the reason.
     """
 
     table: LabelledTable
@@ -69,11 +69,11 @@ def read_labelled_table(
     Args:
         path: CSV file or another list; see `files.corpora`.
         labels: names of the columns to read.
-        audio_column, speaker_column: names of these columns; None for the usual ones.
+        audio_column, speaker_column: names of the columns with the paths and the speakers; None for the usual names.
 
     Raises:
-        ValueError: the list cannot be read, a column or cell is missing, a column is empty, or two rows of a recording
-            differ.
+        ValueError: the list cannot be read, a column or cell is missing, a column is empty, or two rows give different
+            speakers or labels for the same recording.
     """
     rows: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -89,7 +89,10 @@ def read_labelled_table(
             found = (clean_speaker(speaker or ""), *((cell_text(row.cells.get(one)) or "").strip() for one in labels))
             full = join_segment(name, row.segment)
             if rows.setdefault(full, found) != found:
-                raise ValueError(f"{path}, line {row.line}: {full} has other labels in an earlier line. Correct one.")
+                raise ValueError(
+                    f"{path}, line {row.line}: an earlier line gives {full} another speaker or other labels. Correct "
+                    "one of the lines."
+                )
             counts[full] = counts.get(full, 0) + 1
     columns = {label: [row[1 + place] for row in rows.values()] for place, label in enumerate(labels)}
     if empty := [label for label, values in columns.items() if rows and not any(values)]:
@@ -122,7 +125,7 @@ def embed_table(
         found = embed_what_fits(model, [waveform for _, waveform in waiting])
         for (place, waveform), embedding in zip(waiting, found, strict=True):
             if embedding is None or not bool(torch.isfinite(embedding).all()):
-                unusable[table.names[place]] = NO_MEMORY if embedding is None else "its embedding is not finite"
+                unusable[table.names[place]] = NO_MEMORY if embedding is None else "the embedding is not finite"
             else:
                 snr = measure_speech(waveform, rate).snr_db
                 kept.append((place, len(waveform) / rate, snr, embedding.double().numpy()))

@@ -36,7 +36,7 @@ def write_hierarchy_report(
         The text of the report, and the paths of the files.
 
     Raises:
-        ValueError: a file that another program wrote has the name of a file of the report.
+        ValueError: the report would replace a file that this package did not write.
     """
     home = Path(folder)
     check_report_folder(home)
@@ -72,7 +72,7 @@ def _is_numbers_file(path: Path) -> bool:
 
 
 def hierarchy_tables(record: Mapping[str, Any]) -> dict[str, list[TextRow]]:
-    """Return the tables of a record by title; each begins with the names of its columns."""
+    """Return the tables of a record by title. The first row of each table contains the names of the columns."""
     tables = {
         "Radii": _radius_table(record),
         "Shape of the distances": _shape_table(record),
@@ -101,15 +101,14 @@ def hierarchy_remarks(record: Mapping[str, Any]) -> list[str]:
     """Return sentences that explain the tables."""
     settings, counts = record["settings"], record["counts"]
     remarks = [
-        "The null 'uniform' keeps the radii of the points and draws uniformly distributed directions. The null "
-        "'matched' draws directions with the mean and covariance of the directions of the points. p is the "
-        "probability that points of the null are at least as similar to a tree, "
+        "Points of the null distribution 'uniform' have the radii of the measured points and uniformly distributed "
+        "directions. Points of 'matched' have directions with the mean and covariance of the measured directions. p "
+        "is the probability that points of the null distribution are at least as similar to a tree, estimated "
         f"from {settings['draws']} draws."
         if settings["draws"]
         else "The shape of the distances was not measured, because the number of draws is 0.",
-        "Relations compare ranks. p is from "
-        f"{settings['permutations']} permutations, within speakers or labels where the table says so. Holm's p is "
-        "corrected for all rows of the table.",
+        f"Relations compare ranks. p is estimated from {settings['permutations']} permutations, within speakers or "
+        "labels where the table says so. Holm's p is corrected for all rows of the table.",
     ]
     remarks += [f"Left out: {one}." for one in record.get("left_out", ())]
     if not counts["centres"]:

@@ -95,8 +95,9 @@ def test_radii_of_clipped_embeddings_are_constant_and_have_no_relations(planted)
 def test_what_the_tables_leave_out_is_stated(planted, tmp_path):
     left_out = planted.record["left_out"]
     assert f"{UTTERANCES} of {SPEAKERS * UTTERANCES} recordings, which have no value in the column age" in left_out
-    assert "relations of radii with session, which varies within speakers" in left_out
-    assert [f"relations of the radii of {points}, which are all equal" in left_out for points in (CENTRES, MEANS)] == [
+    assert "relations of radii with session, because its values vary within a speaker" in left_out
+    equal = "relations of the radii of {}, because these radii are all equal"
+    assert [equal.format(points) in left_out for points in (CENTRES, MEANS)] == [
         False,
         True,
     ]
@@ -104,7 +105,7 @@ def test_what_the_tables_leave_out_is_stated(planted, tmp_path):
     found.table.labels["room"] = ["x" if row < 3 else "" for row in range(len(found.embeddings))]
     measured = analyse(found, centres, BALL, HierarchySettings(("room",), permutations=19, draws=0))
     text, _ = write_hierarchy_report(measured, tmp_path / "report")
-    few = "too few known values, or no different or no repeated ones."
+    few = "there are too few known values, or all values are equal, or no value occurs twice."
     assert f"Left out: relations of the radii of {CENTRES} with room, utterances: {few}" in text
     assert f"Left out: dendrograms of {MEANS} and room: {few}" in text
     assert "The shape of the distances was not measured, because the number of draws is 0." in text
@@ -197,7 +198,7 @@ def test_rows_of_a_table_are_counted_and_must_agree(tmp_path):
     with pytest.raises(ValueError, match="the column 'age' has no values"):
         read_labelled_table(path, ["gender", "age"])
     path.write_text("path,speaker_id,gender\na.wav,s,f\na.wav,s,m\n")
-    with pytest.raises(ValueError, match=r"line 3: a\.wav has other labels in an earlier line"):
+    with pytest.raises(ValueError, match=r"line 3: an earlier line gives a\.wav another speaker"):
         read_labelled_table(path, ["gender"])
 
 
