@@ -1,4 +1,4 @@
-"""Fast embedding on a CPU: a model with PyTorch, ONNX Runtime or OpenVINO, in float32, bfloat16 or int8."""
+"""Fast embedding on a CPU with PyTorch, ONNX Runtime or OpenVINO, in float32, bfloat16 or int8."""
 
 from .choosing import BACKENDS, DTYPES, Choice, with_backend
 from .models import BackendModel

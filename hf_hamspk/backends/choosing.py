@@ -1,4 +1,4 @@
-"""Choice of the backend and the number format of a model, by a short measurement on this machine if requested."""
+"""Choose the backend and the number format of a model: as given, or by a short measurement on this machine."""
 
 import os
 import tempfile
@@ -19,10 +19,10 @@ from .quantising import read_description
 BACKENDS = ("auto", "torch", "onnx", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 SMALLEST_COSINE = {"float32": 1 - 1e-4, "bfloat16": 0.999}
-"""Smallest cosine of embeddings of a test signal by a backend and by the model. Others are refused."""
+"""Smallest accepted cosine between the embeddings of a test signal that a backend and the model compute."""
 
 MEASURED_SECONDS = (2.0, 4.0, 8.0)
-"""Durations of the recordings that choose a backend. In each round, they are longer by one frame."""
+"""Durations of the recordings with which backends are measured. In each round, they are longer by one frame."""
 
 ROUNDS = 3
 
@@ -37,8 +37,8 @@ class Choice:
         backend: "torch", "onnx" or "openvino".
         dtype: "float32", "bfloat16" or "int8".
         threads: number of threads.
-        milliseconds: dictionary that maps each measured backend and number format to the milliseconds that it takes
-            for a second of audio, features included; empty if nothing was measured.
+        milliseconds: dictionary that maps each measured backend and number format to its computing time in milliseconds
+            for one second of audio, features included; empty if nothing was measured.
     """
 
     backend: str
@@ -52,7 +52,7 @@ class Choice:
         if not self.milliseconds:
             return text
         measured = ", ".join(f"{name} {value:.1f}" for name, value in self.milliseconds.items())
-        return f"{text}; chosen by milliseconds for a second of audio: {measured}"
+        return f"{text}; chosen by the milliseconds for a second of audio: {measured}"
 
 
 def with_backend(
@@ -69,14 +69,14 @@ def with_backend(
         backend: "torch", "onnx" (ONNX Runtime) or "openvino". "auto" measures the backends that are installed, and
             takes the fastest.
         dtype: number format of the encoder: "float32", "bfloat16" (not with "onnx") or "int8". "auto" measures float32,
-            and bfloat16 if the processor has instructions for it. The front-end is in float32.
-        int8_file: file of `quantise_onnx`, for int8 only.
-        threads: number of threads; None takes the number of threads of torch.
+            and also bfloat16 if the processor has instructions for it. The front-end always computes in float32.
+        int8_file: file that `quantise_onnx` wrote; only for int8.
+        threads: number of threads; None uses as many threads as torch.
 
     Raises:
         ImportError: packages of the backend are not installed.
-        ValueError: an argument is unknown, the arguments do not match, the model is not in float32 on the CPU, or the
-            backend computes other embeddings than the model.
+        ValueError: a value is unknown, the arguments do not match, the model is not in float32 on the CPU, or the
+            embeddings that the backend computes differ too much from those of the model.
 
     Example:
         ```python
@@ -104,7 +104,7 @@ def with_backend(
 
 
 def check_choice(backend: str, dtype: str, int8_file: str | os.PathLike[str] | None = None) -> None:
-    """Raise an error if a backend, a number format and a file do not match, or packages are missing."""
+    """Raise an error if the backend, the number format and the file do not match, or if packages are missing."""
     for name, value, known in (("backend", backend, BACKENDS), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
@@ -114,7 +114,7 @@ def check_choice(backend: str, dtype: str, int8_file: str | os.PathLike[str] | N
         raise ValueError("The backend 'torch' has no int8. Use the backend 'onnx', 'openvino' or 'auto'.")
     if (dtype == "int8") != (int8_file is not None):
         raise ValueError(
-            "int8 needs a file that was quantised with recordings, and other number formats need none. Make it with "
+            "The number format int8 needs an int8 file, and other number formats must not have one. Make the file with "
             "`hamspk export MODEL OUT.onnx --int8 RECORDINGS`, and give it together with the number format int8."
         )
     if backend in ("onnx", "openvino"):
@@ -145,7 +145,7 @@ def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads
             except Exception as error:
                 if len(pairs) == 1:
                     raise
-                # The packages share no base class of errors.
+                # The errors of these packages have no common base class.
                 logger.warning(f"The backend {one} in {kind} is not measured: {str(error)[:200]}")
                 continue
             found[one, kind] = embedder
@@ -183,22 +183,22 @@ def _noise(seconds: float, rate: int) -> torch.Tensor:
 
 
 def _check_cosine(encoder: HamSpkModel, embedder: Embedder, backend: str, dtype: str) -> None:
-    """Raise a ValueError if a backend and the model compute different embeddings of noise."""
+    """Raise a ValueError if the embeddings of noise that a backend and the model compute differ too much."""
     waveform = _noise(MEASURED_SECONDS[0], encoder.config.sampling_rate)
     expected, found = encoder(waveform[None]).embeddings, embedder(features_of(encoder, waveform))
     cosine = float(torch.cosine_similarity(found, expected).min())
     if not cosine >= SMALLEST_COSINE[dtype]:
         raise ValueError(
-            f"The backend {backend!r} in {dtype} computes other embeddings than the model: their cosine is "
-            f"{cosine:.6f}, at least {SMALLEST_COSINE[dtype]:g} is needed. Use the backend 'torch' in float32."
+            f"The embeddings of the backend {backend!r} in {dtype} differ from those of the model: the cosine is "
+            f"{cosine:.6f}, but must be at least {SMALLEST_COSINE[dtype]:g}. Use the backend 'torch' in float32."
         )
 
 
 def _measure(encoder: HamSpkModel, found: dict[tuple[str, str], Embedder]) -> dict[tuple[str, str], float]:
-    """Return the milliseconds that each backend takes for a second of audio, the shortest time of each duration.
+    """Return the milliseconds that each backend takes for a second of audio.
 
-    The backends take turns. Each length is new to a backend, as most lengths of a corpus are, because OpenVINO prepares
-    its kernels again for each length.
+    For each duration, the shortest time counts. The backends take turns. Each recording has a new length, as in most
+    corpora, because OpenVINO prepares its kernels again for each new length.
     """
     rate = encoder.config.sampling_rate
     shortest = {pair: [float("inf")] * len(MEASURED_SECONDS) for pair in found}

@@ -1,7 +1,7 @@
-"""Encoders as ONNX graphs, which ONNX Runtime and OpenVINO run: features of one recording to its embedding.
+"""Encoders as ONNX graphs, which ONNX Runtime and OpenVINO run.
 
-The front-end stays in PyTorch and in float32. A graph accepts features of one recording of any length, so it needs no
-mask.
+A graph maps the features of one recording, of any length, to its embedding, and therefore needs no padding mask. The
+front-end stays in PyTorch and in float32.
 """
 
 import copy
@@ -25,7 +25,7 @@ from ..networks_hamspk import Features, Waveform
 GRAPH_INPUT, GRAPH_OUTPUT = "features", "embeddings"
 # Duration of the recording with which a graph is traced. The graph accepts other durations.
 TRACED_SECONDS = 3.0
-# What to install for each backend. `pip install 'hf_hamspk[openvino]'` installs the packages of both.
+# Packages that each backend needs. `pip install 'hf_hamspk[openvino]'` installs the packages of both backends.
 BACKEND_PACKAGES = {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 
 Embedder = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ def missing_packages(backend: str) -> list[str]:
 
 
 def check_installed(backend: str) -> None:
-    """Raise an ImportError with the command to run if packages of a backend are not installed."""
+    """Raise an ImportError, with the command that installs them, if packages of a backend are missing."""
     missing = missing_packages(backend)
     if missing:
         raise ImportError(
@@ -47,7 +47,7 @@ def check_installed(backend: str) -> None:
 
 
 class _GivenFeatures(nn.Module):
-    """Front-end that takes features instead of waveforms. `smallest_length` is in frames."""
+    """Front-end that returns the given features unchanged. `smallest_length` is in frames."""
 
     smallest_length = 1
 
@@ -62,7 +62,7 @@ class _GivenFeatures(nn.Module):
 class WithoutFrontend(nn.Module):
     """Module that maps the features of one recording to its embedding `(1, D)`, with the layers of a model.
 
-    The features are `(F, T)`, or `(T, F)`, or samples `(1, L)`, as the front-end of the model returns them.
+    The features have the shape that the front-end of the model returns: `(F, T)`, `(T, F)`, or samples `(1, L)`.
     """
 
     def __init__(self, model: HamSpkModel):
@@ -75,7 +75,7 @@ class WithoutFrontend(nn.Module):
 
 
 def takes_samples(model: HamSpkModel) -> bool:
-    """Return whether the front-end of a model returns samples `(B, L)` and not features of frames."""
+    """Return whether the front-end of a model returns samples `(B, L)` instead of features of frames."""
     return isinstance(model.frontend, Waveform)
 
 
@@ -86,11 +86,11 @@ def features_of(model: HamSpkModel, waveform: Tensor) -> Tensor:
 
 
 def write_graph(model: HamSpkModel, path: Path, description: dict[str, Any]) -> None:
-    """Write the encoder of a model to an ONNX file, with a description in its metadata."""
+    """Write the encoder of a model to an ONNX file. The description is stored in the metadata of the file."""
     noise = 0.1 * torch.randn(round(TRACED_SECONDS * model.config.sampling_rate))
     with quiet_export(), torch.no_grad():
         features = features_of(model, noise)
-        # The number of mel bins is fixed, and the number of frames or samples is not.
+        # The number of mel bins is fixed. The number of frames or samples is free.
         axis = 0 if model.config.frontend == "seamless" else 1
         program: Any = torch.onnx.export(
             WithoutFrontend(model),
@@ -129,7 +129,7 @@ def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str) -> Emb
     request, lock = compiled.create_infer_request(), threading.Lock()
 
     def run(features: Tensor) -> Tensor:
-        # A request holds the results of one call.
+        # An inference request holds the results of only one call.
         with lock:
             return torch.from_numpy(np.array(request.infer([features.numpy()])[0]))
 

@@ -20,8 +20,8 @@ class BackendModel(SpeakerModelMixin):
     """Speaker model that embeds recordings one by one in a backend. `with_backend` creates it.
 
     It has the inference methods of the model, such as `embed`, `verify` and `identify`, and cannot be trained or saved.
-    Each recording is computed without padding, so an embedding does not depend on the other recordings. Later changes
-    of the weights of the model have no effect.
+    Recordings are not padded, so an embedding does not depend on the other recordings. Changes of the model's weights
+    after the creation have no effect.
 
     Attributes:
         choice: backend and number format, and the measurement that chose them (see `Choice`).
@@ -40,9 +40,9 @@ class BackendModel(SpeakerModelMixin):
         self._weights = hashlib.sha256(self._weights.encode() + hashlib.sha256(graph).digest()).hexdigest()
         if model.calibration is not None or model.cohort is not None:
             logger.warning(
-                "The int8 model computes other embeddings than the model, so the calibration of the model does not "
-                "apply. It gives scores but no decisions. Give the int8 model its own calibration, or use float32 or "
-                "bfloat16."
+                "The embeddings of the int8 model differ from those of the original model, so the calibration of the "
+                "original model does not apply. The int8 model gives scores but no decisions. Calibrate the int8 "
+                "model, or use float32 or bfloat16."
             )
 
     def _hash_weights(self) -> str:
@@ -50,11 +50,11 @@ class BackendModel(SpeakerModelMixin):
 
 
 class _OneByOne(nn.Module):
-    """Encoder that is called like a model and computes each recording of a batch alone."""
+    """Encoder with the calling interface of a model that embeds each recording of a batch separately."""
 
     def __init__(self, encoder: HamSpkModel, embedder: Embedder):
         super().__init__()
-        # A list hides the model from `parameters` and `state_dict`, which are for weights of this module.
+        # In a list, the model is hidden from `parameters` and `state_dict`, which must not contain its weights.
         self._model, self._embedder = [encoder], embedder
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
@@ -70,7 +70,7 @@ class _OneByOne(nn.Module):
 
 
 def torch_embedder(model: HamSpkModel, dtype: str) -> Embedder:
-    """Return a function that computes embeddings `(1, D)` of features in PyTorch."""
+    """Return a function that computes the embedding `(1, D)` of the features of a recording in PyTorch."""
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     if supports_rows(model):
         rows = RowEcapa(model, kind)

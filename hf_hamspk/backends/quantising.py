@@ -20,19 +20,20 @@ from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
 from .graphs import GRAPH_INPUT, check_installed, features_of, open_onnx, write_graph
 
 CALIBRATION_SECONDS = 6.0
-"""Largest part in seconds of each recording that calibrates the quantisation."""
+"""Number of seconds of each recording, at most, with which the quantisation is calibrated."""
 
 LARGEST_CALIBRATION = 64
-"""Largest number of recordings that calibrate the quantisation; of more, equally spaced ones are taken."""
+"""Largest number of recordings with which the quantisation is calibrated. Of more, equally spaced ones are taken."""
 
 
 def quantise_onnx(
     model: HamSpkPreTrainedModel, path: str | os.PathLike[str], waveforms: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Write the encoder of a model with its convolutions and matrix products in int8 to an ONNX file.
+    """Write the encoder of a model to an ONNX file, with convolutions and matrix products in int8.
 
-    The ranges of the activations are measured with recordings, which should be like those that are embedded later, and
-    include different speakers. Weights have a scale for each output channel. Pass the file to `with_backend`.
+    The ranges of the activations are measured with the given recordings. These should resemble the recordings that will
+    be embedded, and include different speakers. Weights have one scale for each output channel. To use the file, pass
+    it to `with_backend`.
 
     Args:
         model: model in float32 on the CPU.
@@ -40,11 +41,12 @@ def quantise_onnx(
         waveforms: waveforms `(L,)` of about 16 to 64 recordings, as `read_sound` returns them.
 
     Returns:
-        Smallest and median cosine of the embeddings of these recordings with those of the model.
+        The smallest and the median cosine between the int8 and the float32 embeddings of these recordings.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: the model is not in float32 on the CPU, there are no recordings, or the path is another file.
+        ValueError: the model is not in float32 on the CPU, there are no recordings, or the path is an existing file
+            that is not an export.
     """
     check_installed("onnx")
     encoder: Any = model.base_model
@@ -72,7 +74,7 @@ def quantise_onnx(
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most `most` items, equally spaced in their order."""
+    """Return at most `most` of the items, equally spaced."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))] if len(items) else []
 
 
@@ -122,7 +124,7 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
 
 @contextlib.contextmanager
 def _quiet_quantisation() -> Iterator[None]:
-    """Suppress the advice of ONNX Runtime to process the graph first."""
+    """Suppress the advice of ONNX Runtime to preprocess the graph before the quantisation."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -133,10 +135,10 @@ def _quiet_quantisation() -> Iterator[None]:
 
 
 def read_description(path: Path, fingerprint: str) -> dict[str, Any]:
-    """Return the description of a file of `quantise_onnx`.
+    """Return the description that `quantise_onnx` stored in a file.
 
     Raises:
-        ValueError: the file does not exist, was not written by `quantise_onnx`, or is of other weights.
+        ValueError: the file does not exist, was not written by `quantise_onnx`, or was made from other weights.
     """
     import onnx
 
@@ -148,8 +150,8 @@ def read_description(path: Path, fingerprint: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{path} not found. {remedy}") from error
     except Exception as error:
-        # The errors of protobuf share no base class.
+        # The errors of protobuf have no common base class.
         raise ValueError(f"{path} is not an int8 file of `hamspk export`. {remedy}") from error
     if not is_own:
-        raise ValueError(f"{path} is of other weights than the model. {remedy}")
+        raise ValueError(f"{path} was made from other weights than those of the model. {remedy}")
     return found

@@ -1,8 +1,8 @@
-"""ECAPA-TDNN on a CPU, one recording at a time, with frames as rows.
+"""ECAPA-TDNN on a CPU for one recording at a time, with frames as the rows of matrices.
 
-A convolution over time becomes one matrix product of the frames with their neighbours, `(T, K C)`, and the weights,
-`(K C, C')`. Processors with bfloat16 instructions compute this form about three times as fast as a convolution of
-`(C, T)`. There is no padding, so an embedding does not depend on other recordings.
+A convolution over time becomes one product of two matrices: `(T, K C)`, in which each row contains a frame and its
+neighbours, and the weights `(K C, C')`. Processors with bfloat16 instructions compute this product about three times as
+fast as a convolution of `(C, T)`. There is no padding, so an embedding does not depend on other recordings.
 
 Letters: `T` frames, `C` channels, `K` kernel size.
 """
@@ -19,13 +19,13 @@ from ..networks_hamspk import AttentivePooling, reflected_positions
 
 
 class RowConvolution:
-    """Convolution over time that keeps the number of frames: rows `(T, C)` to `(T, C')`.
+    """Convolution over time that maps rows `(T, C)` to rows `(T, C')`. The number of frames stays the same.
 
     Args:
         conv: layer with the weights.
         dtype: number format of the computation.
         margin: number of frames by which both ends are extended with a mirror image; 0 extends them with zeros.
-        scale, shift: factors and summands `(C',)` that the layer applies to its output; None for none.
+        scale, shift: factors and summands `(C',)` of the output channels; None for 1 and 0.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class RowConvolution:
 
 
 class RowBlock:
-    """Convolution, ReLU and batch normalisation of rows `(T, C)`: see `ConvBlock`.
+    """Convolution, ReLU and batch normalisation of rows `(T, C)`; see `ConvBlock`.
 
-    With the factor `s` and the summand `t` of the normalisation, `s * relu(z) + t` is the larger of `s * z + t` and `t`
-    if `s` is positive, and the smaller one if `s` is negative. So the normalisation is part of the weights.
+    Let `s` be the factor and `t` the summand of the normalisation. If `s` is positive, `s * relu(z) + t` is the larger
+    of `s * z + t` and `t`; if `s` is negative, it is the smaller one. So `s` and `t` can be included in the weights of
+    the convolution.
 
     Args:
         conv: convolution.
@@ -80,7 +81,7 @@ class RowBlock:
 
 
 class _RowRes2Block:
-    """Residual block with squeeze-and-excitation: see `SERes2Block`."""
+    """Residual block with squeeze-and-excitation; see `SERes2Block`."""
 
     def __init__(self, block: SERes2Block, dtype: torch.dtype):
         self.reduce, self.expand = _row_block(block.reduce, dtype), _row_block(block.expand, dtype)
@@ -98,11 +99,11 @@ class _RowRes2Block:
 
 
 class RowEcapa:
-    """Encoder and pooling of a model on rows: features `(T, F)` to the pooled vector `(2 C)` in float32.
+    """Encoder and pooling of a model, which map features `(T, F)` to the pooled vector `(2 C)` in float32.
 
     Args:
         model: model for which `supports_rows` is True.
-        dtype: number format of the encoder. Statistics are computed in float32.
+        dtype: number format of the encoder. The statistics of the pooling are computed in float32.
     """
 
     def __init__(self, model: HamSpkModel, dtype: torch.dtype):
@@ -142,7 +143,7 @@ class RowEcapa:
         weights = self.scores(hidden.tanh_()).float()
         weights.sub_(weights.amax(0)).exp_()
         total = weights.sum(0)
-        # Moments about the plain mean, so that the difference of two large numbers is not needed.
+        # Moments about the unweighted mean. This avoids the difference of two large numbers.
         weights *= x
         mean = weights.sum(0) / total
         variance = (weights.mul_(x).sum(0) / total - mean.square()).clamp_min(0)
@@ -150,7 +151,7 @@ class RowEcapa:
 
 
 def supports_rows(model: Any) -> bool:
-    """Return whether `RowEcapa` computes this model: ECAPA-TDNN with attentive pooling."""
+    """Return whether `RowEcapa` supports this model. It must be an ECAPA-TDNN with attentive pooling."""
     return isinstance(model.backbone, Ecapa) and isinstance(model.pooling, AttentivePooling)
 
 
@@ -159,7 +160,7 @@ def _row_block(block: ConvBlock, dtype: torch.dtype) -> RowBlock:
 
 
 def _scale_and_shift(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Return a batch normalisation in evaluation mode as factors and summands, `(C,)` each; None changes nothing."""
+    """Return the factors and summands, `(C,)` each, of a batch normalisation in evaluation mode; 1 and 0 for None."""
     if norm is None:
         return torch.ones(channels), torch.zeros(channels)
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

@@ -1,9 +1,9 @@
-"""Steps of datatrove, whose executors run them on one machine, a Slurm cluster, a Ray cluster or Hugging Face Jobs.
+"""Pipeline steps of datatrove. Its executors run them on one machine, a Slurm or Ray cluster, or Hugging Face Jobs.
 
-Give each step its own executor, because a step must have ended in all ranks before the next step begins. To prepare a
-corpus, run `PlanShards` with one task, `MakeShards` with any number of tasks, and `FinishShards` with one task. To
-embed a corpus, run `EmbedShare` with any number of tasks, and `FinishEmbeddings` with one task. The argument `depends`
-of an executor sets this order.
+To prepare a corpus, run `PlanShards` with one task, then `MakeShards` with any number of tasks, then `FinishShards`
+with one task. To embed a corpus, run `EmbedShare` with any number of tasks, then `FinishEmbeddings` with one task. Each
+step must have ended in all ranks before the next step begins. Therefore give each step its own executor, and set the
+order with the argument `depends` of the executors.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ except ImportError as error:
 
 
 class _Step(PipelineStep):
-    """Step that first passes on the documents of earlier steps, if there are any, and then does its own work."""
+    """Step that first yields the documents of earlier steps, if there are any, and then does its own work."""
 
     type = "hf_hamspk"
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Pass on `data`, and then do the work of one rank."""
+        """Yield the documents of `data`, and then do the work of one rank."""
         if data:
             yield from data
         with self.track_time("task"):
@@ -43,7 +43,7 @@ class _Step(PipelineStep):
 
 
 class PlanShards(_Step):
-    """Plan the shards of a corpus. Run this step with `tasks=1`. Its arguments are those of `shards.plan_shards`."""
+    """Plan the shards of a corpus. Run this step with `tasks=1`. For the arguments, see `shards.plan_shards`."""
 
     name = "plan shards"
 
@@ -61,7 +61,8 @@ class PlanShards(_Step):
 class MakeShards(_Step):
     """Make the planned shards of one rank (see `shards.make_shards`). Run this step with any number of tasks.
 
-    Executors start the tasks in processes that cannot start worker processes. To use more cores, run more tasks.
+    A task uses one core, because the processes of an executor cannot start worker processes. To use more cores, run
+    more tasks.
 
     Args:
         output: folder for the shards. It must contain a plan.
@@ -79,7 +80,7 @@ class MakeShards(_Step):
 
 
 class FinishShards(_Step):
-    """Write the manifest after all ranks have ended. Run this step with `tasks=1`."""
+    """Write the manifest of the shards after all ranks have ended. Run this step with `tasks=1`."""
 
     name = "finish shards"
 
@@ -93,7 +94,7 @@ class FinishShards(_Step):
 
 
 class EmbedShare(_Step):
-    """Embed the share of one rank. Run this step with any number of tasks.
+    """Embed the part of a corpus that belongs to one rank. Run this step with any number of tasks.
 
     Args:
         model: folder of a model, or its name on the Hub.
@@ -138,7 +139,7 @@ class EmbedShare(_Step):
 class FinishEmbeddings(EmbedShare):
     """Write the file of embeddings after all ranks have ended. Run this step with `tasks=1`.
 
-    Its arguments are those of `EmbedShare`. The statistics contain the number of utterances that were skipped.
+    The arguments are those of `EmbedShare`. The statistics of the step contain the number of skipped utterances.
     """
 
     name = "finish embeddings"
