@@ -25,12 +25,13 @@ from .sources import DecodedUtterance, Source
 logger = logging.getLogger(__name__)
 
 CHUNK_SECONDS = 600.0
-"""Seconds of audio in a chunk, whose utterances are sorted by length. At most three chunks of 38 MB are in memory."""
+"""Seconds of audio in a chunk. Utterances are sorted by length within a chunk. At most three chunks, of 38 MB each, are
+in memory."""
 
 
 @dataclass
 class Speed:
-    """Speed of one embedding run. Parts that an earlier run completed are not counted.
+    """Speed of one embedding run. Parts that were complete before this run are not counted.
 
     Attributes:
         utterances: number of utterances that were embedded or skipped.
@@ -75,14 +76,14 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> Speed:
-    """Embed the utterances of all parts that belong to this process and are not complete.
+    """Embed the utterances of all unfinished parts that belong to this process.
 
-    The parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on belong to process `rank`.
+    The parts `rank`, `rank + world_size`, `rank + 2 * world_size` and so on belong to the process number `rank`.
 
     Args:
         model: model on the device of this process.
         source: source of utterances at the model's sampling rate.
-        parts: folder of parts that receives the embeddings.
+        parts: parts in which the embeddings are saved.
         rank: number of this process, from 0 to `world_size - 1`.
         world_size: number of processes that share the work.
         batch_seconds: seconds of audio in one forward pass, padding included.
@@ -93,7 +94,8 @@ def extract(
         The speed of this process.
     """
     own = range(rank, len(parts.pieces), world_size)
-    # Determined before the files are read, so that a file that changes meanwhile is embedded again after a resume.
+    # The states are computed before the files are read. A file that changes meanwhile is therefore embedded again when
+    # the run is resumed.
     states = {part: source.state(parts.pieces[part]) for part in own}
     todo = [part for part in own if not parts.is_done(part, states[part])]
     _warn_of_changes([part for part in todo if parts.exists(part)], parts)
@@ -125,8 +127,8 @@ def extract(
 def _warn_of_changes(changed: list[int], parts: EmbeddingParts) -> None:
     if changed:
         logger.warning(
-            "Audio files have changed since the interruption. The %d utterances of the parts that contain them are "
-            "embedded again.",
+            "Audio files have changed since the run was interrupted. All %d utterances in the parts that contain these "
+            "files are embedded again.",
             sum(parts.utterances(part) for part in changed),
         )
 
@@ -134,7 +136,7 @@ def _warn_of_changes(changed: list[int], parts: EmbeddingParts) -> None:
 def _embed(
     model: SpeakerModelMixin, recordings: list[DecodedUtterance], batch_seconds: float
 ) -> list[tuple[DecodedUtterance, float, np.ndarray]]:
-    """Embed recordings. Return each utterance (without its waveform), its duration in seconds and its embedding.
+    """Embed recordings. Return the utterance without its waveform, the duration in seconds and the embedding of each.
 
     If an utterance cannot be used, its duration is 0 and its embedding is empty.
     """
@@ -149,7 +151,7 @@ def _embed(
             if found is None:
                 reason = NO_MEMORY
             elif not bool(found.isfinite().all()):
-                reason = "its embedding is not finite; use float32, and check that the weights are not damaged"
+                reason = "the embedding is not finite; use float32, and check that the weights are not damaged"
             else:
                 seconds, embedding = len(recording.waveform) / rate, found.numpy()
             recording = replace(recording, waveform=None, reason=reason)
@@ -179,12 +181,12 @@ def _chunks(source: Source, parts: EmbeddingParts, todo: list[int], rate: int, w
 def _in_order(
     pool: ThreadPoolExecutor, source: Source, order: Iterable[tuple[int, int]], ahead: int
 ) -> Iterator[tuple[tuple[int, int], list[DecodedUtterance]]]:
-    """Read pieces in the threads of `pool`, and yield their utterances in the order of `order`.
+    """Read pieces in the threads of `pool`, and yield each item of `order` with the utterances of the piece.
 
     Args:
         pool: threads that read the pieces.
         source: source of the utterances.
-        order: part number and piece number of each piece to read.
+        order: pairs of a part number and the number of a piece of this part, in the order of the results.
         ahead: largest number of pieces that are read in advance.
     """
     left = iter(order)
@@ -203,7 +205,7 @@ def _in_order(
 
 
 class _Ahead:
-    """Context manager that computes the items of an iterator in a thread, while the caller uses earlier items.
+    """Context manager that computes the next items of an iterator in a thread while the caller uses earlier items.
 
     Leaving the context ends the thread.
     """

@@ -1,4 +1,4 @@
-"""Find the utterances that are to be embedded: audio files, folders, a list of recordings, or shards."""
+"""Find the utterances to embed in audio files, folders, a list of recordings, or shards."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from .sources import AudioFiles, ShardedCorpus, Source
 
 @dataclass(frozen=True)
 class FoundSource:
-    """Utterances that were found, before the sampling rate of the model is known.
+    """Utterances that were found. They are opened later, when the sampling rate of the model is known.
 
     Attributes:
         open: function that takes a sampling rate in Hz and returns the source of the utterances.
-        contents: files and folders of the searched folders.
+        contents: files and folders that the searched folders contain.
         missing: dictionary that maps each path that does not exist or contains no audio to the reason.
     """
 
@@ -40,8 +40,8 @@ def find_source(
         files: audio files and folders; or one list of recordings, see `files.corpora`; or one folder of shards.
         audio_root: base folder of the paths in a list; None uses the folder of the list.
         channel: channel of the recordings to read; see `read_sound`.
-        audio_column: column of the paths in a list; None selects the usual one of the format.
-        speaker_column: column of the speakers in a list; None selects the usual one of the format.
+        audio_column: column of the paths in a list; None selects the usual column of the format.
+        speaker_column: column of the speakers in a list; None selects the usual column of the format.
 
     Raises:
         ValueError: a list cannot be read, or a folder of shards is combined with other files or with a channel.

@@ -21,10 +21,11 @@ from .sources import DecodedUtterance, Source
 from .stores import RemoteStore, is_url, open_store
 
 PART_UTTERANCES = 128
-"""Smallest number of utterances in a part, except the last. After a kill, each process repeats at most one part."""
+"""Smallest number of utterances in a part, except the last part. After an interruption, each process repeats at most
+one part."""
 
 RUN_FILE = "run.json"
-# Key of the metadata of a part with the state of its pieces.
+# Key in the metadata of a part under which the state of its pieces is stored.
 _STATE = b"hamspk_state"
 EMBEDDING = "hamspk embed"
 _PART_FILE = re.compile(r"(?:part-\d{6,}\.parquet|run\.json)(?:\.\d+\.(?:tmp|unfinished))?|\.lock|" + RANK_LOCK)
@@ -36,13 +37,13 @@ class EmbeddingParts:
 
     Args:
         folder: path of the folder, or a URL of fsspec. It is created if it does not exist.
-        sizes: number of utterances in each piece of the source, see `Source.sizes`.
+        sizes: number of utterances in each piece of the source; see `Source.sizes`.
         dimension: dimension D of the embeddings.
         run: names and values of all settings that change the embeddings. A run can be resumed only with the same
             settings. The values must be valid in JSON.
 
     Attributes:
-        pieces: for each part, the range of the numbers of its pieces.
+        pieces: for each part, the range of numbers of its pieces.
 
     Raises:
         ValueError: the folder contains parts of a run with other settings, or other files.
@@ -70,8 +71,8 @@ class EmbeddingParts:
         try:
             found = json.loads(self.store.read(RUN_FILE).decode("utf-8"))
         except FileNotFoundError:
-            # All processes of a run write the same content. A process of another machine can have the same number, and
-            # thus have renamed the temporary file.
+            # All processes of a run write the same content. A process on another machine can have the same process ID,
+            # and may already have renamed the temporary file.
             with suppress(FileNotFoundError):
                 self.store.write(RUN_FILE, json.dumps(run, indent=2).encode())
             return
@@ -101,15 +102,15 @@ class EmbeddingParts:
         return Path(self.folder) / part_name(part)
 
     def exists(self, part: int) -> bool:
-        """Return whether a part exists, perhaps of files that have changed since then."""
+        """Return whether the file of a part exists. The audio files may have changed since it was written."""
         return self.store.exists(part_name(part))
 
     def is_done(self, part: int, state: str = "") -> bool:
-        """Return whether a part is complete, and the files of its pieces still have the given state.
+        """Return whether a part is complete, and was made from files with the given state.
 
         Args:
             part: number of the part.
-            state: state of the pieces, see `Source.state`.
+            state: present state of the pieces; see `Source.state`.
         """
         try:
             found = pq.read_schema(self.store.open(part_name(part))).metadata
@@ -136,7 +137,7 @@ class EmbeddingParts:
             utterances: the `N` utterances of the part, without their waveforms.
             seconds: duration of each utterance.
             embeddings: float32 embedding `(D,)` of each utterance; an empty array if it could not be embedded.
-            state: state of the pieces before they were read, see `Source.state`.
+            state: state of the pieces before they were read; see `Source.state`.
         """
         table = pa.table(
             {
@@ -153,7 +154,7 @@ class EmbeddingParts:
         self.store.write(part_name(part), sink.getvalue())
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """Yield the table of each part, in the order of the parts. Without arguments, a table has all columns."""
+        """Yield the table of each part, in the order of the parts. If no columns are named, a table has all columns."""
         for part in range(len(self.pieces)):
             table = pq.ParquetFile(self.store.open(part_name(part))).read(list(columns) if columns else None)
             yield table.replace_schema_metadata(None)
@@ -187,13 +188,13 @@ def check_parts_folder(folder: Path) -> None:
         ValueError: the path is a file, or the folder contains other files.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is needed as a folder for unfinished embeddings, but it is a file. Move it.")
+        raise ValueError(f"A folder {folder} is needed for unfinished embeddings, but this path is a file. Move it.")
     if folder.is_dir() and not (folder / RUN_FILE).is_file():
         other = min((path.name for path in folder.iterdir() if not is_part_file(path.name)), default=None)
         if other is not None:
             raise ValueError(
-                f"{folder} is needed for unfinished embeddings, but contains other files ({other}). Choose another "
-                "--output, or move the folder."
+                f"The folder {folder} is needed for unfinished embeddings, but contains other files ({other}). Choose "
+                "another --output, or move the folder."
             )
 
 
@@ -201,7 +202,7 @@ def lock_parts(folder: Path) -> AbstractContextManager[None]:
     """Remove the unfinished files of killed processes, and return a context manager that locks the folder of the parts.
 
     Raises:
-        ValueError: another process or a rank embeds into the folder, or the folder contains other files.
+        ValueError: another process is embedding into the folder, or the folder contains other files.
     """
     check_parts_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,9 +213,9 @@ def lock_parts(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def lock_parts_of_rank(folder: Path | str, rank: int, world_size: int) -> Iterator[None]:
-    """Context manager that locks the folder of the parts for one rank, together with other ranks.
+    """Context manager that locks the folder of the parts for one rank. Other ranks can lock it at the same time.
 
-    Unfinished files of the rank's parts are removed. At a URL, the rank is only marked, because there are no locks.
+    Unfinished files of the rank's parts are removed. At a URL, there are no locks: the rank is only marked as started.
 
     Args:
         folder: folder of the parts, or a URL of fsspec. It is created if it does not exist.
@@ -222,7 +223,8 @@ def lock_parts_of_rank(folder: Path | str, rank: int, world_size: int) -> Iterat
         world_size: number of ranks.
 
     Raises:
-        ValueError: the rank is already at work, the folder is locked (see `hold_rank`), or it contains other files.
+        ValueError: the rank is already at work, the folder is locked (see `hold_rank`), or the folder contains other
+            files.
     """
     if is_url(folder):
         RemoteStore(str(folder)).mark_rank(rank, world_size)

@@ -1,4 +1,4 @@
-"""Share the embedding of a corpus among ranks, on one machine or on several with a common folder."""
+"""Share the embedding of a corpus among processes (ranks), on one machine or on several with a common folder."""
 
 import os
 import tempfile
@@ -52,7 +52,7 @@ def _check_new(store: RemoteStore, name: str, output: str | os.PathLike[str]) ->
 def describe_embeddings(
     model: SpeakerModelMixin, source: Source, precision: str = "float32", name: str = ""
 ) -> dict[str, str]:
-    """Return the metadata of a file of embeddings: model, precision, and a digest of the names of the recordings.
+    """Return the metadata of a file of embeddings: the model, the precision, and a digest of the utterances.
 
     Args:
         model: model, in float32.
@@ -67,10 +67,11 @@ def describe_embeddings(
 def count_finished(
     model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str], precision: str = "float32"
 ) -> int | None:
-    """Return the number of embeddings in an output that is complete; None if ranks have something to do.
+    """Return the number of embeddings in the output if the output is complete; None otherwise.
 
-    An output is complete if it has the embeddings of this model for these recordings, and no run has begun since then.
-    Changes of the content of recordings are not noticed. The arguments are those of `open_embedding_parts`.
+    An output is complete if it contains the embeddings of this model for these recordings, and no other run has begun
+    since it was written. Changes in the content of the recordings are not noticed. The arguments are those of
+    `open_embedding_parts`.
     """
     folder, _, name = str(output).rpartition("/") if is_url(output) else (Path(output).parent, "", Path(output).name)
     store = open_store(folder)
@@ -88,7 +89,7 @@ def open_embedding_parts(
 ) -> EmbeddingParts:
     """Return the parts of a run, after checking that an interrupted run in the same folder has the same settings.
 
-    The folder must be locked. Call this before the precision of the model is changed.
+    The folder must be locked. Call this function before the precision of the model is changed.
 
     Args:
         model: model, in float32.
@@ -110,10 +111,10 @@ def complete_parts(
 ) -> Iterator[EmbeddingParts]:
     """Context manager that locks the folder of the parts, and returns the parts if all are complete.
 
-    Its arguments are those of `open_embedding_parts`. At a URL there are no locks.
+    The arguments are those of `open_embedding_parts`. At a URL there are no locks.
 
     Raises:
-        ValueError: a rank has never started, was interrupted or is at work; the message names it.
+        ValueError: a rank has never started, was interrupted or is at work. The message names the rank.
     """
     folder = parts_folder(output)
     with lock_parts(folder) if isinstance(folder, Path) else nullcontext():
@@ -123,7 +124,7 @@ def complete_parts(
 
 
 def change_precision(model: SpeakerModelMixin, precision: str) -> None:
-    """Convert the weights of a model to bfloat16 if `precision` is "bfloat16". A `BackendModel` has no weights."""
+    """Convert the weights of a model to bfloat16 if `precision` is "bfloat16". A `BackendModel` stays unchanged."""
     if precision == "bfloat16":
         torch.nn.Module.to(model, dtype=torch.bfloat16)
 
@@ -137,11 +138,11 @@ def embed_share(
     precision: str = "float32",
     **options: Any,
 ) -> Speed:
-    """Embed the share of one rank, and return its speed.
+    """Embed the part of a corpus that belongs to one rank, and return the speed of the rank.
 
-    The embeddings are kept in a folder beside `output`. Call this function once in each rank, with the same arguments
-    except `rank`, and then `finish_embeddings` once. To resume after an interruption, even by `kill -9`, call it again.
-    If the output is already complete (see `count_finished`), nothing is done.
+    The embeddings are kept in a folder beside `output`. Call this function in each rank, with the same arguments except
+    `rank`. When all ranks have ended, call `finish_embeddings` once. To resume after an interruption, even by
+    `kill -9`, call this function again. If the output is already complete (see `count_finished`), it does nothing.
 
     Args:
         model: model in float32, on the device of this rank. Its precision is changed to `precision`.
@@ -150,8 +151,8 @@ def embed_share(
             `s3://bucket/voices.parquet`. At a URL there are no locks: do not run the same rank twice at once.
         rank: number of the rank, from 0 to `world_size - 1`.
         world_size: number of ranks.
-        precision: number format of the computation, "float32" or "bfloat16". For a `BackendModel`, which has its own
-            number format, it is a name for the computation that all ranks must share.
+        precision: number format of the computation, "float32" or "bfloat16". A `BackendModel` has its own number
+            format. For it, `precision` is only a name of the computation, which must be the same in all ranks.
         options: further arguments of `extract`.
 
     Raises:
@@ -189,22 +190,22 @@ def finish_embeddings(
     precision: str = "float32",
     name: str = "",
 ) -> tuple[int, dict[str, str]]:
-    """Write the file of embeddings after all ranks have ended, and remove the folder of its parts.
+    """Write the file of embeddings after all ranks have ended, and remove the folder of the parts.
 
-    If the output is already complete (see `count_finished`), it is kept, and the dictionary of reasons is empty.
+    If the output is already complete (see `count_finished`), it is kept, and the returned dictionary is empty.
 
     Args:
         model: model, in float32.
         source: source of the utterances.
         output: path or URL of the file of embeddings.
-        precision: number format of the computation of the ranks.
+        precision: number format with which the ranks computed the embeddings.
         name: name of the model, which is stored in the file.
 
     Returns:
         The number of embeddings, and a dictionary that maps each utterance without an embedding to the reason.
 
     Raises:
-        ValueError: a rank has never started, was interrupted or is at work; the message names it.
+        ValueError: a rank has never started, was interrupted or is at work. The message names the rank.
     """
     finished = count_finished(model, source, output, precision)
     if finished is not None:

@@ -38,7 +38,7 @@ class DecodedUtterance:
 
 
 class Source(Protocol):
-    """Interface of a source of utterances, which are divided into pieces. The order of the pieces is fixed.
+    """Interface of a source of utterances. A source is divided into pieces, which have a fixed order.
 
     The method `read` must be safe to call from several threads at once.
     """
@@ -65,8 +65,8 @@ class AudioFiles:
     """Source of audio files. Each file is one piece.
 
     Args:
-        names: paths of the files, absolute or relative to `root`, perhaps with segments (see `files.tables`). They are
-            also the names in the output.
+        names: paths of the files, absolute or relative to `root`. A path may be followed by a segment (see
+            `files.tables`). The paths are also the names of the utterances in the output.
         sampling_rate: sampling rate in Hz of the decoded waveforms.
         root: base folder of relative paths.
         speakers: speaker of each file; None if unknown.
@@ -143,7 +143,7 @@ class ShardedCorpus:
 
 
 def _state_of_files(paths: Sequence[Path]) -> str:
-    """Return a digest of the sizes and modification times of files. Files of a server count as missing."""
+    """Return a digest of the sizes and modification times of files. Files on a server are treated as missing."""
     digest = hashlib.sha256()
     for path in paths:
         try:

@@ -1,7 +1,7 @@
-"""Folders for the parts of a run: on this machine, or in any file system of fsspec, such as an object store.
+"""Folders for the parts of a run, on this machine or in a file system of fsspec, such as an object store.
 
-Object stores have no locks. Their ranks are only marked, so that a missing rank can be named. If the same rank runs
-twice at once, both write the same parts.
+Object stores have no locks. There, a rank is only marked as started, so that error messages can name missing ranks. If
+the same rank runs twice at once, both processes write the same parts.
 """
 
 import json
@@ -18,7 +18,7 @@ from ..folders.writing import write_atomically
 
 
 class LocalStore:
-    """Folder of this machine, or of a disk that several machines share. A file in it is either complete or absent."""
+    """Folder on this machine, or on a disk that several machines share. A file in it is either complete or absent."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -32,7 +32,7 @@ class LocalStore:
         return (self.folder / name).read_bytes()
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a complete file."""
+        """Write a file. Other processes see it only when it is complete."""
         write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def exists(self, name: str) -> bool:
@@ -40,7 +40,7 @@ class LocalStore:
         return (self.folder / name).exists()
 
     def started(self) -> list[StartedRank]:
-        """Return the ranks that have started, see `folders.ranks.started_ranks`."""
+        """Return the ranks that have started; see `folders.ranks.started_ranks`."""
         return started_ranks(self.folder)
 
     def remove(self, is_ours: Any) -> None:

@@ -1,4 +1,4 @@
-"""Combine the parts of a finished run into one `.parquet`, `.safetensors` or `.npz` file, one part at a time."""
+"""Combine the parts of a finished run, part by part, into one `.parquet`, `.safetensors` or `.npz` file."""
 
 import json
 import zipfile
@@ -22,29 +22,30 @@ ROW_GROUP = 16_384
 """Number of utterances in a row group of a `.parquet` file: 13 MB of embeddings of dimension 192."""
 
 SAFETENSORS_HEADER_BYTES = 100_000_000
-"""Largest header in bytes that readers of the format accept, enough for about a million names."""
+"""Largest header, in bytes, that readers of the format accept. It is enough for about a million names."""
 
 SAFETENSORS_ALIGNMENT = 8
-"""Number of bytes to a multiple of which the header is padded."""
+"""The header is padded to a multiple of this number of bytes."""
 
 
 def write_embeddings(parts: EmbeddingParts, output: Path, about: dict[str, str]) -> int:
     """Write the embeddings of all parts into one file, in the order of the source.
 
-    `.parquet` files have the columns name, speaker, seconds and embedding. `.safetensors` and `.npz` files contain one
-    float32 array `(D,)` per name.
+    `.parquet` files have the columns `name`, `speaker`, `seconds` and `embedding`. `.safetensors` and `.npz` files
+    contain one float32 array `(D,)` for each name.
 
     Args:
         parts: parts of the run, all complete.
         output: path of the file, whose suffix selects the format. An existing file of embeddings is replaced, and
             missing parent folders are created.
-        about: metadata to store in the file. In `.npz` files, it is the comment of the archive, as JSON.
+        about: metadata to store in the file. In `.npz` files, the metadata are stored as JSON in the archive comment.
 
     Returns:
         The number of embeddings. If there are none, no file is written.
 
     Raises:
-        ValueError: the format is unknown or cannot store these names, or the output is another file.
+        ValueError: the format is unknown or cannot store these names, or the output is an existing file that is not a
+            file of embeddings.
     """
     writers = {".parquet": _write_parquet, ".safetensors": _write_safetensors, ".npz": _write_npz}
     if output.suffix not in writers:

@@ -137,8 +137,8 @@ def test_parts_with_changed_files_are_embedded_again(tmp_path, model, small_part
     speed = extract(model, source, kept, progress=False)
     parts_of_changed = {piece // 4 for piece in changed}
     assert sorted(source.asked) == [piece for piece in range(13) if piece // 4 in parts_of_changed]
-    said = [record.getMessage() for record in caplog.records if "since the interruption" in record.getMessage()]
-    assert len(said) == bool(changed) and all(f"The {speed.utterances} utterances" in one for one in said)
+    said = [record.getMessage() for record in caplog.records if "since the run was interrupted" in record.getMessage()]
+    assert len(said) == bool(changed) and all(f"All {speed.utterances} utterances" in one for one in said)
     assert write_embeddings(kept, tmp_path / "e.parquet", {"precision": "float32"}) == 11
     check(stored(tmp_path / "e.parquet"), source.expected(model))
     # Parts of earlier versions have no state.
