@@ -16,9 +16,9 @@ from torch import Tensor
 
 # Largest number of inner products in memory at once: 64 MiB of float32.
 PRODUCTS_AT_ONCE = 1 << 24
-# FAISS recommends about 4 sqrt(N) cells and at least 39 keys per cell.
+# FAISS recommends about 4 sqrt(N) cells, and at least 39 keys in each cell.
 CELLS_PER_ROOT, KEYS_PER_CELL = 4, 39
-# Number of keys per cell from which the cells are learned. More keys hardly change the cells.
+# The cells are learned from this number of keys for each cell. More keys hardly change the cells.
 TRAINING_KEYS_PER_CELL = 64
 
 
@@ -33,8 +33,8 @@ class Engine(Protocol):
             count: number of keys per query, at least 1.
 
         Returns:
-            The products and the row numbers of the keys, each `(Q, count)`, in descending order of the product. If an
-            approximate engine finds fewer than `count` keys, the remaining row numbers are -1.
+            The inner products and the row numbers of the keys, each `(Q, count)`, with the largest product first. If
+            an approximate engine finds fewer than `count` keys for a query, the remaining row numbers are -1.
         """
         ...
 
@@ -74,7 +74,7 @@ class TorchEngine:
         self._keys = keys
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See `Engine`."""
+        """Find the `count` keys that have the largest inner products with each query; see `Engine`."""
         best = torch.empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64)
         size = max(count, PRODUCTS_AT_ONCE // max(1, len(queries)))
@@ -91,7 +91,7 @@ class FaissEngine:
     """Engine that searches an existing FAISS index.
 
     Args:
-        index: trained FAISS index of inner products, to which the keys have been added.
+        index: trained FAISS index for inner products that contains the keys.
     """
 
     def __init__(self, index):
@@ -99,16 +99,16 @@ class FaissEngine:
 
     @classmethod
     def exact(cls, keys: Tensor) -> "FaissEngine":
-        """Make an exact engine, which compares each query with all keys `(N, E)` float32."""
+        """Make an exact engine. It compares each query with all keys, `(N, E)` float32."""
         index = require_faiss().IndexFlatIP(keys.shape[1])
         index.add(keys.numpy())
         return cls(index)
 
     @classmethod
     def cells(cls, keys: Tensor, cells: int | None, probes: int) -> "FaissEngine":
-        """Make an approximate engine, which compares each query only with the keys in the nearest cells.
+        """Make an approximate engine. It compares each query only with the keys in the nearest cells.
 
-        The keys are divided into cells of similar keys, as in the inverted file (IVF) of FAISS.
+        Each cell contains similar keys, as in the inverted file (IVF) of FAISS.
 
         Args:
             keys: key vectors, `(N, E)` float32.
@@ -127,8 +127,8 @@ class FaissEngine:
         nearest, largest = faiss.IndexFlatL2(size), faiss.IndexFlatIP(size)
         index = faiss.IndexIVFFlat(nearest, size, cells, faiss.METRIC_INNER_PRODUCT)
         # Cells are learned by distance and searched by inner product. (FAISS would use the inner product for both.) In
-        # measurements with equal probes, this raised recall by up to one half for hyperbolic keys, whose norms differ,
-        # and did not change it for unit vectors.
+        # measurements with equal probes, this raised the recall by up to one half for hyperbolic keys, because their
+        # norms differ. It did not change the recall for unit vectors.
         index.cp.spherical = False
         # This avoids a warning of FAISS about few keys per cell, which are harmless in small indexes.
         index.cp.min_points_per_centroid = 1
@@ -144,11 +144,11 @@ class FaissEngine:
         return engine
 
     def set_probes(self, probes: int) -> None:
-        """Set the number of cells that are searched for each query; all cells if `probes` exceeds their number."""
+        """Set the number of cells that are searched for each query. If there are fewer cells, all are searched."""
         self.index.nprobe = min(probes, self.index.nlist)
 
     def search(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See `Engine`."""
+        """Find the `count` keys that have the largest inner products with each query; see `Engine`."""
         return self.index.search(queries.numpy(), count)
 
     def save(self, path: str | PathLike[str]) -> None:

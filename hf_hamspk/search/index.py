@@ -6,9 +6,10 @@ with the similarity of the model, and sorted.
 
 An exact index also checks that the candidates include the k nearest embeddings. The float32 product of every other
 embedding is at most the smallest product of a candidate. If this smallest product plus the largest possible rounding
-error is below the float64 product of the k-th result, no other embedding can be nearer. Otherwise, for example because
-of near ties or equal embeddings, the query is scored against every embedding in float64. The results are therefore the
-same as if all embeddings were scored in float64 (`geometry_hamspk.score`). Equal scores are sorted by row number.
+error is below the float64 product of the k-th result, no other embedding can be nearer. If the check fails, for example
+because of equal or nearly equal scores, the query is scored against every embedding in float64. The results are
+therefore the same as if all embeddings were scored in float64 (`geometry_hamspk.score`). Equal scores are sorted by row
+number.
 
 Letters in shapes: `N` enrolled embeddings, `Q` queries, `D` embedding size.
 """
@@ -36,7 +37,7 @@ INDEX_KIND = "speaker index"
 INDEX_SUFFIX, ENGINE_SUFFIX = ".safetensors", ".faiss"
 # Default number of cells that an approximate index searches for each query.
 PROBES = 32
-# 2 k + 16 candidates are scored for k results, so rounding errors rarely exclude one of the k nearest.
+# For k results, 2 k + 16 candidates are scored, so that rounding errors rarely exclude one of the k nearest embeddings.
 CANDIDATES_PER_NEIGHBOUR, MORE_CANDIDATES = 2, 16
 # Largest number of float64 values in memory at once: 64 MiB.
 SCORED_AT_ONCE = 1 << 23
@@ -46,10 +47,9 @@ class SearchResult(NamedTuple):
     """Result of a search: the nearest enrolled embeddings of each query, nearest first.
 
     Attributes:
-        scores: scores of the model, `(Q, k)` float64; minus infinity for results that an approximate index did not
-            find.
-        rows: row numbers of the enrolled embeddings, `(Q, k)` int64; -1 for results that an approximate index did not
-            find.
+        scores: scores of the model, `(Q, k)` float64. If an approximate index finds fewer than k embeddings, the
+            remaining scores are minus infinity.
+        rows: row numbers of the enrolled embeddings, `(Q, k)` int64; the remaining ones are -1.
     """
 
     scores: NDArray[np.float64]
@@ -57,7 +57,7 @@ class SearchResult(NamedTuple):
 
 
 class SpeakerIndex:
-    """Index that finds the nearest of many enrolled speakers of one model.
+    """Index that finds the nearest of many speakers enrolled with one model.
 
     Example:
         ```python
@@ -69,8 +69,8 @@ class SpeakerIndex:
         ```
 
     Args:
-        model: model that made the embeddings. The index stores the similarity and the fingerprint of the model, but not
-            the model itself.
+        model: model that computed the embeddings. The index stores the similarity and the fingerprint of the model, but
+            not the model itself.
         embeddings: enrolled embeddings, `(N, D)`, finite.
         names: N speaker names, one per embedding; None for an index without names.
         kind: `"exact"` or `"cells"`. A `"cells"` index is approximate: it divides the embeddings into cells of similar
@@ -78,8 +78,8 @@ class SpeakerIndex:
         cells: number of cells of an approximate index, from 1 to N; None means about 4 sqrt(N).
         probes: number of cells that an approximate index searches for each query. A larger number gives more complete
             results but takes longer.
-        use_faiss: whether an exact index uses FAISS instead of PyTorch. The results are the same. In measurements,
-            PyTorch was as fast or faster from 10,000 speakers on. None uses PyTorch.
+        use_faiss: whether an exact index uses FAISS instead of PyTorch. The results are the same. In measurements with
+            10,000 speakers or more, PyTorch was at least as fast. None uses PyTorch.
 
     Raises:
         ValueError: the kind is unknown, a number is out of range, or the embeddings or names are invalid.
@@ -136,7 +136,7 @@ class SpeakerIndex:
         return self._embeddings
 
     def search(self, queries: Tensor, k: int = 10) -> SearchResult:
-        """Find the `k` nearest enrolled embeddings of each query, or all of them if there are fewer than `k`.
+        """Find the `k` enrolled embeddings that are nearest to each query, or all if there are fewer than `k`.
 
         Args:
             queries: query embeddings of the same model, `(Q, D)`, finite.
@@ -169,8 +169,8 @@ class SpeakerIndex:
         """
         if not isinstance(self._engine, FaissEngine) or self.kind != "cells" or probes < 1:
             raise ValueError(
-                "Expected at least 1 probe and an index of kind 'cells' (an exact index has no probes), got "
-                f"{probes} for kind {self.kind!r}."
+                "Expected at least 1 probe and an index of the kind 'cells' (an exact index has no probes), got "
+                f"probes={probes} for an index of the kind {self.kind!r}."
             )
         self._engine.set_probes(probes)
 
@@ -283,7 +283,7 @@ class SpeakerIndex:
     def _search_block(self, queries: Tensor, k: int, count: int) -> SearchResult:
         vectors = self.similarity.query_vectors(queries)
         products, rows = self._engine.search(vectors, count)
-        # Sorted by row number, so that equal scores stay in the order of their rows.
+        # Candidates are sorted by row number, so that equal scores stay in the order of the rows.
         rows = np.sort(rows, axis=1)
         chosen = torch.from_numpy(rows)
         scores = self.similarity.score(self._embeddings[chosen.clamp_min(0)], queries[:, None]).numpy()
@@ -302,12 +302,12 @@ class SpeakerIndex:
 
         Args:
             queries: query embeddings, `(Q, D)`.
-            vectors: vectors of the queries for inner products, `(Q, E)` float32.
+            vectors: query vectors from which inner products are computed, `(Q, E)` float32.
             result: nearest candidates of each query.
             products: inner products of each query with all candidates, `(Q, candidates)` float32.
 
         Returns:
-            `(Q,)` bool. False means that an embedding that is not a candidate could be nearer.
+            `(Q,)` bool. False means that an embedding outside the candidates could be nearer.
         """
         last = self.similarity.product_of_score(torch.from_numpy(result.scores[:, -1:]), queries)[:, 0]
         error = rounding_bound(vectors.shape[1]) * self._longest_key * torch.linalg.vector_norm(vectors, dim=1).double()

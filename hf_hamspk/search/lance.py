@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from .stores import StoredRows
 
 TABLE, DESCRIPTION = "speakers", b"hf_hamspk"
-# Queries that are searched at once.
+# Number of queries in one search.
 QUERIES_AT_ONCE = 64
 
 
 class LanceDatabase:
-    """See `Database`. Each change is a new version of the table, which becomes valid as a whole."""
+    """Database in LanceDB; see `Database`. Each change makes a new version of the table, in one transaction."""
 
     def __init__(self, folder: str):
         try:
@@ -33,14 +33,14 @@ class LanceDatabase:
                 self._table = connection.open_table(TABLE)
 
     def describe(self) -> dict[str, Any] | None:
-        """See `Database`."""
+        """Return the description of the table; None if the table does not exist."""
         if self._table is None:
             return None
         found = (self._table.schema.metadata or {}).get(DESCRIPTION)
         return {} if found is None else json.loads(found) | {"cells": bool(self._table.list_indices())}
 
     def create(self, description: dict[str, Any], size: int, length: int) -> None:
-        """See `Database`."""
+        """Create or replace the table, for embeddings of `size` values and keys of `length` values."""
         import lancedb
         import pyarrow
 
@@ -51,11 +51,11 @@ class LanceDatabase:
         self._table = lancedb.connect(self._folder).create_table(TABLE, schema=schema, mode=mode)
 
     def count(self) -> int:
-        """See `Database`."""
+        """Return the number of speakers."""
         return self._table.count_rows()
 
     def insert(self, rows: StoredRows, can_replace: bool) -> None:
-        """See `Database`."""
+        """Add speakers. If `can_replace` is False and a speaker exists already, a ValueError names this speaker."""
         import pyarrow
         from pyarrow import compute
 
@@ -77,17 +77,17 @@ class LanceDatabase:
             raise ValueError(f"{both[0].as_py()!r} is enrolled already. Choose another name.")
 
     def find(self, name: str) -> StoredRows:
-        """See `Database`."""
+        """Return the speaker with this name, without the key; no rows if the speaker does not exist."""
         quoted = name.replace("'", "''")
         query = self._table.search().where(f"name = '{quoted}'").select(["name", "embedding", "profile"])
         return _as_rows(query.limit(1).to_arrow())
 
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
-        """See `Database`."""
+        """Return for each of the vectors `(Q, E)` the `count` speakers with the largest inner products."""
         found = []
         for start in range(0, len(vectors), QUERIES_AT_ONCE):
             block = vectors[start : start + QUERIES_AT_ONCE]
-            # One vector more than needed, because LanceDB returns no query numbers for a single one.
+            # One vector is repeated, because LanceDB returns no query numbers if there is only one vector.
             query = self._table.search([*block, block[0]], vector_column_name="key").distance_type("dot")
             query = query.bypass_vector_index() if probes is None else query.nprobes(probes)
             table = query.select(["name", "embedding", "profile", "_distance"]).limit(count).to_arrow()
@@ -97,7 +97,7 @@ class LanceDatabase:
         return found
 
     def make_cells(self, cells: int) -> None:
-        """See `Database`."""
+        """Divide the keys into cells for approximate searches."""
         from lancedb.index import IvfFlat
 
         self._table.create_index("key", config=IvfFlat(distance_type="dot", num_partitions=cells), replace=True)

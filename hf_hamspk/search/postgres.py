@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from .stores import StoredRows
 
-# Tables of this package, in the first schema of the search path.
+# Names of the tables and the index of this package. They are in the first schema of the search path.
 MODEL_TABLE, SPEAKER_TABLE, CELL_INDEX = "hamspk_model", "hamspk_speakers", "hamspk_cells"
 
 
 class PostgresDatabase:
-    """See `Database`. Each change is one transaction of the server."""
+    """Database in PostgreSQL; see `Database`. Each change is one transaction of the server."""
 
     def __init__(self, address: str):
         try:
@@ -23,7 +23,7 @@ class PostgresDatabase:
             raise ValueError(f"{error}. Run `pip install 'hf_hamspk[pgvector]'`.") from error
         try:
             self._connection: Any = psycopg.connect(address, autocommit=True)
-            # A reader may have no right to create the extension, and needs none if it exists.
+            # A user with read access may not be allowed to create the extension, so it is created only if missing.
             found: Any = self._connection.execute("SELECT to_regtype('vector') IS NULL").fetchone()
             if found[0]:
                 self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -33,7 +33,7 @@ class PostgresDatabase:
         pgvector.psycopg.register_vector(self._connection)
 
     def describe(self) -> dict[str, Any] | None:
-        """See `Database`."""
+        """Return the description of the table; None if the table does not exist."""
         if not self._exists(MODEL_TABLE):
             return None
         import psycopg
@@ -46,7 +46,7 @@ class PostgresDatabase:
         return {} if found is None else json.loads(found[0]) | {"cells": self._exists(CELL_INDEX)}
 
     def create(self, description: dict[str, Any], size: int, length: int) -> None:
-        """See `Database`."""
+        """Create or replace the table, for embeddings of `size` values and keys of `length` values."""
         if self._exists(SPEAKER_TABLE) and not self._exists(MODEL_TABLE):
             raise ValueError(
                 f"The database has a table {SPEAKER_TABLE} that this package did not create. Choose another schema "
@@ -62,12 +62,12 @@ class PostgresDatabase:
             self._connection.execute(f"INSERT INTO {MODEL_TABLE} VALUES (%s)", [json.dumps(description)])
 
     def count(self) -> int:
-        """See `Database`."""
+        """Return the number of speakers."""
         found: Any = self._connection.execute(f"SELECT count(*) FROM {SPEAKER_TABLE}").fetchone()
         return int(found[0])
 
     def insert(self, rows: StoredRows, can_replace: bool) -> None:
-        """See `Database`."""
+        """Add speakers. If `can_replace` is False and a speaker exists already, a ValueError names this speaker."""
         import psycopg
 
         values = zip(rows.names, rows.embeddings, np.asarray(rows.keys), rows.profiles, strict=True)
@@ -85,12 +85,12 @@ class PostgresDatabase:
             raise ValueError(f"{name!r} is enrolled already. Choose another name.") from error
 
     def find(self, name: str) -> StoredRows:
-        """See `Database`."""
+        """Return the speaker with this name, without the key; no rows if the speaker does not exist."""
         select = f"SELECT name, embedding, profile FROM {SPEAKER_TABLE} WHERE name = %s"
         return _rows_of(self._connection.execute(select, [name]).fetchall(), 0)
 
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
-        """See `Database`."""
+        """Return for each of the vectors `(Q, E)` the `count` speakers with the largest inner products."""
         found = []
         with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
             if probes is None:
@@ -106,10 +106,10 @@ class PostgresDatabase:
         return found
 
     def make_cells(self, cells: int) -> None:
-        """See `Database`."""
+        """Divide the keys into cells for approximate searches."""
         with self._connection.transaction():
             self._connection.execute(f"DROP INDEX IF EXISTS {CELL_INDEX}")
-            # The default, 64 MB, holds the sample of about 300 cells.
+            # The default of 64 MB is enough only for the sample of keys of about 300 cells.
             self._connection.execute("SET LOCAL maintenance_work_mem = '1GB'")
             self._connection.execute(
                 f"CREATE INDEX {CELL_INDEX} ON {SPEAKER_TABLE} USING ivfflat (key vector_ip_ops) "
@@ -122,7 +122,7 @@ class PostgresDatabase:
 
 
 def _rows_of(rows: list[Any], size_of_none: int) -> StoredRows:
-    """Return rows of names, embeddings and profiles; if there are none, the embeddings have the given size."""
+    """Return rows of names, embeddings and profiles. `size_of_none` is the embedding size if there are no rows."""
     embeddings = [_as_array(row[1]) for row in rows]
     size = len(embeddings[0]) if embeddings else size_of_none
     values = np.array(embeddings, np.float32).reshape(len(rows), size)

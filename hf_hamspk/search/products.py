@@ -1,4 +1,4 @@
-"""Express each similarity by inner products, so that a library for inner products can search for the nearest keys.
+"""Express each similarity by inner products, so that a library that compares inner products can find the nearest keys.
 
 A key is an enrolled embedding. The nearest keys of a query are the keys with the highest similarity to the query.
 
@@ -27,7 +27,7 @@ ROUNDED_FACTORS = 2
 
 
 class ScoringModel(Protocol):
-    """Interface of a model whose embeddings an index can contain. The model has a configuration and a fingerprint."""
+    """Interface of a model whose embeddings can be stored in an index. It has a configuration and a fingerprint."""
 
     config: HamSpkConfig
 
@@ -53,7 +53,7 @@ class Similarity(NamedTuple):
         return cls(config.similarity, config.projection, curvature, float(config.clip_radius))
 
     def score(self, keys: Tensor, queries: Tensor) -> Tensor:
-        """Score pairs of keys `(..., D)` and queries `(..., D)` in float64. The result has the shape `(...)`."""
+        """Return the scores `(...)` of pairs of keys `(..., D)` and queries `(..., D)`, computed in float64."""
         return score(keys.double(), queries.double(), *self)
 
     def key_vectors(self, keys: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ class Similarity(NamedTuple):
 def rounding_bound(size: int) -> float:
     """Return an upper bound of the rounding error of an inner product in float32.
 
-    The bound is relative to the product of the norms of the two vectors. It covers three errors: the conversion of both
-    vectors to float32, the multiplications, and the additions in any order (N. Higham, "Accuracy and Stability of
+    The bound is relative to the product of the norms of the two vectors. It covers the errors of the conversion of both
+    vectors to float32, of the multiplications, and of the additions in any order (N. Higham, "Accuracy and Stability of
     Numerical Algorithms", 2002, section 3.1). If `size` is too large for a bound, the result is infinity.
 
     Args:

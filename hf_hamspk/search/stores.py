@@ -1,9 +1,10 @@
-"""Enrolled speakers in a database, for more speakers than fit into memory: LanceDB, or PostgreSQL with pgvector.
+"""Enrolled speakers in a database (LanceDB, or PostgreSQL with pgvector), also more than fit into memory.
 
-A database contains, for each speaker, the name, the embedding, the profile, and the key: the vector whose inner product
-with a query vector has the order of the scores (see `products`). It also contains the fingerprint and the similarity of
-the model, and is refused with another model. The database selects the candidates with the largest inner products, in
-float32. Then the candidates are scored in float64 with the similarity of the model, and sorted.
+For each speaker, the database contains the name, the embedding, the profile and a key. The key is a vector: sorting the
+speakers by the inner products of their keys with a query vector is the same as sorting them by score (see `products`).
+The database also contains the fingerprint and the similarity of the model. With another model, it cannot be opened. The
+database selects the candidates with the largest inner products in float32. The candidates are then scored in float64
+with the similarity of the model, and sorted.
 
 Letters in shapes: `N` speakers, `Q` queries, `D` embedding size, `E` size of the keys.
 """
@@ -26,16 +27,16 @@ from .index import CANDIDATES_PER_NEIGHBOUR, MORE_CANDIDATES, SpeakerIndex
 from .products import ScoringModel, Similarity
 
 STORE_KIND = "speaker store"
-# Speakers that are written in one transaction.
+# Number of speakers that are written in one transaction.
 SPEAKERS_AT_ONCE = 20_000
-# Speakers that `identify` compares with a recording, with the quality measures of both if the calibration uses them.
+# Number of speakers that `identify` compares with a recording.
 COMPARED_SPEAKERS = 100
 
 
 class StoredRows(NamedTuple):
-    """Speakers of a database: names, embeddings `(N, D)`, keys `(N, E)`, both float32, and profiles as JSON or None.
+    """Rows of a database: names of speakers, embeddings `(N, D)` and keys `(N, E)` in float32, and profiles.
 
-    The rows that a search returns have no keys.
+    A profile is JSON text, or None. The rows that a search returns have no keys.
     """
 
     names: list[str]
@@ -52,7 +53,7 @@ class Database(Protocol):
         ...
 
     def create(self, description: dict[str, Any], size: int, length: int) -> None:
-        """Create the table, or replace it, for embeddings of `size` and keys of `length` values."""
+        """Create or replace the table, for embeddings of `size` values and keys of `length` values."""
         ...
 
     def count(self) -> int:
@@ -60,17 +61,17 @@ class Database(Protocol):
         ...
 
     def insert(self, rows: StoredRows, can_replace: bool) -> None:
-        """Add speakers. If `can_replace` is False, a ValueError names a speaker that exists already."""
+        """Add speakers. If `can_replace` is False and a speaker exists already, a ValueError names this speaker."""
         ...
 
     def find(self, name: str) -> StoredRows:
-        """Return the speaker of this name without a key, or no rows."""
+        """Return the speaker with this name, without the key; no rows if the speaker does not exist."""
         ...
 
     def nearest(self, vectors: NDArray[np.float32], count: int, probes: int | None) -> list[StoredRows]:
-        """Return for each vector `(Q, E)` the `count` speakers with the largest inner products.
+        """Return for each of the vectors `(Q, E)` the `count` speakers with the largest inner products.
 
-        All speakers are compared if `probes` is None, or else those in the cells nearest to the vector.
+        If `probes` is None, all speakers are compared; otherwise those in the `probes` cells nearest to the vector.
         """
         ...
 
@@ -80,12 +81,12 @@ class Database(Protocol):
 
 
 class StoredSpeakers(NamedTuple):
-    """Result of a search in a database: for each query, the nearest speakers, nearest first.
+    """Result of a search in a database. For each query, it contains the k nearest speakers, nearest first.
 
     Attributes:
-        scores: scores of the model for each query, up to k values in float64.
-        names: names of the speakers.
-        profiles: their profiles; None for a speaker that was added as an embedding.
+        scores: for each query, the scores of the model in float64, at most k.
+        names: for each query, the names of the speakers.
+        profiles: for each query, the profiles of the speakers; None for a speaker that was added as an embedding.
     """
 
     scores: list[NDArray[np.float64]]
@@ -97,7 +98,8 @@ def open_database(address: str) -> Database:
     """Connect to the database at an address, `lancedb://FOLDER` or `postgresql://USER@HOST/NAME`.
 
     Raises:
-        ValueError: the address has another form, the package for it is not installed, or the server does not answer.
+        ValueError: the address has another form, the package for the database is not installed, or the server does not
+            answer.
     """
     if address.startswith(LANCE_ADDRESS):
         from .lance import LanceDatabase
@@ -111,7 +113,7 @@ def open_database(address: str) -> Database:
 
 
 class SpeakerStore:
-    """Enrolled speakers of one model in LanceDB (`pip install 'hf_hamspk[lancedb]'`) or PostgreSQL (`[pgvector]`).
+    """Speakers enrolled with one model, in LanceDB (extra `lancedb`) or PostgreSQL (extra `pgvector`).
 
     Example:
         ```python
@@ -132,9 +134,9 @@ class SpeakerStore:
         """Open the speakers at an address.
 
         Args:
-            address: `lancedb://FOLDER`, where the folder may be on an object store such as `s3://bucket/speakers`, or
-                `postgresql://USER@HOST/NAME`, as for `psql`.
-            model: model that made the embeddings.
+            address: `lancedb://FOLDER` or `postgresql://USER@HOST/NAME`. FOLDER may be on an object store, such as
+                `s3://bucket/speakers`. The second form is the address that `psql` takes.
+            model: model that computed the embeddings.
             create: whether to create the table if it does not exist.
 
         Raises:
@@ -165,7 +167,7 @@ class SpeakerStore:
 
     @classmethod
     def of_index(cls, address: str, model: ScoringModel, index: SpeakerIndex) -> "SpeakerStore":
-        """Write the speakers of an index to a new or empty table. The index must have names.
+        """Write the speakers of an index to a new or empty table. The index must contain names.
 
         Raises:
             ValueError: the index has no names or was made with another model, or the table contains speakers already.
@@ -178,13 +180,13 @@ class SpeakerStore:
         return store
 
     def reenrol(self, model: ScoringModel, profiles: Iterable[SpeakerProfile]) -> "SpeakerStore":
-        """Replace all speakers by profiles that another model made, for example after the model was trained further.
+        """Replace all speakers by the profiles of another model, for example after further training of the model.
 
-        If this is interrupted, the table contains some of the new profiles and none of the old ones.
+        If the call is interrupted, the table contains some of the new profiles and none of the old ones.
 
         Args:
-            model: new model.
-            profiles: new profiles of all speakers, which may be made one by one.
+            model: model that made the new profiles.
+            profiles: new profiles of all speakers. A generator can make them one by one.
         """
         store = SpeakerStore(self._database, model, self.address)
         profiles = list(profiles)
@@ -202,13 +204,13 @@ class SpeakerStore:
         """Add speakers as embeddings `(N, D)`. They are stored permanently when this method returns.
 
         Raises:
-            ValueError: the embeddings or names are invalid, or a speaker exists already and `can_replace` is False.
-                Speakers before this one in the list may have been added.
+            ValueError: the embeddings or names are invalid, or a speaker exists already and `can_replace` is False. In
+                the second case, speakers that come earlier in the list may have been added.
         """
         self._add(embeddings, list(names), [None] * len(names), can_replace)
 
     def add_profiles(self, profiles: Sequence[SpeakerProfile], can_replace: bool = False) -> None:
-        """Add profiles. Each must have a name. `identify` needs profiles, because a calibration may use their quality.
+        """Add speakers as profiles with names. `identify` needs profiles, because a calibration may use their quality.
 
         Raises:
             ValueError: a profile has no name or was made by another model; see also `add`.
@@ -217,19 +219,19 @@ class SpeakerStore:
         for profile in profiles:
             profile.check_model(fingerprint)
             if profile.name is None:
-                raise ValueError("A profile has no name; give one when enrolling.")
+                raise ValueError("A profile has no name. Give the name when you enrol the speaker.")
         if profiles:
             fields = [{key: x for key, x in vars(one).items() if key != "embedding"} for one in profiles]
             embeddings = torch.stack([one.embedding for one in profiles])
             self._add(embeddings, [str(one.name) for one in profiles], [json.dumps(one) for one in fields], can_replace)
 
     def find(self, name: str) -> SpeakerProfile | None:
-        """Return the profile of a speaker; None if there is no speaker of this name, or one without a profile."""
+        """Return the profile of a speaker; None if the speaker does not exist or has no profile."""
         rows = self._database.find(name)
         return _read_profile(rows.profiles[0], rows.embeddings[0]) if rows.names else None
 
     def make_cells(self, cells: int | None = None) -> None:
-        """Divide the speakers into cells for approximate searches. Speakers that are added later are found as well.
+        """Divide the speakers into cells for approximate searches. Speakers that are added later are also found.
 
         Args:
             cells: number of cells; None means about sqrt(N).
@@ -247,7 +249,8 @@ class SpeakerStore:
         Args:
             queries: query embeddings of the same model, `(Q, D)`, finite.
             k: number of results per query, at least 1.
-            probes: number of cells that an approximate search visits, after `make_cells`; None compares all speakers.
+            probes: number of cells that an approximate search visits; `make_cells` must have been called before. None
+                compares all speakers.
 
         Raises:
             ValueError: the queries have another shape or are not finite, or `k` or `probes` is below 1.
@@ -255,7 +258,8 @@ class SpeakerStore:
         queries = _checked(queries, self._model.config.embedding_size)
         if k < 1 or (probes is not None and (probes < 1 or not self.has_cells)):
             raise ValueError(
-                f"k and probes must be at least 1, and probes needs `make_cells` before, got k={k} and probes={probes}."
+                f"k and probes must be at least 1, got k={k} and probes={probes}. Call `make_cells` before a search "
+                "with probes."
             )
         count = CANDIDATES_PER_NEIGHBOUR * k + MORE_CANDIDATES
         found = self._database.nearest(self.similarity.query_vectors(queries).numpy(), count, probes)
@@ -267,14 +271,14 @@ class SpeakerStore:
     ) -> Identification:
         """Identify the speaker of a recording among all stored speakers.
 
-        Only the hundred speakers with the highest scores are compared, as in `SpeakerModelMixin.identify`. The
-        likelihood ratio of "one of the enrolled speakers" is the sum of the hundred likelihood ratios, divided by the
-        number of all stored speakers. All other speakers together would usually raise it by less than the smallest of
-        the hundred likelihood ratios.
+        Only the hundred speakers with the highest scores are compared with the recording, in the same way as in
+        `SpeakerModelMixin.identify`. The likelihood ratio of "one of the enrolled speakers" is the sum of the hundred
+        likelihood ratios, divided by the number of all stored speakers. Including the other speakers would usually
+        increase this value by less than the smallest of the hundred likelihood ratios.
 
         Args:
             recording: recording that `read_sound` accepts.
-            sampling_rate: sampling rate of an array that has none.
+            sampling_rate: sampling rate in Hz, if the recording is an array without one.
             check_voices: see `SpeakerModelMixin.identifier`.
             options: further arguments of `SpeakerIdentifier.identify`, such as operating_point and candidates.
 
@@ -285,14 +289,15 @@ class SpeakerStore:
         try:
             query = model.embed([recording], sampling_rate)
         except InputError:
-            # Silence has no embedding, and its answer does not depend on the speakers. Other errors are raised below.
+            # Silence has no embedding, and the answer for silence does not depend on the speakers. Other errors are
+            # raised below.
             query = torch.ones(1, model.config.embedding_size)
         near = self.search(query, COMPARED_SPEAKERS)
         profiles = [one for one in near.profiles[0] if one is not None]
         if not profiles or len(profiles) < len(near.names[0]):
             raise ValueError(
-                f"{self.address} has {len(near.names[0]) - len(profiles)} speakers without profiles near this "
-                f"recording and {len(profiles)} with a profile. Enrol speakers with `hamspk enrol`."
+                f"Of the speakers in {self.address} that are nearest to this recording, {len(profiles)} have a profile "
+                f"and {len(near.names[0]) - len(profiles)} have none. Enrol speakers with `hamspk enrol`."
             )
         identifier = model.identifier(profiles, check_voices)
         identifier.enrolled = len(self)

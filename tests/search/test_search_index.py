@@ -180,7 +180,7 @@ def test_profiles_and_bad_input(tmp_path):
         (lambda: index.search(drawn(2, size=8)), r"\(Q, 16\)"),
         (lambda: index.save(tmp_path / "index.npz"), "must end in"),
         (lambda: index.name_of(-1), "has no speaker name"),
-        (lambda: index.set_probes(3), "for kind 'exact'"),
+        (lambda: index.set_probes(3), "for an index of the kind 'exact'"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

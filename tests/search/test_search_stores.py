@@ -128,7 +128,7 @@ def test_profiles_come_back_whole_and_names_are_unique(address):
         (lambda: store.add_profiles([profile(None, drawn(1)[0], model)]), "A profile has no name"),
         (lambda: store.search(embeddings * np.nan), "without NaN"),
         (lambda: store.search(embeddings, 0), "k and probes must be at least 1"),
-        (lambda: store.search(embeddings, 1, probes=4), "probes needs `make_cells` before"),
+        (lambda: store.search(embeddings, 1, probes=4), "Call `make_cells` before"),
         (lambda: store.make_cells(0), "cells must be from 1 to 4, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
