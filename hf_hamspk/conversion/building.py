@@ -1,4 +1,4 @@
-"""Construction of speaker models from the weights of other projects."""
+"""Build speaker models from the weights of other projects."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..configuration_hamspk import HamSpkConfig
 from ..modeling_hamspk import HamSpkModel
 
 WEIGHTS_SHOWN = 3
-# Batch normalisation needs this counter only if it has no momentum. All models of this package have a momentum.
+# Batch normalisation uses this counter only if it has no momentum. In this package it always has a momentum.
 _COUNTER = ".num_batches_tracked"
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
@@ -48,14 +48,15 @@ class Converted:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Rules that translate the weight names of another project to the weight names of `HamSpkModel`.
+    """Rules that translate the names of weights in another project to the names in `HamSpkModel`.
 
     Attributes:
-        rules: rules for weights outside the blocks of the encoder. A rule is a pair: a regular expression for the
-            beginning of a name, and the text that replaces it, or a function of the match that returns the text. Only
-            the first matching rule is applied.
-        blocks: for each kind of block, a regular expression for the beginning of the names in a block, a function that
-            maps its match to the name of the block in `HamSpkModel`, and rules for the rest of the names.
+        rules: rules for weights outside the blocks of the encoder. A rule is a pair. The first item is a regular
+            expression for the beginning of a name. The second item is the text that replaces this beginning, or a
+            function that computes the text from the match. Only the first matching rule is applied.
+        blocks: one triple for each kind of block. The first item is a regular expression for the beginning of the
+            names in a block. The second item is a function that maps the match to the name of the block in
+            `HamSpkModel`. The third item contains the rules for the rest of the names.
     """
 
     rules: Rules
@@ -71,7 +72,7 @@ class Renaming:
 
 
 def numbered(start: str, first: int = 1) -> Callable[[re.Match[str]], str]:
-    """Return a function that maps a match to `start` and the number in its first group, minus the number `first`."""
+    """Return a function that maps a match to `start.n`, where `n` is the number in its first group minus `first`."""
     return lambda found: f"{start}.{int(found[1]) - first}"
 
 
@@ -97,7 +98,7 @@ def require_values(where: str, given: Mapping[str, Any], wanted: Mapping[str, An
     """
     for name, value in wanted.items():
         if given[name] != value:
-            raise ValueError(f"{where} has {name} {given[name]}; only models with {name} {value} can be converted.")
+            raise ValueError(f"{where} has {name} {given[name]}. Only models with {name} {value} can be converted.")
 
 
 def converted_config(source: str, **fields: Any) -> HamSpkConfig:
@@ -128,7 +129,8 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
         The model in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, does not exist in the model, or has a different shape in the model.
+        ValueError: a weight of the model is missing, or a converted weight has no counterpart of the same shape in the
+            model.
     """
     model = HamSpkModel(config)
     expected = model.state_dict()
@@ -142,8 +144,8 @@ def fill_model(config: HamSpkConfig, tensors: Mapping[str, Tensor]) -> HamSpkMod
     if found:
         raise ValueError(
             f"The weights do not fit the {config.converted_from} model that the other files describe: "
-            f"{', '.join(found)}. These are the names of the weights after the conversion. Check that all files belong "
-            "to the same model."
+            f"{', '.join(found)}. The weights are named as in the converted model. Check that all files belong to the "
+            "same model."
         )
     with torch.no_grad():
         model.load_state_dict(given)

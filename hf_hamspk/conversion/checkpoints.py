@@ -1,4 +1,4 @@
-"""Reading of checkpoint files of other projects. Code that such a file contains is never run."""
+"""Read checkpoint files of other projects. Code in these files is never run."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files.yaml_files import PlainLoader, load_yaml
 
-# Keys under which trainers store the weights beside other data.
+# Keys under which trainers store the weights, if the checkpoint also contains other data.
 _WRAPPERS = ("state_dict", "model")
 _REFERENCE = re.compile(r"<([^<>]+)>")
 # Part of torch's error message if a pickle contains Python objects other than tensors and plain values.
@@ -37,7 +37,7 @@ class Tagged(NamedTuple):
 
 
 class _TagsAsData(PlainLoader):
-    """YAML loader that stores tagged values as `Tagged` instead of constructing the objects that the tags name."""
+    """YAML loader that returns tagged values as `Tagged`, and does not construct the objects that the tags name."""
 
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _resolved(value: Any, content: Mapping[str, Any], depth: int) -> Any:
     """Return `value` with each reference to a key of `content` replaced by the value of this key.
 
-    References to other keys, and references nested deeper than `depth`, are left unchanged.
+    References to unknown keys, and references that are nested deeper than `depth`, stay as they are.
     """
     if depth == 0:
         return value
@@ -96,18 +96,17 @@ def read_tensors(path: Path, stored: bytes | None = None) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint.
 
     Args:
-        path: safetensors file, or file written by `torch.save`. The latter contains a state dict at the top level or
-            under the key `state_dict` or `model`.
-        stored: content of the file if it is stored in another file, such as a wheel; None reads it from `path`.
+        path: safetensors file, or file written by `torch.save`. A file of `torch.save` must contain a state dict at the
+            top level, or under the key `state_dict` or `model`.
+        stored: content of the file, for a file inside another file such as a wheel; None reads the file at `path`.
 
     Returns:
         A dictionary that maps each name, without the prefix `module.`, to its tensor. Floating-point tensors are
         converted to float32.
 
     Raises:
-        ValueError: the file is missing or damaged, contains no tensors, contains NaN or infinite values, contains
-            sparse, quantised or complex tensors, or contains Python objects that are not plain data and could run code
-            when they are loaded.
+        ValueError: the file is missing or damaged, or it contains one of the following: no tensors; NaN or infinite
+            values; sparse, quantised or complex tensors; Python objects that could run code when they are loaded.
     """
     if stored is None and not path.is_file():
         raise ValueError(f"File not found: {path}. Use the complete model folder, which contains {path.name}.")
@@ -165,7 +164,7 @@ def _load_checkpoint(path: Path, stored: bytes | None) -> Any:
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """Return an error message for a file that torch cannot read as plain weights, with the reason and a remedy."""
+    """Return an error message, with the reason and a remedy, for a file that torch cannot read as plain weights."""
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

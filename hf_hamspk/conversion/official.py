@@ -1,6 +1,6 @@
-"""Conversion of the ECAPA-TDNN encoder of the HAM-Softmax code, which was released with arXiv 2601.19709.
+"""Conversion of the ECAPA-TDNN encoder of the HAM-Softmax code, the code that was published with arXiv 2601.19709.
 
-The encoder is the model of the repository TaoRuijie/ECAPA-TDNN on GitHub.
+The encoder is the model of the GitHub repository TaoRuijie/ECAPA-TDNN.
 
 The weights have these names in the HAM-Softmax code and in this package:
 
@@ -16,7 +16,7 @@ The weights have these names in the HAM-Softmax code and in this package:
 | `bn5`, `fc6`, `bn6`            | `pooled_norm`, `projection`, `embedding_norm`        |
 | `torchfbank.*`                 | left out: the front-end computes its constants       |
 
-If the trainer of the HAM-Softmax code saved the checkpoint, these names have the prefix `speaker_encoder.`, and the
+In a checkpoint that the trainer of the HAM-Softmax code saved, these names have the prefix `speaker_encoder.`. Such a
 checkpoint also contains the classifier, which is left out.
 """
 
@@ -33,9 +33,10 @@ from .checkpoints import read_tensors
 OFFICIAL_SOURCE = "TaoRuijie ECAPA-TDNN"
 _PREFIX = "speaker_encoder."
 _FILTERS, _WINDOW = "torchfbank.1.mel_scale.fb", "torchfbank.1.spectrogram.window"
-# Constant in the HAM-Softmax code.
+# These dilations are constants in the HAM-Softmax code.
 OFFICIAL_DILATIONS = (2, 3, 4)
-# The HAM-Softmax code computes the filters in float32, this package in float64.
+# Largest accepted difference of a filter value. The HAM-Softmax code computes the filters in float32, this package in
+# float64.
 _LARGEST_FILTER_ERROR = 1e-3
 
 _OFFICIAL_BLOCK: Rules = [
@@ -90,14 +91,14 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     The result fits a `HamSpkModel` with the ECAPA backbone, the fbank front-end and attentive pooling.
 
     Raises:
-        ValueError: `state_dict` contains a name that this encoder does not have.
+        ValueError: `state_dict` contains a name that the encoder of the HAM-Softmax code does not have.
     """
     named = ((official_name(name), tensor) for name, tensor in state_dict.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys are names of weights of this encoder, possibly with the prefix of its trainer."""
+    """Return whether the keys are weights of the encoder of the HAM-Softmax code, with or without the prefix."""
     return any({f"{prefix}conv1.weight", f"{prefix}fc6.weight"} <= names.keys() for prefix in ("", _PREFIX))
 
 
@@ -105,7 +106,7 @@ def convert_official(path: Path) -> Converted:
     """Read and convert a checkpoint file of the HAM-Softmax code or of TaoRuijie/ECAPA-TDNN.
 
     Args:
-        path: checkpoint that the trainer saved, or checkpoint that contains only the encoder.
+        path: checkpoint that the trainer of the code saved, or checkpoint that contains only the encoder.
 
     Raises:
         ValueError: the file cannot be read, contains another model, or contains a model with a different front-end.
@@ -151,6 +152,6 @@ def _check_filters(weights: Mapping[str, Tensor], config: HamSpkConfig, path: Pa
             continue
         if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > _LARGEST_FILTER_ERROR:
             raise ValueError(
-                f"{path} was trained with another front-end: its {name} differs from the HAM-Softmax code "
+                f"{path} was trained with another front-end: its {name} differs from that of the HAM-Softmax code "
                 "(16 kHz, 25 ms Hamming windows, filters from 20 to 7,600 Hz). It cannot be converted."
             )

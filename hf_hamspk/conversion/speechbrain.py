@@ -1,4 +1,4 @@
-"""Conversion of SpeechBrain's ECAPA-TDNN, in the layout of `spkrec-ecapa-voxceleb`.
+"""Conversion of SpeechBrain's ECAPA-TDNN, such as `spkrec-ecapa-voxceleb`.
 
 The model folder contains `hyperparams.yaml` and `embedding_model.ckpt`. The weights have these names in SpeechBrain and
 in this package:
@@ -64,7 +64,7 @@ SPEECHBRAIN_NAMES = Renaming(
     blocks=[(r"blocks\.([1-9]\d*)\.", numbered("backbone.blocks"), _IN_BLOCK)],
 )
 
-# Default arguments of SpeechBrain's classes. The features can be converted only with these values, except `n_mels`.
+# Default arguments of SpeechBrain's classes. Models with other features cannot be converted; only `n_mels` is free.
 _FEATURES = {
     "n_mels": 40,
     "deltas": False,

@@ -107,7 +107,7 @@ def convert_wespeaker(folder: Path) -> Converted:
         source, translate, fields = WESPEAKER_RESNET, convert_wespeaker_resnet, _resnet_fields(resnet, arguments)
     else:
         raise ValueError(
-            f"{WESPEAKER_YAML} describes the model {name}; only the ECAPA_TDNN models and ResNet"
+            f"{WESPEAKER_YAML} describes the model {name}. Only the ECAPA_TDNN models and ResNet"
             f"{', ResNet'.join(map(str, RESNET_BLOCKS))} of WeSpeaker can be converted."
         )
     bins = _mapping(data, "fbank_args").get("num_mel_bins", 80)
@@ -154,7 +154,7 @@ def _resnet_fields(model: re.Match[str], arguments: Mapping[str, Any]) -> dict[s
     require_values(where, {"two_emb_layer": arguments.get("two_emb_layer", True)}, {"two_emb_layer": False})
     if pooling not in ("TSTP", "ASTP"):
         raise ValueError(
-            f"{where} has pooling_func {pooling}; only models with pooling_func TSTP or ASTP can be converted."
+            f"{where} has pooling_func {pooling}. Only models with pooling_func TSTP or ASTP can be converted."
         )
     return {
         "backbone": "resnet",
@@ -195,10 +195,10 @@ def convert_wespeaker_resnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def wespeaker_name(name: str) -> str:
-    """Translate the name of a weight of WeSpeaker's encoder to its name in `HamSpkModel`.
+    """Translate the name of a weight of WeSpeaker's ECAPA-TDNN to its name in `HamSpkModel`.
 
     Raises:
-        ValueError: WeSpeaker's encoder has no weight with this name.
+        ValueError: WeSpeaker's ECAPA-TDNN has no weight with this name.
     """
     ours = WESPEAKER_NAMES.apply(name)
     if ours is None:
@@ -209,13 +209,14 @@ def wespeaker_name(name: str) -> str:
 
 
 def convert_wespeaker_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of WeSpeaker's encoder to a state dict of `HamSpkModel`.
+    """Convert a state dict of WeSpeaker's ECAPA-TDNN to a state dict of `HamSpkModel`.
 
     Raises:
-        ValueError: `state_dict` contains a name that WeSpeaker's encoder does not have.
+        ValueError: `state_dict` contains a name that WeSpeaker's ECAPA-TDNN does not have.
     """
     named = {wespeaker_name(name): tensor for name, tensor in state_dict.items()}
-    # The gates are linear layers in WeSpeaker, and convolutions with a kernel of one frame in this package.
+    # The two layers of the squeeze-and-excitation are linear layers in WeSpeaker, and convolutions with a kernel of one
+    # frame in this package.
     is_gate = {name: ".excitation." in name and tensor.ndim == 2 for name, tensor in named.items()}
     return {name: tensor[..., None] if is_gate[name] else tensor for name, tensor in named.items()}
 

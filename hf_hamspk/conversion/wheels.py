@@ -1,4 +1,4 @@
-"""Reading of a checkpoint that is also distributed in a Python wheel.
+"""Read checkpoints from Python wheels.
 
 A wheel is a zip file. It is not unpacked or installed, and its code is not run.
 """
@@ -13,17 +13,17 @@ from torch import Tensor
 from .checkpoints import read_tensors
 
 WHEEL = ".whl"
-# Largest size of a file that is read, in bytes. The checkpoints that are looked for have less than 100 MB.
+# Largest size in bytes of a file that is read. The expected checkpoints are smaller than 100 MB.
 LARGEST_MEMBER = 1 << 30
 
 
 def read_checkpoint(path: Path, pattern: re.Pattern[str]) -> tuple[dict[str, Tensor], Path, str]:
-    """Return the tensors of a checkpoint, its path, and the SHA-256 of the file.
+    """Return the tensors of a checkpoint, the path of its file, and the SHA-256 of the file.
 
-    The path is for messages. It consists of the path of the wheel and the name of the file if the file is in a wheel.
+    The path is meant for messages. For a file in a wheel, it is the path of the wheel followed by the name of the file.
 
     Args:
-        path: checkpoint, or wheel that contains it.
+        path: checkpoint, or wheel that contains the checkpoint.
         pattern: see `read_from_wheel`.
 
     Raises:
@@ -36,14 +36,14 @@ def read_checkpoint(path: Path, pattern: re.Pattern[str]) -> tuple[dict[str, Ten
 
 
 def read_from_wheel(wheel: Path, pattern: re.Pattern[str]) -> tuple[str, bytes]:
-    """Return the name and the content of the file of a wheel whose name matches.
+    """Return the name and the content of the file in a wheel whose name matches `pattern`.
 
     Args:
         wheel: path of the wheel.
         pattern: regular expression for the complete name of the file, without its folder.
 
     Raises:
-        ValueError: the wheel is missing or damaged, contains no such file or several, or the file is too large.
+        ValueError: the wheel is missing or damaged, no file or several files match, or the file is too large.
     """
     if not wheel.is_file():
         raise ValueError(f"File not found: {wheel}. Download the wheel first, with `pip download --no-deps`.")

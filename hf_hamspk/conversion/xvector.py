@@ -10,13 +10,14 @@ transformers and in this package:
 | `projector`, `tdnn.i.kernel`   | `pooling.project`, `pooling.layers.i`                |
 | `feature_extractor`            | `projection`                                         |
 
-The embedding is the output of the `feature_extractor` of transformers. An utterance without padding has the same
+The embedding is the output of the layer `feature_extractor` of transformers. An utterance without padding has the same
 embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics,
 because its `_get_tdnn_output_lengths` ignores the dilation. With the usual layers, these are 6 frames. In this package,
 padding does not change the embedding.
 
-w2v-BERT takes features instead of samples. The converted model computes them itself. If the number of frames of the
-filter bank is odd, transformers pads the last pair of frames and this package leaves it out.
+In transformers, w2v-BERT takes features instead of samples. The converted model computes these features from samples.
+w2v-BERT combines pairs of frames of the filter bank. If the number of frames is odd, transformers pads the last frame,
+and this package leaves it out.
 """
 
 import copy
@@ -40,7 +41,7 @@ XVECTOR_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Model types whose converted embeddings were compared with the embeddings of transformers.
+# Supported model types. For each, the converted embeddings were compared with the embeddings of transformers.
 XVECTOR_TYPES = ("wavlm", "wav2vec2", "wav2vec2-bert", "unispeech-sat", "data2vec-audio")
 # Weights that may be missing: the classifier, which is left out, and a mask that is used only in training.
 _NOT_NEEDED = ("classifier.weight", "classifier.bias", "objective.weight", "masked_spec_embed")
@@ -73,7 +74,7 @@ def convert_xvector(folder: Path) -> Converted:
     kind = settings.get("model_type")
     if kind not in XVECTOR_TYPES:
         raise ValueError(
-            f"{folder / XVECTOR_JSON} describes a {kind!r} model; only {', '.join(XVECTOR_TYPES)} can be converted."
+            f"{folder / XVECTOR_JSON} describes a {kind!r} model. Only {', '.join(XVECTOR_TYPES)} can be converted."
         )
     theirs, weights = _load_theirs(folder)
     backbone_config: PreTrainedConfig = copy.deepcopy(theirs.base_model.config)  # pyright: ignore[reportAssignmentType]
@@ -127,7 +128,7 @@ def convert_xvector_weights(theirs: PreTrainedModel) -> dict[str, Tensor]:
     ours["pooling.project.bias"] = state["projector.bias"]
     inputs = config.tdnn_dim[0]
     for i, (outputs, size) in enumerate(zip(config.tdnn_dim, config.tdnn_kernel, strict=True)):
-        # The layer of transformers is linear over the concatenated frames of its context.
+        # In transformers, each layer is a linear layer over the concatenated frames of its context.
         ours[f"pooling.layers.{i}.weight"] = state[f"tdnn.{i}.kernel.weight"].view(outputs, size, inputs).mT
         ours[f"pooling.layers.{i}.bias"] = state[f"tdnn.{i}.kernel.bias"]
         inputs = outputs

@@ -253,9 +253,9 @@ def test_other_files_are_refused(tmp_path, model):
     refuses("cannot be read as a checkpoint", tmp_path / NAME)
     save_file({"a": torch.zeros(1)}, tmp_path / "campplus_a.safetensors")
     refuses("does not contain a CAM.. of 3D-Speaker: expected head.conv1.weight", tmp_path / "campplus_a.safetensors")
-    refuses("Expected one file campplus_.* found 2. Give the file", tmp_path, "campplus")
+    refuses("Expected one file campplus_.* found 2. Give the path", tmp_path, "campplus")
     (tmp_path / "empty").mkdir()
-    refuses("Expected one file campplus_.* found 0. Give the file", tmp_path / "empty", "campplus")
+    refuses("Expected one file campplus_.* found 0. Give the path", tmp_path / "empty", "campplus")
 
 
 def test_the_command_ends_with_one_sentence(tmp_path, capsys):

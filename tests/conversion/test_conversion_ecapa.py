@@ -136,5 +136,5 @@ def test_an_encoder_of_other_filters_is_refused(name, tmp_path):
     constants = {"torchfbank.1.mel_scale.fb": bank, "torchfbank.1.spectrogram.window": window}
     convert(write("official", tmp_path / "right.model", weights_of("official", model) | constants))
     constants[name] = constants[name] * 1.01
-    with pytest.raises(ValueError, match=rf"was trained with another front-end: its {name} differs from the HAM"):
+    with pytest.raises(ValueError, match=rf"with another front-end: its {name} differs from that of the HAM"):
         convert(write("official", tmp_path / "wrong.model", weights_of("official", model) | constants))

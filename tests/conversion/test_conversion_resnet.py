@@ -67,15 +67,15 @@ def weights() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("model: ResNet34", "model: SimAM_ResNet34_ASP", "describes the model SimAM_ResNet34_ASP; only the ECAPA"),
-        ("model: ResNet34", "model: ResNet1000", "describes the model ResNet1000; only"),
+        ("model: ResNet34", "model: SimAM_ResNet34_ASP", "describes the model SimAM_ResNet34_ASP. Only the ECAPA"),
+        ("model: ResNet34", "model: ResNet1000", "describes the model ResNet1000. Only"),
         ("model: ResNet34", "model: ResNet18", r"The weights do not fit the WeSpeaker ResNet model .* unknown"),
-        ("two_emb_layer: false", "two_emb_layer: true", "two_emb_layer True; only models with two_emb_layer False"),
-        ("two_emb_layer: false", "", "two_emb_layer True; only models with two_emb_layer False can be converted"),
-        ("TSTP", "MQMHASTP", "pooling_func MQMHASTP; only models with pooling_func TSTP or ASTP can be converted"),
+        ("two_emb_layer: false", "two_emb_layer: true", "two_emb_layer True. Only models with two_emb_layer False"),
+        ("two_emb_layer: false", "", "two_emb_layer True. Only models with two_emb_layer False can be converted"),
+        ("TSTP", "MQMHASTP", "pooling_func MQMHASTP. Only models with pooling_func TSTP or ASTP can be converted"),
         ("TSTP", "ASTP", r"The weights do not fit .* 4 missing \(pooling.hidden.bias"),
         ("embed_dim: 24", "embed_dim: 25", r"The weights do not fit .* 2 of another shape \(projection.bias"),
-        ("feat_dim: 80", "feat_dim: 40", "model_args has feat_dim 40; only models with feat_dim 80 can be"),
+        ("feat_dim: 80", "feat_dim: 40", "model_args has feat_dim 40. Only models with feat_dim 80 can be"),
         ("embed_dim: 24", "embed_dim: many", "cannot be converted: .*embedding_size"),
     ],
 )

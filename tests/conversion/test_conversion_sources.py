@@ -155,7 +155,7 @@ def test_what_cannot_be_told_is_refused(tmp_path):
         tmp_path / "absent",
     )
     refuses(
-        "is not recognised. Expected a folder with hyperparams.yaml .* Name its project with --from speechbrain",
+        "is not recognised. Expected a folder with hyperparams.yaml .* Name the project with --from speechbrain",
         tmp_path,
     )
     refuses(
@@ -210,12 +210,12 @@ def test_the_licence_is_what_the_readme_says(tmp_path, weights):
         (
             "norm_type: sentence",
             "norm_type: global",
-            "mean_var_norm has norm_type global; only models with norm_type sent",
+            "mean_var_norm has norm_type global. Only models with norm_type sent",
         ),
         (
             "n_mels: !ref <n_mels>",
             "n_mels: 80\n    f_min: 20",
-            "compute_features has f_min 20; only models with f_min 0 can",
+            "compute_features has f_min 20. Only models with f_min 0 can",
         ),
         (
             "lin_neurons: 192",
@@ -225,7 +225,7 @@ def test_the_licence_is_what_the_readme_says(tmp_path, weights):
         (
             "kernel_sizes: [5, 3,",
             "kernel_sizes: [7, 3,",
-            r"kernel_sizes \[7, 3, 3, 3, 1\]; only models with kernel_sizes",
+            r"kernel_sizes \[7, 3, 3, 3, 1\]. Only models with kernel_sizes",
         ),
         (
             "dilations: [1, 2, 3, 4, 1]",
@@ -250,27 +250,27 @@ def test_other_models_of_speechbrain_are_refused(old, new, message, weights, tmp
         (
             "model: ECAPA_TDNN",
             "model: CAMPPlus",
-            "describes the model CAMPPlus; only the ECAPA_TDNN models and ResNet18, .*, ResNet293 of WeSpeaker can be",
+            "describes the model CAMPPlus. Only the ECAPA_TDNN models and ResNet18, .*, ResNet293 of WeSpeaker can be",
         ),
         ("model: ECAPA_TDNN", "model: ECAPA_TDNN_GLOB_c512", r"The weights do not fit .* of another shape"),
         (
             'frontend: "fbank"',
             "frontend: s3prl",
-            "dataset_args has frontend s3prl; only models with frontend fbank can be",
+            "dataset_args has frontend s3prl. Only models with frontend fbank can be",
         ),
-        ("frame_shift: 10", "frame_shift: 5", "fbank_args has frame_shift 5; only models with frame_shift 10 can be"),
-        ("num_mel_bins: 80", "num_mel_bins: 40", "model_args has feat_dim 80; only models with feat_dim 40 can be"),
+        ("frame_shift: 10", "frame_shift: 5", "fbank_args has frame_shift 5. Only models with frame_shift 10 can be"),
+        ("num_mel_bins: 80", "num_mel_bins: 40", "model_args has feat_dim 80. Only models with feat_dim 40 can be"),
         (
             'pooling_func: "ASTP"',
             "pooling_func: TSTP",
-            "model_args has pooling_func TSTP; only models with pooling_func A",
+            "model_args has pooling_func TSTP. Only models with pooling_func A",
         ),
         (
             "data_type: shard",
             "dataset_args: 3",
             "cannot be read as YAML|dataset_args must contain 'key: value' lines, got 3",
         ),
-        ("num_frms: 200", "cmvn: false", "dataset_args has cmvn False; only models with cmvn True can be converted"),
+        ("num_frms: 200", "cmvn: false", "dataset_args has cmvn False. Only models with cmvn True can be converted"),
     ],
 )
 def test_other_models_of_wespeaker_are_refused(old, new, message, weights, tmp_path):
@@ -294,7 +294,7 @@ def test_a_missing_weight_is_named(source, weights, tmp_path):
     name = next(name for name in weights[source] if name.startswith(("fc", "linear")) and name.endswith("bias"))
     some = {n: t for n, t in weights[source].items() if n != name}
     refuses(
-        r"1 missing \(projection.bias\). These are the names of the weights after the conversion",
+        r"1 missing \(projection.bias\). The weights are named as in the converted model",
         write(source, tmp_path / "m", some),
     )
 

@@ -173,7 +173,7 @@ def test_an_adapter_and_other_kinds_are_refused(tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "wav2vec2-conformer"}))
     with pytest.raises(
-        ValueError, match="describes a 'wav2vec2-conformer' model; only wavlm, wav2vec2, wav2vec2-bert, unispeech-sat"
+        ValueError, match=r"describes a 'wav2vec2-conformer' model\. Only wavlm, wav2vec2, wav2vec2-bert, unispeech-sat"
     ):
         convert(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"add_adapter": True, "output_hidden_size": 32}))
