@@ -1,4 +1,4 @@
-"""Arguments of a training run, which are read from a YAML recipe and the command line."""
+"""Arguments of a training run. They are read from a YAML recipe and the command line."""
 
 import dataclasses
 import difflib
@@ -20,7 +20,7 @@ from ..data.augmentation import LEVEL_RANGE_DB, check_level_range
 from ..files.yaml_files import load_yaml
 from ..loading.names import check_recipe
 
-# Range of each number in `DataArguments`, and of each entry of a list. NaN is outside every range.
+# Range of each number in `DataArguments`, also of each number in a list. NaN is outside every range.
 DATA_RANGES: dict[str, tuple[float, float]] = {
     "crop_seconds": (0.1, 60),
     "speed_factors": (0.25, 4),
@@ -67,7 +67,7 @@ _NOT_IN_RECIPES = {"backbone", "backbone_config", "auto_map"}
 
 
 def _parser_type(annotation: Any) -> Any:
-    """Return a type that HfArgumentParser accepts: for a union, float if it contains float, else its first type."""
+    """Return a type that HfArgumentParser accepts. For a union: float if it contains float, or else the first type."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) not in (Union, types.UnionType):
         return annotation
@@ -86,7 +86,7 @@ def _make_model_arguments() -> type:
             str | None,
             field(
                 default=None,
-                metadata={"help": f"{', '.join(ENCODERS)}, or Hub name or folder of a pretrained transformers encoder"},
+                metadata={"help": f"{', '.join(ENCODERS)}, or name on the Hub or folder of a pretrained encoder"},
             ),
         ),
         (
@@ -100,11 +100,11 @@ def _make_model_arguments() -> type:
 
 
 ModelArguments = _make_model_arguments()
-ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` and the source of initial weights.
+ModelArguments.__doc__ = """Arguments of the model: the fields of `HamSpkConfig` and the source of the initial weights.
 
-Fields that are None have the default of the configuration. `backbone` is the name of an encoder of this package, or the
-Hub name or folder of a pretrained transformers encoder. `initial_model` is the folder of a model of this package that
-is fine-tuned with a new head. At most one of the two can be set.
+A field that is None has the default of the configuration. `backbone` is the name of an encoder of this package, or the
+name on the Hub or the folder of a pretrained encoder of transformers. `initial_model` is the folder of a model of this
+package that is fine-tuned with a new head. At most one of `backbone` and `initial_model` can be set.
 """
 
 
@@ -120,44 +120,45 @@ class DataArguments:
         ```
 
     Attributes:
-        train_data: training data: a folder with files `speaker/.../utterance.flac`, a list of recordings (a CSV file,
-            JSON lines, a Kaldi folder, or an audio folder of `datasets`), or a folder or URL of shards.
+        train_data: folder with files `speaker/.../utterance.flac`, list of recordings (a CSV file, JSON lines, a Kaldi
+            folder, or an audio folder of `datasets`), or folder or URL of shards.
         audio_root: base folder of the paths in the list of recordings and, unless `trial_root` is set, in the trial
             lists.
-        audio_column, speaker_column: columns of audio and speakers in a table or data set; None uses the usual ones,
-            such as `path` and `speaker_id` in a CSV file.
-        channel: channel of the training recordings and of the recordings in the trial lists: `"left"`, `"right"`, its
-            number from 1, or `"mean"`; None averages the channels, with a warning if they differ.
+        audio_column, speaker_column: columns of the audio and of the speakers in a table or data set. None uses the
+            usual names, such as `path` and `speaker_id` in a CSV file.
+        channel: channel of the recordings for training and in the trial lists: `"left"`, `"right"`, the number of the
+            channel from 1, or `"mean"`. None averages the channels, with a warning if they differ.
         check_audio: check of the training files before training. `"full"` decodes every file, and `"header"` reads only
-            the headers. Both leave out unusable files and report them. `"none"` skips the check. An unusable file is
-            then replaced by another file when it is drawn, and reported at the end.
+            the headers. Both leave out unusable files and report them. `"none"` skips the check; if an unusable file is
+            then drawn in training, another file replaces it, and the file is reported at the end.
         crop_seconds: length of a training crop in seconds; 2.015 (200 frames) in the paper.
-        speed_factors: factors by which the speed of the training set is changed, for example 1.0 0.9 1.1. The first
-            must be 1.0. At each other speed, every speaker counts as a new speaker.
+        speed_factors: speeds at which the training set is used, for example 1.0 0.9 1.1. The first must be 1.0, the
+            original speed. At each other speed, every speaker counts as a new speaker.
         augment_probability: fraction of the crops that are augmented, in [0, 1].
-        augment_kinds: kinds of augmentation, some of noise, music, babble, reverb, band, codec, equaliser and gain.
-        augment_most: largest number of augmentations of one crop.
-        augment_pairs: whether each step trains on every crop both clean and augmented and adds the two losses, as in
-            the paper. With augment_probability 1, the second copy of every crop is augmented.
-        level_range_db: lowest and highest level of the training crops in dBFS, for example -70 -20: each crop is scaled
-            to a random level between them and rounded to 16 bits, so that the model learns to recognise quiet
-            recordings. Empty leaves the levels unchanged. With augment_pairs, the clean crops keep their levels.
+        augment_kinds: kinds of augmentation, any of noise, music, babble, reverb, band, codec, equaliser and gain.
+        augment_most: largest number of augmentations that are applied to the same crop.
+        augment_pairs: whether each step uses two copies of every crop, one clean and one augmented, and adds the two
+            losses, as in the paper. The second copy is augmented with the probability augment_probability.
+        level_range_db: lowest and highest level of the training crops in dBFS, for example -70 -20. Each crop is scaled
+            to a random level in this range and rounded to 16 bits, so that the model learns to recognise quiet
+            recordings. An empty list leaves the levels unchanged. With augment_pairs, only the augmented crops are
+            scaled.
         noise_folder, rir_folder: folders of recordings or shards for noise and reverberation; None generates both.
         music_folder: folder of recordings or shards for music, required for the kind music.
         speech_folder: folder of recordings or shards for babble; None uses the training set.
-        dev_trials: trial list that selects the best model and calibrates the final one.
+        dev_trials: trial list with which the best model is selected and the final model is calibrated.
         test_trials: trial lists that are evaluated at the end.
         trial_root: base folder of the paths in the trial lists.
         protocol: evaluation protocol. `"whole"` embeds the complete utterance. `"paper"` also embeds five 3 s segments.
         cache_megabytes: memory in megabytes for decoded audio in each loading process.
-        frame_folder: folder for the output of the frozen layers, which is computed once for each recording, without
-            augmentation, and read in all further steps and runs; needs `train_last_blocks`. None computes it in every
-            step.
-        num_workers: number of loading processes per training process.
+        frame_folder: folder in which the output of the frozen layers is stored. The output is computed once for each
+            recording, without augmentation, and read in all later steps and runs. `train_last_blocks` must be set. If
+            None, the frozen layers are computed in every step.
+        num_workers: number of loading processes for each training process.
         shuffle: whether each epoch has a new random order. If False, the samples have the order of the rows. The rows
             of a streamed data set are shuffled only if its method `shuffle` was called. Shards are always shuffled.
-        samples_per_epoch: number of rows of a streamed data set in an epoch; 0 counts the rows before training, in a
-            pass over the column of speakers.
+        samples_per_epoch: number of rows of a streamed data set in an epoch. With 0, the rows are counted before
+            training, by reading the column of speakers.
 
     Raises:
         ValueError: a number is outside its range in `DATA_RANGES`, or the channel is unknown.
@@ -219,10 +220,10 @@ class TrainingArguments:
         epochs: number of passes over the training set.
         max_steps: number of optimiser steps after which training stops (0: no limit). An incomplete last epoch counts
             as one epoch in the average of `final`.
-        batch_size: number of utterances per optimiser step, over all processes and accumulation steps.
-        utterances_per_speaker: number of utterances per speaker in a batch, which then has
-            `batch_size / utterances_per_speaker` speakers. All speakers are drawn equally often, regardless of their
-            number of utterances. 0 draws utterances in random order. Shards support only 0.
+        batch_size: number of utterances in an optimiser step, over all processes and accumulation steps.
+        utterances_per_speaker: number of utterances of each speaker in a batch. The batch then has
+            `batch_size / utterances_per_speaker` speakers, and all speakers are drawn equally often. With 0, utterances
+            are drawn in random order. Shards support only 0.
         gradient_accumulation_steps: number of forward passes per optimiser step.
         optimizer: `"adam"` (with L2 penalty, as in the paper), `"adamw"` or `"sgd"` (with Nesterov momentum).
         learning_rate, lr_schedule, lr_decay, final_learning_rate, warmup_epochs: learning rate schedule; see
@@ -230,54 +231,56 @@ class TrainingArguments:
         momentum: momentum of `"sgd"`.
         weight_decay: weight decay of all parameters, as in the paper.
         margin_start_epoch, margin_end_epoch: margin schedule; see `schedules.margin`. Both are 0 for a constant margin.
-        max_grad_norm: largest norm of the gradient, which is clipped to it (0: no clipping).
-        class_sampling: fraction of the speakers that enter the loss of a step, in (0, 1]. They are the speakers of the
-            batch and others drawn at random (Partial FC, for very large numbers of speakers). Weight decay and the
+        max_grad_norm: norm to which longer gradients are clipped (0: no clipping).
+        class_sampling: fraction of the speakers that are used in the loss of a step, in (0, 1]: the speakers of the
+            batch, and others drawn at random (Partial FC, for very large numbers of speakers). Weight decay and the
             momenta of the optimiser always apply to all speakers.
         shard_centres: whether the speaker centres are divided among the processes (for very large numbers of
             speakers). Saved models and checkpoints contain all centres in any case.
         mixed_precision: precision of the encoder under autocast; geometry and loss stay in float32. None uses the
-            precision of `accelerate launch`, its configuration file or the variable `ACCELERATE_MIXED_PRECISION`, and
-            `"no"` without them.
+            precision that is set by `accelerate launch`, its configuration file or the variable
+            `ACCELERATE_MIXED_PRECISION`, or `"no"` if none of them sets one.
         freeze_batch_norm: whether batch normalisation uses its running statistics and does not update them.
         sync_batch_norm: whether batch statistics are computed over all processes (GPUs only).
         evaluate_every: number of epochs between evaluations on `dev_trials`.
         save_steps: number of optimiser steps between checkpoints, in addition to a checkpoint at the end of each epoch
             (0: only at the end of each epoch).
         keep_checkpoints: number of checkpoints that are kept.
-        average_last: number of last epochs whose weights are averaged into `final`; 5 in the paper.
+        average_last: number of epochs at the end of training whose weights are averaged into `final`; 5 in the paper.
         log_steps: number of optimiser steps between log entries.
         resume: whether to continue from the newest checkpoint in `output_dir`, if there is one. False removes the
             checkpoints of an earlier run.
         cpu: whether to use the CPU even if a GPU is available.
-        report_to: trackers that receive the metrics: any of Accelerate, such as `"tensorboard"`, `"trackio"` and
-            `"wandb"`; `"none"` for no tracker.
+        report_to: trackers that receive the metrics: any trackers of Accelerate, such as `"tensorboard"`, `"trackio"`
+            and `"wandb"`, or `"none"`.
         project: name of the project in the trackers.
-        run_name: name of the run in the trackers; None uses the name of `output_dir`, and lets TensorBoard write to
+        run_name: name of the run in the trackers. None uses the name of `output_dir`; TensorBoard then writes to
             `logs/`.
         push_to_hub: whether to publish the model on the Hub, with its code and card (see `publishing.push_to_hub`).
         hub_model_id: name of the repository, `owner/name`.
         hub_strategy: `"end"` publishes `final`; `"every_epoch"` also publishes `last` after every epoch.
         hub_private: whether a new repository is private.
-        keep_centres: whether training speakers whose names the initial model knows keep their centres. Other training
-            speakers get new centres, and the centres of all other speakers leave the head. If False, the head is new.
-        freeze_backbone_epochs: number of first epochs in which the backbone is not trained, and is in evaluation mode.
-        train_last_blocks: number of the last blocks of an encoder of this package that are trained, with pooling,
-            projection and head; 0 trains only these. The other layers keep their weights and batch statistics. Needs
-            `initial_model` in a recipe. None trains all layers.
-        initial_centres: `"random"`, or `"mean"` to let each centre of a new head begin at the mean embedding of its
-            speaker, so that the first steps do not disturb a pretrained model; needs `frame_folder`.
-        backbone_learning_rate: largest learning rate of the backbone, which follows the same schedule; None for
-            `learning_rate`.
-        layer_decay: factor of the learning rate from each layer of a transformers backbone to the layer before it, so
-            that the first layers change least; 1.0 for equal rates.
-        lora_rank: rank of LoRA adapters, which are trained instead of a transformers backbone; 0 for no adapters. Needs
-            the package PEFT. Saved models contain merged adapters, and the folder `adapter` the adapters alone. The
-            average of the last epochs is the average of the two factors of each adapter.
-        lora_alpha: scale of the adapters times their rank; None for twice the rank.
-        lora_dropout: dropout of the input of the adapters.
-        lora_targets: names of the layers with adapters, such as `output_dense`; none for the layers that can learn:
-            the feed-forward networks and, except in WavLM, the attention.
+        keep_centres: whether training speakers keep their centres if the initial model has centres with their names.
+            The other training speakers get new centres, and all other centres of the initial model are removed. If
+            False, the head is new.
+        freeze_backbone_epochs: number of epochs at the beginning in which the backbone is in evaluation mode and is not
+            trained.
+        train_last_blocks: number of blocks at the end of an encoder of this package that are trained. Pooling,
+            projection and head are always trained; with 0, nothing else is. The other layers keep their weights and
+            batch statistics. In a recipe, `initial_model` must be set. None trains all layers.
+        initial_centres: `"random"` or `"mean"`. With `"mean"`, each centre of a new head begins at the mean embedding
+            of its speaker, so that the first steps do not disturb a pretrained model; `frame_folder` must be set.
+        backbone_learning_rate: largest learning rate of the backbone, with the same schedule as the other layers; None
+            for `learning_rate`.
+        layer_decay: ratio of the learning rates of a layer of a transformers backbone and the next layer. Below 1, the
+            first layers change least; 1.0 for equal rates.
+        lora_rank: rank of the LoRA adapters that are trained instead of a transformers backbone; 0 for no adapters. The
+            package PEFT is needed. Saved models contain merged adapters, and the folder `adapter` contains the adapters
+            alone. To average the last epochs, each of the two factors of an adapter is averaged.
+        lora_alpha: number that is divided by the rank to give the scale of the adapters; None for twice the rank.
+        lora_dropout: dropout probability of the input of the adapters.
+        lora_targets: names of the layers that get adapters, such as `output_dense`. An empty list means all layers
+            whose adapters can learn: the feed-forward networks and, except in WavLM, the attention.
 
     Raises:
         ValueError: a number is outside its range in `TRAINING_RANGES`, or two arguments contradict each other.
@@ -349,7 +352,7 @@ class TrainingArguments:
             )
         if self.shard_centres and self.mixed_precision == "fp16":
             raise ValueError(
-                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16'. The loss scale of fp16 can "
+                "shard_centres needs mixed_precision 'bf16' or 'no', got 'fp16'. With fp16, the loss scale could "
                 "differ between processes."
             )
         if not 0 <= self.margin_start_epoch <= self.margin_end_epoch:
@@ -423,7 +426,7 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
 
     Raises:
         ValueError: the recipe is missing or is not a flat YAML mapping, a key is unknown (the message suggests a
-            similar one), or a value has the wrong type or is out of range.
+            similar key), or a value has the wrong type or is out of range.
     """
     words: list[str] = []
     rest = list(arguments)
@@ -433,7 +436,7 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     for word in rest:
         if word.endswith((".yaml", ".yml")):
             raise ValueError(
-                f"The recipe must be the first argument, got {word} later. Put it before the --key value pairs."
+                f"The recipe must be the first argument, but {word} comes later. Put it before the --key value pairs."
             )
         if word.startswith("--"):
             _check_key(word[2:].split("=")[0].replace("-", "_").removeprefix("no_"), "the command line")
@@ -462,7 +465,7 @@ def parse_fields(fields: Mapping[str, Any], where: str) -> Recipe:
 
     Args:
         fields: values by key.
-        where: origin of the fields, named in errors.
+        where: origin of the fields, for error messages.
 
     Raises:
         ValueError: a key or value is invalid (see `read_recipe`).
@@ -496,7 +499,7 @@ def _parse(words: Sequence[str]) -> Recipe:
 
 
 def _check_initial_model(initial_model: str | None, training: TrainingArguments) -> None:
-    """Raise ValueError if the source of initial weights is missing or is in the output folder of the run."""
+    """Raise ValueError if `initial_model` is needed but not set, or if it is in the output folder of the run."""
     if initial_model is None:
         if training.keep_centres:
             raise ValueError(
@@ -504,8 +507,8 @@ def _check_initial_model(initial_model: str | None, training: TrainingArguments)
             )
         if training.train_last_blocks is not None:
             raise ValueError(
-                "train_last_blocks needs initial_model, because the other layers keep their weights. Set both, or for "
-                "a pretrained encoder of transformers, use freeze_backbone."
+                "train_last_blocks needs initial_model, because the other layers keep the weights of this model. Set "
+                "both. For a pretrained encoder of transformers, use freeze_backbone instead."
             )
         return
     if Path(initial_model).expanduser().resolve().is_relative_to(Path(training.output_dir).resolve()):
@@ -519,7 +522,7 @@ def valid_config(fields: dict[str, Any]) -> HamSpkConfig:
     """Make a configuration from its fields.
 
     Raises:
-        ValueError: a value is invalid. The message is the message of the configuration alone.
+        ValueError: a value is invalid. The message is the one that the configuration gives.
     """
     try:
         return HamSpkConfig(**fields)

@@ -32,7 +32,7 @@ from .stages import parameter_groups
 logger = logging.get_logger(__name__)
 
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
-# Ways to divide a model among processes, with the variables in which `accelerate launch` stores them.
+# Methods that divide a model among processes, with the environment variables that `accelerate launch` sets for them.
 DIVIDING = {
     "FSDP": "ACCELERATE_USE_FSDP",
     "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
@@ -57,7 +57,7 @@ _FREE_ARGUMENTS = {
     "hub_strategy",
     "hub_private",
 }
-# Arguments that checkpoints of earlier versions do not contain.
+# Arguments that are missing in checkpoints of earlier versions.
 _LATER_ARGUMENTS = (
     *("keep_centres", "freeze_backbone_epochs", "backbone_learning_rate", "layer_decay", "train_last_blocks"),
     *("initial_centres", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
@@ -81,7 +81,7 @@ _NOT_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "id2label
 
 
 def check_run(args: TrainingArguments, processes: int) -> None:
-    """Check that the batch is large enough for batch normalisation, and the name of the repository for uploads.
+    """Check that the batch is large enough for batch normalisation, and that `hub_model_id` is a valid name.
 
     Raises:
         ValueError: the batch is too small, or `hub_model_id` is not the name of a repository.
@@ -91,8 +91,9 @@ def check_run(args: TrainingArguments, processes: int) -> None:
     parts = processes * args.gradient_accumulation_steps
     if args.batch_size < 2 * parts and not args.freeze_batch_norm:
         raise ValueError(
-            f"batch_size {args.batch_size} leaves fewer than 2 utterances for each of {parts} forward passes "
-            "(processes x gradient_accumulation_steps), but batch normalisation needs 2. Increase batch_size."
+            f"With batch_size {args.batch_size}, each of the {parts} forward passes of a step (processes x "
+            "gradient_accumulation_steps) has fewer than 2 utterances, but batch normalisation needs 2. Increase "
+            "batch_size."
         )
 
 
@@ -103,8 +104,8 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
         The result, on all processes.
 
     Raises:
-        ValueError, OSError: the function raised this error. It is raised on all processes, because the others would
-            otherwise wait forever for the result.
+        ValueError, OSError: the function raised this error. It is raised on all processes, because otherwise the other
+            processes would wait for the result forever.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -124,11 +125,11 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
     """Make an Accelerator for the available devices and processes.
 
     Raises:
-        ValueError: a tracker is unknown or not installed, `mixed_precision` contradicts `accelerate launch`, or the
-            launch divides the model among the processes.
+        ValueError: a tracker is unknown or not installed, `mixed_precision` contradicts `accelerate launch`, or
+            `accelerate launch` divides the model among the processes.
     """
     check_launch()
-    # The masking embedding of a transformers backbone gets no gradient in steps without a mask.
+    # In steps without masked frames, the mask embedding of a transformers backbone gets no gradient.
     unused = config.backbone_config is not None or args.freeze_backbone_epochs > 0
     accelerator = Accelerator(
         mixed_precision=chosen_precision(args),
@@ -148,7 +149,8 @@ def make_accelerator(args: TrainingArguments, config: HamSpkConfig) -> Accelerat
 def check_launch(accelerator: Accelerator | None = None) -> None:
     """Check that the model is not divided among the processes.
 
-    `accelerate launch` stores such a request in an environment variable. On CPUs, Accelerate would ignore it.
+    `accelerate launch` stores a request to divide the model in an environment variable. On CPUs, Accelerate would
+    ignore this request.
 
     Args:
         accelerator: Accelerator of the run; None checks only the environment.
@@ -162,12 +164,12 @@ def check_launch(accelerator: Accelerator | None = None) -> None:
     if asked:
         raise ValueError(
             f"Training with {asked[0]} is not supported, because evaluation and saving need the complete model in each "
-            "process; launch with --multi_gpu, and use lora_rank or mixed_precision bf16 for large encoders."
+            "process. Launch with --multi_gpu, and use lora_rank or mixed_precision bf16 for large encoders."
         )
 
 
 def chosen_precision(args: TrainingArguments) -> str | None:
-    """Return the precision for Accelerate; None lets Accelerate read its environment.
+    """Return the precision to pass to Accelerate. If it is None, Accelerate reads its environment variables.
 
     `accelerate launch` stores the precision of its option `--mixed_precision` or of its configuration file in an
     environment variable. If neither sets a precision, it stores `no`. The value `no` is therefore not treated as a
@@ -203,7 +205,7 @@ def chosen_trackers(args: TrainingArguments) -> list[str]:
 
 
 def has_fast_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 matrix products that PyTorch supports."""
+    """Return whether this CPU has instructions for bfloat16 matrix products, and PyTorch uses them."""
     if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -257,7 +259,7 @@ def build_crops(
 ) -> tuple[SpeakerCrops, list[str]]:
     """Make the training set of a recipe.
 
-    A speaker at another speed counts as a separate speaker with the name `speaker@speed`.
+    With `speed_factors`, a speaker at another speed than 1.0 is a separate speaker with the name `speaker@speed`.
 
     Args:
         recipe: recipe of the run.
@@ -278,8 +280,8 @@ def build_crops(
     missing = sorted(set(found) - set(speakers))
     if missing or len(set(speakers)) != len(speakers):
         raise ValueError(
-            f"speakers must contain each speaker of the training data once; missing are {missing[:3]} "
-            f"({len(missing)} in all). Complete the list, or leave it out."
+            f"speakers must contain each speaker of the training data once, but {len(missing)} are missing, for "
+            f"example {missing[:3]}. Complete the list, or leave it out."
         )
     augmentation = None
     if data.augment_probability > 0 or data.level_range_db:
@@ -353,7 +355,7 @@ def training_batches(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        # Without a generator, the loader would draw a seed from the global one, which masking and dropout use.
+        # Without a generator, the loader would draw a seed from the global generator, which masking and dropout use.
         generator=torch.Generator(),
     )
     return sampler.batches_per_epoch, iter(loader)
@@ -381,8 +383,8 @@ def views(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
     Other batches are returned unchanged, as the only entry of the list.
 
-    The two batches have separate batch statistics, and their mean losses are added, as in the code
-    released with the paper.
+    The two batches have separate batch statistics, and their mean losses are added, as in the code that was published
+    with the paper.
     """
     inputs = batch["input_values"]
     if inputs.ndim == 2:
@@ -406,8 +408,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, args: Tr
     """Check that an optimiser contains every trainable parameter of a model.
 
     Raises:
-        ValueError: a parameter is missing, for example because the trainer replaced the head, or the arguments set
-            learning rates of layers, which the optimiser does not have.
+        ValueError: a parameter is missing, for example because the trainer replaced the head. Or the arguments set
+            learning rates for single layers, which do not apply to a given optimiser.
     """
     if args.backbone_learning_rate is not None or args.layer_decay != 1 or args.lora_rank:
         raise ValueError(

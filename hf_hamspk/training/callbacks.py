@@ -1,8 +1,8 @@
 """Callbacks of transformers in the training loop of this package.
 
-`EarlyStoppingCallback`, progress bars, and other subclasses of `transformers.TrainerCallback` receive the events in the
-same order as from `transformers.Trainer`. The request `should_epoch_stop` has no effect. The state of a callback that
-implements `ExportableState` is saved in every checkpoint.
+Subclasses of `transformers.TrainerCallback`, such as `EarlyStoppingCallback` and progress bars, receive the events in
+the same order as from `transformers.Trainer`. The request `should_epoch_stop` has no effect. The state of a callback
+that implements `ExportableState` is saved in every checkpoint.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ _REQUESTS = ("should_training_stop", "should_save", "should_evaluate", "should_l
 
 
 class CallbackArguments:
-    """View of `TrainingArguments` under the names that callbacks of transformers use.
+    """The arguments of a run, with the attribute names that callbacks of transformers use.
 
-    Attributes that are not defined here are those of `TrainingArguments`, for example `output_dir` and `learning_rate`.
+    Other attributes, such as `output_dir` and `learning_rate`, are read from `TrainingArguments`.
 
     Args:
         arguments: arguments of the run.
@@ -68,7 +68,7 @@ class CallbackArguments:
 
 
 class Callbacks:
-    """Callbacks of a run, which are called at its events, with their common state.
+    """Callbacks of a run and their common state. The trainer calls the methods at the events of the run.
 
     Args:
         callbacks: instances or classes of `transformers.TrainerCallback`.
@@ -155,7 +155,7 @@ class Callbacks:
         self.call("on_log", logs=dict(values))
 
     def note_best(self, value: float, step: int, folder: Path) -> None:
-        """Record the best metric so far. Callbacks see it from the next evaluation on, as in transformers."""
+        """Record the best metric so far. As in transformers, callbacks see it from the next evaluation on."""
         self.state.best_metric, self.state.best_global_step = value, step
         self.state.best_model_checkpoint = str(folder)
 
@@ -171,13 +171,13 @@ class Callbacks:
             except Exception as error:
                 raise RuntimeError(
                     f"The callback {type(callback).__name__} failed in {event}: {type(error).__name__}: {error}. "
-                    "Mend the callback, and run the same command again to resume from the newest checkpoint."
+                    "Correct the callback, and run the same command again to resume from the newest checkpoint."
                 ) from error
             if answer is not None:
                 self.control = answer
 
     def agree(self, accelerator: Accelerator, interrupted: bool = False) -> bool:
-        """Let all ranks know what the callbacks of any rank request, and whether any rank was interrupted.
+        """Share the requests of the callbacks among all ranks, and find out whether any rank was interrupted.
 
         Returns:
             Whether any rank was interrupted.
@@ -192,7 +192,7 @@ class Callbacks:
         return bool(first)
 
     def save(self, folder: Path, progress: Progress) -> None:
-        """Write `state`, and the state of each callback that implements `ExportableState`, into a checkpoint folder."""
+        """Write `state` and the states of callbacks that implement `ExportableState` into a checkpoint folder."""
         self._follow(progress)
         exportable = [one for one in self.callbacks if isinstance(one, ExportableState)]
         state = dataclasses.replace(self.state, stateful_callbacks=exportable)

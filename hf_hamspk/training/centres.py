@@ -1,4 +1,4 @@
-"""Speaker centres of a new head that start at the mean embeddings of the speakers, not at random."""
+"""Start the speaker centres of a new head at the mean embeddings of the speakers instead of random vectors."""
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,15 @@ from ..losses.engine import head_parts
 
 
 def training_embeddings(embeddings: Tensor, norm: nn.Module, is_frozen: bool) -> Tensor:
-    """Return embeddings `(N, D)` of a model in evaluation mode as it returns them in training.
+    """Convert embeddings `(N, D)` of a model in evaluation mode to the embeddings of the model in training mode.
 
-    In training, the last batch normalisation uses the mean and the deviation of the batch. All embeddings are regarded
-    as one batch here.
+    In training mode, the last batch normalisation uses the mean and the standard deviation of the batch. Here, all N
+    embeddings are treated as one batch.
 
     Args:
-        embeddings: embeddings of the training utterances in evaluation mode.
+        embeddings: embeddings of the training utterances, computed in evaluation mode.
         norm: last layer of the model.
-        is_frozen: whether batch normalisations keep their statistics in training.
+        is_frozen: whether batch normalisation uses its running statistics in training, too.
     """
     if is_frozen or not isinstance(norm, nn.BatchNorm1d):
         return embeddings
@@ -28,8 +28,8 @@ def training_embeddings(embeddings: Tensor, norm: nn.Module, is_frozen: bool) ->
 def start_at_means(head: SpeakerHead | JointHead, embeddings: Tensor, labels: Tensor) -> None:
     """Set the direction of each centre to the mean direction of the speaker's embeddings.
 
-    Centres of hyperbolic heads get the largest radius. Other centres keep their mean norm. The centre of a speaker
-    without an embedding stays as it is.
+    In hyperbolic heads, all centres get the largest radius. In other heads, all centres get the mean norm of the
+    centres. The centre of a speaker without an embedding stays unchanged.
 
     Args:
         head: new head.

@@ -5,8 +5,8 @@ output_dir/
   recipe.yaml               the recipe of the run
   checkpoints/step-00001200/  state to resume from: model, optimiser, random states, progress.json
   epochs/epoch-0012.safetensors  weights of the last epochs, to be averaged
-  best/ last/ final/        models that `from_pretrained` loads
-  adapter/                  the LoRA adapters of `final`, which PEFT loads
+  best/ last/ final/        models for `from_pretrained`
+  adapter/                  the LoRA adapters of `final`, for PEFT
   metrics.jsonl  logs/      losses and dev error rates; TensorBoard
 ```
 """
@@ -34,7 +34,7 @@ PROGRESS_FILE = "progress.json"
 METRICS_FILE = "metrics.jsonl"
 RECIPE_COPY = "recipe.yaml"
 LIST_FILE = "files.json"
-"""Name of the list of all files of a checkpoint, or of the epoch weights, with their sizes and hashes."""
+"""Name of the file that lists the files of a checkpoint, or of the epoch weights, with their sizes and hashes."""
 LIST_SCHEMA = 1
 MODEL_FOLDERS = ("best", "last", "final")
 ADAPTER_FOLDER = "adapter"
@@ -42,16 +42,16 @@ TRAINING = "hamspk train"
 RECORDINGS = "training_recordings"
 FROZEN_PART = "frozen_part"
 DATA_FACTS = ("training_samples", "training_data", RECORDINGS)
-"""Settings of a run that are known only after the data have been read."""
+"""Settings of a run that are known only when the data have been read."""
 SCHEDULES_OF_ALL_EPOCHS = ("exponential",)
 """Learning rate schedules that depend on the number of epochs of the run."""
 EXTENSION_HINT = (
-    "The learning rate of a run with lr_schedule exponential depends on the number of epochs, so such a run cannot be "
-    "extended. To train the finished model further, start a new run with initial_model: {}. "
+    "A run with lr_schedule exponential cannot be extended, because its learning rate depends on the number of epochs. "
+    "To train the finished model further, start a new run with initial_model: {}. "
 )
 RECORDINGS_HINT = (
-    "Recordings were replaced or edited since the checkpoint, under the same names. Restore them. To train the model "
-    "further with the new recordings, start a new run with initial_model: {}. "
+    "Recordings were replaced or edited after the checkpoint was written. Restore the earlier recordings. To train the "
+    "model further with the new recordings, start a new run with initial_model: {}. "
 )
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -62,7 +62,7 @@ _CHECKPOINT_FILE = re.compile(
     r"(?:model|pytorch_model)(?:_\d+)?\.(?:safetensors|bin)|(?:optimizer|scheduler|sampler)(?:_\d+)?\.bin|scaler\.pt|"
     r"random_states_\d+\.pkl|custom_checkpoint_\d+\.pkl|progress\.json|files\.json|trainer_state\.json"
 )
-# Parts of the messages of the errors that `torch.save` raises if a file cannot be written.
+# Parts of the error messages of `torch.save` for a file that cannot be written.
 _WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "file write failed", "iostream error")
 _RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 
@@ -76,10 +76,10 @@ class Progress:
         batch: number of finished global batches in the current epoch.
         step: number of finished optimiser steps.
         best_eer: lowest EER on the development trials so far, as a fraction; None if not measured.
-        best_epoch: number of finished epochs at the lowest EER; None if not measured.
+        best_epoch: number of epochs that were finished when the lowest EER was measured; None if not measured.
         config: settings that must not change when the run is resumed (see `building.run_identity`).
         loss_sum: sum of the losses of the steps since the last log entry, averaged over the processes.
-        loss_steps: number of these steps.
+        loss_steps: number of steps since the last log entry.
         threads: number of threads of the run; None if unknown.
         listed: whether the checkpoint contains `files.json`. False for checkpoints of version 0.1.0.
     """
@@ -133,7 +133,7 @@ def _contains_run(output_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def lock_run(output_dir: Path) -> Iterator[None]:
-    """Context manager that makes the output folder if necessary and locks it.
+    """Context manager that locks the output folder, and makes it if necessary.
 
     Raises:
         ValueError: another run writes into the folder, or the folder contains other files.
@@ -145,7 +145,7 @@ def lock_run(output_dir: Path) -> Iterator[None]:
 
 
 def tidy_run(output_dir: Path) -> None:
-    """Remove the unfinished files of a killed run, and complete interrupted calls of `replace_folder`."""
+    """Remove the unfinished files of a killed run, and complete calls of `replace_folder` that were interrupted."""
     for name in (*MODEL_FOLDERS, ADAPTER_FOLDER):
         is_own = is_adapter_file if name == ADAPTER_FOLDER else is_model_file
         remove_own_files(output_dir / f".{name}.new", is_own)
@@ -161,9 +161,9 @@ def tidy_run(output_dir: Path) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], is_own: Callable[[str], bool] = is_model_file) -> None:
-    """Write a model folder atomically: `write` fills a temporary folder, which is then renamed to `folder`.
+    """Write a model folder atomically. `write` fills a temporary folder, which is then renamed to `folder`.
 
-    If `folder` exists, files in it that this package did not write are kept.
+    If `folder` already exists, the files in it that this package did not write are kept.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.new")
@@ -180,7 +180,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], is_own: Callable[[
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Context manager that turns each error of writing a file into an OSError that tells how to resume.
+    """Context manager that turns each error of writing a file into an OSError that explains how to resume.
 
     Raises:
         OSError: a file could not be written, for example because the disk is full.
@@ -231,16 +231,16 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def prepare_checkpoint(output_dir: Path) -> Path:
-    """Return the folder for an unfinished checkpoint, without files of an earlier attempt."""
+    """Return the folder for the next checkpoint. Files of an unfinished earlier checkpoint are removed from it."""
     unfinished = output_dir / "checkpoints" / ".unfinished"
     remove_own_files(unfinished, is_checkpoint_file)
     return unfinished
 
 
 def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, keep: int) -> None:
-    """Write `progress.json` and `files.json`, rename the checkpoint folder, and keep the newest `keep` checkpoints.
+    """Complete the checkpoint in the folder `unfinished`, rename the folder, and keep the newest `keep` checkpoints.
 
-    `files.json` is written last, after all other files are on disk.
+    `progress.json` and `files.json` are added. `files.json` is written last, when all other files are on disk.
     """
     with explain_write_errors(unfinished):
         (unfinished / PROGRESS_FILE).write_text(json.dumps(asdict(progress) | {"listed": True}, indent=2))
@@ -252,7 +252,7 @@ def finish_checkpoint(unfinished: Path, output_dir: Path, progress: Progress, ke
 
 
 def write_file_list(folder: Path, names: Sequence[str]) -> None:
-    """Write `files.json`: the size in bytes and the SHA-256 hash of each named file, after flushing them to disk."""
+    """Flush the named files to disk, and write `files.json` with the size in bytes and the SHA-256 of each file."""
     files = {}
     for name in sorted(set(names) - {LIST_FILE}):
         with open(folder / name, "rb+") as file:
@@ -263,7 +263,7 @@ def write_file_list(folder: Path, names: Sequence[str]) -> None:
 
 
 def read_file_list(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """Read `files.json`: size and hash of each file.
+    """Read the sizes and hashes of files from `files.json`.
 
     Returns:
         The entries by file name; None if the file does not exist.
@@ -299,13 +299,13 @@ def check_listed_file(path: Path, entry: dict[str, Any]) -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Check that all files of a checkpoint have the sizes and hashes in its `files.json`.
+    """Check that all files of a checkpoint have the sizes and hashes that `files.json` lists.
 
-    A checkpoint of version 0.1.0 has no `files.json`. Then only the files of random states are checked, because
-    Accelerate ignores errors when it reads these files.
+    A checkpoint of version 0.1.0 has no `files.json`. In this case, only the files of random states are checked,
+    because Accelerate ignores errors when it reads these files.
 
     Raises:
-        ValueError: a file is missing or damaged. The message names the checkpoint to resume from instead, if any.
+        ValueError: a file is missing or damaged. If there is another checkpoint to resume from, the message names it.
     """
     try:
         listed = read_file_list(folder)
@@ -346,8 +346,8 @@ def find_checkpoint(
         output_dir: output folder of the run.
         settings: settings of the run that are known before the data are read; see `building.run_settings`.
         resume: whether to resume; False returns None after the check of the folder.
-        checked: checkpoint whose files have been checked before; None if there is none.
-        unlocked: whether to check that no other run has locked the folder.
+        checked: checkpoint whose files need not be checked again; None if there is none.
+        unlocked: whether to also check that no other run has locked the folder.
 
     Returns:
         The newest checkpoint; None if there is none.
@@ -373,8 +373,8 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
 
     Args:
         checkpoint: checkpoint folder, one of `checkpoints`.
-        expected: settings of the resuming run; see `building.run_identity`. The facts about the data are compared only
-            if they are among these settings.
+        expected: settings of the run that resumes; see `building.run_identity`. Facts about the data are compared only
+            if `expected` contains them.
 
     Raises:
         ValueError: the checkpoint is damaged or has other settings. The message lists the differences.
@@ -386,7 +386,7 @@ def read_progress(checkpoint: Path, expected: dict[str, Any]) -> Progress:
         raise damaged(checkpoint, error) from error
     names = (found.keys() | expected.keys()) - ({*DATA_FACTS, FROZEN_PART} - expected.keys())
     if RECORDINGS not in found:
-        # Checkpoints of earlier versions do not contain it.
+        # Checkpoints of earlier versions do not contain this setting.
         names.discard(RECORDINGS)
     if expected["lr_schedule"] not in SCHEDULES_OF_ALL_EPOCHS and found.get("lr_schedule") == expected["lr_schedule"]:
         _check_extension(checkpoint, progress, expected["epochs"])
@@ -408,13 +408,13 @@ def _check_extension(checkpoint: Path, progress: Progress, epochs: int) -> None:
     begun = progress.epoch + (progress.batch > 0)
     if begun > epochs:
         raise ValueError(
-            f"{checkpoint} belongs to a run that has trained in {begun} epochs, but epochs is {epochs}. Set epochs to "
-            f"at least {begun}, or choose another output_dir."
+            f"{checkpoint} belongs to a run that has already begun epoch {begun}, but epochs is {epochs}. Set epochs "
+            f"to at least {begun}, or choose another output_dir."
         )
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error to raise for an unreadable checkpoint. It names the one to resume from instead, if any."""
+    """Return the error to raise for an unreadable checkpoint. It names another checkpoint to resume from, if any."""
     reason = " ".join(str(error).split())[:200]
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     others = [folder.name for folder in checkpoints(path.parents[1]) if folder != path]
@@ -425,11 +425,11 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def trim_metrics(output_dir: Path, step: int) -> int:
-    """Remove metrics entries after `step`, because a resumed run writes them again.
+    """Remove the entries after `step` from the metrics file, because a resumed run writes them again.
 
     Returns:
         The number of lines that were removed because they are not entries, such as lines of zeros after a power cut.
-        The last line may be incomplete if the run was killed; it is removed and not counted.
+        If the last line is incomplete because the run was killed, it is removed but not counted.
     """
     file = output_dir / METRICS_FILE
     if not file.is_file():
@@ -442,7 +442,7 @@ def trim_metrics(output_dir: Path, step: int) -> int:
 
 
 def _parse_metrics(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of `metrics.jsonl`; None if it is not an entry."""
+    """Return the entry in a line of `metrics.jsonl`; None if the line is not an entry."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -485,8 +485,8 @@ def average_epoch_weights(output_dir: Path, count: int) -> tuple[dict[str, Tenso
     """Average the weights of the newest `count` epochs, including batch-norm statistics, as in the paper.
 
     Returns:
-        The averaged state dict, in which integer tensors have the values of the newest epoch, and the names of the
-        averaged files.
+        The averaged state dict, and the names of the averaged files. Integer tensors are not averaged; they have the
+        values of the newest epoch.
 
     Raises:
         ValueError: weights are missing, a file is damaged, or the average is not finite.
@@ -526,7 +526,7 @@ def _check_epoch_files(files: Sequence[Path], count: int) -> None:
     for file in wanted:
         try:
             if file not in files:
-                raise ValueError("the file is missing, but the final model is the average of it and others")
+                raise ValueError("the file is missing, but is needed for the average of the last epochs")
             if listed is not None and file.name in listed:
                 check_listed_file(file, listed[file.name])
         except ValueError as error:
@@ -534,7 +534,7 @@ def _check_epoch_files(files: Sequence[Path], count: int) -> None:
 
 
 def _check_kept_weights(output_dir: Path, finished: int, epochs: int, count: int) -> None:
-    """Check the weights of all finished epochs that are among the last `count` of the `epochs` epochs."""
+    """Check the saved weights of those finished epochs that are among the last `count` epochs of the run."""
     needed = min(count, count - (epochs - finished))
     files = [file for file in epoch_files(output_dir) if _epoch_of(file) <= finished]
     if needed > 0 and finished > 0 and files:

@@ -24,15 +24,15 @@ def open_corpus(
 ) -> tuple[Any, list[str]]:
     """Open the training utterances and list their speakers.
 
-    Audio files are checked first. Shards were checked when they were prepared. Data sets are not checked: a row that
-    cannot be read is replaced by the next one when it is drawn, and reported.
+    Audio files are checked first. Shards were checked when they were prepared. Data sets are not checked: if a row that
+    cannot be read is drawn in training, the next row replaces it, and the row is reported.
 
     Args:
         data: arguments of the data.
         rate: sampling rate of the model in Hz.
         report: function that receives a summary.
         progress: whether to show a progress bar.
-        speakers: all speakers, if known; a streamed data set then need not be searched for them.
+        speakers: all speakers, if known. A streamed data set is then not searched for speakers.
 
     Returns:
         A source of utterances for `SpeakerCrops`, and the sorted speakers.
@@ -68,7 +68,7 @@ def is_path(source: Any) -> bool:
 
 
 def utterances_of(source: Any) -> Utterances:
-    """Check that an object has the interface `Utterances`, and return it.
+    """Check that an object has the interface `Utterances`, and return the object.
 
     Raises:
         ValueError: a method is missing.
@@ -83,7 +83,7 @@ def utterances_of(source: Any) -> Utterances:
 
 
 def open_files(data: DataArguments, rate: int, report: Callable[[str], None], progress: bool) -> tuple[Any, list[str]]:
-    """Open shards, or a corpus of audio files, which are checked; see `open_corpus`."""
+    """Open shards or a corpus of audio files; see `open_corpus`."""
     reader = open_shards(str(data.train_data))
     if reader is not None:
         manifest = reader.manifest

@@ -57,7 +57,7 @@ def whole_centres(head: SpeakerHead | JointHead, optimizer: AcceleratedOptimizer
 def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
     """Collect the rows of a divided tensor from all ranks, in the order of the ranks.
 
-    The ranks may have different numbers of rows.
+    The number of rows may differ between ranks.
     """
     counts = [rows_of_rank(rank, shard) for rank in range(shard.ranks)]
     padded = part.new_zeros(max(counts), *part.shape[1:])
@@ -68,14 +68,14 @@ def gather_rows(part: Tensor, shard: CentreShard) -> Tensor:
 
 
 def rows_of_rank(rank: int, shard: CentreShard) -> int:
-    """Return the number of speaker centres of a rank."""
+    """Return the number of speaker centres that a rank stores."""
     return shard_rows(shard.speakers, rank, shard.ranks).count
 
 
 def clip_gradient(model: nn.Module, head: SpeakerHead | JointHead, largest: float, accelerator: Accelerator) -> None:
     """Scale down all gradients so that their total norm is at most `largest`.
 
-    The total norm includes the shared parameters once and the speaker centres of all ranks.
+    The total norm covers the speaker centres of all ranks and, only once, the parameters that all ranks share.
     """
     if shard_of(head) is None:
         accelerator.clip_grad_norm_(model.parameters(), largest)

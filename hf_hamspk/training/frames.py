@@ -1,7 +1,7 @@
-"""Training on frames that are computed once: the output of a model's frozen part for whole recordings, in files.
+"""Training on stored frames. The output of a model's frozen part is computed once for each whole recording.
 
-Each recording has one file, `<hash of the frozen part>-<hash of the samples>.npy` with float32 `(T, C)`. Runs with the
-same frozen part share the files. A step reads only the frames of its crops.
+Each recording has one file `<hash of the frozen part>-<hash of the samples>.npy`, which contains the frames as float32
+`(T, C)`. Runs with the same frozen part share the files. A training step reads only the frames of its crops.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from .frozen import DIGEST_DIGITS, DividedModel
 
 
 class FrameStore:
-    """Folder with the frames of recordings, which are computed when they are first needed.
+    """Folder with the frames of recordings. The frames of a recording are computed when they are first needed.
 
     Args:
-        folder: folder, made if necessary. Files of other frozen parts or recordings may be in it.
-        model: divided model. Its frozen part computes the frames.
+        folder: folder, made if necessary. It may also contain files of other frozen parts or other recordings.
+        model: divided model, whose frozen part computes the frames.
 
     Attributes:
         computed: number of recordings whose frames this object computed.
@@ -42,7 +42,7 @@ class FrameStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, waveform: NDArray[np.float32]) -> Path:
-        """Return the file with the frames of a waveform `(L,)`, which is written if it does not exist."""
+        """Return the file with the frames of a waveform `(L,)`. If the file does not exist, write it first."""
         digest = hashlib.sha256(np.ascontiguousarray(waveform, np.float32).tobytes()).hexdigest()[:DIGEST_DIGITS]
         path = self.folder / f"{self.prefix}-{digest}.npy"
         if not path.is_file():
@@ -52,7 +52,7 @@ class FrameStore:
         return path
 
     def compute(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the frames `(T, C)` of a waveform `(L,)`. A long recording is cut into pieces as for embeddings."""
+        """Compute the frames `(T, C)` of a waveform `(L,)`. Long recordings are cut into pieces, as for embeddings."""
         config = self.model.model.config
         count = max(1, math.ceil(len(waveform) / (config.longest_piece * config.sampling_rate)))
         pieces = [torch.from_numpy(np.array(piece))[None] for piece in np.array_split(waveform, count)]
@@ -80,7 +80,7 @@ class FrameStore:
         return self.model.pool(frames.mT[None])[0]
 
     def crop_frames(self, samples: int) -> int:
-        """Return the number of frames of a crop of `samples` samples."""
+        """Return the number of frames in a crop of `samples` samples."""
         return self.model.frozen_output(torch.zeros(1, samples)).shape[-1]
 
 
@@ -102,7 +102,7 @@ def _save_frames(path: Path, frames: NDArray[np.float32]) -> None:
 
 
 def read_frames(path: Path) -> NDArray[np.float32]:
-    """Return the frames in a file, `(T, C)`, as a memory-mapped array: only frames that are used are read.
+    """Return the frames `(T, C)` in a file as a memory-mapped array, so that only the frames in use are read.
 
     Raises:
         ValueError: the file is damaged.
@@ -110,7 +110,7 @@ def read_frames(path: Path) -> NDArray[np.float32]:
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it; the next run computes its frames again.") from error
+        raise ValueError(f"{path} is damaged ({error}). Delete it. The next run computes the frames again.") from error
     return frames
 
 
@@ -164,7 +164,7 @@ class FrameCrops(SpeakerCrops):
     def __getitem__(self, index: tuple[int, int]) -> dict[str, object]:
         """Return a random crop of the frames, float32 `(C, T)`, and the label; see `SpeakerCrops`.
 
-        If pooling has nothing to learn, its statistics `(P,)` take the place of the frames.
+        If the pooling has no parameters to learn, the pooled statistics `(P,)` are returned instead of the frames.
         """
         epoch, sample = index
         generator = np.random.default_rng((self.seed, epoch, sample))

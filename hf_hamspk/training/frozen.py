@@ -1,7 +1,7 @@
 """Train only the last blocks of an encoder, or only the layers after it.
 
-The other layers, the frozen part, keep their weights and stay in evaluation mode, so that their output for a recording
-is the same in every step and can be computed once (`frames.py`).
+The other layers are the frozen part. They keep their weights and stay in evaluation mode, so that their output for a
+recording is the same in every step. It can therefore be computed once and stored (see `frames.py`).
 
 Letters: `B` batch, `C` channels, `T` frames, `D` embedding size.
 """
@@ -21,7 +21,7 @@ from ..networks_hamspk import StatisticsPooling, batch_norm
 from .arguments import DataArguments, Recipe
 
 DIGEST_DIGITS = 16
-# Fields of a configuration that determine the output of an encoder besides those that begin with its name.
+# Fields of a configuration that determine the output of an encoder, besides the fields that begin with its name.
 _FRONTEND_FIELDS = ("backbone", "frontend", "sampling_rate", "num_mel_bins", "kaldi_window", "kaldi_scale", "level_db")
 
 
@@ -35,7 +35,7 @@ def check_frozen_part(recipe: Recipe, config: HamSpkConfig) -> None:
     args, data, blocks = recipe.training, recipe.data, recipe.training.train_last_blocks
     if args.initial_centres == "mean" and (data.frame_folder is None or args.keep_centres):
         other = "needs frame_folder" if data.frame_folder is None else "cannot be combined with keep_centres"
-        raise ValueError(f"initial_centres mean {other}. Change one of them, or set initial_centres to random.")
+        raise ValueError(f"initial_centres 'mean' {other}. Change one of them, or set initial_centres to 'random'.")
     if blocks is None:
         if data.frame_folder is not None:
             raise ValueError(
@@ -50,18 +50,20 @@ def check_frozen_part(recipe: Recipe, config: HamSpkConfig) -> None:
         )
     most = count_blocks(config)
     if blocks > most:
-        raise ValueError(f"train_last_blocks must be at most {most}, the blocks of {config.backbone}, got {blocks}.")
+        raise ValueError(
+            f"train_last_blocks must be at most {most}, the number of blocks of {config.backbone}, got {blocks}."
+        )
     if blocks == 0 and (args.freeze_backbone_epochs or args.backbone_learning_rate is not None):
         raise ValueError(
-            "train_last_blocks 0 excludes the encoder from all epochs, but freeze_backbone_epochs or "
-            "backbone_learning_rate trains it. Remove them, or increase train_last_blocks."
+            "With train_last_blocks 0 the encoder is never trained, so freeze_backbone_epochs and "
+            "backbone_learning_rate cannot be used. Remove them, or increase train_last_blocks."
         )
     if data.frame_folder is not None:
         _check_cached(data, args.shard_centres)
 
 
 def _check_cached(data: DataArguments, shard_centres: bool) -> None:
-    """Raise a ValueError if an argument changes the audio of crops, or requests loader processes."""
+    """Raise a ValueError if an argument cannot be combined with stored frames."""
     changed = {
         "augment_probability": data.augment_probability > 0,
         "level_range_db": bool(data.level_range_db),
@@ -86,9 +88,10 @@ def count_blocks(config: HamSpkConfig) -> int:
 
 
 class DividedModel(nn.Module):
-    """Speaker model divided into a frozen part and its last layers, which are called with frames instead of audio.
+    """Speaker model that is divided into a frozen part and the last layers.
 
-    The frozen part consists of the front-end and the encoder without its last blocks and the layers after these blocks.
+    The frozen part consists of the front-end and the first blocks of the encoder. The last layers are all layers after
+    it. They are called with frames, the output of the frozen part, instead of audio.
 
     Args:
         model: model with an encoder of this package. The parameters of the frozen part are excluded from training.
@@ -115,7 +118,7 @@ class DividedModel(nn.Module):
         return [*encoder.blocks[-self.blocks :], *(module for module in after if module is not None)]
 
     def frozen_training_mode(self) -> None:
-        """Set the frozen layers of the encoder to evaluation mode, and keep the mode of the others."""
+        """Set the frozen layers of the encoder to evaluation mode. The other layers keep their mode."""
         trained = self._trained()
         modes = [module.training for module in trained]
         self.model.hamspk.backbone.eval()
@@ -138,8 +141,8 @@ class DividedModel(nn.Module):
     def frozen_output(self, waveforms: Tensor) -> Tensor:
         """Return the output of the frozen part, `(B, C, T)`, for waveforms `(B, L)` without padding.
 
-        If the last blocks of an ECAPA-TDNN are trained, they need all earlier outputs: the channels of the first layer
-        and of all frozen blocks are joined, in this order.
+        If blocks of an ECAPA-TDNN are trained, the output consists of the concatenated channels of the first layer and
+        of all frozen blocks, because the later layers need the outputs of all of them.
         """
         model = self.model.hamspk
         frontend_mode, encoder_modes = model.frontend.training, [one.training for one in model.backbone.modules()]
@@ -159,12 +162,15 @@ class DividedModel(nn.Module):
 
     @property
     def fixed_pooling(self) -> StatisticsPooling | None:
-        """Pooling of frozen frames without parameters, whose statistics can replace the frames; None otherwise."""
+        """The pooling, if it has no parameters and pools the frames directly; None otherwise.
+
+        The statistics of such a pooling can be stored instead of the frames.
+        """
         pooling = self.model.hamspk.pooling
         return pooling if self.blocks == 0 and isinstance(pooling, StatisticsPooling) else None
 
     def pool(self, frames: Tensor) -> Tensor:
-        """Return the pooled statistics `(B, P)` of the output `(B, C, T)` of the frozen part without padding."""
+        """Return the pooled statistics `(B, P)` for the output `(B, C, T)` of the frozen part, without padding."""
         model = self.model.hamspk
         return model.pooling(self._last_blocks(frames.to(model.dtype)), None)
 
@@ -196,7 +202,7 @@ class DividedModel(nn.Module):
 
     def _last_stages(self, encoder: ResNet, x: Tensor) -> Tensor:
         bins = self.model.config.num_mel_bins
-        # The first stage keeps the number of mel bins, and each later one halves it.
+        # The first stage keeps the number of mel bins, and each later stage halves it.
         for _ in range(len(encoder.stages) - self.blocks - 1):
             bins = -(-bins // 2)
         x = x.unflatten(1, (-1, bins))

@@ -6,11 +6,11 @@ from types import FrameType
 from typing import Any
 
 EXIT_STATUS = 128 + signal.SIGTERM
-"""Exit status of a run that SIGTERM ended, as a shell reports it."""
+"""Exit status of a run that was ended by SIGTERM. Shells report the same status."""
 
 
 class Interruption:
-    """Context in which SIGTERM is noted instead of ending the process, so that a checkpoint can be written first.
+    """Context in which SIGTERM does not end the process but is noted, so that a checkpoint can be written first.
 
     Schedulers such as Slurm send SIGTERM some time before they kill a job. A second SIGTERM ends the process at once.
     Outside the main thread, where Python cannot handle signals, SIGTERM keeps its usual effect.

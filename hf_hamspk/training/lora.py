@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2022) of a transformers backbone, with the package PEFT.
 
-The weights of the backbone stay unchanged. Adapters of some of its linear layers are trained instead, together with the
-layers after the backbone. Models are saved with merged adapters, so they load without PEFT.
+The weights of the backbone stay unchanged. Instead, adapters of some of its linear layers are trained, together with
+the layers after the backbone. Models are saved with merged adapters, so that they can be loaded without PEFT.
 """
 
 import copy
@@ -20,11 +20,11 @@ from ..modeling_hamspk import HamSpkForXVector
 from .arguments import TrainingArguments
 
 ADAPTER_MARK = ".lora_"
-"""Part of the name of each parameter of an adapter."""
+"""Text that the names of all parameters of adapters contain."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "linear_q", "linear_k", "linear_v", "linear_out")
 FEED_FORWARD = ("intermediate_dense", "output_dense")
 FUSED_ATTENTION = ("wavlm",)
-"""Types of backbones whose attention reads the weights of its layers without calling the layers."""
+"""Types of backbones whose attention reads the weights of its linear layers and does not call these layers."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Layers after the backbone that are saved with the adapters.
 _OTHER_LAYERS = ("hamspk.layer_mix", "hamspk.pooling", "hamspk.pooled_norm", "hamspk.projection")
@@ -59,7 +59,7 @@ def check_lora(args: TrainingArguments, config: HamSpkConfig) -> None:
 
 
 def add_adapters(model: HamSpkForXVector, args: TrainingArguments) -> None:
-    """Add an adapter to each target layer of the backbone, and exclude all other weights of the backbone from training.
+    """Add an adapter to each target layer of the backbone, and exclude the backbone's own weights from training.
 
     Raises:
         ValueError: a target is not a linear layer of the backbone.
@@ -80,11 +80,11 @@ def adapter_settings(args: TrainingArguments) -> dict[str, Any]:
 def target_layers(backbone: nn.Module, args: TrainingArguments, config: HamSpkConfig) -> list[str]:
     """Return the complete names of the layers of a backbone that get adapters.
 
-    Without `lora_targets`, these are the layers of the attention, unless it would ignore adapters, and of the
-    feed-forward networks.
+    Without `lora_targets`, these are the layers of the feed-forward networks and of the attention. The attention is
+    left out if it would ignore adapters.
 
     Raises:
-        ValueError: a target is not a linear layer of the encoder, or there is no known layer.
+        ValueError: a target is not a linear layer of the encoder, or the encoder has none of the usual layers.
     """
     linear = [name for name, one in backbone.named_modules() if isinstance(one, nn.Linear) and "encoder." in name]
     known = sorted({name.rpartition(".")[2] for name in linear})
@@ -106,11 +106,11 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merge_adapters(model: nn.Module, keep: bool = True) -> None:
-    """Replace each adapted layer of a model by a plain layer, in place.
+    """Replace each layer of a model that has an adapter by a plain layer, in place.
 
     Args:
         model: model with adapters.
-        keep: whether the adapters are merged into the weights; False restores the weights without adapters.
+        keep: whether the adapters are merged into the weights. If False, the plain layers have the original weights.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -137,7 +137,7 @@ def save_adapter(model: HamSpkForXVector, args: TrainingArguments, base: str | N
     Args:
         model: model with adapters.
         args: arguments of the run.
-        base: folder or name on the Hub of the encoder or speaker model that the run began with; None if not known.
+        base: encoder or speaker model that the run began with, as a folder or a name on the Hub; None if not known.
         folder: existing folder for `adapter_config.json`, `adapter_model.safetensors` and `config.json`.
     """
     from peft import LoraConfig, PeftModel
@@ -170,11 +170,11 @@ def load_adapter(folder: str | Path, base: HamSpkForXVector | str | None = None)
 
     Args:
         folder: folder `adapter` of a training run.
-        base: the encoder or speaker model that the run began with, as a folder or name on the Hub, or a speaker model
-            with its encoder; None uses the name in the adapter.
+        base: encoder or speaker model that the run began with, as a folder or a name on the Hub, or as a loaded speaker
+            model with this encoder. None uses the name that is stored in the adapter.
 
     Returns:
-        The same model as in the folder `final` of the run, apart from rounding, without its calibration.
+        The same model as in the folder `final` of the run, except for rounding errors, and without the calibration.
 
     Raises:
         ValueError: the adapter does not name the model that the run began with, and `base` is None.
@@ -184,7 +184,7 @@ def load_adapter(folder: str | Path, base: HamSpkForXVector | str | None = None)
     config = HamSpkConfig.from_pretrained(folder)
     base = LoraConfig.from_pretrained(str(folder)).base_model_name_or_path if base is None else base
     if base is None:
-        raise ValueError(f"{folder} does not name the model that its run began with. Pass it as base.")
+        raise ValueError(f"{folder} does not name the model that the run began with. Pass this model as base.")
     if isinstance(base, str):
         base = _load_base(base, config)
     adapted = PeftModel.from_pretrained(cast(Any, base), str(folder))
@@ -223,6 +223,6 @@ def check_adapter_gradients(names: list[str], model: nn.Module) -> None:
         layers = sorted({name.partition(ADAPTER_MARK)[0].rpartition(".")[2] for name in idle})
         count = sum(ADAPTER_MARK in name for name, _ in model.named_parameters())
         raise ValueError(
-            f"{len(idle)} of {count} parameters of LoRA adapters get no gradient, those of {', '.join(layers)}. Set "
-            "lora_targets to other layers."
+            f"{len(idle)} of {count} parameters of LoRA adapters get no gradient. They belong to {', '.join(layers)}. "
+            "Set lora_targets to other layers."
         )

@@ -11,10 +11,9 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Set glibc to allocate large blocks from the heap and to keep freed memory instead of returning it.
 
-    By default, every training step requests the memory of its activations from the operating system again. This can
-    take half of the time on a CPU.
-    The environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` have the same effect. With other C
-    libraries, this function does nothing.
+    By default, every training step requests the memory of its activations from the operating system again. On a CPU,
+    this can take half of the time. The environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` have
+    the same effect. With other C libraries, this function does nothing.
 
     Returns:
         True if the allocator accepted the settings.

@@ -13,7 +13,7 @@ Batch = TypeVar("Batch")
 class StepMeter:
     """Mean loss and speed of the steps since the last log entry.
 
-    The loss stays on the device until it is read, so that a step does not wait for the device.
+    The sum of the losses stays on the device until it is read, so that a step does not wait for the device.
 
     Args:
         device: device of the losses.
@@ -24,13 +24,13 @@ class StepMeter:
         self.restore(0.0, 0)
 
     def restore(self, loss_sum: float, steps: int) -> None:
-        """Continue with the losses of a checkpoint. The measured times are set to 0."""
+        """Continue with the sum of the losses from a checkpoint. The measured times are set to 0."""
         self.loss_sum, self.steps = torch.tensor(loss_sum, device=self.device), steps
         self.seconds = self.waiting = 0.0
         self.timed_steps = 0
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and measure the time spent waiting for each one."""
+        """Yield the batches, and measure the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             self._began = time.perf_counter()
@@ -60,8 +60,9 @@ class StepMeter:
             batch_size: number of utterances per step, over all processes.
 
         Returns:
-            `seconds`: time of the steps, without evaluations and checkpoints. `utterances_per_second`: utterances of
-            all processes per second. `waiting_for_data`: share of the time in which this process waited for data.
+            A dictionary with three keys. `seconds` is the time of the steps, without evaluations and checkpoints.
+            `utterances_per_second` counts the utterances of all processes. `waiting_for_data` is the share of the time
+            in which this process waited for data.
         """
         seconds = max(self.seconds, 1e-9)  # The clock can stand still between two calls.
         return {

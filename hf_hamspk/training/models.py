@@ -1,4 +1,4 @@
-"""Models that a training run begins with."""
+"""Make or load the model with which a training run begins."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from .lora import has_adapters
 
 
 class RecipeModel:
-    """Model that a recipe describes, built when the training speakers are known.
+    """Model that a recipe describes. It is built when the training speakers are known.
 
     Args:
         recipe: recipe of the run.
@@ -33,7 +33,7 @@ class RecipeModel:
         self.recipe, self.config = recipe, build_config(recipe)
 
     def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
-        """Return the model for these speakers, and a sentence about its head or None; see `build_model`."""
+        """Return the model for these speakers, and a sentence about its head (or None); see `build_model`."""
         return build_model(self.recipe, self.config, speakers, keep_centres)
 
 
@@ -55,13 +55,13 @@ class GivenModel:
             )
         if has_adapters(model):
             raise ValueError(
-                "model has adapters of PEFT and cannot be saved as it is. Merge them first, or pass the model "
-                "without them and set lora_rank."
+                "model has adapters of PEFT, so it could not be saved. Merge the adapters first, or pass the model "
+                "without adapters and set lora_rank."
             )
         self.model, self.config = model, model.config
 
     def build(self, speakers: list[str], keep_centres: bool = False) -> tuple[HamSpkForXVector, str | None]:
-        """Return the model for these speakers, and a sentence about its new head or None; see `fit_head`."""
+        """Return the model for these speakers, and a sentence about its new head (or None); see `fit_head`."""
         self.model.calibration = None
         return self.model, fit_head(self.model, speakers, keep_centres)
 
@@ -142,12 +142,12 @@ def build_model(
 
     Args:
         recipe: recipe of the run.
-        config: configuration of the model; for a pretrained model, with the speakers of this model.
+        config: configuration of the model. For a pretrained model, it contains the speakers of this model.
         speakers: training speakers in the order of the class indices.
         keep_centres: whether the speakers that a pretrained model knows keep their centres; see `fit_head`.
 
     Returns:
-        The model, and a sentence about the head of a pretrained model; None for other models.
+        The model, and a sentence about its head. The sentence is None unless the model is pretrained.
 
     Raises:
         ValueError: the weights of the initial model do not fit the configuration outside the head, or its centres
@@ -184,14 +184,14 @@ def load_initial_model(folder: str, config: HamSpkConfig, keep_centres: bool) ->
         )
     if keep_centres and (wrong != names or centre_space(earlier) != centre_space(config)):
         raise ValueError(
-            f"keep_centres needs the head of initial_model {folder} with its curvature and projection, but the recipe "
-            "describes another head, or the model has none. Remove these keys from the recipe, or keep_centres."
+            f"keep_centres needs the same head, curvature and projection as in initial_model {folder}, but the recipe "
+            "describes another head, or initial_model has no head. Remove the keys of the head, or keep_centres."
         )
     return model
 
 
 def centre_space(config: HamSpkConfig) -> tuple[Any, ...]:
-    """Return the settings that give the centres of a head their meaning. Models with equal settings can share them."""
+    """Return the settings on which the meaning of centres depends. Heads with equal settings can share centres."""
     heads = (config.euclidean_head, "ham") if config.head == "joint" else (config.head,)
     kinds = tuple(HEAD_PARTS[head][0] for head in heads)
     ball = (config.projection, config.curvature, config.clip_radius, config.learnable_curvature)
@@ -203,7 +203,7 @@ def fit_head(
 ) -> str | None:
     """Give a model a head for the training speakers, unless it has one.
 
-    The head is kept if it was made for the same speakers in the same order. Otherwise, it is replaced by a head of the
+    If the head was made for the same speakers in the same order, it is kept. Otherwise, it is replaced by a head of the
     same kind with newly initialised centres.
 
     Args:
@@ -237,7 +237,7 @@ def fit_head(
     copy_centres(old, model.head, [rows[name] for name in known], [places[name] for name in known])
     return (
         f"The {config.head} head keeps the centres of {len(known)} speakers and has {len(speakers) - len(known)} new "
-        f"ones. The centres of {len(rows) - len(known)} speakers have left it."
+        f"centres. The centres of {len(rows) - len(known)} speakers were removed."
     )
 
 
@@ -248,8 +248,8 @@ def copy_centres(old: nn.Module, new: nn.Module, taken: list[int], places: list[
     Args:
         old: head with the centres.
         new: head for other speakers.
-        taken: rows of the old centres.
-        places: rows of the new centres, in the same order.
+        taken: row numbers of the copied centres in `old`.
+        places: row numbers of the same centres in `new`, in the same order.
     """
     centres, own = centre_parameters(new), dict(old.named_parameters())
     for name, parameter in new.named_parameters():

@@ -14,7 +14,7 @@ TENSORBOARD = "tensorboard"
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values that trackers accept: numbers, strings and booleans, and the text of any other value."""
+    """Return values that trackers accept. Numbers, strings and booleans are kept; other values become text."""
     return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
 
 
@@ -22,7 +22,7 @@ def metrics_of(result: ListEvaluation) -> dict[str, float]:
     """Return the metrics of a trial list under the names that callbacks of transformers expect.
 
     Returns:
-        `eval_eer`, a fraction, and `eval_min_dcf_P` for each prior `P` of the minDCF.
+        A dictionary with `eval_eer`, a fraction, and `eval_min_dcf_P` for each prior `P`.
     """
     costs = {f"eval_min_dcf_{prior}": float(cost) for prior, cost in result.record["min_dcf"].items()}
     return {BEST_METRIC: float(result.eer)} | costs
@@ -47,7 +47,7 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, recipe: Re
     local = [one for one in chosen if str(one) == TENSORBOARD]
     accelerator.log_with = local
     accelerator.init_trackers("logs")
-    # `init_trackers` appends to the list, and starts all trackers in it.
+    # `init_trackers` appends to `accelerator.trackers`, and starts all trackers in this list.
     started, accelerator.trackers = accelerator.trackers, []
     accelerator.log_with = [one for one in chosen if str(one) != TENSORBOARD]
     names = [str(one) for one in accelerator.log_with]

@@ -1,4 +1,4 @@
-"""Schedules of learning rate and margin. They depend only on the progress, so a resumed run needs no saved state."""
+"""Schedules of learning rate and margin. Both depend only on the progress, so a resumed run needs no saved state."""
 
 import math
 
@@ -17,8 +17,8 @@ def learning_rate(
             is `initial`.
         decay: factor per epoch of `"epoch_decay"`.
         final: last learning rate of `"exponential"`.
-        warmup_epochs: number of epochs over which the learning rate is multiplied by a factor that rises linearly from
-            0 to 1, with any schedule.
+        warmup_epochs: number of epochs at the beginning in which the learning rate of any schedule is multiplied by a
+            factor that rises linearly from 0 to 1.
 
     Returns:
         The learning rate, at least 0.
@@ -37,15 +37,16 @@ def learning_rate(
 def margin(progress: float, final: float, start_epoch: float, end_epoch: float) -> float:
     """Compute the margin at a given progress of the training.
 
-    The margin is 0 before `start_epoch` and `final` from `end_epoch` on. In between it follows WeSpeaker's exponential
-    schedule, `final * (1 - 10 ** (-3 p))`, with `p` rising from 0 to 1. It reaches half of `final` at `p = 0.1`.
+    The margin is 0 before `start_epoch`, and `final` from `end_epoch` on. In between, it follows the exponential
+    schedule of WeSpeaker, `final * (1 - 10 ** (-3 p))`, where `p` rises from 0 to 1. It reaches half of `final` at
+    `p = 0.1`.
 
     Args:
         progress: number of finished epochs, including the fraction of the current one.
         final: margin of the configuration.
         start_epoch: epoch at which the margin begins to rise.
-        end_epoch: epoch at which the margin reaches `final`, at least `start_epoch`. If both are equal, the margin
-            jumps to `final`; if both are 0, it is constant.
+        end_epoch: epoch at which the margin reaches `final`, at least `start_epoch`. If `start_epoch` and `end_epoch`
+            are equal, the margin jumps to `final`. If both are 0, it is constant.
     """
     if progress >= end_epoch:
         return final

@@ -1,4 +1,4 @@
-"""Stages of a training run: epochs without the backbone, and learning rates by layer."""
+"""Stages of a training run (first epochs in which the backbone is not trained), and learning rates by layer."""
 
 import re
 from typing import Any
@@ -10,34 +10,35 @@ from ..modeling_hamspk import HamSpkForXVector
 from .arguments import TrainingArguments
 
 RATE_FACTOR = "rate_factor"
-"""Key of the factor of the learning rate in a parameter group of the optimiser."""
+"""Key, in a parameter group of the optimiser, of the factor by which the learning rate is multiplied."""
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 def check_stages(args: TrainingArguments, config: HamSpkConfig) -> None:
-    """Check that a model can be trained in the stages of the arguments.
+    """Check that a model can be trained in the stages that the arguments describe.
 
     Raises:
-        ValueError: the backbone is never trained, or has no layers with their own learning rates.
+        ValueError: an argument for the training of the backbone is set although the backbone is never trained, or
+            `layer_decay` is set for a backbone that does not support it.
     """
     if config.freeze_backbone and (args.freeze_backbone_epochs or args.backbone_learning_rate is not None):
         raise ValueError(
-            "freeze_backbone excludes the backbone from all epochs, but freeze_backbone_epochs or "
-            "backbone_learning_rate trains it. Remove freeze_backbone."
+            "With freeze_backbone the backbone is never trained, so freeze_backbone_epochs and backbone_learning_rate "
+            "cannot be used. Remove freeze_backbone."
         )
     if args.layer_decay != 1 and config.backbone_config is None:
         raise ValueError(
-            f"layer_decay is for transformers backbones, got {args.layer_decay} for {config.backbone}. Remove it, or "
-            "use backbone_learning_rate."
+            f"layer_decay is only for transformers backbones, got {args.layer_decay} for {config.backbone}. Remove it, "
+            "or use backbone_learning_rate."
         )
 
 
 class BackboneStage:
-    """Switch that includes the backbone in training, or excludes it in the first epochs of a run.
+    """Switch that excludes the backbone from training in the first epochs of a run, and includes it afterwards.
 
     Args:
-        model: model to train, whose trainable parameters have been chosen.
-        epochs: number of first epochs without the backbone.
+        model: model to train. Its trainable parameters must have been chosen before.
+        epochs: number of epochs at the beginning in which the backbone is not trained.
     """
 
     def __init__(self, model: HamSpkForXVector, epochs: int):
@@ -45,7 +46,7 @@ class BackboneStage:
         self._trainable = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
     def enter(self, epoch: int) -> None:
-        """Set the backbone for an epoch, numbered from 0, of a model that is in training mode."""
+        """Include or exclude the backbone for an epoch, numbered from 0. The model must be in training mode."""
         if self.epochs == 0:
             return
         is_frozen = epoch < self.epochs
@@ -60,11 +61,11 @@ class BackboneStage:
 
 
 def parameter_groups(args: TrainingArguments, model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups with one learning rate each, for an optimiser.
+    """Return the trainable parameters in groups for an optimiser. Each group has its own learning rate.
 
-    The parameters outside the backbone are the first group. The last layer of the backbone has the rate
-    `backbone_learning_rate`, and each layer before it the rate of its successor times `layer_decay`. All parameters
-    before the first layer have the rate of a layer before the first.
+    The first group contains the parameters outside the backbone. The last layer of the backbone has the rate
+    `backbone_learning_rate`. The rate of each earlier layer is the rate of the next layer times `layer_decay`. The
+    parameters before the first layer are treated as one more layer.
     """
     named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     rate = args.learning_rate if args.backbone_learning_rate is None else args.backbone_learning_rate
@@ -86,7 +87,7 @@ def _in_backbone(name: str) -> bool:
 
 
 def _depth(name: str) -> int | None:
-    """Return the depth of a parameter of the backbone: 0 before the first layer, and None after the last one."""
+    """Return the depth of a parameter of the backbone: 0 before the first layer, and None after the last layer."""
     layer = _LAYER.search(name)
     if layer is not None:
         return int(layer[1]) + 1
@@ -94,7 +95,7 @@ def _depth(name: str) -> int | None:
 
 
 def fold_names(names: list[str]) -> str:
-    """Return names of parameters as one text, in which names that differ only in one number share an entry.
+    """Return names of parameters as one text. Names that differ only in one number are combined.
 
     For example, `layers.0.q_proj.weight` to `layers.11.q_proj.weight` become `layers.{0-11}.q_proj.weight`.
     """
@@ -107,7 +108,7 @@ def fold_names(names: list[str]) -> str:
 
 
 def _number_runs(numbers: list[int]) -> str:
-    """Return sorted numbers as text, with runs of successive numbers as a range."""
+    """Return sorted numbers as text, with consecutive numbers written as a range."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""Trainer based on Accelerate, for a single CPU as well as for many GPUs and nodes.
+"""Trainer based on Accelerate, for a single CPU as well as for many GPUs and machines.
 
 The data of a step depend only on seed, epoch and sample number, not on the number of processes, workers or accumulation
 steps. All ranks make the same number of steps. A killed run resumes from its newest checkpoint and ends with the same
@@ -96,7 +96,7 @@ DIVERGED = "Train again with a lower learning_rate or with max_grad_norm, in ano
 
 
 class Trainer:
-    """Trainer of a speaker model on one's own data, with callbacks and trackers of the Hugging Face libraries.
+    """Trainer for speaker models. It supports the callbacks and trackers of the Hugging Face libraries.
 
     Example:
         ```python
@@ -107,19 +107,21 @@ class Trainer:
         ```
 
     Args:
-        model: model with any backbone and head. Its head is replaced by a new one of the same kind unless it was made
-            for the training speakers.
+        model: model with any backbone and head. Unless the head was made for the training speakers, it is replaced by a
+            new head of the same kind.
         args: arguments of the optimisation and the output; None uses the defaults.
-        train_dataset: training data: a `datasets.Dataset` or `IterableDataset` with a column of audio and a column of
-            speakers, or anything that `DataArguments.train_data` accepts. None uses `data.train_data`.
-        dev_trials: trial list that selects the best model, as a path or `Trials`. None uses `data.dev_trials`.
-        test_trials: trial lists that are evaluated at the end: one list, several, or a dictionary from name to list.
-            None uses `data.test_trials`.
+        train_dataset: training data. It can be a `datasets.Dataset` or `IterableDataset` with a column of audio and a
+            column of speakers, or anything that `DataArguments.train_data` accepts. None uses `data.train_data`.
+        dev_trials: trial list with which the best model is selected, as a path or `Trials`. None uses
+            `data.dev_trials`.
+        test_trials: trial lists that are evaluated at the end: one list, several lists, or a dictionary that maps names
+            to lists. None uses `data.test_trials`.
         data: arguments of the crops, the augmentation and the paths; None uses the defaults.
         speakers: training speakers in the order of the class indices; None reads them from the data.
         callbacks: instances or classes of `transformers.TrainerCallback`.
-        optimizers: optimiser and learning rate scheduler, as for `transformers.Trainer`. Without an optimiser, the one
-            of `args` is used. A scheduler replaces the schedule of `args`; its `step` is called after every step.
+        optimizers: optimiser and learning rate scheduler, as for `transformers.Trainer`. Without an optimiser, the
+            trainer makes the optimiser that `args` describes. A scheduler replaces the schedule of `args`; its method
+            `step` is called after every step.
         accelerator: Accelerator of the run; None creates one from `args`.
 
     Raises:
@@ -150,7 +152,7 @@ class Trainer:
         self.output_dir = Path(self.args.output_dir)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        # Everything that can be checked without the audio comes first, because reading all audio can take hours.
+        # Everything that can be checked without the audio is checked first, because reading all audio can take hours.
         check_run(self.args, self.accelerator.num_processes)
         check_stages(self.args, source.config)
         check_lora(self.args, source.config)
@@ -207,7 +209,7 @@ class Trainer:
         self.callbacks.start(self.accelerator, self.bare_model, self.optimizer, self.scheduler)
 
     def _use_frames(self, divided: DividedModel, folder: str) -> None:
-        """Replace the training crops by crops of the frozen part's output, which is computed if it is missing."""
+        """Replace the training crops by crops of the frozen part's output, and compute this output if it is missing."""
         divided.model.to(self.accelerator.device)
         store = FrameStore(folder, divided)
         with self.accelerator.main_process_first():
@@ -218,8 +220,8 @@ class Trainer:
             norm, is_frozen = divided.model.hamspk.embedding_norm, self.args.freeze_batch_norm
             start_at_means(divided.model.head, training_embeddings(embeddings, norm, is_frozen), labels)
         self._print(
-            f"The frames of {len(crops)} recordings take {crops.megabytes:.0f} MB in {store.folder}; "
-            f"{store.computed} were computed now."
+            f"The frames of {len(crops)} recordings take {crops.megabytes:.0f} MB in {store.folder}. The frames of "
+            f"{store.computed} recordings were computed now."
         )
 
     @classmethod
@@ -329,7 +331,7 @@ class Trainer:
     def _begin_or_resume(self) -> Path | None:
         """Remove unfinished files, and return the checkpoint to resume from.
 
-        Another run may have written it after this trainer was made, so the folder is searched again.
+        Another run may have written checkpoints after this trainer was made, so the folder is searched again.
         """
         tidy_run(self.output_dir)
         return find_checkpoint(self.output_dir, self.settings, self.args.resume, self.checkpoint)
@@ -347,13 +349,13 @@ class Trainer:
         self._print(f"Resumed from {found} at epoch {self.progress.epoch}, step {self.progress.step}.")
         if self.progress.threads not in (None, torch.get_num_threads()):
             self._print(
-                f"The checkpoint was written with {self.progress.threads} threads, now there are "
-                f"{torch.get_num_threads()}. The weights can therefore differ from those of an uninterrupted run by "
-                "rounding errors. Set OMP_NUM_THREADS to the earlier number to avoid this."
+                f"The checkpoint was written with {self.progress.threads} threads, but now there are "
+                f"{torch.get_num_threads()}. Because of rounding errors, the weights can therefore differ from those "
+                "of an uninterrupted run. To avoid this, set OMP_NUM_THREADS to the earlier number."
             )
 
     def _write_beginning(self, resumed: bool) -> None:
-        """Write the recipe, and remove the metrics and checkpoints that the run will write again."""
+        """Write the recipe. Remove the metrics and checkpoints that the run will write again."""
         if resumed:
             removed = trim_metrics(self.output_dir, self.progress.step)
             if removed:
@@ -387,7 +389,7 @@ class Trainer:
                 break
 
     def _end_step(self, bar: tqdm) -> None:
-        """After a step, log, evaluate, save or stop if the arguments, a callback or SIGTERM request this."""
+        """Log, evaluate, save or stop after a step if the arguments, a callback or SIGTERM request it."""
         control, step = self.callbacks.control, self.progress.step
         at_end = self._epoch_done()
         control.should_log |= step % self.args.log_steps == 0
@@ -426,8 +428,8 @@ class Trainer:
         """Make one optimiser step.
 
         Returns:
-            The mean loss of this rank, a scalar. For pairs, it is the sum of the losses of the
-            clean and the augmented crops.
+            The mean loss of this rank, a scalar. For pairs, it is the sum of the mean losses of the clean and of the
+            augmented crops.
         """
         self._set_schedules(position)
         loss = torch.zeros((), device=self.accelerator.device)
@@ -458,8 +460,8 @@ class Trainer:
         check_adapter_gradients(names, self.bare_model)
         if names:
             self._print(
-                f"Trainable parameters without a gradient in step {self.progress.step + 1}: {fold_names(names)}. They "
-                "do not learn unless a later step uses them."
+                f"These trainable parameters have no gradient in step {self.progress.step + 1}: {fold_names(names)}. "
+                "They do not learn unless a later step uses them."
             )
 
     def _backward(self, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
@@ -497,7 +499,7 @@ class Trainer:
 
     @property
     def bare_model(self) -> HamSpkForXVector:
-        """Return the model without wrappers."""
+        """Return the model without the wrappers of Accelerate."""
         bare = self.accelerator.unwrap_model(self.model)
         return bare.model if isinstance(bare, DividedModel) else bare
 
@@ -671,7 +673,7 @@ class Trainer:
             results[self.lists.dev] = self._calibrate(self.lists.dev)
         for name in self.lists.tests:
             if name not in results:
-                # All processes must measure the same, although only the main process calibrates.
+                # All processes must measure the same values, although only the main process calibrates.
                 results[name] = self._evaluate(name, self._embed(name, measure=self.lists.dev is not None))
         record = self._new_record("final")
         record.training = (record.training or {}) | {"averaged": files}

@@ -18,9 +18,10 @@ class TrialLists:
 
     Attributes:
         trials: trials of each list.
-        titles: path of each list, or its name if it was not read from a file; used in messages.
+        titles: text that names each list in messages: its path, or its name if it was not read from a file.
         root: base folder of the files in the lists.
-        dev: name of the list that selects the best model and calibrates the final one; None without such a list.
+        dev: name of the list with which the best model is selected and the final model is calibrated; None if there is
+            no such list.
         tests: names of the lists that are evaluated at the end.
     """
 
@@ -47,9 +48,9 @@ def gather_trial_lists(
     """Read the development and test trial lists and check that their audio files exist.
 
     Args:
-        dev: development list, a path or `Trials`; None without such a list.
-        tests: test lists: one list, several, or a dictionary from name to list. The name of a list in a file is the
-            name of the file without the extension; others are called `dev`, `test`, `test2`, ...
+        dev: development list, as a path or `Trials`; None if there is no such list.
+        tests: one test list, several lists, or a dictionary that maps names to lists. A list that is read from a file
+            has the name of the file without the extension. Other lists are called `dev`, `test`, `test2`, ...
         root: base folder of the files in the lists.
 
     Raises:
@@ -86,7 +87,7 @@ def _check_trials(trials: Trials, title: str, root: str) -> None:
     targets = int(trials.labels.sum())
     if not 0 < targets < len(trials):
         raise ValueError(
-            f"{title} has {targets} target and {len(trials) - targets} impostor trials; error rates need both. Add "
-            "lines that begin with 1 (target) or 0 (impostor)."
+            f"{title} has {targets} target and {len(trials) - targets} impostor trials, but error rates need both. "
+            "Add lines that begin with 1 (target) or 0 (impostor)."
         )
     check_trial_files(trials, root)

@@ -12,7 +12,7 @@ from .trial_lists import gather_trial_lists
 
 
 class TrialMetrics:
-    """Function for `compute_metrics` of `transformers.Trainer` that evaluates the model on a trial list.
+    """Function that evaluates a model on a trial list. Pass it to `transformers.Trainer` as `compute_metrics`.
 
     Each call embeds the recordings of the list with the current weights. The predictions that the trainer passes are
     not used. Every process embeds all recordings, so that all processes get the same metrics.
@@ -51,7 +51,8 @@ class TrialMetrics:
         """Evaluate the model.
 
         Returns:
-            `eer`, a fraction, and `min_dcf_P` for each prior `P`. The trainer adds the prefix `eval_`.
+            A dictionary with `eer`, a fraction, and `min_dcf_P` for each prior `P`. The trainer adds the prefix
+            `eval_`.
 
         Raises:
             ValueError: too few recordings can be used.

@@ -57,7 +57,7 @@ def test_published_recipes_are_valid(path):
             ["--head", "am", "aam"],
             "Expected --key value, got the additional words aam. Only list arguments take several values.",
         ),
-        (["recipe.yaml"], "The recipe must be the first argument, got recipe.yaml later."),
+        (["recipe.yaml"], "The recipe must be the first argument, but recipe.yaml comes later."),
         (["--marginn", "0.2"], "the command line: unknown argument 'marginn'. Did you mean 'margin'?"),
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
         (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),

@@ -258,8 +258,8 @@ def test_damaged_and_missing_epoch_weights_are_refused(tmp_path):
     [
         ({"epochs": 3}, {"epochs": 5}, (3, 0), None),
         ({"epochs": 5}, {"epochs": 3}, (3, 0), None),
-        ({"epochs": 5}, {"epochs": 3}, (3, 1), "has trained in 4 epochs, but epochs is 3"),
-        ({"epochs": 5}, {"epochs": 3}, (4, 0), "has trained in 4 epochs, but epochs is 3"),
+        ({"epochs": 5}, {"epochs": 3}, (3, 1), "has already begun epoch 4, but epochs is 3"),
+        ({"epochs": 5}, {"epochs": 3}, (4, 0), "has already begun epoch 4, but epochs is 3"),
         (
             {"epochs": 3, "lr_schedule": "exponential"},
             {"epochs": 5, "lr_schedule": "exponential"},
