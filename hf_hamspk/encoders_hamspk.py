@@ -1,33 +1,34 @@
-"""Encoders of filter banks (ECAPA-TDNN, CAM++ and ResNet) for padded batches, and networks that run beside a model.
+"""Encoders of filter banks (ECAPA-TDNN, CAM++ and ResNet) for padded batches, and other networks.
 
-`make_encoder` and `make_frontend` create the encoder and the front-end of a model. `OnnxEncoder` runs an exported file.
-`OverlapDetector` is an optional detector of two people who speak at the same time.
+`make_encoder` and `make_frontend` create the encoder and the front-end of a model. `OnnxEncoder` runs an exported
+model. `OverlapDetector` finds two people who speak at the same time; a model can have one, but need not.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `S` segments, `N` recordings.
 
 **ECAPA-TDNN** (Desplanques et al. 2020, arXiv 2005.07143): each layer is a convolution, then ReLU, then batch
-normalisation. The defaults of the configuration give the encoder and pooling of the released code of arXiv 2601.19709
-(with C = 1024). Other options give the models of SpeechBrain and WeSpeaker.
+normalisation. With the defaults of the configuration, encoder and pooling are those of the code that was published
+with arXiv 2601.19709 (with C = 1024). Other options give the models of SpeechBrain and WeSpeaker.
 
 **CAM++** (Wang et al. 2023, arXiv 2303.00332): a small convolutional network over time and frequency, then a densely
 connected time-delay network whose layers are multiplied by context-aware masks. A mask depends on the mean over the
 utterance and on the mean over each segment of `campplus_segment` frames. Except in the first layers, batch
-normalisation and ReLU precede each convolution. The encoder has one frame for every two frames of the features.
+normalisation and ReLU precede each convolution. The output has one frame for every two frames of the features.
 
 **ResNet** (He et al. 2016; in the form of WeSpeaker, Wang et al. 2023, arXiv 2210.17016): two-dimensional convolutions
-over time and frequency. Layers 18 and 34 have residual blocks of two convolutions, deeper networks have bottleneck
-blocks of three. The encoder has one frame for every eight frames of the features.
+over time and frequency. ResNet18 and ResNet34 have residual blocks of two convolutions; deeper networks have bottleneck
+blocks of three convolutions. The output has one frame for every eight frames of the features.
 
-In all three encoders, frames outside the mask are set to zero before each convolution over time, so an utterance has
-the same embedding in a padded batch as alone. If a layer has a stride over time, every second frame of the mask is
-kept. Batch statistics in training use valid frames only.
+In all three encoders, frames outside the mask are set to zero before each convolution over time. An utterance therefore
+has the same embedding in a padded batch as alone. After a layer with a stride over time, every second frame of the mask
+is kept. In training, batch statistics are computed from valid frames only.
 
-**w2v-BERT 2.0** (Barrault et al. 2023, arXiv 2312.05187) is an encoder of transformers whose input is features, not
-samples. `StackedFilterBank` computes them from waveforms, as the `SeamlessM4TFeatureExtractor` of transformers does.
+**w2v-BERT 2.0** (Barrault et al. 2023, arXiv 2312.05187) is an encoder of transformers. Its inputs are features, not
+samples. `StackedFilterBank` computes these features from waveforms, in the same way as `SeamlessM4TFeatureExtractor`.
 
-**Segmentation** (Bredin 2023, Plaquet and Bredin 2023; the network of pyannote's `segmentation-3.0`): convolutions of
-the waveform, a bidirectional LSTM, and a class for each frame: nobody, one of three people, or two of them at once. The
-convolutions are normalised over the utterance, so a batch contains utterances of one length, without padding.
+**Segmentation** (Bredin 2023, Plaquet and Bredin 2023) is the network of pyannote's `segmentation-3.0`: convolutions of
+the waveform, then a bidirectional LSTM, then a classification of each frame (nobody, one of three people, or two of
+them at once). The outputs of the convolutions are normalised over the whole utterance. Therefore all utterances of a
+batch must have the same length.
 """
 
 import hashlib
@@ -63,23 +64,24 @@ from .networks_hamspk import (
 )
 from .verification_hamspk import overlap_warnings
 
-# Constants of CAM++: residual blocks in each of the two stages at the input, and kernel sizes of the dense layers and
-# of the first time-delay layer.
+# Constants of CAM++: number of residual blocks in each of the two stages at the input, kernel size of the dense layers,
+# and kernel size of the first time-delay layer.
 HEAD_BLOCKS, DENSE_KERNEL, FIRST_KERNEL = 2, 3, 5
-# Largest accepted difference of ONNX embeddings, relative to their largest value. Rounding errors are far smaller.
+# Largest accepted difference between embeddings of an ONNX file and of the model, relative to the largest value of the
+# embeddings. Rounding errors are far smaller.
 LARGEST_DIFFERENCE = 1e-4
-# Names of the inputs and the output of an exported graph, and of its description in the metadata of the file.
+# Names of the inputs and of the output of an exported graph, and key of its description in the metadata of the file.
 INPUTS, OUTPUT, METADATA_KEY = ("input_values", "attention_mask"), "embeddings", "hamspk"
 OVERLAP_FILE, OVERLAP_KIND = "overlap_detector.safetensors", "overlap detector"
-# Sampling rate of the segmentation in Hz, samples from one frame to the next, and sizes of its layers.
+# Segmentation: sampling rate in Hz, number of samples from one frame to the next, and sizes of the layers.
 SEGMENTATION_RATE, SEGMENTATION_STEP = 16_000, 270
 SEGMENTATION_FILTERS, SEGMENTATION_KERNEL, SEGMENTATION_STRIDE = 80, 251, 10
 SEGMENTATION_CHANNELS, SEGMENTATION_WIDTH, SEGMENTATION_LAYERS = 60, 128, 4
-# Classes of a frame: nobody, three people, three pairs of them. The pairs begin at this number.
+# Number of classes of a frame (nobody, three people, and three pairs of them), and number of the first pair.
 SEGMENTATION_CLASSES, FIRST_PAIR = 7, 4
-# Samples of a window, of the shortest recording that is measured, and windows that are computed at once.
+# Samples in a window, samples in the shortest recording that is measured, and number of windows computed at once.
 WINDOW_SAMPLES, SHORTEST_WINDOW, WINDOWS_AT_ONCE = 10 * SEGMENTATION_RATE, 1600, 8
-# Share of the speech above which two people at once are reported; see `tests/benchmarks/measure_two_voices.py`.
+# Two people at once are reported above this share of the speech; see `tests/benchmarks/measure_two_voices.py`.
 OVERLAP_SHARE = 0.2
 
 
@@ -94,7 +96,7 @@ def overwrites(norm: nn.Module, x: Tensor) -> bool:
 
 
 def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
-    """Apply a batch normalisation in evaluation mode as a product and a sum. The result is 0 outside `mask`."""
+    """Apply a batch normalisation in evaluation mode as one product and one sum. The result is 0 outside `mask`."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = cast(Tensor, norm.weight) * (variance + cast(float, norm.eps)).rsqrt()
     shift = cast(Tensor, norm.bias) - mean * scale
@@ -103,7 +105,7 @@ def folded_norm(norm: nn.Module, x: Tensor, mask: Tensor | None, out: Tensor) ->
 
 
 class ConvBlock(nn.Module):
-    """Convolution that keeps the number of frames, then ReLU and batch normalisation: `(B, C, T)` to `(B, C', T)`.
+    """Convolution, ReLU and batch normalisation. The input is `(B, C, T)` and the output `(B, C', T)`.
 
     If `reflect` is True, each utterance is padded with its mirror image instead of zeros.
     """
@@ -116,9 +118,9 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return the output, which is 0 outside `mask` `(B, T)`.
+        """Return the output `(B, C', T)`, which is 0 outside `mask` `(B, T)`.
 
-        The output is written to `out` if `overwrites` permits it. `out` may be `x`.
+        If `overwrites` permits it, the output is written to `out`. `out` may be `x`.
         """
         if self.margin:
             x = mirrored(x, self.margin, mask)
@@ -129,7 +131,7 @@ class ConvBlock(nn.Module):
 
 
 def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
-    """Extend frames `(B, C, T)` by a mirror image at both ends of each utterance: `(B, C, T + 2 * margin)`."""
+    """Extend each utterance in `(B, C, T)` by mirror images at both ends. The result is `(B, C, T + 2 * margin)`."""
     lengths = None if mask is None else mask.sum(-1)
     at = reflected_positions(x.shape[-1], margin, lengths, x.device)
     if mask is None:
@@ -138,7 +140,7 @@ def mirrored(x: Tensor, margin: int, mask: Tensor | None) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Layer that multiplies each channel of `(B, C, T)` by a gate. The gates depend on the means over valid frames."""
+    """Layer that multiplies each channel of `(B, C, T)` by a gate, which depends on the means over valid frames."""
 
     def __init__(self, channels: int, bottleneck: int):
         super().__init__()
@@ -146,13 +148,13 @@ class SqueezeExcitation(nn.Module):
         self.up = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return `residual + gate * x`, written to `out` if given; `x` and `residual` must be 0 outside `mask`."""
+        """Return `residual + gate * x`, in `out` if it is given. `x` and `residual` must be 0 outside `mask`."""
         gate = torch.sigmoid(self.up(F.relu(self.down(masked_mean(x, mask)[..., None]))))
         return torch.addcmul(residual, x, gate, out=out)
 
 
 class SERes2Block(nn.Module):
-    """Residual block of a Res2Net convolution and squeeze-and-excitation: `(B, C, T)` to `(B, C, T)`."""
+    """Residual block with a Res2Net convolution and squeeze-and-excitation. Input and output are `(B, C, T)`."""
 
     def __init__(self, config: HamSpkConfig, dilation: int):
         super().__init__()
@@ -166,7 +168,7 @@ class SERes2Block(nn.Module):
         self.excitation = SqueezeExcitation(channels, config.ecapa_bottleneck)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return the output `(B, C, T)`. It is written to `out` if `out` is given and `overwrites` permits it."""
+        """Return the output `(B, C, T)`. If `out` is given and `overwrites` permits it, it is written to `out`."""
         frames = self.reduce(x, mask)
         if overwrites(self.reduce.norm, frames):
             return self._overwrite(frames, x, mask, out)
@@ -177,7 +179,7 @@ class SERes2Block(nn.Module):
         return self.excitation(self.expand(torch.cat([*outputs, last], dim=1), mask), x, mask)
 
     def _overwrite(self, frames: Tensor, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
-        """Compute the layers after `reduce` with less memory: the output of each channel group overwrites its input."""
+        """Compute the layers after `reduce`. To save memory, the output of each channel group overwrites its input."""
         before = None
         for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
             before = group(part if before is None else part.add_(before), mask, out=part)
@@ -186,7 +188,7 @@ class SERes2Block(nn.Module):
 
 
 class Ecapa(nn.Module):
-    """ECAPA-TDNN encoder of frames: `(B, F, T)` to `(B, ecapa_output_channels, T)`."""
+    """ECAPA-TDNN encoder, which maps features `(B, F, T)` to frames `(B, ecapa_output_channels, T)`."""
 
     stride = 1
 
@@ -209,7 +211,7 @@ class Ecapa(nn.Module):
         slots: list[Tensor | None] = [None] * len(self.blocks)
         together = None
         if overwrites(self.input.norm, x):
-            # The blocks write their outputs into one common tensor, so that `torch.cat` is not needed.
+            # All blocks write their outputs into one common tensor, so that `torch.cat` is not needed.
             together = x.new_empty(x.shape[0], len(slots) * x.shape[1], x.shape[2])
             slots = list(together.chunk(len(slots), dim=1))
         outputs = []
@@ -227,10 +229,11 @@ class Ecapa(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then batch normalisation: `(B, C, T)` to `(B, C', T')`, or with `F` before `T`.
+    """Convolution without bias, then batch normalisation.
 
     Args:
-        conv: convolution over time (`nn.Conv1d`), or over frequency and time (`nn.Conv2d`).
+        conv: convolution over time (`nn.Conv1d`), from `(B, C, T)` to `(B, C', T')`, or over frequency and time
+            (`nn.Conv2d`), from `(B, C, F, T)` to `(B, C', F', T')`.
     """
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d):
@@ -240,10 +243,10 @@ class ConvNorm(nn.Module):
         self.stride = int(conv.stride[-1])
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the output, whose padding is not zero. `mask` `(B, T')` marks the valid frames of the output."""
+        """Return the output, which is not zero in the padding. `mask` `(B, T')` marks the valid output frames."""
         norm: Any = self.norm
         conv = self.conv
-        # The normalisation is part of the convolution if it takes longer to normalise the output than the weights.
+        # If normalising the output would take longer than normalising the weights, the weights are normalised.
         if not overwrites(norm, x) or conv.weight[0].numel() > x.numel() // x.shape[1]:
             return batch_norm(norm, conv(x), mask)
         weight, bias = fuse_conv_bn_weights(
@@ -253,28 +256,30 @@ class ConvNorm(nn.Module):
 
 
 def conv1d(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, dilation: int = 1) -> nn.Conv1d:
-    """Return a convolution over time without bias, with as many zeros at both ends as keep the frames in place."""
+    """Return a convolution over time without bias. Zeros are added at both ends so that frames keep their places."""
     padding = dilation * (kernel_size - 1) // 2
     return nn.Conv1d(inputs, outputs, kernel_size, stride, padding, dilation, bias=False)
 
 
 def conv2d(inputs: int, outputs: int, kernel_size: int, stride: tuple[int, int] = (1, 1)) -> nn.Conv2d:
-    """Return a convolution over frequency and time without bias; `stride` is in mel bins and frames."""
+    """Return a convolution over frequency and time without bias. `stride` is in mel bins and frames."""
     return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, bias=False)
 
 
 def rectified(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply ReLU to `x`, which may be overwritten, and set the frames outside `mask` `(B, T)` to zero."""
+    """Apply ReLU to `x`, and set the frames outside `mask` `(B, T)` to zero. `x` may be overwritten."""
     return keep_valid(F.relu(x, inplace=True), mask)
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of two convolutions, or of three with a bottleneck: `(B, C, F, T)` to `(B, C', F', T')`.
+    """Residual block of two convolutions, or of three with a bottleneck.
+
+    It maps `(B, C, F, T)` to `(B, C', F', T')`.
 
     Args:
         inputs: number of input channels, C.
         width: number of channels of the 3x3 convolutions.
-        expansion: ratio of C' and `width`: 1 for two convolutions, above 1 for a bottleneck.
+        expansion: C' divided by `width`; 1 for a block of two convolutions, above 1 for a bottleneck.
         stride: stride in mel bins and frames.
     """
 
@@ -290,7 +295,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if is_same else ConvNorm(conv2d(inputs, outputs, 1, stride))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the output and its mask `(B, T')`; `x` must be 0 outside `mask` `(B, T)`."""
+        """Return the output and its mask `(B, T')`. `x` must be 0 outside `mask` `(B, T)`."""
         y = x
         for layer in self.layers:
             of_output = subsampled(mask, cast(int, layer.stride))
@@ -307,7 +312,9 @@ def subsampled(mask: Tensor | None, stride: int) -> Tensor | None:
 
 
 class ResNet(nn.Module):
-    """ResNet encoder of features: `(B, F, T)` to `(B, C, ceil(T / 8))`, where C is channels times remaining mel bins.
+    """ResNet encoder, which maps features `(B, F, T)` to frames `(B, C, ceil(T / 8))`.
+
+    C is the number of channels of the last stage times the number of remaining mel bins.
 
     Args:
         config: configuration with `num_mel_bins`, `resnet_depth` and `resnet_channels`.
@@ -346,13 +353,13 @@ class ResNet(nn.Module):
 
 
 class ContextMask(nn.Module):
-    """Convolution over time whose output is multiplied by a context-aware mask: `(B, C, T)` to `(B, C', T)`.
+    """Convolution over time, from `(B, C, T)` to `(B, C', T)`, whose output is multiplied by a context-aware mask.
 
     Args:
         inputs: number of input channels, C.
         outputs: number of output channels, C'.
         dilation: dilation of the convolution in frames.
-        segment: length in frames of the segments whose means are part of the context.
+        segment: length, in frames, of the segments. The mean over each segment is part of the context.
     """
 
     def __init__(self, inputs: int, outputs: int, dilation: int, segment: int):
@@ -363,9 +370,9 @@ class ContextMask(nn.Module):
         self.up = nn.Conv1d(max(1, inputs // 2), outputs, 1)
 
     def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
-        """Return the output `(B, C', T)`, which is not zero in the padding; `x` must be 0 there.
+        """Return the output `(B, C', T)`, which is not zero in the padding. In `x`, the padding must be 0.
 
-        `numbers` are the numbers of valid frames of each segment; see `segment_sizes`.
+        `numbers` contains the number of valid frames in each segment; see `segment_sizes`.
         """
         padded = F.pad(x, (0, numbers.shape[-1] * self.segment - x.shape[-1]))
         sums = padded.unflatten(-1, (numbers.shape[-1], self.segment)).sum(-1)
@@ -376,9 +383,9 @@ class ContextMask(nn.Module):
 
 
 def segment_sizes(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
-    """Return the number of valid frames in each segment of `x` `(B, C, T)`: `(B, S)`, or `(1, S)` without a mask.
+    """Return the number of valid frames in each segment of `x` `(B, C, T)`.
 
-    The segments have `segment` frames each, and the last one has the other frames.
+    The result is `(B, S)`, or `(1, S)` without a mask. Each segment has `segment` frames; the last may have fewer.
     """
     size = x.shape[-1]
     count = (size + segment - 1) // segment
@@ -387,7 +394,9 @@ def segment_sizes(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
 
 
 class DenseLayer(nn.Module):
-    """Layer of a densely connected block: `(B, C, T)` to the `campplus_growth` channels that it adds, `(B, C', T)`.
+    """Layer of a densely connected block. It maps `(B, C, T)` to `(B, C', T)`, the channels that it adds.
+
+    C' is `campplus_growth`.
 
     Args:
         config: configuration with the fields that begin with `campplus_`.
@@ -407,15 +416,15 @@ class DenseLayer(nn.Module):
 
 
 def norm_relu(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply batch normalisation and ReLU to frames `(B, C, T)`, which are not overwritten."""
+    """Apply batch normalisation and ReLU to frames `(B, C, T)` without overwriting them."""
     if overwrites(norm, x) and not x.is_contiguous():
-        # The normalisation of torch is fast for contiguous frames only, and these are some channels of a larger tensor.
+        # The normalisation of torch is fast only for contiguous frames, but `x` is a view of a larger tensor.
         return folded_norm(norm, x, None, torch.empty_like(x)).relu_()
     return F.relu(batch_norm(norm, x, mask), inplace=True)
 
 
 class DenseBlock(nn.Module):
-    """Densely connected layers, then a convolution that halves the channels: `(B, C, T)` to `(B, C', T)`.
+    """Densely connected layers, then a convolution that halves the channels. It maps `(B, C, T)` to `(B, C', T)`.
 
     Args:
         config: configuration with the fields that begin with `campplus_`.
@@ -432,7 +441,7 @@ class DenseBlock(nn.Module):
         self.norm, self.reduce, self.output_channels = nn.BatchNorm1d(joined), conv1d(joined, joined // 2), joined // 2
 
     def forward(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
-        """Return the output, which is not zero outside `mask`; for `numbers` see `segment_sizes`."""
+        """Return the output, which is not zero outside `mask`. For `numbers`, see `segment_sizes`."""
         if overwrites(self.norm, x):
             joined = self._overwrite(x, mask, numbers)
         else:
@@ -442,7 +451,7 @@ class DenseBlock(nn.Module):
         return self.reduce(norm_relu(self.norm, joined, mask))
 
     def _overwrite(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
-        """Compute the dense layers with less memory: each layer adds its channels to a common tensor."""
+        """Compute the dense layers. To save memory, all layers write their channels into one common tensor."""
         joined = x.new_empty(x.shape[0], cast(nn.BatchNorm1d, self.norm).num_features, x.shape[2])
         end = x.shape[1]
         joined[:, :end] = x
@@ -454,7 +463,7 @@ class DenseBlock(nn.Module):
 
 
 class CamPlusPlus(nn.Module):
-    """CAM++ encoder of features: `(B, F, T)` to `(B, C, ceil(T / 2))`.
+    """CAM++ encoder, which maps features `(B, F, T)` to frames `(B, C, ceil(T / 2))`.
 
     Args:
         config: configuration with `num_mel_bins` and the fields that begin with `campplus_`.
@@ -503,18 +512,18 @@ def make_encoder(config: HamSpkConfig) -> Ecapa | CamPlusPlus | ResNet:
 
 
 class StackedFilterBank(FilterBank):
-    """Front-end of w2v-BERT: `(B, L)` to `(B, T, N * F)`, where N is the number of frames that are stacked.
+    """Front-end of w2v-BERT. It maps waveforms `(B, L)` to `(B, T, N * F)`; N is the number of frames that are stacked.
 
     Each mel bin of Kaldi's filter bank is normalised to mean 0 and variance 1 over the utterance. Then every N adjacent
-    frames are joined into one. Frames at the end that do not fill a joined frame contribute to mean and variance, but
-    are left out of the output. Transformers pads and masks them instead.
+    frames are joined into one. If fewer than N frames remain at the end, they contribute to mean and variance but are
+    left out of the output; transformers pads and masks them instead.
 
-    As in transformers, the computation is in float64: in a loud frame, the rounding errors of a Fourier transform in
-    float32 are as large as the weakest bins of 16-bit audio. Devices without float64 use float32.
+    As in transformers, the computation is in float64, because in a loud frame the rounding errors of a Fourier
+    transform in float32 are as large as the weakest bins of 16-bit audio. Devices without float64 use float32.
 
     Args:
-        config: configuration with `num_mel_bins`, and a `backbone_config` whose `feature_projection_input_dim` is N
-            times as large.
+        config: configuration with `num_mel_bins`, and with a `backbone_config` whose `feature_projection_input_dim` is
+            N times `num_mel_bins`.
     """
 
     def __init__(self, config: HamSpkConfig):
@@ -527,19 +536,19 @@ class StackedFilterBank(FilterBank):
         width = backbone.feature_projection_input_dim
         if width % config.num_mel_bins:
             raise ValueError(
-                f"num_mel_bins ({config.num_mel_bins}) must divide feature_projection_input_dim of backbone_config, "
-                f"{width}."
+                f"feature_projection_input_dim of backbone_config ({width}) must be a multiple of num_mel_bins "
+                f"({config.num_mel_bins})."
             )
         if backbone.position_embeddings_type == "rotary":
-            # Transformers keeps these positions from one call to the next, in another mode or precision as well.
-            raise ValueError("w2v-BERT with position_embeddings_type 'rotary' is not supported, only 'relative_key'.")
+            # Transformers reuses these positions in later calls, even if the mode or the precision has changed.
+            raise ValueError("w2v-BERT is not supported with position_embeddings_type 'rotary', only 'relative_key'.")
         self.stacked = width // config.num_mel_bins
         self.smallest_length = self.window_length + (self.stacked - 1) * self.hop
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, constants: tuple[Tensor, Tensor] | None = None
     ) -> Features:
-        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
+        """Compute features of `waveforms` `(B, L)`. `lengths` `(B,)` counts the valid samples; None without padding."""
         if constants is None:
             window, bank = self.constants(np.float32 if waveforms.device.type == "mps" else np.float64)
             constants = window.to(waveforms.device), bank.to(waveforms.device)
@@ -547,7 +556,7 @@ class StackedFilterBank(FilterBank):
         with torch.autocast(waveforms.device.type, enabled=False):
             freedom = values.shape[-1] - 1 if lengths is None else (lengths - 1)[:, None, None]
             values = values / (values.square().sum(-1, keepdim=True) / freedom + VARIANCE_OFFSET).sqrt()
-            # Indices, because the exporter of PyTorch cannot divide the number of frames of a view.
+            # Indices are used, because the exporter of PyTorch cannot divide the number of frames in a view.
             first = self.stacked * torch.arange(values.shape[-1] // self.stacked, device=values.device)
             at = first[:, None] + torch.arange(self.stacked, device=values.device)
             values = values.mT[:, at].flatten(2)
@@ -565,7 +574,7 @@ def make_frontend(config: HamSpkConfig) -> FilterBank | Waveform | StackedFilter
 
 @dataclass(frozen=True)
 class OnnxDescription:
-    """Metadata of an exported file. A graph that is not `masked` accepts only batches without padding."""
+    """Metadata of an exported file. If `masked` is False, the graph accepts only batches without padding."""
 
     fingerprint: str
     sampling_rate: int
@@ -574,7 +583,7 @@ class OnnxDescription:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "OnnxDescription":
-        """Parse the metadata of a file; raise a ValueError with the file's name if they are invalid."""
+        """Parse the metadata of a file. If they are invalid, raise a ValueError with the name of the file."""
         try:
             return cls(**json.loads(metadata[METADATA_KEY]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -582,9 +591,9 @@ class OnnxDescription:
 
 
 class OnnxEncoder(nn.Module):
-    """Encoder that runs a file of `hamspk export` in ONNX Runtime and is called like the model that was exported.
+    """Encoder that runs a file of `hamspk export` in ONNX Runtime. It is called like the exported model.
 
-    Each operation uses `threads` threads, or all cores if it is None.
+    Each operation uses `threads` threads, or all cores if `threads` is None.
     """
 
     def __init__(self, file: str | os.PathLike, threads: int | None = None):
@@ -605,7 +614,7 @@ class OnnxEncoder(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            # The exceptions of ONNX Runtime share no other base class.
+            # The exceptions of ONNX Runtime have no other common base class.
             raise ValueError(
                 f"ONNX Runtime cannot read {name} ({type(error).__name__}). Export the model again."
             ) from error
@@ -614,7 +623,7 @@ class OnnxEncoder(nn.Module):
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
         """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""
         if attention_mask is not None and not self.description.masked:
-            # The graph accepts no padding, so each utterance runs alone.
+            # The graph accepts no padding, so each utterance is embedded alone.
             rows = [self(row[None, : int(mask.sum())]) for row, mask in zip(input_values, attention_mask, strict=True)]
             return XVectorOutput(embeddings=torch.cat([row.embeddings for row in rows]))
         feed = {INPUTS[0]: input_values.detach().cpu().float().numpy()}
@@ -624,9 +633,9 @@ class OnnxEncoder(nn.Module):
         return XVectorOutput(embeddings=torch.from_numpy(self.session.run([OUTPUT], feed)[0]))
 
     def difference_from(self, model: Any) -> float:
-        """Return the largest difference to the embeddings of `model`, relative to their largest value.
+        """Return the largest difference from the embeddings of `model`, relative to the largest value in these.
 
-        The result is 0.0 unless it is more than `LARGEST_DIFFERENCE`.
+        A difference of at most `LARGEST_DIFFERENCE` is returned as 0.0.
         """
         rate = model.config.sampling_rate
         noise = torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
@@ -645,10 +654,10 @@ class OnnxEncoder(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """Network that finds who speaks when: waveforms `(B, L)` at 16 kHz to log probabilities `(B, T, 7)`.
+    """Network that finds who speaks when. It maps waveforms `(B, L)` at 16 kHz to log probabilities `(B, T, 7)`.
 
-    A frame is 61.9 ms long, and the next frame begins 16.9 ms later. The classes are nobody, persons 1, 2 and 3, and
-    the pairs 1 and 2, 1 and 3, 2 and 3. The numbers of the persons are valid within a waveform only.
+    Frames are 61.9 ms long, and begin every 16.9 ms. The seven classes are: nobody; person 1, 2 or 3; persons 1 and 2,
+    1 and 3, or 2 and 3. The numbers of the persons are valid only within one waveform.
     """
 
     def __init__(self):
@@ -663,7 +672,7 @@ class Segmentation(nn.Module):
         self.classes = nn.Linear(width, SEGMENTATION_CLASSES)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Return log probabilities `(B, T, 7)` of waveforms `(B, L)` without padding; L is at least 1,600."""
+        """Return log probabilities `(B, T, 7)` for waveforms `(B, L)` without padding. L must be at least 1,600."""
         x = self.input_norm(waveforms[:, None])
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = conv(x)
@@ -677,7 +686,7 @@ class Segmentation(nn.Module):
 class OverlapDetector:
     """Detector of two people who speak at the same time, stored beside a model in the file `OVERLAP_FILE`.
 
-    It is not a part of the model: it has no effect on embeddings, and `model.to(device)` does not move it.
+    The detector is not a part of the model: it has no effect on embeddings, and `model.to(device)` does not move it.
 
     Example:
         ```python
@@ -688,7 +697,7 @@ class OverlapDetector:
 
     Args:
         network: network with trained weights.
-        origin: name of the project or checkpoint that the weights are from.
+        origin: name of the project or checkpoint from which the weights come.
         licence: licence of the weights; None if unknown.
     """
 
@@ -696,7 +705,7 @@ class OverlapDetector:
         self.network, self.origin, self.licence = network.eval().requires_grad_(False), origin, licence
 
     def mark(self, groups: Sequence[Sequence[Any]], sampling_rate: int) -> list[list[Any]]:
-        """Return groups of `MeasuredRecording` with the `overlap` of each recording that has enough speech."""
+        """Return the groups of `MeasuredRecording`, with `overlap` set for recordings with enough speech."""
         samples = {one.digest: one.samples for group in groups for one in group if one.embedding is not None}
         found = dict(zip(samples, self.find(list(samples.values()), sampling_rate), strict=True))
         return [[one._replace(overlap=found.get(one.digest, 0.0)) for one in group] for group in groups]
@@ -706,19 +715,19 @@ class OverlapDetector:
         return overlap_warnings(self.find([sound.waveform], sound.sampling_rate)[0], label)
 
     def find(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-        """Return for each waveform `(L,)` in [-1, 1] the seconds in which two people speak at once.
+        """Return the number of seconds in which two people speak at once, for each waveform `(L,)` in [-1, 1].
 
-        The result is 0.0 unless they are more than `OVERLAP_SHARE` of the seconds of speech.
+        If it is at most the share `OVERLAP_SHARE` of the speech, 0.0 is returned.
         """
         seconds = self.measure(waveforms, sampling_rate).tolist()
         return [overlap if overlap > OVERLAP_SHARE * speech else 0.0 for speech, overlap in seconds]
 
     def measure(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> np.ndarray:
-        """Return seconds `(N, 2)` of speech, and of two people who speak at once, in waveforms `(L,)`.
+        """Return, for each of N waveforms `(L,)`, the seconds of speech and of two people at once, as `(N, 2)`.
 
-        They are expected values under the probabilities of the network. A waveform of more than 10 s is cut into
-        windows of 10 s; the last window begins earlier and overlaps with the window before it. The seconds of a
-        waveform do not depend on the other waveforms. They are 0 if it is shorter than 0.1 s.
+        Both numbers are expected values under the probabilities of the network. A waveform of more than 10 s is cut
+        into windows of 10 s; the last window overlaps with the one before it if less than 10 s remain. The result for a
+        waveform does not depend on the other waveforms. It is 0 for waveforms shorter than 0.1 s.
         """
         windows: dict[tuple[int, int], np.ndarray] = {}
         for number, waveform in enumerate(waveforms):
@@ -734,7 +743,7 @@ class OverlapDetector:
                 batch = keys[first : first + WINDOWS_AT_ONCE]
                 probabilities = self._probabilities([windows[key] for key in batch])
                 for (number, start), frames in zip(batch, probabilities, strict=True):
-                    # Frames that also belong to the window before are not counted again.
+                    # Frames that also belong to the previous window are not counted again.
                     own = frames[round(-start % WINDOW_SAMPLES / SEGMENTATION_STEP) :]
                     found[number] += (1 - own[:, 0]).sum(), own[:, FIRST_PAIR:].sum()
         return found * (SEGMENTATION_STEP / SEGMENTATION_RATE)
@@ -754,9 +763,9 @@ class OverlapDetector:
 
     @staticmethod
     def save_beside_weights(detector: "OverlapDetector | None", folder: str | os.PathLike) -> None:
-        """Save a detector, if there is one, beside the weights, and give all weights the permissions of `config.json`.
+        """Save a detector, if any, beside the weights, and give all weight files the permissions of `config.json`.
 
-        Newer versions of safetensors write files that only their owner can read.
+        Newer versions of safetensors would write files that only the owner can read.
         """
         if detector is not None:
             detector.save(os.path.join(folder, OVERLAP_FILE))
@@ -767,7 +776,7 @@ class OverlapDetector:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "OverlapDetector":
-        """Read a saved detector; raise a ValueError if the file is damaged or contains something else."""
+        """Read a saved detector. Raise a ValueError if the file is damaged or contains something else."""
         with torch.device("meta"):
             network = Segmentation()
         shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -775,7 +784,7 @@ class OverlapDetector:
         try:
             with safe_open(path, "pt") as file:
                 metadata, names = file.metadata(), list(file.keys())
-                # The shapes come before the tensors, so that no more than a detector is read.
+                # The shapes are checked before the tensors are read, so that a large other file is not read.
                 stored = {name: file.get_slice(name) for name in names}
                 is_detector = {
                     name: one.get_shape() for name, one in stored.items() if one.get_dtype() == "F32"

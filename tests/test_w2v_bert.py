@@ -112,10 +112,10 @@ def test_a_pretrained_folder_is_a_backbone(tmp_path):
     ("fields", "message"),
     [
         ({"frontend": "waveform"}, "With a backbone_config of 'wav2vec2-bert', frontend must be 'seamless'"),
-        ({"num_mel_bins": 64}, "num_mel_bins (64) must divide feature_projection_input_dim of backbone_config, 160."),
+        ({"num_mel_bins": 64}, "backbone_config (160) must be a multiple of num_mel_bins (64)."),
         (
             {"backbone_config": tiny_backbone(W2V_BERT, position_embeddings_type="rotary")},
-            "position_embeddings_type 'rotary' is not supported, only 'relative_key'.",
+            "w2v-BERT is not supported with position_embeddings_type 'rotary', only 'relative_key'.",
         ),
         ({"backbone_config": None, "frontend": "seamless"}, "frontend 'seamless' needs a backbone_config."),
         ({"backbone_config": tiny_backbone(W2V_BERT, add_adapter=True)}, "Set add_adapter=False in backbone_config"),

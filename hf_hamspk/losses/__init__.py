@@ -1,4 +1,4 @@
-"""Training losses that are computed over blocks of speakers, for up to millions of speakers. Only torch is needed."""
+"""Training losses for up to millions of speakers, computed over blocks of speakers. Only torch is needed."""
 
 from .engine import BlockwiseEngine, set_class_sampling, use_blocks
 from .modules import (

@@ -1,4 +1,4 @@
-"""Forward and backward pass of the fused loss over blocks of centres. The module `fused` explains the method.
+"""Forward and backward pass of the loss over blocks of centres. The module `fused` explains the method.
 
 Letters: `B` batch size, `K` speakers, `N` centres of a block, `D` embedding size, `A` columns of a lifted vector.
 
@@ -35,7 +35,7 @@ from .lifting import (
 )
 from .sharding import CentreShard, largest_over_ranks, sum_over_ranks
 
-# Number of logits of a block, B x N. A block should fit into the cache of a CPU, or be large enough to occupy a GPU.
+# Number of logits in a block, B x N. A block should fit into the cache of a CPU, or be large enough to occupy a GPU.
 CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 24
 SMALLEST_BLOCK = 64
 ROOT_OF_TWO = 2**0.5
@@ -46,10 +46,11 @@ class BlockwiseLoss:
 
     Args:
         settings: settings of the head.
-        curvature: fixed curvature of a hyperbolic similarity; None if it is learned or the similarity has none.
+        curvature: fixed curvature of a hyperbolic similarity; None if the curvature is learned, or for other
+            similarities.
         chosen: ascending row numbers of the centres that are used in the loss; None for all rows.
         shard: rows of the centres that this rank stores; None if it stores all.
-        kept_bytes: largest memory, in bytes, for the logit derivatives that are kept for the backward pass.
+        kept_bytes: largest memory, in bytes, for derivatives of logits that are kept for the backward pass.
     """
 
     needs_grad = True
@@ -64,7 +65,8 @@ class BlockwiseLoss:
     ):
         self.settings, self.fixed_curvature, self.chosen, self.shard = settings, curvature, chosen, shard
         self.kept_bytes = kept_bytes
-        # Number subtracted from every logit. If None, `running`, the largest logit of each row so far in bits, is used.
+        # Number that is subtracted from every logit. If it is None, `running` is subtracted instead: the largest logit
+        # of each row so far, in bits.
         self.shift = fixed_shift(settings, curvature)
         self.kept: dict[int, Tensor] = {}
         # Buffers that all blocks reuse.
@@ -107,7 +109,7 @@ class BlockwiseLoss:
         return self._losses()
 
     def _places(self, labels: Tensor, weight: Tensor) -> Tensor:
-        """Return the positions of the labels among the chosen rows; -1 for speakers whose centre is on another rank."""
+        """Return the positions of the labels among the chosen rows, or -1 if another rank stores the centre."""
         self.own, self.local = None, labels
         if self.shard is not None:
             local = labels - self.shard.first
@@ -117,7 +119,7 @@ class BlockwiseLoss:
         return self._fill_remote(places, -1)
 
     def _fill_remote(self, values: Tensor, other: float) -> Tensor:
-        """Return `values` `(B,)`, with `other` for utterances whose target centre is on another rank."""
+        """Return `values` `(B,)`, with `other` in place of the values of utterances whose centre is on another rank."""
         return values if self.own is None else values.where(self.own, other)
 
     def _fixed_target(self, pairs: Tensor, radial: Radial) -> None:
@@ -133,7 +135,7 @@ class BlockwiseLoss:
         self._share_target(add_margin(similarity, self.settings.margin_kind, self.settings.margin))
 
     def _target(self, x: Tensor, rows: Tensor, bias: Tensor | None, curvature: Tensor | None) -> None:
-        """Compute the target similarity with margin, and keep its autograd graph for the backward pass."""
+        """Compute the target similarity with margin, and keep the autograd graph for the backward pass."""
         with torch.enable_grad():
             own_bias = None if bias is None else bias.detach()[self.local].to(x.dtype)
             inputs = [x.detach(), rows, own_bias, None if curvature is None else curvature.detach()]
@@ -167,7 +169,7 @@ class BlockwiseLoss:
         return lifted
 
     def _lifted_scratch(self, count: int) -> Tensor:
-        """Return a reused buffer `(count, A)` for the lifted centres of a block or their gradient."""
+        """Return a buffer `(count, A)` for the lifted centres of a block or for their gradient. All blocks use it."""
         if "lifted" not in self.scratch:
             self.scratch["lifted"] = new_rows(min(self.block, self.count), self.lifted.shape[1], self.lifted)
         return self.scratch["lifted"][:count]
@@ -180,12 +182,12 @@ class BlockwiseLoss:
         return self.scratch[name][: batch * columns].view(batch, columns)
 
     def _derivative(self, number: int, lifted: Tensor, again: bool = False) -> Tensor:
-        """Differentiate the exponentials of the logits of block `number` with respect to products of lifted vectors.
+        """Compute the exponentials of the logits of block `number`, and their derivatives.
 
         Unless `again` is True, the exponentials are also added to the sums of the forward pass.
 
         Returns:
-            Derivatives `(B, N)` up to a constant factor.
+            The derivatives `(B, N)` with respect to the products of lifted vectors, up to a constant factor.
         """
         columns = lifted.shape[0]
         is_kept = number < self.keep and not again
@@ -211,7 +213,7 @@ class BlockwiseLoss:
         return exponentials if masked is None else exponentials.masked_fill_(masked, 0.0)
 
     def _mark(self, block: Tensor, number: int, value: float) -> None:
-        """Write `value` to the entries of `block` `(B, N)`, block number `number`, that belong to targets."""
+        """Write `value` to the target entries of `block` `(B, N)`, which is block number `number`."""
         columns = block.shape[1]
         if self.own is None and number == 0 and columns == self.count:
             block.scatter_(1, self.places[:, None], value)
@@ -222,17 +224,19 @@ class BlockwiseLoss:
         block.scatter_(1, index, block.gather(1, index).masked_fill_(inside, value))
 
     def _distance_scale(self) -> float | Tensor:
-        """Return `s f` (see the module `lifting`), the factor from distances in the unit ball to negative logits."""
+        """Return the factor `s f` that converts distances in the unit ball to negative logits; see `lifting`."""
         if self.settings.projection == "released":
             return self.settings.scale
         c = self.target[0][3] if self.fixed_curvature is None else self.fixed_curvature
         return self.settings.scale * (c.detach() if isinstance(c, Tensor) else c) ** -0.5
 
     def _hinge(self, logits: Tensor) -> Tensor | None:
-        """Set the logits of easy impostors (below the target logit with margin) to 0 if the margin kind is "real".
+        """If the margin kind is "real", set the logits of easy impostors to 0.
+
+        An impostor is easy if its logit is below the target logit with margin.
 
         Returns:
-            The mask `(B, N)` of the easy impostors; None for other margins.
+            The mask `(B, N)` of the easy impostors; None for other margin kinds.
         """
         if self.settings.margin_kind != "real":
             return None
@@ -253,7 +257,7 @@ class BlockwiseLoss:
         return logits.sub_(self.running_at[number][:, None]).exp2_()
 
     def _shrink(self, shift: Tensor, larger: Tensor) -> None:
-        """Rescale the sums of exponentials, because `larger` replaces `shift`; both are `(B,)` in bits."""
+        """Rescale the sums of exponentials when `larger` replaces `shift`. Both are `(B,)`, in bits."""
         factor = (shift - larger).exp2_()
         self.total *= factor
         self.grad *= factor[:, None]
@@ -267,7 +271,8 @@ class BlockwiseLoss:
             self._shrink(self.running, largest)
             self.running, shift = largest, largest / BITS_PER_NAT
         total = sum_over_ranks(self.total, self.shard)
-        # Log odds of the impostors against the target. Without impostors they are minus infinity, and the loss is 0.
+        # Logarithm of the odds of the impostors against the target. Without impostors, it is minus infinity, and the
+        # loss is 0.
         odds = total.log() + shift - self.target_logit
         self.wrong = odds.sigmoid()
         self.total = total.clamp_min(torch.finfo(total.dtype).tiny)
@@ -301,7 +306,7 @@ class BlockwiseLoss:
 
     def _target_gradient(self) -> list[Any]:
         """Compute the gradients of embedding, centre, bias and curvature through the target similarity."""
-        # For targets on other ranks, the similarity was computed with an arbitrary centre of this rank.
+        # If the target centre is on another rank, the similarity was computed with an arbitrary centre of this rank.
         given = self._fill_remote(self.wrong_grad, 0.0)
         if self.pairs is not None:
             return [*pull_back_pairs(given * self._distance_scale(), self.pairs), None, None]
@@ -315,8 +320,8 @@ class BlockwiseLoss:
         """Compute the gradient of the embeddings through the impostor logits.
 
         Returns:
-            The gradient of the embeddings `(B, D)`, and the gradients of lengths and time parts of their lift, `(B,)`
-            each.
+            The gradient of the embeddings `(B, D)`, and the gradients of the lengths and of the time parts of the
+            lifted embeddings, `(B,)` each.
         """
         size = x.shape[1]
         # The first D columns of a lifted embedding are `-X` (hyperbolic), or the embedding or its direction times `s`.
@@ -335,8 +340,8 @@ class BlockwiseLoss:
         """Compute the gradients of centres and bias through the impostor logits.
 
         Returns:
-            Gradients of the centres and the bias and, if the curvature is learned, a tensor `(2, rows)` with the
-            gradients of the lengths and the time parts of the lifted centres.
+            The gradient of the centres, the gradient of the bias (or None), and, if the curvature is learned, a tensor
+            `(2, rows)` with the gradients of the lengths and the time parts of the lifted centres (otherwise None).
         """
         direct = self.chosen is None and weight.dtype == factor.dtype
         grad_weight = torch.empty_like(weight) if direct else torch.zeros_like(weight)
@@ -393,11 +398,11 @@ class BlockwiseLoss:
 def to_distance(u: Tensor, out: Tensor) -> Tensor:
     """Convert `u = cosh d - 1` to the distance `d`, in place.
 
-    If `u` is smaller than its rounding error, its gradient is noise. Therefore `u` is limited to at least half the
-    float epsilon, which bounds the derivative as in `geometry_hamspk.arcosh1p`.
+    If `u` is smaller than its rounding error, the gradient is only noise. Therefore `u` is set to at least half the
+    machine epsilon. This bounds the derivative, as in `geometry_hamspk.arcosh1p`.
 
     Args:
-        u: any shape; overwritten with `d`.
+        u: tensor of any shape; overwritten with `d`.
         out: buffer of the same shape for the result.
 
     Returns:
@@ -406,7 +411,7 @@ def to_distance(u: Tensor, out: Tensor) -> Tensor:
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)
     sinh = torch.addcmul(u, u, u, value=0.5, out=out).sqrt_()
-    # log is faster than log1p. Its rounding error near 1 is no larger than the error of a distance of order 1.
+    # log is faster than log1p. For small distances, its rounding error is no larger than that of distances near 1.
     u.add_(sinh, alpha=ROOT_OF_TWO).add_(1).log_()
     return sinh
 

@@ -1,4 +1,4 @@
-"""Loss of a hyperbolic head in a form for `torch.compile`, which fuses the elementwise operations itself.
+"""Loss of a hyperbolic head for `torch.compile`, which itself fuses the elementwise operations.
 
 Letters: `B` batch size, `K` speakers, `D` embedding size, `A` columns of a lifted vector.
 
@@ -26,7 +26,7 @@ from .lifting import (
 
 
 def can_compile(settings: HeadSettings, curvature: float | Tensor | None) -> bool:
-    """Return whether `compiled_loss` accepts a head: a hyperbolic head with fixed curvature and bounded logits."""
+    """Return whether `compiled_loss` accepts a head. It must be hyperbolic, with fixed curvature and bounded logits."""
     if settings.kind != "hyperbolic" or curvature is None or isinstance(curvature, Tensor):
         return False
     return settings.margin_kind in ("none", "additive") and fixed_shift(settings, curvature) is not None
@@ -37,8 +37,8 @@ def compiled_loss(
 ) -> Tensor:
     """Compute the mean cross-entropy with margin, a scalar, of embeddings `(B, D)` and centres `(K, D)`.
 
-    The head must be one that `can_compile` accepts. The loss agrees with `fused_losses`. It also works without
-    `torch.compile`, but is then slower and needs more memory.
+    `can_compile` must be True for the head. The loss is the same as that of `fused_losses`. Without `torch.compile`,
+    this function also works, but is slower and needs more memory.
     """
     shift = fixed_shift(settings, curvature)
     if shift is None:
@@ -55,17 +55,17 @@ def compiled_loss(
 
 
 def _lift(vectors: Tensor, curvature: float, settings: HeadSettings) -> tuple[Tensor, Tensor]:
-    """Return the lifts of vectors `(N, D)` and their time parts `(N, 1)`, see the module `lifting`."""
+    """Return the lifts `(N, D)` of vectors `(N, D)`, and the time parts `(N, 1)`; see the module `lifting`."""
     radius = vector_norms(vectors, vectors.dtype).clamp_min(SMALLEST_RADIUS)
     length, time = radial_lift(radius, curvature, settings)
     return vectors * (length / radius)[:, None], time[:, None]
 
 
 def _aligned(columns: list[Tensor]) -> Tensor:
-    """Concatenate columns, and add zeros so that rows begin at cache lines, for faster matrix products."""
+    """Concatenate columns, and add columns of zeros so that each row begins at a cache line (faster products)."""
     first, line = columns[0], CACHE_LINE // columns[0].element_size()
     missing = -sum(column.shape[1] for column in columns) % line
-    # Zeros that are concatenated cost nothing. `F.pad` would copy everything once more.
+    # Concatenating the zeros as well takes no extra time. `F.pad` would copy everything once more.
     return torch.cat([*columns, first.new_zeros(first.shape[0], missing)], dim=1)
 
 
@@ -74,7 +74,7 @@ class _ImpostorLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, labels: Tensor, scale: float, shift: float) -> Tensor:
-        # As in `blocks.to_distance`, the limit bounds the derivative where rounding errors exceed the value.
+        # As in `blocks.to_distance`, this lower limit bounds the derivative where the rounding error exceeds the value.
         u = (x @ y.mT).clamp_min(torch.finfo(x.dtype).eps / 2)
         sinh = (u * (u + 2)).sqrt()
         exponentials = torch.exp(-scale * torch.log(1 + u + sinh) - shift)

@@ -1,4 +1,4 @@
-"""Blockwise loss for the head of a model, with class sampling and with centres divided among processes.
+"""Blockwise loss for the head of a model, optionally with class sampling and with centres divided among processes.
 
 Letters: `B` batch size, `K` speakers, `D` embedding size.
 
@@ -16,14 +16,15 @@ from .fused import fused_losses
 from .lifting import HeadSettings
 from .sharding import CentreShard, choose_rows, gather_batches, gather_embeddings, shard_rows
 
-# Name endings of the parameters that have one row for each speaker.
+# Endings of the names of the parameters that have one row for each speaker.
 CENTRE_NAMES = ("similarity.weight", "similarity.bias")
-# Under torch.compile, the loss is computed from all logits if there are at most this many, B x K, to limit the memory.
+# Under torch.compile, the loss is computed from all B x K logits at once if there are at most this many. The limit is
+# for the memory.
 COMPILED_LOGITS = 1 << 26
 
 
 class BlockwiseEngine:
-    """Engine that computes the loss of a head over blocks of speakers, in memory that does not grow with B x K.
+    """Engine that computes the loss of a head over blocks of speakers, so that the memory does not grow with B x K.
 
     `use_blocks(head)` creates the engine of a head. A `joint` head gets one engine for each of its two heads.
 
@@ -52,7 +53,7 @@ class BlockwiseEngine:
         return self.shard is None
 
     def __call__(self, head: SpeakerHead, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss, a scalar, over the batch, or over the batches of all ranks if centres are divided."""
+        """Compute the mean loss, a scalar. If the centres are divided, it is the mean over the batches of all ranks."""
         similarity, shard = head.similarity, self.shard
         is_sampling = head.training and self.class_sampling < 1
         whole = shard is None and not is_sampling
@@ -87,7 +88,7 @@ def head_settings(head: SpeakerHead) -> HeadSettings:
 
 
 def head_parts(head: SpeakerHead | JointHead) -> list[SpeakerHead]:
-    """Return a list with the two heads that a `joint` head combines, or with `head` itself if it is another head."""
+    """Return the two heads that a `joint` head combines. For any other head, return a list with this head."""
     return [head.euclidean, head.hyperbolic] if isinstance(head, JointHead) else [head]
 
 
@@ -111,11 +112,12 @@ def _engines(head: SpeakerHead | JointHead) -> list[BlockwiseEngine]:
 def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
     """Limit the loss of each training step to a sample of the speakers (An et al. 2022).
 
-    The sample contains the speakers of the batch and other speakers drawn at random. The loss is the cross-entropy over
-    the sample. The two heads of a `joint` head draw separate samples. In evaluation mode the loss covers all speakers.
+    The sample contains the speakers of the batch, and others that are drawn at random. The loss is the cross-entropy
+    over the speakers in the sample. The two heads of a `joint` head draw separate samples. In evaluation mode, all
+    speakers are used.
 
     Args:
-        head: head that will compute its loss over blocks of speakers.
+        head: head. From now on, it computes the loss over blocks of speakers.
         share: fraction of the speakers in the sample, in (0, 1].
 
     Raises:
@@ -128,10 +130,10 @@ def set_class_sampling(head: SpeakerHead | JointHead, share: float) -> None:
 
 
 def divide_head(head: SpeakerHead | JointHead, rank: int, ranks: int) -> None:
-    """Keep only the centres of rank `rank` in the head, to train with `torch.distributed` on `ranks` processes.
+    """Keep only the centres of one rank in the head, for training with `torch.distributed` in `ranks` processes.
 
-    After this, all ranks must have batches of the same size. The loss is the mean over the batches of all ranks and has
-    the same value on every rank. Logits cannot be computed.
+    After this call, all ranks must have batches of the same size. The loss is the mean over the batches of all ranks,
+    so every rank gets the same value. Logits can no longer be computed.
 
     Raises:
         ValueError: the centres are already divided, or there are fewer speakers than ranks.

@@ -1,9 +1,9 @@
-"""Lift of embeddings and centres, which turns each similarity into a matrix product, and the derivative of the lift.
+"""Lift of embeddings and centres, and the derivative of the lift. With lifted vectors, each similarity is a product.
 
 Letters: `B` batch size, `N` centres, `D` embedding size, `A` columns of a lifted vector.
 
-Lifts are radial: the lift of a vector of norm `r` has the same direction, the length `L(r)`, and for hyperbolic
-similarities an additional coordinate `T(r)`, the time part.
+Lifts are radial. The lift of a vector with the norm `r` has the same direction and the length `L(r)`. For hyperbolic
+similarities, it has an additional coordinate `T(r)`, the time part.
 
 | similarity | lifted embedding `(A,)`   | lifted centre `(A,)` | their product             | logit                |
 |------------|---------------------------|----------------------|---------------------------|----------------------|
@@ -37,9 +37,9 @@ from ..geometry_hamspk import (
     score,
 )
 
-# A smaller norm is treated as this norm, where the lift is linear. The square of the number still fits into float32.
+# A smaller norm is treated as this norm. The lift is linear there, and the square still fits into float32.
 SMALLEST_RADIUS = 1e-15
-# Number of rows whose radial parts are computed at once.
+# Number of rows for which radial parts are computed at once.
 RADIAL_ROWS = 1 << 17
 # Range of exponents. Float32 can represent exp(-87) to exp(88), but sums and factors need a reserve at the upper end.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -80.0, 50.0
@@ -50,7 +50,7 @@ CACHE_LINE = 64
 
 
 class HeadSettings(NamedTuple):
-    """Settings of a head that are not parameters.
+    """Settings of a head, without its learned parameters.
 
     Attributes:
         kind: similarity: `"linear"`, `"cosine"` or `"hyperbolic"`.
@@ -73,7 +73,7 @@ class Radial:
     `L'` and `T'` are the derivatives with respect to `r`.
 
     Args:
-        parts: tensor `(5, N)` of the five parts, which can be sliced with one call instead of five.
+        parts: tensor `(5, N)` of the five parts. In one tensor, they can be sliced with one call instead of five.
     """
 
     def __init__(self, parts: Tensor):
@@ -97,7 +97,8 @@ def target_similarity(
     if settings.kind == "cosine":
         return score(embeddings, rows, settings.kind, settings.projection, 1.0, settings.clip_radius)
     c = 1.0 if curvature is None else curvature
-    # Both are projected in one call, because with a small batch the number of calls determines the time.
+    # Embeddings and centres are projected in one call, because for a small batch the number of calls determines the
+    # time.
     both, factor = project(torch.stack([embeddings, rows]), settings.projection, c, settings.clip_radius)
     x, y = (BallPoints(*parts) for parts in zip(both.position.unbind(), both.conformal.unbind(), strict=True))
     return -distance(x, y) * factor
@@ -106,7 +107,7 @@ def target_similarity(
 def project_norm(
     radius: Tensor, projection: str, curvature: float | Tensor, clip_radius: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the norms of the points to which `project` maps features, from the norms of the features.
+    """Compute, from the norms of features, the norms of the points to which `project` maps the features.
 
     Args:
         radius: norms of the features, any shape.
@@ -125,7 +126,7 @@ def project_norm(
 
 
 def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: HeadSettings) -> tuple[Tensor, Tensor]:
-    """Compute length `L` and time part `T`, `(N,)` each, of the lift of vectors with the norms `radius` `(N,)`."""
+    """Compute the length `L` and the time part `T`, `(N,)` each, of the lift of vectors with norms `radius` `(N,)`."""
     if settings.kind == "cosine":
         return normalize(radius[:, None])[:, 0], torch.zeros_like(radius)
     c = 1.0 if curvature is None else curvature
@@ -136,11 +137,11 @@ def radial_lift(radius: Tensor, curvature: float | Tensor | None, settings: Head
 def radial_parts(
     vectors: tuple[Tensor, ...], dtype: torch.dtype, curvature: float | Tensor | None, settings: HeadSettings
 ) -> list[Radial] | list[None]:
-    """Compute the radial parts of each tensor `(N, D)`, block by block; each is None for a linear similarity."""
+    """Compute the radial parts for each tensor `(N, D)`, block by block. For a linear similarity, they are None."""
     if settings.kind == "linear":
         return [None for _ in vectors]
     norms = [vector_norms(v, dtype) for v in vectors]
-    # All norms are processed together, because with few speakers the number of calls determines the time.
+    # All norms are processed together, because for few speakers the number of calls determines the time.
     radius = torch.cat(norms).clamp_min_(SMALLEST_RADIUS)
     pieces = [_radial_part(some, curvature, settings) for some in radius.split(RADIAL_ROWS)]
     parts = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
@@ -148,11 +149,12 @@ def radial_parts(
 
 
 def vector_norms(vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute the norms `(N,)` of vectors `(N, D)`, also if the squares of their entries exceed the range of `dtype`.
+    """Compute the norms `(N,)` of vectors `(N, D)`. The squares of the entries may exceed the range of `dtype`.
 
-    Norms above the range of `dtype` become its largest number.
+    A norm that itself exceeds the range of `dtype` is replaced by the largest number of `dtype`.
     """
-    # Double precision takes ten times as long on a CPU. On a GPU, testing the norms would take more time.
+    # On a CPU, double precision takes ten times as long, so it is used only if needed. On a GPU, testing whether it is
+    # needed would take longer.
     if not vectors.is_cuda and not torch.compiler.is_compiling():
         norms = torch.linalg.vector_norm(vectors, dim=1, dtype=dtype)
         if bool(norms.isfinite().all()):
@@ -164,11 +166,12 @@ def _radial_part(radius: Tensor, curvature: float | Tensor | None, settings: Hea
     """Compute the five parts of a `Radial`, `(5, N)`."""
     if settings.kind == "cosine":
         scale, zeros = normalize(radius[:, None])[:, 0].div_(radius), torch.zeros_like(radius)
-        # A vector below this norm is only scaled. A longer vector is normalised to length 1.
+        # A vector shorter than SMALLEST_NORM is only scaled. A longer vector is normalised to length 1.
         return torch.stack([scale, scale * (radius < SMALLEST_NORM), zeros, zeros, radius])
     c = 1.0 if curvature is None else curvature
     position, conformal, ball_slope = project_norm(radius, settings.projection, c, settings.clip_radius)
-    # With p the position, L = lambda p, T = L p and lambda = 2 / (1 - p^2), the derivative of which is lambda^2 p.
+    # Let p be the norm of the position. Then L = lambda p and T = L p. The derivative of lambda = 2 / (1 - p^2) is
+    # lambda^2 p.
     length = conformal * position
     slope = torch.addcmul(conformal, length, length).mul_(ball_slope)
     time_slope = ball_slope.mul_(conformal).mul_(length)
@@ -194,7 +197,7 @@ def lift_embeddings(x: Tensor, radial: Radial | None, shift: float, settings: He
 
 
 def new_rows(count: int, columns: int, like: Tensor) -> Tensor:
-    """Return an uninitialised matrix `(count, columns)` whose rows start at cache lines, for faster matrix products."""
+    """Return an uninitialised matrix `(count, columns)`. Its rows start at cache lines, for faster matrix products."""
     line = CACHE_LINE // like.element_size()
     return like.new_empty(count, -(-columns // line) * line)[:, :columns]
 
@@ -219,7 +222,7 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
         grad: gradient of the lifted vectors without the time part, `(N, D)`.
         time_grad: gradient of the time parts, `(N,)`.
         vectors: vectors before the lift, `(N, D)`.
-        radial: radial parts of their lift.
+        radial: radial parts of the lift of the vectors.
         out: buffer for the result, `(N, D)`; may be `grad`.
 
     Returns:
@@ -234,7 +237,7 @@ def pull_back(grad: Tensor, time_grad: Tensor, vectors: Tensor, radial: Radial, 
 
 
 def ball_parts(lift: Radial) -> Radial:
-    """Compute the radial parts of the map into the ball (`p/r`, `p'`, `lambda`, `lambda'`, `r`) from the lift."""
+    """Compute the radial parts `p/r`, `p'`, `lambda`, `lambda'` and `r` of the map into the ball from the lift."""
     # T = lambda p^2 = lambda - 2, L = lambda p, and L' = (lambda + L^2) p'.
     conformal = lift.time + 2
     slope = lift.slope / (lift.scale * lift.radius).square_().add_(conformal)
@@ -247,7 +250,7 @@ class DistanceSlopes(NamedTuple):
     Attributes:
         apart: difference of the positions of `x` and `y`, `(..., D)`.
         by_position: factor `(...)`. `by_position * apart` is the derivative of the distance with respect to the
-            position of `x`. The derivative with respect to the position of `y` is its negative.
+            position of `x`, and `-by_position * apart` the derivative with respect to the position of `y`.
         by_x_conformal, by_y_conformal: derivatives with respect to the conformal factors of `x` and `y`, `(...)`.
     """
 
@@ -258,7 +261,7 @@ class DistanceSlopes(NamedTuple):
 
 
 def distance_and_slopes(x: BallPoints, y: BallPoints) -> tuple[Tensor, DistanceSlopes]:
-    """Compute the distances `(...)` between `x` and `y` and their derivatives, without an autograd graph."""
+    """Compute the distances `(...)` between `x` and `y`, and the derivatives, without an autograd graph."""
     x_conformal, y_conformal = x.conformal.squeeze(-1), y.conformal.squeeze(-1)
     apart, conformal = x.position - y.position, x_conformal * y_conformal
     u = cosh_less_1(apart, conformal)
@@ -274,7 +277,7 @@ class PairDistance(NamedTuple):
     Attributes:
         distance: distances in the unit ball, `(B,)`.
         slopes: derivatives of the distances.
-        vectors: embeddings followed by their centres, `(2 B, D)`.
+        vectors: embeddings followed by their target centres, `(2 B, D)`.
         ball: radial parts of the map of `vectors` into the ball; see `ball_parts`.
     """
 
@@ -285,7 +288,10 @@ class PairDistance(NamedTuple):
 
 
 def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
-    """Compute the distances of embeddings to their centres, stacked in `vectors` `(2 B, D)`, from their `lift`."""
+    """Compute the distances of embeddings to their target centres.
+
+    `vectors` `(2 B, D)` contains the embeddings, then the centres. `lift` contains the radial parts of `vectors`.
+    """
     ball = ball_parts(lift)
     positions, conformal = (vectors * ball.scale[:, None]).chunk(2), ball.time[:, None].chunk(2)
     x, y = (BallPoints(*parts) for parts in zip(positions, conformal, strict=True))
@@ -293,7 +299,7 @@ def pair_distance(vectors: Tensor, lift: Radial) -> PairDistance:
 
 
 def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
-    """Compute the gradients of embeddings and centres, `(B, D)` each, from the gradient of their distances `(B,)`."""
+    """Compute the gradients of embeddings and centres, `(B, D)` each, from the gradient `given` `(B,)` of distances."""
     slopes, batch = pairs.slopes, given.shape[0]
     grad = torch.empty_like(pairs.vectors)
     torch.mul(slopes.apart, (given * slopes.by_position)[:, None], out=grad[:batch])
@@ -306,7 +312,7 @@ def pull_back_pairs(given: Tensor, pairs: PairDistance) -> tuple[Tensor, ...]:
 def curvature_gradient(
     radial: Radial, length_grad: Tensor, time_grad: Tensor, curvature: Tensor, settings: HeadSettings
 ) -> Tensor:
-    """Compute the gradient, a scalar, of a learned curvature through the lift that `radial` describes."""
+    """Compute the gradient of a learned curvature, a scalar, through the lift with the parts `radial`."""
     with torch.enable_grad():
         c = curvature.detach().requires_grad_()
         parts = radial_lift(radial.radius, c, settings)
@@ -314,19 +320,22 @@ def curvature_gradient(
 
 
 def logit_range(settings: HeadSettings, curvature: float | None) -> tuple[float, float]:
-    """Return the smallest and largest possible logit of an impostor, infinite if the similarity is not bounded."""
+    """Return the smallest and largest possible logit of an impostor. They are infinite for an unbounded similarity."""
     if settings.kind == "linear":
         return -math.inf, math.inf
     if settings.kind == "cosine":
         return -settings.scale, settings.scale
     if settings.projection == "curved":
-        # Each point is within twice the clip radius of the origin, whatever the curvature.
+        # The distance of each point from the origin is at most twice the clip radius, for any curvature.
         return -settings.scale * 4 * settings.clip_radius, 0.0
     return -settings.scale * 4 * math.atanh(released_radius(1.0 if curvature is None else curvature)), 0.0
 
 
 def fixed_shift(settings: HeadSettings, curvature: float | None) -> float | None:
-    """Return a number to subtract from all logits so that exponentials fit into float32; None if none suffices."""
+    """Return a number that can be subtracted from all logits so that the exponentials fit into float32.
+
+    If no fixed number is sufficient, return None.
+    """
     low, high = logit_range(settings, curvature)
     if high - low > HIGHEST_EXPONENT - LOWEST_EXPONENT:
         return None

@@ -1,6 +1,6 @@
-"""Training losses as plain modules, `loss(embeddings, labels)`, for any training loop.
+"""Training losses as modules for any training loop: `loss(embeddings, labels)`.
 
-Each module contains a head of `geometry_hamspk` and computes its loss over blocks of speakers. Only torch is needed.
+Each module contains a head of `geometry_hamspk`, and computes the loss over blocks of speakers. Only torch is needed.
 Letters: `B` batch size, `K` speakers, `D` embedding size.
 """
 
@@ -23,8 +23,8 @@ from .engine import set_class_sampling, use_blocks
 class SpeakerLoss(nn.Module):
     """Base class of the losses.
 
-    The centres of the speakers are parameters of the loss. Pass `loss.parameters()` to the optimiser as well.
-    `model.head.load_state_dict(loss.head.state_dict())` copies the centres to a model with the same head.
+    The centres of the speakers are parameters of the loss, so pass `loss.parameters()` to the optimiser as well. To
+    copy the centres to a model with the same head, use `model.head.load_state_dict(loss.head.state_dict())`.
 
     Attributes:
         head: training head, which contains the centres.
@@ -54,18 +54,20 @@ class SpeakerLoss(nn.Module):
         return self.head.margin
 
     def set_margin(self, margin: float) -> None:
-        """Set the margin, in [0, 3), for example after each epoch. It has no effect on losses without a margin."""
+        """Set the margin, in [0, 3), for example after each epoch. On losses without a margin, this has no effect."""
         self.head.set_margin(margin)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss, a scalar, in float32 (float64 for float64 embeddings), also under autocast.
+        """Compute the mean loss, a scalar.
+
+        The computation is in float32 (in float64 for float64 embeddings), also under autocast.
 
         Args:
             embeddings: embeddings `(B, D)` of any norm.
             labels: target speakers `(B,)`, integers in [0, K).
 
         Raises:
-            ValueError: a shape, the type of the labels or, on the CPU, a label is wrong.
+            ValueError: a shape or the type of the labels is wrong, or a label is out of range (checked only on a CPU).
         """
         self._check(embeddings)
         speakers = len(self.head.similarity.weight)
@@ -74,7 +76,7 @@ class SpeakerLoss(nn.Module):
                 f"Expected labels of shape ({embeddings.shape[0]},) with an integer type, got the shape "
                 f"{tuple(labels.shape)} and {labels.dtype}. Use one speaker number for each embedding."
             )
-        # On a GPU the check would wait for the device.
+        # On a GPU, the check of the values would have to wait for the device.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             smallest, largest = int(labels.min()), int(labels.max())
             if not 0 <= smallest <= largest < speakers:
@@ -85,7 +87,7 @@ class SpeakerLoss(nn.Module):
         return cast(Tensor, self.head(embeddings, labels.long(), return_logits=False).loss)
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Compute the scaled logits `(B, K)` of embeddings `(B, D)` without margin, to measure the accuracy."""
+        """Compute the scaled logits `(B, K)` of embeddings `(B, D)`, without margin, for example for the accuracy."""
         self._check(embeddings)
         return cast(Tensor, self.head(embeddings).logits)
 
@@ -104,7 +106,7 @@ class SpeakerLoss(nn.Module):
 
 
 class HamSoftmaxLoss(SpeakerLoss):
-    """HAM-Softmax (Fang and He 2026, arXiv 2601.19709): minus the Poincaré distance, with an additive margin.
+    """HAM-Softmax (Fang and He 2026, arXiv 2601.19709): logits from Poincaré distances, with an additive margin.
 
     Example:
         ```python
@@ -118,12 +120,12 @@ class HamSoftmaxLoss(SpeakerLoss):
         embedding_size: embedding size D.
         margin: margin that is added to the distance to the target centre, in [0, 3).
         scale: factor of the logits, above 0.
-        curvature: number `c`. With the projection `"released"` it must be above 1, and it sets the radius of the region
-            in use: 3 for HAM and 5 for H-Softmax in the paper.
+        curvature: curvature `c`; in the paper, 3 for HAM and 5 for H-Softmax. With the projection `"released"`, it must
+            be above 1 and determines the largest radius of the embeddings and centres in the ball.
         projection: `"released"` (norms are clipped, as for the published results) or `"curved"` (exponential map at
-            the origin of the ball of curvature `-c`); `geometry_hamspk` defines both.
-        clip_radius: largest feature norm before the exponential map of `"curved"`.
-        learnable_curvature: whether the curvature is a parameter, which needs the projection `"curved"`.
+            the origin of the ball with the curvature `-c`). `geometry_hamspk` explains both.
+        clip_radius: norm to which longer features are clipped before the exponential map of `"curved"`.
+        learnable_curvature: whether the curvature is a learned parameter. This needs the projection `"curved"`.
         class_sampling: fraction of the speakers in the loss of each training step, in (0, 1]; see `set_class_sampling`.
 
     Raises:
@@ -157,7 +159,7 @@ class HamSoftmaxLoss(SpeakerLoss):
 
 
 class HSoftmaxLoss(SpeakerLoss):
-    """H-Softmax (Fang and He 2026, arXiv 2601.19709): minus the Poincaré distance, without margin.
+    """H-Softmax (Fang and He 2026, arXiv 2601.19709): logits from Poincaré distances, without margin.
 
     Example:
         ```python
@@ -240,7 +242,7 @@ class NormalizedSoftmaxLoss(SpeakerLoss):
 
 
 class _CosineMarginLoss(SpeakerLoss):
-    """Base class of the losses with a margin on cosines. `kind` is the name of the head."""
+    """Base class of the losses with a margin on cosines. In each subclass, `kind` is the name of the head."""
 
     kind: ClassVar[str]
 
@@ -298,8 +300,8 @@ class AAMSoftmaxLoss(_CosineMarginLoss):
 class RealAMSoftmaxLoss(_CosineMarginLoss):
     """Real AM-Softmax (Li et al. 2022, arXiv 2110.09116): AM-Softmax that sets the logits of easy impostors to 0.
 
-    An impostor is easy if its logit is below the logit of the target with margin. The code of the HAM-Softmax paper
-    uses this form.
+    An impostor is easy if its logit is below the target logit with margin. The code of the HAM-Softmax paper contains
+    this form of AM-Softmax.
 
     Example:
         ```python

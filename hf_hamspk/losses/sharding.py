@@ -1,4 +1,4 @@
-"""Division of the centres among the ranks of a process group, and random choice of centres for a training step.
+"""Divide the centres among the ranks of a process group, and choose random centres for a training step.
 
 Letters: `B` batch size of one rank, `R` ranks, `D` embedding size, `K` speakers.
 """
@@ -58,7 +58,7 @@ def largest_over_ranks(tensor: Tensor, shard: CentreShard | None) -> Tensor:
 
 
 def gather_batches(rows: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the `B` rows of all ranks as `R B` rows, without a gradient. All ranks must have the same number."""
+    """Collect the `B` rows of each rank into one tensor of `R B` rows, without a gradient. All ranks need equal `B`."""
     gathered = [torch.empty_like(rows) for _ in range(shard.ranks)]
     distributed.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
@@ -75,25 +75,26 @@ class _GatherEmbeddings(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         total = sum_over_ranks(grad_outputs[0].contiguous(), ctx.shard)
         own = total[ctx.shard.rank * ctx.rows : (ctx.shard.rank + 1) * ctx.rows]
-        # The loss is the mean over all ranks, and data parallel training averages the gradient once more.
+        # The loss is the mean over all ranks, but data parallel training averages the gradient once more.
         return own * ctx.shard.ranks, None
 
 
 def gather_embeddings(embeddings: Tensor, shard: CentreShard) -> Tensor:
-    """Collect the embeddings `(B, D)` of all ranks as `(R B, D)`. All ranks must have the same number of embeddings.
+    """Collect the embeddings `(B, D)` of each rank into one tensor `(R B, D)`. `B` must be the same on all ranks.
 
     In the backward pass, the gradients of a rank's own embeddings are summed over all ranks, because each rank computes
-    only the contribution of its own centres. The sum is multiplied by the number of ranks, because the loss is the mean
-    over all ranks and `DistributedDataParallel` will divide the gradients by this number again.
+    only the contribution of its own centres. The sum is multiplied by the number of ranks: the loss is already the mean
+    over all ranks, but `DistributedDataParallel` will divide the gradients by this number once more.
     """
     return _GatherEmbeddings.apply(embeddings, shard)  # pyright: ignore[reportReturnType]
 
 
 def choose_rows(labels: Tensor, count: int, share: float) -> Tensor:
-    """Draw the centres of a training step: the centres of the labels, and others at random.
+    """Choose the centres for a training step: the centres of the labels, and others at random.
 
     Args:
-        labels: row numbers relative to this rank, `(B,)`. Numbers outside [0, count) belong to other ranks.
+        labels: row numbers `(B,)`, counted from the first row of this rank. Numbers outside [0, count) belong to other
+            ranks.
         count: number of rows on this rank.
         share: fraction of the rows to draw, in (0, 1]. At least B rows are drawn, so that every label is included.
 
