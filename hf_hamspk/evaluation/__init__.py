@@ -1,7 +1,8 @@
 """Evaluate and calibrate speaker verification: trial lists, error rates, costs, intervals, reports and plots.
 
-Two modules are not imported here, because they import a large package: `hf_hamspk.evaluation.plots` imports matplotlib,
-and `hf_hamspk.evaluation.speaker_verification` imports the library `evaluate`. `evaluate.load(METRIC_FILE)` loads it.
+Two modules are not imported here, because each imports a large package. `hf_hamspk.evaluation.plots` imports
+matplotlib. `hf_hamspk.evaluation.speaker_verification` imports the library `evaluate`; load this module with
+`evaluate.load(METRIC_FILE)`.
 """
 
 from pathlib import Path
@@ -32,7 +33,7 @@ from .speakers import TrialSpeakers, find_speakers
 from .sweeps import Sweep, SweepPoint, sweep
 from .trials import MissingTrialFilesError, Trials, check_trial_files, read_trials
 
-# Path of the metric for `evaluate.load`, in a checkout and after `pip install`.
+# Path of the metric for `evaluate.load`. It is valid in a Git checkout and after `pip install`.
 METRIC_FILE = str(Path(__file__).with_name("speaker_verification.py"))
 
 __all__ = [

@@ -8,7 +8,7 @@ are weighted by the prior, so the log-likelihood ratio does not depend on their 
 measures follow J. Thienpondt et al., "The IDLab VoxSRC-20 submission: large margin fine-tuning and quality-aware score
 calibration in DNN based speaker verification", ICASSP 2021.
 
-Trials of one speaker are not independent, so the error rates are measured by cross-validation over speakers.
+Trials of the same speaker are not independent, so the error rates are measured by cross-validation over speakers.
 
 Letters: `N` trials, `F` features.
 """
@@ -23,13 +23,14 @@ from scipy.special import expit
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibration_metrics import error_rates, log_likelihood_ratio_cost
 
-# Strength of the regularisation, divided by the number of trials of the rarer class. It keeps the weights finite if the
-# classes are separable, and its effect vanishes as pairs are added. For Gaussian scores with an EER of 1 to 10 % and 20
-# to 1000 pairs, a tenth of this value gives overconfident ratios, and ten times this value gives overcautious ratios.
+# Strength of the regularisation. It is divided by the number of trials of the rarer class, so its effect vanishes as
+# pairs are added. It keeps the weights finite if the classes are separable. For Gaussian scores with an EER of 1 to
+# 10 % and 20 to 1000 pairs, a tenth of this value gives overconfident ratios, and ten times this value gives
+# overcautious ratios.
 RIDGE = 0.01
-# Smallest number of pairs of the rarer class for each fitted number. With fewer pairs, logistic regression is unstable
-# (P. Peduzzi et al., "A simulation study of the number of events per variable in logistic regression analysis",
-# J. Clin. Epidemiol. 49, 1996).
+# Number of pairs of the rarer class that are needed for each fitted number. With fewer pairs, logistic regression is
+# unstable (P. Peduzzi et al., "A simulation study of the number of events per variable in logistic regression
+# analysis", J. Clin. Epidemiol. 49, 1996).
 PAIRS_PER_PARAMETER = 10
 # Cross-validation leaves out the speakers of up to two folds, and impostor trials need two more speakers.
 MINIMUM_SPEAKERS = 4
@@ -39,7 +40,7 @@ SMALLEST_FEATURE_SPREAD = 1e-6
 # Newton's method ends when no coefficient of a standardised feature changes by more than this.
 SMALLEST_STEP = 1e-9
 MOST_STEPS = 100
-# A Newton step that does not lower the cost is halved up to this often. A smaller step is lost in rounding.
+# A Newton step that does not lower the cost is halved at most this many times. Smaller steps are lost in rounding.
 MOST_HALVINGS = 40
 
 
@@ -50,8 +51,9 @@ class CalibrationTrials:
     Attributes:
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
         features: maps the name of each feature to its values, `(N,)` float64. The feature "score" is required; the
-            others are from `calibration_hamspk.QUALITY_FEATURES`.
-        speakers: `(N, 2)`, names or numbers of the enrolment speaker and the test speaker; stored as numbers from 0.
+            other features are from `calibration_hamspk.QUALITY_FEATURES`.
+        speakers: `(N, 2)`, names or numbers of the enrolment speaker and the test speaker. They are stored as numbers
+            from 0.
 
     Raises:
         ValueError: the arrays have different numbers of trials, "score" is missing, or a value is not finite.
@@ -73,7 +75,7 @@ class CalibrationTrials:
                 )
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"{name!r} contains NaN or infinite values. Leave these trials out and report their number."
+                    f"{name!r} contains NaN or infinite values. Leave these trials out, and report how many they are."
                 )
         if np.shape(self.speakers) != (len(labels), 2):
             raise ValueError(f"speakers must have shape ({len(labels)}, 2), got {np.shape(self.speakers)}.")
@@ -101,7 +103,7 @@ class CalibrationTrials:
         return np.stack([self.features[name] for name in names], axis=1)
 
     def varying(self, names: Sequence[str]) -> list[str]:
-        """Return those `names` whose features vary over the trials; "score" is returned even if it does not vary."""
+        """Return those of `names` whose features vary over the trials. "score" is always returned."""
         return [name for name in names if name == SCORE or np.std(self.features[name]) > SMALLEST_FEATURE_SPREAD]
 
 
@@ -128,7 +130,8 @@ class FittedCalibration:
 
     Attributes:
         map: map fitted on all trials.
-        held_out_ratios: `(N,)`, log-likelihood ratios, each from a map fitted without the two speakers of the trial.
+        held_out_ratios: `(N,)`, log-likelihood ratios. The ratio of each trial is from a map that was fitted without
+            the two speakers of the trial.
         cost: Cllr of `held_out_ratios`, in bits.
         operating_points: operating points with the error rates of `held_out_ratios`.
         constant: names of the features that were left out because they have the same value in all trials.
@@ -178,7 +181,7 @@ def logistic_regression(
     Args:
         features: `(N, F)`, features of the trials, one column for each feature; a constant column gets the weight 0.
         labels: `(N,)`, 1 for a target trial, 0 for an impostor trial.
-        prior: prior probability of a target trial, which weights the two classes in the cost, in (0, 1).
+        prior: prior probability of a target trial, in (0, 1). It weights the two classes in the cost.
         counts: `(N,)`, weights of the trials, at least 0; None gives every trial the weight 1.
         ridge: strength of the regularisation.
 
@@ -226,7 +229,7 @@ def _minimise(
         probability = expit(design @ solution + shift)
         gradient = design.T @ (weight * (probability - is_target)) + penalty * solution
         curvature = (design.T * (weight * probability * (1 - probability))) @ design + np.diag(penalty)
-        # Least squares, because a constant feature makes the matrix singular.
+        # Solved by least squares, because a constant feature makes the matrix singular.
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
         for _ in range(MOST_HALVINGS):
             after = cost(solution - step)
@@ -267,7 +270,7 @@ def fit_map(
 
 
 def speaker_folds(speakers: NDArray, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Assign the speakers to folds at random, and return the fold numbers of each trial's two speakers, `(N, 2)`."""
+    """Assign the speakers to folds at random. Return the fold numbers `(N, 2)` of the two speakers of each trial."""
     count = int(speakers.max()) + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[speakers]

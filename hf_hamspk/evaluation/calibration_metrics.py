@@ -1,12 +1,13 @@
 """Measures of log-likelihood ratios (Cllr, actDCF), and the convex hull of the ROC curve (minCllr, ROCCH-EER).
 
 A likelihood ratio says how many times more probable the two recordings are if they are from the same speaker than if
-they are from different speakers. This module uses its natural logarithm. The Bayes decision accepts a trial if this
-logarithm is at or above `log(cost_false_alarm * (1 - prior) / (cost_miss * prior))`. The measures are defined in N.
-Brümmer and J. du Preez, "Application-independent evaluation of speaker detection", Computer Speech & Language 20, 2006.
+they are from different speakers. This module uses the natural logarithm of the ratio. The Bayes decision accepts a
+trial if this logarithm is at or above `log(cost_false_alarm * (1 - prior) / (cost_miss * prior))`. The measures are
+defined in N. Brümmer and J. du Preez, "Application-independent evaluation of speaker detection", Computer Speech &
+Language 20, 2006.
 
-EER, minDCF and minCllr measure how well the scores rank the trials. They require at least two distinct scores. Cllr and
-actDCF also measure the calibration. They are defined even if all ratios are equal.
+EER, minDCF and minCllr measure how well the scores rank the trials. They need at least two distinct scores. Cllr and
+actDCF also measure the calibration, and are defined even if all ratios are equal.
 """
 
 import math
@@ -19,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from ..calibration_hamspk import OperatingPoint
 from .metrics import EqualErrorRate, check_operating_condition, check_trials, detection_cost, detection_errors
 
-# Cllr is the average over the two classes, in bits. It is 1 if the log-likelihood ratio of every trial is 0.
+# Factor that makes the Cllr an average over the two classes, in bits. The Cllr is then 1 if all ratios are 0.
 CLLR_SCALE = 1.0 / (2.0 * math.log(2.0))
 
 

@@ -18,9 +18,9 @@ from ..geometry_hamspk import mean_direction
 from ..modeling_hamspk import HamSpkPreTrainedModel
 from .verification import embed_files
 
-# More utterances hardly change the mean embedding of a speaker, but they take longer to embed.
+# Number of utterances of a speaker. More utterances hardly change the mean embedding, but take longer to embed.
 UTTERANCES = 5
-# AS-norm uses only the largest cohort scores, which hardly change if the cohort has more speakers than this.
+# Largest number of speakers. AS-norm uses only the largest cohort scores, which hardly change with more speakers.
 MOST_SPEAKERS = 2000
 
 
@@ -30,7 +30,7 @@ class EmbeddedCohort:
 
     Attributes:
         cohort: cohort with one embedding for each speaker who has a usable file.
-        speakers: names of these speakers, in the order of the embeddings.
+        speakers: names of the speakers, in the order of the embeddings.
         failures: maps each unusable file to the reason.
     """
 
@@ -53,8 +53,9 @@ class EmbeddedCohort:
             return self
         if len(rows) < SMALLEST_COHORT:
             raise ValueError(
-                f"{left_out} of {len(self.speakers)} speakers of the cohort also occur in the trials, so fewer than "
-                f"{SMALLEST_COHORT} remain. Use a cohort of other speakers, preferably the training speakers."
+                f"{left_out} of {len(self.speakers)} speakers of the cohort also occur in the trials. Without them, "
+                f"fewer than {SMALLEST_COHORT} speakers remain. Use a cohort of other speakers, preferably the "
+                "training speakers."
             )
         cohort = Cohort(self.cohort.embeddings[rows], self.cohort.fingerprint, self.cohort.audio)
         return EmbeddedCohort(cohort, tuple(self.speakers[row] for row in rows), self.failures)

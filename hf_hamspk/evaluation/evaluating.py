@@ -1,8 +1,8 @@
 """Measure error rates, detection costs and their confidence intervals for a model on trial lists.
 
-`hamspk evaluate` prints these measurements. Raw scores are measured on all trials whose files can be read, whether or
-not the model is calibrated. The decisions of a calibrated model are measured on the trials with enough speech for a
-decision, and the number of the other trials is reported.
+`hamspk evaluate` prints these measurements. The error rates of raw scores are measured on all trials whose files can be
+read, whether or not the model is calibrated. The decisions of a calibrated model are measured only on the trials with
+enough speech for a decision. The number of trials with too little speech is reported.
 """
 
 import hashlib
@@ -67,15 +67,16 @@ class EvaluationSettings:
     Attributes:
         protocol: `"whole"` embeds whole utterances; `"paper"` also embeds five 3 s segments of each utterance.
         priors: prior probabilities of a target trial for minDCF and actDCF, each in (0, 1).
-        replicates: number of bootstrap draws of the speakers for the confidence intervals, at least 100; 0 measures no
-            intervals.
+        replicates: number of bootstrap draws of the speakers for the confidence intervals, at least 100; 0 if no
+            intervals are needed.
         confidence: confidence level of the intervals, in (0, 1).
-        metadata: maps each file to its columns, as returned by `read_metadata`; the column `speaker_id` contains the
+        metadata: maps each file to its columns, as returned by `read_metadata`. The column `speaker_id` contains the
             speaker of the file.
-        group_by: names of columns of `metadata`; the trials are also measured separately for each value of each column.
+        group_by: names of columns of `metadata`. For each value of these columns, the trials with this value are also
+            measured separately.
         subtract_mean: whether to subtract the mean of the model's cohort from every embedding. The calibration does not
             apply to the resulting scores, so decisions are not measured.
-        calibrated: whether to measure the errors and costs of decisions as well, if the model is calibrated.
+        calibrated: whether to also measure the errors and costs of decisions, if the model is calibrated.
         progress: whether to show progress bars.
         channel: channel of the recordings to read; see `read_sound`.
 
@@ -174,8 +175,8 @@ class Evaluation:
         of the same kind on a trial list with the same name.
 
         Args:
-            folder: output folder. Prefer the folder of the model, because `hamspk push` and the Space read the record
-                there.
+            folder: output folder. The folder of the model is the best choice, because `hamspk push` and the Space look
+                for the record there.
 
         Returns:
             The paths of the written files, and one sentence for each replaced measurement.
@@ -205,12 +206,13 @@ def evaluate(
 
     Args:
         model: model, its folder, or its name on the Hub.
-        trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
-        audio_root: folder to which the file names in the lists are relative; or one folder for each list, as a sequence
-            in the order of the lists or as a mapping with the names of the lists.
+        trials: one trial list or several, each as a path or `Trials`. The keys of a mapping become the names of the
+            lists.
+        audio_root: folder to which the file names in the lists are relative. If the folders differ, a sequence with one
+            folder for each list, or a mapping from the names of the lists to folders.
         settings: settings of the evaluation; None uses the defaults.
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
-        compare: second model; the differences between the two models are tested on the same trials.
+        compare: second model, with which the first model is compared on the same trials; None for no comparison.
 
     Returns:
         The result. Its `record` is the content of `evaluation.json`. Its method `write` writes this file, a report and
@@ -332,7 +334,7 @@ def _decide(
     calibration: Calibration,
     settings: EvaluationSettings,
 ) -> tuple[Trials | None, NDArray[np.float64] | None, dict[str, Any]]:
-    """Return the trials with enough speech for a decision, their log-likelihood ratios, and their measurements."""
+    """Return the trials with enough speech for a decision, the log-likelihood ratios, and the measurements on them."""
     enough = embedded.refuse_short(calibration.minimum_speech)
     decided = usable.without(enough.failures)
     without = len(usable) - len(decided)
@@ -358,18 +360,18 @@ def _decide(
 
 
 def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
-    """Return whether decisions are measured, which requires a calibrated model and settings that allow decisions."""
+    """Return whether decisions are measured. The model must be calibrated, and the settings must allow decisions."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
     return wanted and model.calibration is not None and model.usable_calibration()[0] is not None
 
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Evaluator of scores: raw scores, or log-likelihood ratios, for which it also evaluates the operating points.
+    """Evaluator of raw scores or of log-likelihood ratios. For ratios, it also evaluates the operating points.
 
     Attributes:
         settings: settings of the evaluation.
-        points: operating points of the calibration, for log-likelihood ratios.
+        points: operating points of the calibration; used only for log-likelihood ratios.
         ratios: whether the scores are log-likelihood ratios.
     """
 
@@ -475,10 +477,13 @@ def read_lists(
     """Read trial lists and check that their audio files exist.
 
     Args:
-        trials: one trial list or several, each a path or `Trials`; the keys of a mapping become the names of the lists.
-        audio_root: folder to which the file names in the lists are relative, or one for each list (see `evaluate`).
+        trials: one trial list or several, each as a path or `Trials`. The keys of a mapping become the names of the
+            lists.
+        audio_root: folder to which the file names in the lists are relative, or one folder for each list (see
+            `evaluate`).
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
-        official: keys of `OFFICIAL_LISTS`, one for each trial list, to check its size; empty to check no sizes.
+        official: for each trial list, the key in `OFFICIAL_LISTS` with which its size is checked; empty to check no
+            sizes.
 
     Returns:
         A dictionary that maps a short name of each list to its trials.
@@ -525,7 +530,7 @@ def list_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     the record, so they contain no other parts of the paths.
 
     Args:
-        paths: paths of the lists; a list that occurs twice gets one name.
+        paths: paths of the lists. If a path occurs twice, it gets only one name.
 
     Returns:
         A dictionary that maps each path to the name, such as `{"lists/dev.txt": "dev"}`.
@@ -615,7 +620,7 @@ def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeake
 def _cohort_mean(model: HamSpkPreTrainedModel):
     if model.cohort is None:
         raise ValueError(
-            "The mean to subtract is the mean of the model's cohort, and this model has no cohort. Add one with "
+            "The mean of the model's cohort cannot be subtracted, because this model has no cohort. Add one with "
             "`hamspk calibrate --cohort`, or do not subtract the mean."
         )
     return model.cohort.embeddings.mean(0)

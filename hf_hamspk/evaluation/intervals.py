@@ -1,22 +1,23 @@
 """Confidence intervals and paired tests that resample speakers instead of trials.
 
-A trial list uses each speaker in many trials. Trials that share a speaker are correlated. An interval that treats them
-as independent is several times too narrow. Each replicate therefore draws speakers with replacement, as many as the
-list has. The weight of a target trial is the number of times that its speaker was drawn. The weight of an impostor
-trial is the product of the numbers of times that its two speakers were drawn. A speaker who was drawn twice counts as
-two speakers with the same recordings. Each copy has its own target trials, and impostor trials with the copies of other
-speakers. Two copies of one speaker have no trials with each other.
+In a trial list, each speaker occurs in many trials. Trials that share a speaker are correlated. An interval that treats
+such trials as independent is several times too narrow. Each replicate therefore draws speakers with replacement, as
+many as the list has. The weight of a target trial is the number of times that its speaker was drawn. The weight of an
+impostor trial is the product of the numbers of times that its two speakers were drawn. A speaker who was drawn twice
+counts as two speakers with the same recordings. Each copy has its own target trials, and impostor trials with the
+copies of other speakers. Two copies of one speaker have no trials with each other.
 
 Resampling of subsets of trials is described by R. Bolle, N. Ratha and S. Pankanti, "Error analysis of pattern
 recognition systems: the subsets bootstrap", CVIU 93, 2004, and for speech by M. Bisani and H. Ney, ICASSP 2004, and N.
 Poh, A. Martin and S. Bengio, IEEE TPAMI 29, 2007. The product of weights is described by A. Owen, "The pigeonhole
-bootstrap", Annals of Applied Statistics 1, 2007. The weights are exact for the variance between speakers. The variance
-between single trials is counted up to three times, so the intervals tend to be too wide rather than too narrow.
+bootstrap", Annals of Applied Statistics 1, 2007. With these weights, the variance between speakers is estimated
+correctly. The variance between single trials is counted up to three times, so the intervals tend to be too wide rather
+than too narrow.
 
 The confidence limits are percentiles of the replicates. The limits of a minDCF are percentiles that are mirrored at the
 estimate (the basic bootstrap of A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, section
 5.2). The reason is that a minimum over thresholds is biased towards low values on a list of few speakers, and that
-resampling adds the same bias to the replicates. An interval shows how much a number varies with the speakers, if they
+resampling adds the same bias to the replicates. An interval shows how much a number would vary with other speakers who
 are recorded and paired in the same way. It does not cover other recording conditions or other training runs.
 """
 
@@ -38,7 +39,7 @@ from .speakers import TrialSpeakers
 FEWEST_SPEAKERS = 10
 REPLICATES = 1000
 CONFIDENCE = 0.95
-# With fewer replicates, hardly any lie outside the percentiles of a 95 % interval.
+# With fewer replicates, hardly any of them lie outside a 95 % interval.
 FEWEST_REPLICATES = 100
 # Largest rounding error of a rank that is computed from a confidence level.
 ALLOWED_ROUNDING = 1e-9
@@ -58,7 +59,8 @@ class PairedDifference:
         difference: `second - first`; below 0 if the second system is better.
         interval: lower and upper confidence limit of the difference. It excludes 0 if and only if `p_value` is at most
             1 minus the confidence level.
-        p_value: two-sided p-value, in (0, 1]; small if few draws of the speakers reverse the sign of the difference.
+        p_value: two-sided p-value, in (0, 1]. It is small if the sign of the difference changes in few draws of the
+            speakers.
 
     Example:
         ```python
@@ -116,7 +118,7 @@ class BootstrapResult:
         if not name.startswith(MINIMUM):
             return low, high
         estimate = self.estimates[name]
-        # Mirrored limits may lie outside [0, 1], or both on the same side of the estimate.
+        # Mirrored limits may lie outside [0, 1], or both may lie on the same side of the estimate.
         return max(0.0, min(2 * estimate - high, estimate)), min(1.0, max(2 * estimate - low, estimate))
 
 
@@ -136,7 +138,7 @@ def bootstrap(
     The result contains `eer` (step convention) and, for each operating point, `min_dcf NAME`. If the scores are
     log-likelihood ratios, it also contains `cllr` and, for each operating point, `act_dcf NAME`, `miss_rate NAME` and
     `false_alarm_rate NAME` at its Bayes threshold. Each replicate is computed exactly, from all thresholds and all
-    trials. The computation needs about 60 bytes of memory per trial, whatever the number of replicates.
+    trials. The computation needs about 60 bytes of memory for each trial, for any number of replicates.
 
     Args:
         scores: shape `(N,)`, finite scores.
@@ -186,7 +188,7 @@ def paired_test(
     The limits of the interval are two of the sorted differences, so that p-value and interval always agree.
 
     The p-value is the smallest significance level at which the interval of the difference excludes 0. Two shares of the
-    replicates are computed: the share with a difference at or below 0, and the share with a difference at or above 0.
+    replicates are computed: the share with a difference of at most 0, and the share with a difference of at least 0.
     The p-value is twice the smaller share. One is added to the numerator and to the denominator of this share, so that
     the p-value is never 0 (A. Davison and D. Hinkley, "Bootstrap methods and their application", 1997, sections 4.4 and
     5.4).
@@ -229,10 +231,10 @@ def paired_test(
 
 
 def draw_speakers(speakers: int, replicates: int, seed: int = 0) -> NDArray[np.float64]:
-    """Draw speakers with replacement, as many as there are, once for each replicate.
+    """For each replicate, draw speakers with replacement, as many as there are.
 
     Returns:
-        The number of times that each speaker was drawn, `(replicates, speakers)`.
+        How many times each speaker was drawn in each replicate, `(replicates, speakers)`.
     """
     generator = np.random.default_rng(seed)
     return np.array([_draw(generator, speakers) for _ in range(replicates)])
@@ -241,9 +243,9 @@ def draw_speakers(speakers: int, replicates: int, seed: int = 0) -> NDArray[np.f
 def resample_errors(
     scores: ArrayLike, labels: ArrayLike, speakers: TrialSpeakers, draws: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Compute the EER and the minCllr of a system on the original trials, and for given draws of the speakers.
+    """Compute the EER and the minCllr of a system, on the original trials and for given draws of the speakers.
 
-    Several systems, and lists with common speakers, can be compared on the same draws.
+    With the same draws, several systems can be compared, also over several lists with common speakers.
 
     Args:
         scores: shape `(N,)`, finite scores.
@@ -252,8 +254,8 @@ def resample_errors(
         draws: `(R, S)`, number of times that each of the `S` speakers was drawn; see `draw_speakers`.
 
     Returns:
-        `eer` and `min_cllr`, each `(1 + R,)` float64. The first value is that of the original trials. The values of a
-        draw without target or without impostor trials are NaN.
+        A dictionary with `eer` and `min_cllr`, each `(1 + R,)` float64. The first value is for the original trials. If
+        a draw has no target or no impostor trials, its values are NaN.
 
     Raises:
         ValueError: the scores, labels or speakers are invalid (see `bootstrap`).
@@ -267,7 +269,7 @@ def resample_errors(
 
 
 class _PooledTrials:
-    """Trials of one system, pooled by score, for the minCllr of many draws of the speakers."""
+    """Trials of one system, grouped by score, from which the minCllr of many draws of the speakers is computed."""
 
     def __init__(self, scores: ArrayLike, labels: ArrayLike, speakers: TrialSpeakers) -> None:
         values, is_target = check_trials(scores, labels)
@@ -278,7 +280,7 @@ class _PooledTrials:
         self.starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
     def min_cllr(self, multiplicities: NDArray[np.float64] | None = None) -> float:
-        """Return the minCllr in bits, with trials weighted as in `_System.compute`; NaN if a class is missing."""
+        """Return the minCllr in bits. Trials are weighted as in `_System.compute`. NaN if a class is missing."""
         if multiplicities is None:
             weights = np.ones(self.is_target.size)
         else:
@@ -291,7 +293,7 @@ class _PooledTrials:
         if not (targets.sum() and impostors.sum()):
             return math.nan
         both = targets + impostors
-        # Isotonic regression of the share of targets pools scores that get the same likelihood ratio.
+        # Isotonic regression of the share of targets joins the scores that get the same likelihood ratio.
         blocks = isotonic_regression(targets / both, weights=both).blocks[:-1]
         targets, impostors = np.add.reduceat(targets, blocks), np.add.reduceat(impostors, blocks)
         targets, impostors = targets / targets.sum(), impostors / impostors.sum()
@@ -330,7 +332,7 @@ class _System:
         targets, impostors = (values[row] for row in rows)
         self.target_speaker = speakers.enrolment[rows[0]]
         self.impostor_speakers = speakers.enrolment[rows[1]], speakers.test[rows[1]]
-        # Numbers of targets and of impostors below each distinct score, and finally below "reject all".
+        # Numbers of targets and of impostors below each distinct score. The last entry belongs to "reject all".
         self.target_places, self.impostor_places = _places(targets, impostors, np.union1d(targets, impostors))
         # The cheapest threshold is a target score or rejects all trials: raising a threshold to the next target score
         # adds no misses and can only reduce the false alarms.
@@ -461,7 +463,7 @@ def _number_names(points: Sequence[OperatingPoint], log_likelihood_ratios: bool)
 
 
 def _places(targets: NDArray, impostors: NDArray, thresholds: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the numbers of sorted targets and of sorted impostors below each threshold, and finally below `inf`."""
+    """Return the numbers of sorted targets and of sorted impostors below each threshold; the last one is `inf`."""
     below = np.searchsorted(targets, thresholds), np.searchsorted(impostors, thresholds)
     return np.append(below[0], targets.size), np.append(below[1], impostors.size)
 
@@ -474,11 +476,12 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float,
 def rank_limits(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     """Return two of the sorted values as confidence limits.
 
-    With `R` values and `j = floor((1 - confidence) / 2 * (R + 1))`, they are the `j`-th smallest and the `j`-th largest
-    value. Both lie on the same side of 0 if and only if at most `j - 1` values lie on the other side or at 0, that is,
-    if the p-value `2 * (1 + number of these values) / (R + 1)` is at most `1 - confidence`.
+    Let `R` be the number of values and `j = floor((1 - confidence) / 2 * (R + 1))`. The limits are the `j`-th smallest
+    and the `j`-th largest value. Both limits lie on the same side of 0 if and only if at most `j - 1` values are 0 or
+    lie on the other side. This is the case if and only if the p-value `2 * (1 + number of these values) / (R + 1)` is
+    at most `1 - confidence`.
     """
-    # `ALLOWED_ROUNDING` covers that `1 - 0.95` is not exactly 0.05.
+    # `ALLOWED_ROUNDING` is needed because `1 - 0.95` is not exactly 0.05.
     rank = math.floor((1 - confidence) / 2 * (len(values) + 1) + ALLOWED_ROUNDING)
     if rank < 1:
         raise ValueError(
@@ -511,8 +514,8 @@ def _check_speakers(speakers: TrialSpeakers, is_target: NDArray[np.bool_]) -> No
 def _check_request(speakers: TrialSpeakers, replicates: int, confidence: float) -> None:
     if len(speakers.names) < FEWEST_SPEAKERS:
         raise ValueError(
-            f"Resampling needs at least {FEWEST_SPEAKERS} speakers and is reliable from about 50; these trials have "
-            f"{len(speakers.names)}. Report the error rates without intervals."
+            f"Resampling needs at least {FEWEST_SPEAKERS} speakers, and is reliable with about 50 or more. These "
+            f"trials have {len(speakers.names)}. Report the error rates without intervals."
         )
     if replicates < FEWEST_REPLICATES:
         raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, got {replicates}. The usual value is 1000.")

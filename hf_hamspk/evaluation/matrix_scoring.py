@@ -1,4 +1,4 @@
-"""Scoring of many trials with matrix products, in blocks of bounded memory.
+"""Score many trials with matrix products, in blocks of limited size.
 
 Every utterance is embedded and normalised once, even if it occurs in many trials. The cosine score of a trial is then
 an inner product. The published protocol averages the cosine score of the whole utterances and the mean cosine score
@@ -21,9 +21,9 @@ from torch import Tensor
 from ..calibration_hamspk import SpeakerModel
 from ..geometry_hamspk import normalize
 
-# Largest block in memory, in numbers: 64 MiB in float32 for cosine, 128 MiB in float64 for distances.
+# Largest count of numbers in a block: 64 MiB in float32 for the cosine, 128 MiB in float64 for distances.
 MOST_NUMBERS = 1 << 24
-# Scoring a pair from two gathered rows takes about this many times as long as in a matrix product.
+# Scoring a pair by selecting its two rows takes about this many times as long as scoring it in a matrix product.
 GATHERING_COST = 32
 
 
@@ -101,12 +101,12 @@ def _prepare_embeddings(model: SpeakerModel, embeddings: Tensor, mean: Tensor | 
     if mean is not None:
         embeddings = embeddings - mean
     if model.config.similarity != "cosine":
-        # A distance near 0 is the root of a small difference of large numbers. In float32, its error can reach 1e-3.
+        # A distance near 0 is the root of a small difference of large numbers. In float32, the error can reach 1e-3.
         return embeddings.double()
     units = normalize(embeddings.float())
     if units.shape[1] == 1:
         return units
-    # The average has a factor of 1/2. Each of the two vectors of an inner product contributes its square root.
+    # The average needs the factor 1/2. Each of the two vectors of an inner product is multiplied by its square root.
     parts = [units[:, 0], units[:, 1:].mean(1)]
     return torch.cat(parts, dim=-1)[:, None] * math.sqrt(0.5)
 
@@ -127,10 +127,7 @@ def _score_gathered(model: SpeakerModel, prepared: Tensor, enrolment: Tensor, te
 
 
 def _score_blocks(model: SpeakerModel, left: Tensor, right: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield blocks of rows of the score matrix between `left` and `right`.
-
-    Each block is preceded by the index of its first row.
-    """
+    """Yield the score matrix between `left` and `right` in blocks of rows, each with the index of its first row."""
     segments = max(1, left.shape[1] - 1)
     rows = max(1, MOST_NUMBERS // (len(right) * segments**2))
     for start in range(0, len(left), rows):

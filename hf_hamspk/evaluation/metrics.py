@@ -106,7 +106,7 @@ class DetectionErrors:
         # Both rates multiplied by targets * impostors. The products are integers, so ties are found exactly.
         negative = self.misses * self.impostors
         positive = self.false_alarms * self.targets
-        # FNR - FPR rises strictly from -1 to 1, so only the two points around its change of sign can be nearest to 0.
+        # FNR - FPR rises strictly from -1 to 1. It is nearest to 0 at one of the two points around its change of sign.
         after = int(np.searchsorted(negative - positive, 0))
         before = after - 1
         nearest = min(
@@ -183,7 +183,7 @@ def detection_cost(
         The cost, at least 0, of the same shape as `miss_rate`.
 
     Raises:
-        ValueError: the weighted costs of the two errors differ by more than float64 can express.
+        ValueError: the ratio of the weighted costs of the two errors is too large for float64.
     """
     weights = cost_miss * prior, cost_false_alarm * (1.0 - prior)
     if not (min(weights) > 0 and max(weights) / min(weights) < math.inf):
@@ -199,16 +199,16 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRate:
 
     The threshold with the smallest |FNR - FPR| is chosen among the thresholds of `detection_errors`. The equal error
     rate is the larger of the two error rates at this threshold. This is the convention of the `voxceleb_trainer` recipe
-    (https://github.com/clovaai/voxceleb_trainer), which the released code of HAM-Softmax follows. The recipe uses
+    (https://github.com/clovaai/voxceleb_trainer), and of the code that was published with HAM-Softmax. That recipe uses
     scikit-learn's `roc_curve`. By default (`drop_intermediate=True`), `roc_curve` drops thresholds inside straight
     segments of the curve, possibly also the threshold with the smallest |FNR - FPR|. This function keeps every
     threshold. SpeechBrain returns the mean of the two error rates at the threshold with the smallest |FNR - FPR|.
 
     If two thresholds have the same |FNR - FPR|, the threshold with the smaller equal error rate is chosen, or the lower
     threshold if these rates are equal as well. The rate therefore stays the same if the two classes are exchanged and
-    the scores are negated. If all scores are equal, the only thresholds are "accept all" and "reject all". The rate
-    would be 1 under this convention and 0.5 under others (`ConvexHull.equal_error_rate`, SpeechBrain), so an error is
-    raised.
+    the scores are negated. If all scores are equal, the only thresholds are "accept all" and "reject all". In this case
+    an error is raised, because the rate would be 1 under this convention, but 0.5 under others
+    (`ConvexHull.equal_error_rate`, SpeechBrain).
 
     Args:
         scores: shape `(N,)`, finite scores; a trial is accepted if its score is at or above the threshold.

@@ -1,11 +1,11 @@
-"""Calibrate a model with trials of your own recordings, so that it can make decisions.
+"""Calibrate a model with trials of your own recordings, so that the model can make decisions.
 
-`calibrate` embeds the recordings, fits maps from scores to log-likelihood ratios and measures the uncertainty of the
+`calibrate` embeds the recordings, fits maps from scores to log-likelihood ratios, and measures the uncertainty of the
 resulting thresholds. Each candidate map uses one score normalisation and one set of quality measures. Candidates are
-compared by the Cllr on held-out speakers (see the module `calibrating`). The simplest candidate uses the raw score
-only. The other candidates depend on a cohort or on quality measures, which may differ in other recordings. One of them
-is therefore chosen only if its Cllr is more than 2 % (`GAIN`) lower than the Cllr of a simpler candidate, and if it is
-also lower in nearly all random draws of the speakers.
+compared by the Cllr on held-out speakers (see the module `calibrating`). The simplest candidate uses only the raw
+score. The other candidates depend on a cohort or on quality measures, which may be different for other recordings.
+Therefore, a more complex candidate is chosen only if its Cllr is more than 2 % (`GAIN`) lower than the Cllr of a
+simpler one, and also lower in nearly all random draws of the speakers.
 """
 
 import os
@@ -35,16 +35,17 @@ from .sufficiency import Sufficiency, assess_size, speaker_counts
 from .trials import Trials, check_trial_files, first_names, join_trials, read_trials
 from .verification import embed_files
 
-# Numbers of nearest cohort speakers to try for AS-norm, as far as the cohort has more speakers.
+# Numbers of nearest cohort speakers to try for AS-norm. Each is tried only if the cohort has more speakers.
 TOPS = (20, 50, 100, 200, 400)
-# A more complex candidate must lower the held-out Cllr by this share. Replacing a few speakers changes it by less.
+# A more complex candidate must lower the held-out Cllr by more than this share. Replacing a few speakers changes the
+# Cllr by less.
 GAIN = 0.02
-# It must also lower the Cllr in at least the share `SURE` of `DRAWS` random draws of the speakers.
+# A more complex candidate must also lower the Cllr in at least the share SURE of DRAWS random draws of the speakers.
 SURE, DRAWS = 0.95, 400
 AUTO, NONE = "auto", "none"
-# Largest size of a threshold in log-likelihood ratio, a factor of 5e21. No recordings give such a ratio.
+# Largest absolute threshold, as a log-likelihood ratio. It is a likelihood ratio of 5e21, which no recordings give.
 LARGEST_THRESHOLD = 50.0
-# Cllr in bits of log-likelihood ratios of 0, which say nothing.
+# Cllr, in bits, if all log-likelihood ratios are 0 and so contain no information.
 USELESS_COST = 1.0
 # Largest number of left-out files that the text of a report lists.
 _FILES_LISTED = 100
@@ -73,8 +74,8 @@ class ChosenCalibration:
         calibration: calibration of the model.
         trials: trials with the features that the chosen candidate uses.
         chosen: chosen candidate.
-        candidates: all tried candidates, including the chosen one; the first uses the raw score or the requested
-            normalisation.
+        candidates: all tried candidates, including the chosen one. The first candidate uses the raw score, or the
+            requested normalisation.
         left_out: maps the name of each default operating point that was left out to the reason.
     """
 
@@ -89,9 +90,9 @@ class ChosenCalibration:
         cost, lines = self.chosen.fitted.cost, []
         if not cost < USELESS_COST:
             lines.append(
-                f"The calibration is worse than none: its Cllr on held-out speakers is {cost:.3f} bits, and "
-                f"log-likelihood ratios of 0 have {USELESS_COST:g} bit. Do not use it. Check the labels, add pairs of "
-                "more speakers, or use a better model."
+                f"The calibration is worse than none: its Cllr on held-out speakers is {cost:.3f} bits, but it is "
+                f"{USELESS_COST:g} bit if all log-likelihood ratios are 0. Do not use it. Check the labels, add pairs "
+                "of more speakers, or use a better model."
             )
         for point in self.calibration.operating_points:
             if point.flaw:
@@ -99,8 +100,8 @@ class ChosenCalibration:
             elif (cost := held_out_cost(self.chosen, self.trials.labels, point)) > 1:
                 lines.append(
                     f"The operating point {point.name} is worse than the same decision for all pairs: its actDCF on "
-                    f"held-out speakers is {cost:.3f}, and that of the same decision is 1. Do not use it. Add pairs "
-                    "of more speakers, or use a better model."
+                    f"held-out speakers is {cost:.3f}, but the same decision for all pairs has an actDCF of 1. Do not "
+                    "use it. Add pairs of more speakers, or use a better model."
                 )
         return lines
 
@@ -122,10 +123,10 @@ class CalibrationReport(ChosenCalibration):
         chosen: chosen candidate.
         candidates: all tried candidates, including the chosen one.
         left_out: maps the name of each default operating point that was left out to the reason.
-        sufficiency: uncertainty of each threshold, and an estimate of the number of speakers that are enough.
-        skipped: maps each unusable file to the reason; its trials were left out.
-        trained_on: speakers of the trials who also occur in the training data of the model. Error rates of other
-            speakers will be higher.
+        sufficiency: uncertainty of each threshold, and an estimate of how many speakers are enough.
+        skipped: maps each unusable file to the reason. The trials with these files were left out.
+        trained_on: speakers of the trials who also occur in the training data of the model. For other speakers, the
+            error rates will be higher.
         cohort_skipped: maps each unusable file of the cohort to the reason.
         cohort_left_out: number of speakers who were left out of the cohort because they occur in the trials.
         own_pairs: enrolment and test of each pair of a recording with itself; these pairs were left out.
@@ -172,7 +173,7 @@ class CalibrationReport(ChosenCalibration):
         return rows
 
     def choice(self) -> str:
-        """Return the sentences below the table of candidates, which say why the marked candidate was chosen."""
+        """Return the sentences below the table of candidates. They explain why the marked candidate was chosen."""
         if len(self.candidates) == 1:
             return "* marks the setting of the calibration."
         best = min(self.candidates, key=lambda candidate: candidate.fitted.cost)
@@ -187,7 +188,7 @@ class CalibrationReport(ChosenCalibration):
         )
 
     def warnings(self) -> list[str]:
-        """Return sentences about left-out pairs, training speakers, and parts that should not be used."""
+        """Return warnings about left-out pairs, about training speakers, and about results that should not be used."""
         lines = []
         if self.own_pairs:
             lines.append(describe_own_pairs(self.own_pairs))
@@ -263,7 +264,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     The recordings should resemble the recordings of later decisions, and the model should not have been trained on
     their speakers. At least 20 target pairs and 20 impostor pairs are needed. Several dozen speakers with a few
     recordings each give a better calibration. Pairs of a recording with itself, and recordings that occur under two
-    speakers, are left out and reported; copies are found by their content. `model.save_pretrained` or
+    speakers, are left out and reported. Copies of a recording are found by their content. `model.save_pretrained` or
     `model.save_verification` saves the calibration in the folder of the weights.
 
     Args:
@@ -284,7 +285,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
         operating_points: operating points of the calibration; the first is the default. None uses those
             `DEFAULT_OPERATING_POINTS` that reject some impostors and accept some targets; the others are left out.
         minimum_speech: seconds of speech that a decision requires; files with less speech are left out.
-        channel: channel of the recordings to read, also of those of the cohort; see `read_sound`.
+        channel: channel to read, both of the recordings in the trials and of those in the cohort; see `read_sound`.
         progress: whether to show progress bars.
 
     Returns:
@@ -433,8 +434,9 @@ def _check_thresholds(points: Sequence[OperatingPoint]) -> None:
     for point in points:
         if not abs(point.threshold) <= LARGEST_THRESHOLD:
             raise ValueError(
-                f"The operating point {point.name} has the threshold {point.threshold:.0f} in log-likelihood ratio; "
-                f"expected a size of at most {LARGEST_THRESHOLD:g}. Choose a prior and costs that are less extreme."
+                f"The threshold of the operating point {point.name} is the log-likelihood ratio {point.threshold:.0f}, "
+                f"but thresholds must lie between -{LARGEST_THRESHOLD:g} and {LARGEST_THRESHOLD:g}. Choose a prior and "
+                "costs that are less extreme."
             )
 
 
@@ -476,7 +478,7 @@ def _choose(candidates: Sequence[CalibrationCandidate], trials: CalibrationTrial
 
 
 def _helps(candidate: CalibrationCandidate, plainer: CalibrationCandidate, trials: CalibrationTrials) -> bool:
-    """Return whether a candidate lowers the Cllr of a plainer candidate enough to be chosen.
+    """Return whether the Cllr of a candidate is enough below the Cllr of a plainer candidate to choose it.
 
     The Cllr must fall by more than the share `GAIN`. It must also fall in at least the share `SURE` of random draws of
     the speakers.

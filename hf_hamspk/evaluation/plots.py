@@ -37,14 +37,15 @@ _TICKS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 90
 _BELOW_EER, _ABOVE_EER = 1 / 20, 2.0
 # The axes always cover 1 % to 40 %, so that the limits differ even for very few trials or an EER of 0 or 1.
 _MOST_LOWER_PERCENT, _LEAST_UPPER_PERCENT = 1.0, 40.0
-# The grid is finer than a pixel. A curve of ten million points is drawn through the few thousand visible points.
+# Number of grid lines along an axis; they are closer together than pixels. Of a curve of ten million points, only the
+# few thousand visible points are drawn.
 _GRID_POINTS = 2000
 _MOST_BINS = 100
 # The axis covers at least the thresholds from -7 to 7 (priors from 99.9 % to 0.1 %).
 _LEAST_COST_SPAN, _COST_POINTS = 7.0, 600
 # Approximate width of the axes, and smallest distance of two names above them, in points.
 _COST_WIDTH, _NAME_GAP = 460.0, 18.0
-# Line from a name that was moved to its threshold.
+# Line that joins a name that was moved with the threshold to which it belongs.
 _NAME_LINE = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0)}
 # A cost above 1 is worse than ignoring the scores. Higher costs than these limits are not shown.
 _LEAST_COST_TOP, _MOST_COST_TOP = 1.1, 2.0
@@ -95,7 +96,7 @@ def plot_det(
     axes.set_ylim(*diagonal)
     axes.set_xlabel("False positive rate (%)")
     axes.set_ylabel("False negative rate (%)")
-    # Outside the axes, because the curves of a weak and a strong system together leave no corner free.
+    # The legend is outside the axes, because the curves of a weak and a strong system together leave no corner free.
     figure.legend(loc="outside lower center", frameon=False)
     return finish_plot(figure, axes, title, target)
 
@@ -155,7 +156,7 @@ def plot_score_histogram(
     axes.set_ylabel("Density")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    # Above the axes, where the legend covers no histogram.
+    # The legend is above the axes, where it covers no histogram.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return finish_plot(figure, axes, title, target)
 
@@ -170,8 +171,8 @@ def plot_detection_costs(
     """Draw the actual and the minimum detection cost of log-likelihood ratios over the Bayes threshold.
 
     The normalised cost of an operating point depends only on its Bayes threshold, which is shown on the horizontal
-    axis. The horizontal axis of the plots of N. Brümmer and E. de Villiers, "The BOSARIS toolkit", 2011,
-    arXiv:1304.2865, has the opposite sign. A gap between the two curves shows a calibration error.
+    axis. A gap between the two curves shows a calibration error. In the similar plots of N. Brümmer and E. de Villiers,
+    "The BOSARIS toolkit", 2011, arXiv:1304.2865, the horizontal axis has the opposite sign.
 
     Args:
         ratios: shape `(N,)`, finite natural log-likelihood ratios.
@@ -206,7 +207,8 @@ def plot_detection_costs(
     place = -math.inf
     for point in sorted(points, key=lambda point: point.threshold):
         axes.axvline(point.threshold, color="black", linewidth=0.9, linestyle=":")
-        # Above the axes, where no curve is, and to the right of the previous name, which would be covered.
+        # Names are above the axes, where no curve is. Each is to the right of the previous name, so that it covers no
+        # other name.
         own = point.threshold / (2 * widest) * _COST_WIDTH
         place = max(own, place + _NAME_GAP)
         axes.annotate(
@@ -266,7 +268,7 @@ def plot_sweep(
         low, high = (rate, rate) if limits is None else limits
         axes.vlines(place, 100 * low, 100 * high, color=COLOURS[0], linewidth=1.6)
         axes.plot(place, 100 * rate, color=COLOURS[0], marker="o", markersize=6.5)
-        # Above the limits and on a white background, so that no line crosses the number.
+        # The number is above the limits and on a white background, so that no line crosses it.
         axes.annotate(
             f"{100 * rate:.1f}",
             (place, 100 * high),
@@ -394,7 +396,7 @@ def _det_limits(curves: list[DetectionErrors]) -> tuple[float, float]:
 
 def _probit(rate: float) -> float:
     """Return the standard normal quantile of a rate; rates of 0 and 1 give finite values outside the axes."""
-    beyond = 1e-9  # Below the lowest tick, and less than one error in any trial list.
+    beyond = 1e-9  # This rate is below the lowest tick, and less than one error in any trial list.
     return NormalDist().inv_cdf(min(max(float(rate), beyond), 1.0 - beyond))
 
 

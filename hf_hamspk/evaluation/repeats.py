@@ -1,8 +1,8 @@
 """Find pairs of a recording with itself, and recordings that occur under two speakers, in a trial list.
 
-The score of a recording with itself says nothing about the similarity of two recordings of a speaker, and a recording
-under two speakers has a wrong label. A calibration that is fitted to such pairs is wrong, so `calibrate` leaves them
-out. Copies are found by content (see `files.same`); trimmed or re-encoded copies are not found.
+The score of a recording with itself says nothing about the similarity of two recordings of a speaker. If a recording
+occurs under two speakers, some of its labels are wrong. A calibration that is fitted to such pairs is wrong, so
+`calibrate` leaves them out. Copies are found by content (see `files.same`); trimmed or re-encoded copies are not found.
 """
 
 import os
@@ -40,7 +40,8 @@ def find_repeats(
 ) -> Repeats:
     """Find pairs of a recording with itself, and recordings that occur under two speakers.
 
-    A pair with an enrolment model is a pair of a recording with itself if the test is one of the files of the model.
+    A pair with an enrolment model counts as a pair of a recording with itself if the test recording is one of the files
+    of the model.
 
     Args:
         trials: trial list.

@@ -24,7 +24,7 @@ _TEXT_COLUMNS = {
     *("setting", "trial list", "scores", "group", "operating point", "number", "file", "reason", "compared with"),
     *("condition", "note", "head", "comparison", "list", "measure", "values"),
 }
-# Numbers of unusable files named on the screen and in the HTML file; the record names all of them.
+# Largest numbers of unusable files that are named on the screen and in the HTML file. The record names all of them.
 SHOWN_FILES, MOST_FILES = 100, 200
 
 
@@ -42,8 +42,8 @@ def write_measurements(
             to its caption.
 
     Returns:
-        The paths of the files, and sentences about earlier measurements that were replaced because the weights or the
-        lists have changed.
+        The paths of the files, and a sentence about each earlier measurement that was replaced because the weights or
+        the lists have changed.
 
     Raises:
         ValueError: the folder contains an `evaluation.json`, a report or a plot that this package did not write.
@@ -173,7 +173,7 @@ def result_remarks(record: EvaluationRecord) -> list[str]:
     measured = [values for values in every if values.get("replicates") is not None]
     if measured:
         share, replicates = f"{100 * measured[0]['confidence']:g} %", measured[0]["replicates"]
-        found.append(f"In brackets: {share} intervals from {replicates} resamplings of the speakers.")
+        found.append(f"Values in brackets are {share} intervals from {replicates} resamplings of the speakers.")
         if any(group.get("replicates") is None for values in measured for group in values.get("groups", {}).values()):
             found.append(
                 f"Groups with fewer than {FEWEST_SPEAKERS} speakers have no intervals, because so few speakers cannot "
@@ -182,7 +182,7 @@ def result_remarks(record: EvaluationRecord) -> list[str]:
     for name, values in record.lists.items():
         found += _list_remarks(name, values)
     if _decides(record):
-        found.append("Nominal rates are the rates on the trials that the model was calibrated on.")
+        found.append("Nominal rates were measured on the trials with which the model was calibrated.")
     if any(values.get("groups") for values in every):
         found.append(
             "A group contains the trials whose two recordings both belong to it. Trials between two groups are in no "
@@ -197,8 +197,8 @@ def _list_remarks(name: str, values: Mapping[str, Any]) -> list[str]:
         found.append(f"{name}: no intervals: {values['interval_note']}")
     if decisions.get("without_decision"):
         found.append(
-            f"{name}: {decisions['without_decision']} trials get no decision because a recording has too little "
-            "speech. The row of log-likelihood ratios covers the other trials."
+            f"{name}: {decisions['without_decision']} trials get no decision, because a recording has too little "
+            "speech. The row of log-likelihood ratios covers only the other trials."
         )
     for point, rates in (decisions.get("operating_points") or {}).items():
         if rates.get("miss_rate") == 1:
@@ -306,7 +306,7 @@ def render_page(
         sections: maps the heading of each table to its rows; the first row has the names of the columns.
         remarks: sentences after the tables.
         pictures: maps the caption of each plot to its PNG file in base64.
-        unnamed_files: number of files that the last table leaves out.
+        unnamed_files: number of unusable files that are left out of the last table.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True

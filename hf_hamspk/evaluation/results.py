@@ -4,7 +4,7 @@ Training, `evaluate` and `sweep` write this file with the following content:
 
     {"schema": 2, "model": {...}, "lists": {NAME: {...}}, "sweeps": {NAME: {...}}, "training": {...}, "plots": {...}}
 
-Rates are fractions, and intervals are `[low, high]`. Measurements that were not made are null or absent. NAME is the
+Rates are fractions, and intervals are `[low, high]`. If a measurement was not made, it is null or absent. NAME is the
 name of a trial list.
 
 - `model`: `name`, `fingerprint`, `parameters` (number of parameters), `similarity`.
@@ -59,7 +59,7 @@ EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "p
 _DRAWN = re.compile(r"det\.png|(?:scores|ratios|costs|sweep)-.+\.png")
 EVALUATION_SCHEMA = 2
 _RECORDED_PACKAGES = ("hf_hamspk", "torch", "transformers", "numpy")
-# Keys of schema 1: keys of a list that also apply to its raw scores (key `raw`), and keys that apply to all lists.
+# Keys of schema 1: keys of a list that also apply to its raw scores (key `raw`), then keys that apply to all lists.
 _OF_LIST = ("skipped", "unusable_files", "groups_left_out")
 _OF_ALL_LISTS = ("versions", "commit", "protocol", "mean_subtracted")
 
@@ -95,8 +95,8 @@ class EvaluationRecord:
 
         Args:
             model: model to measure.
-            name: name on the Hub, or folder of the model; None uses the name from which the model was loaded. The
-                parent folders of a folder are not recorded. For a folder inside a training run, the name of the run is
+            name: name on the Hub, or folder of the model; None uses the name from which the model was loaded. Of a
+                folder, only its own name is recorded. For a folder inside a training run, the name of the run is
                 recorded as well.
         """
         known_as = model.name_or_path if name is None else os.fspath(name)
@@ -203,7 +203,7 @@ class EvaluationRecord:
             if is_same_model(earlier.fingerprint, self.fingerprint):
                 remarks = self._take_in(earlier)
             else:
-                remarks = [f"{path} was replaced because it contained the numbers of other weights or settings."]
+                remarks = [f"{path} was replaced, because it contained measurements of other weights or settings."]
                 for file in earlier.plots.keys() - self.plots.keys():
                     if _is_plot(file) and is_plot_file(path.parent / PLOT_FOLDER / file):
                         (path.parent / PLOT_FOLDER / file).unlink()
@@ -216,7 +216,7 @@ class EvaluationRecord:
     def _take_in(self, earlier: "EvaluationRecord") -> list[str]:
         """Add the measurements that only `earlier` contains, and return a sentence for each replaced measurement."""
         remarks = [
-            f"{name}: the numbers of a different trial list with this name were replaced."
+            f"{name}: the measurements on another trial list with this name were replaced."
             for name, entry in self.lists.items()
             if earlier.lists.get(name, entry).get("digest", entry.get("digest")) != entry.get("digest")
         ]
@@ -246,13 +246,13 @@ def check_record_folder(folder: Path) -> None:
 
 
 def _read_earlier(path: Path) -> EvaluationRecord | None:
-    """Return the record that is about to be replaced; None if it does not exist. Raise if another program wrote it."""
+    """Return the record that will be replaced; None if there is none. Raise an error if another program wrote it."""
     if not path.exists():
         return None
     try:
         return EvaluationRecord.read(path)
     except ValueError as error:
-        raise ValueError(f"{error} The file was not changed; choose another folder (--output).") from error
+        raise ValueError(f"{error} The file was not changed. Choose another folder (--output).") from error
 
 
 def record_folder(model: str | os.PathLike[str]) -> Path:

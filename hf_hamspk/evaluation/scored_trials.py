@@ -26,8 +26,8 @@ from .verification import (
     usable_trials,
 )
 
-# Groups of quality measures that a user can choose, with their features. The number of enrolment utterances is not
-# among them.
+# Groups of quality measures that a user can choose, with the features of each group. The number of enrolment utterances
+# is not in any group.
 QUALITY_GROUPS = {
     "speech": ("log_speech_min", "log_speech_max"),
     "snr": ("snr_min", "snr_max"),

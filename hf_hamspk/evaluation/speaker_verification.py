@@ -1,7 +1,7 @@
 """Metric for the library `evaluate` that computes error rates and costs of speaker verification.
 
 `evaluate.load` copies this file to another folder and scans its imports. The file may therefore import only installed
-packages, including this one by its full name, with one package per import line and no comment after an import.
+packages. It imports this package by its full name. Each line imports one package and has no comment.
 `Features` and `Value` are classes of the library `datasets`. They are imported from the module of `evaluate` that also
 imports them.
 """
@@ -26,7 +26,7 @@ decisions at the Bayes threshold.
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list` of `float`): finite scores of the trials; a greater score supports the same speaker more.
+    predictions (`list` of `float`): finite scores of the trials; a larger score means more similar recordings.
     references (`list` of `int`): 1 for a target trial (same speaker), 0 for an impostor trial.
     priors (`Sequence` of `float`): prior probabilities of a target trial for the detection costs, each strictly between
         0 and 1. Defaults to (0.01, 0.05).
@@ -39,7 +39,7 @@ Returns:
         - min_dcf_<prior>: normalised minimum detection cost for each prior, in [0, 1].
         - min_dcf_<prior>_threshold: threshold of the minDCF; inf if rejecting all trials is cheapest.
         - eer_convex_hull: equal error rate on the convex hull of the ROC curve, in [0, 0.5].
-        - min_cllr: smallest Cllr that a non-decreasing map of the scores can reach, in bits, in [0, 1].
+        - min_cllr: smallest Cllr, in bits, that a non-decreasing map of the scores can have, in [0, 1].
         - cllr: Cllr in bits, at least 0; 1 if every ratio is 0. Only with log_likelihood_ratios.
         - act_dcf_<prior>: normalised actual detection cost for each prior. Only with log_likelihood_ratios.
 
@@ -114,7 +114,7 @@ class SpeakerVerification(evaluate.Metric):
 
 
 def _check_whole(references) -> None:
-    """Raise if a label is a fraction, because the conversion to integers would silently truncate 0.7 to 0."""
+    """Raise an error if a label is a fraction. The conversion to integers would truncate 0.7 to 0 without a warning."""
     # NumPy cannot read a tensor on an accelerator. The library `evaluate` copies such tensors itself.
     labels = np.asarray(references.detach().cpu() if hasattr(references, "detach") else references)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():

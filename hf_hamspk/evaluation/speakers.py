@@ -22,7 +22,7 @@ from ..files.tables import clean_speaker, join_segment, open_table, with_segment
 from .trials import Trials, first_names
 
 PATH_COLUMN, SPEAKER_COLUMN = "path", "speaker_id"
-# Columns with more distinct numbers than this, such as ages, are divided into `PARTS` groups of about the same size.
+# A column with more distinct numbers than this, such as ages, is divided into PARTS groups of about the same size.
 MOST_VALUES = 8
 PARTS = 4
 _RANGE = re.compile(r"(\d+\.?\d*) ?- ?(\d+\.?\d*)")

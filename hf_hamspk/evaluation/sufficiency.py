@@ -1,6 +1,6 @@
 """Measure how much a calibration would change with other speakers, to decide whether it has enough pairs.
 
-In each draw, as many speakers as the trials contain are drawn with replacement, and the calibration is fitted again.
+In each draw, speakers are drawn with replacement, as many as the trials contain. The calibration is then fitted again.
 This is the bootstrap over speakers of N. Poh and S. Bengio, "Estimating the confidence interval of expected performance
 curve in biometric authentication using joint bootstrap", ICASSP 2007. A target pair is weighted by the number of times
 that its speaker was drawn, and an impostor pair by the product of these numbers for its two speakers. The spread of the
@@ -20,10 +20,10 @@ from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, SCORE, OperatingPoint
 from .calibrating import AffineMap, CalibrationTrials, fit_map
 from .intervals import CONFIDENCE
 
-# Fewer draws than for the intervals of error rates, because each draw needs a fit and only the spread is used.
+# There are fewer draws than for intervals of error rates, because each draw needs a fit, and only the spread is used.
 FITTED_DRAWS = 200
-# Largest acceptable uncertainty of a threshold in log-likelihood ratio, a factor of 1.6 in the likelihood ratio. It
-# raises the detection cost by a few per cent. A change of the recording conditions raises it by more.
+# Largest acceptable uncertainty of a threshold, as a log-likelihood ratio (a factor of 1.6 in the likelihood ratio).
+# This uncertainty raises the detection cost by a few per cent. A change of the recording conditions raises it by more.
 ENOUGH = 0.5
 # The quality measures at a threshold are averaged over this number of trials nearest to it.
 NEAREST = 50
@@ -36,7 +36,8 @@ class PointUncertainty:
     Attributes:
         name: name of the operating point.
         threshold: log-likelihood ratio at and above which a pair is accepted.
-        half_width: half the width of the confidence interval of the log-likelihood ratio at the threshold, at least 0.
+        half_width: half of the width of the confidence interval of the log-likelihood ratio at the threshold, at least
+            0.
         score: score at the threshold, for a pair with the average quality measures of the trials near the threshold.
         score_interval: lower and upper confidence limit of the score at the threshold.
         speakers: estimated number of speakers with which `half_width` would be `ENOUGH`.
@@ -118,7 +119,7 @@ def assess_size(
         again = fit_map(trials, names, counts=counts)
         now = np.array([float(again(place)) for place in places])
         ratios.append(now)
-        # If the weight of the score is not positive in a draw, the threshold corresponds to no score.
+        # If the weight of the score is not positive in a draw, no score corresponds to the threshold.
         slope = again.weights[SCORE] if again.weights[SCORE] > 0 else np.nan
         wanted = np.array([point.threshold for point in operating_points])
         scores.append(np.array([float(place[SCORE]) for place in places]) + (wanted - now) / slope)

@@ -117,7 +117,8 @@ def sweep(  # noqa: PLR0913 - the options of a command, by keyword
         trials: trial list, a path or `Trials`.
         audio_root: folder to which the file names in the list are relative.
         over: kinds of conditions, from `data.conditions.SWEEPS`.
-        values: strengths of the conditions, only if `over` has one kind; None uses the default strengths of each kind.
+        values: strengths of the conditions; only allowed if `over` has exactly one kind. None uses the default
+            strengths of each kind.
         metadata: maps each file to its columns, as returned by `read_metadata`; the column `speaker_id` contains the
             speaker of the file.
         group_by: names of columns of `metadata`. For each column, the EER of the unchanged recordings is measured on

@@ -44,10 +44,10 @@ class MissingTrialFilesError(FileNotFoundError, ValueError):
 # A generated `__eq__` would raise, because an array has no single truth value. Instances are compared by identity.
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """List of `N` verification trials; `N` may be 0 after `without`.
+    """List of `N` verification trials. After a call of `without`, `N` may be 0.
 
     Attributes:
-        labels: int8, shape `(N,)`, 1 for a target trial, 0 for an impostor trial; stored as a read-only copy.
+        labels: int8, shape `(N,)`, 1 for a target trial, 0 for an impostor trial. The array is a read-only copy.
         enrolment: `N` names of enrolment files or enrolment models.
         test: `N` names of test files.
         models: maps each enrolment model to its files; names in `enrolment` that are not in `models` are files.
@@ -116,8 +116,8 @@ class Trials:
     def without(self, bad_files: Collection[str]) -> "Trials":
         """Return the trials that use none of the given files, in the same order.
 
-        An enrolment model keeps its other files; its trials are dropped if none of its files remain. Report the number
-        of dropped trials, `len(trials) - len(trials.without(bad_files))`, with the results.
+        An enrolment model keeps its other files. If none of its files remain, its trials are dropped. The number of
+        dropped trials is `len(trials) - len(trials.without(bad_files))`; report it with the results.
 
         Args:
             bad_files: names of the files to leave out; names that occur in no trial are ignored.
@@ -164,7 +164,7 @@ def read_trials(path: str | PathLike[str], enrolment: str | PathLike[str] | None
     """
     labels, place = bytearray(), -1
     sides: tuple[list[str], list[str]] = ([], [])
-    # A name occurs in many trials. One shared string object for each name saves memory in lists of millions of trials.
+    # A name occurs in many trials. To save memory in lists of millions of trials, equal names share one string object.
     names: dict[str, str] = {}
     for number, fields in _lines(path, "trial list"):
         if place < 0:
@@ -322,7 +322,7 @@ def check_official(trials: Trials, name: str, path: str | PathLike[str] = "the l
 
 
 def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the fields of each line that is not blank; `kind` names the file in error messages."""
+    """Yield the number and the fields of each line that is not blank. Error messages call the file `kind`."""
     if not Path(path).is_file():
         where = "" if Path(path).is_absolute() else f" (relative to the folder {Path.cwd()})"
         raise MissingTrialFilesError(f"There is no {kind} {path}{where}.")
@@ -337,7 +337,7 @@ def _lines(path: str | PathLike[str], kind: str) -> Iterator[tuple[int, list[str
 
 
 def _find_label(path: str | PathLike[str], number: int, fields: list[str]) -> int:
-    """Return the index of the label among the fields of a line; raise if the format is unknown."""
+    """Return the index of the label among the fields of a line. Raise an error if the format is unknown."""
     if len(fields) == 3:
         for place, labels in _LABELS_AT.items():
             if fields[place] in labels:

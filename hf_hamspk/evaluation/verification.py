@@ -24,7 +24,7 @@ from .trials import Trials
 
 PROTOCOLS = ("whole", "paper")
 PAPER_SEGMENTS = 5
-# 300 frames of 10 ms, and the remainder of the last window, as in the released code.
+# Length of a segment: 300 frames of 10 ms, and the rest of the last window, as in the code published with HAM-Softmax.
 PAPER_SEGMENT_SAMPLES = 48240
 # Seconds of decoded audio in memory at once while embedding. Files are sorted by length within this amount.
 SECONDS_HELD = 1200.0
@@ -52,7 +52,7 @@ class EmbeddedFiles:
     detector: str = VOICED_OR_WHISPERED
 
     def merge(self, others: Iterable["EmbeddedFiles"]) -> "EmbeddedFiles":
-        """Add the files that other processes embedded, and return this object."""
+        """Add the results of other processes to this object, and return it."""
         for other in others:
             self.embeddings.update(other.embeddings)
             self.failures.update(other.failures)
@@ -71,7 +71,7 @@ class EmbeddedFiles:
         )
 
     def refuse_short(self, minimum_speech: float) -> "EmbeddedFiles":
-        """Return a copy in which files with less than `minimum_speech` seconds of speech are listed as failures.
+        """Return a copy in which files with less than `minimum_speech` seconds of speech count as failures.
 
         Files whose speech was not measured are kept.
         """
@@ -223,8 +223,8 @@ def score_trials(
 def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
     """Return the embeddings of the files and of the enrolment models of the trials.
 
-    The embedding of an enrolment model is the mean direction of the embeddings of its files. Its duration and its
-    amount of speech are the sums over the files. The other speech measures are means.
+    The embedding of an enrolment model is the mean direction of the embeddings of its files. The duration and the
+    amount of speech of an enrolment model are sums over its files. The other speech measures are means over its files.
 
     Args:
         trials: trials. The files of their enrolment models must all be in `embedded`.
@@ -254,7 +254,7 @@ def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: Emb
 
     Args:
         model: model that computes the magnitude of an embedding.
-        trials: trials whose `models` contain the files, and so the number of utterances, of each enrolment model.
+        trials: trials. The number of utterances of each enrolment model follows from `trials.models`.
         embedded: embeddings of the `U` utterances and enrolment models, from `embed_files` with `measure=True`, and
             from `enrol_models` if the trials have enrolment models.
 
@@ -316,12 +316,12 @@ def score_ratios(
 
 
 def select_statistics(statistics: CohortStatistics, index: np.ndarray) -> CohortStatistics:
-    """Return the cohort statistics of the embeddings whose numbers are in `index`, in the order of `index`."""
+    """Return the cohort statistics of the embeddings with the row numbers `index`, in this order."""
     return CohortStatistics(statistics.mean[index], statistics.deviation[index])
 
 
 def select_quality(quality: Quality, index: np.ndarray) -> Quality:
-    """Return the quality measures, which must be arrays, of the utterances whose numbers are in `index`."""
+    """Return the quality measures of the utterances with the row numbers `index`. The measures must be arrays."""
     return Quality(*(np.asarray(column)[index] for column in vars(quality).values()))
 
 

@@ -100,7 +100,7 @@ def test_intervals_groups_and_another_model(people, hamspk, model_folder):
     numbers = values["compared"]["numbers"]
     assert numbers["eer"]["difference"] == 0.0 and numbers["eer"]["p_value"] == 1.0
     assert list(numbers) == ["eer", "minDCF(0.01)", "minDCF(0.05)"]
-    for part in ("In brackets: 95 % intervals from 100 resamplings", "gender f", "difference"):
+    for part in ("Values in brackets are 95 % intervals from 100 resamplings", "gender f", "difference"):
         assert part in out
 
 
@@ -238,7 +238,7 @@ def test_missing_lists_and_files(tmp_path, refusal, model_folder, audio):
         (["--group-by", "gender"], "--group-by needs --metadata"),
         (["--metadata", "nope.csv"], "Table not found: nope.csv"),
         (["--replicates", 0, "--compare", "other"], "--compare needs resamplings"),
-        (["--subtract-mean"], "The mean to subtract is the mean of the model's cohort, and this model has no cohort"),
+        (["--subtract-mean"], "The mean of the model's cohort cannot be subtracted, because this model has no cohort"),
     ],
 )
 def test_words_that_do_not_fit(tmp_path, refusal, model_folder, audio, words, message):

@@ -220,7 +220,7 @@ def test_bad_requests_are_refused():
     scores, labels, speakers = simulate(12)
     few = simulate(9)
     cases = [
-        (few, {}, "Resampling needs at least 10 speakers and is reliable from about 50; these trials have 9."),
+        (few, {}, "Resampling needs at least 10 speakers, and is reliable with about 50 or more. These trials have 9."),
         ((scores[1:], labels[1:], speakers), {}, "speakers must have one entry per score, got"),
         ((scores, ~labels, speakers), {}, f"The speakers contradict {len(labels)} of {len(labels)} labels"),
         ((scores * 0, labels, speakers), {}, "do not rank the trials"),

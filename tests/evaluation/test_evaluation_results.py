@@ -235,7 +235,7 @@ def test_the_record_is_written_read_and_reported(calibrated, trials, embedded, t
     assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert str(tmp_path) not in path.read_text()
     text = format_report(record)
-    for part in ("a <list>", "log-likelihood ratio, AS-norm", "even", "gender f", "actDCF(0.01)", "In brackets: 95 %"):
+    for part in ("a <list>", "log-likelihood ratio, AS-norm", "even", "gender f", "actDCF(0.01)", "Values in brackets are 95 %"):
         assert part in text
     values = record.lists["a <list>"]
     for numbers in (values, values["decisions"]):
@@ -298,7 +298,7 @@ def test_a_record_takes_in_what_is_there_of_the_same_weights(tmp_path):
     assert there.training == {"epochs": 3, "steps": 9} and there.plots == {"sweep.png": "EER over duration"}
     assert [file.name for file in tmp_path.iterdir()] == [EVALUATION_FILE]
     again = EvaluationRecord(model, {"dev": entry(0.4, "b")}, {"dev": {"digest": "b", "conditions": {"noise": points}}})
-    assert again.write(tmp_path) == ["dev: the numbers of a different trial list with this name were replaced."]
+    assert again.write(tmp_path) == ["dev: the measurements on another trial list with this name were replaced."]
     assert set(again.sweeps["dev"]["conditions"]) == {"noise"} and again.lists["test"]["eer"] == 0.3
 
 
@@ -311,7 +311,7 @@ def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     EvaluationRecord({"fingerprint": "old"}, {"dev": entry(0.1)}, plots=plots).write(tmp_path)
     newer = EvaluationRecord({"fingerprint": "new"}, {"test": entry(0.2)})
     assert newer.write(tmp_path) == [
-        f"{tmp_path / EVALUATION_FILE} was replaced because it contained the numbers of other weights or settings."
+        f"{tmp_path / EVALUATION_FILE} was replaced, because it contained measurements of other weights or settings."
     ]
     there = EvaluationRecord.read(tmp_path / EVALUATION_FILE)
     assert list(there.lists) == ["test"] and there.plots == {}
@@ -319,7 +319,7 @@ def test_a_record_of_other_weights_is_never_mixed(tmp_path):
     assert (tmp_path / "outside.png").is_file()
     for strange in ("{", "[1]", '{"thesis": 1}'):
         (tmp_path / EVALUATION_FILE).write_text(strange)
-        with pytest.raises(ValueError, match=r"The file was not changed; choose another folder \(--output\)"):
+        with pytest.raises(ValueError, match=r"The file was not changed. Choose another folder \(--output\)"):
             newer.write(tmp_path)
         assert (tmp_path / EVALUATION_FILE).read_text() == strange
 
