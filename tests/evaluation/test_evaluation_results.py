@@ -235,7 +235,7 @@ def test_the_record_is_written_read_and_reported(calibrated, trials, embedded, t
     assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert str(tmp_path) not in path.read_text()
     text = format_report(record)
-    for part in ("a <list>", "log-likelihood ratio, AS-norm", "even", "gender f", "actDCF(0.01)", "Values in brackets are 95 %"):
+    for part in ("a <list>", "log-likelihood ratio, AS-norm", "even", "gender f", "actDCF(0.01)", "brackets are 95 %"):
         assert part in text
     values = record.lists["a <list>"]
     for numbers in (values, values["decisions"]):
