@@ -212,7 +212,7 @@ def test_embeddings_for_the_centres_are_those_of_training():
     [
         ({"initial_model": None}, "train_last_blocks needs initial_model"),
         ({"train_last_blocks": None}, "frame_folder needs train_last_blocks"),
-        ({"train_last_blocks": 3}, "train_last_blocks must be at most 2, the blocks of campplus, got 3"),
+        ({"train_last_blocks": 3}, "train_last_blocks must be at most 2, the number of blocks of campplus, got 3"),
         ({"initial_centres": "mean", "frame_folder": None}, "initial_centres 'mean' needs frame_folder"),
         ({"train_last_blocks": -1}, "train_last_blocks must be between 0 and"),
         ({"train_last_blocks": 0, "freeze_backbone_epochs": 1}, "With train_last_blocks 0 the encoder is never"),
