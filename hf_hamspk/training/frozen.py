@@ -162,7 +162,7 @@ class DividedModel(nn.Module):
 
     @property
     def fixed_pooling(self) -> StatisticsPooling | None:
-        """The pooling, if it has no parameters and pools the frames directly; None otherwise.
+        """The pooling, if it has no parameters and the whole encoder is frozen; None otherwise.
 
         The statistics of such a pooling can be stored instead of the frames.
         """
