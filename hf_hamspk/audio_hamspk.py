@@ -62,24 +62,24 @@ MOST_CHANNELS = 32
 LOUDEST = 16.0
 # Full scale of integer samples of each type.
 INTEGER_SCALE = {"int16": 1 << 15, "int32": 1 << 31}
-# Share of the declared samples below which a file is truncated; MP3 headers may be wrong by one or two frames (72 ms).
+# A file with less than this share of its declared samples is truncated; MP3 headers may be wrong by two frames (72 ms).
 DECODED_SHARE = 0.9
 # Longest wait in seconds for the next bytes of a URL, and longest time for the whole file, redirects included.
 FETCH_SECONDS, LONGEST_FETCH = 20.0, 120.0
-# Numbers of frames (libsndfile reports about this many) and bytes of a WAV file from which its length is unknown, and
-# largest number of chunks before its samples.
+# A WAV header with at least this many frames (as reported by libsndfile) or bytes declares no length. At most this many
+# chunks may precede the samples.
 UNKNOWN_FRAMES, UNKNOWN_SIZE, MOST_CHUNKS = 1 << 62, 0x7FFFFFFF, 64
 # Samples in the longest frame of AAC (HE-AAC); the encoder pads the last frame.
 AAC_FRAME = 2048
 AV_CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf", b"#!AM": "amr"}
-# Power relative to the loudest channel (-40 dB) below which a channel contains only crosstalk or nothing, and least
-# ratio of the power of the channels' mean to their mean power: 1 if they are equal, 1/2 if two are unrelated.
+# A channel is silent (or only crosstalk) below this power relative to the loudest one (-40 dB). Channels are alike if
+# the power of their mean is at least this share of their mean power (1 if they are equal, 1/2 if two are unrelated).
 SILENT_CHANNEL, ALIKE_CHANNELS = 1e-4, 0.75
 # Number of each named channel; 0 is the mean of all channels.
 CHANNELS = {"mean": 0, "left": 1, "right": 2}
 Channel = str | int | None
-# Level in dBFS of the loudest second, without its mean, below which embeddings of filter banks change with the level,
-# and power of rounding errors, up to which a recording is digital silence; 16-bit samples in 32 bits have more.
+# Below this level in dBFS of the loudest second (without its mean), the embeddings of filter banks depend on the level.
+# Up to this power, a recording consists of rounding errors and is digital silence; any 16-bit signal has more power.
 QUIET_DB, SILENT_POWER = -45.0, 1e-14
 # Seconds of speech below which no decision is made by default; see `verification_hamspk`.
 MINIMUM_SPEECH = 1.0
@@ -95,7 +95,7 @@ SPECTRUM_SECONDS = 0.08
 BLOCK_SECONDS = 20.0
 # Bands of equal width up to the limit of telephone speech, which every sampling rate of at least 8 kHz contains.
 LOWEST_HZ, HIGHEST_HZ, BAND_HZ = 100.0, 3700.0, 200.0
-# Share of frames that define the noise floor (about a tenth of continuous speech are pauses and closures), and mean
+# Share of frames that define the noise floor (about a tenth of continuous speech is pauses and closures), and mean
 # level of steady noise above that quantile, in bands of 200 Hz and frames of 50 ms.
 FLOOR_QUANTILE, FLOOR_BIAS_DB = 0.1, 2.5
 # A frame has risen if at least 4 bands are 8 dB above the floor. Vowels exceed this by far, steady noise does not (its
@@ -115,7 +115,7 @@ SMALLEST_POWER = 1e-30
 # Peak of the autocorrelation, relative to lag 0, from which a frame is voiced, and least number of consecutive voiced
 # frames in a syllable; two clicks within one frame produce fewer.
 VOICED_PEAK, SHORTEST_VOICED = 0.4, 5
-# Distances from a voiced frame within which all frames count as speech (half a consonant), and risen ones (a cluster).
+# Distance from a voiced frame within which all frames are speech (half a consonant), or risen frames (some consonants).
 CARRIED_SECONDS, REACH_SECONDS = 0.05, 0.25
 # Detectors of speech: as in version 0.1.0, voiced speech only; voiced and whispered speech; a function of the caller.
 VOICED, VOICED_OR_WHISPERED, CUSTOM = "voiced", "voiced or whispered", "custom"
@@ -151,7 +151,7 @@ def is_number(value: Any) -> bool:
 
 
 class InputError(ValueError):
-    """Error for invalid input. The message is safe to show to the caller: it contains only paths the caller gave.
+    """Error for invalid input. The message is safe to show to the caller: its only paths are from the caller.
 
     Attributes:
         reason: description of the problem, without the name of the input.
@@ -199,7 +199,7 @@ class Limits:
         for name, unit in {"size": "bytes", "values": "samples times channels"}.items():
             value = getattr(self, name)
             if not is_number(value) or value != int(value) or value < 1:
-                raise InputError(f"limits: {name} ({unit}) must be an integer from 1, got {_short(repr(value))}.")
+                raise InputError(f"limits: {name} ({unit}) must be an integer above 0, got {_short(repr(value))}.")
         if not isinstance(self.remote, bool):
             raise InputError(f"limits: remote must be True or False, got {_short(repr(self.remote))}.")
 
@@ -331,7 +331,7 @@ class _Mixdown:
             raise InputError(f"has {channels} channels; expected 1 to {MOST_CHANNELS}. Is the file damaged?")
         self.channel: int | None = getattr(limits, "channel", None)
         if self.channel is not None and self.channel > channels:
-            raise InputError(f"has no channel {self.channel}, only {channels}. Choose another channel")
+            raise InputError(f"has {channels} channels, but not channel {self.channel}. Choose another channel")
         # Numbers of channels of the recording, and of channels that are averaged.
         self.channels, self.averaged = channels, 1 if self.channel else channels
         self.promised = 0 if promised >= UNKNOWN_FRAMES else promised
@@ -379,7 +379,7 @@ class _Mixdown:
                 raise InputError(f"{said}; copy it again")
             warnings.append(f"{label} {said}.")
         if self.bad:
-            said = f"contains {self.bad} NaN or infinite samples of {self.frames * self.averaged}"
+            said = f"contains NaN or infinite samples ({self.bad} of {self.frames * self.averaged})"
             raise InputError(f"{said}; convert it again from the original")
         if self.loudest > LOUDEST:
             said = f"contains samples up to {self.loudest:.4g}; expected floating point in [-1, 1]"
@@ -393,21 +393,21 @@ class _Mixdown:
         if self.channel is None and self._channels_differ():
             warnings.append(
                 f"{label} has different channels, which were averaged. If they are of different people or microphones, "
-                "choose one with channel (--channel): left, right or a number. Choose mean to average them."
+                "choose one with channel (--channel): left, right or a number. Choose mean to average all."
             )
         seconds = np.array_split(waveform, max(1, math.ceil(len(waveform) / self.rate)))
         second = max((part for part in seconds if len(part)), key=np.var, default=np.zeros(1))
         power = float(np.var(second, dtype=np.float64))
         if SILENT_POWER < power < 10 ** (QUIET_DB / 10):
             warnings.append(
-                f"{label} is too quiet: its loudest second has {10 * math.log10(power):.0f} dBFS. Embeddings change "
-                f"below {QUIET_DB:g} dBFS. Record at a higher level."
+                f"{label} is too quiet: its loudest second is at {10 * math.log10(power):.0f} dBFS. Embeddings depend "
+                f"on the level below {QUIET_DB:g} dBFS. Record at a higher level."
             )
         if (clipped := _clipped_share(waveform)) >= CLIPPED_SHARE:
             warnings.append(f"{label} is clipped in {clipped:.1%} of its samples. Record at a lower level.")
         # Resampling and compression hide clipped samples. Of 1,000 natural recordings, none has this much power.
         elif power > SILENT_POWER and power > float(np.quantile(np.abs(second - second.mean()), 0.98)) ** 2 / 3:
-            warnings.append(f"{label} is clipped or distorted: its level is near its peaks. Record at a lower level.")
+            warnings.append(f"{label} is clipped or distorted: its level is near its peak. Record at a lower level.")
         return waveform
 
     def _channels_differ(self) -> bool:
@@ -521,7 +521,7 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
 def _fetch(url: str, limits: Limits) -> io.BytesIO:
     """Return the content of a URL; raise an `InputError` if it is not complete after `LONGEST_FETCH` seconds."""
     found: list[io.BytesIO | Exception] = []
-    # The time limit of a socket holds for one read, so another thread must limit the time of all reads together.
+    # The time limit of a socket applies to one read. Another thread limits the time of all reads together.
     thread = threading.Thread(target=_download, args=(url, limits, found), daemon=True)
     thread.start()
     thread.join(LONGEST_FETCH)
@@ -585,7 +585,7 @@ def _read_array(samples: Any, rate: Any, limits: Limits) -> _Mixdown:
 
 
 class QuietFile:
-    """File for decoders, whose `seek` returns -1 for an impossible position; they would print an exception."""
+    """File for decoders. `seek` returns -1 for an impossible position, because decoders would print an exception."""
 
     def __init__(self, file: Any):
         self._file, self.read, self.readinto, self.tell = file, file.read, file.readinto, file.tell
@@ -785,7 +785,7 @@ class SpeechMeasures:
         snr_db: signal-to-noise ratio of the speech in dB, in [-10, 60]; -10 if there is no speech.
         clipped: share of clipped samples, in [0, 1].
         level_db: root mean square level in dBFS; at least -120.
-        is_whispered: whether all speech was found without a voice: it is whispered, or a noise like it.
+        is_whispered: whether there is speech without any voiced frame: whispering, or noise that resembles it.
     """
 
     duration: float
@@ -797,7 +797,7 @@ class SpeechMeasures:
 
 
 class _Block(NamedTuple):
-    """Measurements of one block: whether each frame is speech, its power, the noise power, and whether it has voice."""
+    """Measurements of a block: which frames are speech, power of each frame, noise power, and whether any is voiced."""
 
     speech: np.ndarray
     power: np.ndarray
@@ -857,7 +857,7 @@ def measure_speech(waveform: np.ndarray, sampling_rate: int, vad: Vad = None) ->
 
 
 def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
-    """Return a function that tells, for times in seconds, whether a result of the caller's detector is speech there."""
+    """Return a function that tells whether there is speech at given times (s), as the caller's detector `found`."""
     marks = np.asarray(found)
     if marks.dtype == bool and marks.ndim == 1 and len(marks):
         return lambda times: marks[np.minimum((times / duration * len(marks)).astype(int), len(marks) - 1)]
@@ -872,7 +872,7 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return the seconds of speech in the middle of each piece `(L,)`, of at most 600 s in all; 1 for each if none."""
+    """Return weights of pieces `(L,)`: seconds of speech in the middle of each (600 s in all); all 1 without speech."""
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
         share = min(1.0, MOST_WEIGHED * sampling_rate / sum(map(len, pieces)))
@@ -955,7 +955,7 @@ def _periodicity(power: np.ndarray) -> np.ndarray:
 
 
 def _run_lengths(mask: np.ndarray) -> np.ndarray:
-    """Return the lengths of alternating runs of False and True. The first and last run are of False; they may be 0."""
+    """Return the lengths of alternating runs of False and True. The first and last run are False and may be empty."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     return np.diff(edges, prepend=0, append=len(mask))
 

@@ -9,7 +9,7 @@ speakers, the cohort. `mean` and `std` are the mean and the uncorrected standard
 - `"t"`: `(s - mean_t) / std_t` (Auckenthaler et al. 2000)
 - `"s"`: the mean of the `"z"` and the `"t"` score (Kenny 2010)
 - `"as"`: as `"s"`, but `mean` and `std` use only the `top` largest cohort scores of enrolment and test, respectively
-  (AS-norm1 of Matejka et al. 2017, equation 5; AS-norm2 would select them by the scores of the other recording)
+  (AS-norm1 of Matejka et al. 2017, equation 5; AS-norm2 selects cohort scores by those of the other recording)
 
 **Calibration** maps a score and measures of the quality of the recordings to a log-likelihood ratio (LLR): the natural
 logarithm of how many times more probable the recordings are if one speaker made both than if two speakers did. The map
@@ -47,9 +47,9 @@ COHORT_FILE = "cohort.safetensors"
 CALIBRATION_FILE = "verification.json"
 CALIBRATION_SCHEMA = 1
 SCORE_KINDS = ("cosine", "hyperbolic")
-# Lower limit of the seconds of speech whose logarithm is taken. Recordings with less speech get no decision.
+# Lower limit of the seconds of speech before their logarithm is taken. With less speech, there is no decision.
 SHORTEST_SPEECH = 0.1
-# Quality measures in the order of `quality_features`. For all but the last, enrolment and test can be exchanged.
+# Quality measures in the order of `quality_features`. All but the last stay the same if enrolment and test are swapped.
 QUALITY_FEATURES = (
     *("log_speech_min", "log_speech_max", "snr_min", "snr_max", "magnitude_min", "magnitude_max"),
     "log_enrolment_utterances",
@@ -68,13 +68,13 @@ def is_same_model(first: Any, second: Any) -> bool:
 
 
 def check_same_model(own: str, model: str, subject: str, remedy: str) -> None:
-    """Raise a ValueError if `subject`, made by the model with the fingerprint `own`, is not of the model `model`."""
+    """Raise a ValueError unless `own`, the fingerprint of the maker of `subject`, is that of the current `model`."""
     found = f"other weights ({own[:12]}) than this model has now ({model[:12]})"
     if is_same_model(own.partition("-")[0], model):
         changed = "a field that determines embeddings (for example frontend) has changed"
         found = f"another configuration than this model has now: {changed}"
     if not is_same_model(own, model):
-        raise ValueError(f"{subject} was made with {found}. Restore what it was made with, or {remedy}.")
+        raise ValueError(f"{subject} was made with {found}. Restore the earlier model, or {remedy}.")
 
 
 def dict_checksum(values: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Yield a temporary path, whose file replaces `path` at the end. After an error (OSError), `path` is as it was."""
+    """Yield a temporary path. Its file replaces `path` at the end. After an error (OSError), `path` is unchanged."""
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         yield temporary
@@ -167,12 +167,12 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     """Compute mean and standard deviation of each row of cohort scores `(M, C)`, or of its `top` largest scores.
 
     Raises:
-        ValueError: `scores` is not two-dimensional or not finite, or a row has fewer than two scores, or equal ones.
+        ValueError: `scores` is not two-dimensional or not finite, or a row has fewer than two different scores.
     """
     if scores.ndim != 2:
         raise ValueError(f"Cohort scores have shape {tuple(scores.shape)}; expected (embeddings, cohort).")
     if scores.shape[1] < SMALLEST_COHORT:
-        raise ValueError(f"The cohort has {scores.shape[1]} embeddings. Use several hundred, 2 at the very least.")
+        raise ValueError(f"The cohort has {scores.shape[1]} embeddings. It needs at least 2; use several hundred.")
     if top is not None and top < SMALLEST_COHORT:
         raise ValueError(f"top must be at least {SMALLEST_COHORT}, got {top}.")
     scores = at_least_float32(scores)
@@ -183,7 +183,7 @@ def cohort_statistics(scores: Tensor, top: int | None = None) -> CohortStatistic
     deviation, mean = torch.std_mean(scores, dim=1, correction=0)
     if bool((deviation < SMALLEST_COHORT_SPREAD).any()):
         row = int((deviation < SMALLEST_COHORT_SPREAD).nonzero()[0])
-        raise ValueError(f"All cohort scores of embedding {row} are alike. Check that the cohort has several speakers.")
+        raise ValueError(f"All cohort scores of embedding {row} are equal. Check that the cohort has several speakers.")
     return CohortStatistics(mean, deviation)
 
 
@@ -362,7 +362,7 @@ class OperatingPoint:
         if self.miss_rate == 1:
             return f"The operating point {self.name} accepts nobody: it missed all target trials of the calibration."
         if self.false_alarm_rate == 1:
-            return f"The operating point {self.name} accepts everybody, also all impostor trials of the calibration."
+            return f"The operating point {self.name} accepts everybody: it rejected no impostor trial in calibration."
         return None
 
 
@@ -401,7 +401,7 @@ class Calibration:
             for `model.vad`. Later decisions use the same detector.
 
     Raises:
-        ValueError: a number is not finite or out of range, a feature is unknown, or two operating points have one name.
+        ValueError: a number is not finite or out of range, a feature is unknown, or two operating points share a name.
     """
 
     fingerprint: str
@@ -441,7 +441,7 @@ class Calibration:
                 raise ValueError(f"The weight of {name!r} must be a finite number, got {value!r}.")
         if not self.weights.get(SCORE, 0.0) > 0:
             raise ValueError(
-                f"The weight of 'score' must be above 0, got {self.weights.get(SCORE)!r}, because a larger score is "
+                f"The weight of 'score' must be above 0, got {self.weights.get(SCORE)!r}. A larger score must mean "
                 "stronger evidence for the same speaker. Check that the labels of the trials are not swapped."
             )
         self._check_counts()
@@ -492,7 +492,7 @@ class Calibration:
             if name == SCORE:
                 continue
             if name not in given:
-                raise ValueError(f"This calibration needs {name!r}, which was not given. Use quality_features.")
+                raise ValueError(f"This calibration needs the measure {name!r}. quality_features computes it.")
             total = total + weight * np.asarray(given[name], dtype=np.float64)
         return total if isinstance(score, np.ndarray) else total.item()
 
@@ -506,11 +506,11 @@ class Calibration:
         check_same_model(self.fingerprint, fingerprint, "This calibration", "calibrate the model again")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the JSON file: attributes, schema, checksum, and thresholds, which loading ignores."""
+        """Return the content of the JSON file: attributes, schema, checksum and (for readers only) thresholds."""
         values: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, **asdict(self)}
         values["operating_points"] = [asdict(point) | {"threshold": point.threshold} for point in self.operating_points]
         if self.detector == VOICED:
-            # Version 0.1.0 has no other detector, and can read such a file.
+            # Without this key, version 0.1.0 can read the file. It has only this detector.
             del values["detector"]
         values[CHECKSUM] = dict_checksum(values)
         return values
@@ -600,7 +600,7 @@ def decision_rule(
                 "calibrate`), or give a threshold on the score."
             )
         return DecisionRule(None, None)
-    # The caller's OperatingPoint may be of a class in the code of a model's folder.
+    # `isinstance` would fail for an OperatingPoint whose class comes from the code in a model's folder.
     point: Any = operating_point
     if point is None or isinstance(point, str):
         point = calibration.operating_point(point)
@@ -621,7 +621,7 @@ class SpeakerModel(Protocol):
 
 
 class Scores(NamedTuple):
-    """Scores of P pairs, `(P,)` float64 each; None without normalisation or without calibration, respectively."""
+    """Scores of P pairs, `(P,)` float64 each. Normalised scores or ratios that were not computed are None."""
 
     raw: np.ndarray
     normalised: np.ndarray | None
@@ -643,7 +643,7 @@ def trial_features(
     statistics: tuple[CohortStatistics, CohortStatistics] | None = None,
     quality: tuple[Quality, Quality] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the features of P trials that a calibration weighs, `SCORE` and `QUALITY_FEATURES`, each `(P,)` float64.
+    """Return what a calibration weighs for P trials: `SCORE` and the `QUALITY_FEATURES`, each `(P,)` float64.
 
     Args:
         raw: similarities `(P,)`. They are normalised in their own data type and then converted to float64.

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 try:
     import transformers.initialization  # noqa: F401 (not in transformers 4)
 except ImportError as error:
-    raise ImportError("This needs another transformers. Run `pip install 'transformers>=5.18,<6'`.") from error
+    raise ImportError("Unsupported version of transformers. Run `pip install 'transformers>=5.18,<6'`.") from error
 from transformers import AutoConfig, PreTrainedConfig
 
 from .geometry_hamspk import (
@@ -27,8 +27,8 @@ from .geometry_hamspk import (
     check_projection,
 )
 
-# Seconds of the longest recording that is embedded as a whole. For it, an ECAPA-TDNN of 1024 channels and a base
-# model of WavLM take about 550 MB each. The memory of an attention layer grows with the square of the length.
+# Seconds of the longest recording that is embedded as a whole. It takes about 550 MB with an ECAPA-TDNN of 1024
+# channels, and also with a base model of WavLM. The memory of an attention layer grows with the square of the length.
 LONGEST_PIECE, LONGEST_BACKBONE_PIECE, LONGEST_RESNET_PIECE, LONGEST_W2V_BERT_PIECE = 180.0, 30.0, 60.0, 20.0
 # Encoders of filter banks, which the field `backbone` names.
 ENCODERS = ("ecapa", "campplus", "resnet")
@@ -55,7 +55,7 @@ RANGES: dict[str, tuple[Number, Number]] = {
     **dict.fromkeys(("mask_mel_bins", "mask_frames", "chunk_size_feed_forward"), (0, 10_000)),
     **{"scale": (1e-6, 1e6), "clip_radius": (1e-6, 1e6), "euclidean_weight": (0, 1e6), "hyperbolic_weight": (0, 1e6)},
     **{"ecapa_groups": (2, 1024), "num_labels": (1, 10_000_000), "num_mel_bins": (1, 1024)},
-    # Lower rates cut off too much of the speech band. At a variance of 0, its root has no derivative.
+    # Lower sampling rates cut off too much of the speech band. The root of a variance has no derivative at 0.
     **{"sampling_rate": (4000, 384_000), "margin": (0, LARGEST_MARGIN), "curvature": (1e-9, 1e9)},
     **{"pooling_variance_offset": (0, 1), "pooling_smallest_variance": (1e-20, 1), "level_db": (-60, 0)},
 }
@@ -102,13 +102,13 @@ class HamSpkConfig(PreTrainedConfig):
         ecapa_block_input: input of a block: the `"sum"` of the outputs of all earlier layers, as in the
             HAM-Softmax code, or only the output of the `"previous"` layer, as in SpeechBrain and WeSpeaker.
         ecapa_padding: padding of an utterance: `"zeros"`, or its mirror image (`"reflect"`, as in SpeechBrain).
-        ecapa_normalize_aggregate: whether batch normalisation follows multi-layer feature aggregation (SpeechBrain).
+        ecapa_normalize_aggregate: whether batch normalisation follows this aggregation (SpeechBrain: True).
         campplus_head_channels: channels of the two-dimensional convolutions at the input of CAM++.
         campplus_channels: channels of the first time-delay layer.
         campplus_layers, campplus_dilations: number of layers and dilation in frames of each densely connected block.
         campplus_growth: channels that each layer of a block adds.
         campplus_bottleneck: channels inside a layer of a block.
-        campplus_segment: length in frames of the segments whose means are part of the context of a mask.
+        campplus_segment: length in frames of the segments whose means the context-aware masks of CAM++ use.
         resnet_depth: number of layers: 18 or 34, or with bottleneck blocks 50, 101, 152, 221 or 293.
         resnet_channels: channels of the first stage. Each of the three other stages doubles them.
         mix_layers: whether to pool a learned convex sum of the layers of a transformers backbone, not only the last.
@@ -119,13 +119,13 @@ class HamSpkConfig(PreTrainedConfig):
     Front-end
         frontend: log mel filter banks as in the HAM-Softmax code (`"fbank"`), Kaldi (`"kaldi"`) or SpeechBrain
             (`"speechbrain"`), samples (`"waveform"`, transformers backbones), or the features of w2v-BERT
-            (`"seamless"`). None: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet, else the only possible one.
+            (`"seamless"`). None: `"fbank"` for ECAPA-TDNN, `"kaldi"` for CAM++ and ResNet, else the backbone's.
         sampling_rate: sampling rate of the waveforms in Hz, at least 4000.
         num_mel_bins: number of mel filters.
         kaldi_window: window of `"kaldi"`: `"hamming"` (WeSpeaker), or `"povey"` (Kaldi's default, 3D-Speaker).
         kaldi_scale: factor by which `"kaldi"` multiplies samples in [-1, 1]: 32768 (WeSpeaker) or 1 (3D-Speaker).
-        level_db: level in dBFS, from -60 to 0, to which each utterance is scaled before the front-end, so that a quiet
-            recording has the embedding of a loud one, apart from rounding; None leaves the level unchanged.
+        level_db: level in dBFS, from -60 to 0, to which each utterance is scaled before the front-end. The level of a
+            recording then has no effect on its embedding, apart from rounding. None does not scale utterances.
         normalize_waveform: for `"waveform"`: whether to normalise each utterance to mean 0 and variance 1, which large
             WavLM models need.
         mask_mel_bins, mask_frames: for filter banks, in training: largest number of adjacent filters and of adjacent
@@ -167,7 +167,7 @@ class HamSpkConfig(PreTrainedConfig):
 
     Raises:
         ValueError, or huggingface_hub's StrictDataclassFieldValidationError / StrictDataclassClassValidationError: a
-            value has the wrong type or is out of range (see `RANGES`), or an unknown field has a name like a known one.
+            value has the wrong type or is out of range (see `RANGES`), or a field is unknown but resembles a known one.
     """
 
     model_type = "hamspk"
@@ -314,10 +314,10 @@ class HamSpkConfig(PreTrainedConfig):
             hidden, inner = (getattr(backbone, name, 1) for name in ("hidden_size", "intermediate_size"))
             weights = getattr(backbone, "num_hidden_layers", 1) * hidden * (4 * hidden + 2 * inner)
         if weights > MOST_WEIGHTS:
-            raise ValueError(f"The sizes need {weights:.0e} weights in the encoder, more than {MOST_WEIGHTS:.0e}.")
+            raise ValueError(f"The encoder would have {weights:.0e} weights, above the limit {MOST_WEIGHTS:.0e}.")
 
     def _encoder_weights(self) -> int:
-        """Return about the number of weights in the encoder `backbone` and in the layers that its channels enter."""
+        """Return the approximate number of weights in the encoder `backbone` and in the layers that take its output."""
         if self.backbone == "resnet":
             expansion, width, weights = RESNET_EXPANSION[self.resnet_depth], self.resnet_channels, 0
             for count in RESNET_BLOCKS[self.resnet_depth]:
@@ -381,7 +381,7 @@ class HamSpkConfig(PreTrainedConfig):
 
 
 def check_values(values: dict[str, Any], ranges: dict[str, tuple[Number, Number]]) -> None:
-    """Raise a ValueError if a number, or an entry of a list, is out of range, or a type is not of floating point."""
+    """Raise a ValueError if a number, or an entry of a list, is out of range, or a data type is not floating point."""
     for name, value in values.items():
         kind = getattr(torch, value, None) if isinstance(value, str) else value
         if "dtype" in name and value is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):

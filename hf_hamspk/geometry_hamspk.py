@@ -4,13 +4,14 @@ Letters: `B` enrolment embeddings (or batch size), `K` test embeddings (or speak
 embedding size.
 
 Every point is represented by its position `p` in the **unit** ball (`|p| < 1`) and its conformal factor
-`lambda = 2 / (1 - |p|^2)`. Two projections map features to the ball. The meaning of the number `c > 0` differs:
+`lambda = 2 / (1 - |p|^2)`. Two projections map features to the ball. They use the number `c > 0` differently:
 
-- **released**: the formula of the authors' released code, which produced the published results. A vector is clipped to
-  the norm `(1 - 1e-5) / sqrt(c)`, and the distance is the distance in the unit ball, whose curvature is -1. The formula
-  of the distance does not contain `c`; `c` only determines the largest radius. A larger `c` means a smaller region, a
-  *flatter* geometry and a smaller range of distances (at most 2.63 for c = 3 and 1.92 for c = 5). The lower limit of
-  1e-5 that the released code sets for `(1-|x|^2)(1-|y|^2)` is omitted here. It matters only for c < 1.004.
+- **released**: the formula of the HAM-Softmax code, which the authors of HAM-Softmax released and which produced the
+  published results. A vector is clipped to the norm `(1 - 1e-5) / sqrt(c)`, and the distance is the distance in the
+  unit ball, whose curvature is -1. Its formula does not contain `c`; `c` only determines the largest radius. A larger
+  `c` means a smaller region, a *flatter* geometry and a smaller range of distances (at most 2.63 for c = 3 and 1.92 for
+  c = 5). The HAM-Softmax code limits `(1-|x|^2)(1-|y|^2)` to at least 1e-5; this limit, which matters only for
+  c < 1.004, is omitted here.
 - **curved**: sectional curvature `-c`. A feature `v` is clipped to `|v| <= clip_radius` and mapped by the exponential
   map at the origin, so that its distance from the origin is `2 |v|`. Distances in the unit ball are divided by
   `sqrt(c)`. A larger `c` means a *more* curved geometry. As `c -> 0`, the distance tends to `2 |v - w|`.
@@ -34,14 +35,14 @@ Points are lifted to the hyperboloid by `X = lambda p` and `X0 - 1 = lambda |p|^
 | `joint`              | two heads, one `ham`   | as in both heads         | as in `ham`                        |
 
 Impostor logits have no margin. For `ram`, an impostor is easy if its logit is smaller than the target logit after the
-margin; the logit of an easy impostor is replaced by 0, as in the released code. The loss of `joint` is the weighted sum
-of the losses of its two heads. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
+margin; the logit of an easy impostor is replaced by 0, as in the HAM-Softmax code. The loss of `joint` is the weighted
+sum of the losses of its two heads. Heads compute in float32 (or float64) with autocast disabled. By default the loss is
 computed from all B x K similarities. A trainer can set `SpeakerHead.engine` to compute the same loss over blocks of
 speakers (`hf_hamspk.losses`).
 
 References: Nickel and Kiela 2017 (distance); Khrulkov et al. 2020 (exponential map at the origin); Guo et al. 2022
-(feature clipping); Fang and He 2026, arXiv 2601.19709, and the released code (the released variant, H, HAM); Wang et
-al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
+(feature clipping); Fang and He 2026, arXiv 2601.19709, and their HAM-Softmax code (the released projection, H, HAM);
+Wang et al. 2018 (AM); Deng et al. 2019 (AAM); Li et al. 2022, arXiv 2110.09116 (RAM).
 """
 
 import math
@@ -53,19 +54,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Lower limit of a variance whose root is taken, from the released encoder. The derivative of the root is at most 50.
+# Lower limit of a variance before its root is taken, as in the HAM-Softmax code. It keeps the root's slope below 50.
 SMALLEST_VARIANCE = 1e-4
-# The released code clips norms to (1 - RELEASED_MARGIN) / sqrt(c).
+# The released projection clips norms to (1 - RELEASED_MARGIN) / sqrt(c).
 RELEASED_MARGIN = 1e-5
 # Largest sqrt(c) * |v|. At the radius 2 * 5 the conformal factor is 11,014, and float32 still keeps three digits.
 MAX_TANGENT_RADIUS = 5.0
 # Methods to combine the embeddings of a speaker's utterances; see `combine_embeddings`.
 COMBINATIONS = ("mean", "length_weighted", "barycentre")
-# An embedding below this norm is divided by it, not by its own norm. This limits the gradient of the cosine to 1e6.
+# Embeddings with a smaller norm are divided by this value, not by their norm. The cosine's gradient is at most 1e6.
 SMALLEST_NORM = 1e-6
-# A vector with a larger entry is scaled down to it, because float32 cannot represent the square of 1e20.
+# Vectors with larger entries are scaled down until the largest one has this value; in float32, 1e20 squared overflows.
 LARGEST_ENTRY = 1e15
-# Standard deviation of the initial centres in the released code. It places them close to the origin.
+# Standard deviation of the initial centres in the HAM-Softmax code. The centres are then close to the origin.
 CENTRE_STD = 1e-3
 # Lower bound of a learned curvature. The upper bound depends on the clip radius and the range of float32.
 SMALLEST_CURVATURE = 1e-2
@@ -84,7 +85,7 @@ HEAD_PARTS = {
 PUBLISHED_SCALE = {"softmax": 1.0}
 PUBLISHED_CURVATURE = {"h": 5.0}
 OTHER_SCALE, OTHER_CURVATURE, MARGIN = 30.0, 3.0, 0.2
-# A margin is in [0, LARGEST_MARGIN). Angles must stay below pi; released distances never exceed 2.63 for c >= 3.
+# Margins are in [0, LARGEST_MARGIN). Angles stay below pi, and distances of "released" below 2.64 for c >= 3.
 LARGEST_MARGIN = 3.0
 
 
@@ -114,7 +115,7 @@ def limit_entries(v: Tensor, largest: float = LARGEST_ENTRY) -> Tensor:
 
     Autograd treats the scale factor as a constant. The gradient is still exact for functions of the direction.
     """
-    # On a CPU, norms take less time than largest entries. Other devices would have to wait for the result of the test.
+    # On a CPU, the norm is faster to compute than the largest entry. On other devices, this test would block.
     is_tested = v.device.type == "cpu" and not torch.compiler.is_compiling()
     if is_tested and bool((torch.linalg.vector_norm(v.detach(), dim=-1) <= largest).all()):
         return v
@@ -132,7 +133,7 @@ def released_radius(c: float) -> float:
     """Return the largest norm of the released projection, `(1 - 1e-5) / sqrt(c)`; raise a ValueError unless `c > 1`."""
     if not c > 1:
         raise ValueError(
-            f"The released distance needs curvature > 1, got {c}: otherwise vectors could leave the unit ball. The "
+            f"The released projection needs curvature > 1, got {c}. Otherwise, points could leave the unit ball. The "
             "published values are 3 (HAM) and 5 (H). projection='curved' accepts any curvature above 0."
         )
     return (1 - RELEASED_MARGIN) / math.sqrt(c)
@@ -197,7 +198,7 @@ class _Arcosh1p(torch.autograd.Function):
 
 def arcosh1p_slope(u: Tensor) -> Tensor:
     """Return the derivative of `arcosh(1 + u)` at `u`, any shape."""
-    # If u is below its own rounding error, the gradient is noise. The limit bounds it by 1/sqrt(eps), 3e3 in float32.
+    # For a u as small as its rounding error, the slope is noise. It is limited to 1/sqrt(eps), 3e3 in float32.
     return (u * (u + 2)).clamp_min(torch.finfo(u.dtype).eps).rsqrt()
 
 
@@ -220,9 +221,9 @@ def cosh_less_1(apart: Tensor, conformal: Tensor) -> Tensor:
 def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
     """Compute the distances `(B, K)`, in `[0, inf)`, of B points `x` from K points `y` in the unit ball.
 
-    One matrix product gives all distances. Its rounding causes an error in `cosh d` that is not smaller for smaller
-    distances `d`. In float32, distances below about 1e-3 can therefore not be distinguished from 0. Use `distance` for
-    pairs of points that may be nearly equal.
+    One matrix product gives all distances. Its rounding error in `cosh d` does not decrease with the distance `d`. In
+    float32, distances below about 1e-3 can therefore not be distinguished from 0. Use `distance` for pairs of points
+    that may be nearly equal.
     """
     x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
     y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT
@@ -231,7 +232,7 @@ def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
 
 
 def to_features(point: BallPoints, projection: str, curvature: float) -> Tensor:
-    """Return features `(..., D)` that `project` maps to `point`, which must be a possible result of `project`."""
+    """Return features `(..., D)` that `project` maps to `point`. There must be such features."""
     if projection == "released":
         return point.position
     root_c = math.sqrt(curvature)
@@ -347,7 +348,7 @@ def mean_direction(embeddings: Tensor, weights: Tensor | None = None) -> Tensor:
     embeddings, shares = limit_entries(at_least_float32(embeddings)), _shares(embeddings, weights)
     direction = (shares[:, None] * normalize(embeddings)).sum(0)
     if float(direction.detach().norm()) < SMALLEST_NORM:
-        raise ValueError("The directions of these embeddings cancel. Check that all are of the same speaker.")
+        raise ValueError("The directions of these embeddings cancel out. Check that all are of the same speaker.")
     return normalize(direction) * (shares * embeddings.norm(dim=-1)).sum()
 
 
@@ -438,7 +439,7 @@ def apply_margin(similarity: Tensor, labels: Tensor, kind: str, margin: float, s
 
 
 class HeadOutput(NamedTuple):
-    """Scaled logits `(B, K)` without margin, and mean cross-entropy with margin; None if not computed."""
+    """Scaled logits `(B, K)` without margin, and mean cross-entropy with margin. What was not computed is None."""
 
     logits: Tensor | None
     loss: Tensor | None
@@ -458,7 +459,7 @@ def check_projection(projection: str, curvature: float, clip_radius: float, lear
     """Raise a ValueError if the settings of a projection are out of range (see `project` and `SpeakerHead`)."""
     if projection == "released":
         if learnable_curvature:
-            raise ValueError("learnable_curvature needs projection='curved', got 'released', which only limits norms.")
+            raise ValueError("learnable_curvature needs projection='curved'; 'released' has no curvature to learn.")
         if not curvature < math.inf:
             raise ValueError(f"curvature must be finite, got {curvature}.")
         released_radius(curvature)
@@ -469,7 +470,7 @@ def check_projection(projection: str, curvature: float, clip_radius: float, lear
     if not 0 < curvature <= largest:
         raise ValueError(
             f"projection='curved' needs 0 < curvature <= (5 / clip_radius)^2 = {largest:g}, got {curvature}. "
-            "Beyond this limit, float32 cannot represent the points. Lower curvature or clip_radius."
+            "Beyond this limit, float32 cannot represent the points. Reduce curvature or clip_radius."
         )
 
 
@@ -512,7 +513,7 @@ class CosineSimilarity(nn.Module):
         """Return None, because a cosine has no curvature."""
 
     def reset_centres(self) -> None:
-        """Draw the centres from the Xavier normal distribution, as in the released code."""
+        """Draw the centres from the Xavier normal distribution, as in the HAM-Softmax code."""
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -548,7 +549,7 @@ class HyperbolicSimilarity(nn.Module):
         self.reset_centres()
 
     def reset_centres(self) -> None:
-        """Set the centres to random points near the origin, as the authors' code does; reset a learned curvature."""
+        """Draw centres near the origin, as in the HAM-Softmax code, and reset a learned curvature."""
         nn.init.normal_(self.weight, std=CENTRE_STD)
         if self.log_curvature is not None:
             nn.init.constant_(self.log_curvature, math.log(self.initial_curvature))
@@ -640,7 +641,7 @@ class SpeakerHead(nn.Module):
         if return_logits is None:
             return_logits = labels is None or not self.training
         if return_logits and self.engine is not None and not self.engine.gives_logits:
-            raise ValueError("No rank holds all centres. Logits need all of them: load the saved model.")
+            raise ValueError("No rank holds all centres, so there are no logits. Load the saved model to compute them.")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = limit_entries(at_least_float32(embeddings))
             logits = self.scale * self.similarity(embeddings, labels) if return_logits else None
@@ -659,7 +660,7 @@ class SpeakerHead(nn.Module):
 class JointHead(nn.Module):
     """Training head whose loss is the weighted sum of the losses of a Euclidean head and of a HAM head.
 
-    Each of the two heads has its own centres. The logits are the logits of the HAM head. The released code uses
+    Each of the two heads has its own centres. The logits are the logits of the HAM head. The HAM-Softmax code uses
     0.3 RAM + 0.7 HAM (c = 3, s = 30, m = 0.2).
     """
 

@@ -65,7 +65,7 @@ BATCH_SECONDS = 120.0
 MOST_PADDING = 0.1
 # Seconds of audio that `embed` reads before it computes the embeddings.
 HELD_SECONDS = 600.0
-# Lock for the number of threads that embed with a model, which together decide its mode.
+# Lock for the number of threads that embed with a model. The model is in evaluation mode while it is above 0.
 MODE_LOCK = threading.Lock()
 # Arguments of `from_pretrained` that determine where a file is found.
 FETCHING_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
@@ -380,7 +380,7 @@ def check_labels(labels: Tensor, speakers: int) -> None:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return batches of indices of similar `lengths`: one utterance, or at most `budget` samples including padding."""
+    """Group indices by similar `lengths` into batches of one utterance or of at most `budget` samples with padding."""
     batches: list[list[int]] = []
     held = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -524,7 +524,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 self.cohort = Cohort.load(files[COHORT_FILE], fingerprint)
         except ValueError as error:
             raise ValueError(
-                f"The decisions of {source} cannot be used. {error} To use the model without decisions, load it with "
+                f"The calibration of {source} cannot be used. {error} To use the model without decisions, load it with "
                 f"calibrated=False, or delete {' and '.join(files.values())}."
             ) from error
 
@@ -541,7 +541,7 @@ class HamSpkPreTrainedModel(SpeakerModelMixin, PreTrainedModel):
                 written.append(name)
                 continue
             if part is not None:
-                logger.warning(f"{name} is not saved: weights or configuration have changed since. Calibrate again.")
+                logger.warning(f"{name} is not saved: the model has changed since it was made. Calibrate again.")
             if os.path.exists(path):
                 os.remove(path)
         return written
@@ -640,7 +640,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
         check_batch(input_values, attention_mask, self.frontend.smallest_length)
         norms = [norm for norm in (self.pooled_norm, self.embedding_norm) if not isinstance(norm, nn.Identity)]
         if any(norm.training for norm in norms) and input_values.shape[0] < 2:
-            raise ValueError("Batch normalisation in training needs at least 2 utterances, got 1; drop the last batch.")
+            raise ValueError("Batch normalisation in training needs at least 2 utterances. Drop a last batch of 1.")
         lengths = None if attention_mask is None else attention_mask.long().sum(-1)
         features, lengths = self.frontend(input_values, lengths)
         is_complete = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
@@ -659,7 +659,7 @@ class HamSpkModel(HamSpkPreTrainedModel):
     def _pool_layers(
         self, waveforms: Tensor, lengths: Tensor | None, is_complete: bool
     ) -> tuple[Tensor | None, Tensor, tuple[Tensor, ...]]:
-        """Run a transformers backbone: frames `(B, C, T)` (None for MHFA), their pooled statistics, and its layers."""
+        """Return a transformers backbone's frames `(B, C, T)` (None for MHFA), the pooled frames, and its layers."""
         if lengths is not None and self.groups_by_length:
             hidden = self._layers_by_length(waveforms, lengths, is_complete)
         else:

@@ -1,11 +1,11 @@
-"""Layers of the models beside the encoders (front-ends, pooling), for padded batches, and creation of the heads.
+"""Front-ends and pooling layers of the models, for padded batches, and creation of the heads.
 
 Letters: `B` batch, `L` samples, `T` frames, `F` mel bins, `C` channels, `H` attention heads, `N` layers of a
 transformers backbone, `D` embedding size.
 
-**Front-ends** map waveforms `(B, L)` in [-1, 1], padded on the right, and their numbers of valid samples to features.
-Valid frames do not depend on the padding. The constants of a front-end are float32 buffers, which are not saved but
-computed when a model is built, loaded or cast. `"fbank"` computes the features of the HAM-Softmax code (torchaudio's
+**Front-ends** compute features of waveforms `(B, L)` in [-1, 1], which may be padded on the right. Valid frames do not
+depend on the padding. The constants of a front-end are float32 buffers. They are not saved, but computed when a model
+is built, loaded or cast. `"fbank"` computes the features of the HAM-Softmax code (torchaudio's
 MelSpectrogram after pre-emphasis), `"kaldi"` the features of Kaldi's compute-fbank-feats without dither, and
 `"speechbrain"` the features of SpeechBrain's Fbank with normalisation of each sentence.
 
@@ -28,25 +28,25 @@ from .geometry_hamspk import JointHead, SpeakerHead, at_least_float32, length_ma
 PRE_EMPHASIS = 0.97
 WINDOW_SECONDS, FBANK_HOP_SECONDS = 0.025, 0.010
 FBANK_LOWEST_HZ = 20.0
-# Highest frequency of the released encoder, below the anti-aliasing filter of 16 kHz audio; Kaldi uses half the rate.
+# Highest frequency of "fbank" as a share of the sampling rate, as in the HAM-Softmax code; 1/2 for the other banks.
 RELEASED_HIGHEST_FRACTION = 7600 / 16000
-# The released encoder adds this before it takes the logarithm. A silent frame becomes log(1e-6) = -13.8.
+# "fbank" adds this before the logarithm, as in the HAM-Softmax code. A silent frame becomes log(1e-6) = -13.8.
 RELEASED_LOG_OFFSET = 1e-6
 # Kaldi's default window is a Hann window to this power, which makes it similar to a Hamming window that ends in zero.
 POVEY_POWER = 0.85
-# SpeechBrain limits the energy to at least 1e-10, and then decibels to at least 80 below the maximum of the utterance.
+# SpeechBrain raises energies below 1e-10 to 1e-10, and then levels to at most 80 dB below the utterance's maximum.
 SPEECHBRAIN_SMALLEST_ENERGY = 1e-10
 SPEECHBRAIN_DECIBELS = 80.0
 # Louder waveforms are scaled down to this amplitude, because float32 cannot represent the power spectrum of 1e15.
 LARGEST_SAMPLE = 1e6
-# As in transformers' Wav2Vec2FeatureExtractor.
+# Number added to the variance of a waveform before its root is taken, as in transformers' Wav2Vec2FeatureExtractor.
 VARIANCE_OFFSET = 1e-7
-# Power added to the variance before a waveform is scaled to a level: -120 dBFS, less than any 16-bit audio but silence.
+# Power added to the variance before a waveform is scaled to a level: -120 dBFS, less than a step of 16-bit audio.
 LEVEL_OFFSET = 1e-12
 
 
 class Features(NamedTuple):
-    """Features `(B, F, T)` or `(B, T, F)`, or samples `(B, L)`, 0 in the padding, and valid lengths `(B,)` or None."""
+    """Features `(B, F, T)` (w2v-BERT: `(B, T, F)`) or samples `(B, L)`, 0 in the padding; and valid lengths `(B,)`."""
 
     values: Tensor
     lengths: Tensor | None
@@ -98,7 +98,7 @@ class FilterBank(nn.Module):
             self.register_buffer(name, constant, persistent=False)
 
     def constants(self, kind: type[np.floating] = np.float32) -> tuple[Tensor, Tensor]:
-        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` as numbers of a `kind`."""
+        """Compute the window `(window_length,)` and the mel filters `(points // 2 + 1, F)` in the NumPy type `kind`."""
         # torch may build a model on the meta device, where tensors have no values, but NumPy arrays do.
         n = np.arange(self.window_length)
         period = self.window_length - 1 if self.kind == "kaldi" else self.window_length
@@ -124,7 +124,7 @@ class FilterBank(nn.Module):
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, constants: tuple[Tensor, Tensor] | None = None
     ) -> Features:
-        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples; None if none is padded."""
+        """Compute features of `waveforms` `(B, L)` with `lengths` `(B,)` valid samples (None: no padding)."""
         window, bank = (self.window, self.bank) if constants is None else constants
         with torch.autocast(waveforms.device.type, enabled=False):
             samples = valid_samples(waveforms.to(window.dtype), lengths, self.level_db)
@@ -138,7 +138,7 @@ class FilterBank(nn.Module):
         return Features(values, frame_lengths)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Return the number of frames of utterances of `lengths` samples. The ends are padded except for `"kaldi"`."""
+        """Return the numbers of frames of utterances of `lengths` samples. All kinds but `"kaldi"` pad both ends."""
         inside = lengths - self.window_length if self.kind == "kaldi" else lengths
         return 1 + torch.div(inside, self.hop, rounding_mode="floor")
 
@@ -203,7 +203,7 @@ def valid_samples(waveforms: Tensor, lengths: Tensor | None, level_db: float | N
 
 
 def standardise(waveforms: Tensor, lengths: Tensor | None, offset: float) -> Tensor:
-    """Scale waveforms `(B, L)` to mean 0 and variance 1; `offset` is added to the variance before."""
+    """Scale waveforms `(B, L)` to mean 0 and variance 1; `offset` is added to the variance first."""
     waveforms = remove_mean(waveforms[:, None], lengths)[:, 0]
     count = waveforms.shape[1] if lengths is None else lengths[:, None]
     return waveforms / (waveforms.square().sum(1, keepdim=True) / count + offset).sqrt()
@@ -219,7 +219,7 @@ def remove_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -> Tensor:
-    """Set up to `bins` adjacent filters and `frames` adjacent valid frames of each utterance to 0, their mean."""
+    """Mask (by the mean, 0) up to `bins` adjacent filters and `frames` adjacent valid frames of each utterance."""
     size = torch.full((values.shape[0],), values.shape[2], device=values.device) if lengths is None else lengths
     height = torch.full_like(size, values.shape[1])
     in_band = _random_stretch(height, bins, values.shape[1])[:, :, None]
@@ -228,7 +228,7 @@ def mask_bands(values: Tensor, lengths: Tensor | None, bins: int, frames: int) -
 
 
 def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """Return a random bool mask `(B, size)` with up to `longest` adjacent True in the first `lengths[i]` of row `i`."""
+    """Return a random bool mask `(B, size)`: up to `longest` adjacent True in the first `lengths[i]` of row `i`."""
     # A mask covers at most half of a short utterance.
     widest = (lengths // 2).clamp_max(longest)
     width = (torch.rand_like(lengths, dtype=torch.float32) * (widest + 1)).long()
@@ -238,10 +238,10 @@ def _random_stretch(lengths: Tensor, longest: int, size: int) -> Tensor:
 
 
 class Deviation(NamedTuple):
-    """Options for the computation of a standard deviation; `offset` is added to the variance before the limit.
+    """Options for the computation of a standard deviation.
 
-    An unbiased variance is divided by the number of frames minus 1. The limit prevents a root of 0, whose derivative is
-    infinite.
+    An unbiased variance is divided by the number of frames minus 1. `offset` is added to the variance. The variance is
+    then limited to at least `smallest_variance`, because the root has an infinite derivative at 0.
     """
 
     smallest_variance: float

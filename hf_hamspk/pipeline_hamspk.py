@@ -105,7 +105,7 @@ class SpeakerVerificationPipeline(Pipeline):
 
         Returns:
             Dictionary with the fields of `Verification`. With `return_embeddings`, it has the keys `embedding` (`(D,)`
-            float32), `speech` (in seconds) and `warnings`. A list of inputs gives a list, a stream an iterator.
+            float32), `speech` (in seconds) and `warnings`. A list of inputs gives a list. A stream gives an iterator.
 
         Raises:
             InputError: an input cannot be used. For a list or stream, the message begins with the input's position.

@@ -172,7 +172,7 @@ class SpeakerProfile:
         warnings = description.setdefault("warnings", [])
         expected = {one.name for one in fields(cls)} - {"embedding"}
         if description.pop("kind", None) != PROFILE_KIND or description.keys() != expected:
-            raise ValueError(f"{os.fspath(path)} is not a speaker profile. Its fields: {sorted(description)!s:.200}.")
+            raise ValueError(f"{os.fspath(path)} is not a profile. It has the fields {sorted(description)!s:.200}.")
         try:
             if not isinstance(warnings, list) or not all(isinstance(x, str) and x.isprintable() for x in warnings):
                 raise ValueError("Its warnings are not a list of printable sentences.")
@@ -186,7 +186,7 @@ class SpeakerProfile:
 
 
 def enrolment_warnings(profile: SpeakerProfile) -> list[str]:
-    """Return the warnings of a profile, which are marked as warnings of the enrolment."""
+    """Return the warnings of a profile, each with a prefix that says that it is about the enrolment."""
     when = "At the enrolment" if profile.name is None else f"At the enrolment of {profile.name}"
     return [f"{when}: {warning}" for warning in profile.warnings]
 
@@ -293,14 +293,14 @@ def quality_warnings(recording: MeasuredRecording, label: str, with_length: bool
     """Return warnings about noise in a recording and, if `with_length`, about too little speech."""
     measures, sentences = recording.measures, []
     if with_length and measures.speech < SHORT_SPEECH:
-        # Avoids that 2.96 s is printed as 3.0 s.
+        # Otherwise, 2.96 s would be printed as 3.0 s.
         seconds = min(measures.speech, SHORT_SPEECH - 0.1)
         sentences.append(f"{label} has {seconds:.1f} s of speech. Errors are more frequent below {SHORT_SPEECH:g} s.")
     if measures.snr_db < LOW_SNR_DB:
         noisy = f"{label} is noisy: the speech is {measures.snr_db:.0f} dB above the noise."
         sentences.append(f"{noisy} Errors are more frequent below {LOW_SNR_DB:g} dB.")
     if measures.is_whispered:
-        sentences.append(f"{label} has no voice: it is whispered, or noise. Errors are more frequent.")
+        sentences.append(f"{label} has no voiced speech. It is whispered, or noise, so errors are more frequent.")
     return sentences
 
 
@@ -445,9 +445,9 @@ class _CalibratedModel:
 
     Args:
         model, calibration, cohort: see `Scorer`.
-        check_voices: whether to check recordings for several voices: with the calibration, which about doubles the time
-            for long recordings, and with the model's `overlap_detector`, if it has one. "refuse" also refuses
-            recordings in which this detector finds two people who speak at once.
+        check_voices: whether to check recordings for several voices. The check uses the calibration, and the model's
+            `overlap_detector` if it has one. It about doubles the time for long recordings. "refuse" also refuses
+            recordings in which the detector finds two people who speak at once.
     """
 
     def __init__(
@@ -462,7 +462,7 @@ class _CalibratedModel:
         if check_voices not in (True, False, REFUSE):
             raise InputError(f"check_voices must be True, False or {REFUSE!r}, got {check_voices!r}.")
         if check_voices == REFUSE and self.detector is None:
-            missing = "The model has no overlap detector, which --voices refuse (check_voices='refuse') needs."
+            missing = "--voices refuse (check_voices='refuse') needs an overlap detector, but the model has none."
             raise InputError(f"{missing} Store one beside the model with `hamspk convert FILE --into MODEL`.")
         self.calibration, self.check_voices = calibration, check_voices
         self.minimum_speech = MINIMUM_SPEECH if calibration is None else calibration.minimum_speech
@@ -492,7 +492,7 @@ class _CalibratedModel:
         return sentences
 
     def _rule_warnings(self, rule: DecisionRule) -> list[str]:
-        """Return warnings about another detector of speech than the calibration's, and about the operating point."""
+        """Return warnings about a speech detector other than the calibration's, and about the operating point."""
         sentences, calibration, flaw = [], self.calibration, getattr(rule.point, "flaw", None)
         has_own = getattr(self.model, "vad", None) is not None
         if calibration is not None and has_own != (calibration.detector == CUSTOM):
@@ -718,7 +718,7 @@ class SpeakerVerifier(_CalibratedModel):
         if calibration is None or profile is None or profile.utterances == calibration.enrolment_utterances:
             return warnings
         if "log_enrolment_utterances" not in calibration.weights:
-            fitted = f"but the calibration was measured with {calibration.enrolment_utterances}"
+            fitted = f"but the calibration was measured with {calibration.enrolment_utterances} per enrolment"
             less = "The log-likelihood ratio is less accurate."
             warnings.append(f"The enrolment has {profile.utterances} recordings, {fitted}. {less}")
         return warnings

@@ -247,8 +247,8 @@ LYING_HEADERS = [
     ),
 ]
 SOUNDS = [
-    sound_case("quiet.wav", make=lambda: at_level(-57), warning="is too quiet: its loudest second has -57 dBFS"),
-    sound_case("very-quiet.wav", make=lambda: at_level(-77), warning="is too quiet: its loudest second has -77 dBFS"),
+    sound_case("quiet.wav", make=lambda: at_level(-57), warning="is too quiet: its loudest second is at -57 dBFS"),
+    sound_case("very-quiet.wav", make=lambda: at_level(-77), warning="is too quiet: its loudest second is at -77 dBFS"),
     sound_case("clipped.wav", make=lambda: np.clip(speech() * 20, -1, 1), warning="is clipped in "),
     sound_case(
         "clipped-44.wav", make=lambda: np.clip(at_rate(44_100) * 20, -1, 1), rate=44_100, warning="is clipped in "

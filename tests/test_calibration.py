@@ -41,7 +41,7 @@ def test_the_ratio_is_the_weighted_sum(calibration):
         assert ratios[i] == pytest.approx(expected, abs=1e-12)
     alone = calibration.log_likelihood_ratio(float(scores[0]), {k: v[0] for k, v in features.items()})
     assert isinstance(alone, float) and alone == pytest.approx(ratios[0])
-    with pytest.raises(ValueError, match="needs 'log_speech_min', which was not given"):
+    with pytest.raises(ValueError, match="needs the measure 'log_speech_min'"):
         calibration.log_likelihood_ratio(0.5)
 
 

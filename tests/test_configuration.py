@@ -136,12 +136,12 @@ def test_masks_are_not_negative(name):
         ),
         ({"clip_radius": 0.0}, "clip_radius must be above 0 and finite, got 0.0."),
         ({"clip_radius": math.inf}, "clip_radius must be above 0 and finite, got inf."),
-        ({"curvature": 1.0}, "The released distance needs curvature > 1, got 1.0"),
+        ({"curvature": 1.0}, "The released projection needs curvature > 1, got 1.0"),
         ({"curvature": math.inf}, "curvature must be finite, got inf."),
-        ({"head": "am", "similarity": "hyperbolic", "curvature": 0.5}, "The released distance needs curvature > 1"),
+        ({"head": "am", "similarity": "hyperbolic", "curvature": 0.5}, "The released projection needs curvature > 1"),
         (
             {"learnable_curvature": True},
-            "learnable_curvature needs projection='curved', got 'released', which only limits",
+            "learnable_curvature needs projection='curved'; 'released' has no curvature",
         ),
         (
             {"learnable_curvature": True, "head": "am", "projection": "curved"},

@@ -98,7 +98,7 @@ def test_a_calibration_keeps_its_detector(model, tmp_path):
     assert json.loads((tmp_path / "verification.json").read_text())["detector"] == VOICED_OR_WHISPERED
     decided = model.verify(whisper(), whisper(seed=1), sampling_rate=RATE)
     assert decided.decision not in (None, NOT_ENOUGH_SPEECH)
-    assert "The test has no voice: it is whispered, or noise. Errors are more frequent." in decided.warnings
+    assert "The test has no voiced speech. It is whispered, or noise, so errors are more frequent." in decided.warnings
     model.calibration = model.cohort = None
     assert model.verify(whisper(), whisper(seed=1), sampling_rate=RATE).score is not None
 

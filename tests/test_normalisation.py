@@ -120,7 +120,7 @@ def test_scores_that_are_refused(data):
         cohort_statistics(enrolment, 1)
     with pytest.raises(ValueError, match="NaN or infinite"):
         cohort_statistics(torch.full((2, 3), torch.nan))
-    with pytest.raises(ValueError, match="All cohort scores of embedding 0 are alike"):
+    with pytest.raises(ValueError, match="All cohort scores of embedding 0 are equal"):
         cohort_statistics(torch.ones(2, 3))
     with pytest.raises(ValueError, match="must be one of none, z, t, s, as, got 'zt'"):
         normalise(scores, enrolment, test, "zt")

@@ -100,7 +100,7 @@ def test_integers_of_a_tiny_range_are_too_quiet_or_silent(dtype, largest):
     wave = np.round(SPEECH / np.abs(SPEECH).max() * largest).astype(dtype)
     found = read_sound(wave, RATE, "The test", source_rate=RATE).warnings
     level = 10 * math.log10(max(np.var(part / full) for part in np.array_split(wave, 3)))
-    expected = [] if level > -45 or level < -140 else [f"too quiet: its loudest second has {level:.0f} dBFS"]
+    expected = [] if level > -45 or level < -140 else [f"too quiet: its loudest second is at {level:.0f} dBFS"]
     assert len(found) == len(expected) and all(words in said for words, said in zip(expected, found, strict=True))
     if not expected and level < -45:
         with pytest.raises(InputError, match="holds no sound"):
@@ -130,7 +130,7 @@ def test_strong_clipping_is_found_after_compression(gain):
     buffer = io.BytesIO()
     soundfile.write(buffer, 0.5 * np.clip(gain * SPEECH, -1, 1), RATE, format="OGG")
     found = read_sound(buffer.getvalue(), RATE, "The test").warnings
-    assert found == ["The test is clipped or distorted: its level is near its peaks. Record at a lower level."]
+    assert found == ["The test is clipped or distorted: its level is near its peak. Record at a lower level."]
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])

@@ -224,7 +224,7 @@ def test_a_profile_is_an_enrolment(voices):
         ({"limits": {"minutes": 2}}, "seconds, size, values and remote"),
         ({"limits": [1]}, "must be a dictionary"),
         ({"limits": {"seconds": "x"}}, "seconds must be a positive finite number"),
-        ({"limits": {"size": 1.5}}, "must be an integer from 1"),
+        ({"limits": {"size": 1.5}}, "must be an integer above 0"),
         ({"limits": {"remote": 0}}, "remote must be True or False"),
     ],
 )

@@ -231,7 +231,7 @@ def test_arcosh1p_of_small_and_large_numbers():
 
 @pytest.mark.parametrize("c", [1.0, 0.5, 0.0, -3.0, float("nan")])
 def test_released_curvature_of_one_or_less_is_refused(c):
-    with pytest.raises(ValueError, match=re.escape(f"The released distance needs curvature > 1, got {c}")):
+    with pytest.raises(ValueError, match=re.escape(f"The released projection needs curvature > 1, got {c}")):
         project_released(torch.zeros(1, 2), c)
 
 

@@ -150,7 +150,7 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
     ("name", "reason"),
     [
         ("nowhere.wav", "nowhere.wav: no such file; check the path"),
-        ("nan.wav", "nan.wav: contains 3 NaN or infinite samples of 16000"),
+        ("nan.wav", "nan.wav: contains NaN or infinite samples (3 of 16000)"),
         ("text.wav", "text.wav: cannot be decoded"),
         ("", "is a folder; give one audio file"),
     ],

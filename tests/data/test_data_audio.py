@@ -119,7 +119,7 @@ def damaged(folder, kind):
         ("cut_wav", "is cut short: its header declares 2.0 s, but only 1.2 s were decoded"),
         ("empty", "is empty (0 samples)"),
         ("short", "lasts 0.05 s; expected at least 0.1 s"),
-        ("nan", "contains 4 NaN or infinite samples of 8000"),
+        ("nan", "contains NaN or infinite samples (4 of 8000)"),
         ("silent", "holds no sound (every sample is 0)"),
         ("constant", "holds no sound (every sample is 0.25)"),
         ("opposite", "holds no sound after averaging its 2 channels"),

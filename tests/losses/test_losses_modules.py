@@ -176,7 +176,7 @@ def test_a_loss_is_an_ordinary_module():
         (lambda: HamSoftmaxLoss(10, 192, margin=-0.1), "margin must be at least 0 and below 3"),
         (lambda: HamSoftmaxLoss(10, 192, margin=float("nan")), "margin must be at least 0 and below 3"),
         (lambda: AAMSoftmaxLoss(10, 192, scale=0.0), "scale must be above 0"),
-        (lambda: HamSoftmaxLoss(10, 192, curvature=1.0), "The released distance needs curvature > 1"),
+        (lambda: HamSoftmaxLoss(10, 192, curvature=1.0), "The released projection needs curvature > 1"),
         (lambda: HamSoftmaxLoss(10, 192, learnable_curvature=True), "learnable_curvature needs projection='curved'"),
         (lambda: HSoftmaxLoss(10, 192, projection="klein"), "projection must be 'released' or 'curved', got 'klein'"),
         (lambda: HSoftmaxLoss(10, 192, clip_radius=0.0), "clip_radius must be above 0"),

@@ -62,7 +62,7 @@ def test_published_recipes_are_valid(path):
         (["--margin", "-1"], "margin must be at least 0 and below 3, got -1.0"),
         (["--margin", "wide"], "argument --margin: invalid float value: 'wide'"),
         (["--head", "hamm"], "argument --head: invalid choice: 'hamm'"),
-        (["--curvature", "0.5"], "The released distance needs curvature > 1, got 0.5"),
+        (["--curvature", "0.5"], "The released projection needs curvature > 1, got 0.5"),
         (["--epochs", "0"], "epochs must be between 1 and 1000000, got 0."),
         (["--learning_rate", "0"], "learning_rate must be between 1e-12 and 1000000.0, got 0.0."),
         (["--crop_seconds", "0.01"], "crop_seconds must be between 0.1 and 60, got 0.01."),
