@@ -5,7 +5,7 @@
 FILES are audio files and folders, or one list of recordings (CSV, JSON lines of NeMo, a Kaldi folder). All machines
 must see them under the same paths. The output is a folder of Parquet files with the columns name, seconds, embedding
 and reason; recordings that cannot be used have a reason instead of an embedding. `hamspk embed --rank` needs no Ray,
-resumes after an interruption, and writes the same bytes as one machine. The rows of this script have no fixed order.
+resumes after an interruption, and writes the same bytes as one machine. This script writes the rows in any order.
 """
 
 import argparse
@@ -54,9 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="+", help="audio files and folders, or one list of recordings")
     parser.add_argument("--output", required=True, help="new folder for Parquet files, or a URL like s3://bucket/name")
     parser.add_argument("--actors", type=int, default=1, help="number of processes that embed (default: 1)")
-    parser.add_argument("--gpus-per-actor", type=float, default=0.0, help="0 embeds on CPUs (default)")
+    parser.add_argument(
+        "--gpus-per-actor", type=float, default=0.0, help="number of GPUs for each actor (default: 0, CPUs only)"
+    )
     parser.add_argument("--batch-files", type=int, default=64, help="recordings per call of an actor (default: 64)")
-    parser.add_argument("--batch-seconds", type=float, default=120.0, help="seconds of audio per forward pass")
+    parser.add_argument("--batch-seconds", type=float, default=120.0, help="seconds of audio per pass (default: 120)")
     return parser
 
 

@@ -36,11 +36,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="split of the data set")
     parser.add_argument("--speaker-column", help="column of the speakers; without it, the usual names are tried")
     parser.add_argument("--model", help="speaker model to start from; without it, a new ECAPA-TDNN is trained")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="repository to publish the model in, while it is trained")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="repository for the model, updated after every epoch")
     parser.add_argument("--output-dir", default="runs/job", help="folder of the run")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=10, help="number of epochs (default: 10)")
+    parser.add_argument("--batch-size", type=int, default=64, help="crops per step (default: 64)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="largest learning rate (default: 1e-4)")
     return parser.parse_args(words)
 
 

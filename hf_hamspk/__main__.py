@@ -15,10 +15,10 @@ LONGEST_LINE = 2000
 COMMANDS = {
     "train": "train a model from a recipe",
     "prepare": "write a corpus as shards, which training can stream",
-    "calibrate": "calibrate a model with pairs of your own recordings, so that it gives decisions besides scores",
+    "calibrate": "calibrate a model with pairs of your own recordings, so that it also gives decisions",
     "evaluate": "measure EER and minDCF of a model on trial lists, and draw plots",
     "study": "compare training heads with equal search budgets and paired seeds",
-    "hierarchy": "compare embeddings and speaker centres with trees and labels, and their radii with properties",
+    "hierarchy": "measure how far the embeddings and speaker centres of a model form a hierarchy",
     "sweep": "measure how error rates depend on duration, noise, reverberation, codec and bandwidth",
     "embed": "compute speaker embeddings of audio files",
     "verify": "decide whether recordings are of the same speaker",
@@ -105,7 +105,7 @@ def _import_models() -> None:
 def make_parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    The parser contains the arguments of `command` only. Of the other commands, it contains the names and summaries.
+    The parser contains the arguments of `command` only. For the others, it contains only names and summaries.
     """
     parser = argparse.ArgumentParser(
         prog="hamspk",

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="trial lists: pairs of recordings with labels")
     parser.add_argument("--audio-root", required=True, metavar="DIR", help="base folder of the paths in PAIRS")
     parser.add_argument("--enrolment", metavar="FILE", help="table with the recordings of enrolment models in PAIRS")
-    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id")
+    parser.add_argument("--metadata", metavar="FILE.csv", help="table of the recordings, with path and speaker_id")
     parser.add_argument(
         "--cohort",
         metavar="DIR|FILE.csv",

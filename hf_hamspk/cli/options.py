@@ -86,7 +86,7 @@ def find_segments(arguments: argparse.Namespace) -> list[SpeakerSegment]:
     """
     for name in arguments.files:
         if is_table(name):
-            raise ValueError(f"--segments is for recordings, but {name} is a list of recordings. Give one of the two.")
+            raise ValueError(f"--segments needs recordings, but {name} is a list. Give either --segments or the list.")
         check_recording(name)
     found = read_speaker_segments(Path(arguments.segments), arguments.files)
     for line, reason in list(found.skipped.items())[:SKIPPED_ROWS_SHOWN]:

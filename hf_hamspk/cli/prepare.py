@@ -30,7 +30,7 @@ _PREPARE_EPILOG = (
     "  a zip or tar archive, or the first part of a split archive (vox2_dev_aac_partaa; the other parts must be in\n"
     "    the same folder)\n"
     "  a CSV file with the columns path and speaker_id; its columns start and stop select segments in seconds\n"
-    "  JSON lines as of NeMo (audio_filepath, label or speaker, offset, duration)\n"
+    "  JSON lines in the format of NeMo (audio_filepath, label or speaker, offset, duration)\n"
     "  a Kaldi folder (wav.scp, utt2spk, perhaps segments); commands in wav.scp are refused and never run\n"
     "  an audio folder of the package datasets with metadata.csv or metadata.jsonl (file_name, speaker_id)\n"
     "  Parquet files, or a data set that the package datasets can load from a folder or from the Hub\n"
@@ -132,7 +132,7 @@ def _check_step(arguments: argparse.Namespace) -> None:
     if len(steps) > 1:
         raise ValueError(f"{steps[0]} and {steps[1]} are separate steps. Give one of them.")
     if arguments.verify and steps and steps[0] != "--finish":
-        raise ValueError(f"{steps[0]} leaves no complete shards, so --verify has nothing to check. Give it at the end.")
+        raise ValueError(f"{steps[0]} does not complete the shards, so --verify cannot check them. Use it at the end.")
     if not steps or steps[0] in ("--plan", "--index"):
         return
     given = sorted(given_options(arguments, *SAME_FIELDS, "speakers", "shard_size"))

@@ -1,4 +1,4 @@
-"""Profiles that commands write: no profile of other recordings is replaced, and shared recordings are found."""
+"""Save profiles without replacing profiles of other recordings, and find recordings that two profiles share."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ def save_profile(profile: "SpeakerProfile", path: Path, can_replace: bool) -> No
         earlier = profile.load(path)
         if set(earlier.recordings) != set(profile.recordings):
             raise ValueError(
-                f"{path} is a profile of other recordings, perhaps of another person, so it is not replaced. Choose "
+                f"{path} is not replaced, because it was made from other recordings, perhaps of another person. Choose "
                 "another name, or replace it with --replace."
             )
     profile.save(path)
@@ -114,7 +114,7 @@ class ProfileStore:
         try:
             self._store.add_profiles([profile], self._can_replace or is_same)
         except ValueError as error:
-            reason = "" if earlier is None else " Its recordings are others, perhaps of another person."
+            reason = "" if earlier is None else " That profile has other recordings, perhaps of another person."
             raise ValueError(f"{error}{reason} To replace it, use --replace.") from error
         return profile
 
@@ -133,5 +133,5 @@ def open_profiles(address: str, model: "HamSpkModel", can_replace: bool) -> Prof
 
 
 def _with_warning(profile: "SpeakerProfile", other: str) -> "SpeakerProfile":
-    warning = f"One of the recordings is also in the profile of {other}. Check which of the two speakers it is of."
+    warning = f"One of the recordings is also in the profile of {other}. Check who speaks in it."
     return replace(profile, warnings=(*profile.warnings, warning))

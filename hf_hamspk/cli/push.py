@@ -22,7 +22,7 @@ def add_about_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--about",
         metavar="FILE.yaml",
-        help="file with facts for the card that the authors state: training_data with licences, trial_lists, "
+        help="file of facts that the authors state for the card: training_data with licences, trial_lists, "
         "limitations, ...",
     )
     parser.add_argument(

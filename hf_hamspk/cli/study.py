@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", action="store_true", help="write and print the report instead of running")
     parser.add_argument(
-        "--open", action="store_true", help="with --report: open the test lists although runs are missing"
+        "--open", action="store_true", help="with --report: show errors on the test lists although runs are missing"
     )
     parser.epilog = """\
 To resume, run the same command again. Several processes, also on several machines with a common file system, share the

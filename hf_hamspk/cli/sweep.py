@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "strengths for each condition)",
     )
     parser.add_argument(
-        "--metadata", metavar="FILE.csv", help="table of the recordings: path, speaker_id, language, ..."
+        "--metadata", metavar="FILE.csv", help="table of the recordings, with path, speaker_id, language, ..."
     )
     parser.add_argument(
         "--group-by",

@@ -38,7 +38,7 @@ SEEKABLE_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 """Kinds of samples for which libsndfile seeks exactly. After a seek in MP3 and Vorbis, the samples differ."""
 
 SKIPPED_AT_ONCE = 1 << 18
-"""Number of samples that are decoded at once before a segment."""
+"""Number of samples that are decoded at once to reach the start of a segment."""
 
 SEGMENT_TOLERANCE = 0.05
 """Seconds by which a segment may end after the recording. Times in tables are often rounded."""
@@ -96,7 +96,7 @@ def _read_segment(path: str, segment: Segment, label: str, channel: Channel) -> 
 def _seek_segment(path: str, segment: Segment) -> tuple[np.ndarray, int] | None:
     """Read a segment without the rest of the file; None if this is not possible."""
     try:
-        # By its number, because soundfile takes a file for raw samples if its name ends in ".raw".
+        # Opened by its file descriptor, because soundfile would read a file named "*.raw" as raw samples.
         with open(os.open(path, os.O_RDONLY), "rb") as raw, soundfile.SoundFile(cast(Any, QuietFile(raw))) as file:
             rate, frames = check_rate(file.samplerate, ""), file.frames
             start, stop = segment_bounds(segment, rate, frames, "")

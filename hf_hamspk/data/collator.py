@@ -35,8 +35,8 @@ class SpeakerCollator:
         ```
 
     Args:
-        dataset: training data, a `datasets.Dataset` or `IterableDataset`. Its columns are found as by `Trainer`. Its
-            column of speakers is read unless it is a `ClassLabel` or `speakers` is given.
+        dataset: training data, a `datasets.Dataset` or `IterableDataset`. The columns are found in the same way as by
+            `Trainer`. The column of speakers is read unless it is a `ClassLabel` or `speakers` is given.
         crop_seconds: length of a crop in seconds. Shorter recordings are repeated.
         sampling_rate: sampling rate of the model in Hz.
         audio_column: column of audio; None finds it.
@@ -67,9 +67,9 @@ class SpeakerCollator:
         audio = None if dataset.features is None else dataset.features.get(self.columns.audio)
         if isinstance(audio, Audio) and audio.decode and find_spec("torchcodec") is None:
             raise ValueError(
-                f"The column {self.columns.audio!r} is decoded by datasets, which needs torchcodec, and torchcodec is "
-                f"not installed. Use dataset.cast_column({self.columns.audio!r}, Audio(decode=False)), also for "
-                "training; this package then decodes the audio."
+                f"datasets would decode the column {self.columns.audio!r} with torchcodec, but torchcodec is not "
+                f"installed. Use dataset.cast_column({self.columns.audio!r}, Audio(decode=False)), also for training. "
+                "This package then decodes the audio."
             )
         self.sampling_rate, self.crop_samples = sampling_rate, round(crop_seconds * sampling_rate)
         if self.crop_samples < 1:

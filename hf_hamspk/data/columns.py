@@ -1,6 +1,6 @@
 """Utterances in the rows of `datasets`, with a column of audio and a column of speakers.
 
-Audio is never decoded by `datasets`, which would need torchcodec, but by the reader of this package.
+The reader of this package decodes the audio, because `datasets` would need torchcodec.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ class Columns:
     def source_of(self, row: Mapping[str, Any]) -> Any:
         """Return the recording of a row in a form that `read_utterance` accepts.
 
-        A list of samples belongs to the sampling rate in the column `sampling_rate`.
+        If the recording is a list of samples, the column `sampling_rate` contains its sampling rate.
         """
         cell = row[self.audio]
         if isinstance(cell, list | np.ndarray):
@@ -228,7 +228,7 @@ class DatasetUtterances(CorpusUtterances):
         return digest.hexdigest()
 
     def _probe(self) -> None:
-        """Raise an error if the first rows are all unusable, which is mostly a wrong column or type."""
+        """Raise an error if the first rows are all unusable. The usual cause is a wrong column or type."""
         reasons = []
         for utterance in range(min(PROBED_ROWS, len(self))):
             try:
@@ -244,7 +244,7 @@ class DatasetUtterances(CorpusUtterances):
 
 
 def _probe_cell(cell: Any) -> bytes | str:
-    """Return the size and the hash of the middle of the recording in an Arrow value of an audio column, or its path."""
+    """Return the size and a hash of the middle of the recording in `cell`, an Arrow value, or its path."""
     if isinstance(cell, pa.StructScalar):
         cell = next((cell[name] for name in ("bytes", "array", "path") if name in cell and cell[name].is_valid), cell)
     if not cell.is_valid or isinstance(cell, pa.StructScalar):

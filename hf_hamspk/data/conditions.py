@@ -1,8 +1,8 @@
 """Apply recording conditions of a given strength, for sweeps over duration, noise, reverberation, codec and bandwidth.
 
 Each condition changes a clean recording in one way. Random choices (the position of a crop, the noise, the room) depend
-only on the name of the file. A file is therefore the same in all trials, and the conditions of a sweep differ only in
-strength.
+only on the name of the file. A file therefore sounds the same in all trials, and the conditions of a sweep differ only
+in strength.
 """
 
 import io

@@ -25,7 +25,7 @@ from .crops import random_crop
 logger = logging.getLogger(__name__)
 
 SPEED_RANGE = (0.5, 2.0)
-"""Accepted speed factors. A change of more than an octave no longer sounds like a voice; 0.9 and 1.1 are usual."""
+"""Range of speed factors. A change of more than an octave no longer sounds like a voice; 0.9 and 1.1 are usual."""
 
 PERCENT_TOLERANCE = 1e-6
 """Largest deviation of a speed factor from a whole percent that is treated as a rounding error.

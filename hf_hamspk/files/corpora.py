@@ -3,7 +3,7 @@
 A list is one of these:
 
 - a CSV file (see `tables`) with the columns `path` and `speaker_id`;
-- a file of JSON lines, as of NeMo (`audio_filepath`, `label` or `speaker`, `offset`, `duration`);
+- a file of JSON lines in the format of NeMo (`audio_filepath`, `label` or `speaker`, `offset`, `duration`);
 - `metadata.csv` or `metadata.jsonl` in an audio folder of the library `datasets` (`file_name`, column of speakers);
 - a folder of Kaldi (see `kaldi`).
 """
@@ -58,7 +58,7 @@ class CorpusList:
 
 
 def is_table(name: str) -> bool:
-    """Return True if a path names a list of recordings: by its suffix, or as a Kaldi folder or its `wav.scp`."""
+    """Return True if a path is a list of recordings: a file with such a suffix, a Kaldi folder, or its `wav.scp`."""
     path = Path(name)
     if path.is_dir():
         return is_kaldi_folder(path)
@@ -89,7 +89,7 @@ def find_list(source: Path, split: str = "train") -> Path:
 
 
 def base_folder(source: Path) -> Path:
-    """Return the folder that the relative paths in a list start at."""
+    """Return the folder to which the relative paths in a list refer."""
     return source if source.is_dir() else source.parent
 
 
@@ -103,7 +103,7 @@ def open_corpus_list(
     """Open a list of recordings.
 
     Args:
-        source: file or Kaldi folder, see above.
+        source: file or Kaldi folder, see the docstring of this module.
         audio_column: column of the paths; None uses the usual one of the format.
         speaker_column: column of the speakers; None uses the usual one of the format.
         needs_speakers: whether the list must have a column of speakers.

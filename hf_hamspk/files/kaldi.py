@@ -108,7 +108,7 @@ def _read_speakers(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for line, utterance, speaker in _word_lines(path):
         if len(speaker.split()) != 1:
-            raise ValueError(f"{path}, line {line}: expected an utterance and a speaker, got more words.")
+            raise ValueError(f"{path}, line {line}: expected an utterance and a speaker, got more than two words.")
         _require_new(utterance, found, path, line)
         found[utterance] = speaker
     return found
@@ -154,7 +154,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _segment(start: str, stop: str) -> tuple[Segment | None, str]:
-    """Return a segment, None for the whole recording, and the reason why its times are invalid, or "".
+    """Return a segment (None for the whole recording), and the reason why its times are invalid ("" if they are valid).
 
     An end of -1 is the end of the recording.
     """

@@ -147,12 +147,12 @@ def count_suffixes(ignored: Mapping[str, int]) -> str:
 
 
 def describe_ignored(ignored: Mapping[str, int]) -> list[str]:
-    """Return a list with a remark on the files whose suffixes are not audio; an empty list if there are none."""
+    """Return a list with a remark on the files without an audio suffix; an empty list if there are none."""
     total = sum(ignored.values())
     if total == 0:
         return []
     files = "1 file was" if total == 1 else f"{total} files were"
-    return [f"{files} not read, because the suffix is not that of audio: {count_suffixes(ignored)}"]
+    return [f"{files} not read, because only audio files are read: {count_suffixes(ignored)}"]
 
 
 def find_audio(given: Sequence[str]) -> tuple[FolderContents, dict[str, str]]:

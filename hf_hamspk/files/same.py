@@ -149,7 +149,9 @@ def probe_file(path: str) -> bytes | None:
 
 
 def digest_of_files(paths: Iterable[str]) -> str:
-    """Return a digest of the sizes and the middles of files, which may have other folders and modification times.
+    """Return a digest of the sizes of files and of the bytes in their middles.
+
+    The digest does not depend on the folders and the modification times of the files.
 
     Args:
         paths: paths of recordings, perhaps with segments (see `tables`). Each file is read once.

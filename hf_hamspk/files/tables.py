@@ -27,7 +27,10 @@ ROWS_COMPARED = 200
 """Number of rows that decide whether times are seconds or samples."""
 
 SAMPLES_PER_SECOND = 100
-"""Numbers of samples per second of the recording above which times are samples. The lowest sampling rate is 4000 Hz."""
+"""Times are indices of samples if a segment has more of them than this per second of its recording.
+
+The lowest sampling rate, 4000 Hz, is far above this number.
+"""
 
 # Characters without width that word processors and web pages add to names.
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))

@@ -11,7 +11,8 @@ def is_store(address: str) -> bool:
     """Return whether a text is the address of a database, not the path of a folder.
 
     Raises:
-        ValueError: the text looks like another address. As a path, it would put profiles into a local folder.
+        ValueError: the text looks like an address of another kind. If it were used as a path, profiles would be written
+            into a local folder of this name.
     """
     if address.startswith((LANCE_ADDRESS, *POSTGRES_ADDRESSES)):
         return True

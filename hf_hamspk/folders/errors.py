@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
-"""Errors of reading and using JSON with a content that was not expected."""
+"""Errors that are raised when JSON with unexpected content is read and used."""
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def explain_damage(path: Path | str, advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def name_file(path: Path | str) -> Iterator[None]:
-    """Context manager that adds a path to each OSError without one, as of writing to an open file on a full disk."""
+    """Context manager that adds a path to an OSError that has none, such as the error of writing to a full disk."""
     try:
         yield
     except OSError as error:

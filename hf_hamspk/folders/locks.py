@@ -1,8 +1,8 @@
 """Lock a folder, so that only one command at a time writes into it.
 
 The lock ends with the process that holds it, even if that process is killed. The lock file names the command and the
-process that hold the lock. When the command ends, it removes the process from the file, but not the file. If the
-command is killed, the file still names the process.
+process that hold the lock. When the command ends, it deletes the details of the process from the file. The file
+itself remains. If the command is killed, the file still names the process.
 """
 
 import contextlib
@@ -57,14 +57,14 @@ def lock_folder(path: Path, folder: Path, work: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def share_folder(path: Path, folder: Path) -> Iterator[None]:
-    """Context manager that holds a lock together with other processes, so that `lock_folder` refuses the folder.
+    """Context manager that shares a lock with other processes. Meanwhile, `lock_folder` raises an error.
 
     Args:
         path: path of the lock file, in an existing folder.
         folder: folder that is locked, named in the error message.
 
     Raises:
-        ValueError: another process holds the lock alone (see `lock_folder`).
+        ValueError: another process holds the lock and does not share it (see `lock_folder`).
     """
     handle = _take(path, folder, shared=True)
     try:
@@ -154,7 +154,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _note(handle: int, content: dict[str, Any]) -> None:
-    # Always the same length, so that a process that is killed here leaves one of the two contents.
+    # The length is always the same. If the process is killed here, the file has either the old or the new content.
     text = json.dumps(content).encode().ljust(LOCK_BYTES)
     os.lseek(handle, 0, os.SEEK_SET)
     os.write(handle, text)

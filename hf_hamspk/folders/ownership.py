@@ -147,7 +147,7 @@ def _take_over(old: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
 
 
 def _free_place(wanted: Path, file: Path) -> Path:
-    """Return `wanted`, or a name beside it, at which moving `file` there overwrites no other content."""
+    """Return `wanted`, or a similar path to which `file` can be moved without overwriting other content."""
     others = (wanted.with_name(f"{wanted.name}.old-{number}") for number in itertools.count(1))
     return next(path for path in itertools.chain([wanted], others) if not os.path.lexists(path) or _same(path, file))
 

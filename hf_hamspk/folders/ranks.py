@@ -1,9 +1,9 @@
 """Divide work among ranks: processes that start separately, on one machine or on several with a common folder.
 
-Rank `R` of `N` does the pieces `R`, `R + N`, `R + 2 * N` and so on. Each rank locks the folder together with the other
-ranks, so that a command that needs the folder alone is refused, and has a lock file of its own, so that a rank cannot
-run twice. The name of this file contains the rank and the number of ranks. The file remains when the rank ends, so it
-also shows which ranks have started.
+Rank `R` of `N` does the pieces `R`, `R + N`, `R + 2 * N` and so on. All ranks share a lock on the folder, so that a
+command that needs the folder alone is refused. Each rank also has a lock file of its own, so that it cannot run twice.
+The name of this file contains the rank and the number of ranks. The file remains when the rank ends, so it also shows
+which ranks have started.
 """
 
 import re
@@ -24,7 +24,7 @@ _NUMBERS = re.compile(r"rank-(\d+)-of-(\d+)\.lock")
 
 
 class StartedRank(NamedTuple):
-    """Rank that has started, at work or not.
+    """Rank that has started. It may have ended since.
 
     Attributes:
         rank: number of the rank, from 0.

@@ -1,4 +1,4 @@
-"""Recognise files that this package wrote, so that commands replace no others. The contents are not checked further."""
+"""Recognise files that this package wrote, so that commands replace no others. Contents are not checked further."""
 
 import json
 import mmap
@@ -11,7 +11,7 @@ from typing import Any
 GENERATOR = "hf_hamspk"
 _LONGEST_HEADER = 100_000_000
 _LONGEST_JSON = 100_000_000
-# Reports of version 0.1.0 have no mark, but this end of the title.
+# Reports of version 0.1.0 have no mark. They are recognised by the end of their title.
 _EARLIER_REPORT = b": evaluation</title>"
 
 

@@ -45,7 +45,7 @@ def register_models() -> None:
     """Register the configuration, the models and the pipeline with transformers.
 
     A second call has no effect. If the models cannot be imported, this function registers nothing and raises no error.
-    The import error is raised later, when one of the models is used. A wrong version of transformers is warned of.
+    The import error is raised later, when one of the models is used. A wrong version of transformers causes a warning.
     """
     try:
         transformers = importlib.import_module("transformers")

@@ -22,8 +22,8 @@ _PATHS = (
     re.compile(r"\bfile://[^\s\"'`,;)\]}]*"),
 )
 _SECRETS = {
-    "a token of the Hub": re.compile(r"(?<!\w)(?:hf|api_org)_[A-Za-z0-9]{20,}"),
-    "a token of GitHub": re.compile(r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
+    "an access token of the Hub": re.compile(r"(?<!\w)(?:hf|api_org)_[A-Za-z0-9]{20,}"),
+    "an access token of GitHub": re.compile(r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
     "an access key": re.compile(r"(?<!\w)(?:(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{24,})(?!\w)"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password in a URL": re.compile(r"\b\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
@@ -104,7 +104,7 @@ def _leak_in(text: str, private: Private, strict: bool) -> str | None:
 
 def _secret_in(text: str, private: Private) -> str | None:
     if any(token in text for token in private.tokens):
-        return "your token of the Hub"
+        return "your access token of the Hub"
     return next((kind for kind, pattern in _SECRETS.items() if pattern.search(text)), None)
 
 

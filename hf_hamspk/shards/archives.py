@@ -1,8 +1,8 @@
 """List and read the members of tar and zip archives without extracting them to disk.
 
 The content of an archive is not trusted. A member is reported with a reason and not read if its name leads out of the
-archive, if it is a link or a device, or if its size is above `MAX_MEMBER`. The other members are read into memory; of
-each, at most the number of bytes that the archive declares for it is read. Archives that were split for download
+archive, if it is a link or a device, or if its size is above `MAX_MEMBER`. The other members are read into memory, each
+with at most as many bytes as the archive declares for it. Archives that were split for download
 (`vox1_dev_wav_partaa`, `..._partab`, ...) are read as one file, without joining them on disk.
 """
 

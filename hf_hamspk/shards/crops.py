@@ -28,10 +28,10 @@ def decode_crop(
 
     For lossless recordings (FLAC, WAV), the result equals
     `random_crop(read_utterance(content).waveform, samples, generator)`. For lossy formats, some samples differ from
-    those of a complete decoding, because decoders settle after a seek (Opus, Vorbis, MP3) or add noise (AAC). The same
-    crop always has the same samples. The start of an AAC crop is drawn from the range that the length in the header
-    allows, and this length can be wrong by up to one frame. If the sampling rate of the recording is not
-    `sampling_rate`, the recording is decoded completely.
+    those of a complete decoding: the first samples after a seek are inexact (Opus, Vorbis, MP3), or the decoder adds
+    noise (AAC). The same crop always has the same samples. The start of an AAC crop is drawn from the range that the
+    length in the header allows, and this length can be wrong by up to one frame. If the sampling rate of the recording
+    is not `sampling_rate`, the recording is decoded completely.
 
     Crops are not checked for silence, because recordings are checked when shards are prepared.
 

@@ -132,7 +132,7 @@ class Fetcher:
         return content
 
     def _open(self, file: str) -> tuple[Any, str]:
-        """Return the file system and the path of `file`, after a check of this name, which can come from a manifest."""
+        """Return the file system and the path of `file`. The name is checked, because it can be from a manifest."""
         if "://" in file:
             if not self._is_local:
                 raise ValueError(f"a remote manifest may only name files in its own folder, but it names {file}")

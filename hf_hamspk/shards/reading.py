@@ -217,7 +217,7 @@ class ShardReader:
         return columns
 
     def _layout(self, number: int, fetch: Any) -> Any:
-        """Return the footer or the index of shard `number`, from memory or else with the function `fetch`."""
+        """Return the footer or the index of shard `number`, from memory, or with the function `fetch`."""
         with self._lock:
             if number in self._layouts:
                 self._layouts.move_to_end(number)

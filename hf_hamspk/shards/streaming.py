@@ -211,7 +211,7 @@ def shares_of_process(slots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
 def collate_shares(
     crops: SpeakerCrops, epoch: int, shares: Iterable[Sequence[int] | np.ndarray]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a loader process, with new failures (see `StreamedCrops`), from the sample numbers of each."""
+    """Yield a batch of crops for each share of sample numbers, with new failures (see `StreamedCrops`)."""
     empty = {"input_values": torch.empty(0, *crops.item_shape), "labels": torch.empty(0, dtype=torch.int64)}
     reported = set(crops.failures)
     for samples in shares:

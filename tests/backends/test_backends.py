@@ -206,7 +206,7 @@ def test_int8_is_another_model_of_its_own_file(model, tmp_path, caplog):
         (["--backend", "onnx", "--precision", "bfloat16"], "--backend onnx has no bfloat16 on a CPU"),
         (["--backend", "auto", "--rank", "0", "--world-size", "2"], "All ranks need the same backend and precision"),
         (["--precision", "auto"], "--precision auto needs --backend"),
-        (["--backend", "auto", "--compile"], "--compile is for the model itself"),
+        (["--backend", "auto", "--compile"], "--compile works only without --backend"),
         (["--backend", "onnx", "--precision", "int8", "--int8-file", "nowhere.onnx"], "File not found: --int8-file"),
     ],
 )

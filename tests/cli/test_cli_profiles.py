@@ -47,8 +47,8 @@ def test_a_second_person_of_the_same_name_does_not_replace_the_first(hamspk, cal
     code, out, err = hamspk("enrol", calibrated_folder, voices / "c.wav", *words)
     assert code == 1 and "1 speaker not enrolled" in out
     assert err == (
-        f"not enrolled: anna: {path} is a profile of other recordings, perhaps of another person, so it is not "
-        "replaced. Choose another name, or replace it with --replace.\n"
+        f"not enrolled: anna: {path} is not replaced, because it was made from other recordings, perhaps of another "
+        "person. Choose another name, or replace it with --replace.\n"
     )
     assert path.read_bytes() == first
     # The same recordings, and a wish.
@@ -89,7 +89,7 @@ def test_a_converted_recording_under_two_speakers_is_warned_of(hamspk, calibrate
         (tmp_path / name).mkdir()
         sf.write(tmp_path / name / ("a.wav" if name == "anna" else "a.flac"), wave, RATE)
     profiles = tmp_path / "profiles"
-    warning = "One of the recordings is also in the profile of {}. Check which of the two speakers it is of."
+    warning = "One of the recordings is also in the profile of {}. Check who speaks in it."
     code, out, _ = hamspk("enrol", calibrated_folder, tmp_path / "anna", tmp_path / "carl", "--profiles", profiles)
     assert code == 0 and f"  warning: {warning.format('anna')}\n" in out
     kept = {name: SpeakerProfile.load(profiles / f"{name}.safetensors").warnings for name in ("anna", "carl")}

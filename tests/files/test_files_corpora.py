@@ -164,7 +164,7 @@ def test_hostile_kaldi_folders(tmp_path, monkeypatch, line, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("utt2spk", "u0 anna x\n", "line 1: expected an utterance and a speaker, got more words"),
+        ("utt2spk", "u0 anna x\n", "line 1: expected an utterance and a speaker, got more than two words"),
         ("utt2spk", None, "utt2spk not found. A Kaldi folder needs wav.scp and utt2spk"),
         ("utt2spk", b"\xff\xfe", "utt2spk is not a text file in UTF-8"),
         ("segments", "u0 rec1 0 1 2\n", "expected an utterance, a recording, a start and an end, got 5 words"),

@@ -84,7 +84,7 @@ def test_what_is_not_read_is_counted_by_suffix(tree, caplog, tmp_path):
     listing = list_corpus(tree)
     assert listing.ignored == Counter({".wma2": 2, ".ape": 1, ".txt": 1, "": 1})
     assert listing.remarks() == [
-        "5 files were not read, because the suffix is not that of audio: 2 .wma2, 1 .ape, 1 .txt, 1 without a suffix",
+        "5 files were not read, because only audio files are read: 2 .wma2, 1 .ape, 1 .txt, 1 without a suffix",
         f"not read: {tree / 'loose.wav'}: lies in no folder of a speaker; move it into the folder of its speaker",
     ]
     assert len(load_corpus(tree)) == 6
@@ -101,7 +101,7 @@ def test_what_is_not_read_is_counted_by_suffix(tree, caplog, tmp_path):
 
 def test_many_suffixes_are_shortened():
     assert describe_ignored({}) == []
-    assert describe_ignored({".a": 1}) == ["1 file was not read, because the suffix is not that of audio: 1 .a"]
+    assert describe_ignored({".a": 1}) == ["1 file was not read, because only audio files are read: 1 .a"]
     assert describe_ignored({f".{n:02}": 20 - n for n in range(12)})[0].endswith("13 .07, 42 others")
 
 

@@ -119,7 +119,7 @@ def test_a_leak_is_refused_with_file_and_line(model_folder, trained, where, what
     else:
         path.write_text(f"Apache-2.0\n\n# {what}\n")
         line = 3
-    kind = "a path of a machine, '/home/ann" if what.startswith("/") else "a token of the Hub"
+    kind = "a path of a machine, '/home/ann" if what.startswith("/") else "an access token of the Hub"
     with pytest.raises(ValueError, match=rf"Nothing was sent.*{where}, line {line}: {kind}") as error:
         plan_upload(model_folder, NAME)
     assert "hf_xxx" not in str(error.value)
@@ -128,7 +128,7 @@ def test_a_leak_is_refused_with_file_and_line(model_folder, trained, where, what
 def test_the_token_of_the_environment_is_found(model_folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
     (model_folder / "LICENSE").write_text("TOKEN = 'an-unusual-token'")
-    with pytest.raises(ValueError, match=r"LICENSE, line 1: your token of the Hub"):
+    with pytest.raises(ValueError, match=r"LICENSE, line 1: your access token of the Hub"):
         plan_upload(model_folder, NAME)
 
 
