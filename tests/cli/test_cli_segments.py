@@ -96,7 +96,7 @@ def test_other_uses_of_segments_are_refused(refusal, call, model_folder, calibra
     assert "is a folder; give one audio file" in refusal(*enrol, call, *segments, *profiles)
     (call / "list.csv").write_text("path,speaker_id\ncall.wav,anna\n")
     for command, end in ((enrol, profiles), (embed, output)):
-        assert "is a list of recordings. Give one of the two" in refusal(*command, call / "list.csv", *segments, *end)
+        assert "is a list. Give either --segments or the list" in refusal(*command, call / "list.csv", *segments, *end)
         absent = ("--segments", call / "absent.rttm")
         assert "File not found" in refusal(*command, recordings[0], *absent, *end)
     (call / "slash.csv").write_text("start,end,speaker\n0,2,a/b\n")

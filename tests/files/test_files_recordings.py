@@ -95,7 +95,7 @@ def test_what_is_not_read_is_counted_by_suffix(tree, caplog, tmp_path):
     shutil.rmtree(tree / "s1")
     for folder in ("s0", "s2"):
         shutil.rmtree(tree / folder / "session")
-    with pytest.raises(ValueError, match=r"not that of audio: 2 \.wma2, 1 \.ape"):
+    with pytest.raises(ValueError, match=r"only audio files are read: 2 \.wma2, 1 \.ape"):
         load_corpus(tree)
 
 
