@@ -314,7 +314,7 @@ class HamSpkConfig(PreTrainedConfig):
             hidden, inner = (getattr(backbone, name, 1) for name in ("hidden_size", "intermediate_size"))
             weights = getattr(backbone, "num_hidden_layers", 1) * hidden * (4 * hidden + 2 * inner)
         if weights > MOST_WEIGHTS:
-            raise ValueError(f"The encoder would have {weights:.0e} weights, above the limit {MOST_WEIGHTS:.0e}.")
+            raise ValueError(f"The encoder would have {weights:.0e} weights, above the limit of {MOST_WEIGHTS:.0e}.")
 
     def _encoder_weights(self) -> int:
         """Return the approximate number of weights in the encoder `backbone` and in the layers that take its output."""

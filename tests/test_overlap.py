@@ -285,7 +285,7 @@ def test_other_ways_to_check_are_refused(model):
             SpeakerVerifier(model, check_voices=given)
     del model.overlap_detector
     with pytest.raises(
-        InputError, match=r"no overlap detector.* --voices refuse .check_voices='refuse'. needs"
+        InputError, match=r"--voices refuse .check_voices='refuse'. needs an overlap detector, but the model has none"
     ) as raised:
         SpeakerVerifier(model, check_voices="refuse")
     assert "Store one beside the model with `hamspk convert FILE --into MODEL`" in str(raised.value)

@@ -132,7 +132,7 @@ def _check_step(arguments: argparse.Namespace) -> None:
     if len(steps) > 1:
         raise ValueError(f"{steps[0]} and {steps[1]} are separate steps. Give one of them.")
     if arguments.verify and steps and steps[0] != "--finish":
-        raise ValueError(f"{steps[0]} does not complete the shards, so --verify cannot check them. Use it at the end.")
+        raise ValueError(f"{steps[0]} does not complete the shards. Use --verify at the end, to check complete shards.")
     if not steps or steps[0] in ("--plan", "--index"):
         return
     given = sorted(given_options(arguments, *SAME_FIELDS, "speakers", "shard_size"))

@@ -60,9 +60,9 @@ def prepare(
 ) -> Manifest:
     """Write a corpus as a folder of shards.
 
-    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. The log contains the numbers
-    of files with each suffix that is not that of audio, and warnings about recordings that occur under two speakers. To
-    resume a preparation that was interrupted, even by `kill -9`, call this function again with the same arguments.
+    Files that cannot be used are left out and listed with the reason in `unreadable.csv`. The log counts the
+    files that are not audio, by suffix, and warns about recordings that occur under two speakers. To resume a
+    preparation that was interrupted, even by `kill -9`, call this function again with the same arguments.
 
     Args:
         sources: folders of audio files, zip or tar archives or their parts, lists of recordings, Parquet files, and

@@ -91,7 +91,7 @@ def test_ranks_share_the_work(hamspk, refusal, source, tmp_path):
         (("--finish", "--rank", 0, "--world-size", 2), "--finish and --rank are separate steps"),
         (("--finish", "--codec", "opus"), "--codec belongs to the first step, `hamspk prepare SOURCE OUTPUT --plan`"),
         (("--rank", 0, "--world-size", 2, "--restart"), "--restart belongs to the first step"),
-        (("--rank", 0, "--world-size", 2, "--verify"), "--rank leaves no complete shards"),
+        (("--rank", 0, "--world-size", 2, "--verify"), "--rank does not complete the shards"),
         (("--rank", 0, "--world-size", 2), "contains no plan. Run `hamspk prepare SOURCE"),
         (("--finish",), "contains no plan. Run `hamspk prepare SOURCE"),
         (("--plan",), "Give SOURCE and OUTPUT"),

@@ -58,7 +58,9 @@ def test_code_of_the_hub_says_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.initialization", None)
     spec = importlib.util.spec_from_file_location("configuration_copy", PACKAGE / "configuration_hamspk.py")
     assert spec is not None and spec.loader is not None
-    with pytest.raises(ImportError, match=re.escape(f"needs another transformers. Run `pip install '{NEEDED}'`.")):
+    with pytest.raises(
+        ImportError, match=re.escape(f"Unsupported version of transformers. Run `pip install '{NEEDED}'`.")
+    ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
