@@ -7,6 +7,7 @@ fast as a convolution of `(C, T)`. There is no padding, so an embedding does not
 Letters: `T` frames, `C` channels, `K` kernel size.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -42,7 +43,7 @@ class RowConvolution:
         bias = torch.zeros(len(weight)) if bias is None else bias.detach()
         if scale is not None and shift is not None:
             weight, bias = weight * scale[:, None], bias * scale + shift
-        self.weight, self.bias = weight.to(dtype).contiguous(), bias.to(dtype)
+        self.product = product_of_rows(weight.to(dtype).contiguous(), bias.to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         frames = x.shape[0]
@@ -52,7 +53,7 @@ class RowConvolution:
             x = F.pad(x, (0, 0, self.zeros, self.zeros))
             step = self.dilation * x.shape[1]
             x = x.as_strided((frames, self.size, x.shape[1]), (x.shape[1], step, 1)).flatten(1)
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x)
 
 
 class RowBlock:
@@ -153,6 +154,21 @@ class RowEcapa:
 def supports_rows(model: Any) -> bool:
     """Return whether `RowEcapa` supports this model. It must be an ECAPA-TDNN with attentive pooling."""
     return isinstance(model.backbone, Ecapa) and isinstance(model.pooling, AttentivePooling)
+
+
+def product_of_rows(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that multiplies rows `(T, C)` by `weight` `(C', C)` and adds `bias` `(C',)`.
+
+    In bfloat16, oneDNN rearranges the weights for the processor: `F.linear` at each call, this function only once. It
+    uses the operators that the compiler of PyTorch uses for constant weights, where the processor supports them.
+    """
+    operators = torch.ops.mkldnn
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    has_operators = torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in names)
+    if weight.dtype != torch.bfloat16 or not has_operators or not operators._is_mkldnn_bf16_supported():
+        return lambda x: F.linear(x, weight, bias)
+    packed = operators._reorder_linear_weight(weight, None)
+    return lambda x: operators._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def _row_block(block: ConvBlock, dtype: torch.dtype) -> RowBlock:

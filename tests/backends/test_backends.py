@@ -11,7 +11,7 @@ from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
 from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, with_backend
-from hf_hamspk.backends.rows import RowEcapa
+from hf_hamspk.backends.rows import RowEcapa, product_of_rows
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
 from hf_hamspk.pipeline_hamspk import SpeakerVerificationPipeline
@@ -54,6 +54,15 @@ def test_an_embedding_depends_on_no_other_recording(model):
         fast = with_backend(model, "torch", dtype)
         alone = torch.cat([fast.embed([wave], RATE) for wave in waves])
         torch.testing.assert_close(fast.embed(waves, RATE), alone, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_rows_are_those_of_a_linear_layer(dtype):
+    weight, bias, wide = torch.randn(48, 40).to(dtype), torch.randn(48).to(dtype), torch.randn(300, 80).to(dtype)
+    product = product_of_rows(weight, bias)
+    for rows in (wide[:, :40], wide[:1, 40:], wide[::7, 20:60], wide[:200, :40].contiguous()):
+        expected = torch.nn.functional.linear(rows.double(), weight.double(), bias.double())
+        torch.testing.assert_close(product(rows).double(), expected, atol=1e-5, rtol=torch.finfo(dtype).eps)
 
 
 def test_bfloat16_is_close_and_leaves_the_model_alone(model):
