@@ -129,7 +129,8 @@ class FilterBank(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             samples = valid_samples(waveforms.to(window.dtype), lengths, self.level_db)
             frames = self._frames(samples, lengths) * window
-            power = torch.view_as_real(torch.fft.rfft(frames, self.points)).square().sum(-1)
+            squares = torch.view_as_real(torch.fft.rfft(frames, self.points)).square()
+            power = squares[..., 0] + squares[..., 1]  # Faster than a sum over an axis of two.
             frame_lengths = None if lengths is None else self.frame_lengths(lengths)
             values = self._logarithm((power @ bank).mT, frame_lengths)
             values = remove_mean(values, frame_lengths)
