@@ -872,7 +872,7 @@ def _speech_at(found: Any, duration: float) -> Callable[[np.ndarray], Any]:
 
 
 def speech_weights(pieces: Sequence[np.ndarray], sampling_rate: int) -> list[float]:
-    """Return weights of pieces `(L,)`: seconds of speech in the middle of each (600 s in all); all 1 without speech."""
+    """Return the seconds of speech in the middle of each piece `(L,)` of a recording; all 1 if there is no speech."""
     weights = [0.0]
     if len(pieces) > 1 and sampling_rate >= 2 * HIGHEST_HZ:
         share = min(1.0, MOST_WEIGHED * sampling_rate / sum(map(len, pieces)))

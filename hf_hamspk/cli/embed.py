@@ -175,7 +175,7 @@ def check(arguments: argparse.Namespace) -> None:
     check_trial_lists(arguments.trials)
     if arguments.segments is not None:
         if arguments.trials or arguments.audio_root is not None:
-            raise ValueError("--segments is for recordings FILES, without --trials and --audio-root.")
+            raise ValueError("--segments works only with recordings given as FILES. Remove --trials and --audio-root.")
         arguments.segments = find_segments(arguments)
     if "://" not in arguments.output:
         check_replaceable(Path(arguments.output), is_embeddings_file, "a file of embeddings")

@@ -277,7 +277,7 @@ def _enrol_speaker(
     """Enrol a speaker, and return the number of recordings or segments used; 0 if the speaker was not enrolled.
 
     Args:
-        read: recordings of the speaker, and the number of recordings or segments that they contain.
+        read: waveforms of the speaker, and the number of recordings or segments from which they were read.
     """
     sounds, count = read
     if not sounds:

@@ -11,9 +11,9 @@ transformers and in this package:
 | `feature_extractor`            | `projection`                                         |
 
 The embedding is the output of the layer `feature_extractor` of transformers. An utterance without padding has the same
-embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics,
-because its `_get_tdnn_output_lengths` ignores the dilation. With the usual layers, these are 6 frames. In this package,
-padding does not change the embedding.
+embedding in both projects. In a padded batch, transformers includes some frames of the padding in the statistics (6
+with the usual layers), because its `_get_tdnn_output_lengths` ignores the dilation. In this package, padding does not
+change the embedding.
 
 In transformers, w2v-BERT takes features instead of samples. The converted model computes these features from samples.
 w2v-BERT combines pairs of frames of the filter bank. If the number of frames is odd, transformers pads the last frame,

@@ -89,12 +89,12 @@ class EmbeddingParts:
                 raise ValueError(
                     f"{self.folder} contains embeddings of an interrupted run with other recordings. Since it began, "
                     "files were added, removed or renamed, or the command names other recordings. To complete that "
-                    "run, restore its files and use its own command. To embed the present recordings, delete the "
-                    "folder when no rank is at work."
+                    "run, restore its files and repeat its original command. To embed the present recordings, "
+                    "delete the folder when no rank is at work."
                 )
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "
-                f"({', '.join(different)}). Complete that run with its own command, or delete the folder."
+                f"({', '.join(different)}). Complete that run with its original settings, or delete the folder."
             )
 
     def path(self, part: int) -> Path:

@@ -78,7 +78,7 @@ def find_shared(paths: Sequence[str], speakers: Sequence[str]) -> list[SharedRec
 
 
 def first_copies(paths: Sequence[str]) -> dict[str, str]:
-    """Return the path of the first copy of each recording that already occurred under another path.
+    """Find the recordings that occur under several paths, and return a dictionary from each later path to the first.
 
     Args:
         paths: different paths of recordings, perhaps with segments. They are compared as in `find_shared`.

@@ -290,9 +290,10 @@ def _check_within(table: LabelledTable, within: str | None) -> None:
 
 
 def label_classes(values: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the number of the class of each value, and the names of the classes. The value "" has the number -1.
+    """Divide values into classes. Return the index of each value's class (-1 for ""), and the names of the classes.
 
-    If there are many different numbers, they are divided into quarters. The name of a quarter is its range.
+    Usually each distinct value is a class. If the values are numbers and many of them differ, the classes are the four
+    quarters of the sorted numbers, and the name of a class is its range.
     """
     known = [value for value in values if value]
     numbers = label_numbers(values)

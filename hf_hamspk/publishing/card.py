@@ -113,8 +113,8 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
 def evaluation_results(facts: CardFacts) -> list[EvalResult]:
     """Return the entries of `model-index`: EER in per cent and minDCF of the raw scores on each trial list.
 
-    The Hub groups rows by task, data set, configuration, split and revision, and shows only the first name of each
-    group. Therefore each trial list needs a configuration with a different name.
+    The Hub groups the entries by task, data set, configuration, split and revision, and shows each group under the
+    name of its first entry. Therefore each trial list needs a configuration with a different name.
 
     Raises:
         ValueError: two trial lists have the same description.

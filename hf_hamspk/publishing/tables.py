@@ -209,7 +209,10 @@ def _list_notes(name: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _origin_notes(lists: Lists) -> list[str]:
-    """Return sentences that name the software and protocol of each list; lists that agree share one sentence."""
+    """Return sentences that say with which software and protocol each trial list was measured.
+
+    Lists with the same software and protocol share a sentence.
+    """
     by_origin: dict[str, list[str]] = {}
     for name, values in lists.items():
         versions = measured(values, "versions")

@@ -210,7 +210,9 @@ class SpeakerStore:
         self._add(embeddings, list(names), [None] * len(names), can_replace)
 
     def add_profiles(self, profiles: Sequence[SpeakerProfile], can_replace: bool = False) -> None:
-        """Add speakers as profiles with names. `identify` needs profiles, because a calibration may use their quality.
+        """Add speakers as profiles with names.
+
+        `identify` needs profiles, because they contain quality measures, which a calibration may use.
 
         Raises:
             ValueError: a profile has no name or was made by another model; see also `add`.

@@ -2,17 +2,17 @@
 
 The projection `released` (see `geometry_hamspk`) clips nearly all embeddings to the largest radius
 `R = (1 - 1e-5) / sqrt(c)` in the unit ball, so that the loss depends only on the directions of the embeddings. In three
-control heads the radius is free. They map an embedding `v` of size `D` to a point `x` with the radius
-`r = R tanh(|v| / sqrt(D))`, which is the exponential map at the origin for the curvature `-c`. A long embedding has the
-same point `x` as with the projection `released`. In the table, `u` is a unit vector.
+control heads the radius is free. They map an embedding `v` of size `D` to a point `x` in the direction of `v`, with the
+radius `r = R tanh(|v| / sqrt(D))`. The radius depends on the norm as in the exponential map at the origin, but stays
+below `R`. For a long embedding, `x` is nearly the same point as with the projection `released`.
 
-| control         | similarity to a centre `w`                                   | margin on the target |
-|-----------------|--------------------------------------------------------------|----------------------|
-| `angle`         | minus the angle times `2 sqrt(c) / (c - 1)`                  | `m`                  |
-| `rim`           | minus the distance of the clipped embedding and `R w / |w|`  | `m`                  |
-| `exponential`   | minus the distance of `x` and the clipped centre             | `m`                  |
-| `horosphere`    | minus the Busemann function of the ideal point `u = w / |w|` | `m`                  |
-| `radial_margin` | as for `horosphere`                                          | `m tanh(|v|/sqrt(D))`|
+| control         | similarity to a centre `w`                                     | margin on the target  |
+|-----------------|----------------------------------------------------------------|-----------------------|
+| `angle`         | minus the angle of `v` and `w`, times `2 sqrt(c) / (c - 1)`    | `m`                   |
+| `rim`           | minus the distance of the clipped embedding and `R w / |w|`    | `m`                   |
+| `exponential`   | minus the distance of `x` and the clipped centre               | `m`                   |
+| `horosphere`    | minus the Busemann function at `x`, for `u = w / |w|`          | `m`                   |
+| `radial_margin` | as for `horosphere`                                            | `m tanh(|v|/sqrt(D))` |
 
 The Busemann function `log(|u - x|^2 / (1 - |x|^2))` compares two distances from the ideal point `u` on the boundary of
 the ball: it is the distance of `x` minus the distance of the origin. The softmax of `-s` times the Busemann function is

@@ -63,7 +63,7 @@ def write_record(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_scores(path: Path, scores: Mapping[str, NDArray]) -> None:
-    """Write scores, `(N,)` each, as whole multiples of `SCORE_STEP`."""
+    """Write the scores `(N,)` of each trial list, rounded to multiples of `SCORE_STEP`."""
     steps = {name: np.rint(values / SCORE_STEP).astype(np.int16) for name, values in scores.items()}
     write_atomically(path, lambda temporary: _save_arrays(temporary, steps))
 

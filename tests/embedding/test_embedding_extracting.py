@@ -177,7 +177,7 @@ def test_parts_of_another_run_are_refused(tmp_path):
     source = Waves([1] * 5)
     open_parts(tmp_path, source, weights="a", files="b")
     open_parts(tmp_path, source, weights="a", files="b")
-    with pytest.raises(ValueError, match=r"different settings \(weights\)\. Complete that run with its own command"):
+    with pytest.raises(ValueError, match=r"different settings \(weights\)\. Complete that run with its original"):
         open_parts(tmp_path, source, weights="c", files="b")
     (tmp_path / "e.parts" / "run.json").write_text("{")
     with pytest.raises(ValueError, match="delete the folder"):
