@@ -18,6 +18,9 @@ from ..encoders_hamspk import ConvBlock, Ecapa, SERes2Block
 from ..modeling_hamspk import HamSpkModel
 from ..networks_hamspk import AttentivePooling, reflected_positions
 
+# In bfloat16, the number of rows is a multiple of this, so that few different numbers of rows occur.
+ROWS_STEP = 64
+
 
 class RowConvolution:
     """Convolution over time that maps rows `(T, C)` to rows `(T, C')`. The number of frames stays the same.
@@ -45,14 +48,16 @@ class RowConvolution:
             weight, bias = weight * scale[:, None], bias * scale + shift
         self.product = product_of_rows(weight.to(dtype).contiguous(), bias.to(dtype))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        frames = x.shape[0]
+    def __call__(self, x: Tensor, valid: int) -> Tensor:
+        """Convolve the first `valid` rows of `x`. The other rows of the result have no meaning."""
+        rows = x.shape[0]
         if self.size > 1:
+            x = x[:valid]
             if self.margin:
-                x = x[reflected_positions(frames, self.margin, None, x.device)[0]]
-            x = F.pad(x, (0, 0, self.zeros, self.zeros))
+                x = x[reflected_positions(valid, self.margin, None, x.device)[0]]
+            x = F.pad(x, (0, 0, self.zeros, self.zeros + rows - valid))
             step = self.dilation * x.shape[1]
-            x = x.as_strided((frames, self.size, x.shape[1]), (x.shape[1], step, 1)).flatten(1)
+            x = x.as_strided((rows, self.size, x.shape[1]), (x.shape[1], step, 1)).flatten(1)
         return self.product(x)
 
 
@@ -76,8 +81,8 @@ class RowBlock:
         self.lowest = shift.where(scale >= 0, -torch.inf).to(dtype)
         self.highest = None if bool((scale > 0).all()) else shift.where(scale <= 0, torch.inf).to(dtype)
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        y = self.conv(x)
+    def __call__(self, x: Tensor, valid: int, out: Tensor | None = None) -> Tensor:
+        y = self.conv(x, valid)
         return torch.clamp(y, self.lowest, self.highest, out=y if out is None else out)
 
 
@@ -89,13 +94,13 @@ class _RowRes2Block:
         self.groups = [_row_block(cast(ConvBlock, group), dtype) for group in block.groups]
         self.down, self.up = RowConvolution(block.excitation.down, dtype), RowConvolution(block.excitation.up, dtype)
 
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        frames = self.reduce(x)
+    def __call__(self, x: Tensor, valid: int, out: Tensor) -> Tensor:
+        frames = self.reduce(x, valid)
         before = None
         for part, group in zip(frames.chunk(len(self.groups) + 1, dim=1), self.groups, strict=False):
-            before = group(part.contiguous() if before is None else part + before, out=part)
-        y = self.expand(frames)
-        gate = torch.sigmoid(self.up(F.relu(self.down(y.mean(0, keepdim=True)))))
+            before = group(part.contiguous() if before is None else part + before, valid, out=part)
+        y = self.expand(frames, valid)
+        gate = torch.sigmoid(self.up(F.relu(self.down(y[:valid].mean(0, keepdim=True), 1)), 1))
         return torch.addcmul(x, y, gate, out=out)
 
 
@@ -115,22 +120,26 @@ class RowEcapa:
         self.aggregate = RowBlock(encoder.aggregate, encoder.aggregate_norm, dtype)
         self.pooling, self.channels = pooling, encoder.output_channels
         self.hidden = pooling.hidden.weight.detach()[..., 0]
-        self.of_frames = self.hidden[:, : self.channels].to(dtype).contiguous()
+        of_frames = self.hidden[:, : self.channels].to(dtype).contiguous()
+        self.of_frames = product_of_rows(of_frames, of_frames.new_zeros(len(of_frames)))
         scale, shift = _scale_and_shift(pooling.norm, pooling.hidden.out_channels)
         self.hidden_norm = None if pooling.norm is None else (shift.to(dtype), scale.to(dtype))
         self.scores = RowConvolution(pooling.scores, dtype)
 
     def __call__(self, features: Tensor) -> Tensor:
-        x = self.input(features.to(self.dtype))
+        valid = features.shape[0]
+        # Without further rows, oneDNN would prepare its kernels again for each new number of frames.
+        further = -valid % ROWS_STEP if self.dtype == torch.bfloat16 else 0
+        x = self.input(F.pad(features.to(self.dtype), (0, 0, 0, further)), valid)
         together = x.new_empty(x.shape[0], len(self.blocks) * x.shape[1])
         for block, slot in zip(self.blocks, together.chunk(len(self.blocks), dim=1), strict=True):
-            y = block(x, slot)
+            y = block(x, valid, slot)
             x = x + y if self.sums_inputs else y.contiguous()
-        return self._pool(self.aggregate(together))
+        return self._pool(self.aggregate(together, valid), valid)
 
-    def _pool(self, frames: Tensor) -> Tensor:
-        x, bias = frames.float(), cast(Tensor, self.pooling.hidden.bias)
-        hidden = F.linear(frames, self.of_frames)
+    def _pool(self, frames: Tensor, valid: int) -> Tensor:
+        x, bias = frames[:valid].float(), cast(Tensor, self.pooling.hidden.bias)
+        hidden = self.of_frames(frames)
         centre = x.mean(0)
         x -= centre
         if self.pooling.context:
@@ -141,7 +150,7 @@ class RowEcapa:
         hidden += bias.to(self.dtype)
         if self.hidden_norm is not None:
             hidden = torch.addcmul(self.hidden_norm[0], hidden.relu_(), self.hidden_norm[1])
-        weights = self.scores(hidden.tanh_()).float()
+        weights = self.scores(hidden.tanh_(), valid)[:valid].float()
         weights.sub_(weights.amax(0)).exp_()
         total = weights.sum(0)
         # Moments about the unweighted mean. This avoids the difference of two large numbers.

@@ -10,7 +10,7 @@ from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 
 from hf_hamspk import HamSpkForXVector, HamSpkModel
 from hf_hamspk.__main__ import main
-from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, with_backend
+from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, rows, with_backend
 from hf_hamspk.backends.rows import RowEcapa, product_of_rows
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_speech
@@ -60,9 +60,19 @@ def test_an_embedding_depends_on_no_other_recording(model):
 def test_products_of_rows_are_those_of_a_linear_layer(dtype):
     weight, bias, wide = torch.randn(48, 40).to(dtype), torch.randn(48).to(dtype), torch.randn(300, 80).to(dtype)
     product = product_of_rows(weight, bias)
-    for rows in (wide[:, :40], wide[:1, 40:], wide[::7, 20:60], wide[:200, :40].contiguous()):
-        expected = torch.nn.functional.linear(rows.double(), weight.double(), bias.double())
-        torch.testing.assert_close(product(rows).double(), expected, atol=1e-5, rtol=torch.finfo(dtype).eps)
+    for x in (wide[:, :40], wide[:1, 40:], wide[::7, 20:60], wide[:200, :40].contiguous()):
+        expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        torch.testing.assert_close(product(x).double(), expected, atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+def test_further_rows_do_not_change_the_result(model, monkeypatch):
+    features = torch.randn(131, model.config.num_mel_bins)
+    for dtype in (torch.bfloat16, torch.float32):
+        found = []
+        for step in (1, 64, 100):
+            monkeypatch.setattr(rows, "ROWS_STEP", step)
+            found.append(RowEcapa(model, dtype)(features))
+        assert torch.cosine_similarity(torch.stack(found[1:]), found[0]).min() > 0.99999
 
 
 def test_bfloat16_is_close_and_leaves_the_model_alone(model):
