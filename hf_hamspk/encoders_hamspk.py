@@ -369,15 +369,14 @@ class ContextMask(nn.Module):
         self.down = nn.Conv1d(inputs, max(1, inputs // 2), 1)
         self.up = nn.Conv1d(max(1, inputs // 2), outputs, 1)
 
-    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return the output `(B, C', T)`, which is not zero in the padding. In `x`, the padding must be 0.
 
-        `numbers` contains the number of valid frames in each segment; see `segment_sizes`.
+        `weights` are the `segment_weights` of `x`.
         """
-        padded = F.pad(x, (0, numbers.shape[-1] * self.segment - x.shape[-1]))
-        sums = padded.unflatten(-1, (numbers.shape[-1], self.segment)).sum(-1)
-        of_utterance = sums.sum(-1, keepdim=True) / numbers.sum(-1)[:, None, None].clamp_min(1)
-        context = of_utterance + sums / numbers[:, None].clamp_min(1)
+        count = weights.shape[-1]
+        padded = F.pad(x, (0, count * self.segment - x.shape[-1]))
+        context = padded.unflatten(-1, (count, self.segment)).sum(-1) @ weights
         gates = torch.sigmoid(self.up(F.relu(self.down(context))))
         return self.local(x) * gates[..., None].expand(*gates.shape, self.segment).flatten(2)[..., : x.shape[-1]]
 
@@ -391,6 +390,17 @@ def segment_sizes(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
     count = (size + segment - 1) // segment
     valid = torch.ones(1, size, dtype=torch.long, device=x.device) if mask is None else mask.long()
     return F.pad(valid, (0, count * segment - size)).unflatten(-1, (count, segment)).sum(-1)
+
+
+def segment_weights(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
+    """Return the matrix by which sums over segments are multiplied to give contexts, `(B, S, S)`, or `(1, S, S)`.
+
+    The context of a segment is the mean of `x` `(B, C, T)` over the segment plus its mean over the utterance. All dense
+    layers use the same matrix.
+    """
+    numbers = segment_sizes(x, mask, segment).to(x.dtype)
+    of_utterance = numbers.sum(-1)[:, None, None].clamp_min(1).reciprocal()
+    return torch.diag_embed(numbers.clamp_min(1).reciprocal()) + of_utterance
 
 
 class DenseLayer(nn.Module):
@@ -411,8 +421,8 @@ class DenseLayer(nn.Module):
         self.reduce = ConvNorm(conv1d(inputs, bottleneck))
         self.masked = ContextMask(bottleneck, config.campplus_growth, dilation, config.campplus_segment)
 
-    def forward(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
-        return self.masked(rectified(self.reduce(norm_relu(self.norm, x, mask), mask), mask), numbers)
+    def forward(self, x: Tensor, mask: Tensor | None, weights: Tensor) -> Tensor:
+        return self.masked(rectified(self.reduce(norm_relu(self.norm, x, mask), mask), mask), weights)
 
 
 def norm_relu(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -440,23 +450,23 @@ class DenseBlock(nn.Module):
         joined = inputs + layers * growth
         self.norm, self.reduce, self.output_channels = nn.BatchNorm1d(joined), conv1d(joined, joined // 2), joined // 2
 
-    def forward(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
-        """Return the output, which is not zero outside `mask`. For `numbers`, see `segment_sizes`."""
+    def forward(self, x: Tensor, mask: Tensor | None, weights: Tensor) -> Tensor:
+        """Return the output, which is not zero outside `mask`. For `weights`, see `segment_weights`."""
         if overwrites(self.norm, x):
-            joined = self._overwrite(x, mask, numbers)
+            joined = self._overwrite(x, mask, weights)
         else:
             joined = x
             for layer in self.layers:
-                joined = torch.cat([joined, layer(joined, mask, numbers)], dim=1)
+                joined = torch.cat([joined, layer(joined, mask, weights)], dim=1)
         return self.reduce(norm_relu(self.norm, joined, mask))
 
-    def _overwrite(self, x: Tensor, mask: Tensor | None, numbers: Tensor) -> Tensor:
+    def _overwrite(self, x: Tensor, mask: Tensor | None, weights: Tensor) -> Tensor:
         """Compute the dense layers. To save memory, all layers write their channels into one common tensor."""
         joined = x.new_empty(x.shape[0], cast(nn.BatchNorm1d, self.norm).num_features, x.shape[2])
         end = x.shape[1]
         joined[:, :end] = x
         for layer in self.layers:
-            added = layer(joined[:, :end], mask, numbers)
+            added = layer(joined[:, :end], mask, weights)
             joined[:, end : end + added.shape[1]] = added
             end += added.shape[1]
         return joined
@@ -497,9 +507,9 @@ class CamPlusPlus(nn.Module):
         x = rectified(self.head_output(x, mask), mask).flatten(1, 2)
         mask = subsampled(mask, self.stride)
         x = rectified(self.first(x, mask), mask)
-        layers, numbers = [x], segment_sizes(x, mask, self.segment)
+        layers, weights = [x], segment_weights(x, mask, self.segment)
         for block in self.blocks:
-            layers.append(x := block(x, mask, numbers))
+            layers.append(x := block(x, mask, weights))
         if hidden is not None:
             hidden += [keep_valid(layer, mask).mT for layer in layers]
         return keep_valid(norm_relu(self.norm, x, mask), mask)

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_hamspk import HamSpkConfig, HamSpkModel
 from hf_hamspk.configuration_hamspk import RESNET_BLOCKS
-from hf_hamspk.encoders_hamspk import CamPlusPlus, ContextMask, ResNet, make_encoder, segment_sizes
+from hf_hamspk.encoders_hamspk import CamPlusPlus, ContextMask, ResNet, make_encoder, segment_sizes, segment_weights
 from hf_hamspk.networks_hamspk import batch_norm
 
 ENCODERS = ["campplus", "resnet"]
@@ -109,7 +109,7 @@ def test_the_context_of_a_mask_is_its_utterance_and_its_segment():
         context = x.mean(-1) + x[..., start : start + 7].mean(-1)
         hidden = torch.relu(layer.down(context[..., None]))
         rows.append(torch.sigmoid(layer.up(hidden)))
-    torch.testing.assert_close(layer(x, segment_sizes(x, None, 7)), layer.local(x) * torch.cat(rows, dim=-1))
+    torch.testing.assert_close(layer(x, segment_weights(x, None, 7)), layer.local(x) * torch.cat(rows, dim=-1))
 
 
 # --- sizes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration_hamspk import RESNET_BLOCKS, HamSpkConfig
-from ..encoders_hamspk import CamPlusPlus, Ecapa, ResNet, norm_relu, segment_sizes
+from ..encoders_hamspk import CamPlusPlus, Ecapa, ResNet, norm_relu, segment_weights
 from ..modeling_hamspk import HamSpkForXVector
 from ..networks_hamspk import StatisticsPooling, batch_norm
 from .arguments import DataArguments, Recipe
@@ -188,9 +188,9 @@ class DividedModel(nn.Module):
         if isinstance(encoder, ResNet):
             return self._last_stages(encoder, x)
         if isinstance(encoder, CamPlusPlus):
-            numbers = segment_sizes(x, None, encoder.segment)
+            weights = segment_weights(x, None, encoder.segment)
             for block in encoder.blocks[-self.blocks :]:
-                x = block(x, None, numbers)
+                x = block(x, None, weights)
             return norm_relu(encoder.norm, x, None)
         first, *outputs = x.chunk(len(encoder.blocks) - self.blocks + 1, dim=1)
         x = first + sum(outputs) if encoder.sums_inputs else [first, *outputs][-1]
