@@ -8,7 +8,7 @@ A file of segments is one of these:
   speakers (`speaker_id`, `speaker`, `label`, ...) and a column of recordings (`path`, `file_name`, ...).
 
 The recordings are given beside the file. A recording belongs to a row if the row has its name, with or without the
-folder and the suffix. If one recording is given and the file has no names, or only one, all rows belong to it.
+folder and the suffix. If the file names no recordings, and one recording is given, all rows belong to it.
 """
 
 import csv
@@ -72,8 +72,7 @@ def read_speaker_segments(source: Path, recordings: Sequence[str]) -> SpeakerSeg
         raise ValueError(f"File not found: {source}. Expected an RTTM file, or a CSV file with start and end.")
     rows = list(_rttm_rows(source) if source.suffix.lower() == RTTM_SUFFIX else _csv_rows(source))
     named = _recordings_by_name(recordings)
-    # Programs often name the only recording of a file differently.
-    is_alone = len(recordings) == 1 and len({name for _, name, _, found in rows if not isinstance(found, str)}) == 1
+    is_alone = len(recordings) == 1 and not any(name for _, name, _, _ in rows)
     result = SpeakerSegments()
     for line, name, speaker, segment in rows:
         recording = recordings[0] if is_alone else named.get(name, named.get(PurePath(name).name))
@@ -88,9 +87,20 @@ def read_speaker_segments(source: Path, recordings: Sequence[str]) -> SpeakerSeg
     if not result.found:
         if not result.skipped:
             raise ValueError(f"{source} contains no segments: it has no rows. Give the result of a diarisation.")
+        _check_named(source, [name for _, name, _, segment in rows if isinstance(segment, Segment)], recordings)
         line, reason = next(iter(result.skipped.items()))
         raise ValueError(f"{source} contains no segment of the given recordings (line {line}: {reason}).")
     return result
+
+
+def _check_named(source: Path, names: Sequence[str], recordings: Sequence[str]) -> None:
+    """Raise ValueError if the file names recordings, because it is called only if none of them was given."""
+    other = next((name for name in names if name), None)
+    if other is not None:
+        raise ValueError(
+            f"{source} has segments of the recording {other!r:.100}, but not of {recordings[0]!s:.200}. Give the file "
+            "with the segments of this recording, or correct the name in it."
+        )
 
 
 def _recordings_by_name(recordings: Sequence[str]) -> dict[str, str]:
