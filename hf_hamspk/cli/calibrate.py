@@ -166,7 +166,7 @@ def _check_target_folder(model: str, output: str | None) -> None:
     elif (
         output is not None and Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir()))
     ):
-        raise ValueError(f"--output {output} already exists. Give a new folder, or delete this one.")
+        raise ValueError(f"--output {output} already exists. Give a new folder.")
 
 
 def _in_place(model: str, output: str | None) -> bool:

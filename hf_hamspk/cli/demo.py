@@ -154,9 +154,7 @@ def prepare_folder(folder: Path) -> None:
         raise ValueError(f"--output must be a folder, but {folder} is a file. Choose another folder.")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
-            raise ValueError(
-                f"{folder} is not empty and was not made by a demo. Choose another folder with --output, or empty it."
-            )
+            raise ValueError(f"{folder} is not empty and was not made by a demo. Choose another folder with --output.")
         other = min((name for name in files_in(folder) if not is_demo_file(name)), default=None)
         if other is not None:
             raise ValueError(

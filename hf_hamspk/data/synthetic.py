@@ -386,7 +386,7 @@ def _check_corpus_arguments(
         raise ValueError(f"test_share must be between 0 and 1, got {test_share}.")
     taken = [name for name in ("train", "test", "train.csv", "test.csv", "trials.txt") if (root / name).exists()]
     if taken:
-        raise ValueError(f"{root} already contains {', '.join(taken)}. Choose another folder, or delete them.")
+        raise ValueError(f"{root} already contains {', '.join(taken)}. Choose another folder.")
 
 
 def _draw_trials(utterances: list[tuple[str, str]], draw: np.random.Generator) -> list[str]:

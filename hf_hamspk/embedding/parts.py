@@ -7,7 +7,7 @@ the number of processes, so a run can be resumed with more or fewer processes.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..folders.locks import RUN_LOCK, lock_folder
+from ..folders.ownership import remove_own_files
 from ..folders.ranks import RANK_LOCK, check_no_rank, describe_missing, hold_rank
 from ..folders.writing import remove_leftovers
 from .sources import DecodedUtterance, Source
@@ -80,8 +81,7 @@ class EmbeddingParts:
             found = None
         if not isinstance(found, dict):
             raise ValueError(
-                f"{RUN_FILE} in {self.folder} is damaged. Move it away or delete the folder, and run the same command "
-                "again."
+                f"{RUN_FILE} in {self.folder} is damaged. Move the folder away, and run the same command again."
             )
         if found != run:
             different = sorted(key for key in {*found, *run} if found.get(key) != run.get(key))
@@ -90,11 +90,11 @@ class EmbeddingParts:
                     f"{self.folder} contains embeddings of an interrupted run with other recordings. Since it began, "
                     "files were added, removed or renamed, or the command names other recordings. To complete that "
                     "run, restore its files and repeat its original command. To embed the present recordings, "
-                    "delete the folder when no rank is at work."
+                    "move the folder away when no rank is at work."
                 )
             raise ValueError(
                 f"{self.folder} contains embeddings of an interrupted run with different settings "
-                f"({', '.join(different)}). Complete that run with its original settings, or delete the folder."
+                f"({', '.join(different)}). Complete that run with its original settings, or move the folder away."
             )
 
     def path(self, part: int) -> Path:
@@ -198,17 +198,32 @@ def check_parts_folder(folder: Path) -> None:
             )
 
 
-def lock_parts(folder: Path) -> AbstractContextManager[None]:
-    """Remove the unfinished files of killed processes, and return a context manager that locks the folder of the parts.
+@contextmanager
+def lock_parts(folder: Path) -> Iterator[None]:
+    """Context manager that removes the unfinished files of killed processes, and locks the folder of the parts.
+
+    A folder that did not exist is removed at the end, if no part was written into it.
 
     Raises:
         ValueError: another process is embedding into the folder, or the folder contains other files.
     """
     check_parts_folder(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     check_no_rank(folder, folder)
     remove_leftovers(folder, is_part_file)
-    return lock_folder(folder / RUN_LOCK, folder, EMBEDDING)
+    try:
+        with lock_folder(folder / RUN_LOCK, folder, EMBEDDING):
+            try:
+                yield
+            finally:
+                if made and folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN_FILE, RUN_LOCK}:
+                    remove_own_files(folder, is_part_file)
+    finally:
+        # Folders that are not empty are kept.
+        with suppress(OSError):
+            for path in made[1:]:
+                path.rmdir()
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
     """
     if not path.is_file():
         return {}
-    found = _load_arrays(path, f"Delete {path.parent} to repeat the run.")
+    found = _load_arrays(path, f"Move the folder {path.parent} away to repeat the run.")
     return {name: steps * SCORE_STEP for name, steps in found.items()}
 
 

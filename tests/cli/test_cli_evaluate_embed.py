@@ -422,6 +422,21 @@ def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_fol
     assert str(nested / "good.FLAC") in np.load(output)
 
 
+def test_a_command_that_embeds_nothing_leaves_no_folders(tmp_path, hamspk, refusal, model_folder, audio):
+    (tmp_path / "no_path.csv").write_text("start,end\n0,1\n")
+    embed, output = ("embed", model_folder), ("--output", tmp_path / "new" / "er" / "e.npz")
+    refusal(*embed, tmp_path / "no_path.csv", *output)
+    assert not (tmp_path / "new").exists()
+    assert hamspk(*embed, audio / "silence.wav", *output)[0] == 1 and not (tmp_path / "new").exists()
+    refusal(*embed, audio / "a.wav", *output, "--finish")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    refusal(*embed, tmp_path / "no_path.csv", *output)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert hamspk(*embed, audio / "a.wav", *output)[0] == 0
+    assert [path.name for path in (tmp_path / "new" / "er").iterdir()] == ["e.npz"]
+
+
 def test_nothing_to_embed(tmp_path, hamspk, refusal, model_folder, audio):
     code, out, _ = hamspk("embed", model_folder, audio / "silence.wav", "--output", tmp_path / "e.npz")
     assert code == 1

@@ -67,6 +67,18 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path, model_folder, au
         assert message in err
 
 
+def test_no_message_advises_to_delete_a_folder_that_may_contain_other_files(refusal, model_folder, audio, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "own.txt").touch()
+    (tmp_path / "pairs.txt").write_text("1 a.wav b.wav\n")
+    pairs = tmp_path / "pairs.txt", "--audio-root", audio
+    for words in (["calibrate", model_folder, *pairs], ["demo"], ["push", model_folder, "owner/name"]):
+        said = refusal(*words, "--output", tmp_path / "full")
+        assert "full" in said and "folder" in said.lower()
+        assert not any(word in said.lower() for word in ("delete", "remove", "empty it")), said
+    assert (tmp_path / "full" / "own.txt").exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere.wav", "", "x" * 201, "/dev/null"])
 def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -125,7 +125,7 @@ def test_corpus_arguments_that_are_refused(tmp_path, arguments, message):
 
 def test_a_folder_in_use_and_speech_that_cannot_be_made(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=re.escape("already contains train. Choose another folder, or delete them.")):
+    with pytest.raises(ValueError, match=re.escape("already contains train. Choose another folder.")):
         make_corpus(tmp_path)
     with pytest.raises(ValueError, match=re.escape("speaker_seed and utterance_seed must be at least 0, got -1 and 0")):
         make_speech(-1, 0)

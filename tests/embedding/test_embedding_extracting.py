@@ -180,7 +180,7 @@ def test_parts_of_another_run_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"different settings \(weights\)\. Complete that run with its original"):
         open_parts(tmp_path, source, weights="c", files="b")
     (tmp_path / "e.parts" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="delete the folder"):
+    with pytest.raises(ValueError, match="Move the folder away"):
         open_parts(tmp_path, source, weights="a", files="b")
 
 
