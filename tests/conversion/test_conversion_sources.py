@@ -1,8 +1,10 @@
 """What is read of other projects' files, what is refused, and how a source is told."""
 
 import json
+import pickle
 import random
 import re
+import zipfile
 
 import pytest
 import torch
@@ -50,8 +52,54 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half an archive"])
-@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        # torch reads the first letter as an order of a pickle to find the Python object of the next two lines.
+        b"cd /work\nsource activate\n",
+        b"no checkpoint at all",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_called_so(content, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content)
+    found = f"a file that begins with {content[:20]!r}" if content else "an empty file"
+    message = f"model.pt is not a PyTorch checkpoint: expected a file that torch.save wrote, got {found}. Give the file"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_tensors(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_tensors(tmp_path / "model.pt", content)
+
+
+def test_another_archive_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("a/readme.txt", "text")
+    with pytest.raises(ValueError, match=r"model.pt is not a PyTorch checkpoint: .* got another zip archive"):
+        read_tensors(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_with_objects_is_called_a_pickle_with_objects(protocol, tmp_path):
+    objects = {"weight": torch.zeros(3), "extra": Opens(str(tmp_path / "ran"))}
+    torch.save(objects, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"model.pt contains more than weights: it uses the Python object io.open"):
+        read_tensors(tmp_path / "model.pt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(objects["extra"], protocol=protocol))
+    with pytest.raises(ValueError, match=r"plain.pkl (contains more than weights|cannot be read as a checkpoint)"):
+        read_tensors(tmp_path / "plain.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.pt", b"PK\x03\x04 half an archive"),
+        ("model.pt", b"\x80\x02 half a pickle"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"no checkpoint at all"),
+    ],
+)
 def test_a_damaged_file_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} cannot be read.* Copy or download it again"):
