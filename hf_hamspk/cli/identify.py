@@ -16,6 +16,8 @@ from .options import (
     add_model_arguments,
     add_voices_argument,
     check_folder,
+    check_numbers,
+    check_operating_point,
     check_ways_to_decide,
     given_options,
     voices_option,
@@ -89,10 +91,12 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: options contradict each other, or the profiles or the model do not exist.
     """
+    check_numbers(arguments)
     check_ways_to_decide(arguments)
     if not is_store(arguments.profiles):
         find_profiles(arguments.profiles)
     check_model(arguments.model)
+    check_operating_point(arguments)
 
 
 def run(arguments: argparse.Namespace) -> int:

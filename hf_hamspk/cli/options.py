@@ -1,9 +1,11 @@
 """Options and checks shared by several commands. This module imports neither torch nor transformers nor NumPy."""
 
 import argparse
+import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,24 @@ CHECKS_OF_VOICES = {"warn": True, "refuse": "refuse", "ignore": False}
 SKIPPED_ROWS_SHOWN = 20
 # Longer names are shortened in messages, as in the messages of `audio_hamspk.read_sound`.
 LONGEST_NAME = 200
+# Copies of the file of a calibration, of the smallest cohort and of the smallest number of resamplings.
+VERIFICATION_FILE, LEAST_TOP, LEAST_REPLICATES = "verification.json", 2, 100
+# What the numbers of options must be. The functions that use them check them as well, after the model is loaded.
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "prior": (lambda number: 0 < number < 1, "lie strictly between 0 and 1"),
+    "confidence": (lambda number: 0 < number < 1, "lie between 0 and 1"),
+    "cost_miss": (lambda number: 0 < number < math.inf, "be above 0 and finite"),
+    "cost_false_alarm": (lambda number: 0 < number < math.inf, "be above 0 and finite"),
+    "threshold": (math.isfinite, "be a finite number"),
+    "margin": (lambda number: 0 <= number < math.inf, "be a finite number of at least 0"),
+    "minimum_speech": (lambda number: 0 <= number < math.inf, "be a finite number of at least 0"),
+    "candidates": (lambda number: number >= 1, "be at least 1"),
+    "top": (lambda number: number >= LEAST_TOP, f"be at least {LEAST_TOP}"),
+    "replicates": (
+        lambda number: number == 0 or number >= LEAST_REPLICATES,
+        f"be 0 or at least {LEAST_REPLICATES}",
+    ),
+}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +155,32 @@ def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def count_of(count: int, noun: str) -> str:
     """Format a number with its noun: `1 speaker`, `2 speakers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if the number of an option in `NUMBERS` is out of range."""
+    for name, (is_valid, expected) in NUMBERS.items():
+        given = getattr(arguments, name, None)
+        for number in given if isinstance(given, list) else [] if given is None else [given]:
+            if not is_valid(number):
+                raise ValueError(f"--{name.replace('_', '-')} must {expected}, got {number}.")
+
+
+def check_operating_point(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if --operating-point is not in the calibration of a model folder, which must exist.
+
+    A model on the Hub, a model without a calibration and a damaged calibration are left to the loading of the model.
+    """
+    name = arguments.operating_point
+    path = Path(arguments.model, VERIFICATION_FILE)
+    if name is None or not path.is_file():
+        return
+    try:
+        points = [point["name"] for point in json.loads(path.read_text(encoding="utf-8"))["operating_points"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if name not in points:
+        raise ValueError(f"There is no operating point {name!r}; this calibration has {', '.join(map(str, points))}.")
 
 
 def check_ways_to_decide(arguments: argparse.Namespace) -> None:

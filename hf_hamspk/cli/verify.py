@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from .options import (
     add_model_arguments,
     add_voices_argument,
     check_enrolment,
+    check_numbers,
+    check_operating_point,
     check_recording,
     check_ways_to_decide,
     count_of,
@@ -122,11 +123,11 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.test is not None:
         check_recording(arguments.test, "The test")
     check_model(arguments.model)
+    check_operating_point(arguments)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    if arguments.threshold is not None and not math.isfinite(arguments.threshold):
-        raise ValueError(f"--threshold must be a finite number, got {arguments.threshold}.")
+    check_numbers(arguments)
     check_ways_to_decide(arguments)
     if arguments.prior is None and given_options(arguments, "cost_miss", "cost_false_alarm"):
         raise ValueError("--cost-miss and --cost-false-alarm need --prior.")

@@ -67,6 +67,40 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path, model_folder, au
         assert message in err
 
 
+def test_numbers_out_of_range_are_refused_without_torch(tmp_path, calibrated_folder, audio):
+    model, a, b = str(calibrated_folder), str(audio / "a.wav"), str(audio / "b.wav")
+    (tmp_path / "pairs.txt").write_text("1 a.wav b.wav\n")
+    (tmp_path / "x.safetensors").touch()
+    verify, lists = ["verify", model, a, b], [model, str(tmp_path / "pairs.txt"), "--audio-root", str(audio)]
+    identify = ["identify", model, a, "--profiles", str(tmp_path)]
+    refused = {
+        "--prior must lie strictly between 0 and 1, got 1.5.": [*verify, "--prior", "1.5"],
+        "--cost-miss must be above 0 and finite, got 0.0.": [*verify, "--prior", "0.5", "--cost-miss", "0"],
+        "--cost-false-alarm must be above 0": [*verify, "--prior", "0.5", "--cost-false-alarm", "inf"],
+        "--threshold must be a finite number, got nan.": [*verify, "--threshold", "nan"],
+        "no operating point 'nosuch'; this calibration has balanced,": [*verify, "--operating-point", "nosuch"],
+        "no operating point 'none'; this calibration has balanced,": [*identify, "--operating-point", "none"],
+        "--prior must lie strictly between 0 and 1, got -1.0.": [*identify, "--prior=-1"],
+        "--margin must be a finite number of at least 0, got -1.0.": [*identify, "--margin=-1"],
+        "--candidates must be at least 1, got 0.": [*identify, "--candidates", "0"],
+        "--replicates must be 0 or at least 100, got 5.": ["evaluate", *lists, "--replicates", "5"],
+        "--replicates must be 0 or at least 100, got 99.": ["sweep", *lists, "--replicates", "99"],
+        "--confidence must lie between 0 and 1, got 95.0.": ["evaluate", *lists, "--confidence", "95"],
+        "--prior must lie strictly between 0 and 1, got 2.0.": ["evaluate", *lists, "--prior", "0.5", "2"],
+        "--top must be at least 2, got 1.": ["calibrate", *lists, "--top", "1"],
+        "--minimum-speech must be a finite number of at least 0": ["calibrate", *lists, "--minimum-speech=-1"],
+    }
+    for message, (code, heavy, out, err) in zip(refused, answers(*refused.values()), strict=True):
+        assert (code, heavy, out) == (2, [], ""), message
+        assert message in err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"operating_points": [1]}', "[" * 100_000])
+def test_a_damaged_calibration_is_left_to_the_loading_of_the_model(content, tmp_path):
+    (tmp_path / "verification.json").write_text(content)
+    options.check_operating_point(argparse.Namespace(model=str(tmp_path), operating_point="nosuch"))
+
+
 def test_no_message_advises_to_delete_a_folder_that_may_contain_other_files(refusal, model_folder, audio, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "own.txt").touch()
@@ -93,10 +127,16 @@ def test_a_missing_recording_is_refused_in_the_words_of_the_reader(tmp_path, mon
 def test_choices_are_those_of_the_package():
     from hf_hamspk.audio_hamspk import MINIMUM_SPEECH
     from hf_hamspk.backends.choosing import BACKENDS, DTYPES
-    from hf_hamspk.calibration_hamspk import CALIBRATION_FILE, DEFAULT_OPERATING_POINTS, NORMALISATIONS
+    from hf_hamspk.calibration_hamspk import (
+        CALIBRATION_FILE,
+        DEFAULT_OPERATING_POINTS,
+        NORMALISATIONS,
+        SMALLEST_COHORT,
+    )
     from hf_hamspk.conversion import SOURCES
     from hf_hamspk.embedding import EMBEDDING_FORMATS
     from hf_hamspk.encoders_hamspk import OVERLAP_FILE
+    from hf_hamspk.evaluation.intervals import FEWEST_REPLICATES
     from hf_hamspk.evaluation.model_calibration import AUTO, NONE
     from hf_hamspk.evaluation.scored_trials import QUALITY_GROUPS
     from hf_hamspk.geometry_hamspk import COMBINATIONS
@@ -110,7 +150,8 @@ def test_choices_are_those_of_the_package():
     assert (AUTO, NONE, *QUALITY_GROUPS) == calibrate.QUALITY_CHOICES
     points = (f"{p.name}={p.prior:g},{p.cost_miss:g},{p.cost_false_alarm:g}" for p in DEFAULT_OPERATING_POINTS)
     assert ", ".join(points) == calibrate.DEFAULT_POINTS
-    assert calibrate._STALE[0] == CALIBRATION_FILE
+    assert calibrate._STALE[0] == options.VERIFICATION_FILE == CALIBRATION_FILE
+    assert (options.LEAST_TOP, options.LEAST_REPLICATES) == (SMALLEST_COHORT, FEWEST_REPLICATES)
     assert f"(default: {MINIMUM_SPEECH:g})" in help_of("calibrate")["minimum_speech"]
     assert embed.OUTPUT_FORMATS == EMBEDDING_FORMATS
     assert (embed.EMBEDDING_BACKENDS, embed.PRECISIONS) == (BACKENDS, DTYPES)

@@ -139,7 +139,7 @@ def test_words_that_do_not_fit(refusal, calibrated_folder, voices):
         *test, "--threshold", "0", "--operating-point", "strict"
     )
     assert "need --prior" in refused(*test, "--cost-miss", "2")
-    assert "prior must lie between 0 and 1, got 1.5" in refused(*test, "--prior", "1.5")
+    assert "--prior must lie strictly between 0 and 1, got 1.5" in refused(*test, "--prior", "1.5")
     assert "no operating point 'lax'; this calibration has balanced, strict, screening" in refused(
         *test, "--operating-point", "lax"
     )
