@@ -99,6 +99,8 @@ def check_dict(values: Mapping[str, Any], path: str | os.PathLike) -> None:
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
     """Yield a temporary path. Its file replaces `path` at the end. After an error (OSError), `path` is unchanged."""
+    if not os.path.isdir(folder := os.path.dirname(path) or "."):
+        raise ValueError(f"Folder not found: {folder}. Create it before {os.path.basename(path)} is saved there.")
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         yield temporary

@@ -222,8 +222,7 @@ def pairwise_distance(x: BallPoints, y: BallPoints) -> Tensor:
     """Compute the distances `(B, K)`, in `[0, inf)`, of B points `x` from K points `y` in the unit ball.
 
     One matrix product gives all distances. Its rounding error in `cosh d` does not decrease with the distance `d`. In
-    float32, distances below about 1e-3 can therefore not be distinguished from 0. Use `distance` for pairs of points
-    that may be nearly equal.
+    float32, distances below about 1e-3 can therefore not be told from 0. Use `distance` for nearly equal points.
     """
     x_time = x.conformal * x.position.square().sum(-1, keepdim=True)
     y_time = (y.conformal * y.position.square().sum(-1, keepdim=True)).mT

@@ -117,8 +117,7 @@ class SpeakerModelMixin(nn.Module):
             sampling_rate, limits, channel: see `verify`. Arrays without a sampling rate cause no warning.
 
         Returns:
-            Embeddings `(N, D)` in the order of the input, float32 on the model's device. Each embedding is independent
-            of the other recordings.
+            Embeddings `(N, D)` in the order of the input, float32 on the model's device, each independent of the rest.
 
         Raises:
             InputError: a recording is unreadable, truncated, silent or shorter than 0.1 s. The message contains the

@@ -145,6 +145,12 @@ def test_a_calibration_comes_back_as_it_was(tmp_path, calibration):
     assert values["operating_points"][0]["threshold"] == pytest.approx(math.log(81))
 
 
+def test_a_calibration_is_not_saved_into_a_missing_folder(tmp_path, calibration):
+    with pytest.raises(ValueError, match=r"Folder not found: .*none\. Create it before verification\.json is saved"):
+        calibration.save(tmp_path / "none" / "verification.json")
+    assert not (tmp_path / "none").exists()
+
+
 def edit(path, change) -> None:
     values = json.loads(path.read_text())
     change(values)

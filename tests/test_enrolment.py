@@ -260,3 +260,14 @@ def test_a_profile_holds_what_it_must():
     ):
         with pytest.raises(ValueError, match=message):
             profile(**fields)
+
+
+def test_a_missing_folder_is_named_and_the_working_directory_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = "Folder not found: {}. Create it before anna.safetensors is saved there."
+    for folder in (tmp_path / "no", "no/where"):
+        with pytest.raises(ValueError) as raised:
+            profile().save(f"{folder}/anna.safetensors")
+        assert str(raised.value) == said.format(folder)
+    profile().save("anna.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["anna.safetensors"]

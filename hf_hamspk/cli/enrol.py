@@ -15,7 +15,6 @@ from ..folders.recognising import check_replaceable, is_profile_file
 from ..loading.names import check_model
 from .embed import print_contents
 from .options import (
-    LONGEST_NAME,
     PROFILE_EXTENSION,
     add_channel_argument,
     add_model_arguments,
@@ -28,7 +27,14 @@ from .options import (
     table_columns,
     voices_option,
 )
-from .profiles import ProfileFolder, ProfileStore, add_replace_argument, open_profiles
+from .profiles import (
+    ProfileFolder,
+    ProfileStore,
+    add_replace_argument,
+    check_profile_name,
+    is_profile_name,
+    open_profiles,
+)
 from .verify import COMBINE_CHOICES
 
 if TYPE_CHECKING:
@@ -99,7 +105,7 @@ def check(arguments: argparse.Namespace) -> None:
         ValueError: an argument is invalid, a folder contains no audio, or a recording occurs under two speakers.
     """
     if arguments.name is not None:
-        _check_name(arguments.name, "--name")
+        check_profile_name(arguments.name, "--name")
     if arguments.segments is not None:
         arguments.speakers = _group_by_segments(arguments)
     elif arguments.name is not None:
@@ -122,18 +128,6 @@ def _check_shared(speakers: dict[str, list[str]]) -> None:
         raise ValueError(f"{shared[0]}{more}. Give each recording to one speaker only.")
 
 
-def _is_name(name: str) -> bool:
-    return Path(name).name == name not in ("", "..") and "\0" not in name and len(os.fsencode(name)) <= LONGEST_NAME
-
-
-def _check_name(name: str, place: str) -> None:
-    if not _is_name(name):
-        raise ValueError(
-            f"{place} must not be empty or longer than {LONGEST_NAME} bytes and must not contain a folder, because it "
-            f"becomes a file name, got {name!r:.100}."
-        )
-
-
 def _files_in(given: list[str]) -> list[str]:
     """Return the recordings in files and folders, and report what was not read."""
     contents, missing = find_audio(given)
@@ -152,7 +146,7 @@ def _group_by_table(arguments: argparse.Namespace) -> dict[str, list[str]]:
     root = base_folder(table) if arguments.audio_root is None else Path(arguments.audio_root)
     groups: dict[str, list[str]] = {}
     for name, speaker in zip(names, speakers, strict=True):
-        _check_name(speaker, f"The name of a speaker in {table}")
+        check_profile_name(speaker, f"The name of a speaker in {table}")
         groups.setdefault(speaker, []).append(str(root / name))
     return groups
 
@@ -170,7 +164,7 @@ def _group_by_segments(arguments: argparse.Namespace) -> dict[str, list[str]]:
         return {arguments.name: next(iter(groups.values()))}
     if list(groups) == [""]:
         raise ValueError(f"{arguments.segments} names no speaker. Give the name with --name.")
-    for speaker in [name for name in groups if not _is_name(name)]:
+    for speaker in [name for name in groups if not is_profile_name(name)]:
         rows = count_of(len(groups.pop(speaker)), "row")
         reason = f"the name {speaker!r:.100} is not a file name" if speaker else "no speaker is named"
         print(f"skipped {rows} of {arguments.segments}: {reason}", file=sys.stderr)

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders.addresses import is_store
 from ..folders.recognising import is_profile_file, safetensors_metadata
-from .options import PROFILE_EXTENSION
+from .options import LONGEST_NAME, PROFILE_EXTENSION
 
 if TYPE_CHECKING:
     from ..modeling_hamspk import HamSpkModel
@@ -23,6 +24,20 @@ def add_replace_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace an existing profile of the same name, even if it was made from other recordings",
     )
+
+
+def is_profile_name(name: str) -> bool:
+    """Return whether the name of a speaker can become the name of a file in a folder of profiles."""
+    return Path(name).name == name not in ("", "..") and "\0" not in name and len(os.fsencode(name)) <= LONGEST_NAME
+
+
+def check_profile_name(name: str, place: str) -> None:
+    """Raise ValueError if the name of a speaker cannot become a file name; the message begins with `place`."""
+    if not is_profile_name(name):
+        raise ValueError(
+            f"{place} must not be empty or longer than {LONGEST_NAME} bytes and must not contain a folder, because it "
+            f"becomes a file name, got {name!r:.100}."
+        )
 
 
 def save_profile(profile: "SpeakerProfile", path: Path, can_replace: bool) -> None:
@@ -72,9 +87,10 @@ class ProfileFolder:
         it was saved by this object.
 
         Raises:
-            ValueError: another profile would be replaced; see `save_profile`.
+            ValueError: the name cannot become a file name, or another profile would be replaced (see `save_profile`).
         """
-        name = str(profile.name)
+        name = "" if profile.name is None else profile.name
+        check_profile_name(name, "The name of a speaker")
         owners = {self._owners[one] for one in profile.recordings if self._owners.get(one, name) != name}
         for other in sorted(owners):
             profile = _with_warning(profile, other)

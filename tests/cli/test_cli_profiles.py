@@ -8,7 +8,9 @@ import pytest
 import soundfile as sf
 from tiny_models import RATE
 
+from hf_hamspk.cli.profiles import ProfileFolder
 from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.loading.models import load_model
 from hf_hamspk.verification_hamspk import SpeakerProfile
 
 
@@ -121,3 +123,12 @@ def test_the_name_in_a_profile_is_said_if_the_file_has_another(hamspk, calibrate
     out = hamspk("verify", calibrated_folder, renamed, voices / "b.wav", "--json")[1]
     assert json.loads(out)["warnings"][0] == said
     assert said not in hamspk("verify", calibrated_folder, tmp_path / "anna.safetensors", voices / "b.wav")[1]
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "..", "x" * 201, "a\0b", None])
+def test_only_a_name_that_can_be_a_file_name_is_written_into_a_folder(calibrated_folder, voices, tmp_path, name):
+    # The command checks names before it loads the model, but a profile made in Python may have any name.
+    profile = load_model(str(calibrated_folder), "cpu").enrol([str(voices / "a.wav")], name=name)
+    with pytest.raises(ValueError, match="The name of a speaker must not be empty or longer than 200 bytes"):
+        ProfileFolder(tmp_path / "profiles", True).save(profile)
+    assert [path.name for path in tmp_path.rglob("*")] == ["profiles"]
