@@ -31,6 +31,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ("-", "--", "-.", ":")
 _GREY = "#777777"
 _DPI = 150
+_NO_ERRORS = "no errors: every target score\nis above every impostor score"
 # Usual labels of DET plots, in per cent.
 _TICKS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 95.0, 99.0, 99.9)
 # The axes extend beyond the equal error rates by these factors, so that the curves around them are in the middle.
@@ -60,7 +61,8 @@ def plot_det(
 
     Both axes are scaled by the inverse of the normal distribution function, so that normally distributed scores give
     straight lines (A. Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997). A
-    dot on each curve marks the equal error rate. The legend shows its value.
+    dot on each curve marks the equal error rate. The legend shows its value. A curve without errors is outside the
+    axes, and a note says so.
 
     Args:
         curves: maps the name of each system to `(scores, labels)`, both of shape `(N,)` (see `detection_errors`).
@@ -94,8 +96,9 @@ def plot_det(
     axes.set_yticks(places, names)
     axes.set_xlim(*diagonal)
     axes.set_ylim(*diagonal)
-    axes.set_xlabel("False positive rate (%)")
-    axes.set_ylabel("False negative rate (%)")
+    axes.set_xlabel("False alarms (%)")
+    axes.set_ylabel("Misses (%)")
+    _note_perfect(axes, errors)
     # The legend is outside the axes, because the curves of a weak and a strong system together leave no corner free.
     figure.legend(loc="outside lower center", frameon=False)
     return finish_plot(figure, axes, title, target)
@@ -365,6 +368,17 @@ def _draw_det_curve(
         markeredgecolor="white",
         zorder=5,
     )
+
+
+def _note_perfect(axes: Axes, errors: Mapping[str, DetectionErrors]) -> None:
+    """Write a note for each system without errors into the axes, because its curve is outside them."""
+    perfect = [name for name, points in errors.items() if points.equal_error_rate().eer == 0]
+    notes = [f"{name}, {_NO_ERRORS}" if len(errors) > 1 else _NO_ERRORS for name in perfect]
+    if notes:
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 4.0}
+        # Other curves rarely come near this corner, because the rates of both errors are small there.
+        corner = {"ha": "left", "va": "bottom", "transform": axes.transAxes, "fontsize": 9}
+        axes.text(0.04, 0.04, "\n\n".join(notes), bbox=background, zorder=6, **corner)
 
 
 def _visible_points(errors: DetectionErrors, low: float, high: float) -> NDArray[np.intp]:

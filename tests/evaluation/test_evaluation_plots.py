@@ -53,6 +53,19 @@ def test_det_is_written_and_gives_the_equal_error_rate(tmp_path, scored, figures
     assert texts(figures[0].legends[0]) == [f"one (EER {expected[0]:.2f} %)", f"two (EER {expected[1]:.2f} %)"]
 
 
+def test_det_says_of_a_curve_without_errors_why_it_is_not_seen(tmp_path, scored, figures):
+    perfect = [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]
+    plots.plot_det({"mine": perfect}, tmp_path / "det.png")
+    plots.plot_det({"mine": perfect, "other": scored}, tmp_path / "det.png")
+    plots.plot_det({"other": scored}, tmp_path / "det.png")
+    note = "no errors: every target score is above every impostor score"
+    notes = [[" ".join(text.get_text().split()) for text in figure.axes[0].texts] for figure in figures]
+    assert notes == [[note], [f"mine, {note}"], []]
+    axes = figures[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("False alarms (%)", "Misses (%)")
+    assert texts(figures[0].legends[0]) == ["mine (EER 0.00 %)"]
+
+
 def test_det_curve_lies_on_the_operating_points(tmp_path, scored, figures):
     stats = pytest.importorskip("scipy.stats")
     plots.plot_det({"one": scored}, tmp_path / "det.png")
