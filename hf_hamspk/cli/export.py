@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..export.onnx_graph import export_onnx
     from ..loading.models import load_model
 
+    # The work takes from seconds to minutes, depending on the model.
+    print(f"exporting {arguments.model} to {arguments.output}, and comparing the two ...", flush=True)
     if arguments.int8 is not None:
         return _quantise_model(arguments)
     for line in format_exported(export_onnx(load_model(arguments.model, "cpu"), Path(arguments.output))):

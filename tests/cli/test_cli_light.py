@@ -101,6 +101,16 @@ def test_a_damaged_calibration_is_left_to_the_loading_of_the_model(content, tmp_
     options.check_operating_point(argparse.Namespace(model=str(tmp_path), operating_point="nosuch"))
 
 
+def test_export_says_first_what_it_does(hamspk, monkeypatch, model_folder, tmp_path):
+    def fail(*_):
+        raise ValueError("stop")
+
+    monkeypatch.setattr("hf_hamspk.loading.models.load_model", fail)
+    code, out, err = hamspk("export", model_folder, tmp_path / "x.onnx")
+    assert (code, err) == (2, "hamspk: error: stop\n")
+    assert out == f"exporting {model_folder} to {tmp_path / 'x.onnx'}, and comparing the two ...\n"
+
+
 def test_no_message_advises_to_delete_a_folder_that_may_contain_other_files(refusal, model_folder, audio, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "own.txt").touch()
