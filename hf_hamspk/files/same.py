@@ -89,7 +89,11 @@ def first_copies(paths: Sequence[str]) -> dict[str, str]:
 
 
 def describe_shared(shared: Sequence[SharedRecording], named: int) -> list[str]:
-    """Return a warning for each of the first `named` recordings, and one with the number of the others."""
+    """Return warnings about recordings that occur under two speakers.
+
+    There is one warning for each recording, but at most `named`. If there are more recordings, a last warning gives
+    the number of the remaining ones.
+    """
     lines = [f"warning: {each}" for each in shared[:named]]
     if len(shared) > named:
         lines.append(f"warning: {len(shared) - named} more recordings occur under two speakers")

@@ -98,7 +98,7 @@ class RimSimilarity(HyperbolicSimilarity):
 
 
 class ExponentialSimilarity(HyperbolicSimilarity):
-    """Minus the hyperbolic distance between embeddings with a free radius and centres projected by `released`."""
+    """Minus the hyperbolic distance of embeddings (`project_freely`) from centres projected by `released`."""
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         c = self.initial_curvature
@@ -106,7 +106,7 @@ class ExponentialSimilarity(HyperbolicSimilarity):
 
 
 class HorosphereSimilarity(CosineSimilarity):
-    """Minus the Busemann function of embeddings with a free radius; the centres are ideal points.
+    """Minus the Busemann function at the embeddings (see `project_freely`). The centres are ideal points.
 
     The range is from `-2 artanh R` to `2 artanh R`, and the value is 0 for an embedding at the origin.
 
@@ -142,7 +142,7 @@ def project_freely(v: Tensor, c: float) -> BallPoints:
 
 
 def free_share(norm: Tensor, size: int) -> Tensor:
-    """Return the free radius for each norm, as a share of the largest radius, in [0, 1]. Any shape is accepted."""
+    """Return `r / R` in [0, 1] for each norm: the radius from `project_freely` over the largest radius `R`."""
     return torch.tanh(norm / math.sqrt(size))
 
 
@@ -155,7 +155,7 @@ def _minus_distances(x: BallPoints, centres: BallPoints, labels: Tensor | None) 
 
 
 class RadialMargin:
-    """Loss of a head with a margin that is proportional to the free radius of the embedding."""
+    """Cross-entropy with the margin `m tanh(|v| / sqrt(D))`, which grows with the norm of the embedding `v`."""
 
     gives_logits = True
 

@@ -222,13 +222,13 @@ class Study:
 
 
 def setting_share(place: int, number: int) -> float:
-    """Return the place of a setting in the range of a searched key, from 0 (the lower limit) to below 1.
+    """Return where a setting lies in the range of a searched key: a share from 0 (the lower limit) to below 1.
 
-    The settings are a Kronecker sequence, which covers the ranges more evenly than independent draws. The places are
-    the same for all heads, so that heads with the same ranges get the same values.
+    The settings are a Kronecker sequence, which covers the ranges more evenly than independent draws. The shares do
+    not depend on the head, so that heads with the same ranges get the same values.
 
     Args:
-        place: number of the key among all searched keys of the study, from 0.
+        place: index of the key among all searched keys of the study, from 0.
         number: number of the setting, from 1.
     """
     return (0.5 + number * math.sqrt(PRIMES[place])) % 1

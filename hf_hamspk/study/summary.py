@@ -153,7 +153,11 @@ def _test_errors(
     budget: int,
     progress: bool,
 ) -> SeedErrors:
-    """Return the test errors of all runs after the epoch `budget`. All runs share the same draws of the speakers."""
+    """Return the test errors of all runs after the epoch `budget`, by head, seed and list; see `resample_errors`.
+
+    They are the errors on the original trials and for bootstrap draws of the test speakers. The draws are the same for
+    all runs, so that the heads can be compared.
+    """
     names = sorted({name.rpartition("@")[0] for _, scores in scored for name in scores})
     everyone = sorted({speaker for name in names for speaker in lists[name][1].names})
     draws, place = draw_speakers(len(everyone), study.replicates), {name: i for i, name in enumerate(everyone)}
