@@ -398,9 +398,10 @@ def segment_weights(x: Tensor, mask: Tensor | None, segment: int) -> Tensor:
     The context of a segment is the mean of `x` `(B, C, T)` over the segment plus its mean over the utterance. All dense
     layers use the same matrix.
     """
-    numbers = segment_sizes(x, mask, segment).to(x.dtype)
+    # In half precision, a large number of frames would be rounded or overflow.
+    numbers = segment_sizes(x, mask, segment).to(torch.promote_types(x.dtype, torch.float32))
     of_utterance = numbers.sum(-1)[:, None, None].clamp_min(1).reciprocal()
-    return torch.diag_embed(numbers.clamp_min(1).reciprocal()) + of_utterance
+    return (torch.diag_embed(numbers.clamp_min(1).reciprocal()) + of_utterance).to(x.dtype)
 
 
 class DenseLayer(nn.Module):

@@ -112,6 +112,12 @@ def test_the_context_of_a_mask_is_its_utterance_and_its_segment():
     torch.testing.assert_close(layer(x, segment_weights(x, None, 7)), layer.local(x) * torch.cat(rows, dim=-1))
 
 
+def test_the_frames_of_a_long_utterance_are_counted_in_half_precision():
+    x = torch.zeros(1, 4, 70_011)
+    found, exact = segment_weights(x.half(), None, 100), segment_weights(x.double(), None, 100)
+    torch.testing.assert_close(found.double(), exact, atol=1e-7, rtol=1e-3)
+
+
 # --- sizes
 
 

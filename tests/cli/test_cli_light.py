@@ -11,7 +11,9 @@ import pytest
 
 from hf_hamspk.__main__ import COMMANDS
 from hf_hamspk.audio_hamspk import InputError, read_sound
+from hf_hamspk.calibration_hamspk import CALIBRATION_FILE
 from hf_hamspk.cli import calibrate, convert, embed, options, prepare, verify
+from hf_hamspk.evaluation.intervals import FEWEST_REPLICATES
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub")
 # Runs commands in one process and reports after each, which heavy packages are imported.
@@ -207,3 +209,9 @@ def test_defaults_in_the_help_are_those_of_the_functions():
     assert defaults(SpeakerVerifier.verify_pairs)["combine"] == "mean"
     for name in ("cost_miss", "cost_false_alarm"):
         assert f"(default: {defaults(OperatingPoint)[name]:g})" in help_of("verify")[name]
+
+
+def test_the_copies_of_constants_are_equal():
+    """The originals are in modules that import torch."""
+    assert options.VERIFICATION_FILE == CALIBRATION_FILE
+    assert options.LEAST_REPLICATES == FEWEST_REPLICATES
