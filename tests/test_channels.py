@@ -249,6 +249,7 @@ def test_segments_have_the_channel(form, segment, tmp_path):
         read_utterance(f"{path}{segment}", RATE, channel=3)
 
 
+@pytest.mark.slow
 def test_shards_keep_the_channel(calls, tmp_path):
     mono, stereo = calls
     for name, source, words in (("mono", mono, ()), ("right", stereo, ("--channel", "right"))):

@@ -142,6 +142,7 @@ def test_published_sizes(fields, millions):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == pytest.approx(millions, abs=0.011)
 
 
+@pytest.mark.slow
 def test_every_depth_can_be_built():
     for depth, blocks in RESNET_BLOCKS.items():
         with torch.device("meta"):

@@ -68,6 +68,7 @@ def test_silence_is_finite_and_has_gradients():
     assert embeddings.isfinite().all() and values.grad is not None and values.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_level_is_part_of_the_fingerprint(tmp_path):
     """A calibration does not apply to the embeddings of another level."""
     plain, first, second = make_model(None), make_model(-26.0), make_model(-20)

@@ -156,6 +156,7 @@ def test_embed_reads_about_ten_minutes_at_once(model, monkeypatch):
     assert model.embed([], RATE).shape == (0, model.config.embedding_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_head", [False, True])
 @pytest.mark.parametrize("is_training", [False, True])
 def test_threads_embed_a_model_in_training_mode(is_training, with_head):

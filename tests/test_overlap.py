@@ -320,6 +320,7 @@ def test_the_methods_of_a_model_take_the_option(folder):
     assert about(model.compare([first, second]))
 
 
+@pytest.mark.slow
 def test_the_pipeline_and_the_endpoint(folder, tmp_path):
     first, second = (tmp_path / f"{number}.wav" for number in (0, 1))
     for number, file in enumerate((first, second)):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from parameters import thinned
 from speakers import RATE, say
 from tiny_models import W2V_BERT, noises, padded, settle, tiny_backbone, tiny_config
 from transformers import Data2VecAudioConfig, WavLMConfig
@@ -144,7 +145,7 @@ def test_a_change_of_every_field_is_listed():
     assert CHANGES.keys() >= NEUTRAL_FIELDS
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", thinned(CHANGES))
 def test_a_field_that_changes_results_changes_the_fingerprint(name):
     others, value = CHANGES[name]
     before, expected = unchanged(json.dumps(others))

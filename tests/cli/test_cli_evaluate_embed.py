@@ -264,6 +264,7 @@ def test_embeddings_by_file_name(tmp_path, hamspk, model_folder, audio, suffix):
         torch.testing.assert_close(torch.from_numpy(stored[str(file)]), row, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_share_an_embedding(tmp_path, hamspk, refusal, model_folder, audio):
     files = [audio / name for name in ("a.wav", "b.wav", "silence.wav")]
     hamspk("embed", model_folder, *files, "--output", tmp_path / "one.parquet")

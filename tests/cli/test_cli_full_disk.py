@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from other_projects import small_model, weights_of, write
+from parameters import thinned
 from tiny_models import settle
 
 from hf_hamspk import HamSpkModel
@@ -134,7 +135,7 @@ def test_an_earlier_profile_and_calibration_survive_a_full_disk(disk, calibrated
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "prepare", "embed", "enrol", "verify", "evaluate", "card", "convert", "demo"]
+    "command", thinned(["train", "prepare", "embed", "enrol", "verify", "evaluate", "card", "convert", "demo"])
 )
 def test_a_folder_that_cannot_be_written_is_one_sentence(refusal, tmp_path, model_folder, corpus, voices, command):
     """Root may write everywhere, so the disk is mounted read-only for root."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from other_projects import small_model, weights_of, write
+from parameters import thinned
 from tiny_models import settle
 
 from hf_hamspk.__main__ import COMMANDS
@@ -138,7 +139,7 @@ def test_every_command_is_here():
     assert INTO.keys() == COMMANDS.keys()
 
 
-@pytest.mark.parametrize(("command", "number"), [run for run in RUNS if run[0] != "doctor"])
+@pytest.mark.parametrize(("command", "number"), thinned(run for run in RUNS if run[0] != "doctor"))
 def test_a_folder_of_strangers_results_is_refused_and_stays(
     hamspk, tmp_path, model, corpus, source, monkeypatch, command, number
 ):

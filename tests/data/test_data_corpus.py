@@ -147,6 +147,7 @@ def test_check_refuses_a_corpus_with_too_little_left(tree):
     assert "1 files of 1 speakers" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_real_speech():
     if not (SPEECH / "dev.csv").exists():
         pytest.skip(f"no real speech at {SPEECH}")

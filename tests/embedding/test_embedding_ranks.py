@@ -51,7 +51,7 @@ def share(model, source, output, rank, world_size, **options):
     return embed_share(model, source, output, rank, world_size, progress=False, **options).utterances
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_three_ranks_write_the_bytes_of_one(tmp_path, model, source, precision):
     about = describe_embeddings(model, source, precision, "tiny")
     for rank, utterances in ((2, 5), (0, 6), (1, 6)):

@@ -92,6 +92,7 @@ def test_radii_of_clipped_embeddings_are_constant_and_have_no_relations(planted)
     assert not relations(planted, EMBEDDINGS) and not relations(planted, MEANS)
 
 
+@pytest.mark.slow
 def test_what_the_tables_leave_out_is_stated(planted, tmp_path):
     left_out = planted.record["left_out"]
     assert f"{UTTERANCES} of {SPEAKERS * UTTERANCES} recordings, which have no value in the column age" in left_out
@@ -134,6 +135,7 @@ def test_a_radius_that_follows_the_corpus_only_is_not_mistaken_for_one_that_foll
     assert rows["corpus", None]["value"] > 0.7 and ("corpus", "corpus") not in rows
 
 
+@pytest.mark.slow
 def test_points_on_a_sphere_do_not_look_like_a_tree():
     draw = np.random.default_rng(0)
     settings = HierarchySettings(draws=19)

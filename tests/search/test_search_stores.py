@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parameters import thinned
 from test_search_index import SIMILARITIES, Comparing, drawn
 
 from hf_hamspk import SpeakerProfile
@@ -77,7 +78,7 @@ def profile(name: str | None, embedding: torch.Tensor, model: Comparing) -> Spea
     return SpeakerProfile(name, embedding, (3.0, 4.5), 20.0, 0.7, "mean", model.fingerprint(), recordings=("ab", "cd"))
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", thinned(SIMILARITIES))
 def test_the_nearest_are_those_of_the_index(address, similarity):
     model, enrolled, queries = comparing(similarity), drawn(400), drawn(30, seed=1)
     names = [f"speaker{row}" for row in range(400)]
@@ -159,6 +160,7 @@ def test_another_model_is_refused_until_the_speakers_are_enrolled_again(address,
         SpeakerStore.open(address, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["postgresql"], indirect=True)
 def test_a_reader_needs_no_right_to_write(address):
     model, enrolled = comparing("cosine"), drawn(3)

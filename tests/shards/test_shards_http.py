@@ -103,6 +103,7 @@ def batches_of(source, workers=0, retry=PATIENT):
     return StreamedBatches(SpeakerCrops(utterances, label_of, 1_600, 0), 4, num_workers=workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("container", ["parquet", "webdataset"])
 def test_an_epoch_over_a_bad_line_is_the_epoch_from_the_disk(tmp_path, serve, container, workers):

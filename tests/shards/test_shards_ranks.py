@@ -33,7 +33,10 @@ def work_of_four(output: Path, rank: int) -> int:
     return work(output, rank, 4)
 
 
-@pytest.mark.parametrize(("files", "options"), [(200, {}), (60, {"format": "webdataset", "codec": "source"})])
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [pytest.param(200, {}, marks=pytest.mark.slow), (60, {"format": "webdataset", "codec": "source"})],
+)
 def test_four_ranks_write_the_bytes_of_one(tmp_path, files, options):
     root = tiny(tmp_path / "wav", files)
     given = PrepareOptions(shards=10, rows_per_group=8, **options)
