@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from parameters import thinned
 from speakers import RATE, SIZE, KnownSpeakers, calibration_of, mark, say
 
 from hf_hamspk import HamSpkConfig
@@ -136,7 +137,7 @@ def not_speech() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", not_speech())
-@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("calibrated", thinned([True, False]))
 def test_not_enough_speech(model, voices, name, calibrated):
     verifier = SpeakerVerifier(model, calibration_of(model) if calibrated else None)
     wave = not_speech()[name].astype(np.float32)
