@@ -11,13 +11,13 @@ from hf_hamspk.__main__ import main
 from hf_hamspk.data.synthetic import make_speech
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """A model without a calibration."""
+    """A model without a calibration. Each file of tests has its own, because `evaluate` writes into it."""
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def calibrated_folder(tmp_path_factory) -> Path:
     """The same model with a calibration; its log-likelihood ratio is 100 x score - 90."""
     return save_calibrated_model(tmp_path_factory.mktemp("calibrated"))
