@@ -94,6 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_backend_arguments(parser)
     add_channel_argument(parser)
     parser.add_argument("--compile", action="store_true", help="compile the encoder first, with torch.compile")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace an existing output, even if it was made from other recordings or by another model",
+    )
     add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
     parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
     parser.epilog = _EMBED_EPILOG
@@ -206,6 +211,7 @@ def _embed_rank(arguments: argparse.Namespace) -> int:
     model, label = _prepare(arguments, model)
     if _is_finished(arguments, model, source, label):
         return 0
+    _check_output(arguments, model, source)
     options = given_options(arguments, "batch_seconds", "workers")
     place = arguments.output, arguments.rank, arguments.world_size
     speed = embed_share(model, source, *place, label, **options)
@@ -226,6 +232,7 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     model, label = _prepare(arguments, model)
     if _is_finished(arguments, model, source, label):
         return 0
+    _check_output(arguments, model, source)
     with complete_parts(model, source, arguments.output, label) as parts:
         return _write_output(parts, arguments.output, _about(arguments, model, source, label), missing, Speed(), 0)
 
@@ -242,6 +249,14 @@ def _is_finished(arguments: argparse.Namespace, model: "SpeakerModelMixin", sour
         "was done. To embed them again, for example because recordings changed, delete it or choose another --output."
     )
     return True
+
+
+def _check_output(arguments: argparse.Namespace, model: "SpeakerModelMixin", source: "Source") -> None:
+    from ..embedding.sharing import check_output_of
+
+    # At a URL, no file is replaced.
+    if not arguments.replace and "://" not in arguments.output:
+        check_output_of(model, source, arguments.output)
 
 
 def _print_skipped(skipped: dict[str, str]) -> None:
@@ -298,6 +313,7 @@ def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None"
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
     model, label = _prepare(arguments, model)
+    _check_output(arguments, model, source)
     about = _about(arguments, model, source, label)
     parts = open_embedding_parts(model, source, output, label)
     change_precision(model, label)

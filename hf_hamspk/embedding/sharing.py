@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..calibration_hamspk import is_same_model
 from ..folders.ranks import check_rank
 from ..modeling_hamspk import SpeakerModelMixin
 from .extracting import Speed, extract
@@ -73,15 +74,33 @@ def count_finished(
     since it was written. Changes in the content of the recordings are not noticed. The arguments are those of
     `open_embedding_parts`.
     """
-    folder, _, name = str(output).rpartition("/") if is_url(output) else (Path(output).parent, "", Path(output).name)
-    store = open_store(folder)
-    if not store.exists(name) or open_store(parts_folder(output)).exists(RUN_FILE):
+    if open_store(parts_folder(output)).exists(RUN_FILE):
         return None
-    opened = store.open(name)
-    with open(opened, "rb") if isinstance(opened, Path) else opened as file:
-        about, count = read_embeddings_metadata(file, Path(name).suffix)
+    about, count = _read_about(output)
     expected = describe_embeddings(model, source, precision)
     return count if all(about.get(key) == value for key, value in expected.items() if key != "model") else None
+
+
+def check_output_of(model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str]) -> None:
+    """Raise ValueError if an output was made by another model or from other recordings, as far as the file says."""
+    about, expected = _read_about(output)[0], describe_embeddings(model, source)
+    is_ours = is_same_model(about.get("fingerprint", expected["fingerprint"]), expected["fingerprint"])
+    if not is_ours or about.get("recordings", expected["recordings"]) != expected["recordings"]:
+        made = "from other recordings" if is_ours else "by another model"
+        raise ValueError(
+            f"{output} is not replaced, because it was made {made}. Choose another file, or replace it with --replace."
+        )
+
+
+def _read_about(output: str | os.PathLike[str]) -> tuple[dict[str, str], int]:
+    """Return the metadata of an output and the number of its embeddings; ({}, 0) if it is missing or damaged."""
+    folder, _, name = str(output).rpartition("/") if is_url(output) else (Path(output).parent, "", Path(output).name)
+    store = open_store(folder)
+    if not store.exists(name):
+        return {}, 0
+    opened = store.open(name)
+    with open(opened, "rb") if isinstance(opened, Path) else opened as file:
+        return read_embeddings_metadata(file, Path(name).suffix)
 
 
 def open_embedding_parts(

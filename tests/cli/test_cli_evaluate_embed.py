@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 from tiny_models import RATE, cosine, noises
 
+from hf_hamspk import HamSpkModel
 from hf_hamspk.__main__ import main
 from hf_hamspk.cli import evaluate as cli_evaluate
 from hf_hamspk.cli import sweep as cli_sweep
@@ -286,7 +287,9 @@ def test_ranks_share_an_embedding(tmp_path, hamspk, refusal, model_folder, audio
         assert code == 0 and f"{output} already has 2 embeddings of these recordings by this model, so nothing" in out
     assert output.read_bytes() == before and not output.with_suffix(".parts").exists()
     # Other recordings are embedded, and replace the output at the end.
-    hamspk(*words[:-3], "--output", output, "--rank", 0, "--world-size", 1)
+    others = (*words[:-3], "--output", output, "--rank", 0, "--world-size", 1)
+    assert "from other recordings" in refusal(*others)
+    hamspk(*others, "--replace")
     assert output.with_suffix(".parts").exists()
 
 
@@ -421,6 +424,26 @@ def test_folders_are_searched_and_bad_files_reported(tmp_path, hamspk, model_fol
     ):
         assert reason in err
     assert str(nested / "good.FLAC") in np.load(output)
+
+
+def test_an_output_of_other_recordings_or_another_model_is_replaced_only_if_asked(
+    tmp_path, hamspk, refusal, model_folder, audio
+):
+    output = tmp_path / "e.npz"
+    ours, others = audio / "a.wav", audio / "b.wav"
+    other_model = HamSpkModel(load_model(str(model_folder), "cpu").config)
+    other_model.save_pretrained(tmp_path / "other")
+    assert hamspk("embed", model_folder, ours, "--output", output)[0] == 0
+    before = output.read_bytes()
+    assert hamspk("embed", model_folder, ours, "--output", output)[0] == 0
+    assert output.read_bytes() == before
+    for words, reason in (
+        ([model_folder, others], "from other recordings"),
+        ([tmp_path / "other", ours], "by another"),
+    ):
+        said = refusal("embed", *words, "--output", output)
+        assert f"{output} is not replaced, because it was made {reason}" in said and "--replace" in said
+        assert output.read_bytes() == before and not (tmp_path / "e.parts").exists()
 
 
 def test_a_command_that_embeds_nothing_leaves_no_folders(tmp_path, hamspk, refusal, model_folder, audio):
