@@ -31,6 +31,7 @@ class BackendModel(SpeakerModelMixin):
         super().__init__()
         encoder: Any = model.base_model
         self.config, self.device, self.vad = model.config, torch.device("cpu"), model.vad
+        self.name_or_path = model.name_or_path
         self.overlap_detector, self.choice = model.overlap_detector, choice
         self.base_model: Any = _OneByOne(encoder, embedder)
         self._weights = model.fingerprint().partition("-")[0]
@@ -56,6 +57,10 @@ class _OneByOne(nn.Module):
         super().__init__()
         # In a list, the model is hidden from `parameters` and `state_dict`, which must not contain its weights.
         self._model, self._embedder = [encoder], embedder
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the model before it was converted."""
+        return self._model[0].num_parameters()
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> XVectorOutput:
         """Embed the waveforms `input_values` `(B, L)`; `attention_mask` `(B, L)` is 0 for padding on the right."""

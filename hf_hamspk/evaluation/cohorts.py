@@ -15,7 +15,7 @@ from ..audio_hamspk import Channel
 from ..calibration_hamspk import SMALLEST_COHORT, Cohort
 from ..data.corpus import load_corpus
 from ..geometry_hamspk import mean_direction
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .verification import embed_files
 
 # Number of utterances of a speaker. More utterances hardly change the mean embedding, but take longer to embed.
@@ -129,7 +129,7 @@ def _spread(items: Sequence[str], most: int) -> list[str]:
 
 
 def embed_cohort(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     files: Mapping[str, Sequence[str]],
     audio: str = "",
     progress: bool = True,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..audio_hamspk import Channel, choose_channel
 from ..calibration_hamspk import CHECKSUM, Calibration, OperatingPoint
 from ..loading.models import load_model
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from ..verification_hamspk import speech_detector
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
 from .intervals import (
@@ -50,7 +50,7 @@ HISTOGRAM_BINS = 60
 
 TrialListLike = Trials | str | os.PathLike[str]
 AudioRoots = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
-SomeModel = HamSpkPreTrainedModel | str | os.PathLike[str]
+SomeModel = SpeakerModelMixin | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -234,13 +234,13 @@ def evaluate(
     return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
 
 
-def given_model(model: SomeModel) -> HamSpkPreTrainedModel:
+def given_model(model: SomeModel) -> SpeakerModelMixin:
     """Return the given model, or load it if its folder or its name on the Hub is given."""
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
 def measure_lists(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     lists: Mapping[str, Trials],
     audio_root: AudioRoots,
     settings: EvaluationSettings,
@@ -289,7 +289,7 @@ def roots_of_lists(lists: Collection[str], audio_root: AudioRoots) -> dict[str, 
 
 
 def evaluate_list(
-    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
+    model: SpeakerModelMixin, trials: Trials, embedded: EmbeddedFiles, settings: EvaluationSettings
 ) -> ListEvaluation:
     """Score a trial list whose files are already embedded, and compute its error rates and costs.
 
@@ -328,7 +328,7 @@ def evaluate_list(
 
 
 def _decide(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     usable: Trials,
     embedded: EmbeddedFiles,
     calibration: Calibration,
@@ -359,7 +359,7 @@ def _decide(
     return decided, ratios, record | measuring.measure(ratios, decided, _known_speakers(decided, settings))
 
 
-def applies_calibration(model: HamSpkPreTrainedModel, settings: EvaluationSettings) -> bool:
+def applies_calibration(model: SpeakerModelMixin, settings: EvaluationSettings) -> bool:
     """Return whether decisions are measured. The model must be calibrated, and the settings must allow decisions."""
     wanted = settings.calibrated and settings.protocol == "whole" and not settings.subtract_mean
     return wanted and model.calibration is not None and model.usable_calibration()[0] is not None
@@ -554,7 +554,7 @@ def list_digest(trials: Trials) -> str:
 
 def _add_comparison(
     results: Mapping[str, ListEvaluation],
-    other: HamSpkPreTrainedModel,
+    other: SpeakerModelMixin,
     audio_root: AudioRoots,
     settings: EvaluationSettings,
 ) -> None:
@@ -617,7 +617,7 @@ def _known_speakers(trials: Trials, settings: EvaluationSettings) -> TrialSpeake
         return str(error)
 
 
-def _cohort_mean(model: HamSpkPreTrainedModel):
+def _cohort_mean(model: SpeakerModelMixin):
     if model.cohort is None:
         raise ValueError(
             "The mean of the model's cohort cannot be subtracted, because this model has no cohort. Add one with "

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..audio_hamspk import MINIMUM_SPEECH, Channel
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
 from ..loading.models import load_model
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibration, fit
 from .calibration_metrics import actual_detection_cost
 from .cohorts import describe_cohort, embed_cohort, find_cohort
@@ -143,7 +143,7 @@ class CalibrationReport(ChosenCalibration):
         ```
     """
 
-    model: HamSpkPreTrainedModel
+    model: SpeakerModelMixin
     sufficiency: Sufficiency
     skipped: dict[str, str]
     trained_on: list[str]
@@ -243,7 +243,7 @@ class CalibrationReport(ChosenCalibration):
 
 
 def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
-    model: HamSpkPreTrainedModel | str | os.PathLike[str],
+    model: SpeakerModelMixin | str | os.PathLike[str],
     trials: Trials | str | os.PathLike[str] | Sequence[Trials | str | os.PathLike[str]],
     audio_root: str | os.PathLike[str] = ".",
     *,
@@ -268,8 +268,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     `model.save_verification` saves the calibration in the folder of the weights.
 
     Args:
-        model: model in evaluation mode, its folder, or its name on the Hub. The attribute `model` of the returned
-            report is the calibrated model.
+        model: model in evaluation mode, result of `with_backend`, folder of a model, or its name on the Hub. The
+            attribute `model` of the returned report is the calibrated model.
         trials: one trial list or several, each `Trials` or a path for `read_trials`.
         audio_root: folder to which the file names in the lists are relative.
         enrolment: path of the table with the files of each enrolment model; None if the lists name enrolment files.
@@ -305,7 +305,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     cohort_files = None if cohort is None or isinstance(cohort, Cohort) else find_cohort(cohort, cohort_root)
     speakers = None if table is None else speaker_table(table)
     repeats = find_repeats(pairs, audio_root, speakers)
-    model = model if isinstance(model, HamSpkPreTrainedModel) else load_model(model)
+    model = load_model(model) if isinstance(model, str | os.PathLike) else model
     files = [name for name in repeats.trials.files if name not in repeats.shared]
     embedded = embed_files(model, files, audio_root, progress=progress, measure=True, channel=channel)
     embedded.failures.update(repeats.shared)
@@ -539,7 +539,7 @@ class _Search:
             chosen = best
 
 
-def known_speakers(model: HamSpkPreTrainedModel, speakers: Collection[str]) -> list[str]:
+def known_speakers(model: SpeakerModelMixin, speakers: Collection[str]) -> list[str]:
     """Return the given speakers who occur among the training labels in the configuration of the model.
 
     A label such as `NAME@0.9`, which speed perturbation adds in training, counts as the speaker `NAME`.

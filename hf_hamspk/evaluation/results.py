@@ -52,7 +52,7 @@ from ..calibration_hamspk import is_same_model
 from ..folders.recognising import check_replaceable, is_plot_file, is_report_file
 from ..folders.writing import remove_leftovers, write_atomically
 from ..loading.names import RUN_FOLDERS
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 
 EVALUATION_FILE, REPORT_FILE, PLOT_FOLDER = "evaluation.json", "report.html", "plots"
 # Names of the plots that `plots.py` draws.
@@ -90,7 +90,7 @@ class EvaluationRecord:
     plots: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of_model(cls, model: HamSpkPreTrainedModel, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
+    def of_model(cls, model: SpeakerModelMixin, name: str | os.PathLike[str] | None = None) -> "EvaluationRecord":
         """Return a record that describes a model and does not contain any measurements yet.
 
         Args:
@@ -99,12 +99,14 @@ class EvaluationRecord:
                 folder, only its own name is recorded. For a folder inside a training run, the name of the run is
                 recorded as well.
         """
-        known_as = model.name_or_path if name is None else os.fspath(name)
+        known_as = str(getattr(model, "name_or_path", "")) if name is None else os.fspath(name)
+        encoder: Any = model.base_model
         return cls(
             {
                 "name": _public_name(known_as) if known_as else "unnamed",
                 "fingerprint": model.fingerprint(),
-                "parameters": sum(parameter.numel() for parameter in model.base_model.parameters()),
+                # An ONNX session has no parameters.
+                "parameters": encoder.num_parameters() if hasattr(encoder, "num_parameters") else 0,
                 "similarity": model.config.similarity,
             }
         )

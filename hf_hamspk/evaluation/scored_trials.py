@@ -11,7 +11,7 @@ import torch
 
 from ..audio_hamspk import MINIMUM_SPEECH
 from ..calibration_hamspk import SCORE, Cohort, compare_with_cohort, trial_features
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .calibrating import CalibrationTrials
 from .matrix_scoring import score_pairs
 from .speakers import TrialSpeakers, find_speakers
@@ -86,7 +86,7 @@ class ScoredTrials:
 
     def __init__(
         self,
-        model: HamSpkPreTrainedModel,
+        model: SpeakerModelMixin,
         trials: Trials,
         embedded: EmbeddedFiles,
         minimum_speech: float = MINIMUM_SPEECH,

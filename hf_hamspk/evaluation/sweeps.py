@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..audio_hamspk import Channel, choose_channel
 from ..data.conditions import SWEEPS, Condition, sweep_conditions
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .evaluating import SomeModel, TrialListLike, check_replicates, given_model, list_digest, read_lists
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, bootstrap
 from .matrix_scoring import score_pairs
@@ -195,7 +195,7 @@ class ConditionSweep:
 
     def __init__(
         self,
-        model: HamSpkPreTrainedModel,
+        model: SpeakerModelMixin,
         trials: Trials,
         audio_root: str | os.PathLike[str],
         speaker_table: Mapping[str, str] | None = None,

@@ -17,7 +17,7 @@ from ..data.audio import log_warnings, read_utterance
 from ..data.crops import even_segments
 from ..data.fitting import NO_MEMORY, embed_what_fits
 from ..geometry_hamspk import mean_direction
-from ..modeling_hamspk import HamSpkPreTrainedModel
+from ..modeling_hamspk import SpeakerModelMixin
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors
 from .trials import Trials
@@ -120,7 +120,7 @@ class VerificationResult:
 
 
 def embed_files(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     names: Sequence[str],
     audio_root: str | os.PathLike[str] = ".",
     protocol: str = "whole",
@@ -181,9 +181,7 @@ def embed_files(
     return result
 
 
-def _embed_chunk(
-    model: HamSpkPreTrainedModel, chunk: dict[str, np.ndarray], protocol: str, result: EmbeddedFiles
-) -> None:
+def _embed_chunk(model: SpeakerModelMixin, chunk: dict[str, np.ndarray], protocol: str, result: EmbeddedFiles) -> None:
     rate = model.config.sampling_rate
     rows = embed_what_fits(model, list(chunk.values()))
     result.failures.update({name: NO_MEMORY for name, row in zip(chunk, rows, strict=True) if row is None})
@@ -200,7 +198,7 @@ def _embed_chunk(
 
 
 def score_trials(
-    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, mean: Tensor | None = None
+    model: SpeakerModelMixin, trials: Trials, embedded: EmbeddedFiles, mean: Tensor | None = None
 ) -> np.ndarray:
     """Score every trial with the similarity of the model.
 
@@ -249,7 +247,7 @@ def enrol_models(trials: Trials, embedded: EmbeddedFiles) -> EmbeddedFiles:
     return EmbeddedFiles(embeddings, embedded.failures, embedded.seconds, measures, embedded.detector)
 
 
-def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles) -> Quality:
+def measured_quality(model: SpeakerModelMixin, trials: Trials, embedded: EmbeddedFiles) -> Quality:
     """Return the quality measures of all utterances and enrolment models.
 
     Args:
@@ -278,7 +276,7 @@ def measured_quality(model: HamSpkPreTrainedModel, trials: Trials, embedded: Emb
 
 
 def score_ratios(
-    model: HamSpkPreTrainedModel,
+    model: SpeakerModelMixin,
     trials: Trials,
     embedded: EmbeddedFiles,
     scores: np.ndarray,
@@ -359,7 +357,7 @@ def usable_trials(trials: Trials, failures: Mapping[str, str]) -> Trials:
 
 
 def verify_trials(
-    model: HamSpkPreTrainedModel, trials: Trials, embedded: EmbeddedFiles, priors: Sequence[float] = PRIORS
+    model: SpeakerModelMixin, trials: Trials, embedded: EmbeddedFiles, priors: Sequence[float] = PRIORS
 ) -> VerificationResult:
     """Score the trials whose files could be embedded, and compute the EER and the minDCF.
 

@@ -8,12 +8,13 @@ import soundfile as sf
 import torch
 from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 
-from hf_hamspk import HamSpkForXVector, HamSpkModel
+from hf_hamspk import HamSpkForXVector, HamSpkModel, calibrate, evaluate
 from hf_hamspk.__main__ import main
 from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, rows, with_backend
 from hf_hamspk.backends.rows import RowEcapa, product_of_rows
 from hf_hamspk.calibration_hamspk import Calibration
-from hf_hamspk.data.synthetic import make_speech
+from hf_hamspk.data.synthetic import make_corpus, make_speech
+from hf_hamspk.evaluation.evaluating import EvaluationSettings
 from hf_hamspk.pipeline_hamspk import SpeakerVerificationPipeline
 from hf_hamspk.publishing import handler
 
@@ -191,6 +192,21 @@ def test_graphs_agree_with_torch(kind, tmp_path):
             expected, features = model(wave[None]).embeddings, graphs.features_of(model, wave)
             for embedder in opened.values():
                 assert torch.cosine_similarity(embedder(features), expected).min() > 1 - 1e-4
+
+
+def test_a_backend_is_calibrated_and_evaluated_like_a_model(model, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", 14, 4, 3, (1.7, 2.1), test_share=0.55)
+    lists, fast = (corpus / "trials.txt", corpus), with_backend(model, "torch")
+    expected, found = (calibrate(each, *lists, progress=False) for each in (model, fast))
+    try:
+        assert found.model is fast and fast.calibration.fingerprint == model.fingerprint()
+        assert found.calibration.offset == pytest.approx(expected.calibration.offset, rel=1e-3)
+        records = [evaluate(each, *lists, settings=EvaluationSettings(progress=False)) for each in (model, fast)]
+        assert records[0].record.model == records[1].record.model
+        fast.calibration.save(tmp_path / "own.json")
+        assert Calibration.load(tmp_path / "own.json") == fast.calibration
+    finally:
+        model.calibration = None
 
 
 @pytest.mark.slow
