@@ -648,19 +648,11 @@ class SpeakerVerifier(_CalibratedModel):
         warnings += cohesion_warnings(embeddings, qualities, named, combined, self.scorer)
         warnings += copy_warnings([recordings[i] for i in used], named)
         quality = combine_qualities(qualities)
-        profile = SpeakerProfile(
-            name=name,
-            embedding=self._combine(embeddings, combine, spoken),
-            seconds=tuple(spoken),
-            snr_db=float(quality.snr_db),
-            magnitude=float(quality.magnitude),
-            combine=combine,
-            fingerprint=self.fingerprint,
-            model_id=_model_id(self.model.config.name_or_path),
-            revision=getattr(self.model.config, "_commit_hash", None),
-            recordings=tuple(recordings[i].digest for i in used),
-            warnings=tuple(warnings),
-        )
+        measured = tuple(spoken), float(quality.snr_db), float(quality.magnitude)
+        config, digests = self.model.config, tuple(recordings[i].digest for i in used)
+        origin = self.fingerprint, _model_id(config.name_or_path), getattr(config, "_commit_hash", None)
+        embedding = self._combine(embeddings, combine, spoken)
+        profile = SpeakerProfile(name, embedding, *measured, combine, *origin, digests, tuple(warnings))
         return _Enrolled(profile, recordings, seconds, warnings)
 
     def _answers(self, sides: list[tuple[_Enrolled, MeasuredRecording]], rule: DecisionRule) -> list[Verification]:
@@ -682,20 +674,13 @@ class SpeakerVerifier(_CalibratedModel):
         self, enrolled: _Enrolled, test: MeasuredRecording, rule: DecisionRule, scores: tuple[float, Any, Any]
     ) -> Verification:
         accepted, has_score = rule.accepts(scores[0], scores[2]), not self._refuses(*enrolled.recordings, test)
-        raw, normalised, ratio = scores if has_score else (None, None, None)
-        decision = None if accepted is None else (SAME if accepted else DIFFERENT)
-        warnings = [*self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)]
-        return Verification(
-            score=raw,
-            normalised_score=normalised,
-            log_likelihood_ratio=ratio,
-            decision=decision if has_score else SEVERAL_VOICES,
-            operating_point=rule.name if has_score else None,
-            threshold=rule.threshold if has_score else None,
-            enrolment_speech=enrolled.seconds,
-            test_speech=test.measures.speech,
-            warnings=[*enrolled.warnings, *warnings, *self._rule_warnings(rule)],
-        )
+        answer = None if accepted is None else (SAME if accepted else DIFFERENT)
+        decided = (*scores, answer, rule.name, rule.threshold)
+        if not has_score:
+            decided = (None, None, None, SEVERAL_VOICES, None, None)
+        of_test = [*self._warnings(test, "The test"), *self._pair_warnings(enrolled, test)]
+        warnings = [*enrolled.warnings, *of_test, *self._rule_warnings(rule)]
+        return Verification(*decided, enrolled.seconds, test.measures.speech, warnings)
 
     def _refusal(self, enrolled: _Enrolled, test: MeasuredRecording) -> Verification:
         missing = []
