@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .audio_hamspk import (
     CUSTOM,
@@ -335,23 +336,34 @@ def cohesion_warnings(
 ) -> list[str]:
     """Return warnings about enrolment utterances that seem to be of another speaker than the others.
 
-    Each of the embeddings `(N, D)` is compared with the combination of the others. Without a calibration, no threshold
-    is known, and the list is empty.
+    Each of the embeddings `(N, D)` is compared with the combination of the others, and the two groups in which they
+    differ most are compared with each other. Without a calibration, no threshold is known, and the list is empty.
     """
     count = len(labels)
     if scorer.calibration is None or count < 2:
         return []
-
-    def ratios(others: Tensor, own: Tensor) -> Tensor:
-        rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
-        return torch.from_numpy(scorer.ratios(others, own, rest, qualities))
-
-    fits = leave_one_out_scores(embeddings, combine, ratios)
+    rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
+    fits = leave_one_out_scores(embeddings, combine, lambda *pair: torch.tensor(scorer.ratios(*pair, rest, qualities)))
     outside = [label for label, fit in zip(labels, fits, strict=True) if float(fit) < 0]
-    if outside and (count == 2 or len(outside) > count / 2):
+    are_alike = bool(outside) or _ratio_of_groups(embeddings, qualities, combine, scorer) >= 0
+    if not are_alike or (outside and (count == 2 or len(outside) > count / 2)):
         return [f"The {count} enrolment recordings do not fit each other and may be of several speakers. Check them."]
     said = "does not fit the other recordings and may be of another speaker. Listen to it."
     return [f"{label} {said}" for label in outside]
+
+
+def _ratio_of_groups(
+    embeddings: Tensor, qualities: Sequence[Quality], combine: Callable[[Tensor], Tensor], scorer: Scorer
+) -> float:
+    """Return the log-likelihood ratio of two groups, divided where the embeddings vary most; inf if one is single."""
+    directions = F.normalize(embeddings, dim=-1)
+    varying = directions - directions.mean(0)
+    is_first = varying @ torch.linalg.svd(varying, full_matrices=False)[2][0] > 0
+    groups = [is_first.nonzero()[:, 0].tolist(), (~is_first).nonzero()[:, 0].tolist()]
+    if min(map(len, groups)) < 2:
+        return math.inf
+    first, second = (combine(embeddings[group])[None] for group in groups)
+    return scorer.ratios(first, second, *([combine_qualities([qualities[i] for i in g])] for g in groups)).item()
 
 
 def leave_one_out_scores(

@@ -30,6 +30,7 @@ from hf_hamspk.verification_hamspk import (
 )
 
 ANNA, BERT = 1, 2
+QUALITY = Quality(4.0, 30.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +258,30 @@ def test_a_stranger_among_the_enrolment_is_named(verifier, voices):
     assert left_out.utterances == 1
 
 
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 4)])
+def test_two_speakers_with_several_recordings_each_are_noticed(model, counts):
+    """Every recording fits the others, because some of them are of the same speaker."""
+    draw = torch.Generator().manual_seed(0)
+    speakers = torch.eye(2, SIZE).repeat_interleave(torch.tensor(counts), dim=0)
+    embeddings = speakers + 0.05 * torch.randn(speakers.shape, generator=draw)
+    scorer = Scorer(model, calibration_of(model, weights={"score": 8.0}, offset=-1.0))
+
+    def found(rows):
+        return cohesion_warnings(
+            rows, [QUALITY] * len(rows), [str(i) for i in range(len(rows))], mean_direction, scorer
+        )
+
+    count, order = len(embeddings), torch.randperm(len(embeddings), generator=draw)
+    said = f"The {count} enrolment recordings do not fit each other and may be of several speakers. Check them."
+    for rows in (embeddings, embeddings[order], 100 * embeddings):
+        assert found(rows) == [said]
+    assert found(embeddings[: counts[0]]) == found(embeddings[counts[0] :]) == []
+    assert found(embeddings[:1].expand(4, -1)) == []
+
+
 def test_a_ratio_of_zero_is_no_sign_of_another_speaker(model):
     """Orthogonal embeddings have the cosine 0; the evidence for another speaker begins below it."""
-    embeddings, qualities = torch.eye(3, SIZE), [Quality(4.0, 30.0, 1.0)] * 3
+    embeddings, qualities = torch.eye(3, SIZE), [QUALITY] * 3
     found = []
     for offset in (0.0, -1e-6):
         scorer = Scorer(model, calibration_of(model, weights={"score": 1.0}, offset=offset))
