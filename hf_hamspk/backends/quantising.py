@@ -17,6 +17,7 @@ from ..encoders_hamspk import METADATA_KEY
 from ..folders.recognising import check_replaceable, is_onnx_file
 from ..folders.writing import write_atomically
 from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
+from .folding import fold_norms
 from .graphs import GRAPH_INPUT, check_installed, features_of, open_onnx, write_graph
 
 CALIBRATION_SECONDS = 6.0
@@ -103,7 +104,7 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
             return {} if found is None else {GRAPH_INPUT: found.numpy()}
 
     with tempfile.TemporaryDirectory() as scratch, _quiet_quantisation():
-        write_graph(encoder, plain := Path(scratch, "plain.onnx"), description)
+        write_graph(fold_norms(encoder), plain := Path(scratch, "plain.onnx"), description)
         quantize_static(
             plain,
             path,

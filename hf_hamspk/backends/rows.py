@@ -76,7 +76,7 @@ class RowBlock:
     """
 
     def __init__(self, conv: nn.Conv1d, norm: nn.Module | None, dtype: torch.dtype, margin: int = 0):
-        scale, shift = _scale_and_shift(norm, conv.out_channels)
+        scale, shift = scale_and_shift(norm, conv.out_channels)
         self.conv = RowConvolution(conv, dtype, margin, scale, shift)
         self.lowest = shift.where(scale >= 0, -torch.inf).to(dtype)
         self.highest = None if bool((scale > 0).all()) else shift.where(scale <= 0, torch.inf).to(dtype)
@@ -122,7 +122,7 @@ class RowEcapa:
         self.hidden = pooling.hidden.weight.detach()[..., 0]
         of_frames = self.hidden[:, : self.channels].to(dtype).contiguous()
         self.of_frames = product_of_rows(of_frames, of_frames.new_zeros(len(of_frames)))
-        scale, shift = _scale_and_shift(pooling.norm, pooling.hidden.out_channels)
+        scale, shift = scale_and_shift(pooling.norm, pooling.hidden.out_channels)
         self.hidden_norm = None if pooling.norm is None else (shift.to(dtype), scale.to(dtype))
         self.scores = RowConvolution(pooling.scores, dtype)
 
@@ -184,7 +184,7 @@ def _row_block(block: ConvBlock, dtype: torch.dtype) -> RowBlock:
     return RowBlock(block.conv, block.norm, dtype, block.margin)
 
 
-def _scale_and_shift(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
     """Return the factors and summands, `(C,)` each, of a batch normalisation in evaluation mode; 1 and 0 for None."""
     if norm is None:
         return torch.ones(channels), torch.zeros(channels)

@@ -11,6 +11,7 @@ from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 from hf_hamspk import HamSpkForXVector, HamSpkModel, calibrate, evaluate
 from hf_hamspk.__main__ import main
 from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, rows, with_backend
+from hf_hamspk.backends.folding import fold_norms
 from hf_hamspk.backends.rows import RowEcapa, product_of_rows
 from hf_hamspk.calibration_hamspk import Calibration
 from hf_hamspk.data.synthetic import make_corpus, make_speech
@@ -55,6 +56,21 @@ def test_an_embedding_depends_on_no_other_recording(model):
         fast = with_backend(model, "torch", dtype)
         alone = torch.cat([fast.embed([wave], RATE) for wave in waves])
         torch.testing.assert_close(fast.embed(waves, RATE), alone, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("fields", [{}, SPEECHBRAIN])
+def test_folded_norms_change_no_embedding(fields):
+    model = ecapa(**fields)
+    folded = fold_norms(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for wave in noises(*SECONDS):
+        features = graphs.features_of(model, wave)
+        with torch.enable_grad():  # Otherwise, the encoder overwrites its inputs, which an exporter does not.
+            found = graphs.WithoutFrontend(folded)(features)
+        torch.testing.assert_close(found, model(wave[None]).embeddings, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    other = settle(HamSpkModel(tiny_config("campplus")))
+    assert fold_norms(other) is other
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
