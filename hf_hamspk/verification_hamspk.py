@@ -344,26 +344,28 @@ def cohesion_warnings(
         return []
     rest = [combine_qualities([*qualities[:i], *qualities[i + 1 :]]) for i in range(count)]
     fits = leave_one_out_scores(embeddings, combine, lambda *pair: torch.tensor(scorer.ratios(*pair, rest, qualities)))
-    outside = [label for label, fit in zip(labels, fits, strict=True) if float(fit) < 0]
-    are_alike = bool(outside) or _ratio_of_groups(embeddings, qualities, combine, scorer) >= 0
-    if not are_alike or (outside and (count == 2 or len(outside) > count / 2)):
+    outside = [i for i, fit in enumerate(fits) if float(fit) < 0]
+    groups, ratio = _compare_groups(embeddings, qualities, combine, scorer)
+    if (ratio < 0 and outside not in groups) or (outside and (count == 2 or len(outside) > count / 2)):
         return [f"The {count} enrolment recordings do not fit each other and may be of several speakers. Check them."]
     said = "does not fit the other recordings and may be of another speaker. Listen to it."
-    return [f"{label} {said}" for label in outside]
+    return [f"{labels[i]} {said}" for i in outside]
 
 
-def _ratio_of_groups(
+def _compare_groups(
     embeddings: Tensor, qualities: Sequence[Quality], combine: Callable[[Tensor], Tensor], scorer: Scorer
-) -> float:
-    """Return the log-likelihood ratio of two groups, divided where the embeddings vary most; inf if one is single."""
+) -> tuple[list[list[int]], float]:
+    """Divide the embeddings where they vary most; return both groups and their ratio, which is inf if one is single."""
     directions = F.normalize(embeddings, dim=-1)
     varying = directions - directions.mean(0)
     is_first = varying @ torch.linalg.svd(varying, full_matrices=False)[2][0] > 0
-    groups = [is_first.nonzero()[:, 0].tolist(), (~is_first).nonzero()[:, 0].tolist()]
-    if min(map(len, groups)) < 2:
-        return math.inf
+    # The larger group is the enrolment, so that the order of the recordings does not matter.
+    groups = sorted((side.nonzero()[:, 0].tolist() for side in (is_first, ~is_first)), key=lambda g: (-len(g), g))
+    if len(groups[1]) < 2:
+        return groups, math.inf
     first, second = (combine(embeddings[group])[None] for group in groups)
-    return scorer.ratios(first, second, *([combine_qualities([qualities[i] for i in g])] for g in groups)).item()
+    of = ([combine_qualities([qualities[i] for i in group])] for group in groups)
+    return groups, scorer.ratios(first, second, *of).item()
 
 
 def leave_one_out_scores(

@@ -277,6 +277,10 @@ def test_two_speakers_with_several_recordings_each_are_noticed(model, counts):
         assert found(rows) == [said]
     assert found(embeddings[: counts[0]]) == found(embeddings[counts[0] :]) == []
     assert found(embeddings[:1].expand(4, -1)) == []
+    # That one of them is also unlike all others does not hide the two groups.
+    embeddings[0] += 0.8 * torch.eye(1, SIZE)[0].roll(5)
+    scorer = Scorer(model, calibration_of(model, weights={"score": 8.0}, offset=-3.5))
+    assert found(embeddings) == found(embeddings[order]) == [said]
 
 
 def test_a_ratio_of_zero_is_no_sign_of_another_speaker(model):
