@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="replace an existing output, even if it was made from other recordings or by another model",
+        help="replace an existing file of embeddings, even if it was made from other recordings or by another model",
     )
     add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
     parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
@@ -209,9 +209,9 @@ def _embed_rank(arguments: argparse.Namespace) -> int:
         print(f"nothing to embed: {', '.join(map(str, arguments.files[:3]))} contains no recordings")
         return 1
     model, label = _prepare(arguments, model)
-    if _is_finished(arguments, model, source, label):
+    if not arguments.replace and _is_finished(arguments, model, source, label):
         return 0
-    _check_output(arguments, model, source)
+    _check_output(arguments, model, source, label)
     options = given_options(arguments, "batch_seconds", "workers")
     place = arguments.output, arguments.rank, arguments.world_size
     speed = embed_share(model, source, *place, label, **options)
@@ -232,7 +232,7 @@ def _finish_ranks(arguments: argparse.Namespace) -> int:
     model, label = _prepare(arguments, model)
     if _is_finished(arguments, model, source, label):
         return 0
-    _check_output(arguments, model, source)
+    # The ranks have checked whether the output may be replaced.
     with complete_parts(model, source, arguments.output, label) as parts:
         return _write_output(parts, arguments.output, _about(arguments, model, source, label), missing, Speed(), 0)
 
@@ -246,17 +246,17 @@ def _is_finished(arguments: argparse.Namespace, model: "SpeakerModelMixin", sour
         return False
     print(
         f"{arguments.output} already has {count_of(count, 'embedding')} of these recordings by this model, so nothing "
-        "was done. To embed them again, for example because recordings changed, delete it or choose another --output."
+        "was done. To embed them again, for example because recordings changed, give --replace to each rank."
     )
     return True
 
 
-def _check_output(arguments: argparse.Namespace, model: "SpeakerModelMixin", source: "Source") -> None:
+def _check_output(arguments: argparse.Namespace, model: "SpeakerModelMixin", source: "Source", label: str) -> None:
     from ..embedding.sharing import check_output_of
 
     # At a URL, no file is replaced.
     if not arguments.replace and "://" not in arguments.output:
-        check_output_of(model, source, arguments.output)
+        check_output_of(model, source, arguments.output, label)
 
 
 def _print_skipped(skipped: dict[str, str]) -> None:
@@ -313,7 +313,7 @@ def _embed_and_write(arguments: argparse.Namespace, state: "PartialState | None"
     device = arguments.device if state is None or arguments.device is not None else str(state.device)
     model, source, missing = _load(arguments, device)
     model, label = _prepare(arguments, model)
-    _check_output(arguments, model, source)
+    _check_output(arguments, model, source, label)
     about = _about(arguments, model, source, label)
     parts = open_embedding_parts(model, source, output, label)
     change_precision(model, label)

@@ -81,15 +81,26 @@ def count_finished(
     return count if all(about.get(key) == value for key, value in expected.items() if key != "model") else None
 
 
-def check_output_of(model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str]) -> None:
-    """Raise ValueError if an output was made by another model or from other recordings, as far as the file says."""
-    about, expected = _read_about(output)[0], describe_embeddings(model, source)
-    is_ours = is_same_model(about.get("fingerprint", expected["fingerprint"]), expected["fingerprint"])
-    if not is_ours or about.get("recordings", expected["recordings"]) != expected["recordings"]:
-        made = "from other recordings" if is_ours else "by another model"
-        raise ValueError(
-            f"{output} is not replaced, because it was made {made}. Choose another file, or replace it with --replace."
-        )
+def check_output_of(
+    model: SpeakerModelMixin, source: Source, output: str | os.PathLike[str], precision: str = "float32"
+) -> None:
+    """Raise ValueError if an output was made in another way, as far as the file says.
+
+    The arguments are those of `open_embedding_parts`.
+    """
+    expected = describe_embeddings(model, source, precision)
+    about = expected | _read_about(output)[0]
+    if not is_same_model(about["fingerprint"], expected["fingerprint"]):
+        made = "by another model or int8 file"
+    elif about["precision"] != precision:
+        made = f"in {about['precision']} instead of {precision}"
+    elif about["recordings"] != expected["recordings"]:
+        made = "from other recordings, or with other paths, order, speakers or channel"
+    else:
+        return
+    raise ValueError(
+        f"{output} is not replaced, because it was made {made}. Choose another file, or replace it with --replace."
+    )
 
 
 def _read_about(output: str | os.PathLike[str]) -> tuple[dict[str, str], int]:

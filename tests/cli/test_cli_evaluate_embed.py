@@ -291,6 +291,9 @@ def test_ranks_share_an_embedding(tmp_path, hamspk, refusal, model_folder, audio
     assert "from other recordings" in refusal(*others)
     hamspk(*others, "--replace")
     assert output.with_suffix(".parts").exists()
+    # The last step needs no option: the ranks had it.
+    assert hamspk(*others[:-4], "--finish")[0] == 0 and output.read_bytes() != before
+    assert "already has" in hamspk(*others)[1] and "rank 0 of 1" in hamspk(*others, "--replace")[1]
 
 
 def test_a_rank_without_recordings_or_with_missing_ones_fails(tmp_path, hamspk, model_folder, audio):
@@ -440,6 +443,7 @@ def test_an_output_of_other_recordings_or_another_model_is_replaced_only_if_aske
     for words, reason in (
         ([model_folder, others], "from other recordings"),
         ([tmp_path / "other", ours], "by another"),
+        ([model_folder, ours, "--precision", "bfloat16"], "in float32 instead of bfloat16"),
     ):
         said = refusal("embed", *words, "--output", output)
         assert f"{output} is not replaced, because it was made {reason}" in said and "--replace" in said
