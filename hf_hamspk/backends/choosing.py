@@ -88,6 +88,8 @@ def with_backend(
         ```
     """
     check_choice(backend, dtype, int8_file)
+    if not hasattr(model, "base_model"):
+        raise ValueError(f"Expected a model such as HamSpkModel.from_pretrained(...), got {type(model).__name__}.")
     encoder: Any = model.base_model
     if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
         raise ValueError("A backend needs a model in float32 on the CPU. Convert it with model.float().cpu().")

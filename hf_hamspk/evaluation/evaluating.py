@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..audio_hamspk import Channel, choose_channel
 from ..calibration_hamspk import CHECKSUM, Calibration, OperatingPoint
-from ..loading.models import load_model
+from ..loading.models import SomeModel, given_model
 from ..modeling_hamspk import SpeakerModelMixin
 from ..verification_hamspk import speech_detector
 from .calibration_metrics import actual_detection_cost, convex_hull, log_likelihood_ratio_cost
@@ -50,7 +50,6 @@ HISTOGRAM_BINS = 60
 
 TrialListLike = Trials | str | os.PathLike[str]
 AudioRoots = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
-SomeModel = SpeakerModelMixin | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -232,11 +231,6 @@ def evaluate(
     if other is not None:
         _add_comparison(results, other, audio_root, settings)
     return Evaluation(record, results, () if model.calibration is None else model.calibration.operating_points)
-
-
-def given_model(model: SomeModel) -> SpeakerModelMixin:
-    """Return the given model, or load it if its folder or its name on the Hub is given."""
-    return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
 def measure_lists(

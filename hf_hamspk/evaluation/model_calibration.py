@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..audio_hamspk import MINIMUM_SPEECH, Channel
 from ..calibration_hamspk import DEFAULT_OPERATING_POINTS, Calibration, Cohort, OperatingPoint, check_normalisation
-from ..loading.models import load_model
+from ..loading.models import given_model
 from ..modeling_hamspk import SpeakerModelMixin
 from .calibrating import PAIRS_PER_PARAMETER, CalibrationTrials, FittedCalibration, fit
 from .calibration_metrics import actual_detection_cost
@@ -305,7 +305,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     cohort_files = None if cohort is None or isinstance(cohort, Cohort) else find_cohort(cohort, cohort_root)
     speakers = None if table is None else speaker_table(table)
     repeats = find_repeats(pairs, audio_root, speakers)
-    model = load_model(model) if isinstance(model, str | os.PathLike) else model
+    model = given_model(model)
     files = [name for name in repeats.trials.files if name not in repeats.shared]
     embedded = embed_files(model, files, audio_root, progress=progress, measure=True, channel=channel)
     embedded.failures.update(repeats.shared)

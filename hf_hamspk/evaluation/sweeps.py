@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ..audio_hamspk import Channel, choose_channel
 from ..data.conditions import SWEEPS, Condition, sweep_conditions
+from ..loading.models import SomeModel, given_model
 from ..modeling_hamspk import SpeakerModelMixin
-from .evaluating import SomeModel, TrialListLike, check_replicates, given_model, list_digest, read_lists
+from .evaluating import TrialListLike, check_replicates, list_digest, read_lists
 from .intervals import CONFIDENCE, FEWEST_SPEAKERS, REPLICATES, bootstrap
 from .matrix_scoring import score_pairs
 from .metrics import detection_errors

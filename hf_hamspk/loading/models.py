@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..configuration_hamspk import HamSpkConfig
-from ..modeling_hamspk import HamSpkForXVector, HamSpkModel
+from ..modeling_hamspk import HamSpkForXVector, HamSpkModel, SpeakerModelMixin
 from .names import find_model, read_config
 
 MISSING_SHOWN = 3
+
+SomeModel = SpeakerModelMixin | str | os.PathLike[str]
 
 
 def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSpkModel:
@@ -36,6 +38,17 @@ def load_model(name: str | os.PathLike[str], device: str | None = None) -> HamSp
     model, missing = _load_kind(HamSpkModel, os.fspath(name), device)
     if missing:
         raise ValueError(_missing_message(os.fspath(name), missing))
+    return model
+
+
+def given_model(model: SomeModel) -> SpeakerModelMixin:
+    """Return the given model, or load it if its folder or its name on the Hub is given."""
+    if isinstance(model, str | os.PathLike):
+        return load_model(model)
+    # Not by the class, because remote code has its own.
+    if not callable(getattr(model, "fingerprint", None)):
+        found = type(model).__name__
+        raise ValueError(f"Expected a model such as HamSpkModel, its folder, or its name on the Hub, got {found}.")
     return model
 
 

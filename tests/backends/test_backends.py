@@ -223,6 +223,12 @@ def test_a_backend_is_calibrated_and_evaluated_like_a_model(model, tmp_path):
         assert Calibration.load(tmp_path / "own.json") == fast.calibration
     finally:
         model.calibration = None
+    for wrong in (None, 3, [model]):
+        for function in (calibrate, evaluate):
+            with pytest.raises(ValueError, match="Expected a model such as HamSpkModel, its folder, or its name"):
+                function(wrong, *lists)
+    with pytest.raises(ValueError, match=r"such as HamSpkModel\.from_pretrained"):
+        with_backend("folder", "torch")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow
