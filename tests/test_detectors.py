@@ -108,6 +108,7 @@ def renewed(calibration: Calibration, detector: str) -> dict[str, Any]:
     return values | {"checksum": dict_checksum(values)}
 
 
+@pytest.mark.slow
 def test_another_detector_than_that_of_the_calibration_gives_a_warning(model, tmp_path):
     first, second = make_speech(1, 0, 4.0), make_speech(1, 1, 4.0)
     soundfile.write(tmp_path / "a.wav", first, RATE)

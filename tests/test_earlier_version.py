@@ -236,6 +236,7 @@ def test_a_push_plans_the_new_code_alone(kind, old):
     assert set(stale_files(plan, [*OLD_CODE, "app.py", "config.json"])) == OLD_CODE - NEW_CODE
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_push_over_an_earlier_one_leaves_no_old_code(old, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -62,6 +62,7 @@ def test_an_array_is_converted_block_by_block(shape, kind):
     assert peak < reading_bytes(max(shape), max(shape) / RATE)
 
 
+@pytest.mark.slow
 def test_measuring_takes_little():
     """The spectrum is of 20 s at a time."""
     waveform = np.resize(make_speech(1, 1, 10.0), 200 * RATE)

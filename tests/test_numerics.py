@@ -153,6 +153,7 @@ def test_beyond_the_clip_only_the_direction_counts(fields, which, engine, expone
         assert float((far - gradient.double()).abs().max()) <= allowed, name
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(exponent=st.floats(-5, 37), similarity=st.sampled_from(["cosine", "hyperbolic"]), curved=st.booleans())
 def test_scores_of_embeddings_of_any_size_are_those_of_their_directions(exponent, similarity, curved):

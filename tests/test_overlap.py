@@ -124,6 +124,7 @@ def test_mixtures_of_dev_are_found_and_single_voices_are_not_reported(shared):
     assert rates["one person"] <= 0.01
 
 
+@pytest.mark.slow
 def test_a_recording_has_the_same_seconds_alone_and_among_others():
     waves = [make_speech(number, 0, seconds) for number, seconds in enumerate((0.7, 1.0, 1.0, 12.0))]
     found = detector()
@@ -134,6 +135,7 @@ def test_a_recording_has_the_same_seconds_alone_and_among_others():
         np.testing.assert_allclose(found.measure([wave], RATE)[0], seconds, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_count_each_frame_once():
     """For a detector that finds two people in all frames, the seconds are those of the recording."""
     found = detector()
@@ -307,6 +309,7 @@ def test_the_detector_is_loaded_and_saved_with_the_model_and_changes_no_weights(
     assert HamSpkForXVector.from_pretrained(folder).overlap_detector is not None
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_model_take_the_option(folder):
     model, (first, second) = HamSpkModel.from_pretrained(folder), (make_speech(1, number, 3.0) for number in (0, 1))
     assert len(about(model.verify(first, second))) == 2

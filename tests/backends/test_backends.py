@@ -210,6 +210,7 @@ def test_graphs_agree_with_torch(kind, tmp_path):
                 assert torch.cosine_similarity(embedder(features), expected).min() > 1 - 1e-4
 
 
+@pytest.mark.slow
 def test_a_backend_is_calibrated_and_evaluated_like_a_model(model, tmp_path):
     corpus = make_corpus(tmp_path / "corpus", 14, 4, 3, (1.7, 2.1), test_share=0.55)
     lists, fast = (corpus / "trials.txt", corpus), with_backend(model, "torch")

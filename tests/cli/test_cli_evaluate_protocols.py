@@ -28,6 +28,7 @@ def test_models_are_enrolled_from_several_files(request, hamspk, voices, lists, 
     assert "has the size of" not in out
 
 
+@pytest.mark.slow
 def test_a_list_of_another_size_is_refused_and_an_official_one_named(
     hamspk, refusal, voices, lists, model_folder, monkeypatch
 ):

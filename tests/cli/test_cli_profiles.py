@@ -22,6 +22,7 @@ def clipped(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_warnings_of_the_enrolment_are_kept_and_shown_with_every_decision(hamspk, calibrated_folder, clipped, voices):
     profiles = clipped.parent / "profiles"
     words = ("--profiles", profiles)
@@ -60,6 +61,7 @@ def test_a_second_person_of_the_same_name_does_not_replace_the_first(hamspk, cal
     assert path.read_bytes() != first
 
 
+@pytest.mark.slow
 def test_verify_does_not_replace_a_profile_of_other_recordings(hamspk, refusal, calibrated_folder, voices, tmp_path):
     path = tmp_path / "anna.safetensors"
     words = ("--save-profile", path)
@@ -114,6 +116,7 @@ def test_the_recordings_of_a_replaced_profile_are_free(hamspk, calibrated_folder
     assert code == 0 and "2 speakers enrolled" in out and "is also in the profile of" not in out
 
 
+@pytest.mark.slow
 def test_the_name_in_a_profile_is_said_if_the_file_has_another(hamspk, calibrated_folder, voices, tmp_path):
     hamspk("enrol", calibrated_folder, voices / "a.wav", "--name", "anna", "--profiles", tmp_path)
     renamed = shutil.copy(tmp_path / "anna.safetensors", tmp_path / "carl.safetensors")

@@ -87,6 +87,7 @@ def test_segments_are_prepared(hamspk, call, codec):
     assert sorted(names) == ["call-t=0,2_5", "call-t=2_5,5", "call-t=5,7_5", "call-t=7_5,10"]
 
 
+@pytest.mark.slow
 def test_segments_are_evaluated(hamspk, call, model_folder):
     one, two, three, four = (f"call.wav#t={start:g},{stop:g}" for _, start, stop in TURNS)
     (call / "trials.txt").write_text(f"1 {one} {three}\n0 {one} {two}\n1 {two} {four}\n0 {three} {four}\n")
@@ -105,6 +106,7 @@ def test_tables_stand_alone(refusal, call, model_folder):
     assert "is a table. Embed its recordings in a separate command" in refusal(*words)
 
 
+@pytest.mark.slow
 def test_sub_folders_are_not_taken_for_one_speaker(hamspk, refusal, voices, model_folder, tmp_path):
     for name, file in (("anna", "a"), ("carl", "c")):
         (tmp_path / "people" / name).mkdir(parents=True)

@@ -91,6 +91,7 @@ def test_demo_starts_fresh_in_its_own_folder(tmp_path):
     assert (outside / "kept").exists()
 
 
+@pytest.mark.slow
 def test_demo_lists_share_no_speaker(tmp_path):
     size = demo.Size(training_speakers=2, held_out_speakers=8, utterances=3, epochs=1, batch_size=2)
     demo.make_voices(tmp_path, size, seed=3)

@@ -167,6 +167,7 @@ def test_ranks_killed_at_random_and_one_that_never_started(tmp_path, monkeypatch
     assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_parts_and_output_at_a_url(tmp_path, model, source):
     """The bytes of a local folder; as there, missing ranks are named and other settings are refused."""
     url = "memory://bucket/deep/voices.parquet"

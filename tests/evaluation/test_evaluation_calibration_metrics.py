@@ -58,6 +58,7 @@ def ratios_of_bins(scores, labels):
     return hull.log_likelihood_ratios[np.searchsorted(hull.thresholds, scores, side="right") - 1]
 
 
+@pytest.mark.slow
 def test_hull_and_minimum_cllr_equal_pooling_by_hand():
     rng = np.random.default_rng(1)
     for _ in range(CASES):

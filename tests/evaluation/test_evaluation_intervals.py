@@ -153,6 +153,7 @@ def test_paired_test_sees_what_two_intervals_do_not():
         assert turned[name].interval == pytest.approx([-limit for limit in difference.interval[::-1]])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(39, 400), st.floats(-3, 3), st.sampled_from([0.8, 0.9, 0.95, 0.975]))
 def test_p_value_and_interval_agree(seed, count, shift, confidence):

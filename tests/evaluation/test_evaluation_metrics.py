@@ -46,6 +46,7 @@ def brute_force_eer(points):
     return float(max(miss, alarm)), threshold
 
 
+@pytest.mark.slow
 def test_operating_points_equal_a_brute_force_sweep():
     rng = np.random.default_rng(1)
     for _ in range(CASES):
@@ -126,6 +127,7 @@ def test_scikit_learn_gives_the_same_curve_and_rate():
         assert errors.equal_error_rate().eer == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_strictly_increasing_maps_of_the_scores_change_nothing():
     rng = np.random.default_rng(6)
     for _ in range(300):

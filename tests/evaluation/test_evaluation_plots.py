@@ -53,6 +53,7 @@ def test_det_is_written_and_gives_the_equal_error_rate(tmp_path, scored, figures
     assert texts(figures[0].legends[0]) == [f"one (EER {expected[0]:.2f} %)", f"two (EER {expected[1]:.2f} %)"]
 
 
+@pytest.mark.slow
 def test_det_says_of_a_curve_without_errors_why_it_is_not_seen(tmp_path, scored, figures):
     perfect = [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]
     plots.plot_det({"mine": perfect}, tmp_path / "det.png")

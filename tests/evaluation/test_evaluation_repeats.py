@@ -47,6 +47,7 @@ def trials_of(pairs, models=None) -> Trials:
     return Trials(np.array(labels), [a for a, _ in pairs], [b for _, b in pairs], {} if models is None else models)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)), min_size=1, max_size=30))
 def test_pairs_of_one_recording_are_found_by_place_and_content(root, pairs):

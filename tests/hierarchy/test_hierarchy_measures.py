@@ -146,6 +146,7 @@ def test_p_values():
     assert permutation_p_value(-5, [1, 2, 3], "both") == 1 / 4 and permutation_p_value(2, [-2, 1, 3], "both") == 3 / 4
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_if_nothing_is_there():
     """Ranks, classes and dendrograms of independent values: of 300 p-values, about 5 % are below 0.05."""
     draw, p_values = np.random.default_rng(0), []

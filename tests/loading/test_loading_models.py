@@ -75,6 +75,7 @@ def test_a_misspelt_name_without_network_is_answered_at_once(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
     code = f"from hf_hamspk.loading import names; names.HUB_SECONDS = 0.5\n{MISSPELT.format(__file__)}"
     with broken_hub(close=False) as (port, connections):

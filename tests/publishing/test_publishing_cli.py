@@ -44,6 +44,7 @@ def test_a_dry_run_lists_everything_and_needs_no_network(hamspk, trained):
     assert out.endswith("dry run: nothing was sent\n")
 
 
+@pytest.mark.slow
 def test_a_push_into_a_folder_needs_no_network(hamspk, trained, tmp_path):
     output = tmp_path / "some" / "published"
     code, out, _ = hamspk("push", trained[0], NAME, "--run", trained[1], "--output", output)
@@ -56,6 +57,7 @@ def test_a_push_into_a_folder_needs_no_network(hamspk, trained, tmp_path):
     assert code == 2 and "--output must be a new or empty folder" in err
 
 
+@pytest.mark.slow
 def test_a_push_says_where_it_is(hamspk, trained, hub, monkeypatch):
     client = HfApi(endpoint=hub.url, token=hub.token)
     monkeypatch.setattr("hf_hamspk.publishing.push.HfApi", lambda: client)
@@ -91,6 +93,7 @@ def test_private_and_public_exclude_each_other(trained):
         main(["push", str(trained[0]), NAME, "--private", "--public"])
 
 
+@pytest.mark.slow
 def test_a_card_keeps_its_facts_and_is_rendered_again(hamspk, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_hamspk.publishing.speed.measure_speed", partial(measure_speed, seconds=0.5, repetitions=1))
     (tmp_path / "about.yaml").write_text("title: T\ntraining_data: [{name: A, licence: CC BY 4.0}]\n")
@@ -126,6 +129,7 @@ def test_a_mistake_with_a_card_is_one_line(hamspk, trained, words, message):
     assert code == 2 and message in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_python_of_a_card_runs(hamspk, trained, tmp_path, monkeypatch, capsys):
     card = hamspk("card", trained[0], "--repository", NAME)[1]
     record(tmp_path)

@@ -76,6 +76,7 @@ def test_nothing_names_a_folder_or_a_speaker(trained):
         assert private not in everything
 
 
+@pytest.mark.slow
 def test_names_of_unusable_files_become_numbers_unless_wanted(trained):
     """They are often those of people; the reasons stay."""
     plan = plan_upload(trained[0], NAME, trained[1])
@@ -196,6 +197,7 @@ def test_a_calibration_altered_by_hand_is_refused(model_folder):
         plan_upload(model_folder, NAME)
 
 
+@pytest.mark.slow
 def test_a_cohort_left_out_is_said(model_folder):
     plan = plan_upload(model_folder, NAME)
     assert any("7 embeddings of training speakers, which are biometric data" in note for note in plan.notes)
@@ -204,6 +206,7 @@ def test_a_cohort_left_out_is_said(model_folder):
     assert "cohort.safetensors" not in content(plan, "README.md")
 
 
+@pytest.mark.slow
 def test_a_calibration_stays_with_the_cohort_that_it_needs(model_folder):
     model = HamSpkModel.from_pretrained(model_folder)
     fingerprint, checksum = model.fingerprint(), model.cohort.checksum
@@ -302,6 +305,7 @@ def test_no_folder_no_run(tmp_path, trained):
         plan_upload(trained[0], NAME, tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_sharded_weights_go_whole(model_folder):
     from hf_hamspk import HamSpkForXVector
 

@@ -88,6 +88,7 @@ def test_a_change_is_a_second_commit_and_the_first_stays(hub, api, model_folder,
     assert yaml.safe_load(now["README.md"].decode().split("---\n")[1])["license"] == "cc-by-sa-4.0"
 
 
+@pytest.mark.slow
 def test_the_code_files_of_version_0_1_0_are_taken_away(hub, api):
     """A model of that version, pushed by this one: a repository that holds its 28 code files then holds today's."""
     folder = Path(__file__).parents[1] / "earlier_version" / "0.1.0" / "ecapa"

@@ -83,6 +83,7 @@ def test_every_utterance_is_in_one_shard_with_its_samples(tree, out):
     assert Manifest.from_json((out / "manifest.json").read_text()) == manifest
 
 
+@pytest.mark.slow
 def test_speakers_are_mixed_in_an_order_that_the_seed_gives(tmp_path):
     voxceleb(tmp_path / "wav", speakers=6, utterances=8)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -18,6 +18,7 @@ PAIRS = {"augment_pairs": "true", "augment_probability": 1.0}
 UNMASKED = {"mask_frames": 0, "mask_mel_bins": 0}
 
 
+@pytest.mark.slow
 def test_a_pair_is_the_clean_crop_and_an_augmented_copy_of_it(tmp_path, run_words):
     kinds = {"augment_kinds": "noise"}
     clean = Trainer.from_recipe(read_recipe(run_words(tmp_path / "clean"))).crops
