@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..encoders_hamspk import ConvBlock, Ecapa, SqueezeExcitation, mirrored
 from ..modeling_hamspk import HamSpkModel
-from .rows import scale_and_shift
+from .rows import limits_of, scale_and_shift
 
 
 def fold_norms(model: HamSpkModel) -> HamSpkModel:
@@ -33,24 +33,32 @@ def fold_norms(model: HamSpkModel) -> HamSpkModel:
 
 
 class _FoldedBlock(nn.Module):
-    """Convolution, ReLU and batch normalisation as a convolution, a maximum and, if needed, a minimum."""
+    """Convolution, ReLU and batch normalisation as a convolution, a maximum and, if needed, a minimum.
+
+    The weights of the block are changed.
+    """
+
+    lowest: Tensor
+    highest: Tensor | None
 
     def __init__(self, block: ConvBlock):
         super().__init__()
-        self.margin, self.conv, self.norm = block.margin, copy.deepcopy(block.conv), block.norm
+        # The encoder asks whether `norm` may overwrite its input, which is never so during an export.
+        self.margin, self.conv, self.norm = block.margin, block.conv, block.norm
         scale, shift = scale_and_shift(block.norm, block.conv.out_channels)
         with torch.no_grad():
             self.conv.weight.mul_(scale[:, None, None])
             # The convolutions of this encoder have a bias.
             self.conv.bias.mul_(scale).add_(shift)  # pyright: ignore[reportOptionalMemberAccess]
-        self.lowest, self.highest = (nn.Parameter(one[:, None], requires_grad=False) for one in _bounds(scale, shift))
-        self.is_rising = bool((scale >= 0).all())
+        lowest, highest = limits_of(scale, shift)
+        self.register_buffer("lowest", lowest[:, None])
+        self.register_buffer("highest", None if highest is None else highest[:, None])
 
-    def forward(self, x: Tensor, mask: None = None, out: None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: None = None) -> Tensor:
         if self.margin:
             x = mirrored(x, self.margin, None)
         y = torch.maximum(self.conv(x), self.lowest)
-        return y if self.is_rising else torch.minimum(y, self.highest)
+        return y if self.highest is None else torch.minimum(y, self.highest)
 
 
 class _Excitation(nn.Module):
@@ -60,11 +68,6 @@ class _Excitation(nn.Module):
         super().__init__()
         self.down, self.up = excitation.down, excitation.up
 
-    def forward(self, x: Tensor, residual: Tensor, mask: None = None, out: None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, mask: None = None) -> Tensor:
         mean = x.flatten(0, 1).mean(1)[None, :, None]
         return residual + x * torch.sigmoid(self.up(F.relu(self.down(mean))))
-
-
-def _bounds(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest value `(C,)` of each channel."""
-    return shift.where(scale >= 0, -torch.inf), shift.where(scale < 0, torch.inf)

@@ -78,8 +78,8 @@ class RowBlock:
     def __init__(self, conv: nn.Conv1d, norm: nn.Module | None, dtype: torch.dtype, margin: int = 0):
         scale, shift = scale_and_shift(norm, conv.out_channels)
         self.conv = RowConvolution(conv, dtype, margin, scale, shift)
-        self.lowest = shift.where(scale >= 0, -torch.inf).to(dtype)
-        self.highest = None if bool((scale > 0).all()) else shift.where(scale <= 0, torch.inf).to(dtype)
+        lowest, highest = limits_of(scale, shift)
+        self.lowest, self.highest = lowest.to(dtype), None if highest is None else highest.to(dtype)
 
     def __call__(self, x: Tensor, valid: int, out: Tensor | None = None) -> Tensor:
         y = self.conv(x, valid)
@@ -182,6 +182,12 @@ def product_of_rows(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _row_block(block: ConvBlock, dtype: torch.dtype) -> RowBlock:
     return RowBlock(block.conv, block.norm, dtype, block.margin)
+
+
+def limits_of(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the smallest and the largest value `(C,)` of `scale * relu(z) + shift`; None for no largest value."""
+    highest = None if bool((scale > 0).all()) else shift.where(scale <= 0, torch.inf)
+    return shift.where(scale >= 0, -torch.inf), highest
 
 
 def scale_and_shift(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
