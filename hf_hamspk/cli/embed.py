@@ -97,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="replace an existing file of embeddings, even if it was made from other recordings or by another model",
+        help="replace an existing file of embeddings, even if it was made from other recordings, by another model, or "
+        "in another precision",
     )
     add_rank_arguments(parser, "embed only the share of rank R, and leave the output to --finish")
     parser.add_argument("--finish", action="store_true", help="write the output after all ranks have ended")
