@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import hf_hamspk
 
+from .cli.options import check_numbers
+
 LONGEST_LINE = 2000
 # Help text of each command. The module of a command is imported only if that command is given.
 COMMANDS = {
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     A command is a module of `cli` with the functions `add_arguments(parser)` and `run(arguments)`. An optional
-    `check(arguments)` checks the arguments before torch is imported.
+    `check(arguments)` checks the arguments before torch is imported, after the ranges of numbers were checked.
 
     Args:
         argv: arguments after `hamspk`; None for the arguments of this process.
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, arguments.rest = parser.parse_known_args(words)
         if arguments.rest and arguments.command not in _WITH_OWN_PARSER:
             parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
+        check_numbers(arguments)
         if arguments.check is not None:
             arguments.check(arguments)
         if arguments.command not in _WITHOUT_MODELS:

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..folders.recognising import check_replaceable, is_calibration_file
 from ..loading.names import check_model
-from .options import (
-    add_channel_argument,
-    add_model_arguments,
-    check_folder,
-    check_numbers,
-    check_trial_lists,
-    given_options,
-)
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..calibration_hamspk import OperatingPoint
@@ -97,7 +90,6 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if arguments.cohort_root is not None and arguments.cohort is None:
         raise ValueError("--cohort-root needs --cohort. Give the list whose paths are relative to --cohort-root.")
-    check_numbers(arguments)
     _check_target_folder(arguments.model, arguments.output)
     check_trial_lists(arguments.pairs)
     check_folder(arguments.audio_root, "--audio-root")

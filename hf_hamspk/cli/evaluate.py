@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
-from .options import (
-    add_channel_argument,
-    add_model_arguments,
-    check_folder,
-    check_numbers,
-    check_trial_lists,
-    given_options,
-)
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..evaluation.evaluating import Evaluation, EvaluationSettings
@@ -133,7 +126,6 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is invalid, or an input does not exist.
     """
-    check_numbers(arguments)
     check_output(arguments)
     for root in arguments.audio_root:
         check_folder(root, "--audio-root")

@@ -16,7 +16,6 @@ from .options import (
     add_model_arguments,
     add_voices_argument,
     check_folder,
-    check_numbers,
     check_operating_point,
     check_ways_to_decide,
     given_options,
@@ -91,7 +90,6 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: options contradict each other, or the profiles or the model do not exist.
     """
-    check_numbers(arguments)
     check_ways_to_decide(arguments)
     if not is_store(arguments.profiles):
         find_profiles(arguments.profiles)

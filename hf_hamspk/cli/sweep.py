@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..loading.names import check_model
 from .evaluate import check_output, check_target, write_and_tell
-from .options import (
-    add_channel_argument,
-    add_model_arguments,
-    check_folder,
-    check_numbers,
-    check_trial_lists,
-    given_options,
-)
+from .options import add_channel_argument, add_model_arguments, check_folder, check_trial_lists, given_options
 
 if TYPE_CHECKING:
     from ..evaluation.sweeps import SweepPoint
@@ -76,7 +69,6 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is invalid, or an input does not exist.
     """
-    check_numbers(arguments)
     check_output(arguments)
     if arguments.values is not None and len(arguments.over) != 1:
         raise ValueError(f"--values needs exactly one condition, but --over names {len(arguments.over)}.")

@@ -13,7 +13,6 @@ from .options import (
     add_model_arguments,
     add_voices_argument,
     check_enrolment,
-    check_numbers,
     check_operating_point,
     check_recording,
     check_ways_to_decide,
@@ -127,7 +126,6 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    check_numbers(arguments)
     check_ways_to_decide(arguments)
     if arguments.prior is None and given_options(arguments, "cost_miss", "cost_false_alarm"):
         raise ValueError("--cost-miss and --cost-false-alarm need --prior.")
