@@ -43,7 +43,7 @@ class BackendModel(SpeakerModelMixin):
             logger.warning(
                 "The embeddings of the int8 model differ from those of the original model, so the calibration of the "
                 "original model does not apply. The int8 model gives scores but no decisions. Calibrate the int8 "
-                "model, or use float32 or bfloat16."
+                "model with `calibrate`, load its own calibration with `Calibration.load`, or use float32 or bfloat16."
             )
 
     def _hash_weights(self) -> str:

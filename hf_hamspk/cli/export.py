@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..folders.recognising import check_replaceable, is_onnx_file
 from ..loading.names import check_model
+from .embed import print_contents
 
 if TYPE_CHECKING:
     from ..export.onnx_graph import Exported
@@ -67,7 +68,9 @@ def _quantise_model(arguments: argparse.Namespace) -> int:
 
     found, missing = find_audio(arguments.int8)
     for name, reason in missing.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        if reason:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+    print_contents(found)
     model, waveforms = load_model(arguments.model, "cpu"), []
     for name in spread(found.files, LARGEST_CALIBRATION):
         try:

@@ -318,7 +318,7 @@ def evaluate_list(
     if calibration is not None and applies_calibration(model, settings):
         decided, ratios, record["decisions"] = _decide(model, usable, embedded, calibration, settings)
     known = None if isinstance(speakers, str) else speakers
-    return ListEvaluation(record | software(), usable, scores, known, decided, ratios)
+    return ListEvaluation(record | software(model), usable, scores, known, decided, ratios)
 
 
 def _decide(

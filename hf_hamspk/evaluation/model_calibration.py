@@ -265,7 +265,8 @@ def calibrate(  # noqa: PLR0913 - the options of a command, by keyword
     their speakers. At least 20 target pairs and 20 impostor pairs are needed. Several dozen speakers with a few
     recordings each give a better calibration. Pairs of a recording with itself, and recordings that occur under two
     speakers, are left out and reported. Copies of a recording are found by their content. `model.save_pretrained` or
-    `model.save_verification` saves the calibration in the folder of the weights.
+    `model.save_verification` saves the calibration in the folder of the weights. The calibration of a result of
+    `with_backend` is saved with `report.calibration.save`.
 
     Args:
         model: model in evaluation mode, result of `with_backend`, folder of a model, or its name on the Hub. The

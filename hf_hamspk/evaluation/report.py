@@ -335,6 +335,7 @@ def _model_facts(record: EvaluationRecord) -> list[str]:
     protocols = sorted({values["protocol"] for values in record.lists.values() if values.get("protocol")})
     facts += [f"protocol {protocol}" for protocol in protocols]
     facts += ["mean of the cohort subtracted"] if any(v.get("mean_subtracted") for v in measured) else []
+    facts += [f"backend {backend}" for backend in sorted({v["backend"] for v in measured if v.get("backend")})]
     newest = measured[-1] if measured else {}
     facts += [f"{name} {number}" for name, number in (newest.get("versions") or {}).items() if number is not None]
     return facts + ([f"commit {newest['commit']}"] if newest.get("commit") is not None else [])

@@ -10,7 +10,8 @@ name of a trial list.
 - `model`: `name`, `fingerprint`, `parameters` (number of parameters), `similarity`.
 - `lists`: maps each trial list to its measurements. Except for `decisions`, they are computed from the raw scores of
   **all** trials whose files can be read:
-    - `digest` (hash of the list), `protocol`, `mean_subtracted`, `versions` and `commit` of the software;
+    - `digest` (hash of the list), `protocol`, `mean_subtracted`, `versions` and `commit` of the software, and `backend`
+      (such as "onnx int8") of a result of `with_backend`;
     - `trials`, `targets`, `skipped` (number of trials with an unreadable file), `unusable_files` (maps each file to the
       reason), `speakers`;
     - `scores` ("cosine" or "hyperbolic"); `eer`, `eer_interval`, `eer_threshold` (without interpolation),
@@ -27,7 +28,7 @@ name of a trial list.
       operating point contains the costs and error rates at its threshold, their intervals, and the error rates on the
       calibration trials (`nominal_...`).
 - `sweeps`: maps each trial list to `digest`, `trials`, `targets`, `skipped`, `unusable_files`, `scores`, `confidence`,
-  `replicates`, `versions`, `commit`, and `conditions`, which maps each kind of condition to its points (see
+  `replicates`, `versions`, `commit`, `backend`, and `conditions`, which maps each kind of condition to its points (see
   `SweepPoint`), measured on raw scores.
 - `training`: `epochs`, `steps`, `processes`, `averaged` (files), `dev_list`, `best_dev_eer`, `best_dev_epoch`,
   `unreadable_files` (maps each file to the reason).
@@ -267,9 +268,15 @@ def record_folder(model: str | os.PathLike[str]) -> Path:
     return folder if folder.is_dir() else Path(f"{os.fspath(model).replace('/', '-')}-evaluation")
 
 
-def software() -> dict[str, Any]:
-    """Return the versions of the packages on which the measurements depend, and the commit of this package."""
-    return {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": checkout_commit()}
+def software(model: SpeakerModelMixin) -> dict[str, Any]:
+    """Return what the measurements of a model depend on beside its weights.
+
+    These are the versions of packages, the commit of this package and, for a result of `with_backend`, the backend and
+    the number format.
+    """
+    facts = {"versions": {name: _version_of(name) for name in _RECORDED_PACKAGES}, "commit": checkout_commit()}
+    choice: Any = getattr(model, "choice", None)
+    return facts if choice is None else facts | {"backend": f"{choice.backend} {choice.dtype}"}
 
 
 def _lists_of_schema_1(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -368,7 +375,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("eer_threshold", "threshold"), _SCORE),
     **dict.fromkeys(("eer_interval", "cllr_interval", "min_dcf_interval", "act_dcf_interval"), _LIMITS),
     **dict.fromkeys(("miss_interval", "false_alarm_interval", "interval"), _LIMITS),
-    **dict.fromkeys(("digest", "scores", "normalisation", "interval_note", "protocol", "note", "dev_list"), _TEXT),
+    **dict.fromkeys(
+        ("digest", "scores", "normalisation", "interval_note", "protocol", "backend", "note", "dev_list"), _TEXT
+    ),
     "histogram": (_is_histogram, "increasing edges and the numbers of targets and impostors between them"),
 }
 

@@ -167,7 +167,7 @@ def sweep(  # noqa: PLR0913 - the options of a command, by keyword
         "scores": model.config.similarity,
         "confidence": CONFIDENCE,
         "replicates": replicates,
-        **software(),
+        **software(model),
         "conditions": {kind: [point.to_dict() for point in of_kind] for kind, of_kind in points.items()},
     }
     return Sweep(record, name, points, measured.failures)

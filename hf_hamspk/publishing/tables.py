@@ -217,7 +217,7 @@ def _origin_notes(lists: Lists) -> list[str]:
     for name, values in lists.items():
         versions = measured(values, "versions")
         made = [f"{package} {version}" for package, version in versions.items() if version is not None]
-        made += [f"{key} {values[key]}" for key in ("commit", "protocol") if values.get(key) is not None]
+        made += [f"{key} {values[key]}" for key in ("commit", "protocol", "backend") if values.get(key) is not None]
         if made:
             by_origin.setdefault(cell(", ".join(made)), []).append(name)
     several = len(by_origin) > 1

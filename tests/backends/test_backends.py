@@ -18,6 +18,7 @@ from hf_hamspk.data.synthetic import make_corpus, make_speech
 from hf_hamspk.evaluation.evaluating import EvaluationSettings
 from hf_hamspk.pipeline_hamspk import SpeakerVerificationPipeline
 from hf_hamspk.publishing import handler
+from hf_hamspk.publishing.tables import result_notes
 
 SECONDS = (0.1, 0.7, 2.0, 1.1)
 SPEECHBRAIN = {"ecapa_padding": "reflect", "ecapa_block_input": "sum", "ecapa_normalize_aggregate": True}
@@ -220,6 +221,9 @@ def test_a_backend_is_calibrated_and_evaluated_like_a_model(model, tmp_path):
         assert found.calibration.offset == pytest.approx(expected.calibration.offset, rel=1e-3)
         records = [evaluate(each, *lists, settings=EvaluationSettings(progress=False)) for each in (model, fast)]
         assert records[0].record.model == records[1].record.model
+        backends = [record.record.lists["trials"].get("backend") for record in records]
+        assert backends == [None, "torch float32"]
+        assert "backend torch float32" in " ".join(result_notes(records[1].record.to_dict()))
         fast.calibration.save(tmp_path / "own.json")
         assert Calibration.load(tmp_path / "own.json") == fast.calibration
     finally:
