@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -265,15 +267,16 @@ def _enrol_speaker(
     model: "HamSpkModel",
     name: str,
     folder: ProfileFolder | ProfileStore,
-    read: tuple[list["Sound"], int],
+    read: tuple[list["Sound"], list[str]],
     options: dict,
 ) -> int:
     """Enrol a speaker, and return the number of recordings or segments used; 0 if the speaker was not enrolled.
 
     Args:
-        read: waveforms of the speaker, and the number of recordings or segments from which they were read.
+        read: waveforms of the speaker, and the recordings or segments from which they were read.
     """
-    sounds, count = read
+    sounds, files = read
+    count = len(files)
     if not sounds:
         print(f"not enrolled: {name}: none of the recordings can be used; give others", file=sys.stderr)
         return 0
@@ -281,21 +284,33 @@ def _enrol_speaker(
         profile = folder.save(model.enrol(sounds, name=name, **options))
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
+        for line in _explain_numbers([str(error)], files):
+            print(f"  {line}", file=sys.stderr)
         return 0
     of = count_of(profile.utterances, "recording") if count == len(sounds) else count_of(count, "segment")
     print(f"{name}: {of}, {sum(profile.seconds):.1f} s of speech")
     for warning in profile.warnings:
         print(f"  warning: {warning}")
+    for line in _explain_numbers(profile.warnings, files):
+        print(f"  {line}")
     return count
 
 
-def _read_each(model: "HamSpkModel", files: list[str], channel: "Channel", options: dict) -> tuple[list["Sound"], int]:
+def _explain_numbers(warnings: Iterable[str], files: list[str]) -> list[str]:
+    """Return a line for each recording that warnings name by its number, with its file."""
+    numbers = {int(number) for text in warnings for number in re.findall(r"Enrolment recording (\d+)", text)}
+    return [f"Enrolment recording {number}: {files[number - 1]}" for number in sorted(numbers)]
+
+
+def _read_each(
+    model: "HamSpkModel", files: list[str], channel: "Channel", options: dict
+) -> tuple[list["Sound"], list[str]]:
     """Read each recording and segment separately, and print the skipped ones to stderr."""
     from ..audio_hamspk import InputError, read_sound
     from ..data.audio import read_utterance
     from ..verification_hamspk import REFUSE
 
-    sounds, rate = [], model.config.sampling_rate
+    sounds, used, rate = [], [], model.config.sampling_rate
     for file in files:
         try:
             # `model.enrol` uses the same labels in its warnings.
@@ -308,14 +323,15 @@ def _read_each(model: "HamSpkModel", files: list[str], channel: "Channel", optio
             if options.get("check_voices") == REFUSE:
                 _require_one_voice(model, sound)
             sounds.append(sound)
+            used.append(file)
         except InputError as error:
             print(f"skipped {file}: {error.reason}", file=sys.stderr)
-    return sounds, len(sounds)
+    return sounds, used
 
 
 def _read_joined(
     model: "HamSpkModel", files: list[str], channel: "Channel", options: dict
-) -> tuple[list["Sound"], int]:
+) -> tuple[list["Sound"], list[str]]:
     """Read segments of one recording, and join them; print the skipped ones to stderr."""
     from ..audio_hamspk import InputError
     from ..data.audio import join_segments, read_utterance
@@ -329,7 +345,7 @@ def _read_joined(
     joined, skipped = join_segments(whole, segments)
     for segment, reason in skipped.items():
         print(f"skipped {path}{segment}: {reason}", file=sys.stderr)
-    return ([joined] if len(joined.waveform) else []), len(segments) - len(skipped)
+    return ([joined] if len(joined.waveform) else []), [f"{path}{one}" for one in segments if one not in skipped]
 
 
 def _require_one_voice(model: "HamSpkModel", sound: "Sound") -> None:

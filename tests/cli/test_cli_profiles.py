@@ -42,6 +42,18 @@ def test_warnings_of_the_enrolment_are_kept_and_shown_with_every_decision(hamspk
     assert answer["candidates"][0]["name"] == "carl" and expected not in answer["warnings"]
 
 
+def test_a_recording_that_a_warning_names_by_its_number_is_named_by_its_file(hamspk, model_folder, clipped, voices):
+    folder = clipped.parent / "anna"
+    folder.mkdir()
+    (folder / "0.wav").write_bytes(b"no audio")
+    shutil.copy(voices / "a.wav", folder / "1.wav")
+    clipped.rename(folder / "2.wav")
+    code, out, err = hamspk("enrol", model_folder, folder, "--name", "anna", "--profiles", folder.parent / "profiles")
+    assert code == 0 and f"skipped {folder / '0.wav'}" in err
+    assert "  warning: Enrolment recording 2 is clipped in " in out
+    assert f"\n  Enrolment recording 2: {folder / '2.wav'}\n" in out
+
+
 def test_a_second_person_of_the_same_name_does_not_replace_the_first(hamspk, calibrated_folder, voices, tmp_path):
     path = tmp_path / "anna.safetensors"
     words = ("--name", "anna", "--profiles", tmp_path)
