@@ -18,13 +18,13 @@ from hf_hamspk.shards.reading import ShardReader
 from hf_hamspk.shards.streaming import ShardUtterances, StreamedBatches
 
 MOST_FAULTS = 3
-"""In a row for the same bytes, so that a client of more attempts gets through."""
+"""For the same bytes and all clients together, so that each client with more attempts gets through."""
 
 PATIENT = Retry(attempts=MOST_FAULTS + 1, first_pause=0.001, longest_pause=0.002)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder, with ranges; at most `MOST_FAULTS` faults in a row, with this probability."""
+    """Serves a folder, with ranges; requests fail with this probability, at most `MOST_FAULTS` for the same bytes."""
 
     def __init__(self, folder: Path, faults: float):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -44,7 +44,6 @@ class Server(ThreadingHTTPServer):
                 self.failed[path, span] += 1
                 self.faulted += 1
                 return self.draws.choice(["busy", "broken", "drop", "cut"])
-            self.failed[path, span] = 0
             return None
 
 
