@@ -11,7 +11,7 @@ interleaved; figures are medians of the CPU time from the first sample to the la
 - `wespeaker`: the reader of WeSpeaker's shards, its own `wespeaker.dataset.dataset.Dataset` with its defaults (a
   buffer of 2,500 decoded waveforms) from the tars that its tool makes, without speed perturbation and features. Its
   `torchaudio.load` needs torchcodec; here soundfile and PyAV take its place. It needs a checkout, lmdb and kaldiio.
-- `tar`, where there is no checkout: the same pipeline written anew after its description.
+- `tar`, where one of these is missing: the same pipeline written anew after its description.
 
 Without `--speech` the audio is synthetic. `--memory` compares the peak on corpora of about 3 and 12 GB.
 """
@@ -30,6 +30,7 @@ import tempfile
 import time
 import types
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,10 @@ def main() -> None:
     if arguments.reader is not None:
         measure(arguments.reader, arguments.folder)
         return
-    if arguments.wespeaker is not None:
+    missing = [name for name in ("lmdb", "kaldiio") if find_spec(name) is None]
+    if arguments.wespeaker is not None and missing:
+        print(f"WeSpeaker's reader is left out, because it needs `pip install {' '.join(missing)}`.")
+    elif arguments.wespeaker is not None:
         os.environ["WESPEAKER"] = str(arguments.wespeaker.resolve())
     with tempfile.TemporaryDirectory() as root:
         write_corpora(Path(root), arguments.speech, arguments.utterances)
