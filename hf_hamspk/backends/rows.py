@@ -18,7 +18,7 @@ from ..encoders_hamspk import ConvBlock, Ecapa, SERes2Block
 from ..modeling_hamspk import HamSpkModel
 from ..networks_hamspk import AttentivePooling, reflected_positions
 
-# In bfloat16, the number of rows is a multiple of this, so that few different numbers of rows occur.
+# In oneDNN, the number of rows is a multiple of this, so that few different numbers of rows occur.
 ROWS_STEP = 64
 
 
@@ -129,7 +129,7 @@ class RowEcapa:
     def __call__(self, features: Tensor) -> Tensor:
         valid = features.shape[0]
         # Without further rows, oneDNN would prepare its kernels again for each new number of frames.
-        further = -valid % ROWS_STEP if self.dtype == torch.bfloat16 else 0
+        further = -valid % ROWS_STEP if uses_onednn(self.dtype) else 0
         x = self.input(F.pad(features.to(self.dtype), (0, 0, 0, further)), valid)
         together = x.new_empty(x.shape[0], len(self.blocks) * x.shape[1])
         for block, slot in zip(self.blocks, together.chunk(len(self.blocks), dim=1), strict=True):
@@ -168,16 +168,30 @@ def supports_rows(model: Any) -> bool:
 def product_of_rows(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a function that multiplies rows `(T, C)` by `weight` `(C', C)` and adds `bias` `(C',)`.
 
-    In bfloat16, oneDNN rearranges the weights for the processor: `F.linear` at each call, this function only once. It
-    uses the operators that the compiler of PyTorch uses for constant weights, where the processor supports them.
+    oneDNN rearranges the weights for the processor: `F.linear` in bfloat16 at each call, this function only once. It
+    uses the operators that the compiler of PyTorch uses for constant weights.
+    """
+    if not uses_onednn(weight.dtype):
+        return lambda x: F.linear(x, weight, bias)
+    operators = torch.ops.mkldnn
+    packed = operators._reorder_linear_weight(weight, None)
+    return lambda x: operators._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def uses_onednn(dtype: torch.dtype) -> bool:
+    """Return whether products of rows are computed by oneDNN on this processor, and not by `F.linear`.
+
+    In float32, `F.linear` uses MKL, which has AVX-512 for processors of Intel only. On others, oneDNN takes about half
+    of the time.
     """
     operators = torch.ops.mkldnn
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
-    has_operators = torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in names)
-    if weight.dtype != torch.bfloat16 or not has_operators or not operators._is_mkldnn_bf16_supported():
-        return lambda x: F.linear(x, weight, bias)
-    packed = operators._reorder_linear_weight(weight, None)
-    return lambda x: operators._linear_pointwise(x, packed, bias, "none", [], "")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, name) for name in names):
+        return False
+    if dtype == torch.bfloat16:
+        return operators._is_mkldnn_bf16_supported()
+    is_intel = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
+    return torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not is_intel
 
 
 def _row_block(block: ConvBlock, dtype: torch.dtype) -> RowBlock:
