@@ -37,18 +37,23 @@ class Choice:
         backend: "torch", "onnx" or "openvino".
         dtype: "float32", "bfloat16" or "int8".
         threads: number of threads.
+        at_once: number of recordings that are embedded at the same time, each with `threads // at_once` threads.
         milliseconds: dictionary that maps each measured backend and number format to its computing time in milliseconds
-            for one second of audio, features included; empty if nothing was measured.
+            for one second of audio, features included, with the threads of one recording; empty if nothing was
+            measured.
     """
 
     backend: str
     dtype: str
     threads: int
+    at_once: int = 1
     milliseconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         text = f"backend {self.backend}, {self.dtype}, {threads}"
+        if self.at_once > 1:
+            text += f", {self.at_once} recordings at once"
         if not self.milliseconds:
             return text
         measured = ", ".join(f"{name} {value:.1f}" for name, value in self.milliseconds.items())
@@ -61,8 +66,12 @@ def with_backend(
     dtype: str = "float32",
     int8_file: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    at_once: int = 1,
 ) -> BackendModel:
     """Return a model that embeds in a backend on the CPU.
+
+    Many recordings are embedded fastest if `at_once` is as large as `threads`. A single recording is embedded faster if
+    all threads share it.
 
     Args:
         model: model in float32 on the CPU.
@@ -72,6 +81,8 @@ def with_backend(
             and also bfloat16 if the processor has instructions for it. The front-end always computes in float32.
         int8_file: file that `quantise_onnx` wrote; only for int8.
         threads: number of threads; None uses as many threads as torch.
+        at_once: number of recordings that are embedded at the same time, from 1 to the number of threads. Each has
+            `threads // at_once` threads, also if it is alone, so that its embedding does not depend on the others.
 
     Raises:
         ImportError: packages of the backend are not installed.
@@ -93,15 +104,23 @@ def with_backend(
     encoder: Any = model.base_model
     if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
         raise ValueError("A backend needs a model in float32 on the CPU. Convert it with model.float().cpu().")
-    count = torch.get_num_threads() if threads is None else threads
+    of_torch = torch.get_num_threads()
+    count = of_torch if threads is None else threads
+    if not 1 <= at_once <= count:
+        raise ValueError(f"at_once must be from 1 to the number of threads ({count}), got {at_once!r}.")
     was_training = encoder.training
     encoder.eval()
     try:
+        if at_once > 1:
+            # All backends are measured with the threads that a recording will have.
+            torch.set_num_threads(count // at_once)
         with torch.no_grad():
             if dtype == "int8":
-                return _int8_model(model, backend, Path(str(int8_file)), count)
-            return _float_model(model, backend, dtype, count)
+                return _int8_model(model, backend, Path(str(int8_file)), count, at_once)
+            return _float_model(model, backend, dtype, count, at_once)
     finally:
+        if torch.get_num_threads() != of_torch:
+            torch.set_num_threads(of_torch)
         encoder.train(was_training)
 
 
@@ -129,7 +148,7 @@ def has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads: int) -> BackendModel:
+def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads: int, at_once: int) -> BackendModel:
     encoder: Any = model.base_model
     dtypes = [dtype] if dtype != "auto" else ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
     backends = [backend] if backend != "auto" else [one for one in BACKENDS[1:] if not missing_packages(one)]
@@ -142,7 +161,7 @@ def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads
                 graph.append(Path(scratch, "encoder.onnx"))
                 write_graph(encoder, graph[0], {})
             try:
-                embedder = _open(encoder, one, kind, graph[0] if graph else None, threads)
+                embedder = _open(encoder, one, kind, graph[0] if graph else None, threads, at_once)
                 _check_cosine(encoder, embedder, one, kind)
             except Exception as error:
                 if len(pairs) == 1:
@@ -155,29 +174,31 @@ def _float_model(model: HamSpkPreTrainedModel, backend: str, dtype: str, threads
         raise ValueError("No backend can run this model. Use model.embed without a backend.")
     times = _measure(encoder, found) if len(pairs) > 1 else {}
     best = min(times, key=lambda pair: times[pair]) if times else pairs[0]
-    choice = Choice(*best, threads, {" ".join(pair): value for pair, value in times.items()})
+    choice = Choice(*best, threads, at_once, {" ".join(pair): value for pair, value in times.items()})
     logger.info(str(choice))
     return BackendModel(model, found[best], choice)
 
 
-def _int8_model(model: HamSpkPreTrainedModel, backend: str, file: Path, threads: int) -> BackendModel:
+def _int8_model(model: HamSpkPreTrainedModel, backend: str, file: Path, threads: int, at_once: int) -> BackendModel:
     encoder: Any = model.base_model
     read_description(file, model.fingerprint())
     backends = [backend] if backend != "auto" else [one for one in ("onnx", "openvino") if not missing_packages(one)]
     if not backends:
         check_installed("onnx")
-    found = {(one, "int8"): _open(encoder, one, "int8", file, threads) for one in backends}
+    found = {(one, "int8"): _open(encoder, one, "int8", file, threads, at_once) for one in backends}
     times = _measure(encoder, found) if len(found) > 1 else {}
     best = min(times, key=lambda pair: times[pair]) if times else (backends[0], "int8")
-    choice = Choice(*best, threads, {" ".join(pair): value for pair, value in times.items()})
+    choice = Choice(*best, threads, at_once, {" ".join(pair): value for pair, value in times.items()})
     logger.info(str(choice))
     return BackendModel(model, found[best], choice, file.read_bytes())
 
 
-def _open(encoder: HamSpkModel, backend: str, dtype: str, graph: Path | None, threads: int) -> Embedder:
+def _open(encoder: HamSpkModel, backend: str, dtype: str, graph: Path | None, threads: int, at_once: int) -> Embedder:
     if graph is None or backend == "torch":
         return torch_embedder(encoder, dtype)
-    return open_onnx(graph, threads) if backend == "onnx" else open_openvino(graph, threads, dtype)
+    if backend == "onnx":
+        return open_onnx(graph, threads // at_once)
+    return open_openvino(graph, threads // at_once, dtype, at_once)
 
 
 def _noise(seconds: float, rate: int) -> torch.Tensor:

@@ -8,9 +8,9 @@ import copy
 import importlib.util
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,12 @@ def write_graph(model: HamSpkModel, path: Path, description: dict[str, Any]) -> 
 
 
 def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
-    """Return a function that runs a graph in ONNX Runtime."""
+    """Return a function that runs a graph in ONNX Runtime. Several threads may call it at the same time.
+
+    Args:
+        path: ONNX file.
+        threads: number of threads of one call.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -115,22 +120,35 @@ def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
     return lambda features: torch.from_numpy(session.run([GRAPH_OUTPUT], {GRAPH_INPUT: features.numpy()})[0])
 
 
-def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str) -> Embedder:
-    """Return a function that runs a graph in OpenVINO."""
+def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str, at_once: int = 1) -> Embedder:
+    """Return a function that runs a graph in OpenVINO. Several threads may call it; at most `at_once` calls run.
+
+    Args:
+        path: ONNX file.
+        threads: number of threads of one call.
+        dtype: number format of the computation, "float32", "bfloat16" or "int8".
+        at_once: largest number of calls that run at the same time.
+    """
     import openvino  # pyright: ignore[reportMissingImports]
 
     options = {
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": threads * at_once,
+        "NUM_STREAMS": at_once,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
     }
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(os.fspath(path)), "CPU", options)
-    request, lock = compiled.create_infer_request(), threading.Lock()
+    # An inference request holds the results of only one call.
+    requests: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(at_once):
+        requests.put(compiled.create_infer_request())
 
     def run(features: Tensor) -> Tensor:
-        # An inference request holds the results of only one call.
-        with lock:
+        request = requests.get()
+        try:
             return torch.from_numpy(np.array(request.infer([features.numpy()])[0]))
+        finally:
+            requests.put(request)
 
     return run

@@ -2,8 +2,12 @@
 
 import copy
 import hashlib
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import XVectorOutput
@@ -17,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 
 class BackendModel(SpeakerModelMixin):
-    """Speaker model that embeds recordings one by one in a backend. `with_backend` creates it.
+    """Speaker model that embeds recordings without batches in a backend. `with_backend` creates it.
 
     It has the inference methods of the model, such as `embed`, `verify` and `identify`, and cannot be trained or saved.
     Recordings are not padded, so an embedding does not depend on the other recordings. Changes of the model's weights
@@ -34,6 +38,7 @@ class BackendModel(SpeakerModelMixin):
         self.name_or_path = model.name_or_path
         self.overlap_detector, self.choice = model.overlap_detector, choice
         self.base_model: Any = _OneByOne(encoder, embedder)
+        self._pool = _start_threads(choice.at_once, choice.threads // choice.at_once) if choice.at_once > 1 else None
         self._weights = model.fingerprint().partition("-")[0]
         if graph is None:
             self.calibration, self.cohort = model.usable_calibration()
@@ -48,6 +53,40 @@ class BackendModel(SpeakerModelMixin):
 
     def _hash_weights(self) -> str:
         return self._weights
+
+    def _embed_pieces(self, waveforms: Sequence[np.ndarray], budget: int) -> Tensor:
+        if self._pool is None:
+            return super()._embed_pieces(waveforms, budget)
+        embeddings = torch.empty(len(waveforms), self.config.embedding_size)
+
+        def embed(number: int) -> None:
+            waveform = torch.from_numpy(np.ascontiguousarray(waveforms[number]))
+            with torch.inference_mode():
+                embeddings[number] = self.base_model(waveform[None]).embeddings[0]
+
+        # If the longest come first, the threads end at about the same time.
+        order = sorted(range(len(waveforms)), key=lambda number: -len(waveforms[number]))
+        list(self._pool.map(embed, order))
+        return embeddings
+
+
+def _start_threads(count: int, of_torch: int) -> ThreadPoolExecutor:
+    """Return a pool of `count` threads, in each of which torch computes with `of_torch` threads."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "embedding", _limit_torch, (of_torch,))
+    # The pool starts a thread only if all others are busy.
+    all_started = threading.Barrier(count)
+    list(pool.map(lambda _: all_started.wait(), range(count)))
+    # `set_num_threads` also changes the number for threads that begin later.
+    torch.set_num_threads(before)
+    return pool
+
+
+def _limit_torch(threads: int) -> None:
+    """Let torch compute with so many threads in the calling thread."""
+    # A thread takes over the number of the process at its first call of torch, so that call must come before.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 class _OneByOne(nn.Module):

@@ -398,7 +398,8 @@ def _prepare(arguments: argparse.Namespace, model: "HamSpkModel") -> "tuple[Spea
             f"--backend {backend} is for CPUs, but the model is on {model.device}. Add --device cpu, or remove "
             "--backend."
         )
-    fast = with_backend(model, backend, precision, arguments.int8_file, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    fast = with_backend(model, backend, precision, arguments.int8_file, threads, at_once=threads)
     if "auto" in (backend, precision):
         print(fast.choice, file=sys.stderr)
     named = "" if backend == "auto" else f", {backend}"

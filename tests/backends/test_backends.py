@@ -1,5 +1,6 @@
 """Backends compute the embeddings of the model, one recording at a time, and say what they chose."""
 
+import threading
 from importlib.util import find_spec
 
 import numpy as np
@@ -57,6 +58,47 @@ def test_an_embedding_depends_on_no_other_recording(model):
         fast = with_backend(model, "torch", dtype)
         alone = torch.cat([fast.embed([wave], RATE) for wave in waves])
         torch.testing.assert_close(fast.embed(waves, RATE), alone, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
+def test_recordings_embedded_at_once_have_the_embeddings_of_one_alone(model, backend):
+    for package in graphs.BACKEND_PACKAGES.get(backend, ()):
+        pytest.importorskip(package)
+    before = torch.get_num_threads()
+    waves = noises(*SECONDS * 4)
+    fast = with_backend(model, backend, threads=2, at_once=2)
+    assert torch.get_num_threads() == before
+    assert "2 threads, 2 recordings at once" in str(fast.choice)
+    found = fast.embed(waves, RATE)
+    assert torch.get_num_threads() == before
+    torch.testing.assert_close(found, model.embed(waves, RATE), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, torch.cat([fast.embed([wave], RATE) for wave in waves]), atol=0, rtol=0)
+
+
+def test_each_of_the_recordings_at_once_has_its_share_of_the_threads(model):
+    before = torch.get_num_threads()
+    fast = with_backend(model, "torch", threads=5, at_once=2)
+    with fast._pool as pool:
+        assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [2] * 4
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [before] and torch.get_num_threads() == before
+
+
+def test_what_fails_in_one_of_several_recordings_is_raised(model):
+    with pytest.raises(ValueError, match="input_values has 100 samples"):
+        with_backend(model, "torch", threads=2, at_once=2).embed_waveforms([np.zeros(100, np.float32)])
+
+
+def test_products_in_onednn_are_those_of_float32(model, monkeypatch):
+    features = torch.randn(131, model.config.num_mel_bins)
+    found = []
+    for uses in (False, True):
+        monkeypatch.setattr(rows, "uses_onednn", lambda dtype, uses=uses: uses)
+        found.append(RowEcapa(model, torch.float32)(features))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fields", [{}, SPEECHBRAIN])
@@ -136,6 +178,8 @@ def test_too_short_a_recording_is_refused(model):
         ({"backend": "torch", "dtype": "int8", "int8_file": "a.onnx"}, "'torch' has no int8"),
         ({"backend": "onnx", "dtype": "int8"}, "int8 needs an int8 file"),
         ({"backend": "torch", "int8_file": "a.onnx"}, "other number formats must not have one"),
+        ({"threads": 1, "at_once": 2}, r"at_once must be from 1 to the number of threads \(1\), got 2"),
+        ({"at_once": 0}, "at_once must be from 1"),
     ],
 )
 def test_what_does_not_match_is_refused(model, options, said):

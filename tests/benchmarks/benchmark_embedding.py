@@ -99,11 +99,11 @@ def embed_ours(model, paths: list[Path], folder: Path) -> None:
 def in_backend(model, backend: str, dtype: str, folder: Path):
     """Our model in a backend; int8 is quantised with the recordings in the folder."""
     if dtype != "int8":
-        return with_backend(model, backend, dtype)
+        return with_backend(model, backend, dtype, at_once=torch.get_num_threads())
     waves = [sf.read(path, dtype="float32")[0] for path in sorted(folder.rglob("*.flac"))[:CALIBRATING]]
     found = quantise_onnx(model, folder / f"{backend}.onnx", waves)
     print(f"{backend}:{dtype}: cosine with float32 {found['smallest']:.6f} or more, median {found['median']:.6f}")
-    return with_backend(model, backend, dtype, folder / f"{backend}.onnx")
+    return with_backend(model, backend, dtype, folder / f"{backend}.onnx", at_once=torch.get_num_threads())
 
 
 def contenders(arguments, folder: Path) -> dict:
