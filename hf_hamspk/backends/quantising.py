@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..calibration_hamspk import is_same_model
-from ..encoders_hamspk import METADATA_KEY
+from ..encoders_hamspk import METADATA_KEY, CamPlusPlus, Ecapa, ResNet
 from ..folders.recognising import check_replaceable, is_onnx_file
 from ..folders.writing import write_atomically
 from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
@@ -30,11 +30,12 @@ LARGEST_CALIBRATION = 64
 def quantise_onnx(
     model: HamSpkPreTrainedModel, path: str | os.PathLike[str], waveforms: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Write the encoder of a model to an ONNX file, with convolutions and matrix products in int8.
+    """Write the encoder of a model to an ONNX file, with most of its convolutions and matrix products in int8.
 
     The ranges of the activations are measured with the given recordings. These should resemble the recordings that will
-    be embedded, and include different speakers. Weights have one scale for each output channel. To use the file, pass
-    it to `with_backend`.
+    be embedded, and include different speakers. Weights have one scale for each output channel. The first convolution
+    stays in float32, and so do the matrix products of ECAPA-TDNN, CAM++ and ResNet. To use the file, pass it to
+    `with_backend`.
 
     Args:
         model: model in float32 on the CPU.
@@ -103,14 +104,19 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
             found = next(self.left, None)
             return {} if found is None else {GRAPH_INPUT: found.numpy()}
 
+    is_convolutional = isinstance(encoder.backbone, Ecapa | CamPlusPlus | ResNet)
     with tempfile.TemporaryDirectory() as scratch, _quiet_quantisation():
         write_graph(fold_norms(encoder), plain := Path(scratch, "plain.onnx"), description)
+        first = next((node.name for node in onnx.load(str(plain)).graph.node if node.op_type == "Conv"), None)
         quantize_static(
             plain,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            # The matrix products of a convolutional encoder take little time, because their inputs are averages over
+            # frames. In int8, they and the convolution of the features would cause most of the error.
+            op_types_to_quantize=["Conv"] if is_convolutional else ["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=[] if first is None else [first],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
