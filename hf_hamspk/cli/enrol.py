@@ -280,11 +280,17 @@ def _enrol_speaker(
     if not sounds:
         print(f"not enrolled: {name}: none of the recordings can be used; give others", file=sys.stderr)
         return 0
+    explained: list[str] = []
     try:
-        profile = folder.save(model.enrol(sounds, name=name, **options))
+        try:
+            profile = model.enrol(sounds, name=name, **options)
+        except ValueError as error:
+            explained = _explain_numbers([str(error)], files)
+            raise
+        profile = folder.save(profile)
     except ValueError as error:
         print(f"not enrolled: {name}: {error}", file=sys.stderr)
-        for line in _explain_numbers([str(error)], files):
+        for line in explained:
             print(f"  {line}", file=sys.stderr)
         return 0
     of = count_of(profile.utterances, "recording") if count == len(sounds) else count_of(count, "segment")
@@ -298,8 +304,9 @@ def _enrol_speaker(
 
 def _explain_numbers(warnings: Iterable[str], files: list[str]) -> list[str]:
     """Return a line for each recording that warnings name by its number, with its file."""
-    numbers = {int(number) for text in warnings for number in re.findall(r"Enrolment recording (\d+)", text)}
-    return [f"Enrolment recording {number}: {files[number - 1]}" for number in sorted(numbers)]
+    found = (re.findall(r"enrolment recording (\d+)", text, re.IGNORECASE) for text in warnings)
+    numbers = sorted({int(number) for own in found for number in own})
+    return [f"Enrolment recording {one}: {files[one - 1]}" for one in numbers if 1 <= one <= len(files)]
 
 
 def _read_each(

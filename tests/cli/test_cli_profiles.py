@@ -54,6 +54,18 @@ def test_a_recording_that_a_warning_names_by_its_number_is_named_by_its_file(ham
     assert f"\n  Enrolment recording 2: {folder / '2.wav'}\n" in out
 
 
+def test_both_files_of_a_repeated_recording_are_named(hamspk, model_folder, voices, tmp_path):
+    files = [tmp_path / name for name in ("1.wav", "2.wav", "3.wav")]
+    for file, name in zip(files, ("a", "b", "a"), strict=True):
+        shutil.copy(voices / f"{name}.wav", file)
+    words = ("--name", "Enrolment recording 99", "--profiles", tmp_path / "profiles")
+    code, out, _ = hamspk("enrol", model_folder, *files, *words)
+    assert code == 0 and f"  Enrolment recording 1: {files[0]}\n  Enrolment recording 3: {files[2]}\n" in out
+    # A name that looks like the number of a recording is not one.
+    code, _, err = hamspk("enrol", model_folder, voices / "c.wav", *words)
+    assert code == 1 and "not enrolled: Enrolment recording 99" in err
+
+
 def test_a_second_person_of_the_same_name_does_not_replace_the_first(hamspk, calibrated_folder, voices, tmp_path):
     path = tmp_path / "anna.safetensors"
     words = ("--name", "anna", "--profiles", tmp_path)
