@@ -15,6 +15,7 @@ from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel
 from .graphs import Embedder, check_installed, features_of, missing_packages, open_onnx, open_openvino, write_graph
 from .models import BackendModel, torch_embedder
 from .quantising import read_description
+from .threads import find_threads
 
 BACKENDS = ("auto", "torch", "onnx", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
@@ -82,7 +83,8 @@ def with_backend(
         int8_file: file that `quantise_onnx` wrote; only for int8.
         threads: number of threads; None uses as many threads as torch.
         at_once: number of recordings that are embedded at the same time, from 1 to the number of threads. Each has
-            `threads // at_once` threads, also if it is alone, so that its embedding does not depend on the others.
+            `threads // at_once` threads, also if it is alone, so that its embedding does not depend on the others. The
+            memory that embedding takes grows with it.
 
     Raises:
         ImportError: packages of the backend are not installed.
@@ -104,24 +106,24 @@ def with_backend(
     encoder: Any = model.base_model
     if encoder.device.type != "cpu" or any(weight.dtype != torch.float32 for weight in encoder.parameters()):
         raise ValueError("A backend needs a model in float32 on the CPU. Convert it with model.float().cpu().")
-    of_torch = torch.get_num_threads()
-    count = of_torch if threads is None else threads
-    if not 1 <= at_once <= count:
-        raise ValueError(f"at_once must be from 1 to the number of threads ({count}), got {at_once!r}.")
+    pool = find_threads(threads, at_once)
+    count = pool.threads if pool is not None else torch.get_num_threads()
     was_training = encoder.training
     encoder.eval()
-    try:
-        if at_once > 1:
-            # All backends are measured with the threads that a recording will have.
-            torch.set_num_threads(count // at_once)
+
+    def build() -> BackendModel:
         with torch.no_grad():
             if dtype == "int8":
                 return _int8_model(model, backend, Path(str(int8_file)), count, at_once)
             return _float_model(model, backend, dtype, count, at_once)
+
+    try:
+        # In the pool, all backends are measured with the threads that a recording will have.
+        built = build() if pool is None else pool.run(lambda _: build(), [0], 0)[0]
     finally:
-        if torch.get_num_threads() != of_torch:
-            torch.set_num_threads(of_torch)
         encoder.train(was_training)
+    built.pool = pool
+    return built
 
 
 def check_choice(backend: str, dtype: str, int8_file: str | os.PathLike[str] | None = None) -> None:
@@ -197,7 +199,7 @@ def _open(encoder: HamSpkModel, backend: str, dtype: str, graph: Path | None, th
     if graph is None or backend == "torch":
         return torch_embedder(encoder, dtype)
     if backend == "onnx":
-        return open_onnx(graph, threads // at_once)
+        return open_onnx(graph, threads // at_once, at_once)
     return open_openvino(graph, threads // at_once, dtype, at_once)
 
 

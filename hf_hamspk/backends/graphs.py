@@ -8,7 +8,7 @@ import copy
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -105,19 +105,29 @@ def write_graph(model: HamSpkModel, path: Path, description: dict[str, Any]) -> 
     program.save(str(path), external_data=False)
 
 
-def open_onnx(path: str | os.PathLike[str], threads: int) -> Embedder:
-    """Return a function that runs a graph in ONNX Runtime. Several threads may call it at the same time.
+def open_onnx(path: str | os.PathLike[str], threads: int, at_once: int = 1) -> Embedder:
+    """Return a function that runs a graph in ONNX Runtime. Several threads may call it; at most `at_once` calls run.
 
     Args:
         path: ONNX file.
         threads: number of threads of one call.
+        at_once: largest number of calls that run at the same time.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    return lambda features: torch.from_numpy(session.run([GRAPH_OUTPUT], {GRAPH_INPUT: features.numpy()})[0])
+    # Calls of one session share its further threads. Without further threads, one session is enough.
+    sessions = [
+        onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(at_once if threads > 1 else 1)
+    ]
+    return _take_turns(
+        [
+            lambda features, session=session: np.asarray(session.run([GRAPH_OUTPUT], {GRAPH_INPUT: features})[0])
+            for session in sessions * (at_once // len(sessions))
+        ]
+    )
 
 
 def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str, at_once: int = 1) -> Embedder:
@@ -140,15 +150,23 @@ def open_openvino(path: str | os.PathLike[str], threads: int, dtype: str, at_onc
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(os.fspath(path)), "CPU", options)
     # An inference request holds the results of only one call.
-    requests: SimpleQueue[Any] = SimpleQueue()
-    for _ in range(at_once):
-        requests.put(compiled.create_infer_request())
+    requests = [compiled.create_infer_request() for _ in range(at_once)]
+    return _take_turns(
+        [lambda features, request=request: np.array(request.infer([features])[0]) for request in requests]
+    )
+
+
+def _take_turns(functions: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Embedder:
+    """Return a function that calls one of several functions of arrays, none of which runs twice at the same time."""
+    free: SimpleQueue[Callable[[np.ndarray], np.ndarray]] = SimpleQueue()
+    for function in functions:
+        free.put(function)
 
     def run(features: Tensor) -> Tensor:
-        request = requests.get()
+        function = free.get()
         try:
-            return torch.from_numpy(np.array(request.infer([features.numpy()])[0]))
+            return torch.from_numpy(function(features.numpy()))
         finally:
-            requests.put(request)
+            free.put(function)
 
     return run

@@ -2,9 +2,7 @@
 
 import copy
 import hashlib
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from transformers.utils import logging
 from ..modeling_hamspk import HamSpkModel, HamSpkPreTrainedModel, SpeakerModelMixin, check_batch
 from .graphs import Embedder, WithoutFrontend, features_of
 from .rows import RowEcapa, supports_rows
+from .threads import EmbeddingThreads
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +28,10 @@ class BackendModel(SpeakerModelMixin):
 
     Attributes:
         choice: backend and number format, and the measurement that chose them (see `Choice`).
+        pool: threads that embed; None for the calling thread.
     """
+
+    pool: EmbeddingThreads | None = None
 
     def __init__(self, model: HamSpkPreTrainedModel, embedder: Embedder, choice: Any, graph: bytes | None = None):
         super().__init__()
@@ -38,7 +40,6 @@ class BackendModel(SpeakerModelMixin):
         self.name_or_path = model.name_or_path
         self.overlap_detector, self.choice = model.overlap_detector, choice
         self.base_model: Any = _OneByOne(encoder, embedder)
-        self._pool = _start_threads(choice.at_once, choice.threads // choice.at_once) if choice.at_once > 1 else None
         self._weights = model.fingerprint().partition("-")[0]
         if graph is None:
             self.calibration, self.cohort = model.usable_calibration()
@@ -55,38 +56,19 @@ class BackendModel(SpeakerModelMixin):
         return self._weights
 
     def _embed_pieces(self, waveforms: Sequence[np.ndarray], budget: int) -> Tensor:
-        if self._pool is None:
+        if self.pool is None:
             return super()._embed_pieces(waveforms, budget)
-        embeddings = torch.empty(len(waveforms), self.config.embedding_size)
 
-        def embed(number: int) -> None:
+        def embed(number: int) -> Tensor:
             waveform = torch.from_numpy(np.ascontiguousarray(waveforms[number]))
             with torch.inference_mode():
-                embeddings[number] = self.base_model(waveform[None]).embeddings[0]
+                return self.base_model(waveform[None]).embeddings[0]
 
-        # If the longest come first, the threads end at about the same time.
-        order = sorted(range(len(waveforms)), key=lambda number: -len(waveforms[number]))
-        list(self._pool.map(embed, order))
+        rows = self.pool.run(embed, [len(waveform) for waveform in waveforms], self.pool.at_once * budget)
+        embeddings = torch.empty(len(rows), self.config.embedding_size)
+        for number, row in enumerate(rows):
+            embeddings[number] = row
         return embeddings
-
-
-def _start_threads(count: int, of_torch: int) -> ThreadPoolExecutor:
-    """Return a pool of `count` threads, in each of which torch computes with `of_torch` threads."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "embedding", _limit_torch, (of_torch,))
-    # The pool starts a thread only if all others are busy.
-    all_started = threading.Barrier(count)
-    list(pool.map(lambda _: all_started.wait(), range(count)))
-    # `set_num_threads` also changes the number for threads that begin later.
-    torch.set_num_threads(before)
-    return pool
-
-
-def _limit_torch(threads: int) -> None:
-    """Let torch compute with so many threads in the calling thread."""
-    # A thread takes over the number of the process at its first call of torch, so that call must come before.
-    torch.get_num_threads()
-    torch.set_num_threads(threads)
 
 
 class _OneByOne(nn.Module):

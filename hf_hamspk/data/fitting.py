@@ -23,7 +23,8 @@ def embed_what_fits(
     found = _embed_or_none(model, waveforms, batch_seconds)
     if found is not None:
         return list(found)
-    alone = (_embed_or_none(model, [waveform], batch_seconds) for waveform in waveforms)
+    # With 0 seconds, each piece of a long recording is embedded alone, too.
+    alone = (_embed_or_none(model, [waveform], 0.0) for waveform in waveforms)
     return [None if one is None else one[0] for one in alone]
 
 

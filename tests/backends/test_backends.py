@@ -1,6 +1,8 @@
 """Backends compute the embeddings of the model, one recording at a time, and say what they chose."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,12 +11,14 @@ import soundfile as sf
 import torch
 from tiny_models import RATE, W2V_BERT, noises, settle, tiny_config
 
-from hf_hamspk import HamSpkForXVector, HamSpkModel, calibrate, evaluate
+from hf_hamspk import HamSpkConfig, HamSpkForXVector, HamSpkModel, calibrate, evaluate
 from hf_hamspk.__main__ import main
 from hf_hamspk.backends import BackendModel, choosing, graphs, quantise_onnx, rows, with_backend
 from hf_hamspk.backends.folding import fold_norms
 from hf_hamspk.backends.rows import RowEcapa, product_of_rows
+from hf_hamspk.backends.threads import EmbeddingThreads
 from hf_hamspk.calibration_hamspk import Calibration
+from hf_hamspk.data.fitting import embed_what_fits
 from hf_hamspk.data.synthetic import make_corpus, make_speech
 from hf_hamspk.evaluation.evaluating import EvaluationSettings
 from hf_hamspk.pipeline_hamspk import SpeakerVerificationPipeline
@@ -78,8 +82,7 @@ def test_recordings_embedded_at_once_have_the_embeddings_of_one_alone(model, bac
 def test_each_of_the_recordings_at_once_has_its_share_of_the_threads(model):
     before = torch.get_num_threads()
     fast = with_backend(model, "torch", threads=5, at_once=2)
-    with fast._pool as pool:
-        assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [2] * 4
+    assert fast.pool.run(lambda _: torch.get_num_threads(), [1] * 4, 2) == [2] * 4
     found = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
@@ -88,8 +91,60 @@ def test_each_of_the_recordings_at_once_has_its_share_of_the_threads(model):
 
 
 def test_what_fails_in_one_of_several_recordings_is_raised(model):
+    fast = with_backend(model, "torch", threads=2, at_once=2)
     with pytest.raises(ValueError, match="input_values has 100 samples"):
-        with_backend(model, "torch", threads=2, at_once=2).embed_waveforms([np.zeros(100, np.float32)])
+        fast.embed_waveforms([np.zeros(100, np.float32), *(np.asarray(wave) for wave in noises(*SECONDS))])
+
+
+def test_calls_at_the_same_time_have_room_for_their_sizes():
+    running, together, order, lock = [], [], [], threading.Lock()
+
+    def work(number):
+        with lock:
+            running.append(sizes[number])
+            order.append(sizes[number])
+            together.append((len(running), sum(running)))
+        time.sleep(0.002)
+        with lock:
+            running.remove(sizes[number])
+        return number
+
+    sizes = [3, 9, 1, 4, 2, 2, 7, 1, 5, 3]
+    assert EmbeddingThreads(3, 3).run(work, sizes, 6) == list(range(10))
+    assert order == sorted(sizes, reverse=True)
+    assert all(total <= 6 or count == 1 for count, total in together)
+    assert max(count for count, _ in together) > 1
+
+
+def test_many_threads_may_make_and_use_such_models(model):
+    wave, before = noises(0.5)[0], torch.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: with_backend(model, "torch", threads=2, at_once=2), range(12)))
+        found = list(pool.map(lambda one: one.embed([wave], RATE), made))
+        usual = list(pool.map(lambda _: torch.get_num_threads(), range(4)))
+    torch.testing.assert_close(torch.cat(found), model.embed([wave], RATE).expand(12, -1), atol=1e-5, rtol=1e-4)
+    assert set(usual) == {before} and torch.get_num_threads() == before
+
+
+def test_without_memory_for_two_pieces_a_long_recording_is_embedded_piece_by_piece(model, monkeypatch):
+    monkeypatch.setattr(HamSpkConfig, "longest_piece", 1.0)
+    fast, lock = with_backend(model, "torch", threads=2, at_once=2), threading.Lock()
+    wave = np.asarray(noises(3.5)[0])
+    expected = fast.embed_waveforms([wave])
+    original = fast.base_model.forward
+
+    def forward(*arguments, **options):
+        if not lock.acquire(blocking=False):
+            raise RuntimeError("can't allocate memory")
+        try:
+            time.sleep(0.01)
+            return original(*arguments, **options)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(fast.base_model, "forward", forward)
+    (found,) = embed_what_fits(fast, [wave])
+    torch.testing.assert_close(found[None], expected)
 
 
 def test_products_in_onednn_are_those_of_float32(model, monkeypatch):
@@ -180,6 +235,8 @@ def test_too_short_a_recording_is_refused(model):
         ({"backend": "torch", "int8_file": "a.onnx"}, "other number formats must not have one"),
         ({"threads": 1, "at_once": 2}, r"at_once must be from 1 to the number of threads \(1\), got 2"),
         ({"at_once": 0}, "at_once must be from 1"),
+        ({"threads": 2, "at_once": 1.5}, "at_once must be from 1"),
+        ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_does_not_match_is_refused(model, options, said):
