@@ -34,8 +34,8 @@ def quantise_onnx(
 
     The ranges of the activations are measured with the given recordings. These should resemble the recordings that will
     be embedded, and include different speakers. Weights have one scale for each output channel. The first convolution
-    stays in float32, and so do the matrix products of ECAPA-TDNN, CAM++ and ResNet. To use the file, pass it to
-    `with_backend`.
+    stays in float32, and so do the matrix products of ECAPA-TDNN, CAM++ and ResNet and the two-dimensional convolutions
+    of CAM++. To use the file, pass it to `with_backend`.
 
     Args:
         model: model in float32 on the CPU.
@@ -107,16 +107,16 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
     is_convolutional = isinstance(encoder.backbone, Ecapa | CamPlusPlus | ResNet)
     with tempfile.TemporaryDirectory() as scratch, _quiet_quantisation():
         write_graph(fold_norms(encoder), plain := Path(scratch, "plain.onnx"), description)
-        first = next((node.name for node in onnx.load(str(plain)).graph.node if node.op_type == "Conv"), None)
+        sensitive = _sensitive_layers(encoder, onnx.load(str(plain)).graph)
         quantize_static(
             plain,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
             # The matrix products of a convolutional encoder take little time, because their inputs are averages over
-            # frames. In int8, they and the convolution of the features would cause most of the error.
+            # frames. In int8, they would cause much of the error.
             op_types_to_quantize=["Conv"] if is_convolutional else ["Conv", "MatMul", "Gemm"],
-            nodes_to_exclude=[] if first is None else [first],
+            nodes_to_exclude=sensitive,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -127,6 +127,17 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
         one = written.metadata_props.add()
         one.key, one.value = METADATA_KEY, json.dumps(description)
         onnx.save(written, str(path))
+
+
+def _sensitive_layers(encoder: HamSpkModel, graph: Any) -> list[str]:
+    """Return the names of convolutions that take little time, but in int8 would cause much of the error.
+
+    These are the first one and, in CAM++, all two-dimensional ones.
+    """
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    sizes = {weight.name: len(weight.dims) for weight in graph.initializer}
+    is_sensitive = isinstance(encoder.backbone, CamPlusPlus)
+    return [one.name for i, one in enumerate(convolutions) if i == 0 or (is_sensitive and sizes[one.input[1]] == 4)]
 
 
 @contextlib.contextmanager
