@@ -33,9 +33,9 @@ def quantise_onnx(
     """Write the encoder of a model to an ONNX file, with most of its convolutions and matrix products in int8.
 
     The ranges of the activations are measured with the given recordings. These should resemble the recordings that will
-    be embedded, and include different speakers. Weights have one scale for each output channel. The first convolution
-    stays in float32, and so do the matrix products of ECAPA-TDNN, CAM++ and ResNet and the two-dimensional convolutions
-    of CAM++. To use the file, pass it to `with_backend`.
+    be embedded, and include different speakers. Weights have one scale for each output channel. The matrix
+    products of ECAPA-TDNN, CAM++ and ResNet and the two-dimensional convolutions of CAM++ stay in float32. To use the
+    file, pass it to `with_backend`.
 
     Args:
         model: model in float32 on the CPU.
@@ -130,14 +130,14 @@ def _quantise(encoder: HamSpkModel, path: Path, features: list[torch.Tensor], de
 
 
 def _sensitive_layers(encoder: HamSpkModel, graph: Any) -> list[str]:
-    """Return the names of convolutions that take little time, but in int8 would cause much of the error.
+    """Return the names of layers that take little time, but in int8 would cause much of the error.
 
-    These are the first one and, in CAM++, all two-dimensional ones.
+    These are the two-dimensional convolutions of CAM++.
     """
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    sizes = {weight.name: len(weight.dims) for weight in graph.initializer}
-    is_sensitive = isinstance(encoder.backbone, CamPlusPlus)
-    return [one.name for i, one in enumerate(convolutions) if i == 0 or (is_sensitive and sizes[one.input[1]] == 4)]
+    if not isinstance(encoder.backbone, CamPlusPlus):
+        return []
+    planes = {weight.name for weight in graph.initializer if len(weight.dims) == 4}
+    return [node.name for node in graph.node if node.op_type == "Conv" and node.input[1] in planes]
 
 
 @contextlib.contextmanager
