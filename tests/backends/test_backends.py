@@ -104,16 +104,19 @@ def test_calls_at_the_same_time_have_room_for_their_sizes():
             running.append(sizes[number])
             order.append(sizes[number])
             together.append((len(running), sum(running)))
-        time.sleep(0.002)
+        time.sleep(0.02)
         with lock:
             running.remove(sizes[number])
         return number
 
     sizes = [3, 9, 1, 4, 2, 2, 7, 1, 5, 3]
     assert EmbeddingThreads(3, 3).run(work, sizes, 6) == list(range(10))
-    assert order == sorted(sizes, reverse=True)
     assert all(total <= 6 or count == 1 for count, total in together)
     assert max(count for count, _ in together) > 1
+    # Of several threads, any may be the first to note its size.
+    order.clear()
+    EmbeddingThreads(1, 1).run(work, sizes, 6)
+    assert order == sorted(sizes, reverse=True)
 
 
 def test_many_threads_may_make_and_use_such_models(model):
